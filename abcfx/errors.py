@@ -1,0 +1,25 @@
+"""The errors a user can meet; each message says what, where, expected against got, and the line that fixes it."""
+
+
+class AbcfxError(Exception):
+    """Base class of every error that abcfx raises on purpose."""
+
+
+class InvalidInputError(AbcfxError, ValueError):
+    """An argument is malformed: wrong length, NaN, a pattern that matched nothing, a + b off, a cycle."""
+
+
+class InfeasibleError(AbcfxError):
+    """No exponents satisfy the constraints; the message names the smallest conflicting set in words."""
+
+
+class UnknownOpError(AbcfxError):
+    """An op in the traced graph has no rule."""
+
+
+class CaptureError(AbcfxError):
+    """The model could not be turned into a graph."""
+
+
+class PairingError(AbcfxError):
+    """The graphs of the base and the target model are not instances of one architecture."""

@@ -1,0 +1,1 @@
+"""Mechanical rewrites of a GraphModule from plain arguments; no theory lives here."""
