@@ -1,0 +1,332 @@
+"""The kinds of node in a layer DAG, and what each does to sizes s, changes r and gradients G.
+
+Notation. m is the scale of the growth. A tensor whose RMS entry is ~ m^-s has *size* s, whose change since init is
+~ m^-r has *change* r, and whose gradient entries are ~ m^-G has *gradient* G. All are exponents of width, dimensionless.
+Every formula bounds an exponent from above by `inputs + constant`; the true value is the minimum of its bounds.
+Sources: Everett et al. 2024 (arXiv 2407.05872) for the chain; products, norms and forks are derived in docs/how_it_works.md.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch.fx as fx
+
+from abcfx.parametrizations import Family
+
+
+class ParameterDim(NamedTuple):
+    """Dim `index` of the parameter called `parameter`."""
+
+    parameter: str
+    index: int
+
+
+class TensorDim(NamedTuple):
+    """Dim `index` of the tensor that an fx node returns."""
+
+    node: fx.Node
+    index: int
+
+
+class ScalarArgument(NamedTuple):
+    """A Python number among the arguments of an fx node; `key` is a position or a keyword."""
+
+    node: fx.Node
+    key: int | str
+
+
+Dim = ParameterDim | TensorDim
+
+
+class Number(NamedTuple):
+    """A Python number that may change with width: a product of powers of dim sizes and of scalar arguments."""
+
+    powers: tuple[tuple[Dim | ScalarArgument, float], ...] = ()
+
+    def power(self, exponent: float) -> Number:
+        return Number(tuple((what, power * exponent) for what, power in self.powers))
+
+    def times(self, other: Number) -> Number:
+        return Number(self.powers + other.powers)
+
+
+class Bound(NamedTuple):
+    """One term of a minimum: `out <= sum(inputs) + constant - weight * alignment`.
+
+    `inputs` are variables: ("r", node), ("G", node), ("g", parameter), or ("c", parameter).
+    """
+
+    label: str
+    inputs: tuple[tuple[str, str], ...]
+    constant: float
+    alignment: str | None = None
+    weight: float = 0.0
+
+
+class Known(Protocol):
+    """What a kind may ask while it writes its bounds: everything that is fixed before the LP is solved."""
+
+    def growth(self, *dims: Dim) -> float:
+        """Sum of the growth exponents of dims."""
+
+    def number(self, number: Number) -> float:
+        """Exponent of m in a Python number."""
+
+    def size(self, node: str | None) -> float:
+        """Size s of a node; 0 for a constant."""
+
+    def changes(self, node: str | None) -> bool:
+        """Whether a node has a change r at all."""
+
+    def a(self, node: str) -> float:
+        """Multiplier exponent of a layer (per use)."""
+
+    def b(self, parameter: str) -> float:
+        """Init exponent of a parameter."""
+
+    def learns(self, parameter: str) -> bool:
+        """False for a frozen parameter, and for one whose role is "plain"."""
+
+    def family(self, parameter: str) -> Family: ...
+
+
+@dataclass(frozen=True)
+class Kind(ABC):
+    """A node of the layer DAG. `inputs` are names of DAG nodes; None stands for a constant (data, a mask, a buffer)."""
+
+    inputs: tuple[str | None, ...]
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    @abstractmethod
+    def size(self, node: str, known: Known) -> float:
+        """Size s of the output at init."""
+
+    @abstractmethod
+    def change(self, node: str, known: Known) -> Iterator[Bound]:
+        """Bounds on the change r of the output."""
+
+    @abstractmethod
+    def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
+        """(input, bound on G of that input): what flows back."""
+
+
+@dataclass(frozen=True)
+class Layer(Kind):
+    """A use of `parameter`: y = m^-a W x, contracted over the dims `fan_in` of the parameter (none for a lookup)."""
+
+    parameter: str
+    fan_in: tuple[Dim, ...]
+    fan_out: tuple[Dim, ...]
+    pieces: int = 1
+
+    def size(self, node: str, known: Known) -> float:
+        return known.a(node) + known.b(self.parameter) + known.size(self.inputs[0]) - known.growth(*self.fan_in) / 2
+
+    def _update(self, known: Known) -> tuple[tuple[tuple[str, str], ...], float]:
+        """(variables, constant) of the exponent of one entry of the update."""
+        rate = ("c", self.parameter)
+        update = known.family(self.parameter).update
+        if update == "gradient":
+            return (rate, ("g", self.parameter)), 0.0
+        return (rate,), known.b(self.parameter) if update == "relative" else 0.0
+
+    def change(self, node: str, known: Known) -> Iterator[Bound]:
+        x, a, e_in = self.inputs[0], known.a(node), known.growth(*self.fan_in)
+        moved = x is not None and known.changes(x)
+        if known.learns(self.parameter):
+            update, q = self._update(known)
+            yield Bound("alpha", update, a + q + known.size(x), "alpha", e_in)
+            if x is not None and moved:
+                yield Bound("u", (*update, ("r", x)), a + q, "u", e_in)
+        if x is not None and moved:
+            yield Bound("omega", (("r", x),), a + known.b(self.parameter), "omega", e_in)
+
+    def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
+        x, a, e_out = self.inputs[0], known.a(node), known.growth(*self.fan_out)
+        if x is None:
+            return
+        yield x, Bound("init", (("G", node),), a + known.b(self.parameter) - e_out / 2)
+        if known.learns(self.parameter):
+            update, q = self._update(known)
+            yield x, Bound("update", (("G", node), *update), a + q, "alpha", e_out)
+
+    def parameter_gradient(self, node: str, known: Known) -> Bound:
+        """Bound on g, the exponent of dL/dw."""
+        return Bound("gradient", (("G", node),), known.a(node) + known.size(self.inputs[0]))
+
+
+@dataclass(frozen=True)
+class Vector(Kind):
+    """A parameter that is added or multiplied entry by entry: bias, gain, position table, temperature. a = b = 0."""
+
+    parameter: str
+    dims: tuple[Dim, ...] = ()
+
+    def size(self, node: str, known: Known) -> float:
+        return 0.0
+
+    def change(self, node: str, known: Known) -> Iterator[Bound]:
+        yield from ()
+
+    def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
+        yield from ()
+
+
+@dataclass(frozen=True)
+class Merge(Kind):
+    """Add, concatenate, select: the largest input dominates size and change."""
+
+    def size(self, node: str, known: Known) -> float:
+        return min(known.size(x) for x in self.inputs if x is not None)
+
+    def change(self, node: str, known: Known) -> Iterator[Bound]:
+        for x in dict.fromkeys(self.inputs):
+            if x is not None and known.changes(x):
+                yield Bound(f"from {x}", (("r", x),), 0.0)
+
+    def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
+        for x in dict.fromkeys(self.inputs):
+            if x is not None:
+                yield x, Bound(f"from {node}", (("G", node),), 0.0)
+
+
+@dataclass(frozen=True)
+class Product(Kind):
+    """x times y, entry by entry or contracted over `contracted`: d(xy) = x dy + y dx + dx dy."""
+
+    contracted: tuple[Dim, ...] = ()
+
+    def size(self, node: str, known: Known) -> float:
+        x, y = self.inputs
+        return known.size(x) + known.size(y) - known.growth(*self.contracted) / 2
+
+    def change(self, node: str, known: Known) -> Iterator[Bound]:
+        x, y = self.inputs
+        aligned = -known.growth(*self.contracted)
+        if x is not None and known.changes(x):
+            yield Bound(f"change of {x}", (("r", x),), known.size(y) + aligned)
+        if y is not None and known.changes(y):
+            yield Bound(f"change of {y}", (("r", y),), known.size(x) + aligned)
+        if x is not None and y is not None and known.changes(x) and known.changes(y):
+            yield Bound("both changes", (("r", x), ("r", y)), aligned)
+
+    def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
+        x, y = self.inputs
+        if x is not None:
+            yield x, Bound(f"from {node}", (("G", node),), known.size(y))
+        if y is not None:
+            yield y, Bound(f"from {node}", (("G", node),), known.size(x))
+
+
+@dataclass(frozen=True)
+class _Unary(Kind):
+    """y = f(x): size and change of x, shifted by constants."""
+
+    @property
+    def input(self) -> str:
+        (x,) = self.inputs
+        assert x is not None, "constants are folded before a DAG node is made"
+        return x
+
+    @abstractmethod
+    def size(self, node: str, known: Known) -> float: ...
+
+    @abstractmethod
+    def shift(self, known: Known) -> float:
+        """What is added to r of the input to give r of the output."""
+
+    def gradient_shift(self, known: Known) -> float:
+        """What is added to G of the output to give G of the input."""
+        return self.shift(known)
+
+    def change(self, node: str, known: Known) -> Iterator[Bound]:
+        if known.changes(self.input):
+            yield Bound(self.name, (("r", self.input),), self.shift(known))
+
+    def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
+        yield self.input, Bound(f"from {node}", (("G", node),), self.gradient_shift(known))
+
+
+@dataclass(frozen=True)
+class Norm(_Unary):
+    """Layer, RMS, batch, group, L2 norm: the size becomes 0, so that the multiplier of a layer before it is void."""
+
+    def size(self, node: str, known: Known) -> float:
+        return 0.0
+
+    def shift(self, known: Known) -> float:
+        return -known.size(self.input)
+
+
+@dataclass(frozen=True)
+class Pointwise(_Unary):
+    """A Lipschitz function with phi(0) != 0 (sigmoid, exp, cos): O(1) whatever comes in. With phi(0) = 0, no node is made."""
+
+    def size(self, node: str, known: Known) -> float:
+        return min(0.0, known.size(self.input))
+
+    def shift(self, known: Known) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Power(_Unary):
+    """x ** exponent, homogeneous."""
+
+    exponent: float
+
+    def size(self, node: str, known: Known) -> float:
+        return self.exponent * known.size(self.input)
+
+    def shift(self, known: Known) -> float:
+        return (self.exponent - 1) * known.size(self.input)
+
+
+@dataclass(frozen=True)
+class Softmax(_Unary):
+    """Softmax over one dim; over a growing dim each weight is ~ 1/size."""
+
+    over: tuple[Dim, ...]
+
+    def size(self, node: str, known: Known) -> float:
+        return known.growth(*self.over)
+
+    def shift(self, known: Known) -> float:
+        return known.growth(*self.over)
+
+
+@dataclass(frozen=True)
+class Scale(_Unary):
+    """Multiplication by a Python number that may change with width, as 1/sqrt(head_dim) does."""
+
+    factor: Number
+
+    def size(self, node: str, known: Known) -> float:
+        return known.size(self.input) + self.shift(known)
+
+    def shift(self, known: Known) -> float:
+        return -known.number(self.factor)
+
+
+@dataclass(frozen=True)
+class Reduce(_Unary):
+    """Mean or sum over dims. Over a growing dim the entries are taken as aligned: the bound that always holds."""
+
+    over: tuple[Dim, ...]
+    mean: bool
+
+    def size(self, node: str, known: Known) -> float:
+        return known.size(self.input) + self.shift(known)
+
+    def shift(self, known: Known) -> float:
+        return 0.0 if self.mean else -known.growth(*self.over)
+
+    def gradient_shift(self, known: Known) -> float:
+        return known.growth(*self.over) if self.mean else 0.0

@@ -1,0 +1,184 @@
+"""What a rule can do: `Op` adds nodes to the layer DAG in the words of the field (layer, merge, product, norm, ...)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import networkx as nx
+import torch
+import torch.fx as fx
+
+from abcfx.rules.kinds import (
+    Dim,
+    Kind,
+    Layer,
+    Merge,
+    Norm,
+    Number,
+    Pointwise,
+    Power,
+    Product,
+    Reduce,
+    Scale,
+    ScalarArgument,
+    Softmax,
+    Vector,
+)
+from abcfx.rules.values import Value, shape_of
+
+
+class Op:
+    """One op of the traced graph, seen by its rule.
+
+    A rule takes the Op, then (for a module) the module, then the op's own arguments, where each tensor is a `Value`.
+    It returns a `Value`, or a tuple of them for an op with several results.
+    """
+
+    def __init__(self, dag: nx.DiGraph, at: fx.Node, names: dict[torch.nn.Parameter, str], path: str = "") -> None:
+        self.dag = dag
+        self.at = at
+        self.path = path
+        self._names = names
+
+    # -- what the op is given
+
+    def parameter(self, owner: torch.nn.Module, name: str) -> Value | None:
+        """The parameter `name` of a module that is a leaf of the graph; None when the module has none."""
+        held = getattr(owner, name, None)
+        if held is None:
+            return None
+        if held not in self._names:  # computed in the module's forward, as weight norm does
+            return Value()
+        return Value(parameter=self._names[held], dims=tuple(range(held.ndim)), shape=tuple(held.shape))
+
+    def scalar(self, key: int | str) -> Number:
+        """The Python number at position (or keyword) `key` of the op's arguments; it may change with width."""
+        return Number(((ScalarArgument(self.at, key), 1.0),))
+
+    # -- what the op does: every method returns the Value of a tensor
+
+    def constant(self) -> Value:
+        """A tensor that training does not change."""
+        return Value(at=self.at, shape=shape_of(self.at))
+
+    def same(self, x: Value) -> Value:
+        """Reshape, dropout, relu, pooling over finite dims: size and change of x. Keeps a parameter's name, not its dims."""
+        return replace(x, at=self.at, dims=None, shape=shape_of(self.at))
+
+    def view(self, x: Value, order: tuple[int, ...] | None = None) -> Value:
+        """x with its dims in another order; without `order`, a regrouping of dims."""
+        if order is None or x.dims is None:
+            return self.same(x)
+        return replace(x.permuted(order), at=self.at, shape=None if x.shape is None else tuple(x.shape[i] for i in order))
+
+    def layer(
+        self,
+        x: Value | None,
+        weight: Value,
+        fan_in: Sequence[int],
+        fan_out: Sequence[int],
+        bias: Value | None = None,
+        name: str | None = None,
+    ) -> Value:
+        """A weight op: contracts dims `fan_in` of `weight` with x (None: a lookup in a table) and gives dims `fan_out`."""
+        source = None if x is None else x.node
+        if weight.parameter is None:
+            dims = tuple(d for i in fan_in if (d := weight.dim(i)) is not None)
+            y = self.product(x if x is not None else Value(), weight, dims)
+        else:
+            dims_in = tuple(d for i in fan_in if (d := weight.dim(i)) is not None)
+            dims_out = tuple(d for i in fan_out if (d := weight.dim(i)) is not None)
+            kind = Layer((source,), weight.parameter, dims_in, dims_out)
+            y = self._add(name or self._layer_name(weight.parameter), kind)
+        return y if bias is None else self.merge([y, bias])
+
+    def merge(self, values: Iterable[Value]) -> Value:
+        """Add or concatenate: the largest dominates. Constants beside it change nothing."""
+        nodes = [node for v in values if (node := self._node(v)) is not None]
+        if not nodes:
+            return self.constant()
+        if len(set(nodes)) == 1:
+            return Value(nodes[0], self.at, shape=shape_of(self.at))
+        return self._add(self.at.name, Merge(tuple(dict.fromkeys(nodes))))
+
+    def product(self, x: Value, y: Value, contracted: tuple[Dim, ...] = ()) -> Value:
+        """x * y entry by entry, or contracted over the dims given (both orders are the same)."""
+        left, right = self._node(x), self._node(y)
+        if left is None and right is None:
+            return self.constant()
+        if not contracted and (left is None or right is None):
+            return Value(left or right, self.at, shape=shape_of(self.at))
+        return self._add(self.at.name, Product((left, right), contracted))
+
+    def norm(self, x: Value, gain: Value | None = None, bias: Value | None = None) -> Value:
+        """Normalisation by its own statistics, then gain and bias."""
+        y = self._unary(x, lambda node: Norm((node,)))
+        if gain is not None:
+            y = self.product(y, gain)
+        return y if bias is None else self.merge([y, bias])
+
+    def pointwise(self, x: Value) -> Value:
+        """A function with phi(0) != 0, such as sigmoid. For phi(0) = 0 use `same`."""
+        return self._unary(x, lambda node: Pointwise((node,)))
+
+    def power(self, x: Value, exponent: float) -> Value:
+        return self.same(x) if exponent == 1 else self._unary(x, lambda node: Power((node,), exponent))
+
+    def scale(self, x: Value, factor: Number) -> Value:
+        """x times a Python number that may differ between the base and the target model."""
+        return self._unary(x, lambda node: Scale((node,), factor))
+
+    def softmax(self, x: Value, dim: int) -> Value:
+        over = x.dim(dim)
+        return self._unary(x, lambda node: Softmax((node,), () if over is None else (over,)))
+
+    def reduce(self, x: Value, dims: Sequence[int] | int | None, mean: bool) -> Value:
+        """Mean or sum over dims (None: all of them)."""
+        indices = [dims] if isinstance(dims, int) else dims
+        over = x.all_dims() if indices is None else tuple(d for i in indices if (d := x.dim(i)) is not None)
+        return self._unary(x, lambda node: Reduce((node,), over, mean))
+
+    def several(self, x: Value, count: int) -> tuple[Value, ...]:
+        """`count` tensors with size and change of x."""
+        return tuple(replace(self.same(x), shape=None) for _ in range(count))
+
+    def split(self, x: Value, count: int, dim: int) -> tuple[Value, ...]:
+        """x cut in `count` along `dim`. A layer cut along its features counts as that many layers in the objective."""
+        layer = x.node
+        while layer is not None and isinstance(kind := self.dag.nodes[layer]["kind"], Merge):
+            layers = [n for n in kind.sources if isinstance(self.dag.nodes[n]["kind"], Layer)]
+            layer = layers[0] if len(layers) == 1 and len(kind.sources) == 2 else None  # a layer and its bias
+        if layer is not None and dim in (-1, (x.ndim or 0) - 1):
+            kind = self.dag.nodes[layer]["kind"]
+            if isinstance(kind, Layer):
+                self.dag.nodes[layer]["kind"] = replace(kind, pieces=max(kind.pieces, count))
+        return self.several(x, count)
+
+    # -- inside
+
+    def _unary(self, x: Value, make: Any) -> Value:
+        node = self._node(x)
+        return self.constant() if node is None else self._add(self.at.name, make(node))
+
+    def _node(self, x: Value) -> str | None:
+        """The DAG node of a value; a parameter that is added or multiplied becomes a vector node on first use."""
+        if x.parameter is None or x.node is not None:
+            return x.node
+        name = x.parameter
+        if name not in self.dag:
+            self._add(name, Vector((), name, x.all_dims()))
+        return name
+
+    def _layer_name(self, parameter: str) -> str:
+        return parameter.removesuffix(".weight")
+
+    def _add(self, name: str, kind: Kind) -> Value:
+        unique, again = name, 1
+        while unique in self.dag:
+            again += 1
+            unique = f"{name}#{again}"
+        self.dag.add_node(unique, kind=kind, fx_node=self.at, path=self.path)
+        self.dag.add_edges_from((source, unique) for source in kind.sources)
+        return Value(unique, self.at, shape=shape_of(self.at))

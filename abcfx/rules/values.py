@@ -1,0 +1,61 @@
+"""What flows along the edges of a traced graph while its layer DAG is built: abstract tensors instead of numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.fx as fx
+
+from abcfx.rules.kinds import Dim, ParameterDim, TensorDim
+
+
+@dataclass(frozen=True)
+class Value:
+    """An abstract tensor.
+
+    `node`: the DAG node whose size, change and gradient it has; None for a constant (an input, a mask, a buffer).
+    `at`: the fx node that returns the concrete tensor, or None inside a module's rule.
+    `parameter`: its name, when the tensor is a parameter or a plain view of one.
+    `dims`: for a parameter, which of its dims each dim of the tensor is; None once a view has regrouped them.
+    `shape`: sizes of the concrete tensor, when known.
+    """
+
+    node: str | None = None
+    at: fx.Node | None = None
+    parameter: str | None = None
+    dims: tuple[int, ...] | None = None
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def is_constant(self) -> bool:
+        return self.node is None and self.parameter is None
+
+    @property
+    def ndim(self) -> int | None:
+        if self.dims is not None:
+            return len(self.dims)
+        return None if self.shape is None else len(self.shape)
+
+    def dim(self, index: int) -> Dim | None:
+        """The dim at `index` (negative counts from the end), or None when nothing is known about it."""
+        if self.parameter is not None and self.dims is not None:
+            return ParameterDim(self.parameter, self.dims[index])
+        if self.at is None:
+            return None
+        ndim = self.ndim
+        return TensorDim(self.at, index if ndim is None else index % ndim)
+
+    def all_dims(self) -> tuple[Dim, ...]:
+        """Every dim of the tensor; empty when their number is not known."""
+        return tuple(d for i in range(self.ndim or 0) if (d := self.dim(i)) is not None)
+
+    def permuted(self, order: tuple[int, ...]) -> Value:
+        """The same parameter with its dims in another order (tensors of activations only change `at`)."""
+        return replace(self, dims=None if self.dims is None else tuple(self.dims[i] for i in order))
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """Sizes recorded on an fx node by capture, if it had example inputs and the node returns one tensor."""
+    val = node.meta.get("val")
+    return tuple(int(size) for size in val.shape) if isinstance(val, torch.Tensor) else None
