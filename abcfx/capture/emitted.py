@@ -1,0 +1,138 @@
+"""The module that capture emits: the model's own hierarchy and Parameters under one fx.Graph per mode."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+import linecache
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+ROOT_LEAF = "_root_leaf"
+_counter = itertools.count()
+_NOT_COPIED = ("_graph", "eval_graph", "_code", "_compiled_call_impl")
+
+
+class EmittedModule(fx.GraphModule):
+    """A GraphModule with a graph for train mode and, where it differs, one for eval mode.
+
+    It holds the same Parameters, buffers and submodules as the model it was captured from, used by a graph or
+    not, under the same names; as with `torch.fx.symbolic_trace`, submodules are shared with that model.
+
+    Args:
+        root: the model whose parameters, buffers and submodules are taken over.
+        graph: the graph of train mode, or of both modes.
+        eval_graph: the graph of eval mode when it differs.
+        constants: tensors that the graphs refer to by name and that the model does not hold.
+    """
+
+    eval_graph: fx.Graph | None = None
+
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        eval_graph: fx.Graph | None = None,
+        *,
+        class_name: str | None = None,
+        constants: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        super().__init__(nn.Module(), fx.Graph(), class_name or type(root).__name__)
+        self._adopt(root)
+        for name, constant in (constants or {}).items():
+            self.register_buffer(name, constant, persistent=False)
+        self._take_plain_tensors(root, graph, eval_graph)
+        self.training = root.training
+        self.eval_graph = eval_graph
+        self.graph = graph
+
+    def _adopt(self, root: nn.Module) -> None:
+        for name, parameter in root._parameters.items():
+            self.register_parameter(name, parameter)
+        for name, buffer in root._buffers.items():
+            self.register_buffer(name, buffer, persistent=name not in root._non_persistent_buffers_set)
+        for name, module in root._modules.items():
+            self.add_module(name, module) if module is not None else self.register_module(name, None)
+
+    def _take_plain_tensors(self, root: nn.Module, *graphs: fx.Graph | None) -> None:
+        """Tensors that the model keeps as plain attributes stay plain attributes: they do not move with `.to`."""
+        for graph in graphs:
+            for node in graph.nodes if graph is not None else ():
+                if node.op in ("get_attr", "call_module"):
+                    name = str(node.target).split(".")[0]
+                    if name in root.__dict__ and name not in self.__dict__:
+                        self.__dict__[name] = root.__dict__[name]
+
+    def hold_root_leaf(self, leaf: nn.Module) -> None:
+        """Let graphs call a model that is itself one torch.nn module as `call_module` of `ROOT_LEAF`.
+
+        The shell shares this module's own dicts of parameters, buffers and submodules, so that it follows every
+        `.to` and `load_state_dict`; it is not registered, so that no name changes.
+        """
+        shell = copy.copy(leaf)
+        for inner in ("_parameters", "_buffers", "_modules"):
+            shell.__dict__[inner] = self.__dict__[inner]
+        self.__dict__[ROOT_LEAF] = shell
+
+    @property
+    def graphs(self) -> tuple[fx.Graph, ...]:
+        """The graphs a pass has to edit: train, and eval where it differs."""
+        return (self.graph,) if self.eval_graph is None else (self.graph, self.eval_graph)
+
+    def train(self, mode: bool = True) -> EmittedModule:
+        """Set the mode, which also chooses the graph that a call runs."""
+        if ROOT_LEAF in self.__dict__:
+            self.__dict__[ROOT_LEAF].train(mode)
+        super().train(mode)
+        return self
+
+    def recompile(self) -> fx.graph.PythonCode:
+        """Regenerate the code of both graphs; needed after any edit. `.code` is the train graph's."""
+        code = super().recompile()
+        if self.eval_graph is not None:
+            self.eval_graph.owning_module = self
+            # GraphModule makes a class per instance, which is what lets an instance have a forward of its own.
+            cls: Any = type(self)
+            cls.forward = _dispatch(cls.forward, _compile_forward(self.eval_graph))
+        return code
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EmittedModule:
+        new = EmittedModule.__new__(EmittedModule)
+        memo[id(self)] = new
+        state = {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
+        new.__dict__.update(copy.deepcopy(state, memo))
+        new.__dict__["_compiled_call_impl"] = None
+        new.eval_graph = copy.deepcopy(self.eval_graph)
+        new.graph = copy.deepcopy(self.graph)
+        return new
+
+    def __copy__(self) -> EmittedModule:
+        new = EmittedModule.__new__(EmittedModule)
+        new.__dict__.update(self.__dict__)
+        new.recompile()
+        return new
+
+
+def _dispatch(train: Callable[..., Any], evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(self: EmittedModule, *args: Any, **kwargs: Any) -> Any:
+        if self.training:
+            return train(self, *args, **kwargs)
+        return evaluate(self, *args, **kwargs)
+
+    forward.__signature__ = inspect.signature(train)  # type: ignore[attr-defined]
+    return forward
+
+
+def _compile_forward(graph: fx.Graph) -> Callable[..., Any]:
+    code = graph.python_code(root_module="self")
+    # The same kind of file name as GraphModule's own, so that torch's error reporting recognises generated code.
+    filename = f"<eval_with_key>.abcfx_eval_{next(_counter)}"
+    linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
+    namespace = dict(code.globals)
+    exec(compile(code.src, filename, "exec", dont_inherit=True), namespace)
+    forward: Callable[..., Any] = namespace["forward"]
+    return forward

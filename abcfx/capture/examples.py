@@ -1,0 +1,37 @@
+"""Example inputs as a capture needs them: in canonical form and with a batch that is not mistaken for a constant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree  # see signature.py
+
+# Sizes 0 and 1 are special to torch.export and 2 is a common constant in models; 3 is neither.
+MIN_BATCH = 3
+
+
+def canonical(args: Any, kwargs: dict[str, Any] | None) -> tuple[tuple[Any, ...] | None, dict[str, Any] | None]:
+    """A bare tensor counts as one argument, a list as a tuple; no inputs at all stays None."""
+    if args is None and not kwargs:
+        return None, None
+    if args is None:
+        return (), dict(kwargs or {})
+    return (tuple(args) if isinstance(args, (tuple, list)) else (args,)), dict(kwargs or {})
+
+
+def tiled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs with a batch of 1 or 2 (the first tensor's first dim) repeated to 3, in every tensor that has it."""
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim() > 0]
+    if not tensors or tensors[0].shape[0] not in range(1, MIN_BATCH):
+        return args, kwargs
+    batch = tensors[0].shape[0]
+
+    def tile(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0 or leaf.shape[0] != batch:
+            return leaf
+        return torch.cat([leaf] * MIN_BATCH)[:MIN_BATCH].detach()
+
+    new_args, new_kwargs = pytree.tree_unflatten([tile(leaf) for leaf in leaves], spec)
+    return new_args, new_kwargs

@@ -1,0 +1,69 @@
+"""Comparing graphs of one model in two modes, and keeping their constants apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import torch
+from torch import fx
+
+
+def same_graph(first: fx.Graph, second: fx.Graph) -> bool:
+    """True when both graphs compute the same, node by node, names of nodes aside."""
+    if len(first.nodes) != len(second.nodes):
+        return False
+    position: dict[fx.Node, int] = {}
+    for index, (left, right) in enumerate(zip(first.nodes, second.nodes, strict=True)):
+        position[left] = position[right] = index
+        if (left.op, left.target) != (right.op, right.target):
+            return False
+
+        def numbered(value: Any) -> Any:
+            return fx.map_arg(value, lambda node: ("node", position[node]))
+
+        if not _equal((numbered(left.args), numbered(left.kwargs)), (numbered(right.args), numbered(right.kwargs))):
+            return False
+    return True
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, (list, tuple)):
+        return type(left) is type(right) and len(left) == len(right) and all(map(_equal, left, right))
+    if isinstance(left, dict):
+        return isinstance(right, dict) and list(left) == list(right) and all(_equal(left[k], right[k]) for k in left)
+    # repr tells -0.0 from 0.0 and 1 from 1.0 and True, and takes nan as equal to itself.
+    return left is right or (
+        type(left) is type(right) and (bool(left == right) or left != left) and repr(left) == repr(right)
+    )
+
+
+def merge_constants(
+    graph: fx.Graph, found: MutableMapping[str, torch.Tensor], merged: MutableMapping[str, torch.Tensor]
+) -> None:
+    """Add a graph's constants to those of the other graph, renaming where one name has two values."""
+    for name, value in found.items():
+        new = name
+        while new in merged and not _identical(merged[new], value):
+            new += "_"
+        merged[new] = value
+        for node in graph.nodes:
+            if node.op == "get_attr" and node.target == name:
+                node.target = new
+
+
+def _identical(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return left is right or (
+        left.dtype == right.dtype
+        and left.shape == right.shape
+        and left.device == right.device
+        and left.device.type != "meta"
+        and torch.equal(left, right)
+    )
+
+
+def map_targets(graph: fx.Graph, rename: Callable[[str], str]) -> None:
+    """Rename the attributes that get_attr and call_module nodes refer to."""
+    for node in graph.nodes:
+        if node.op in ("get_attr", "call_module"):
+            node.target = rename(str(node.target))

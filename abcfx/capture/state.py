@@ -1,0 +1,89 @@
+"""Leaves the model, the random number generators and torch's modes exactly as they were before a capture."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+_INNER = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+def _copy_container(value: Any) -> Any:
+    return type(value)(value) if type(value) in (list, dict, set) else None
+
+
+def _restore_container(value: Any, saved: Any) -> None:
+    if isinstance(value, list):
+        value[:] = saved
+    else:
+        value.clear()
+        value.update(saved)
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Undo on exit whatever the body assigned on the model or its submodules: attributes, flags, caches, lists.
+
+    Tensor contents are not saved: the body must not run real compute on the model's own tensors.
+    """
+    saved: list[tuple[nn.Module, dict[str, Any], list[tuple[Any, Any]]]] = []
+    for module in model.modules():
+        attributes = dict(module.__dict__)
+        containers = [
+            (value, copied)
+            for name, value in attributes.items()
+            if name in _INNER or type(value) in (list, dict, set)
+            if (copied := _copy_container(value)) is not None
+        ]
+        saved.append((module, attributes, containers))
+    try:
+        yield
+    finally:
+        for module, attributes, containers in saved:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for value, copied in containers:
+                _restore_container(value, copied)
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Restore the states of torch's (all devices), Python's and NumPy's generators on exit."""
+    python_state = random.getstate()
+    numpy_random = sys.modules.get("numpy.random")
+    numpy_state = numpy_random.get_state() if numpy_random else None
+    try:
+        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
+            yield
+    finally:
+        random.setstate(python_state)
+        if numpy_random:
+            numpy_random.set_state(numpy_state)
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    """Put the model in train or eval mode through its own `train`, unless it is in that mode already.
+
+    A model in the wanted mode is left alone, so that submodules which the user froze in eval mode stay so.
+    """
+    if model.training != training:
+        model.train(training)
+
+
+@contextmanager
+def both_modes_restored(model: nn.Module) -> Iterator[None]:
+    """Bring the model back to the mode it was in, through its own `train` (which may do work), then flag by flag."""
+    training = model.training
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        set_mode(model, training)
+        for module, flag in flags:
+            module.training = flag

@@ -1,0 +1,368 @@
+"""Symbolic capture: the emitted module is the model, bit for bit, in both modes, and the model is left alone."""
+
+import copy
+import inspect
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from abcfx.capture import CapturedGraph, EmittedModule, capture
+from abcfx.errors import CaptureError, InvalidInputError
+from abcfx.location import location
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.drop = nn.Dropout(0.2)
+        self.batch_norm = nn.BatchNorm1d(width)
+        self.register_buffer("mask", torch.tril(torch.ones(32, 32)).bool(), persistent=False)
+
+    def forward(self, x):
+        batch, length, width = x.shape
+        q, k, v = self.qkv(self.norm(x)).split(width, dim=-1)
+        att = (q @ k.transpose(-2, -1)) / width**0.5
+        att = att.masked_fill(~self.mask[:length, :length], float("-inf")).softmax(-1)
+        y = F.dropout(att, 0.1, training=self.training) @ v
+        y = self.batch_norm(y.flatten(0, 1)).view(batch, length, width)
+        return x + self.drop(self.out(y))
+
+
+class GPT(nn.Module):
+    def __init__(self, width=16, vocabulary=30):
+        super().__init__()
+        self.wte = nn.Embedding(vocabulary, width)
+        self.wpe = nn.Embedding(32, width)
+        self.block = Block(width)
+        self.gain = nn.Parameter(torch.ones(width))
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.wte.weight
+        self.unused = nn.Linear(3, 3)
+        self.register_buffer("unused_buffer", torch.zeros(2))
+
+    def forward(self, ids, targets=None, *, scale: float = 1.0):
+        x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
+        x = self.block(self.block(x))
+        logits = self.head(x * self.gain) * scale
+        if targets is None:
+            return logits
+        return {"logits": logits, "loss": F.cross_entropy(logits.flatten(0, 1), targets.flatten())}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return GPT()
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(0, 30, (2, 7), generator=torch.Generator().manual_seed(1))
+
+
+def seeded(module, *args, **kwargs):
+    torch.manual_seed(3)
+    return module(*args, **kwargs)
+
+
+def statistics(model):
+    return {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+
+@pytest.mark.parametrize("with_inputs", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_output_and_gradients_are_bitwise_equal(model, ids, with_inputs, training):
+    captured = capture(model, ids if with_inputs else None)
+    twin = copy.deepcopy(model).train(training)
+    emitted = captured.module.train(training)
+    expected, got = seeded(twin, ids), seeded(emitted, ids)
+    assert torch.equal(expected, got)
+    expected.square().sum().backward()
+    got.square().sum().backward()
+    for (name, parameter), other in zip(emitted.named_parameters(), twin.parameters(), strict=True):
+        assert (parameter.grad is None) == (other.grad is None), name
+        assert parameter.grad is None or torch.equal(parameter.grad, other.grad), name
+    for name, buffer in twin.named_buffers():
+        assert torch.equal(buffer, emitted.get_buffer(name)), name
+
+
+def test_functional_dropout_makes_two_graphs(model, ids):
+    emitted = capture(model).module
+    assert emitted.eval_graph is not None
+    assert torch.equal(emitted.eval()(ids), emitted(ids))
+    assert not torch.equal(emitted.train()(ids), emitted(ids))
+
+
+def test_same_graph_in_both_modes_is_kept_once():
+    assert capture(nn.Sequential(nn.Linear(2, 3), nn.Dropout(), nn.BatchNorm1d(3))).module.eval_graph is None
+
+
+def test_names_parameters_and_ties_are_the_models_own(model):
+    emitted = capture(model).module
+    assert list(emitted.state_dict()) == list(model.state_dict())
+    assert [n for n, _ in emitted.named_buffers()] == [n for n, _ in model.named_buffers()]
+    for (name, parameter), (other, original) in zip(emitted.named_parameters(), model.named_parameters(), strict=True):
+        assert name == other and parameter is original
+    assert emitted.head.weight is emitted.wte.weight
+    emitted.load_state_dict(GPT().state_dict())
+    copied = copy.deepcopy(emitted)
+    assert copied.head.weight is copied.wte.weight and copied.wte.weight is not model.wte.weight
+
+
+def test_signature_is_the_models_own(model, ids):
+    emitted = capture(model).module
+    assert [(p.name, p.kind, p.default) for p in inspect.signature(emitted.forward).parameters.values()] == [
+        (p.name, p.kind, p.default) for p in inspect.signature(model.forward).parameters.values()
+    ]
+    emitted.eval()
+    assert torch.equal(emitted(ids=ids, scale=1.0), emitted(ids, None))
+
+
+def test_defaults_taken_without_inputs_are_noted(model):
+    assert any("targets was taken as None" in note for note in capture(model).notes)
+    assert not capture(model, torch.zeros(2, 4, dtype=torch.long)).notes
+
+
+def test_optional_argument_given_is_captured(model, ids):
+    emitted = capture(model, ids, {"targets": ids}).module.eval()
+    model.eval()
+    out, expected = emitted(ids, targets=ids), model(ids, targets=ids)
+    assert out.keys() == expected.keys() and torch.equal(out["loss"], expected["loss"])
+    with pytest.raises(InvalidInputError, match=r"forward\(targets=\.\.\.\).*a tensor.*None"):
+        emitted(ids)
+
+
+def test_call_that_the_graph_does_not_fit_is_refused(model, ids):
+    emitted = capture(model).module
+    with pytest.raises(InvalidInputError, match=r"targets.*captured with None"):
+        emitted(ids, ids)
+    with pytest.raises(InvalidInputError, match=r"scale.*captured with 1\.0.*called with 2\.0"):
+        emitted(ids, scale=2.0)
+    with pytest.raises(TypeError):
+        emitted(ids, nonsense=1)
+
+
+def test_model_is_untouched(model, ids):
+    model.train()
+    model.block.batch_norm.eval()
+    attributes = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    buffers, flags = statistics(model), [m.training for m in model.modules()]
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    capture(model, ids)
+    assert torch.equal(torch.get_rng_state(), torch_state) and random.getstate() == python_state
+    assert [m.training for m in model.modules()] == flags
+    assert all(torch.equal(value, model.get_buffer(name)) for name, value in buffers.items())
+    for name, module in model.named_modules():
+        assert module.__dict__.keys() == attributes[name].keys()
+
+
+def test_attribute_set_in_forward_does_not_stay_on_the_model():
+    class Remembers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.history = []
+            self.last = None
+
+        def forward(self, x):
+            self.last = x
+            self.history.append(x)
+            return x * 2
+
+    model = Remembers()
+    capture(model)
+    assert model.last is None and model.history == []
+
+
+def test_shapes_are_on_every_node_and_small_batches_are_enlarged(model, ids):
+    module = capture(model, ids[:1]).module
+    for graph in module.graphs:
+        assert all("val" in node.meta for node in graph.nodes if node.op != "output")
+        shape = {node.name: getattr(node.meta.get("val"), "shape", None) for node in graph.nodes}
+        assert shape["head"] == (3, 7, 30) and shape["gain"] == (16,)
+        assert all(not torch.is_tensor(v := n.meta.get("val")) or v.device.type == "meta" for n in graph.nodes)
+
+
+@pytest.mark.parametrize(
+    ("layer", "inputs"),
+    [
+        (nn.Linear(4, 4), (torch.ones(2, 4),)),
+        (nn.LSTM(4, 5, 2), (torch.ones(6, 2, 4),)),
+        (nn.MultiheadAttention(8, 2, batch_first=True), (torch.ones(2, 4, 8),) * 3),
+        (nn.BatchNorm1d(4), (torch.rand(5, 4),)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_model_that_is_one_torch_layer(layer, inputs):
+    captured = capture(layer, inputs)
+    (call,) = captured.module.graph.find_nodes(op="call_module", target="_root_leaf")
+    assert isinstance(captured.module.get_submodule(call.target), type(layer))
+    assert list(captured.module.state_dict()) == list(layer.state_dict())
+    twin, copied = copy.deepcopy(layer), copy.deepcopy(captured.module)
+    for emitted in (captured.module, copied, copied.to(torch.float64).to(torch.float32)):
+        expected, got = twin(*inputs), emitted(*inputs)
+        for left, right in zip(*((o if isinstance(o, tuple) else (o,)) for o in (expected, got)), strict=True):
+            assert torch.equal(left, right) if torch.is_tensor(left) else True
+    assert copied.eval().get_submodule(call.target).training is False
+    assert all(a is b for a, b in zip(copied.parameters(), copied._root_leaf.parameters(), strict=True))
+
+
+def test_deepcopy_keeps_meta_and_both_graphs(model, ids):
+    emitted = capture(model, ids).module
+    copied = copy.deepcopy(emitted)
+    for left, right in zip(emitted.graphs, copied.graphs, strict=True):
+        assert [n.meta.keys() for n in left.nodes] == [n.meta.keys() for n in right.nodes]
+    for node in copied.eval_graph.find_nodes(op="call_module", target="head"):
+        with copied.eval_graph.inserting_after(node):
+            scaled = copied.eval_graph.call_function(torch.mul, (node, 0.0))
+        node.replace_all_uses_with(scaled, delete_user_cb=lambda user, new=scaled: user is not new)
+    copied.recompile()
+    assert copied.eval()(ids).abs().max() == 0 and emitted.eval()(ids).abs().max() > 0
+    assert copied.train()(ids).abs().max() > 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compiles_to_one_graph(model, ids, training):
+    emitted = capture(model, ids).module.train(training)
+    compiled = torch.compile(emitted, fullgraph=True, backend="eager")
+    assert torch.equal(seeded(copy.deepcopy(emitted), ids), seeded(compiled, ids))
+
+
+def test_emitted_module_can_be_captured_again(model, ids):
+    first = capture(model, ids).module
+    second = capture(first, ids).module
+    assert list(second.state_dict()) == list(model.state_dict())
+    assert second.eval_graph is not None
+    for training in (True, False):
+        assert torch.equal(seeded(copy.deepcopy(first).train(training), ids), seeded(second.train(training), ids))
+
+
+def test_containers_and_varargs():
+    class Takes(nn.Module):
+        def forward(self, first, *rest, flags=(), **named):
+            for value in rest:
+                first = first + value
+            for value in named["more"]:
+                first = first * value
+            return (first, [first - 1]) if flags[0] else None
+
+    x = torch.rand(3)
+    call = {"flags": (True, "a"), "more": [x + 1, x + 2]}
+    captured = capture(Takes(), (x, x, x), call)
+    expected, got = Takes()(x, x, x, **call), captured.module(x, x, x, **call)
+    assert torch.equal(expected[0], got[0]) and torch.equal(expected[1][0], got[1][0]) and isinstance(got[1], list)
+    with pytest.raises(InvalidInputError, match="rest"):
+        captured.module(x, x, **call)
+    with pytest.raises(InvalidInputError, match="flags"):
+        captured.module(x, x, x, **{**call, "flags": (True, "b")})
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x):
+        if x.sum() > 0:
+            x = x + 1
+        return self.linear(x)
+
+
+class DrawsPythonNoise(nn.Module):
+    def forward(self, x):
+        return x * 2 if random.random() < 0.5 else x
+
+
+class StopsGradient(nn.Module):
+    def forward(self, x):
+        with torch.no_grad():
+            scale = x.abs().mean()
+        return x / scale
+
+
+class Autocasts(nn.Module):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return x @ x
+
+
+class Doubles(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 100
+
+
+class OwnGradient(nn.Module):
+    def forward(self, x):
+        return Doubles.apply(x)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Branches(), DrawsPythonNoise(), StopsGradient(), Autocasts(), OwnGradient()],
+    ids=lambda m: type(m).__name__,
+)
+def test_what_tracing_would_get_wrong_is_refused(model):
+    with pytest.raises(CaptureError) as error:
+        capture(nn.Sequential(nn.Identity(), model))
+    message = str(error.value)
+    assert "What to do" in message
+    assert f"1 ({type(model).__name__})" in message or "draws random numbers" in message
+
+
+def test_error_shows_the_users_own_line():
+    with pytest.raises(CaptureError, match=r"0 \(Branches\)\n    .*test_capture_symbolic\.py:\d+: if x\.sum\(\) > 0:"):
+        capture(nn.Sequential(Branches()))
+
+
+def test_random_factories_are_drawn_on_every_call():
+    class Noise(nn.Module):
+        def forward(self, x):
+            return x + torch.randn(3)
+
+    emitted = capture(Noise()).module
+    x = torch.zeros(3)
+    assert torch.equal(seeded(emitted, x), seeded(Noise(), x)) and not torch.equal(emitted(x), emitted(x))
+
+
+def test_tensor_written_in_place_starts_afresh_on_every_call():
+    class Accumulates(nn.Module):
+        def forward(self, x):
+            total = torch.zeros(3)
+            total += x
+            total.mul_(2)
+            return total
+
+    emitted = capture(Accumulates()).module
+    x = torch.ones(3)
+    assert torch.equal(emitted(x), Accumulates()(x)) and torch.equal(emitted(x), Accumulates()(x))
+
+
+def test_location_names_module_and_line(model):
+    module = capture(model).module
+    (node,) = [n for n in module.graph.nodes if n.target is F.dropout][:1]
+    assert location(node).startswith("block (test_capture_symbolic.py:")
+    assert location(node).endswith("y = F.dropout(att, 0.1, training=self.training) @ v)")
+    (placeholder, *_) = module.graph.find_nodes(op="placeholder")
+    assert location(placeholder) == "argument 'ids'"
+
+
+def test_unknown_method_is_refused(model):
+    with pytest.raises(InvalidInputError, match="method must be one of"):
+        capture(model, method="guess")
+
+
+def test_result_is_complete(model, ids):
+    captured = capture(model, ids)
+    assert isinstance(captured, CapturedGraph) and isinstance(captured.module, EmittedModule)
+    assert (captured.method, captured.model, captured.kwargs) == ("symbolic", model, {})
+    assert captured.args == (ids,)
