@@ -1,1 +1,28 @@
 """abcfx: width-stable scales, init and learning rates for any PyTorch model, by a compiler pass and a linear program."""
+
+from abcfx.errors import (
+    AbcfxError,
+    CaptureError,
+    InfeasibleError,
+    InvalidInputError,
+    PairingError,
+    UnknownOpError,
+)
+from abcfx.find_c import Solution, find_c, find_c_dag
+from abcfx.rules import register_rule
+from abcfx.transform import Transformed, transform
+
+__all__ = [
+    "AbcfxError",
+    "CaptureError",
+    "InfeasibleError",
+    "InvalidInputError",
+    "PairingError",
+    "Solution",
+    "Transformed",
+    "UnknownOpError",
+    "find_c",
+    "find_c_dag",
+    "register_rule",
+    "transform",
+]

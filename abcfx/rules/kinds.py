@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch.fx as fx
@@ -42,7 +42,8 @@ class ScalarArgument(NamedTuple):
 Dim = ParameterDim | TensorDim
 
 
-class Number(NamedTuple):
+@dataclass(frozen=True)
+class Number:
     """A Python number that may change with width: a product of powers of dim sizes and of scalar arguments."""
 
     powers: tuple[tuple[Dim | ScalarArgument, float], ...] = ()
@@ -96,9 +97,31 @@ class Known(Protocol):
 
 @dataclass(frozen=True)
 class Kind(ABC):
-    """A node of the layer DAG. `inputs` are names of DAG nodes; None stands for a constant (data, a mask, a buffer)."""
+    """A node of the layer DAG.
+
+    `inputs` are names of DAG nodes; None stands for a constant (data, a mask, a buffer). `vectors` are names of Vector
+    nodes that are added to or multiplied onto the result: the bias of a layer, gain and bias of a norm.
+    """
 
     inputs: tuple[str | None, ...]
+    vectors: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (*(name for name in self.inputs if name is not None), *self.vectors)
+
+    def changes(self, node: str, known: Known) -> Iterator[Bound]:
+        """All bounds on r of the output."""
+        yield from self.change(node, known)
+        for vector in self.vectors:
+            if known.changes(vector):
+                yield Bound(f"change of {vector}", (("r", vector),), 0.0)
+
+    def gradients(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
+        """(input, bound on G of that input) for inputs and vectors."""
+        yield from self.gradient(node, known)
+        for vector in self.vectors:
+            yield vector, Bound(f"from {node}", (("G", node),), 0.0)
 
     @property
     def name(self) -> str:
@@ -110,7 +133,7 @@ class Kind(ABC):
 
     @abstractmethod
     def change(self, node: str, known: Known) -> Iterator[Bound]:
-        """Bounds on the change r of the output."""
+        """Bounds on r of the output that come from its inputs and its own parameter."""
 
     @abstractmethod
     def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
@@ -127,7 +150,8 @@ class Layer(Kind):
     pieces: int = 1
 
     def size(self, node: str, known: Known) -> float:
-        return known.a(node) + known.b(self.parameter) + known.size(self.inputs[0]) - known.growth(*self.fan_in) / 2
+        product = known.a(node) + known.b(self.parameter) + known.size(self.inputs[0]) - known.growth(*self.fan_in) / 2
+        return min(product, 0.0) if self.vectors else product
 
     def _update(self, known: Known) -> tuple[tuple[tuple[str, str], ...], float]:
         """(variables, constant) of the exponent of one entry of the update."""
@@ -153,9 +177,10 @@ class Layer(Kind):
         if x is None:
             return
         yield x, Bound("init", (("G", node),), a + known.b(self.parameter) - e_out / 2)
-        if known.learns(self.parameter):
-            update, q = self._update(known)
-            yield x, Bound("update", (("G", node), *update), a + q, "alpha", e_out)
+        if known.learns(self.parameter) and known.family(self.parameter).update == "gradient":
+            # g of this use alone: with g over all uses, a tied embedding would feed its own gradient
+            update = (("G", node), ("G", node), ("c", self.parameter))
+            yield x, Bound("update", update, 2 * a + known.size(x), "alpha", e_out)
 
     def parameter_gradient(self, node: str, known: Known) -> Bound:
         """Bound on g, the exponent of dL/dw."""
@@ -226,7 +251,7 @@ class Product(Kind):
 
 
 @dataclass(frozen=True)
-class _Unary(Kind):
+class Unary(Kind):
     """y = f(x): size and change of x, shifted by constants."""
 
     @property
@@ -255,18 +280,23 @@ class _Unary(Kind):
 
 
 @dataclass(frozen=True)
-class Norm(_Unary):
-    """Layer, RMS, batch, group, L2 norm: the size becomes 0, so that the multiplier of a layer before it is void."""
+class Norm(Unary):
+    """Layer, RMS, batch, group norm: the size becomes 0, so that the multiplier of a layer before it is void.
+
+    An L2 norm divides by a sum over the dims `summed`, not by a mean: its entries are ~ 1/sqrt(their size).
+    """
+
+    summed: tuple[Dim, ...] = ()
 
     def size(self, node: str, known: Known) -> float:
-        return 0.0
+        return known.growth(*self.summed) / 2
 
     def shift(self, known: Known) -> float:
-        return -known.size(self.input)
+        return known.growth(*self.summed) / 2 - known.size(self.input)
 
 
 @dataclass(frozen=True)
-class Pointwise(_Unary):
+class Pointwise(Unary):
     """A Lipschitz function with phi(0) != 0 (sigmoid, exp, cos): O(1) whatever comes in. With phi(0) = 0, no node is made."""
 
     def size(self, node: str, known: Known) -> float:
@@ -277,7 +307,7 @@ class Pointwise(_Unary):
 
 
 @dataclass(frozen=True)
-class Power(_Unary):
+class Power(Unary):
     """x ** exponent, homogeneous."""
 
     exponent: float
@@ -290,7 +320,7 @@ class Power(_Unary):
 
 
 @dataclass(frozen=True)
-class Softmax(_Unary):
+class Softmax(Unary):
     """Softmax over one dim; over a growing dim each weight is ~ 1/size."""
 
     over: tuple[Dim, ...]
@@ -303,7 +333,7 @@ class Softmax(_Unary):
 
 
 @dataclass(frozen=True)
-class Scale(_Unary):
+class Scale(Unary):
     """Multiplication by a Python number that may change with width, as 1/sqrt(head_dim) does."""
 
     factor: Number
@@ -316,7 +346,7 @@ class Scale(_Unary):
 
 
 @dataclass(frozen=True)
-class Reduce(_Unary):
+class Reduce(Unary):
     """Mean or sum over dims. Over a growing dim the entries are taken as aligned: the bound that always holds."""
 
     over: tuple[Dim, ...]

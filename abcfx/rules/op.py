@@ -26,7 +26,7 @@ from abcfx.rules.kinds import (
     Softmax,
     Vector,
 )
-from abcfx.rules.values import Value, shape_of
+from abcfx.rules.values import Statistic, Value, shape_of
 
 
 class Op:
@@ -84,15 +84,16 @@ class Op:
     ) -> Value:
         """A weight op: contracts dims `fan_in` of `weight` with x (None: a lookup in a table) and gives dims `fan_out`."""
         source = None if x is None else x.node
-        if weight.parameter is None:
+        if weight.parameter is None or weight.node is not None:
             dims = tuple(d for i in fan_in if (d := weight.dim(i)) is not None)
             y = self.product(x if x is not None else Value(), weight, dims)
-        else:
-            dims_in = tuple(d for i in fan_in if (d := weight.dim(i)) is not None)
-            dims_out = tuple(d for i in fan_out if (d := weight.dim(i)) is not None)
-            kind = Layer((source,), weight.parameter, dims_in, dims_out)
-            y = self._add(name or self._layer_name(weight.parameter), kind)
-        return y if bias is None else self.merge([y, bias])
+            return y if bias is None else self.merge([y, bias])
+        dims_in = tuple(d for i in fan_in if (d := weight.dim(i)) is not None)
+        dims_out = tuple(d for i in fan_out if (d := weight.dim(i)) is not None)
+        kind = Layer((source,), weight.parameter, dims_in, dims_out, vectors=self._vectors(bias))
+        layer = self._add(name or self._layer_name(weight.parameter), kind)
+        self.dag.nodes[layer.node]["operand"] = None if x is None else x.at
+        return layer
 
     def merge(self, values: Iterable[Value]) -> Value:
         """Add or concatenate: the largest dominates. Constants beside it change nothing."""
@@ -104,7 +105,11 @@ class Op:
         return self._add(self.at.name, Merge(tuple(dict.fromkeys(nodes))))
 
     def product(self, x: Value, y: Value, contracted: tuple[Dim, ...] = ()) -> Value:
-        """x * y entry by entry, or contracted over the dims given (both orders are the same)."""
+        """x * y entry by entry, or contracted over the dims given. x times 1 / (a norm of x) is a norm."""
+        for tensor, factor in ((x, y), (y, x)):
+            stat = factor.statistic
+            if stat is not None and stat.reduced and stat.degree == -1 and stat.node == tensor.node:
+                return self._unary(tensor, lambda node, stat=stat: Norm((node,), stat.summed))
         left, right = self._node(x), self._node(y)
         if left is None and right is None:
             return self.constant()
@@ -114,17 +119,22 @@ class Op:
 
     def norm(self, x: Value, gain: Value | None = None, bias: Value | None = None) -> Value:
         """Normalisation by its own statistics, then gain and bias."""
-        y = self._unary(x, lambda node: Norm((node,)))
-        if gain is not None:
-            y = self.product(y, gain)
-        return y if bias is None else self.merge([y, bias])
+        y = self._unary(x, lambda node: Norm((node,), vectors=self._vectors(gain, bias)))
+        if y.node is not None:
+            return y
+        return self.merge([v for v in (gain, bias) if v is not None])  # a norm of constants: its gain is all that learns
 
     def pointwise(self, x: Value) -> Value:
         """A function with phi(0) != 0, such as sigmoid. For phi(0) = 0 use `same`."""
         return self._unary(x, lambda node: Pointwise((node,)))
 
     def power(self, x: Value, exponent: float) -> Value:
-        return self.same(x) if exponent == 1 else self._unary(x, lambda node: Power((node,), exponent))
+        """x ** exponent, for a number that does not change with width."""
+        if exponent == 1:
+            return self.same(x)
+        y = self._unary(x, lambda node: Power((node,), exponent))
+        stat = self._statistic(x)
+        return y if stat is None else replace(y, statistic=replace(stat, degree=stat.degree * exponent))
 
     def scale(self, x: Value, factor: Number) -> Value:
         """x times a Python number that may differ between the base and the target model."""
@@ -138,7 +148,15 @@ class Op:
         """Mean or sum over dims (None: all of them)."""
         indices = [dims] if isinstance(dims, int) else dims
         over = x.all_dims() if indices is None else tuple(d for i in indices if (d := x.dim(i)) is not None)
-        return self._unary(x, lambda node: Reduce((node,), over, mean))
+        y = self._unary(x, lambda node: Reduce((node,), over, mean))
+        stat = self._statistic(x)
+        if stat is None:
+            return y
+        return replace(y, statistic=replace(stat, reduced=True, summed=stat.summed if mean else over))
+
+    def spread(self, x: Value, dims: Sequence[int] | int | None, power: float) -> Value:
+        """(mean of (x - mean)^2) ** power over dims: variance at power 1, standard deviation at 1/2."""
+        return self.power(self.reduce(self.power(x, 2.0), dims, mean=True), power)
 
     def several(self, x: Value, count: int) -> tuple[Value, ...]:
         """`count` tensors with size and change of x."""
@@ -146,17 +164,17 @@ class Op:
 
     def split(self, x: Value, count: int, dim: int) -> tuple[Value, ...]:
         """x cut in `count` along `dim`. A layer cut along its features counts as that many layers in the objective."""
-        layer = x.node
-        while layer is not None and isinstance(kind := self.dag.nodes[layer]["kind"], Merge):
-            layers = [n for n in kind.sources if isinstance(self.dag.nodes[n]["kind"], Layer)]
-            layer = layers[0] if len(layers) == 1 and len(kind.sources) == 2 else None  # a layer and its bias
-        if layer is not None and dim in (-1, (x.ndim or 0) - 1):
-            kind = self.dag.nodes[layer]["kind"]
-            if isinstance(kind, Layer):
-                self.dag.nodes[layer]["kind"] = replace(kind, pieces=max(kind.pieces, count))
+        kind = self.dag.nodes[x.node]["kind"] if x.node is not None else None
+        if isinstance(kind, Layer) and dim in (-1, (x.ndim or 0) - 1):
+            self.dag.nodes[x.node]["kind"] = replace(kind, pieces=max(kind.pieces, count))
         return self.several(x, count)
 
     # -- inside
+
+    def _statistic(self, x: Value) -> Statistic | None:
+        if x.statistic is not None:
+            return x.statistic
+        return None if x.node is None else Statistic(x.node, 1.0)
 
     def _unary(self, x: Value, make: Any) -> Value:
         node = self._node(x)
@@ -170,6 +188,9 @@ class Op:
         if name not in self.dag:
             self._add(name, Vector((), name, x.all_dims()))
         return name
+
+    def _vectors(self, *values: Value | None) -> tuple[str, ...]:
+        return tuple(node for v in values if v is not None and (node := self._node(v)) is not None)
 
     def _layer_name(self, parameter: str) -> str:
         return parameter.removesuffix(".weight")

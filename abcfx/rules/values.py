@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.fx as fx
 
-from abcfx.rules.kinds import Dim, ParameterDim, TensorDim
+from abcfx.rules.kinds import Dim, Number, ParameterDim, TensorDim
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What a tensor is when it was made from another one by powers and means: `degree`-homogeneous in DAG node `node`.
+
+    It lets a norm be seen for what it is however it is written: x * rsqrt(mean(x^2) + eps), (x - mean) / std, x / |x|.
+    """
+
+    node: str
+    degree: float
+    reduced: bool = False
+    summed: tuple[Dim, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -18,7 +32,7 @@ class Value:
     `at`: the fx node that returns the concrete tensor, or None inside a module's rule.
     `parameter`: its name, when the tensor is a parameter or a plain view of one.
     `dims`: for a parameter, which of its dims each dim of the tensor is; None once a view has regrouped them.
-    `shape`: sizes of the concrete tensor, when known.
+    `shape`: sizes of the concrete tensor, when known. `statistic`: see there.
     """
 
     node: str | None = None
@@ -26,6 +40,7 @@ class Value:
     parameter: str | None = None
     dims: tuple[int, ...] | None = None
     shape: tuple[int, ...] | None = None
+    statistic: Statistic | None = None
 
     @property
     def is_constant(self) -> bool:
@@ -53,6 +68,19 @@ class Value:
     def permuted(self, order: tuple[int, ...]) -> Value:
         """The same parameter with its dims in another order (tensors of activations only change `at`)."""
         return replace(self, dims=None if self.dims is None else tuple(self.dims[i] for i in order))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The `.shape` of a tensor: indexing it gives a Number that remembers which dim it is the size of."""
+
+    of: Value
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Sizes(self.of)  # only a view can take several sizes at once, and views do not care
+        dim = self.of.dim(index)
+        return Number() if dim is None else Number(((dim, 1.0),))
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:

@@ -1,0 +1,241 @@
+"""From a traced graph to the layer DAG: runs the rule of every op on abstract tensors and keeps what reaches the outputs."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
+import torch
+import torch.fx as fx
+from torch.utils import _pytree as pytree
+
+from abcfx.capture import CapturedGraph
+from abcfx.errors import UnknownOpError
+from abcfx.location import location, module_path
+from abcfx.rules import (
+    Kind,
+    Layer,
+    Number,
+    Op,
+    Sizes,
+    Value,
+    Vector,
+    find_function_rule,
+    find_module_rule,
+    plain_name,
+)
+from abcfx.rules.kinds import Merge, Norm, Product, ScalarArgument, Softmax
+
+
+@dataclass(frozen=True)
+class LayerDag:
+    """The layer DAG of a model.
+
+    `graph`: networkx DiGraph; node attributes `kind`, `fx_node`, `path` (module path), later also `s`, `r`, `role`.
+    `outputs`: nodes whose tensors the model returns. `order`: node names as the model runs.
+    """
+
+    graph: nx.DiGraph
+    outputs: frozenset[str]
+    order: tuple[str, ...] = field(repr=False)
+
+    def kind(self, node: str) -> Kind:
+        kind: Kind = self.graph.nodes[node]["kind"]
+        return kind
+
+    def nodes_of(self, *kinds: type[Kind]) -> list[str]:
+        return [node for node in self.order if isinstance(self.kind(node), kinds)]
+
+    def layers(self) -> list[tuple[str, Layer]]:
+        """(node, kind) of every use of a weight, as the model runs."""
+        return [(node, kind) for node in self.order if isinstance(kind := self.kind(node), Layer)]
+
+    def vectors(self) -> list[tuple[str, Vector]]:
+        return [(node, kind) for node in self.order if isinstance(kind := self.kind(node), Vector)]
+
+    def uses(self) -> dict[str, list[str]]:
+        """Parameter name -> the nodes that use it; more than one for a tied parameter or a module called twice."""
+        uses: dict[str, list[str]] = {}
+        for node in self.order:
+            kind = self.kind(node)
+            if isinstance(kind, Layer | Vector):
+                uses.setdefault(kind.parameter, []).append(node)
+        return uses
+
+    def reaches(self, node: str, stop: Callable[[str], bool], through: Callable[[str], bool]) -> bool:
+        """Whether some path from `node` on gets to a node with `stop`, by way of nodes with `through` only."""
+        waiting, seen = list(self.graph.successors(node)), set()
+        while waiting:
+            at = waiting.pop()
+            if at in seen:
+                continue
+            seen.add(at)
+            if stop(at):
+                return True
+            if through(at):
+                waiting.extend(self.graph.successors(at))
+        return False
+
+    def feeds_output(self, node: str) -> bool:
+        """Whether the node's tensor gets to an output of the model without another layer or norm in between."""
+        if node in self.outputs:
+            return True
+        return self.reaches(node, self.outputs.__contains__, lambda n: not isinstance(self.kind(n), Layer | Norm))
+
+    def feeds_softmax(self, node: str) -> bool:
+        """Whether it gets to a softmax whose result weighs other tensors (a router), with no layer or product between."""
+        is_softmax = lambda n: isinstance(self.kind(n), Softmax)  # noqa: E731
+        return self.reaches(node, is_softmax, lambda n: not isinstance(self.kind(n), Layer | Norm | Product))
+
+    def is_void(self, node: str) -> bool:
+        """Whether a multiplier on this layer changes nothing: every consumer is a norm, and nothing is added before it."""
+        consumers = list(self.graph.successors(node))
+        if not consumers or node in self.outputs or self.kind(node).vectors:
+            return False
+        return all(isinstance(self.kind(n), Norm) and node in self.kind(n).inputs for n in consumers)
+
+    def distances(self) -> dict[str, int]:
+        """Largest number of layers between a node and the outputs."""
+        far: dict[str, int] = {}
+        for node in reversed(self.order):
+            far[node] = max(
+                (far[n] + isinstance(self.kind(n), Layer) for n in self.graph.successors(node)), default=0
+            )
+        return far
+
+    def merges(self) -> list[str]:
+        return self.nodes_of(Merge, Product)
+
+    def forks(self) -> list[str]:
+        return [node for node in self.order if self.graph.out_degree(node) > 1]
+
+
+def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None) -> LayerDag:
+    """The layer DAG of a captured model (of its train graph, unless another is given).
+
+    Raises UnknownOpError for an op without a rule, with the op, the module path, the source line and what to write.
+    """
+    module = captured.module
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    dag = nx.DiGraph()
+    interpreter = _Interpreter(module, dag, names)
+    returned = interpreter.run(graph or module.graph)
+    outputs = frozenset(v.node for v in _tensors(returned) if v.node is not None)
+    alive = set(outputs).union(*(nx.ancestors(dag, node) for node in outputs))
+    order = tuple(node for node in dag if node in alive)
+    return LayerDag(dag.subgraph(order).copy(), outputs, order)
+
+
+def _leaves(value: Any) -> list[Any]:
+    return pytree.tree_leaves(value, is_leaf=lambda x: isinstance(x, Value | Sizes | Number))
+
+
+def _tensors(value: Any) -> list[Value]:
+    return [leaf for leaf in _leaves(value) if isinstance(leaf, Value)]
+
+
+class _Interpreter:
+    """Runs an fx graph on abstract tensors. Ops on constants alone stay constants and need no rule."""
+
+    def __init__(self, module: fx.GraphModule, dag: nx.DiGraph, names: dict[torch.nn.Parameter, str]) -> None:
+        self.module, self.dag, self.names = module, dag, names
+        self.values: dict[fx.Node, Any] = {}
+
+    def run(self, graph: fx.Graph) -> Any:
+        returned: Any = None
+        for node in graph.nodes:
+            if node.op == "output":
+                returned = self._load(node.args)
+            else:
+                self.values[node] = self._evaluate(node)
+        return returned
+
+    def _load(self, arguments: Any) -> Any:
+        return fx.node.map_arg(arguments, lambda node: self.values[node])
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        op = Op(self.dag, node, self.names, module_path(node))
+        if node.op == "placeholder":
+            return op.constant()
+        if node.op == "get_attr":
+            return self._attribute(op, node)
+        args, kwargs = self._load(node.args), self._load(node.kwargs)
+        leaves = _leaves((args, kwargs))
+        values = [leaf for leaf in leaves if isinstance(leaf, Value | Sizes)]
+        if node.op == "call_module":
+            return self._call_module(op, node, args, kwargs, values)
+        if all(isinstance(v, Value) and v.is_constant for v in values):
+            return _arithmetic(op, node, args) if any(isinstance(leaf, Number) for leaf in leaves) else op.constant()
+        rule = find_function_rule(node.target)
+        if rule is None:
+            raise _unknown(node, node.target)
+        return rule(op, *args, **kwargs)
+
+    def _call_module(self, op: Op, node: fx.Node, args: Any, kwargs: Any, values: Iterable[Any]) -> Any:
+        module = self.module.get_submodule(str(node.target))
+        constant = all(isinstance(v, Value) and v.is_constant for v in values)
+        if constant and next(module.parameters(), None) is None:
+            return op.constant()
+        rule = find_module_rule(module)
+        if rule is None:
+            raise _unknown(node, type(module))
+        return rule(op, module, *args, **kwargs)
+
+    def _attribute(self, op: Op, node: fx.Node) -> Any:
+        owner, _, name = str(node.target).rpartition(".")
+        held = getattr(self.module.get_submodule(owner), name)
+        if isinstance(held, torch.nn.Parameter) and held in self.names:
+            shape = tuple(held.shape)
+            return Value(at=node, parameter=self.names[held], dims=tuple(range(held.ndim)), shape=shape)
+        return op.constant() if isinstance(held, torch.Tensor) else held
+
+
+_ARITHMETIC: dict[str, Callable[[Number, Number], Number]] = {
+    "mul": lambda x, y: x.times(y),
+    "div": lambda x, y: x.times(y.power(-1.0)),
+    "floordiv": lambda x, y: x.times(y.power(-1.0)),
+    "add": lambda x, y: x if x.powers else y,
+    "sub": lambda x, y: x if x.powers else y,
+}
+
+
+def _arithmetic(op: Op, node: fx.Node, args: tuple[Any, ...]) -> Any:
+    """Arithmetic on Python numbers that may depend on width, such as head_dim ** -0.5."""
+    name = plain_name(node.target)
+
+    def operand(index: int) -> Number:
+        value = args[index]
+        if isinstance(value, Number):
+            return value
+        return Number(((ScalarArgument(node, index), 1.0),)) if isinstance(value, int | float) else Number()
+
+    if name == "pow" and isinstance(args[1], int | float):
+        return operand(0).power(float(args[1]))
+    if name in ("sqrt", "sym_sqrt"):
+        return operand(0).power(0.5)
+    if name in _ARITHMETIC and len(args) == 2:
+        return _ARITHMETIC[name](operand(0), operand(1))
+    if node.target in (int, float, operator.neg, abs, math.floor, math.ceil, round):
+        return operand(0)
+    return op.constant()
+
+
+def _unknown(node: fx.Node, target: Any) -> UnknownOpError:
+    is_module = isinstance(target, type)
+    name = plain_name(target) if not is_module else None
+    shown = f"{target.__module__}.{target.__qualname__}" if is_module or callable(target) else f"Tensor.{target}"
+    key = f'"{name}"' if name else getattr(target, "__name__", str(target))
+    arguments = "op, module, x" if is_module else "op, x"
+    return UnknownOpError(
+        f"No rule for {shown}\n"
+        f"  in {location(node)}\n"
+        f"  expected: an op whose effect on the size and the change of a tensor is known; got graph node {node.name!r}.\n"
+        f"  To fix, say what it does before calling transform, for example that it keeps size and change as relu does:\n"
+        f"      @abcfx.register_rule({key})\n"
+        f"      def rule({arguments}, *args, **kwargs):\n"
+        f"          return op.same(x)"
+    )

@@ -1,0 +1,105 @@
+"""How each tensor is initialised: keeps the model's own draw and multiplies it by one exact factor, or draws it anew.
+
+With a base, how the model's own init scales is read off base and target: rms ~ m^-beta, beta pooled over like tensors and
+snapped to a multiple of 1/4 of a growth exponent when it lies within the sampling error. Multiplying by m^(beta - b) then
+gives rms ~ m^-b, whatever the scheme is (constant, fan-in, orthogonal, zero), and exactly 1 at the base width.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from abcfx.widths import Growth
+
+SIGMAS = 4.0  # sampling errors within which a measured exponent is taken for the round one beside it
+RESOLUTION = 1e-3
+
+
+@dataclass(frozen=True)
+class OwnInit:
+    """How one tensor's own init scales: RMS entry ~ m^-exponent. `measured` is before snapping; `rms` is of the target."""
+
+    exponent: float
+    measured: float
+    error: float
+    snapped: bool
+    rms: float
+    base_rms: float
+
+
+def measure_own_init(
+    target: Mapping[str, torch.Tensor],
+    base: Mapping[str, torch.Tensor],
+    growth: Growth,
+    like: Mapping[str, Hashable],
+) -> dict[str, OwnInit]:
+    """Own init exponent of every parameter, from one draw of the base and one of the target.
+
+    Tensors whose names differ in numbers only, and that agree in `like`, share one estimate.
+    """
+    exponents = {name: growth.parameter(name, tuple(p.shape)) for name, p in target.items()}
+    pools: dict[Hashable, list[str]] = {}
+    for name in target:
+        pools.setdefault((re.sub(r"\d+", "*", name), exponents[name], like[name]), []).append(name)
+    found: dict[str, OwnInit] = {}
+    for names in pools.values():
+        draws = [(_Draw.of(target[name]), _Draw.of(base[name])) for name in names]
+        measured, error = _pooled(draws, growth.scale)
+        exponent, snapped = _snapped(measured, error, exponents[names[0]])
+        for name, (ours, theirs) in zip(names, draws, strict=True):
+            found[name] = OwnInit(exponent, measured, error, snapped, ours.rms, theirs.rms)
+    return found
+
+
+class _Draw(NamedTuple):
+    """RMS entry of one tensor, and the variance of its logarithm from one draw to the next."""
+
+    rms: float
+    log_variance: float
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> _Draw:
+        squares = tensor.detach().double().square()
+        second = float(squares.mean()) if tensor.numel() else 0.0
+        if not second:
+            return cls(0.0, 0.0)
+        kurtosis = float(squares.square().mean()) / second**2
+        return cls(math.sqrt(second), max(kurtosis - 1.0, 0.0) / (4.0 * tensor.numel()))
+
+
+def _pooled(draws: list[tuple[_Draw, _Draw]], scale: float) -> tuple[float, float]:
+    """(exponent, its sampling error): ratios of RMS weighted by what each is known to."""
+    if scale == 1.0:
+        return 0.0, 0.0
+    log_m, total, weights = math.log(scale), 0.0, 0.0
+    for ours, theirs in draws:
+        if ours.rms and theirs.rms:
+            weight = 1.0 / (ours.log_variance + theirs.log_variance + 1e-12)
+            total += weight * math.log(theirs.rms / ours.rms)
+            weights += weight
+    return (total / weights / log_m, weights**-0.5 / abs(log_m)) if weights else (0.0, 0.0)
+
+
+def _snapped(measured: float, error: float, growth: tuple[float, ...]) -> tuple[float, bool]:
+    """The round exponent beside a measured one: the usual ones (0, e/2, e) first, then quarters."""
+    reach = RESOLUTION + SIGMAS * error
+    usual = {0.0, *(k / 2 * e for e in {1.0, *growth} for k in (1, 2))}
+    quarters = {k / 4 * e for e in {1.0, *growth} for k in range(-8, 9)}
+    for candidates, within in ((usual, reach / 2), (usual | quarters, reach)):
+        nearest = min(candidates, key=lambda x: (abs(x - measured), abs(x)))
+        if abs(nearest - measured) <= within:
+            return nearest + 0.0, True
+    return measured, False
+
+
+def redraw_(tensor: torch.Tensor, std: float) -> None:
+    """Normal entries of the given standard deviation; rows that were all zero (padding), and zero tensors, stay zero."""
+    empty = (tensor == 0).flatten(1).all(1) if tensor.ndim > 1 else tensor == 0
+    tensor.normal_(0.0, std)
+    tensor[empty] = 0.0

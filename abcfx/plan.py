@@ -1,0 +1,258 @@
+"""From exponents to numbers: multiplier, init, learning rate, eps and weight decay of every parameter; groups; the spec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from abcfx.errors import InvalidInputError
+from abcfx.exponents import ParameterExponents, Setting
+from abcfx.init import OwnInit
+from abcfx.parametrizations import ROLES, Family
+from abcfx.rules import Layer
+from abcfx.system import SolvedDag
+
+DEFAULT_EPS = 1e-8
+ByRole = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Init:
+    """What is done to one tensor: multiply its own draw (`factor`), or draw N(0, std) anew (`redraw`)."""
+
+    factor: float = 1.0
+    redraw: float | None = None
+
+
+@dataclass(frozen=True)
+class ParameterPlan:
+    """Exponents and numbers of one parameter. Exponents are of m; `lr` is absolute; `multiplier` is by node of each use."""
+
+    role: str
+    why: str
+    growth: tuple[float, ...]
+    width: float
+    a: dict[str, float]
+    b: float
+    c: float
+    g: float
+    multiplier: dict[str, float]
+    std: float
+    lr: float
+    eps: float | None
+    weight_decay: float
+    r: float | None
+    binding: str
+    void: bool
+    init: Init
+    own_init: OwnInit | None
+    trainable: bool
+
+    def row(self) -> dict[str, Any]:
+        """The JSON-able row of this parameter in the spec. `a` and `multiplier` are by node where uses differ."""
+        own = self.own_init
+        return {
+            "role": self.role,
+            "why": self.why,
+            "growth": list(self.growth),
+            "width": self.width,
+            "a": _collapsed(self.a),
+            "b": self.b,
+            "c": self.c,
+            "g": self.g,
+            "multiplier": _collapsed(self.multiplier, 1.0),
+            "std": self.std,
+            "lr": self.lr,
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+            "r": self.r,
+            "binding": self.binding,
+            "void": self.void,
+            "init_factor": self.init.factor,
+            "own_init": None if own is None else {"exponent": own.exponent, "measured": own.measured},
+        }
+
+
+def _collapsed(by_node: Mapping[str, float], none: float = 0.0) -> float | dict[str, float]:
+    values = set(by_node.values())
+    return dict(by_node) if len(values) > 1 else next(iter(values), none)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The user's numbers. `lr` and `std` are constants, or by role (a role that is left out takes 1 x the default)."""
+
+    lr: ByRole
+    std: ByRole
+    weight_decay: float
+    eps: float | None
+    init: str
+    scales: str
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("init", ("auto", "redraw", "keep")), ("scales", ("insert", "absorb", "off"))):
+            if getattr(self, name) not in allowed:
+                raise InvalidInputError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(allowed)}.")
+        for name in ("lr", "std"):
+            value = getattr(self, name)
+            numbers = value.values() if isinstance(value, Mapping) else [value]
+            if isinstance(value, Mapping) and (wrong := set(value) - {*ROLES, "default"}):
+                raise InvalidInputError(f"{name}: unknown role {sorted(wrong)[0]!r}; expected {', '.join(ROLES)} or default.")
+            if any(not x > 0 or x == float("inf") for x in numbers):
+                raise InvalidInputError(f"{name}={value!r}; expected positive, finite numbers.")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise InvalidInputError(f"weight_decay={self.weight_decay!r}; expected a finite number, at least 0.")
+
+    def constant(self, name: str, role: str, default: float) -> float:
+        """The user's constant `name` ("lr" or "std") for a role."""
+        value = getattr(self, name)
+        return float(value.get(role, value.get("default", default)) if isinstance(value, Mapping) else value)
+
+
+def make_plan(
+    setting: Setting,
+    solved: SolvedDag,
+    parameters: Mapping[str, torch.nn.Parameter],
+    own_init: Mapping[str, OwnInit] | None,
+    options: Options,
+) -> dict[str, ParameterPlan]:
+    """Numbers for every parameter. Without `own_init` (no base) widths are absolute and weights are redrawn at n^-b."""
+    plan = {}
+    for name, parameter in parameters.items():
+        decided = setting.parameters[name]
+        c, g = solved.c.get(name, 0.0), solved.g.get(name, 0.0)
+        if options.scales == "absorb":
+            decided, c_applied, g, decay = _absorbed(decided, c, g, setting.families[name])
+        else:
+            c_applied, decay = c, c
+        n = setting.widths.scale if setting.widths.has_base else _own_width(setting, name, parameter)
+        own = None if own_init is None else own_init[name]
+        family = setting.families[name]
+        lr = options.constant("lr", decided.role, 1e-3)
+        init, std = _init(decided, parameter, own, n, options, setting)
+        plan[name] = ParameterPlan(
+            role=decided.role,
+            why=decided.why,
+            growth=setting.widths.parameter(name, tuple(parameter.shape)),
+            width=_shown_width(setting, name, parameter, n),
+            a=decided.a,
+            b=decided.b,
+            c=c_applied,
+            g=g,
+            multiplier={node: _power(n, -a) for node, a in decided.a.items()},
+            std=std,
+            lr=lr * _power(n, -c_applied),
+            eps=(DEFAULT_EPS if options.eps is None else options.eps) * _power(n, -g) if family.has_eps else None,
+            weight_decay=options.weight_decay * _power(n, decay),
+            r=next((solved.r[node] for node in decided.a if node in solved.r), None),
+            binding=solved.binding.get(name, "by rule: as large as what it is added to or multiplied onto allows"),
+            void=decided.void,
+            init=init,
+            own_init=own,
+            trainable=parameter.requires_grad,
+        )
+    return plan
+
+
+def _power(n: float, exponent: float) -> float:
+    return 1.0 if exponent == 0 or n == 1 else float(n**exponent)
+
+
+def _absorbed(
+    decided: ParameterExponents, c: float, g: float, family: Family
+) -> tuple[ParameterExponents, float, float, float]:
+    """The same trajectory with no multiplier on the first use: b, c, eps and weight decay carry it (theory, section 3)."""
+    a = next(iter(decided.a.values()), 0.0)
+    left = {node: other - a for node, other in decided.a.items()}
+    moved = replace(decided, a=left, b=decided.b + a)
+    return moved, c + family.rate_shift(a), g - a, c + family.decay_shift(a)
+
+
+def unscaled(decided: Mapping[str, ParameterExponents]) -> dict[str, ParameterExponents]:
+    """The exponents with every multiplier moved into the init where one use allows it, and dropped elsewhere."""
+    return {
+        name: replace(p, a=dict.fromkeys(p.a, 0.0), b=p.b + next(iter(p.a.values()), 0.0)) for name, p in decided.items()
+    }
+
+
+def _own_width(setting: Setting, name: str, parameter: torch.nn.Parameter) -> float:
+    """Without a base, n is fan_in, and fan_out for first layers; for a vector, its length."""
+    decided = setting.parameters[name]
+    for node in decided.a:
+        kind = setting.dag.kind(node)
+        if isinstance(kind, Layer):
+            dims = kind.fan_out[:1] if decided.role == "embedding" else kind.fan_in
+            sizes = [parameter.shape[dim.index] for dim in dims if hasattr(dim, "parameter")]
+            return float(torch.Size(sizes).numel())
+    return float(parameter.shape[-1]) if parameter.ndim and decided.role == "vector" else 1.0
+
+
+def _shown_width(setting: Setting, name: str, parameter: torch.nn.Parameter, n: float) -> float:
+    return n if not setting.widths.has_base or any(setting.widths.parameter(name, tuple(parameter.shape))) else 1.0
+
+
+def _init(
+    decided: ParameterExponents,
+    parameter: torch.nn.Parameter,
+    own: OwnInit | None,
+    n: float,
+    options: Options,
+    setting: Setting,
+) -> tuple[Init, float]:
+    """What to do to a tensor, and the RMS entry that it then has."""
+    constant = options.constant("std", decided.role, 1.0)
+    if options.init == "keep" or decided.role == "plain" or parameter.is_meta:
+        return Init(), _rms(parameter)
+    is_matrix = any(isinstance(setting.dag.kind(node), Layer) for node in decided.a)
+    if own is None:
+        return _absolute_init(decided, parameter, is_matrix, constant * _power(n, -decided.b), options)
+    if options.init == "redraw" and is_matrix:
+        std = own.base_rms * _power(n, -decided.b) * constant
+        return Init(redraw=std), std
+    factor = _power(n, own.exponent - decided.b) * constant
+    return Init(factor=factor), _rms(parameter) * factor
+
+
+def _absolute_init(
+    decided: ParameterExponents, parameter: torch.nn.Parameter, is_matrix: bool, std: float, options: Options
+) -> tuple[Init, float]:
+    """Weights are drawn at n^-b; biases, whose own init shrinks with fan_in, start at zero; gains keep theirs."""
+    if is_matrix:
+        return Init(redraw=std), std
+    if decided.is_bias:
+        return Init(factor=0.0), 0.0
+    return Init(), _rms(parameter)
+
+
+def _rms(tensor: torch.Tensor) -> float:
+    return 0.0 if tensor.is_meta or not tensor.numel() else float(tensor.detach().double().square().mean().sqrt())
+
+
+def build_groups(
+    plan: Mapping[str, ParameterPlan], parameters: Mapping[str, torch.nn.Parameter], groups: str = "merged"
+) -> list[dict[str, Any]]:
+    """Optimizer groups: one per distinct set of hyperparameters, in the order of first appearance, or one per parameter.
+
+    Each is a plain dict: `params`, `param_names`, `lr`, `weight_decay`, and `eps` where the optimizer has one. Every
+    trainable parameter is in exactly one; frozen ones are in none.
+    """
+    if groups not in ("merged", "parameter"):
+        raise InvalidInputError(f"groups={groups!r}; expected 'merged' or 'parameter'.")
+    found: dict[Any, dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        row = plan[name]
+        if not row.trainable:
+            continue
+        values = {"lr": row.lr, "weight_decay": row.weight_decay} | ({} if row.eps is None else {"eps": row.eps})
+        key = name if groups == "parameter" else tuple(float(f"{v:.12g}") for v in values.values())
+        group = found.setdefault(key, {"params": [], "param_names": [], **values})
+        group["params"].append(parameter)
+        group["param_names"].append(name)
+    return list(found.values())
+
+
+def frozen_names(plan: Mapping[str, ParameterPlan]) -> Iterable[str]:
+    return [name for name, row in plan.items() if not row.trainable]

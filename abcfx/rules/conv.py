@@ -1,0 +1,56 @@
+"""Rules of convolutions of any rank, transposed or grouped, and of pooling over finite (spatial) dims."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn as nn
+
+from abcfx.rules.op import Op
+from abcfx.rules.registry import register_rule
+from abcfx.rules.values import Value
+
+
+@register_rule("conv1d", "conv2d", "conv3d", "convolution")
+def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *_: Any, **__: Any) -> Value:
+    """Weight (out, in / groups, kernel...): what is contracted is the second dim; kernel dims never grow."""
+    return op.layer(x, weight, fan_in=range(1, weight.ndim or 2), fan_out=[0], bias=bias)
+
+
+@register_rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def conv_transpose(op: Op, x: Value, weight: Value, bias: Value | None = None, *_: Any, **__: Any) -> Value:
+    """Weight (in, out / groups, kernel...)."""
+    return op.layer(x, weight, fan_in=[0, *range(2, weight.ndim or 2)], fan_out=[1], bias=bias)
+
+
+def _module(transposed: bool) -> Any:
+    def rule(op: Op, module: nn.Module, x: Value, *_: Any, **__: Any) -> Value:
+        weight = op.parameter(module, "weight")
+        assert weight is not None
+        return (conv_transpose if transposed else conv)(op, x, weight, op.parameter(module, "bias"))
+
+    return rule
+
+
+register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)(_module(transposed=False))
+register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)(_module(transposed=True))
+
+
+@register_rule(
+    "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "boolean_dispatch", "interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "lp_pool2d",
+)  # fmt: skip
+def pool(op: Op, x: Value, *_: Any, **__: Any) -> Value:
+    return op.same(x)
+
+
+@register_rule(
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+    nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d,
+)  # fmt: skip
+def pool_module(op: Op, module: nn.Module, x: Value, *_: Any) -> Value:
+    return op.same(x)

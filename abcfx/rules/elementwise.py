@@ -1,0 +1,198 @@
+"""Rules of ops that work entry by entry, of softmax, and of means and sums."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn as nn
+
+from abcfx.rules.kinds import Number
+from abcfx.rules.op import Op
+from abcfx.rules.registry import register_rule
+from abcfx.rules.values import Value
+
+# phi(0) = 0 and Lipschitz: size and change of the input
+KEEPS_ZERO = (
+    "relu", "relu6", "gelu", "silu", "tanh", "elu", "selu", "celu", "leaky_relu", "mish", "hardtanh", "hardswish",
+    "softsign", "tanhshrink", "softshrink", "hardshrink", "rrelu", "sin", "asin", "atan", "erf", "sinh", "expm1",
+    "log1p", "abs", "neg", "sign", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
+    "feature_alpha_dropout", "identity", "clamp", "clamp_min", "clamp_max", "to", "float", "double", "half",
+    "bfloat16", "type", "type_as", "contiguous", "clone", "detach", "cpu", "cuda", "alias", "nan_to_num",
+    "masked_fill", "tril", "triu", "real", "imag", "requires_grad", "cumsum", "round", "floor", "ceil", "fill_diagonal",
+)  # fmt: skip
+# phi(0) != 0, or not homogeneous at all: O(1) whatever comes in
+FORGETS_SIZE = (
+    "sigmoid", "hardsigmoid", "logsigmoid", "softplus", "exp", "exp2", "cos", "cosh", "log", "log2", "log10", "erfc",
+    "acos", "sinc", "threshold",
+)  # fmt: skip
+
+
+@register_rule(*KEEPS_ZERO)
+def keeps_zero(op: Op, x: Value, *_: Any, **__: Any) -> Value:
+    return op.same(x)
+
+
+@register_rule(
+    nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Tanh, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.Mish, nn.Hardtanh,
+    nn.Hardswish, nn.Softsign, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.RReLU, nn.Identity,
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
+def keeps_zero_module(op: Op, module: nn.Module, x: Value, *_: Any) -> Value:
+    return op.same(x)
+
+
+@register_rule(*FORGETS_SIZE)
+def forgets_size(op: Op, x: Value, *_: Any, **__: Any) -> Value:
+    return op.pointwise(x)
+
+
+@register_rule(nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softplus, nn.Threshold)
+def forgets_size_module(op: Op, module: nn.Module, x: Value) -> Value:
+    return op.pointwise(x)
+
+
+@register_rule("prelu")
+def prelu(op: Op, x: Value, slope: Value) -> Value:
+    return op.merge([x, op.product(op.same(x), slope)])
+
+
+@register_rule(nn.PReLU)
+def prelu_module(op: Op, module: nn.Module, x: Value) -> Value:
+    slope = op.parameter(module, "weight")
+    assert slope is not None
+    return prelu(op, x, slope)
+
+
+@register_rule("glu")
+def glu(op: Op, x: Value, dim: int = -1) -> Value:
+    content, gate = op.split(x, 2, dim)
+    return op.product(content, op.pointwise(gate))
+
+
+@register_rule(nn.GLU)
+def glu_module(op: Op, module: nn.GLU, x: Value) -> Value:
+    return glu(op, x, module.dim)
+
+
+@register_rule("add", "sub", "rsub", "maximum", "minimum", "max", "min", "lerp", "logaddexp")
+def add(op: Op, x: Any, y: Any = None, *_: Any, **__: Any) -> Value | tuple[Value, ...]:
+    """Also max(x) and max(x, dim), which return a value of x (and its index)."""
+    if not isinstance(x, Value) or not isinstance(y, Value):
+        tensor = x if isinstance(x, Value) else y
+        assert isinstance(tensor, Value)
+        reduces = plain_reduction(op) and y is not None
+        return (op.same(tensor), op.constant()) if reduces else op.same(tensor)
+    for tensor, other in ((x, y), (y, x)):
+        stat = other.statistic
+        if stat is not None and stat.reduced and stat.degree == 1 and stat.node == tensor.node:
+            return op.same(tensor)  # x - mean(x): centred, still x
+    return op.merge([x, y])
+
+
+def plain_reduction(op: Op) -> bool:
+    """Whether the op is torch's max or min: with a number beside the tensor they reduce a dim."""
+    return str(getattr(op.at.target, "__name__", op.at.target)) in ("max", "min")
+
+
+@register_rule("amax", "amin", "logsumexp", "median", "quantile")
+def extremum(op: Op, x: Value, *_: Any, **__: Any) -> Value:
+    return op.same(x)
+
+
+@register_rule("argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "zeros_like", "ones_like",
+               "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full", "dim",
+               "numel", "is_floating_point", "argsort", "bucketize")  # fmt: skip
+def constant(op: Op, *_: Any, **__: Any) -> Value:
+    return op.constant()
+
+
+@register_rule("mul")
+def mul(op: Op, x: Any, y: Any) -> Any:
+    if isinstance(x, Value) and isinstance(y, Value):
+        if x.node is not None and x.node == y.node and x.statistic == y.statistic:
+            return op.power(x, 2.0)
+        return op.product(x, y)
+    tensor, factor, key = (x, y, 1) if isinstance(x, Value) else (y, x, 0)
+    return op.scale(tensor, factor if isinstance(factor, Number) else op.scalar(key))
+
+
+@register_rule("div")
+def div(op: Op, x: Any, y: Any, **_: Any) -> Value:
+    if isinstance(y, Value):
+        inverse = op.power(y, -1.0) if y.node is not None else y
+        return op.product(x, inverse) if isinstance(x, Value) else inverse
+    return op.scale(x, (y if isinstance(y, Number) else op.scalar(1)).power(-1.0))
+
+
+@register_rule("pow")
+def power(op: Op, x: Any, exponent: Any) -> Value:
+    if not isinstance(x, Value) or not isinstance(exponent, int | float):
+        return op.pointwise(exponent if isinstance(exponent, Value) else x)
+    return op.power(x, float(exponent))
+
+
+@register_rule("square")
+def square(op: Op, x: Value) -> Value:
+    return op.power(x, 2.0)
+
+
+@register_rule("sqrt")
+def sqrt(op: Op, x: Value) -> Value:
+    return op.power(x, 0.5)
+
+
+@register_rule("rsqrt")
+def rsqrt(op: Op, x: Value) -> Value:
+    return op.power(x, -0.5)
+
+
+@register_rule("reciprocal")
+def reciprocal(op: Op, x: Value) -> Value:
+    return op.power(x, -1.0)
+
+
+@register_rule("where")
+def where(op: Op, condition: Value, x: Any, y: Any) -> Value:
+    return op.merge([v for v in (x, y) if isinstance(v, Value)])
+
+
+@register_rule("softmax", "log_softmax", "gumbel_softmax", "softmin")
+def softmax(op: Op, x: Value, dim: int = -1, *_: Any, **__: Any) -> Value:
+    return op.softmax(x, dim)
+
+
+@register_rule(nn.Softmax, nn.LogSoftmax)
+def softmax_module(op: Op, module: nn.Softmax, x: Value) -> Value:
+    return op.softmax(x, -1 if module.dim is None else module.dim)
+
+
+@register_rule("mean")
+def mean(op: Op, x: Value, dim: Any = None, *_: Any, **__: Any) -> Value:
+    return op.reduce(x, dim, mean=True)
+
+
+@register_rule("sum")
+def sum_(op: Op, x: Value, dim: Any = None, *_: Any, **__: Any) -> Value:
+    return op.reduce(x, dim, mean=False)
+
+
+@register_rule("var")
+def var(op: Op, x: Value, dim: Any = None, *_: Any, **__: Any) -> Value:
+    return op.spread(x, dim, 1.0)
+
+
+@register_rule("std")
+def std(op: Op, x: Value, dim: Any = None, *_: Any, **__: Any) -> Value:
+    return op.spread(x, dim, 0.5)
+
+
+@register_rule("cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
+               "binary_cross_entropy_with_logits", "binary_cross_entropy", "kl_div")  # fmt: skip
+def loss(op: Op, x: Value, target: Any, *_: Any, **__: Any) -> Value:
+    """A loss is as stable as what goes in; finite dims are averaged."""
+    return op.merge([v for v in (x, target) if isinstance(v, Value)])
+
+
+@register_rule(nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.BCEWithLogitsLoss, nn.BCELoss)
+def loss_module(op: Op, module: nn.Module, x: Value, target: Any) -> Value:
+    return loss(op, x, target)

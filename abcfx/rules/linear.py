@@ -1,0 +1,84 @@
+"""Rules of weight ops on vectors: linear maps, lookups in tables, matrix products of any spelling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn as nn
+
+from abcfx.rules.op import Op
+from abcfx.rules.registry import register_rule
+from abcfx.rules.values import Value
+
+
+@register_rule("linear")
+def linear(op: Op, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    return op.layer(x, weight, fan_in=[-1], fan_out=[-2], bias=bias)
+
+
+@register_rule(nn.Linear)
+def linear_module(op: Op, module: nn.Module, x: Value) -> Value:
+    weight = op.parameter(module, "weight")
+    assert weight is not None
+    return linear(op, x, weight, op.parameter(module, "bias"))
+
+
+@register_rule("embedding", "embedding_bag")
+def embedding(op: Op, ids: Value, weight: Value, *_: Any, **__: Any) -> Value:
+    return op.layer(None, weight, fan_in=[], fan_out=[1])
+
+
+@register_rule(nn.Embedding, nn.EmbeddingBag)
+def embedding_module(op: Op, module: nn.Module, ids: Value, *_: Any) -> Value:
+    weight = op.parameter(module, "weight")
+    assert weight is not None
+    return embedding(op, ids, weight)
+
+
+@register_rule("matmul", "mm", "bmm", "mv", "dot")
+def matmul(op: Op, x: Value, y: Value) -> Value:
+    if y.parameter is not None and y.node is None and not (x.parameter is not None and x.node is None):
+        vector = y.ndim == 1
+        return op.layer(x, y, fan_in=[0] if vector else [-2], fan_out=[] if vector else [-1])
+    if x.parameter is not None and x.node is None:
+        return op.layer(y, x, fan_in=[-1], fan_out=[] if x.ndim == 1 else [-2])
+    contracted = x.dim(-1)
+    return op.product(x, y, () if contracted is None else (contracted,))
+
+
+@register_rule("addmm", "baddbmm", "addbmm", "addmv")
+def addmm(op: Op, bias: Value, x: Value, y: Value, **_: Any) -> Value:
+    return op.merge([matmul(op, x, y), bias])
+
+
+@register_rule("einsum")
+def einsum(op: Op, equation: str, *operands: Any) -> Value:
+    tensors = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else list(operands)
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    letters = inputs.split(",")
+    if not output:
+        every = inputs.replace(",", "")
+        output = "".join(sorted(c for c in set(every) if every.count(c) == 1))
+    value, seen = tensors[0], letters[0]
+    for k in range(1, len(tensors)):
+        later = output + "".join(letters[k + 1 :])
+        value = _einsum_pair(op, value, seen, tensors[k], letters[k], later)
+        seen = "".join(dict.fromkeys(c for c in seen + letters[k] if c in later))
+    return value
+
+
+def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kept: str) -> Value:
+    """One contraction of two operands; a raw parameter among them makes it a layer."""
+    if x.parameter is not None and x.node is None:
+        x, x_letters, y, y_letters = y, y_letters, x, x_letters
+    contracted = [c for c in y_letters if c in x_letters and c not in kept]
+
+    def position(letters: str, c: str) -> int:
+        before, dots, after = letters.partition("...")
+        return before.index(c) if c in before or not dots else after.index(c) - len(after)
+
+    if y.parameter is not None and y.node is None:
+        fan_out = [c for c in y_letters if c in kept and c not in x_letters and c != "."]
+        return op.layer(x, y, [position(y_letters, c) for c in contracted], [position(y_letters, c) for c in fan_out])
+    dims = (x.dim(position(x_letters, c)) for c in contracted)
+    return op.product(x, y, tuple(d for d in dims if d is not None))

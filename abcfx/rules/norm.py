@@ -1,0 +1,50 @@
+"""Rules of normalisation. Norms written out by hand need none: `Op.product` sees x times 1/rms(x) for what it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn as nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from abcfx.rules.op import Op
+from abcfx.rules.registry import register_rule
+from abcfx.rules.values import Value
+
+
+@register_rule("layer_norm", "rms_norm", "group_norm")
+def layer_norm(
+    op: Op, x: Value, shape_or_groups: Any, weight: Value | None = None, bias: Value | None = None, *_: Any, **__: Any
+) -> Value:
+    """layer_norm(x, shape, weight, bias, eps), rms_norm(x, shape, weight, eps), group_norm(x, groups, weight, bias, eps)."""
+    return op.norm(x, weight, bias if isinstance(bias, Value) else None)
+
+
+@register_rule("batch_norm")
+def batch_norm(
+    op: Op, x: Value, mean: Any, var: Any, weight: Value | None = None, bias: Value | None = None, *_: Any, **__: Any
+) -> Value:
+    return op.norm(x, weight, bias)
+
+
+@register_rule("instance_norm")
+def instance_norm(
+    op: Op, x: Value, mean: Any = None, var: Any = None, weight: Value | None = None, bias: Value | None = None, *_: Any
+) -> Value:
+    return op.norm(x, weight, bias)
+
+
+@register_rule(nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
+def norm_module(op: Op, module: nn.Module, x: Value) -> Value:
+    return op.norm(x, op.parameter(module, "weight"), op.parameter(module, "bias"))
+
+
+@register_rule("normalize")
+def normalize(op: Op, x: Value, p: float = 2.0, dim: int = 1, **_: Any) -> Value:
+    norm = op.power(op.reduce(op.power(x, 2.0), dim, mean=False), -0.5)
+    return op.product(x, norm)
+
+
+@register_rule("norm", "vector_norm", "linalg_vector_norm")
+def vector_norm(op: Op, x: Value, ord: Any = 2, dim: Any = None, *_: Any, **__: Any) -> Value:
+    return op.power(op.reduce(op.power(x, 2.0), dim, mean=False), 0.5)

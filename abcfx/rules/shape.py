@@ -1,0 +1,107 @@
+"""Rules of ops that move entries about: views, indexing, concatenation, cutting. Sizes and changes stay what they are."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace
+from typing import Any
+
+import torch.nn as nn
+
+from abcfx.rules.op import Op
+from abcfx.rules.registry import register_rule
+from abcfx.rules.values import Sizes, Value
+
+
+@register_rule(
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "view_as", "reshape_as",
+    "repeat", "tile", "repeat_interleave", "ravel", "pad", "constant_pad_nd", "roll", "flip", "narrow", "unfold",
+    "fold", "diagonal", "as_strided", "broadcast_to", "index_select", "gather", "take_along_dim", "masked_select",
+    "sort", "moveaxis", "slice", "slice_copy", "view_as_real", "view_as_complex", "diff", "rot90", "trace",
+)  # fmt: skip
+def regroup(op: Op, x: Value, *_: Any, **__: Any) -> Value:
+    return op.view(x)
+
+
+@register_rule(nn.Flatten, nn.Unflatten, nn.ChannelShuffle)
+def regroup_module(op: Op, module: nn.Module, x: Value) -> Value:
+    return op.view(x)
+
+
+@register_rule("transpose")
+def transpose(op: Op, x: Value, dim0: int, dim1: int) -> Value:
+    order = list(range(x.ndim or 0))
+    if order:
+        order[dim0], order[dim1] = order[dim1], order[dim0]
+    return op.view(x, tuple(order) if order else None)
+
+
+@register_rule("t", "T", "mT", "H", "numpy_T", "adjoint")
+def flipped(op: Op, x: Value) -> Value:
+    return op.view(x, tuple(reversed(range(x.ndim))) if x.ndim == 2 else None)
+
+
+@register_rule("permute")
+def permute(op: Op, x: Value, *dims: Any) -> Value:
+    order = tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], list | tuple) else dims
+    return op.view(x, tuple(i % len(order) for i in order))
+
+
+@register_rule("getitem", "select")
+def index(op: Op, x: Any, item: Any, *rest: Any) -> Any:
+    """x[item]; a table of parameters indexed by a tensor is a lookup, a slice of it is still the parameter."""
+    if rest:  # select(x, dim, index)
+        return op.view(x)
+    if not isinstance(x, Value):
+        return x[item]
+    items = item if isinstance(item, tuple) else (item,)
+    if x.parameter is None or x.node is not None or x.dims is None:
+        return op.same(x)
+    if any(isinstance(i, Value) for i in items):
+        return op.layer(None, x, fan_in=[], fan_out=range(len(items), len(x.dims)))
+    kept = [d for i, d in enumerate(x.dims) if i >= len(items) or isinstance(items[i], slice)]
+    simple = all(isinstance(i, slice | int) for i in items)
+    return replace(op.same(x), dims=tuple(kept) if simple else None)
+
+
+@register_rule("getattr")
+def attribute(op: Op, x: Value, name: str) -> Any:
+    if name == "shape":
+        return Sizes(x)
+    if name in ("T", "mT", "H"):
+        return flipped(op, x)
+    return op.same(x) if name in ("data", "real", "imag") else None
+
+
+@register_rule("size", "sym_size")
+def size(op: Op, x: Value, dim: int | None = None) -> Any:
+    return Sizes(x) if dim is None else Sizes(x)[dim]
+
+
+@register_rule("cat", "stack", "vstack", "dstack")
+def cat(op: Op, tensors: Any, *_: Any, **__: Any) -> Value:
+    return op.merge(tensors)
+
+
+@register_rule("split", "split_with_sizes", "chunk", "tensor_split")
+def split(op: Op, x: Value, how: Any, dim: int = 0) -> Any:
+    return op.split(x, len(how) if isinstance(how, list | tuple) else _results(op), dim)
+
+
+def _results(op: Op) -> int:
+    """How many tensors the op returns; where shapes are not known, how many of them the graph itself takes."""
+    val = op.at.meta.get("val")
+    if isinstance(val, list | tuple):
+        return len(val)
+    taken = [user.args[1] for user in op.at.users if user.target is operator.getitem]
+    return max((i for i in taken if isinstance(i, int)), default=0) + 1
+
+
+@register_rule("unbind")
+def unbind(op: Op, x: Value, dim: int = 0) -> tuple[Value, ...]:
+    return op.several(x, _results(op))
+
+
+@register_rule("topk", "sort_values")
+def topk(op: Op, x: Value, *_: Any, **__: Any) -> tuple[Value, Value]:
+    return op.same(x), op.constant()

@@ -1,0 +1,173 @@
+"""Writes the rows of a layer DAG, has them solved, and gives what follows from the optimum: vectors, gradients, binding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from abcfx.exponents import Setting
+from abcfx.parametrizations import Alignment
+from abcfx.rules import Bound, Layer, Vector
+from abcfx.solver import LpSolution, Rate, Row, Solver
+
+_WORDS = {
+    "alpha": "the update of {p} times its input (dW x0) must not blow up {n}",
+    "u": "the update of {p} times the change of its input (dW dx) must not blow up {n}",
+    "omega": "the change of the input carried by the initial {p} (W0 dx) must not blow up {n}",
+    "gradient": "the gradient of {p} is no larger than what {n} sends back",
+    "init": "the initial {p} sends a gradient back",
+    "update": "the updated {p} sends a gradient back",
+}
+
+
+@dataclass(frozen=True)
+class SolvedDag:
+    """What the LP and the recursions around it found, all exponents of m.
+
+    `c` by parameter; `r` and `s` by DAG node; `g` by parameter (gradient entries at init, for eps); `binding` and
+    `unconstrained` by parameter; `shadow_prices` by row.
+    """
+
+    solution: LpSolution
+    c: dict[str, float]
+    r: dict[str, float]
+    s: dict[str, float]
+    g: dict[str, float]
+    binding: dict[str, str]
+    shadow_prices: dict[str, float]
+    rows: int
+    columns: int
+
+
+class System:
+    """The LP of one layer DAG. `solve` may be called again with other alignments; it starts from the last optimum."""
+
+    def __init__(self, setting: Setting, alignment: Mapping[str, Alignment]) -> None:
+        self.setting, self.dag = setting, setting.dag
+        self.alignment = dict(alignment)
+        self._by_gradient = any(family.update == "gradient" for family in setting.families.values())
+        rows = [row for node in self.dag.order for row in self._change_rows(node)]
+        if self._by_gradient:
+            rows += [row for node in reversed(self.dag.order) for row in self._gradient_rows(node)]
+        lower = {("r", n): min(0.0, setting.size(n)) for n in self.dag.order if setting.changes(n)}
+        self.solver = Solver(rows, self._rates(), lower, self.alignment)
+
+    def solve(self, alignment: Mapping[str, Alignment] | None = None) -> SolvedDag:
+        """Raises InfeasibleError when fixed rates leave no solution; its message names the conflict."""
+        if alignment is not None:
+            self.alignment.update(alignment)
+        solution = self.solver.resolve(self.alignment)
+        c = {str(name): value for name, value in solution.c.items()}
+        c |= self._rates_by_rule(solution, c)
+        at_init = self._gradients(None)
+        return SolvedDag(
+            solution=solution,
+            c=c,
+            r={level[1]: value for level, value in solution.levels.items() if level[0] == "r"},  # type: ignore[index]
+            s={node: self.setting.size(node) for node in self.dag.order},
+            g=self._parameter_gradients(at_init),
+            binding=self._binding(solution),
+            shadow_prices=solution.shadow_prices,
+            rows=len(self.solver.rows),
+            columns=len(self.solver.rates) + len(solution.levels),
+        )
+
+    # -- rows
+
+    def _row(self, name: str, out: tuple[str, str], node: str, bound: Bound) -> Row:
+        inputs = tuple(var[1] if var[0] == "c" else var for var in bound.inputs)
+        kind = self.dag.kind(node)
+        parameter = kind.parameter if isinstance(kind, Layer) else node
+        words = _WORDS.get(bound.label, "{n} changes as much as it: " + bound.label).format(p=parameter, n=node)
+        return Row(name, out, inputs, bound.constant, bound.alignment, node, bound.weight, words)
+
+    def _change_rows(self, node: str) -> list[Row]:
+        if not self.setting.changes(node):
+            return []
+        bounds = self.dag.kind(node).changes(node, self.setting)
+        return [self._row(f"{node}: {bound.label}", ("r", node), node, bound) for bound in bounds]
+
+    def _gradient_rows(self, node: str) -> list[Row]:
+        rows = []
+        if node in self.dag.outputs:
+            rows.append(Row(f"{node}: loss", ("G", node), (), 0.0, words=f"{node} is an output of the model"))
+        kind = self.dag.kind(node)
+        for source, bound in kind.gradients(node, self.setting):
+            rows.append(self._row(f"{source}: gradient {bound.label} of {node}", ("G", source), node, bound))
+        if isinstance(kind, Layer) and self._takes_gradient(kind.parameter):
+            bound = kind.parameter_gradient(node, self.setting)
+            rows.append(self._row(f"{node}: gradient of its weight", ("g", kind.parameter), node, bound))
+        return rows
+
+    def _takes_gradient(self, parameter: str) -> bool:
+        return self.setting.learns(parameter) and self.setting.family(parameter).update == "gradient"
+
+    def _rates(self) -> dict[Any, Rate]:
+        """One rate for each weight that learns; a fused weight counts as many times as the pieces it is cut into."""
+        distances = self.dag.distances()
+        rates: dict[Any, Rate] = {}
+        for node, layer in self.dag.layers():
+            name = layer.parameter
+            if self.setting.learns(name):
+                known = rates.get(name, Rate(cost=0.0))
+                distance = max(known.distance, distances[node])
+                rates[name] = Rate(known.cost + layer.pieces, distance, fixed=self.setting.parameters[name].c)
+        return rates
+
+    # -- what follows from the optimum
+
+    def _rates_by_rule(self, solution: LpSolution, c: Mapping[str, float]) -> dict[str, float]:
+        """Rates of vectors: the largest that leave every tensor behind them as stable as it must be."""
+        setting = self.setting.with_vectors()
+        need: dict[str, float] = dict.fromkeys(self.dag.outputs, 0.0)
+        need |= {level[1]: v for level, v in self.solver.required(solution).items() if level[0] == "r"}  # type: ignore[index]
+        for node in reversed(self.dag.order):
+            for bound in self.dag.kind(node).changes(node, setting):
+                if len(bound.inputs) == 1 and not self.setting.changes(source := bound.inputs[0][1]):
+                    need[source] = max(need.get(source, 0.0), need.get(node, 0.0) - bound.constant)
+        gradients = self._gradients(c) if self._by_gradient else {}
+        rates = {}
+        for node, vector in self.dag.vectors():
+            decided = self.setting.parameters[vector.parameter]
+            if not decided.learns:
+                continue
+            rate = need.get(node, 0.0)
+            if self.setting.family(vector.parameter).update == "gradient":
+                rate = 0.0 if decided.role == "scalar" else rate - gradients.get(node, 0.0)
+            rates[vector.parameter] = rate + 0.0 if decided.c is None else decided.c
+        return rates
+
+    def _gradients(self, c: Mapping[str, float] | None) -> dict[str, float]:
+        """G of every node by exact recursion from the outputs: at init, or (given c) with the updates as well."""
+        found = dict.fromkeys(self.dag.outputs, 0.0)
+        for node in reversed(self.dag.order):
+            if node not in found:
+                continue
+            for source, bound in self.dag.kind(node).gradients(node, self.setting):
+                if bound.label == "update" and c is None:
+                    continue
+                value = bound.constant - bound.weight * (self.alignment[node].alpha if bound.alignment else 0.0)
+                for kind, name in bound.inputs:
+                    value += found[name] if kind == "G" else (c or {})[name]
+                found[source] = min(found.get(source, value), value)
+        return found
+
+    def _parameter_gradients(self, at_nodes: Mapping[str, float]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for node in self.dag.order:
+            kind = self.dag.kind(node)
+            if node in at_nodes and isinstance(kind, Layer | Vector):
+                g = at_nodes[node]
+                if isinstance(kind, Layer):
+                    g += kind.parameter_gradient(node, self.setting).constant
+                found[kind.parameter] = min(found.get(kind.parameter, g), g) + 0.0
+        return found
+
+    def _binding(self, solution: LpSolution) -> dict[str, str]:
+        binding = {str(name): ", ".join(rows) for name, rows in solution.binding.items()}
+        binding |= {str(name): "nothing holds it up: it reaches no output" for name in solution.unconstrained}
+        for name, decided in self.setting.parameters.items():
+            if decided.c is not None:
+                binding[name] = "given in `exponents`"
+        return binding

@@ -1,0 +1,279 @@
+"""The one path: capture, layer DAG, widths, exponents, LP, plan, rewrite; and the object that `transform` returns."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import nn
+
+from abcfx.capture import CapturedGraph, EmittedModule, capture
+from abcfx.dag import LayerDag, build_dag
+from abcfx.errors import InvalidInputError
+from abcfx.exponents import Given, ParameterExponents, Setting, assign_exponents
+from abcfx.init import OwnInit, measure_own_init, redraw_
+from abcfx.parametrizations import Alignment, alignment_preset, family
+from abcfx.passes import Scale, insert_scales, scale_nodes
+from abcfx.patterns import match_patterns
+from abcfx.plan import ByRole, Options, ParameterPlan, build_groups, make_plan, unscaled
+from abcfx.rules import Layer
+from abcfx.system import SolvedDag, System
+from abcfx.widths import Growth, measure_growth
+
+Base = nn.Module | Callable[[], nn.Module] | None
+AlignmentOption = str | Sequence[float] | Mapping[str, str | Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """What `transform` returns; `module, param_groups = result` unpacks, `print(result)` prints the report.
+
+    Attributes:
+        module: the rewritten model; the same Parameter names and `state_dict` keys as the model.
+        param_groups: groups for any torch optimizer.
+        dag: the layer DAG as a networkx DiGraph; nodes carry `kind`, `path`, `s`, `r`, `role`, `parameter`.
+        solution: exponents found by the LP, with what binds and shadow prices.
+        spec: a JSON-able row for each parameter, by name.
+        timings: seconds of each stage.
+    """
+
+    module: nn.Module
+    param_groups: list[dict[str, Any]]
+    dag: nx.DiGraph
+    solution: SolvedDag
+    spec: dict[str, dict[str, Any]]
+    timings: dict[str, float]
+    notes: tuple[str, ...] = ()
+    header: dict[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.module, self.param_groups))
+
+    def __str__(self) -> str:
+        from abcfx.report import render
+
+        return render(self)
+
+    def __repr__(self) -> str:
+        return f"Transformed({len(self.spec)} parameters, {len(self.param_groups)} groups, {self.header})"
+
+
+def transform(
+    model: nn.Module,
+    args: Any = None,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    base: Base = None,
+    parametrization: str = "mup",
+    optimizer: str = "adam",
+    alignment: AlignmentOption = "full",
+    lr: ByRole = 1e-3,
+    weight_decay: float = 0.0,
+    eps: float | None = None,
+    roles: Mapping[str, str] | None = None,
+    exponents: Given | None = None,
+    std: ByRole = 1.0,
+    init: str = "auto",
+    scales: str = "insert",
+    groups: str = "merged",
+    inplace: bool = False,
+) -> Transformed:
+    """Rewrite a model so that hyperparameters tuned at a small width hold at its own.
+
+    Args:
+        model: any model that can be captured. It is not changed, unless `inplace`.
+        args: example positional inputs, as in `torch.export.export`; a bare tensor counts as one argument.
+        kwargs: example keyword inputs.
+        base: the same architecture at the width where the hyperparameters were tuned, or a function that builds it.
+            Multipliers, init, rates are then powers of the ratio of widths; at the base width nothing changes.
+            Without it they are powers of the width itself.
+        parametrization: table of (a, b): "mup", "sp", "ntk" or "mfp".
+        optimizer: family of the optimizer: "adam", "adamw", "sgd", "lion", "adafactor", ...
+        alignment: "full", "no", "worst", or (alpha, omega, u); or a dict of glob pattern to one of these.
+        lr: base learning rate (absolute), or a dict of role to it.
+        weight_decay: the user's weight decay; lr x weight decay of each parameter is kept independent of width.
+        eps: the user's Adam eps (1e-8 when None); each parameter gets it times width^-g, g the exponent of its gradient.
+        roles: glob pattern on parameter names -> role, over what the graph says.
+        exponents: glob pattern -> (a, b) or (a, b, c), or a list of those in the order in which the layers run.
+        std: constant on the init of every weight, or a dict of role to it.
+        init: "auto" (with a base: the model's own draw times one factor; without: N(0, n^-2b)), "redraw", "keep".
+        scales: "insert" multipliers as graph nodes, "absorb" them into init and rates, or "off": none at all.
+        groups: "merged" (one per distinct set of hyperparameters) or "parameter".
+        inplace: change the given model object (its init) instead of a copy; needs `scales="absorb"` or "off".
+
+    Raises:
+        InvalidInputError, CaptureError, UnknownOpError, PairingError, InfeasibleError: nothing has been changed then.
+    """
+    options = Options(lr, std, weight_decay, eps, init, scales)
+    if inplace and scales == "insert":
+        raise InvalidInputError(
+            "inplace=True changes the model object itself, and scale nodes live in a graph, not in it: its weights would\n"
+            "  be re-initialised but not scaled. To fix: transform(..., inplace=True, scales='absorb')"
+        )
+    clock = _Clock()
+    with clock("capture"):
+        captured = _capture(model if inplace else copy.deepcopy(model), args, kwargs)
+    with clock("base"):
+        captured_base = None if base is None else _capture(_build(base), args, kwargs, of="base")
+    with clock("dag"):
+        dag = build_dag(captured)
+    parameters = dict(captured.model.named_parameters())
+    with clock("widths"):
+        growth = measure_growth(captured, dag, captured_base)
+    with clock("exponents"):
+        decided = assign_exponents(dag, growth, parameters, parametrization, roles, exponents)
+        decided = unscaled(decided) if scales == "off" else decided
+        setting = Setting(dag, growth, decided, dict.fromkeys(parameters, family(optimizer)))
+    with clock("solve"):
+        system = System(setting, _alignments(alignment, dag, decided))
+        solved = system.solve()
+    with clock("plan"):
+        own = _own_init(captured, captured_base, setting)
+        plan = make_plan(setting, solved, parameters, own, options)
+    with clock("rewrite"):
+        notes = captured.notes + _apply(captured, dag, plan, growth)
+        param_groups = build_groups(plan, parameters, groups)
+    return Transformed(
+        module=model if inplace else captured.module,
+        param_groups=param_groups,
+        dag=_annotated(dag, solved, plan),
+        solution=solved,
+        spec={name: row.row() for name, row in plan.items()},
+        timings=clock.seconds,
+        notes=notes,
+        header=_header(captured, growth, parametrization, optimizer, alignment, options, solved),
+    )
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start
+
+
+def _build(base: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+    built = base if isinstance(base, nn.Module) else base()
+    if not isinstance(built, nn.Module):
+        raise InvalidInputError(
+            f"base: expected a module or a function that builds one, got {type(built).__name__}.\n"
+            f"  To fix: abcfx.transform(model, inputs, base=lambda: Model(width=64))"
+        )
+    return built
+
+
+def _capture(model: nn.Module, args: Any, kwargs: dict[str, Any] | None, of: str = "model") -> CapturedGraph:
+    if isinstance(model, EmittedModule) and scale_nodes(model.graph):
+        raise InvalidInputError(
+            f"{of} was transformed before: its graph has {len(scale_nodes(model.graph))} scale nodes, which would count "
+            f"twice.\n  To fix: transform the original model."
+        )
+    return capture(model, args, kwargs)
+
+
+def _alignments(
+    option: AlignmentOption, dag: LayerDag, decided: Mapping[str, ParameterExponents]
+) -> dict[str, Alignment]:
+    """(alpha, omega, u) of every layer node."""
+
+    def pair(value: str | Sequence[float]) -> tuple[Alignment, Alignment]:
+        if isinstance(value, str):
+            return alignment_preset(value)
+        numbers = tuple(float(x) for x in value)
+        if len(numbers) != 3 or not all(abs(x) < float("inf") for x in numbers):
+            raise InvalidInputError(f"alignment: expected a preset or finite (alpha, omega, u), got {value!r}.")
+        return Alignment(*numbers), Alignment(*numbers)
+
+    layers = dag.layers()
+    if isinstance(option, Mapping):
+        matched = match_patterns("alignment", option, [kind.parameter for _, kind in layers])
+        of_parameter = {name: pair(value) for name, value in matched.items()}
+        default = pair("full")
+    else:
+        of_parameter, default = {}, pair(option)
+    found = {}
+    for node, kind in layers:
+        inner, readout = of_parameter.get(kind.parameter, default)
+        found[node] = readout if decided[kind.parameter].role == "readout" else inner
+    return found
+
+
+def _own_init(captured: CapturedGraph, base: CapturedGraph | None, setting: Setting) -> dict[str, OwnInit] | None:
+    if base is None:
+        return None
+    ours, theirs = dict(captured.model.named_parameters()), dict(base.model.named_parameters())
+    return measure_own_init(ours, theirs, setting.widths, setting.fan_in_growth())
+
+
+def _apply(captured: CapturedGraph, dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: Growth) -> tuple[str, ...]:
+    """The only stage that changes anything: scale nodes first, which may raise, then the weights."""
+    module = captured.module
+    scales = _scales(dag, plan, growth)
+    if module.eval_graph is not None:
+        scales += _scales(build_dag(captured, module.eval_graph), plan, growth)
+    result = insert_scales(module, scales)
+    with torch.no_grad():
+        for name, parameter in captured.model.named_parameters():
+            init = plan[name].init
+            if init.redraw is not None:
+                redraw_(parameter, init.redraw)
+            elif init.factor != 1.0:
+                parameter.mul_(init.factor)
+    return result.notes
+
+
+def _scales(dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: Growth) -> list[Scale]:
+    n = "m" if growth.has_base else "n"
+    scales = []
+    for node, layer in dag.layers():
+        row = plan[layer.parameter]
+        data = dag.graph.nodes[node]
+        formula = f"{n}^{-row.a[node]:g}"
+        scales.append(Scale(data["fx_node"], data["operand"], row.multiplier[node], node, formula))
+    return scales
+
+
+def _annotated(dag: LayerDag, solved: SolvedDag, plan: Mapping[str, ParameterPlan]) -> nx.DiGraph:
+    """The DAG with what was found on its nodes."""
+    graph = dag.graph
+    for node, data in graph.nodes.items():
+        data["s"], data["r"] = solved.s[node], solved.r.get(node)
+        data["parameter"] = getattr(data["kind"], "parameter", None)
+        data["role"] = plan[data["parameter"]].role if data["parameter"] else data["kind"].name
+        data["output"] = node in dag.outputs
+        data["weight"] = isinstance(data["kind"], Layer)
+    return graph
+
+
+def _header(
+    captured: CapturedGraph,
+    growth: Growth,
+    parametrization: str,
+    optimizer: str,
+    alignment: AlignmentOption,
+    options: Options,
+    solved: SolvedDag,
+) -> dict[str, Any]:
+    return {
+        "model": type(captured.model).__name__,
+        "captured": captured.method,
+        "scale": growth.scale,
+        "has_base": growth.has_base,
+        "parametrization": parametrization,
+        "optimizer": optimizer,
+        "alignment": alignment if isinstance(alignment, str) else "given",
+        "scales": options.scales,
+        "init": options.init,
+        "rows": solved.rows,
+        "columns": solved.columns,
+    }

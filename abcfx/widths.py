@@ -1,0 +1,184 @@
+"""Which dims grow, and how fast: by pairing the graphs of a base and a target model, or, without a base, by structure.
+
+The scale m is the largest ratio target size / base size; a dim's growth exponent is log(ratio) / log(m), so that a model
+that grows uniformly has exponents 0 and 1. Numbers in the graph (1/sqrt(head_dim)) get an exponent in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+import torch.fx as fx
+
+from abcfx.capture import CapturedGraph
+from abcfx.dag import LayerDag
+from abcfx.errors import InvalidInputError, PairingError
+from abcfx.location import location
+from abcfx.rules import Layer, Number, Vector
+from abcfx.rules.kinds import Dim, ParameterDim, ScalarArgument
+from abcfx.rules.values import shape_of
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Growth(ABC):
+    """Growth exponent of every dim and number, and the scale m that they are exponents of."""
+
+    scale: float
+    has_base: bool
+
+    @abstractmethod
+    def dim(self, dim: Dim) -> float:
+        """Growth exponent of one dim."""
+
+    @abstractmethod
+    def scalar(self, scalar: ScalarArgument) -> float:
+        """Exponent of m in a Python number that stands in the graph."""
+
+    def dims(self, *dims: Dim) -> float:
+        """Sum of the growth exponents of several dims."""
+        return sum(self.dim(d) for d in dims)
+
+    def number(self, number: Number) -> float:
+        """Exponent of m in a product of powers."""
+        return sum(
+            power * (self.scalar(what) if isinstance(what, ScalarArgument) else self.dim(what))
+            for what, power in number.powers
+        )
+
+    def parameter(self, name: str, shape: tuple[int, ...]) -> tuple[float, ...]:
+        """Growth exponent of each dim of a parameter."""
+        return tuple(self.dim(ParameterDim(name, i)) for i in range(len(shape)))
+
+
+class StructuralGrowth(Growth):
+    """Without a base: a layer's dims grow (exponent 1) where another layer stands on that side; nothing else does."""
+
+    def __init__(self, dag: LayerDag, has_base: bool = False) -> None:
+        self.scale = 1.0
+        self.has_base = has_base
+        self._grows: dict[tuple[str, int], float] = {}
+        above = self._beside_layers(dag, upstream=True)
+        below = self._beside_layers(dag, upstream=False)
+        for node, layer in dag.layers():
+            self._mark(layer.fan_in, above[node])
+            self._mark(layer.fan_out, below[node])
+        for node, vector in dag.vectors():
+            consumers = list(dag.graph.successors(node))
+            self._mark_vector(vector, dag, any(self._is_inner(dag, n, above, below) for n in consumers))
+
+    @staticmethod
+    def _is_inner(dag: LayerDag, node: str, above: dict[str, bool], below: dict[str, bool]) -> bool:
+        return below[node] and (above[node] or isinstance(dag.kind(node), Layer))
+
+    @staticmethod
+    def _beside_layers(dag: LayerDag, upstream: bool) -> dict[str, bool]:
+        found: dict[str, bool] = {}
+        for node in dag.order if upstream else reversed(dag.order):
+            others = dag.graph.predecessors(node) if upstream else dag.graph.successors(node)
+            found[node] = any(found[n] or isinstance(dag.kind(n), Layer) for n in others)
+        return found
+
+    def _mark(self, dims: tuple[Dim, ...], grows: bool) -> None:
+        """One dim of several takes the growth (the channels of a convolution, not its kernel)."""
+        first = next(iter(dims), None)
+        if grows and isinstance(first, ParameterDim):
+            self._grows[first.parameter, first.index] = 1.0
+
+    def _mark_vector(self, vector: Vector, dag: LayerDag, grows: bool) -> None:
+        self._mark(vector.dims[-1:], grows)
+
+    def dim(self, dim: Dim) -> float:
+        return self._grows.get((dim.parameter, dim.index), 0.0) if isinstance(dim, ParameterDim) else 0.0
+
+    def scalar(self, scalar: ScalarArgument) -> float:
+        return 0.0
+
+
+class PairedGrowth(Growth):
+    """With a base: the ratio of every size and number in the target's graph to the same one in the base's graph."""
+
+    def __init__(self, target: CapturedGraph, base: CapturedGraph) -> None:
+        self.has_base = True
+        self._twin = pair_graphs(target, base)
+        self._ratios = _parameter_ratios(target.model, base.model)
+        ratios = [ratio for of_dims in self._ratios.values() for ratio in of_dims]
+        self.scale = max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
+
+    def _exponent(self, ratio: float) -> float:
+        return 0.0 if ratio == 1.0 else math.log(ratio) / math.log(self.scale)
+
+    def dim(self, dim: Dim) -> float:
+        if isinstance(dim, ParameterDim):
+            return self._exponent(self._ratios[dim.parameter][dim.index])
+        if self.scale == 1.0:
+            return 0.0
+        sizes, base_sizes = shape_of(dim.node), shape_of(self._twin[dim.node])
+        if sizes is None or base_sizes is None:
+            raise InvalidInputError(
+                f"How a dim grows cannot be read off without shapes: dim {dim.index} of {location(dim.node)}.\n"
+                f"  expected: example inputs, so that base and target can be compared; got none.\n"
+                f"  To fix: abcfx.transform(model, (inputs,), base=...)"
+            )
+        return self._exponent(sizes[dim.index] / base_sizes[dim.index])
+
+    def scalar(self, scalar: ScalarArgument) -> float:
+        value, base_value = (
+            node.kwargs.get(scalar.key) if isinstance(scalar.key, str) else node.args[scalar.key]
+            for node in (scalar.node, self._twin[scalar.node])
+        )
+        if value == base_value or not isinstance(value, int | float) or not isinstance(base_value, int | float):
+            return 0.0
+        if value * base_value <= 0:
+            raise PairingError(
+                f"A number changes sign or vanishes between base and target: {base_value} -> {value} in "
+                f"{location(scalar.node)}; such a change is no power of width."
+            )
+        return self._exponent(value / base_value)
+
+
+def measure_growth(target: CapturedGraph, dag: LayerDag, base: CapturedGraph | None) -> Growth:
+    """Growth by pairing; by structure without a base, or when base and target have the same sizes (then m is 1)."""
+    if base is None:
+        return StructuralGrowth(dag)
+    paired = PairedGrowth(target, base)
+    return StructuralGrowth(dag, has_base=True) if paired.scale == 1.0 else paired
+
+
+def pair_graphs(target: CapturedGraph, base: CapturedGraph) -> dict[fx.Node, fx.Node]:
+    """Target node -> base node. Raises PairingError that names the first node that differs."""
+    ours, theirs = list(target.module.graph.nodes), list(base.module.graph.nodes)
+    for one, other in zip(ours, theirs, strict=False):
+        if one.op != other.op or (one.op != "placeholder" and one.target != other.target):
+            raise PairingError(
+                f"Base and target are not one architecture: their graphs first differ at {location(one)}.\n"
+                f"  target runs {one.op} {one.target}\n"
+                f"  base runs   {other.op} {other.target} at {location(other)}\n"
+                f"  To fix: build `base` by the same code as the model, with the same options and only smaller widths."
+            )
+    if len(ours) != len(theirs):
+        raise PairingError(
+            f"Base and target are not one architecture: the target's graph has {len(ours)} nodes, the base's "
+            f"{len(theirs)}; the shorter one ends where the longer one runs "
+            f"{location(max(ours, theirs, key=len)[min(len(ours), len(theirs)) - 1])}.\n"
+            f"  To fix: give both the same number of layers."
+        )
+    return dict(zip(ours, theirs, strict=True))
+
+
+def _parameter_ratios(target: torch.nn.Module, base: torch.nn.Module) -> dict[str, tuple[float, ...]]:
+    ours = {name: tuple(p.shape) for name, p in target.named_parameters()}
+    theirs = {name: tuple(p.shape) for name, p in base.named_parameters()}
+    for name in [*ours, *theirs]:
+        if name not in ours or name not in theirs or len(ours[name]) != len(theirs[name]):
+            raise PairingError(
+                f"Parameter {name!r} has shape {ours.get(name, 'none')} in the target and {theirs.get(name, 'none')} "
+                f"in the base.\n  To fix: build `base` by the same code as the model, with only smaller widths."
+            )
+    return {
+        name: tuple(size / base_size if base_size else 1.0 for size, base_size in zip(shape, theirs[name], strict=True))
+        for name, shape in ours.items()
+    }
