@@ -1,4 +1,4 @@
-"""From a traced graph to the layer DAG: runs the rule of every op on abstract tensors and keeps what reaches the outputs."""
+"""From a traced graph to the layer DAG: runs each op's rule on abstract tensors, keeps what reaches the outputs."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ class LayerDag:
         return self.reaches(node, self.outputs.__contains__, lambda n: not isinstance(self.kind(n), Layer | Norm))
 
     def feeds_softmax(self, node: str) -> bool:
-        """Whether it gets to a softmax whose result weighs other tensors (a router), with no layer or product between."""
+        """Whether it gets to a softmax (as the logits of a router do) with no layer, norm or product between."""
         is_softmax = lambda n: isinstance(self.kind(n), Softmax)  # noqa: E731
         return self.reaches(node, is_softmax, lambda n: not isinstance(self.kind(n), Layer | Norm | Product))
 
     def is_void(self, node: str) -> bool:
-        """Whether a multiplier on this layer changes nothing: every consumer is a norm, and nothing is added before it."""
+        """Whether a multiplier on this layer changes nothing: every consumer is a norm, and nothing is added before."""
         consumers = list(self.graph.successors(node))
         if not consumers or node in self.outputs or self.kind(node).vectors:
             return False
@@ -102,9 +102,7 @@ class LayerDag:
         """Largest number of layers between a node and the outputs."""
         far: dict[str, int] = {}
         for node in reversed(self.order):
-            far[node] = max(
-                (far[n] + isinstance(self.kind(n), Layer) for n in self.graph.successors(node)), default=0
-            )
+            far[node] = max((far[n] + isinstance(self.kind(n), Layer) for n in self.graph.successors(node)), default=0)
         return far
 
     def merges(self) -> list[str]:
@@ -233,8 +231,8 @@ def _unknown(node: fx.Node, target: Any) -> UnknownOpError:
     return UnknownOpError(
         f"No rule for {shown}\n"
         f"  in {location(node)}\n"
-        f"  expected: an op whose effect on the size and the change of a tensor is known; got graph node {node.name!r}.\n"
-        f"  To fix, say what it does before calling transform, for example that it keeps size and change as relu does:\n"
+        f"  expected: an op whose effect on a tensor's size and change is known; got graph node {node.name!r}.\n"
+        f"  To fix, say before calling transform what it does; for example, it keeps size and change, as relu does:\n"
         f"      @abcfx.register_rule({key})\n"
         f"      def rule({arguments}, *args, **kwargs):\n"
         f"          return op.same(x)"

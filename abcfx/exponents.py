@@ -1,7 +1,7 @@
 """The exponents that are fixed before the LP: role, multiplier a of every use and init b of every parameter.
 
-What a named table means on a DAG: embedding-like a + b = 0, hidden a + b = e_in / 2, graph outputs and softmax routers as
-the table says (muP: e_in); an inner layer whose output does not grow keeps the hidden rule; vectors a = b = 0.
+What a named table means on a DAG: embedding-like a + b = 0, hidden a + b = e_in / 2, graph outputs and softmax routers
+as the table says (muP: e_in); an inner layer whose output does not grow keeps the hidden rule; vectors a = b = 0.
 """
 
 from __future__ import annotations
@@ -131,8 +131,10 @@ def assign_exponents(
         if not nodes:
             found = ParameterExponents("plain", "not used by the traced graph", 0.0, 0.0, {}, 0.0, learns=False)
         elif not layers:
-            is_bias = any(isinstance(kind := dag.kind(n), Layer) and nodes[0] in kind.vectors
-                          for n in dag.graph.successors(nodes[0]))
+            is_bias = any(
+                isinstance(kind := dag.kind(n), Layer) and nodes[0] in kind.vectors
+                for n in dag.graph.successors(nodes[0])
+            )
             found = replace(_vector(name, parameter, growth), is_bias=is_bias)
         else:
             found = _matrix(dag, growth, table, name, layers, role_of.get(name))
@@ -145,8 +147,8 @@ def assign_exponents(
 def _vector(name: str, parameter: torch.nn.Parameter, growth: Growth) -> ParameterExponents:
     e = sum(growth.parameter(name, tuple(parameter.shape)))
     if e:
-        return ParameterExponents("vector", "added or multiplied entry by entry along a dim that grows", 0.0, e, {}, 0.0)
-    return ParameterExponents("scalar", "added or multiplied entry by entry; no dim of it grows", 0.0, 0.0, {}, 0.0)
+        return ParameterExponents("vector", "added or multiplied entrywise along a dim that grows", 0.0, e, {}, 0.0)
+    return ParameterExponents("scalar", "added or multiplied entrywise; no dim of it grows", 0.0, 0.0, {}, 0.0)
 
 
 def _matrix(
@@ -198,9 +200,7 @@ def _role(dag: LayerDag, node: str, e_in: float, e_out: float) -> tuple[str, str
     return "hidden", "an inner bottleneck: fan_in grows, fan_out does not, other layers follow"
 
 
-def _table_row(
-    table: Mapping[str, tuple[float, float]], role: str, e_in: float, e_out: float
-) -> tuple[float, float]:
+def _table_row(table: Mapping[str, tuple[float, float]], role: str, e_in: float, e_out: float) -> tuple[float, float]:
     if role == "plain":
         return 0.0, e_in / 2  # its own fan-in init, no multiplier
     if role not in MATRIX_ROLES:
@@ -227,9 +227,7 @@ def _given_exponents(
     return {name: tuple(float(x) for x in values) for name, values in zip(names, exponents, strict=True)}
 
 
-def _overridden(
-    found: ParameterExponents, name: str, values: tuple[float, ...], dag: LayerDag
-) -> ParameterExponents:
+def _overridden(found: ParameterExponents, name: str, values: tuple[float, ...], dag: LayerDag) -> ParameterExponents:
     if len(values) not in (2, 3) or any(x != x or abs(x) == float("inf") for x in values):
         raise InvalidInputError(f"exponents: {name!r} was given {values}; expected finite (a, b) or (a, b, c).")
     a, b, c = (*values, None)[:3]

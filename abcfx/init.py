@@ -1,8 +1,8 @@
 """How each tensor is initialised: keeps the model's own draw and multiplies it by one exact factor, or draws it anew.
 
-With a base, how the model's own init scales is read off base and target: rms ~ m^-beta, beta pooled over like tensors and
-snapped to a multiple of 1/4 of a growth exponent when it lies within the sampling error. Multiplying by m^(beta - b) then
-gives rms ~ m^-b, whatever the scheme is (constant, fan-in, orthogonal, zero), and exactly 1 at the base width.
+With a base, how the model's own init scales is read off base and target: rms ~ m^-beta, beta pooled over like tensors
+and snapped to a quarter of a growth exponent when that lies within the sampling error. The factor m^(beta - b) then
+gives rms ~ m^-b, whatever the scheme is (constant, fan-in, orthogonal, zero); it is exactly 1 at the base width.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RESOLUTION = 1e-3
 
 @dataclass(frozen=True)
 class OwnInit:
-    """How one tensor's own init scales: RMS entry ~ m^-exponent. `measured` is before snapping; `rms` is of the target."""
+    """How one tensor's own init scales: RMS entry ~ m^-exponent. `measured` is before snapping, `rms` the target's."""
 
     exponent: float
     measured: float
@@ -99,7 +99,7 @@ def _snapped(measured: float, error: float, growth: tuple[float, ...]) -> tuple[
 
 
 def redraw_(tensor: torch.Tensor, std: float) -> None:
-    """Normal entries of the given standard deviation; rows that were all zero (padding), and zero tensors, stay zero."""
+    """Normal entries of the given standard deviation; zero tensors and all-zero rows (padding) stay zero."""
     empty = (tensor == 0).flatten(1).all(1) if tensor.ndim > 1 else tensor == 0
     tensor.normal_(0.0, std)
     tensor[empty] = 0.0

@@ -32,7 +32,7 @@ class Family:
     """How large the update of an optimizer is, before the learning rate (docs, "Optimizers").
 
     `update`: "sign" (entries O(1): Adam, Lion), "gradient" (entries ~ the gradient: SGD), "relative" (entries ~ RMS of
-    the weight: Adafactor, LAMB). `absorb`: how many times a moves into c when a multiplier m^-a is moved into the weight.
+    the weight: Adafactor, LAMB). `absorb`: how many times a moves into c when a multiplier m^-a moves into the weight.
     """
 
     name: str
@@ -92,7 +92,9 @@ def named_exponents(parametrization: str) -> dict[str, tuple[float, float]]:
     """(a, b) of each matrix role in a named parametrization, for a width that grows with exponent 1 in m."""
     tables: Mapping[str, Any] = _data()["parametrizations"]
     if parametrization not in tables:
-        raise InvalidInputError(f"parametrization={parametrization!r} is not known. Expected one of: {', '.join(tables)}.")
+        raise InvalidInputError(
+            f"parametrization={parametrization!r} is not known; expected one of {', '.join(tables)}."
+        )
     table = tables[parametrization]
     return {role: (table["a"][i], table["b"][i]) for i, role in enumerate(MATRIX_ROLES)}
 
@@ -101,7 +103,8 @@ def alignment_preset(preset: str) -> tuple[Alignment, Alignment]:
     """Alignments of a named preset: (of every layer, of a readout). Sources and meaning: theory 1.1 in docs."""
     presets: Mapping[str, Any] = _data()["alignment_presets"]
     if preset not in presets:
-        raise InvalidInputError(f"alignment={preset!r} is not known. Expected one of: {', '.join(presets)}, or (alpha, omega, u).")
+        known = ", ".join(presets)
+        raise InvalidInputError(f"alignment={preset!r} is not known; expected one of {known}, or (alpha, omega, u).")
     row = presets[preset]
     inner = Alignment(row["alpha"], row["omega"], row["u"])
     return inner, inner._replace(omega=row["omega_readout"])

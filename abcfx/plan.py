@@ -1,4 +1,4 @@
-"""From exponents to numbers: multiplier, init, learning rate, eps and weight decay of every parameter; groups; the spec."""
+"""From exponents to numbers: multiplier, init, lr, eps and weight decay of every parameter; groups; the spec."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Init:
 
 @dataclass(frozen=True)
 class ParameterPlan:
-    """Exponents and numbers of one parameter. Exponents are of m; `lr` is absolute; `multiplier` is by node of each use."""
+    """Exponents (of m) and numbers of one parameter; `lr` is absolute; `a` and `multiplier` are by node of each use."""
 
     role: str
     why: str
@@ -100,7 +100,8 @@ class Options:
             value = getattr(self, name)
             numbers = value.values() if isinstance(value, Mapping) else [value]
             if isinstance(value, Mapping) and (wrong := set(value) - {*ROLES, "default"}):
-                raise InvalidInputError(f"{name}: unknown role {sorted(wrong)[0]!r}; expected {', '.join(ROLES)} or default.")
+                known = ", ".join(ROLES)
+                raise InvalidInputError(f"{name}: unknown role {sorted(wrong)[0]!r}; expected {known} or default.")
             if any(not x > 0 or x == float("inf") for x in numbers):
                 raise InvalidInputError(f"{name}={value!r}; expected positive, finite numbers.")
         if not 0 <= self.weight_decay < float("inf"):
@@ -164,7 +165,7 @@ def _power(n: float, exponent: float) -> float:
 def _absorbed(
     decided: ParameterExponents, c: float, g: float, family: Family
 ) -> tuple[ParameterExponents, float, float, float]:
-    """The same trajectory with no multiplier on the first use: b, c, eps and weight decay carry it (theory, section 3)."""
+    """The same trajectory with no multiplier on the first use: b, c, eps and weight decay carry it."""
     a = next(iter(decided.a.values()), 0.0)
     left = {node: other - a for node, other in decided.a.items()}
     moved = replace(decided, a=left, b=decided.b + a)
@@ -174,7 +175,8 @@ def _absorbed(
 def unscaled(decided: Mapping[str, ParameterExponents]) -> dict[str, ParameterExponents]:
     """The exponents with every multiplier moved into the init where one use allows it, and dropped elsewhere."""
     return {
-        name: replace(p, a=dict.fromkeys(p.a, 0.0), b=p.b + next(iter(p.a.values()), 0.0)) for name, p in decided.items()
+        name: replace(p, a=dict.fromkeys(p.a, 0.0), b=p.b + next(iter(p.a.values()), 0.0))
+        for name, p in decided.items()
     }
 
 
@@ -234,7 +236,7 @@ def _rms(tensor: torch.Tensor) -> float:
 def build_groups(
     plan: Mapping[str, ParameterPlan], parameters: Mapping[str, torch.nn.Parameter], groups: str = "merged"
 ) -> list[dict[str, Any]]:
-    """Optimizer groups: one per distinct set of hyperparameters, in the order of first appearance, or one per parameter.
+    """Optimizer groups: one per distinct set of hyperparameters, in order of first appearance, or one per parameter.
 
     Each is a plain dict: `params`, `param_names`, `lr`, `weight_decay`, and `eps` where the optimizer has one. Every
     trainable parameter is in exactly one; frozen ones are in none.

@@ -1,4 +1,4 @@
-"""Writes the rows of a layer DAG, has them solved, and gives what follows from the optimum: vectors, gradients, binding."""
+"""Writes the rows of a layer DAG, has them solved, and works out what follows: vectors, gradients, what binds."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class System:
 
     def __init__(self, setting: Setting, alignment: Mapping[str, Alignment]) -> None:
         self.setting, self.dag = setting, setting.dag
-        self.alignment = dict(alignment)
+        self.alignment: dict[Any, Alignment] = dict(alignment)
         self._by_gradient = any(family.update == "gradient" for family in setting.families.values())
         rows = [row for node in self.dag.order for row in self._change_rows(node)]
         if self._by_gradient:
             rows += [row for node in reversed(self.dag.order) for row in self._gradient_rows(node)]
-        lower = {("r", n): min(0.0, setting.size(n)) for n in self.dag.order if setting.changes(n)}
+        lower: dict[Any, float] = {("r", n): min(0.0, setting.size(n)) for n in self.dag.order if setting.changes(n)}
         self.solver = Solver(rows, self._rates(), lower, self.alignment)
 
     def solve(self, alignment: Mapping[str, Alignment] | None = None) -> SolvedDag:
@@ -64,7 +64,7 @@ class System:
         return SolvedDag(
             solution=solution,
             c=c,
-            r={level[1]: value for level, value in solution.levels.items() if level[0] == "r"},  # type: ignore[index]
+            r=_changes(solution.levels),
             s={node: self.setting.size(node) for node in self.dag.order},
             g=self._parameter_gradients(at_init),
             binding=self._binding(solution),
@@ -121,7 +121,7 @@ class System:
         """Rates of vectors: the largest that leave every tensor behind them as stable as it must be."""
         setting = self.setting.with_vectors()
         need: dict[str, float] = dict.fromkeys(self.dag.outputs, 0.0)
-        need |= {level[1]: v for level, v in self.solver.required(solution).items() if level[0] == "r"}  # type: ignore[index]
+        need |= _changes(self.solver.required(solution))
         for node in reversed(self.dag.order):
             for bound in self.dag.kind(node).changes(node, setting):
                 if len(bound.inputs) == 1 and not self.setting.changes(source := bound.inputs[0][1]):
@@ -171,3 +171,8 @@ class System:
             if decided.c is not None:
                 binding[name] = "given in `exponents`"
         return binding
+
+
+def _changes(levels: Mapping[Any, float]) -> dict[str, float]:
+    """Of the levels ("r", node), ("G", node), ("g", parameter): those that are changes, by node."""
+    return {name: value for (kind, name), value in levels.items() if kind == "r"}

@@ -98,7 +98,7 @@ def transform(
         alignment: "full", "no", "worst", or (alpha, omega, u); or a dict of glob pattern to one of these.
         lr: base learning rate (absolute), or a dict of role to it.
         weight_decay: the user's weight decay; lr x weight decay of each parameter is kept independent of width.
-        eps: the user's Adam eps (1e-8 when None); each parameter gets it times width^-g, g the exponent of its gradient.
+        eps: the user's Adam eps (1e-8 when None); each parameter gets it times width^-g (g: its gradient).
         roles: glob pattern on parameter names -> role, over what the graph says.
         exponents: glob pattern -> (a, b) or (a, b, c), or a list of those in the order in which the layers run.
         std: constant on the init of every weight, or a dict of role to it.
@@ -113,8 +113,8 @@ def transform(
     options = Options(lr, std, weight_decay, eps, init, scales)
     if inplace and scales == "insert":
         raise InvalidInputError(
-            "inplace=True changes the model object itself, and scale nodes live in a graph, not in it: its weights would\n"
-            "  be re-initialised but not scaled. To fix: transform(..., inplace=True, scales='absorb')"
+            "inplace=True changes the model object itself, and scale nodes live in a graph, not in it:\n"
+            "  its weights would be re-initialised but not scaled. To fix: transform(..., inplace=True, scales='absorb')"
         )
     clock = _Clock()
     with clock("capture"):
@@ -175,8 +175,8 @@ def _build(base: nn.Module | Callable[[], nn.Module]) -> nn.Module:
 def _capture(model: nn.Module, args: Any, kwargs: dict[str, Any] | None, of: str = "model") -> CapturedGraph:
     if isinstance(model, EmittedModule) and scale_nodes(model.graph):
         raise InvalidInputError(
-            f"{of} was transformed before: its graph has {len(scale_nodes(model.graph))} scale nodes, which would count "
-            f"twice.\n  To fix: transform the original model."
+            f"{of} was transformed before: its graph has {len(scale_nodes(model.graph))} scale nodes, which would "
+            f"count twice.\n  To fix: transform the original model."
         )
     return capture(model, args, kwargs)
 
@@ -215,7 +215,9 @@ def _own_init(captured: CapturedGraph, base: CapturedGraph | None, setting: Sett
     return measure_own_init(ours, theirs, setting.widths, setting.fan_in_growth())
 
 
-def _apply(captured: CapturedGraph, dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: Growth) -> tuple[str, ...]:
+def _apply(
+    captured: CapturedGraph, dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: Growth
+) -> tuple[str, ...]:
     """The only stage that changes anything: scale nodes first, which may raise, then the weights."""
     module = captured.module
     scales = _scales(dag, plan, growth)

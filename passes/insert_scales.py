@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.fx as fx
-
 from abcfx.passes.result import META, PassError, PassResult, create_after
 
 NAME = "insert_scales"
@@ -80,7 +79,7 @@ def _move_before(node: fx.Node, op: fx.Node) -> None:
 def _check(scale: Scale) -> None:
     neighbours = list(scale.node.users) if scale.operand is None else scale.node.all_input_nodes
     if any(isinstance(n.meta.get(META), ScaleNode) and n.meta[META].label == scale.label for n in neighbours):
-        raise PassError(f"{NAME}: {scale.node.name} ({scale.label}) carries a scale node already; it would count twice.")
+        raise PassError(f"{NAME}: {scale.node.name} ({scale.label}) is scaled already; it would count twice.")
     if scale.operand is not None and scale.operand not in scale.node.all_input_nodes:
         raise PassError(
             f"{NAME}: {scale.operand.name} is not an argument of {scale.node.name}, whose arguments are "

@@ -193,6 +193,6 @@ def loss(op: Op, x: Value, target: Any, *_: Any, **__: Any) -> Value:
     return op.merge([v for v in (x, target) if isinstance(v, Value)])
 
 
-@register_rule(nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.BCEWithLogitsLoss, nn.BCELoss)
+@register_rule(nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.BCEWithLogitsLoss)
 def loss_module(op: Op, module: nn.Module, x: Value, target: Any) -> Value:
     return loss(op, x, target)

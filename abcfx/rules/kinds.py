@@ -1,9 +1,9 @@
 """The kinds of node in a layer DAG, and what each does to sizes s, changes r and gradients G.
 
 Notation. m is the scale of the growth. A tensor whose RMS entry is ~ m^-s has *size* s, whose change since init is
-~ m^-r has *change* r, and whose gradient entries are ~ m^-G has *gradient* G. All are exponents of width, dimensionless.
+~ m^-r has *change* r, and whose gradient entries are ~ m^-G has *gradient* G. All are exponents of width.
 Every formula bounds an exponent from above by `inputs + constant`; the true value is the minimum of its bounds.
-Sources: Everett et al. 2024 (arXiv 2407.05872) for the chain; products, norms and forks are derived in docs/how_it_works.md.
+Sources: Everett et al. 2024 (arXiv 2407.05872) for the chain; products, norms and forks: docs/how_it_works.md.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import torch.fx as fx
 from abcfx.parametrizations import Family
 
 
-class ParameterDim(NamedTuple):
+@dataclass(frozen=True)
+class ParameterDim:
     """Dim `index` of the parameter called `parameter`."""
 
     parameter: str
     index: int
 
 
-class TensorDim(NamedTuple):
+@dataclass(frozen=True)
+class TensorDim:
     """Dim `index` of the tensor that an fx node returns."""
 
     node: fx.Node
@@ -297,7 +299,7 @@ class Norm(Unary):
 
 @dataclass(frozen=True)
 class Pointwise(Unary):
-    """A Lipschitz function with phi(0) != 0 (sigmoid, exp, cos): O(1) whatever comes in. With phi(0) = 0, no node is made."""
+    """A function with phi(0) != 0 (sigmoid, exp, cos): O(1) whatever comes in. Where phi(0) = 0, no node is made."""
 
     def size(self, node: str, known: Known) -> float:
         return min(0.0, known.size(self.input))

@@ -59,7 +59,8 @@ def einsum(op: Op, equation: str, *operands: Any) -> Value:
     if not output:
         every = inputs.replace(",", "")
         output = "".join(sorted(c for c in set(every) if every.count(c) == 1))
-    value, seen = tensors[0], letters[0]
+    value: Value = tensors[0]
+    seen = letters[0]
     for k in range(1, len(tensors)):
         later = output + "".join(letters[k + 1 :])
         value = _einsum_pair(op, value, seen, tensors[k], letters[k], later)

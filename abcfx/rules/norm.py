@@ -16,7 +16,7 @@ from abcfx.rules.values import Value
 def layer_norm(
     op: Op, x: Value, shape_or_groups: Any, weight: Value | None = None, bias: Value | None = None, *_: Any, **__: Any
 ) -> Value:
-    """layer_norm(x, shape, weight, bias, eps), rms_norm(x, shape, weight, eps), group_norm(x, groups, weight, bias, eps)."""
+    """layer_norm(x, shape, weight, bias), rms_norm(x, shape, weight, eps), group_norm(x, groups, weight, bias)."""
     return op.norm(x, weight, bias if isinstance(bias, Value) else None)
 
 

@@ -21,8 +21,8 @@ from abcfx.rules.kinds import (
     Power,
     Product,
     Reduce,
-    Scale,
     ScalarArgument,
+    Scale,
     Softmax,
     Vector,
 )
@@ -64,14 +64,15 @@ class Op:
         return Value(at=self.at, shape=shape_of(self.at))
 
     def same(self, x: Value) -> Value:
-        """Reshape, dropout, relu, pooling over finite dims: size and change of x. Keeps a parameter's name, not its dims."""
+        """Reshape, dropout, relu, finite pooling: size and change of x. A parameter keeps its name, not its dims."""
         return replace(x, at=self.at, dims=None, shape=shape_of(self.at))
 
     def view(self, x: Value, order: tuple[int, ...] | None = None) -> Value:
         """x with its dims in another order; without `order`, a regrouping of dims."""
         if order is None or x.dims is None:
             return self.same(x)
-        return replace(x.permuted(order), at=self.at, shape=None if x.shape is None else tuple(x.shape[i] for i in order))
+        shape = None if x.shape is None else tuple(x.shape[i] for i in order)
+        return replace(x.permuted(order), at=self.at, shape=shape)
 
     def layer(
         self,
@@ -82,7 +83,7 @@ class Op:
         bias: Value | None = None,
         name: str | None = None,
     ) -> Value:
-        """A weight op: contracts dims `fan_in` of `weight` with x (None: a lookup in a table) and gives dims `fan_out`."""
+        """A weight op: contracts dims `fan_in` of `weight` with x (None: a lookup in a table), gives dims `fan_out`."""
         source = None if x is None else x.node
         if weight.parameter is None or weight.node is not None:
             dims = tuple(d for i in fan_in if (d := weight.dim(i)) is not None)
@@ -122,7 +123,7 @@ class Op:
         y = self._unary(x, lambda node: Norm((node,), vectors=self._vectors(gain, bias)))
         if y.node is not None:
             return y
-        return self.merge([v for v in (gain, bias) if v is not None])  # a norm of constants: its gain is all that learns
+        return self.merge([v for v in (gain, bias) if v is not None])  # of constants: only gain and bias learn
 
     def pointwise(self, x: Value) -> Value:
         """A function with phi(0) != 0, such as sigmoid. For phi(0) = 0 use `same`."""

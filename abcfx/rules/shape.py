@@ -1,4 +1,4 @@
-"""Rules of ops that move entries about: views, indexing, concatenation, cutting. Sizes and changes stay what they are."""
+"""Rules of ops that move entries about: views, indexing, concatenation, cutting. Sizes and changes stay as they are."""
 
 from __future__ import annotations
 
