@@ -1,45 +1,136 @@
-"""`capture`: the one way from a model to its graphs."""
+"""`capture`: the one way from a model to its graphs; every way of capturing in turn, each checked before it is used."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from abcfx.capture.captured import CapturedGraph
+from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.examples import canonical, tiled
+from abcfx.capture.export import capture_export
+from abcfx.capture.leaves import is_composite
 from abcfx.capture.shapes import propagate_shapes
 from abcfx.capture.signature import signature_of
 from abcfx.capture.symbolic import capture_symbolic
-from abcfx.errors import InvalidInputError
+from abcfx.capture.verify import verify as verify_graphs
+from abcfx.errors import CaptureError, InvalidInputError
 
 METHODS = ("auto", "symbolic", "export", "record")
+_Attempt = Callable[[], tuple[EmittedModule, tuple[str, ...]]]
 
 
 def capture(
-    model: nn.Module, args: Any = None, kwargs: dict[str, Any] | None = None, *, method: str = "auto"
+    model: nn.Module,
+    args: Any = None,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    method: str = "auto",
+    verify: bool = True,
+    modes: tuple[str, ...] = ("train", "eval"),
 ) -> CapturedGraph:
     """Turn a model into graphs that are called exactly like it.
 
     Args:
         model: any module; it is not changed.
         args: example positional inputs; a bare tensor counts as one argument.
-        kwargs: example keyword inputs.
-        method: "symbolic", or "auto".
+        kwargs: example keyword inputs. Without any example a Hugging Face model's own `dummy_inputs` are used.
+        method: "symbolic" (torch.fx, needs no inputs), "export" (torch.export), "record" (operations recorded while
+            the model runs on fake tensors), or "auto": the first of them that captures the model correctly.
+        verify: compare with the model on other inputs, when there are example inputs, before a graph is used.
+        modes: capture train mode, eval mode or both; leaving one out saves its time.
 
     Raises:
-        CaptureError: the model could not be captured; names the line of its source that is the cause.
+        CaptureError: no way of capturing gave a correct graph; names the line of the model that is the cause.
     """
     if method not in METHODS:
         raise InvalidInputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if not modes or set(modes) - {"train", "eval"}:
+        raise InvalidInputError(f"modes must be some of 'train', 'eval', got {modes!r}")
     args, kwargs = canonical(args, kwargs)
-    module, signature, examples, notes = capture_symbolic(model, args, kwargs)
+    notes: tuple[str, ...] = ()
+    if args is None and isinstance(dummy := getattr(model, "dummy_inputs", None), dict):
+        args, kwargs = (), _on_device(model, dummy)
+        notes = (f"no example inputs: the model's own dummy_inputs were used ({', '.join(dummy)})",)
+    flags = tuple(mode == "train" for mode in modes)
+    attempts = _attempts(model, args, kwargs, flags)
+    if method != "auto":
+        attempts = {name: attempt for name, attempt in attempts.items() if name == method}
+    if not attempts:
+        raise InvalidInputError(f"method={method!r} needs example inputs: capture(model, args, kwargs)")
+    failures: list[str] = []
+    kept: CapturedGraph | None = None
+    for name, attempt in attempts.items():
+        try:
+            module, more = attempt()
+            if verify and args is not None and kwargs is not None:
+                more += verify_graphs(model, module, args, kwargs, modes=flags)
+        except CaptureError as error:
+            failures.append(f"{name}: {error}")
+            continue
+        result = CapturedGraph(model, module, name, notes + more, args, kwargs)
+        if not _hides_layers(module) or len(attempts) == 1:
+            return result
+        # torch.nn.Transformer and its like came out as single nodes: right, but another way may show their inside.
+        kept = kept or result
+    if kept is not None:
+        return kept
+    raise CaptureError(_all_failed(model, failures, args is None and method == "auto"))
+
+
+def _attempts(
+    model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None, flags: tuple[bool, ...]
+) -> dict[str, _Attempt]:
+    attempts: dict[str, _Attempt] = {"symbolic": lambda: _symbolic(model, args, kwargs)}
     if args is not None and kwargs is not None:
-        notes += _shapes(model, module, signature, examples, args, kwargs)
-    return CapturedGraph(model, module, "symbolic", notes, args, kwargs)
+        given, named = args, kwargs
+        attempts["export"] = lambda: _export(model, given, named, flags)
+    return attempts
 
 
-def _shapes(model: nn.Module, module: Any, signature: Any, examples: Any, args: Any, kwargs: Any) -> tuple[str, ...]:
+def _symbolic(
+    model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None
+) -> tuple[EmittedModule, tuple[str, ...]]:
+    module, signature, examples, notes = capture_symbolic(model, args, kwargs)
+    if args is None or kwargs is None:
+        return module, notes
     _, larger = signature_of(model, *tiled(args, kwargs), opaque=True)
-    notes = propagate_shapes(module, signature.slots, larger)
-    return propagate_shapes(module, signature.slots, examples) if notes else notes
+    without_shapes = propagate_shapes(module, signature.slots, larger)
+    if without_shapes:
+        without_shapes = propagate_shapes(module, signature.slots, examples)
+    return module, notes + without_shapes
+
+
+def _export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], flags: tuple[bool, ...]
+) -> tuple[EmittedModule, tuple[str, ...]]:
+    larger = tiled(args, kwargs)
+    try:
+        return capture_export(model, *larger, modes=flags)
+    except CaptureError:
+        if larger == (args, kwargs):
+            raise
+        # The first dim was not a batch after all.
+        return capture_export(model, args, kwargs, modes=flags)
+
+
+def _hides_layers(module: EmittedModule) -> bool:
+    return any(
+        is_composite(module.get_submodule(str(node.target)))
+        for graph in module.graphs
+        for node in graph.find_nodes(op="call_module")
+    )
+
+
+def _on_device(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+
+
+def _all_failed(model: nn.Module, failures: list[str], no_inputs: bool) -> str:
+    tried = "\n".join(f"- {failure}" for failure in failures)
+    advice = "\nGive example inputs (args=..., kwargs=...): then torch.export and the recorder are tried." * no_inputs
+    return f"{type(model).__name__} could not be captured.\n{tried}{advice}"

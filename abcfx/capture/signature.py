@@ -14,6 +14,7 @@ from torch import fx, nn
 # torch has no public pytree module yet; third parties register their output classes with this one, so it is the one.
 from torch.utils import _pytree as pytree
 
+from abcfx.capture.structure import Part, put_together
 from abcfx.errors import InvalidInputError
 
 _GLOBAL = "_abcfx_signature"
@@ -49,7 +50,8 @@ class Signature:
 
     parameters: inspect.Signature
     arguments: Mapping[str, Argument]
-    out_spec: pytree.TreeSpec | None = None
+    output: Part | None = None
+    guards: Callable[[list[Any]], None] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Signature:
         return self  # nothing in it ever changes
@@ -62,7 +64,7 @@ class Signature:
     @property
     def is_plain(self) -> bool:
         """Every argument is one required placeholder, so generated code needs no checks."""
-        return all(
+        return self.guards is None and all(
             argument.leaves == (Slot(name),) and self.parameters.parameters[name].default is _MISSING
             for name, argument in self.arguments.items()
         )
@@ -85,6 +87,8 @@ class Signature:
                     flat.append(got)
                 elif not _same(leaf.value, got):
                     raise InvalidInputError(_refusal(name, repr(leaf.value), _describe(got)))
+        if self.guards is not None:
+            self.guards(flat)
         return flat
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -95,9 +99,7 @@ class Signature:
 
     def unflatten(self, outputs: Any) -> Any:
         """The model's own output structure out of the graph's flat outputs."""
-        if self.out_spec is None:
-            return outputs
-        return pytree.tree_unflatten(list(outputs), self.out_spec)
+        return outputs if self.output is None else put_together(self.output, outputs)
 
     def rebuild(self, slot_values: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments by name, with the given values in the slots and the constants in their places."""
@@ -109,9 +111,13 @@ class Signature:
             for name, argument in self.arguments.items()
         }
 
-    def with_output(self, out_spec: pytree.TreeSpec) -> Signature:
+    def with_output(self, output: Part) -> Signature:
         """The same inputs with outputs of the given structure."""
-        return replace(self, out_spec=out_spec)
+        return replace(self, output=output)
+
+    def with_guards(self, guards: Callable[[list[Any]], None]) -> Signature:
+        """The same with a check of the placeholders' values on every call."""
+        return replace(self, guards=guards)
 
     def call(self, function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
         """Call `function` with arguments given by name, each passed in the way its parameter wants."""
@@ -152,7 +158,7 @@ class SignatureCodeGen(fx.graph.CodeGen):
         self, output_args: Any, *, descs: Any = None, repr_fn: Callable[[object], str] | None = None
     ) -> str:
         repr_fn = repr_fn or repr
-        if self.signature.out_spec is None:
+        if self.signature.output is None:
             return f"return {repr_fn(output_args)}"
         return f"return {_GLOBAL}.unflatten({repr_fn(output_args)})"
 

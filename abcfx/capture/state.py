@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,11 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_INNER = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
-
-
-def _copy_container(value: Any) -> Any:
-    return type(value)(value) if type(value) in (list, dict, set) else None
+_CONTAINERS = (list, dict, set, OrderedDict)
 
 
 def _restore_container(value: Any, saved: Any) -> None:
@@ -35,12 +32,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     saved: list[tuple[nn.Module, dict[str, Any], list[tuple[Any, Any]]]] = []
     for module in model.modules():
         attributes = dict(module.__dict__)
-        containers = [
-            (value, copied)
-            for name, value in attributes.items()
-            if name in _INNER or type(value) in (list, dict, set)
-            if (copied := _copy_container(value)) is not None
-        ]
+        containers = [(value, type(value)(value)) for value in attributes.values() if type(value) in _CONTAINERS]
         saved.append((module, attributes, containers))
     try:
         yield

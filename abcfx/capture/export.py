@@ -1,0 +1,119 @@
+"""Capture by torch.export on example inputs: aten-level graphs over the model's own parameters, with guards."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from abcfx.capture.emitted import EmittedModule
+from abcfx.capture.fake import off_meta, replace_meta_weights
+from abcfx.capture.graphs import merge_constants, same_graph
+from abcfx.capture.guards import guards_of
+from abcfx.capture.patches import function_applies
+from abcfx.capture.rebuild import Rebuild
+from abcfx.capture.signature import Signature, SignatureCodeGen, signature_of
+from abcfx.capture.state import both_modes_restored, preserved, preserved_rng, set_mode
+from abcfx.capture.structure import Part, take_apart
+from abcfx.errors import CaptureError
+from abcfx.location import user_line
+
+
+class _Recipe:
+    """Keeps what the model's output is made of, outside of the module, whose attributes an export restores."""
+
+    output: Part | None = None
+
+
+class _FlatCall(nn.Module):
+    """Calls the model with flat tensors, so that torch.export sees neither its signature nor its containers."""
+
+    def __init__(self, model: nn.Module, signature: Signature) -> None:
+        super().__init__()
+        self.model = model
+        self.signature = signature
+        self.recipe = _Recipe()
+        self.training = model.training
+
+    def forward(self, *flat: Any) -> Any:
+        values = self.signature.rebuild(dict(zip(self.signature.slots, flat, strict=True)))
+        outputs, self.recipe.output = take_apart(self.signature.call(self.model, values))
+        return tuple(outputs)
+
+
+def capture_export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, modes: tuple[bool, ...]
+) -> tuple[EmittedModule, tuple[str, ...]]:
+    """Export the model in the given modes (True is train) with every dim of every tensor free.
+
+    Raises:
+        CaptureError: torch.export cannot take the model, or it has a custom autograd.Function, whose gradient
+            an export would silently replace; names the line of the model's source.
+    """
+    signature, examples = signature_of(model, args, kwargs)
+    graphs: dict[bool, fx.Graph] = {}
+    attributes: dict[str, Any] = {}
+    with both_modes_restored(model):
+        for training in sorted(modes, key=lambda mode: mode != model.training):
+            set_mode(model, training)
+            graphs[training] = _export(model, signature, examples, attributes)
+    train = graphs.get(True, graphs.get(False))
+    assert train is not None
+    evaluate = graphs.get(False) if True in graphs else None
+    if evaluate is not None and same_graph(train, evaluate):
+        evaluate = None
+    constants = {name: value for name, value in attributes.items() if isinstance(value, torch.Tensor)}
+    module = EmittedModule(model, train, evaluate, constants=constants)
+    for name, value in attributes.items():
+        if isinstance(value, nn.Module):
+            module.add_module(name, value)
+    return module, ()
+
+
+def _export(
+    model: nn.Module, signature: Signature, examples: Mapping[str, Any], attributes: dict[str, Any]
+) -> fx.Graph:
+    wrapper = _FlatCall(model, signature)
+    flat = off_meta(tuple(examples[name] for name in signature.slots))
+    free = tuple(dict.fromkeys(range(tensor.dim()), torch.export.Dim.AUTO) for tensor in flat)
+
+    def refuse(original: Callable[..., Any], cls: type, args: Any, kwargs: Any) -> Any:
+        raise CaptureError(f"{cls.__name__} is a custom autograd.Function, whose gradient an export would replace")
+
+    export_log = logging.getLogger("torch.export")
+    level = export_log.level
+    with preserved(model), preserved_rng(), warnings.catch_warnings(), function_applies(refuse):
+        # Warnings here are about torch.export's own use of torch, not about anything the user can change.
+        warnings.simplefilter("ignore")
+        replace_meta_weights(model)
+        export_log.setLevel(logging.ERROR)
+        try:
+            program = torch.export.export(wrapper, flat, dynamic_shapes=(free,), strict=False)
+            exported = program.module()
+        except Exception as error:
+            raise _explain(model, error) from error
+        finally:
+            export_log.setLevel(level)
+    assert wrapper.recipe.output is not None
+    rebuilt = Rebuild(model, exported, signature.slots)
+    graph, found = rebuilt.graph, rebuilt.found
+    merge_constants(graph, found, attributes)
+    guards = guards_of(exported, program, signature.slots)
+    graph.set_codegen(SignatureCodeGen(signature.with_output(wrapper.recipe.output).with_guards(guards)))
+    return graph
+
+
+def _explain(model: nn.Module, error: Exception) -> CaptureError:
+    line = user_line(error.__traceback__)
+    where = f"\n    {line}" if line else ""
+    return CaptureError(
+        f"torch.export cannot take {type(model).__name__}:{where}\n    {type(error).__name__}: {_first_lines(error)}"
+    )
+
+
+def _first_lines(error: Exception, count: int = 3) -> str:
+    return "\n    ".join(line for line in str(error).splitlines() if line.strip())[: 400 * count]

@@ -1,0 +1,58 @@
+"""What an exported graph assumed about the sizes of its inputs, checked on every call."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from abcfx.errors import InvalidInputError
+
+Guards = Callable[[Sequence[Any]], None]
+
+
+def guards_of(exported: fx.GraphModule, program: torch.export.ExportedProgram, slots: Sequence[str]) -> Guards:
+    """A function that raises for inputs whose sizes the graph was not exported for.
+
+    torch keeps all guards, those of branches in the model included, in a module of the exported graph. Versions
+    of torch before that have the ranges and equalities of input dims only.
+    """
+    node = next(iter(exported.graph.find_nodes(op="call_module", target="_guards_fn")), None)
+    check = exported.get_submodule("_guards_fn").forward if node is not None else _range_checks(exported, program)
+
+    def guards(flat: Sequence[Any]) -> None:
+        try:
+            check(*flat)
+        except AssertionError as error:
+            raise InvalidInputError(refusal(str(error), slots)) from None
+
+    return guards
+
+
+def refusal(failed: str, slots: Sequence[str]) -> str:
+    """The message for a guard that failed, in the names of the model's arguments."""
+    named = re.sub(r"\bflat_(\d+)", lambda match: slots[int(match[1])], failed.removeprefix("Guard failed: "))
+    return (
+        f"The inputs do not have the sizes this graph was captured for; it needs: {named} (a Python branch, a loop or "
+        "an op over sizes fixed that). Call it with such inputs, or capture again with example inputs of the new size."
+    )
+
+
+def _range_checks(exported: fx.GraphModule, program: torch.export.ExportedProgram) -> Callable[..., None]:
+    ranges = {str(symbol): limits for symbol, limits in program.range_constraints.items()}
+    shapes = [tuple(map(str, node.meta["val"].shape)) for node in exported.graph.find_nodes(op="placeholder")]
+
+    def check(*flat: torch.Tensor) -> None:
+        seen: dict[str, int] = {}
+        for number, (tensor, shape) in enumerate(zip(flat, shapes, strict=True)):
+            for dim, (size, text) in enumerate(zip(tensor.shape, shape, strict=True)):
+                expected = int(text) if text.isdigit() else seen.setdefault(text, size)
+                limits = ranges.get(text)
+                inside = limits is None or limits.lower <= size <= limits.upper
+                if size != expected or not inside:
+                    raise AssertionError(f"flat_{number}.size()[{dim}] == {text} (in {limits})")
+
+    return check

@@ -1,0 +1,48 @@
+"""The only place that patches torch, for the length of one capture: calls of modules and of autograd Functions.
+
+torch.fx patches `nn.Module.__call__` in the same way while it traces. torch has no hook for
+`torch.autograd.Function.apply`, whose custom gradient every tracer would otherwise lose silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+ModuleCall = Callable[[Callable[..., Any], nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+FunctionApply = Callable[[Callable[..., Any], type, tuple[Any, ...], dict[str, Any]], Any]
+
+
+@contextmanager
+def module_calls(handler: ModuleCall) -> Iterator[None]:
+    """Within the block, `handler(original, module, args, kwargs)` runs in place of every module call."""
+    original: Any = nn.Module.__call__
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return handler(original, module, args, kwargs)
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def function_applies(handler: FunctionApply) -> Iterator[None]:
+    """Within the block, `handler(original, cls, args, kwargs)` runs in place of every `autograd.Function.apply`."""
+    function: Any = torch.autograd.Function
+    original = function.__dict__["apply"]
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return handler(original.__get__(None, cls), cls, args, kwargs)
+
+    function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        function.apply = original

@@ -1,0 +1,156 @@
+"""An exported graph over the model's own names: parameters by identity, no_grad regions inlined, device left free."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from abcfx.errors import CaptureError
+
+# torch.export called the model as the submodule of this name of a wrapper.
+WRAPPED = "model"
+
+
+class Rebuild:
+    """Copies the graph of `ExportedProgram.module()` onto the model that was exported.
+
+    Attributes:
+        graph: the new graph; its placeholders are the signature's slots, in order.
+        found: tensors and sub-graphs that the graph refers to by name and that the model does not hold.
+    """
+
+    def __init__(self, model: nn.Module, exported: fx.GraphModule, slots: list[str]) -> None:
+        self.model = model
+        self.names = {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
+        self.graph = fx.Graph()
+        self.found: dict[str, Any] = {}
+        copies: dict[fx.Node, fx.Node] = {}
+        for node, slot in zip(exported.graph.find_nodes(op="placeholder"), slots, strict=True):
+            copies[node] = self.graph.placeholder(slot)
+            copies[node].meta = dict(node.meta)
+        results = self._transfer(exported, copies)
+        self.graph.output(fx.map_arg(results, lambda node: copies[node]))
+        self._free_the_device()
+        self.graph.lint()
+
+    def _transfer(self, owner: fx.GraphModule, copies: dict[fx.Node, fx.Node]) -> Any:
+        """Copy every node of the owner's graph but placeholders and output; returns the output's argument."""
+        for node in owner.graph.nodes:
+            if node.op == "output":
+                return node.args[0]
+            if node in copies or _is_bookkeeping(node):
+                continue
+            if _is_grad_region(node):
+                self._inline(owner, node, copies)
+                continue
+            copies[node] = self._copy(node, copies)
+            if node.op == "get_attr":
+                self._resolve(copies[node], owner)
+        raise CaptureError("the exported graph has no output")
+
+    def _copy(self, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> fx.Node:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: copies[each])
+        name = node.name.removeprefix(WRAPPED + "_")
+        new = self.graph.create_node(node.op, node.target, args, kwargs, name, node.type)
+        new.meta = dict(node.meta)
+        stack = node.meta.get("nn_module_stack")
+        if stack is not None:
+            new.meta["nn_module_stack"] = own_stack(stack)
+        return new
+
+    def _resolve(self, node: fx.Node, owner: fx.GraphModule) -> None:
+        """Point a get_attr node at the model's own tensor, ties by object identity; the rest goes to `found`."""
+        target = str(node.target)
+        own = target.removeprefix(WRAPPED + ".")
+        mine, given = _lookup(self.model, own), _lookup(owner, target)
+        if isinstance(mine, torch.Tensor):
+            node.target = self.names.get(id(mine), own)
+        elif id(given) in self.names:
+            node.target = self.names[id(given)]
+        else:
+            name = "_" + own.replace(".", "_")
+            while name in self.found and self.found[name] is not given:
+                name += "_"
+            self.found[name] = given
+            node.target = name
+
+    def _inline(self, owner: fx.GraphModule, region: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
+        """Write a torch.no_grad region out in place; its inputs are detached, which stops the same gradients."""
+        enabled, body, *inputs = region.args
+        assert isinstance(body, fx.Node)
+        inside = _lookup(owner, str(body.target))
+        if enabled:
+            raise CaptureError("forward turns gradients on where they were off, which an exported graph cannot keep")
+        inner: dict[fx.Node, fx.Node] = {}
+        outer: dict[fx.Node, fx.Node] = {}
+        for placeholder, given in zip(inside.graph.find_nodes(op="placeholder"), inputs, strict=True):
+            assert isinstance(given, fx.Node)
+            outer[placeholder] = copies[given]
+            inner[placeholder] = self._detached(copies[given], region)
+        results = self._transfer(inside, inner)
+        for user in region.users:
+            # Results leave a region through a getitem of its tuple. One that is an input is that input, not detached.
+            result = results[user.args[1]]
+            copies[user] = outer.get(result, inner[result])
+
+    def _detached(self, node: fx.Node, region: fx.Node) -> fx.Node:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or not (value.is_floating_point() or value.is_complex()):
+            return node
+        detached = self.graph.call_function(torch.ops.aten.detach.default, (node,))
+        detached.meta = dict(node.meta)
+        detached.meta["nn_module_stack"] = own_stack(region.meta.get("nn_module_stack", {}))
+        detached.meta["stack_trace"] = region.meta.get("stack_trace", "")
+        return detached
+
+    def _free_the_device(self) -> None:
+        """Take the device from the first input where the export wrote down the one it ran on, so that `.to` works."""
+        inputs = [n for n in self.graph.find_nodes(op="placeholder") if isinstance(n.meta.get("val"), torch.Tensor)]
+        device = inputs[0].meta["val"].device if inputs else None
+        uses = [node for node in self.graph.nodes if node.op == "call_function" and device in _values(node)]
+        if device is None or not uses:
+            return
+        with self.graph.inserting_after(self.graph.find_nodes(op="placeholder")[-1]):
+            free = self.graph.call_function(getattr, (inputs[0], "device"))
+        free.meta["val"] = device
+        for node in uses:
+            node.args = tuple(free if value == device else value for value in node.args)
+            node.kwargs = {key: free if value == device else value for key, value in node.kwargs.items()}
+
+
+def own_stack(stack: dict[str, tuple[str, Any]]) -> dict[str, tuple[str, Any]]:
+    """An exported `nn_module_stack` with paths of the model instead of the wrapper around it."""
+    return {
+        key: (path.removeprefix(WRAPPED).removeprefix("."), kind)
+        for key, (path, kind) in stack.items()
+        if path.split(".")[0] == WRAPPED
+    }
+
+
+def _values(node: fx.Node) -> Iterable[Any]:
+    return [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, torch.device)]
+
+
+def _is_grad_region(node: fx.Node) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__name__", "") == "wrap_with_set_grad_enabled"
+
+
+def _is_bookkeeping(node: fx.Node) -> bool:
+    """Guards (kept apart), parameters nobody reads, bodies that get inlined, and checks of dtypes as they were.
+
+    The dtype checks would refuse autocast, which the model itself allows.
+    """
+    if node.op == "get_attr":
+        return all(_is_grad_region(user) and user.args[1] is node for user in node.users)
+    return node.target in ("_guards_fn", torch.ops.aten._assert_tensor_metadata.default)
+
+
+def _lookup(owner: Any, path: str) -> Any:
+    try:
+        return operator.attrgetter(path)(owner)
+    except AttributeError:
+        return None

@@ -1,0 +1,91 @@
+"""Second inputs for a check: other batch, other length, other values, padded masks, mildest last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree  # see signature.py
+
+_SEED = 7
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Arguments of one call, and in words how they differ from the examples."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    label: str
+
+    def fresh_args(self) -> Any:
+        """The positional arguments with copied tensors, since a model may write into its inputs."""
+        return pytree.tree_map_only(torch.Tensor, _copy, self.args)
+
+    def fresh_kwargs(self) -> Any:
+        """The keyword arguments, copied likewise."""
+        return pytree.tree_map_only(torch.Tensor, _copy, self.kwargs)
+
+
+def variations(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Inputs]:
+    """The example inputs changed in several ways; a caller takes the first that the model accepts."""
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()]
+    first = tensors[0] if tensors else torch.empty(0)
+    batch = first.shape[0]
+    length = first.shape[1] if first.dim() in (2, 3) else None
+    if tensors and length is not None:
+        label = f"other batch, length {_other_length(length)} for {length}"
+        yield _vary(args, kwargs, batch, length, label, values=True)
+    if tensors:
+        yield _vary(args, kwargs, batch, None, "other batch and values", values=True)
+        yield _vary(args, kwargs, batch, None, "other batch", values=False)
+        yield _vary(args, kwargs, None, None, "other values", values=True)
+    yield Inputs(args, kwargs, "the example inputs themselves")
+
+
+def _vary(
+    args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None, length: int | None, label: str, *, values: bool
+) -> Inputs:
+    generator = torch.Generator().manual_seed(_SEED)
+
+    def change(path: Any, leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0:
+            return leaf
+        leaf = leaf.detach()
+        if batch is not None and leaf.shape[0] == batch:
+            leaf = _resized(leaf, 0, 4 if batch != 4 else 5)
+        for dim in range(1, leaf.dim()):
+            if length is not None and leaf.shape[dim] == length:
+                leaf = _resized(leaf, dim, _other_length(length))
+        return _revalued(leaf, pytree.keystr(path), generator) if values else leaf
+
+    new_args, new_kwargs = pytree.tree_map_with_path(change, (args, kwargs))
+    return Inputs(new_args, new_kwargs, label)
+
+
+def _other_length(length: int) -> int:
+    """Shorter for long inputs, which is cheap and within every limit on length; longer for short ones."""
+    return length // 2 + 1 if length > 8 else length + 2
+
+
+def _resized(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    repeats = -(-size // max(tensor.shape[dim], 1))
+    return torch.cat([tensor] * repeats, dim).narrow(dim, 0, size)
+
+
+def _revalued(tensor: torch.Tensor, path: str, generator: torch.Generator) -> torch.Tensor:
+    """The tensor's own values drawn anew, so that ids stay valid; a mask becomes one with padding at the end."""
+    flat = tensor.reshape(-1)
+    if not len(flat):
+        return tensor
+    binary = not tensor.is_floating_point() and not tensor.is_complex() and bool(((flat == 0) | (flat == 1)).all())
+    if "mask" in path and binary and tensor.dim() == 2:
+        kept = torch.randint((tensor.shape[1] + 1) // 2, tensor.shape[1] + 1, (tensor.shape[0], 1), generator=generator)
+        return (torch.arange(tensor.shape[1]) < kept).to(tensor)
+    return flat[torch.randint(len(flat), (len(flat),), generator=generator).to(flat.device)].reshape(tensor.shape)
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)

@@ -1,0 +1,204 @@
+"""Checks a captured graph against the eager model on inputs it was not captured with: outputs, gradients, buffers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from abcfx.capture.emitted import ROOT_LEAF, EmittedModule
+from abcfx.capture.state import both_modes_restored, preserved, preserved_rng, set_mode
+from abcfx.capture.structure import take_apart
+from abcfx.capture.variation import Inputs, variations
+from abcfx.errors import CaptureError, InvalidInputError
+
+_SEED = 20_240
+# A gradient much smaller than the largest one is rounding noise (a key bias before a softmax, say).
+_NOISE = 1e-5
+
+
+@dataclass
+class _Run:
+    """What one forward and backward left behind, small enough to keep: no gradient is stored."""
+
+    outputs: list[Any]
+    fingerprints: dict[str, torch.Tensor] = field(default_factory=dict)
+    buffers: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def verify(
+    model: nn.Module, module: EmittedModule, args: tuple[Any, ...], kwargs: dict[str, Any], *, modes: tuple[bool, ...]
+) -> tuple[str, ...]:
+    """Compare the emitted module with the model in every mode.
+
+    Inputs differ from the examples in batch, length and values wherever the model itself accepts that.
+
+    Returns:
+        What the report must say: sizes that the graph was specialised to, or why nothing could be checked.
+
+    Raises:
+        CaptureError: the graph computes something else than the model; says what and in which mode.
+    """
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        return ("not verified against the model: its weights are on the meta device",)
+    notes: list[str] = []
+    with preserved(model), preserved_rng(), both_modes_restored(model), torch.random.fork_rng():
+        for training in modes:
+            set_mode(model, training)
+            with _in_mode(module, training):
+                notes += _verify_mode(model, module, args, kwargs, training)
+    return tuple(dict.fromkeys(notes))
+
+
+def _verify_mode(
+    model: nn.Module, module: EmittedModule, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool
+) -> list[str]:
+    notes: list[str] = []
+    refused: Exception | None = None
+    for inputs in variations(args, kwargs):
+        try:
+            expected = _run(model, model, inputs, gradients=training)
+        except Exception as error:  # the model's own refusal of these sizes; the next variation is milder
+            refused = error
+            continue
+        try:
+            got = _run(model, module, inputs, gradients=training)
+        except InvalidInputError as error:
+            notes.append(str(error))
+            continue
+        except Exception as error:
+            message = f"{type(error).__name__}: {str(error)[:300]}"
+            raise CaptureError(f"the captured graph fails where the model runs ({inputs.label}): {message}") from error
+        difference = _difference(expected, got)
+        if difference:
+            mode = "train" if training else "eval"
+            raise CaptureError(f"the captured graph is wrong in {mode} mode ({inputs.label}): {difference}")
+        return notes
+    raise CaptureError(f"the model does not run on its example inputs: {type(refused).__name__}: {refused}")
+
+
+@contextmanager
+def _in_mode(module: EmittedModule, training: bool) -> Iterator[None]:
+    """Choose the emitted module's graph only: its submodules are the model's, whose flags are set already."""
+    before, leaf = module.training, module.__dict__.get(ROOT_LEAF)
+    for each in (module, leaf):
+        if each is not None:
+            each.training = training
+    try:
+        yield
+    finally:
+        for each in (module, leaf):
+            if each is not None:
+                each.training = before
+
+
+def _run(model: nn.Module, function: Callable[..., Any], inputs: Inputs, *, gradients: bool) -> _Run:
+    """Call the function with a fixed seed; parameters' gradients and buffers are put back as they were."""
+    saved_buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    saved_gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    run = _Run([])
+    handles = []
+    for name, parameter in model.named_parameters():
+        parameter.grad = None
+        if parameter.requires_grad and gradients:
+            hook = _fingerprint_hook(name, run)
+            handles.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
+    try:
+        torch.manual_seed(_SEED)
+        with torch.set_grad_enabled(gradients):
+            run.outputs, _ = take_apart(function(*inputs.fresh_args(), **inputs.fresh_kwargs()))
+        if gradients:
+            _backward(run.outputs)
+        run.outputs = [value.detach() if isinstance(value, torch.Tensor) else value for value in run.outputs]
+        run.buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    finally:
+        for handle in handles:
+            handle.remove()
+        with torch.no_grad():
+            for buffer, value in saved_buffers:
+                buffer.detach_().copy_(value)
+        for parameter, gradient in saved_gradients:
+            parameter.grad = gradient
+    return run
+
+
+def _backward(outputs: list[Any]) -> None:
+    """Backward from a random projection of all outputs."""
+    generator = torch.Generator().manual_seed(_SEED)
+    loss: Any = 0.0
+    for value in outputs:
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            real = torch.view_as_real(value) if value.is_complex() else value
+            weights = torch.randn(real.shape, generator=generator).to(real.device, real.dtype)
+            # Masked positions hold -inf by design; they carry no gradient.
+            loss = loss + torch.where(real.isfinite(), real, 0.0).mul(weights).sum()
+    if isinstance(loss, torch.Tensor) and loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _fingerprint_hook(name: str, run: _Run) -> Callable[[torch.Tensor], None]:
+    def hook(parameter: torch.Tensor) -> None:
+        gradient = parameter.grad
+        assert gradient is not None
+        parameter.grad = None
+        dense = gradient.to_dense() if gradient.is_sparse else gradient
+        matrix = dense.float().reshape(dense.shape[0] if dense.dim() else 1, -1)
+        generator = torch.Generator().manual_seed(_SEED)
+        left = torch.randn(matrix.shape[0], generator=generator).to(matrix)
+        right = torch.randn(matrix.shape[1], generator=generator).to(matrix)
+        fingerprint = torch.cat(
+            (matrix @ right / math.sqrt(len(right) or 1), left @ matrix / math.sqrt(len(left) or 1))
+        )
+        previous = run.fingerprints.get(name)
+        run.fingerprints[name] = fingerprint if previous is None else previous + fingerprint
+
+    return hook
+
+
+def _difference(expected: _Run, got: _Run) -> str:
+    """What differs beyond rounding, in words; "" when nothing does."""
+    if len(expected.outputs) != len(got.outputs):
+        return f"{len(got.outputs)} output tensors, expected {len(expected.outputs)}"
+    for number, (left, right) in enumerate(zip(expected.outputs, got.outputs, strict=True)):
+        text = _compare(left, right)
+        if text:
+            return f"output {number} {text}"
+    for name in expected.buffers:
+        text = _compare(expected.buffers[name], got.buffers[name])
+        if text:
+            return f"buffer {name} {text} after the call"
+    missing = expected.fingerprints.keys() ^ got.fingerprints.keys()
+    if missing:
+        return f"gradient of {', '.join(sorted(missing)[:3])} is there in only one of model and graph"
+    sizes = [float(value.abs().max()) for value in expected.fingerprints.values() if value.numel()]
+    noise = _NOISE * max((size for size in sizes if math.isfinite(size)), default=0.0)
+    for name, left in expected.fingerprints.items():
+        text = _compare(left, got.fingerprints[name], tolerance=2e-3, noise=noise)
+        if text:
+            return f"gradient of {name} {text}"
+    return ""
+
+
+def _compare(expected: Any, got: Any, *, tolerance: float = 1e-4, noise: float = 0.0) -> str:
+    if not isinstance(expected, torch.Tensor) or not isinstance(got, torch.Tensor):
+        return "" if type(expected) is type(got) and expected == got else f"is {got!r}, expected {expected!r}"
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        return f"is {got.dtype} {tuple(got.shape)}, expected {expected.dtype} {tuple(expected.shape)}"
+    if torch.equal(expected, got):
+        return ""
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return f"differs in {int((expected != got).sum())} of {expected.numel()} entries"
+    tolerance = max(tolerance, 8 * torch.finfo(expected.dtype).eps)
+    finite = expected.isfinite()
+    if not torch.equal(finite, got.isfinite()):
+        return "has infinities or NaNs elsewhere"
+    if not bool(finite.any()):
+        return ""
+    size = float(expected[finite].abs().max())
+    error = float((expected[finite] - got[finite]).abs().max())
+    return "" if error <= tolerance * size + noise else f"differs by {error:.2g}, where its largest entry is {size:.2g}"
