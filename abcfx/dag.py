@@ -28,6 +28,7 @@ from abcfx.rules import (
     find_module_rule,
     plain_name,
 )
+from abcfx.rules.elementwise import constant as makes_constant
 from abcfx.rules.kinds import Merge, Norm, Product, ScalarArgument, Softmax
 
 
@@ -136,6 +137,15 @@ def _tensors(value: Any) -> list[Value]:
     return [leaf for leaf in _leaves(value) if isinstance(leaf, Value)]
 
 
+def _lost(given: Iterable[Any], returned: Any) -> str:
+    """What an op was given that should change with training while nothing that it returned does."""
+    tensors = _tensors(returned)
+    if not tensors or not all(value.is_constant for value in tensors):
+        return ""
+    names = [v.node or v.parameter for v in given if isinstance(v, Value) and not v.is_constant]
+    return ", ".join(str(name) for name in names)
+
+
 class _Interpreter:
     """Runs an fx graph on abstract tensors. Ops on constants alone stay constants and need no rule."""
 
@@ -171,7 +181,14 @@ class _Interpreter:
         rule = find_function_rule(node.target)
         if rule is None:
             raise _unknown(node, node.target)
-        return rule(op, *args, **kwargs)
+        result = rule(op, *args, **kwargs)
+        if rule is not makes_constant and (lost := _lost(values, result)):
+            raise UnknownOpError(
+                f"The rule for {node.target} loses {lost}: it was given it and returned only constants.\n"
+                f"  in {location(node)}\n"
+                f"  To fix: return a Value made by a method of `op` (op.same, op.layer, op.product, ...)."
+            )
+        return result
 
     def _call_module(self, op: Op, node: fx.Node, args: Any, kwargs: Any, values: Iterable[Any]) -> Any:
         module = self.module.get_submodule(str(node.target))

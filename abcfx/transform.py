@@ -113,7 +113,7 @@ def transform(
     options = Options(lr, std, weight_decay, eps, init, scales)
     if inplace and scales == "insert":
         raise InvalidInputError(
-            "inplace=True changes the model object itself, and scale nodes live in a graph, not in it:\n"
+            "inplace=True changes the model object itself, and scale nodes live in a graph:\n"
             "  its weights would be re-initialised but not scaled. To fix: transform(..., inplace=True, scales='absorb')"
         )
     clock = _Clock()

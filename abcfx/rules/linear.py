@@ -24,8 +24,9 @@ def linear_module(op: Op, module: nn.Module, x: Value) -> Value:
 
 
 @register_rule("embedding", "embedding_bag")
-def embedding(op: Op, ids: Value, weight: Value, *_: Any, **__: Any) -> Value:
-    return op.layer(None, weight, fan_in=[], fan_out=[1])
+def embedding(op: Op, x: Value, y: Value, *_: Any, **__: Any) -> Value:
+    """F.embedding takes (ids, table), aten.embedding (table, ids): the table is what is not constant."""
+    return op.layer(None, y if x.is_constant else x, fan_in=[], fan_out=[1])
 
 
 @register_rule(nn.Embedding, nn.EmbeddingBag)

@@ -1,0 +1,65 @@
+"""Multipliers of every parameter against numbers read off microsoft/mup (tests/data/mup_reference.json)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mup_reference_models as MODELS
+import pytest
+import torch
+
+import abcfx
+
+HERE = Path(__file__).parent
+REFERENCE = json.loads((HERE / "data" / "mup_reference.json").read_text())["architectures"]
+
+
+COVERED = [name for name in MODELS.ARCHS if name in REFERENCE]
+
+
+def _transform(name: str, optimizer: str, **options: Any) -> abcfx.Transformed:
+    build, inputs, _ = MODELS.ARCHS[name]
+    torch.manual_seed(0)
+    return abcfx.transform(
+        build(256), inputs(), base=build(64), optimizer=optimizer, lr=1.0, weight_decay=1.0, **options
+    )
+
+
+def _forward(row: dict[str, Any], uses: list[dict[str, Any]]) -> list[float]:
+    multiplier = row["multiplier"]
+    return list(multiplier.values()) if isinstance(multiplier, dict) else [multiplier] * len(uses)
+
+
+@pytest.mark.parametrize("name", COVERED)
+@pytest.mark.parametrize("scales", ["insert", "absorb"])
+def test_invariants_equal_those_of_mup(name: str, scales: str) -> None:
+    """Effective init, Adam and SGD rates and lr x weight decay: what the symmetry between formulations leaves alone."""
+    adam, sgd = _transform(name, "adamw", scales=scales).spec, _transform(name, "sgd", scales=scales).spec
+    wrong = []
+    for parameter, expected in REFERENCE[name]["params"].items():
+        row, theirs = adam[parameter], expected["uses"][0]["forward_mult"]
+        lead = _forward(row, expected["uses"])[0]
+        got = {
+            "adam_lr_eff_mult": lead * row["lr"],
+            "adamw_lr_times_wd": row["lr"] * row["weight_decay"],
+            "sgd_lr_eff_mult": lead**2 * sgd[parameter]["lr"],
+            "sgd_lr_times_wd": sgd[parameter]["lr"] * sgd[parameter]["weight_decay"],
+            "init_eff_mult": lead * 4.0 ** -row["own_init"]["exponent"] * row["init_factor"],
+            "uses": [f / lead for f in _forward(row, expected["uses"])],
+        }
+        reference = {
+            "adam_lr_eff_mult": theirs * expected["lr_mult_adam"],
+            "adamw_lr_times_wd": expected["lr_mult_adamw"] * expected["wd_mult_adamw"],
+            "sgd_lr_eff_mult": theirs**2 * expected["lr_mult_sgd"],
+            "sgd_lr_times_wd": expected["lr_mult_sgd"] * expected["wd_mult_sgd"],
+            "init_eff_mult": expected["intended_init_std_mult"],
+            "uses": [use["forward_mult"] / theirs for use in expected["uses"]],
+        }
+        if isinstance(expected["invariants"], dict):
+            reference |= {key: expected["invariants"].get(key) for key in reference if key in expected["invariants"]}
+        for key, value in reference.items():
+            if value is not None and got[key] != pytest.approx(value, rel=1e-9):
+                wrong.append((parameter, key, got[key], value))
+    assert not wrong
