@@ -1,35 +1,33 @@
-"""Owns the linear program over named rows `out <= inputs + constant - weight * alignment`: builds, solves and explains it."""
+"""Owns the linear program over named rows `out <= inputs + constant - weight * alignment`: checks, solves, explains."""
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import math
 import time
-import zlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
-import highspy
 import numpy as np
-from numpy.typing import NDArray
 
 from abcfx.errors import AbcfxError, InfeasibleError, InvalidInputError
+from abcfx.lp import TOLERANCE, Floats, GreedyStart, Lp, Point, dependency_order
 
 ALIGNMENTS = ("alpha", "omega", "u")
 UNCONSTRAINED_BOUND = 4.0
-DUAL_TOLERANCE = 1e-9
-EXACT_TOLERANCE = 1e-8
+DECIMALS = 12  # of c, so that equal exponents stay equal whatever the path of the simplex method
 
-Alignment = Mapping[Hashable, tuple[float, float, float]]
-Floats = NDArray[np.float64]
+Alignment: TypeAlias = Mapping[Hashable, tuple[float, float, float]]
 
 
 class Row(NamedTuple):
-    """One constraint `out <= sum(inputs) + constant - weight * alignment[layer]`; a level is the exact min of its rows.
+    """A constraint `out <= sum(inputs) + constant - weight * alignment[layer]`; a level is the exact min of its rows.
 
-    `inputs` are rates or levels, a repeated one counts twice. `weight` is the growth exponent of the fan-in. `words`
-    says the constraint in messages; without it the row is printed as an inequality.
+    `inputs` are rates or levels; a repeated one counts twice. `weight` is the growth exponent of the fan-in. `words`
+    say the constraint in messages.
     """
 
     name: str
@@ -43,17 +41,34 @@ class Row(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """A learning-rate exponent c. `distance` to the outputs, in layers, makes upstream rates dearer in the tie-break."""
+    """A learning-rate exponent c; `distance` to the outputs, in layers, makes upstream dearer in the tie-break."""
 
     cost: float = 1.0
     distance: int = 0
     fixed: float | None = None
     bounds: tuple[float, float] = (-math.inf, math.inf)
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The bounds, or the fixed value twice."""
+        return self.bounds if self.fixed is None else (self.fixed, self.fixed)
+
 
 @dataclass(frozen=True)
 class LpSolution:
-    """The unique optimum. `levels` come from exact recursion; shadow prices are d(objective) / d(right-hand side)."""
+    """The unique optimum.
+
+    Attributes:
+        c: the rates.
+        levels: the levels, by exact recursion from `c`.
+        objective: the cost-weighted sum of `c`.
+        binding: by rate, the names of the tight rows, or of its own bound, that keep it from going lower.
+        shadow_prices: d(objective) / d(right-hand side) by name of row or bound, where not zero; at a degenerate
+            optimum one of several.
+        unconstrained: rates that no row holds up, which are kept within +-4.
+        iterations: of the simplex method.
+        seconds: of the whole solve.
+    """
 
     c: dict[Hashable, float]
     levels: dict[Hashable, float]
@@ -65,21 +80,12 @@ class LpSolution:
     seconds: float
 
 
-class _Point(NamedTuple):
-    """A lexicographic optimum of the relaxed LP with its stage-1 duals."""
-
-    x: Floats
-    objective: float
-    tie: float
-    row_dual: Floats
-    col_dual: Floats
-
-
 class Solver:
-    """Minimises the cost-weighted sum of the rates, then, among the optima, a generic weighting dearer upstream.
+    """Minimises the cost-weighted sum of the rates; of all optima takes the least by generic weights, upstream dearer.
 
-    `lower` bounds levels from below (absent: free), `exact` names the levels that must equal their bound,
-    `alignment` maps a layer to (alpha, omega, u).
+    `lower` bounds levels from below (absent: free), `exact` names levels that must equal their bound, `alignment` maps
+    a layer to (alpha, omega, u). The weights come from the `repr` of a rate's name, which should be the same in every
+    process.
     """
 
     def __init__(
@@ -90,248 +96,290 @@ class Solver:
         alignment: Alignment,
         exact: Iterable[Hashable] = (),
     ) -> None:
-        self.rows = list(rows)
-        self.rates = dict(rates)
-        self._names: list[Hashable] = list(self.rates)
-        self._column = {name: column for column, name in enumerate(self._names)}
-        for row in self.rows:
-            if row.out not in self._column:
-                self._column[row.out] = len(self._names)
-                self._names.append(row.out)
-        self._lower = np.full(len(self._names), -math.inf)
-        self._upper = np.full(len(self._names), math.inf)
-        for level, bound in lower.items():
-            self._lower[self._column[level]] = bound
-        self._exact = [self._column[level] for level in exact]
-        self._upper[self._exact] = self._lower[self._exact]
-        self._inputs = [[self._column[name] for name in row.inputs] for row in self.rows]
-        self._outs = [self._column[row.out] for row in self.rows]
+        self.rows, self.rates, exact = list(rows), dict(rates), list(dict.fromkeys(exact))
+        self._check(lower, exact)
+        self._names = [*self.rates, *dict.fromkeys(row.out for row in self.rows)]
+        self._count = len(self.rates)
+        column = {name: j for j, name in enumerate(self._names)}
+        self._out = np.array([column[row.out] for row in self.rows], dtype=np.int32)
+        self._inputs = [[column[name] for name in row.inputs] for row in self.rows]
+        self._level_inputs = [[j for j in inputs if j >= self._count] for inputs in self._inputs]
+        self._input_row = np.repeat(np.arange(len(self.rows)), [len(inputs) for inputs in self._inputs])
+        self._input = np.array([j for inputs in self._inputs for j in inputs], dtype=np.int32)
         self._order = self._topological_order()
+        self._lower, self._upper = np.full(len(column), -math.inf), np.full(len(column), math.inf)
+        self._lower[[column[level] for level in lower]] = list(lower.values())
+        self._exact = [column[level] for level in exact]
+        self._upper[self._exact] = self._lower[self._exact]
         self.unconstrained = self._bound_rates()
-        self._cost = np.zeros(len(self._names))
-        self._weight = np.zeros(len(self._names))
-        for column, (name, rate) in enumerate(self.rates.items()):
-            self._cost[column] = rate.cost
-            self._weight[column] = rate.distance + 0.5 * zlib.crc32(repr(name).encode()) / 2**32
-        self._constant = np.array([row.constant for row in self.rows])
+        self._constant = np.array([row.constant for row in self.rows], dtype=np.float64)
+        self._aligned = [k for k, row in enumerate(self.rows) if row.alignment]
+        self._layers = list(dict.fromkeys(self.rows[k].layer for k in self._aligned))
+        slot = {(layer, name): 3 * i + j for i, layer in enumerate(self._layers) for j, name in enumerate(ALIGNMENTS)}
+        self._slots = [slot[self.rows[k].layer, str(self.rows[k].alignment)] for k in self._aligned]
+        self._weights = np.array([self.rows[k].weight for k in self._aligned])
         self._right = self._right_hand_sides(alignment)
-        self._highs: highspy.Highs | None = None
+        self._lp: tuple[Lp, GreedyStart] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_highs": None}
+        return {**self.__dict__, "_lp": None}  # nothing in highspy can be pickled; the next solve loads the LP again
 
     def solve(self) -> LpSolution:
-        """Solve at the alignments of the last call (at first: those of the constructor)."""
+        """Solve at the alignments of the last call (at first: those of the constructor).
+
+        Raises:
+            InfeasibleError: no exponents satisfy the rows; the message names a smallest set of rows in conflict.
+        """
         start = time.perf_counter()
-        point = self._search()
-        c = np.round(point.x[: len(self.rates)], 12) + 0.0
-        values = self._recurse(c)
-        need = self._need(values)
+        is_first = self._lp is None
+        lp, greedy = self._lp = self._lp or self._load()
+        lp.iterations = 0
+        point = self._search(lp, greedy.basis(self._right) if is_first or greedy.is_optimal else None)
+        c = np.round(point.x[: self._count], DECIMALS) + 0.0  # no -0.0
+        values = np.array(self._recurse(c))
+        if (values < self._lower - 1e-6).any():
+            raise AbcfxError(f"HiGHS returned a point below a bound by {np.max(self._lower - values):.1e}")
         return LpSolution(
             c=dict(zip(self.rates, c.tolist(), strict=True)),
-            levels=dict(zip(self._names[len(c) :], values[len(c) :], strict=True)),
-            objective=float(self._cost[: len(c)] @ c),
-            binding=self._binding(values, need),
+            levels=dict(zip(self._names[self._count :], values[self._count :].tolist(), strict=True)),
+            objective=math.fsum(lp.cost[: self._count] * c),
+            binding=self._binding(values),
             shadow_prices=self._shadow_prices(point),
             unconstrained=self.unconstrained,
-            iterations=0,
+            iterations=lp.iterations,
             seconds=time.perf_counter() - start,
         )
 
     def resolve(self, alignment: Alignment) -> LpSolution:
-        """Solve at new alignments: only row bounds change, HiGHS starts from the last basis."""
+        """Solve at new alignments: only row bounds change, and HiGHS starts from a basis near the optimum."""
         self._right = self._right_hand_sides(alignment)
         return self.solve()
 
     def required(self, solution: LpSolution) -> dict[Hashable, float]:
-        """For each level, the least value it must keep for every level to stay at or above its lower bound."""
-        c = np.array([solution.c[name] for name in self.rates])
-        need = self._need(self._recurse(c))
-        return dict(zip(self._names[len(c) :], need[len(c) :], strict=True))
+        """For each level, the least value it must keep, all else equal, for every level to stay at its lower bound.
+
+        `solution` is that of the last solve; -inf where nothing is required.
+        """
+        values = self._recurse(np.array([solution.c[name] for name in self.rates]))
+        need: list[float] = self._lower.tolist()
+        for out, rows in reversed(self._order):
+            for k in rows if need[out] > -math.inf else []:
+                slack = self._right[k] + sum(values[j] for j in self._inputs[k]) - need[out]
+                for j, times in Counter(self._level_inputs[k]).items():
+                    need[j] = max(need[j], values[j] - slack / times)
+        return dict(zip(self._names[self._count :], need[self._count :], strict=True))
+
+    def _check(self, lower: Mapping[Hashable, float], exact: Sequence[Hashable]) -> None:
+        """Everything that HiGHS would not refuse, or not by name."""
+        levels = {row.out for row in self.rows}
+        repeated = [name for name, count in Counter(row.name for row in self.rows).items() if count > 1]
+        _require(not repeated, f"rows need unique names, messages refer to them: {repeated[:1]} occurs more than once")
+        for row in self.rows:
+            if problem := _problem_of_row(row, levels, self.rates):
+                raise InvalidInputError(f"row {row.name!r}: {problem}")
+        for name, rate in self.rates.items():
+            if problem := _problem_of_rate(rate):
+                raise InvalidInputError(f"rate {name}: {problem}")
+        for level, bound in lower.items():
+            _require(level in levels, f"{_label(level)} has a lower bound but no row; drop the bound or add the row")
+            _require(math.isfinite(bound), f"the lower bound of {_label(level)} must be finite, got {bound}")
+        for level in exact:
+            _require(level in lower, f"{_label(level)} is to equal its lower bound, but has none")
 
     def _right_hand_sides(self, alignment: Alignment) -> Floats:
+        missing = [layer for layer in self._layers if layer not in alignment]
+        _require(not missing, f"layer {missing[:1]} has rows but no alignment (alpha, omega, u)")
+        table = np.array([alignment[layer] for layer in self._layers], dtype=np.float64).reshape(-1, 3)
+        for i in np.flatnonzero(~np.isfinite(table).all(axis=1)):
+            raise InvalidInputError(f"layer {self._layers[i]}: alpha, omega and u must be finite, got {table[i]}")
         right = self._constant.copy()
-        for k, row in enumerate(self.rows):
-            if row.alignment is not None:
-                right[k] -= row.weight * alignment[row.layer][ALIGNMENTS.index(row.alignment)]
+        right[self._aligned] -= self._weights * table.reshape(-1)[self._slots]
         return right
 
     def _topological_order(self) -> list[tuple[int, list[int]]]:
-        rows_of: dict[int, list[int]] = {}
-        for k, out in enumerate(self._outs):
-            rows_of.setdefault(out, []).append(k)
-        waiting = {out: 0 for out in rows_of}
-        users: dict[int, list[int]] = {out: [] for out in rows_of}
-        for k, out in enumerate(self._outs):
-            for column in self._inputs[k]:
-                if column >= len(self.rates):
-                    users[column].append(out)
-                    waiting[out] += 1
-        ready = [out for out, count in waiting.items() if not count]
-        order = []
-        while ready:
-            out = ready.pop()
-            order.append((out, rows_of[out]))
-            for user in users[out]:
-                waiting[user] -= 1
-                if not waiting[user]:
-                    ready.append(user)
-        if len(order) < len(rows_of):
-            raise InvalidInputError("cycle among levels")
-        return order
+        """The levels with their rows, inputs first."""
+        rows: dict[int, list[int]] = {}
+        for k, out in enumerate(self._out.tolist()):
+            rows.setdefault(out, []).append(k)
+        needs = {out: [j for k in ks for j in self._level_inputs[k]] for out, ks in rows.items()}
+        order = dependency_order(needs)
+        if len(order) < len(rows):
+            stuck = rows.keys() - set(order)
+            path = [min(stuck)]
+            while (needed := next(j for j in needs[path[-1]] if j in stuck)) not in path:
+                path.append(needed)
+            cycle = " <- ".join(_label(self._names[j]) for j in [*path[path.index(needed) :], needed])
+            raise InvalidInputError(f"levels depend on each other in a cycle: {cycle}. Remove one of their rows.")
+        return [(out, rows[out]) for out in order]
 
     def _bound_rates(self) -> tuple[Hashable, ...]:
-        held = np.isfinite(self._lower)
+        """Sets the bounds of the rates; returns those that no row holds up, which would fall without end."""
+        held = np.isfinite(self._lower).tolist()
         for out, rows in reversed(self._order):
-            if held[out]:
-                for k in rows:
-                    held[self._inputs[k]] = True
+            for k in rows if held[out] else []:
+                for j in self._inputs[k]:
+                    held[j] = True
         unconstrained = []
-        for column, (name, rate) in enumerate(self.rates.items()):
-            low, high = rate.bounds if rate.fixed is None else (rate.fixed, rate.fixed)
-            if not held[column] and not math.isfinite(low):
-                low, high = -UNCONSTRAINED_BOUND, min(high, UNCONSTRAINED_BOUND)
+        for j, (name, rate) in enumerate(self.rates.items()):
+            low, high = rate.limits
+            if not held[j] and low == -math.inf:
                 unconstrained.append(name)
-            self._lower[column], self._upper[column] = low, high
+                low, high = min(-UNCONSTRAINED_BOUND, high), min(UNCONSTRAINED_BOUND, high)
+            self._lower[j], self._upper[j] = low, high
         return tuple(unconstrained)
 
+    def _load(self) -> tuple[Lp, GreedyStart]:
+        num_rows, num_columns = len(self.rows), len(self._names)
+        keys = np.concatenate([np.arange(num_rows), self._input_row]) * num_columns
+        keys += np.concatenate([self._out, self._input])
+        signs = np.repeat([1.0, -1.0], [num_rows, len(self._input)])
+        entries, entry = np.unique(keys, return_inverse=True)  # a repeated input becomes one entry, -2
+        start = np.searchsorted(entries, np.arange(num_rows + 1) * num_columns)
+        cost, weight = np.zeros(num_columns), np.zeros(num_columns)
+        cost[: self._count] = [rate.cost for rate in self.rates.values()]
+        weight[: self._count] = [rate.distance + 0.5 * _generic(name) for name, rate in self.rates.items()]
+        matrix = (start, entries % max(num_columns, 1), np.bincount(entry, signs))
+        greedy = GreedyStart(self._order, self._inputs, self._lower, self._count)
+        return Lp(matrix, cost, weight, self._lower, self._upper), greedy
+
     def _recurse(self, c: Floats) -> list[float]:
-        values: list[float] = c.tolist() + [math.inf] * (len(self._names) - len(c))
-        right = self._right.tolist()
+        """The rates, then each level as the exact min of its rows."""
+        values: list[float] = np.concatenate([c, np.zeros(len(self._names) - len(c))]).tolist()
+        totals = self._totals(np.array(values)).tolist()
+        inputs = self._level_inputs
         for out, rows in self._order:
-            values[out] = min(right[k] + sum([values[j] for j in self._inputs[k]]) for k in rows)
+            least = math.inf
+            for k in rows:
+                total = totals[k]
+                for j in inputs[k]:
+                    total += values[j]
+                if total < least:
+                    least = total
+            values[out] = least
         return values
 
-    def _need(self, values: Sequence[float]) -> list[float]:
-        need: list[float] = self._lower.tolist()
+    def _totals(self, values: Floats) -> Floats:
+        """The right side of every row, inputs included."""
+        inputs = np.bincount(self._input_row, values[self._input], len(self.rows))
+        return np.asarray(self._right + inputs)
+
+    def _binding(self, values: Floats) -> dict[Hashable, tuple[str, ...]]:
+        """By rate, the tight rows of levels that cannot go lower: at their bound, or needed by a tight row of one."""
+        is_tight = (self._totals(values) - values[self._out] <= TOLERANCE).tolist()
+        stuck = (values - self._lower <= TOLERANCE).tolist()
+        names = [[self._bound_name(j)] if stuck[j] else [] for j in range(self._count)]
         for out, rows in reversed(self._order):
-            if need[out] == -math.inf:
-                continue
-            for k in rows:
-                total = self._right[k] + sum([values[j] for j in self._inputs[k]])
-                for j in self._inputs[k]:
-                    least = values[j] - float(total - need[out]) / self._inputs[k].count(j)
-                    need[j] = max(need[j], least)
-        return need
+            if stuck[out]:
+                for k in rows:
+                    if is_tight[k]:
+                        for j in self._inputs[k]:
+                            stuck[j] = True
+                            if j < self._count:
+                                names[j].append(self.rows[k].name)
+        return {rate: tuple(dict.fromkeys(names[j])) for j, rate in enumerate(self.rates)}
 
-    def _binding(self, values: Sequence[float], need: Sequence[float]) -> dict[Hashable, tuple[str, ...]]:
-        binding: dict[Hashable, list[str]] = {name: [] for name in self.rates}
-        for k, row in enumerate(self.rows):
-            slack = self._right[k] + sum([values[j] for j in self._inputs[k]]) - need[self._outs[k]]
-            if slack <= EXACT_TOLERANCE:
-                for name in row.inputs:
-                    if name in self.rates and row.name not in binding[name]:
-                        binding[name].append(row.name)
-        return {name: tuple(names) for name, names in binding.items()}
-
-    def _shadow_prices(self, point: _Point) -> dict[str, float]:
+    def _shadow_prices(self, point: Point) -> dict[str, float]:
         prices = {}
-        for k in np.flatnonzero(np.abs(point.row_dual) > DUAL_TOLERANCE):
+        for k in np.flatnonzero(np.abs(point.row_dual) > TOLERANCE).tolist():
             prices[self.rows[k].name] = float(point.row_dual[k])
-        for column in np.flatnonzero(np.abs(point.col_dual) > DUAL_TOLERANCE):
-            prices[self._bound_name(int(column))] = float(point.col_dual[column])
+        for j in np.flatnonzero(np.abs(point.column_dual) > TOLERANCE).tolist():
+            prices[self._bound_name(j, is_upper=point.column_dual[j] < 0)] = float(point.column_dual[j])
         return prices
 
-    def _bound_name(self, column: int) -> str:
-        name, low, high = self._names[column], self._lower[column], self._upper[column]
-        label = f"{name[1]}: {name[0]}" if isinstance(name, tuple) and len(name) == 2 else str(name)
-        if column < len(self.rates):
-            label += ": c"
-        return f"{label} {'=' if low == high else '>=' if low > -math.inf else '<='} {low if low > -math.inf else high:g}"
+    def _bound_name(self, j: int, is_upper: bool = False) -> str:
+        name, low, high = self._names[j], self._lower[j], self._upper[j]
+        kind, owner = name if _is_tagged(name) else ("c" if j < self._count else "level", name)
+        relation = "=" if low == high else "<=" if is_upper else ">="
+        return f"{owner}: {kind} {relation} {high if is_upper else low:g}"
 
-    # -- HiGHS ---------------------------------------------------------------------------------------------------
-
-    def _load(self) -> highspy.Highs:
-        highs = highspy.Highs()
-        for option, value in {
-            "output_flag": False,
-            "primal_feasibility_tolerance": 1e-10,
-            "dual_feasibility_tolerance": 1e-10,
-        }.items():
-            _check(highs.setOptionValue(option, value), f"set {option}")
-        lp = highspy.HighsLp()
-        lp.num_col_, lp.num_row_ = len(self._names), len(self.rows)
-        lp.col_cost_, lp.col_lower_, lp.col_upper_ = self._cost, self._lower, self._upper
-        lp.row_lower_, lp.row_upper_ = np.full(len(self.rows), -highspy.kHighsInf), self._right
-        start, index, value_ = [0], [], []
-        for out, inputs in zip(self._outs, self._inputs, strict=True):
-            entries: dict[int, float] = {out: 1.0}
-            for j in inputs:
-                entries[j] = entries.get(j, 0.0) - 1.0
-            index += entries
-            value_ += entries.values()
-            start.append(len(index))
-        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-        lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = np.array(start), np.array(index), np.array(value_)
-        _check(highs.passModel(lp), "load the LP")
-        return highs
-
-    def _run(self, cost: Floats) -> bool:
-        assert self._highs is not None
-        columns = np.arange(len(cost), dtype=np.int32)
-        _check(self._highs.changeColsCost(len(cost), columns, cost), "change the cost")
-        _check(self._highs.run(), "run")
-        status = self._highs.getModelStatus()
-        if status == highspy.HighsModelStatus.kOptimal:
-            return True
-        if status == highspy.HighsModelStatus.kInfeasible:
-            return False
-        raise AbcfxError(f"HiGHS stopped with {self._highs.modelStatusToString(status)}")
-
-    def _minimise(self, tight: frozenset[int]) -> _Point | None:
-        if self._highs is None:
-            self._highs = self._load()
-        highs, rows, columns = self._highs, len(self.rows), len(self._names)
-        every_row, every_column = np.arange(rows, dtype=np.int32), np.arange(columns, dtype=np.int32)
-        low = np.full(rows, -highspy.kHighsInf)
-        low[list(tight)] = self._right[list(tight)]
-        _check(highs.changeRowsBounds(rows, every_row, low, self._right), "change row bounds")
-        if not self._run(self._cost):
-            return None
-        solution = highs.getSolution()
-        row_dual, col_dual = np.array(solution.row_dual), np.array(solution.col_dual)
-        face = np.where(np.abs(row_dual) > DUAL_TOLERANCE, self._right, low)
-        _check(highs.changeRowsBounds(rows, every_row, face, self._right), "fix the optimal face")
-        left, right = self._lower.copy(), self._upper.copy()
-        right[col_dual > DUAL_TOLERANCE] = left[col_dual > DUAL_TOLERANCE]
-        left[col_dual < -DUAL_TOLERANCE] = right[col_dual < -DUAL_TOLERANCE]
-        _check(highs.changeColsBounds(columns, every_column, left, right), "fix the optimal face")
-        if not self._run(self._weight):
-            raise AbcfxError("HiGHS lost the optimal face")
-        x = np.array(highs.getSolution().col_value)
-        _check(highs.changeColsBounds(columns, every_column, self._lower, self._upper), "restore column bounds")
-        return _Point(x, float(self._cost @ x), float(self._weight @ x), row_dual, col_dual)
-
-    def _search(self) -> _Point:
-        heap: list[tuple[float, float, int, frozenset[int], _Point]] = []
-        tight: frozenset[int] | None = frozenset()
-        children = [frozenset[int]()]
-        count = 0
+    def _search(self, lp: Lp, basic: Mapping[int, int] | None) -> Point:
+        """The optimum at which exact levels are exact: best first over which row of a level holds with equality."""
+        rows = dict(self._order)
+        heap: list[tuple[float, float, int, int, tuple[int, ...], Point]] = []
+        branches: list[tuple[int, ...]] = [()]
+        refuted: tuple[int, ...] = ()
+        tried = 0
         while True:
-            for tight in children:
-                point = self._minimise(tight)
-                if point is not None:
-                    heapq.heappush(heap, (round(point.objective, 9), point.tie, count, tight, point))
-                count += 1
+            for tight in branches:
+                point = lp.minimise(self._right, tight, None if tried else basic)
+                tried += 1
+                if point:
+                    heapq.heappush(heap, (round(point.objective, 9), point.tie, -len(tight), tried, tight, point))
+                else:
+                    refuted = refuted or tight
             if not heap:
-                raise InfeasibleError("infeasible")
-            _, _, _, tight, point = heapq.heappop(heap)
-            level = self._violated(tight, point)
+                raise InfeasibleError(self._conflict(lp, refuted, tried))
+            *_, tight, point = heapq.heappop(heap)
+            level = self._pretending(tight, point)
             if level is None:
                 return point
-            children = [tight | {k} for k in dict(self._order)[level]]
+            branches = [(*tight, k) for k in rows[level]]
 
-    def _violated(self, tight: frozenset[int], point: _Point) -> int | None:
-        if not self._exact:
+    def _pretending(self, tight: tuple[int, ...], point: Point) -> int | None:
+        """A level that the LP keeps below the min of its rows so that an exact level seems to be at its bound."""
+        truth = self._recurse(point.x[: self._count]) if self._exact else []
+        if all(truth[level] <= self._lower[level] + 10 * TOLERANCE for level in self._exact):
             return None
-        truth = self._recurse(point.x[: len(self.rates)])
-        if all(truth[level] <= self._lower[level] + EXACT_TOLERANCE for level in self._exact):
-            return None
-        fixed = {self._outs[k] for k in tight}
-        needed = self._exact + [j for k in tight for j in self._inputs[k] if j >= len(self.rates)]
-        return next(j for j in needed if j not in fixed and truth[j] > point.x[j] + EXACT_TOLERANCE)
+        decided = set(self._out[list(tight)].tolist())
+        wanted = self._exact + [j for k in tight for j in self._level_inputs[k]]
+        return max((j for j in wanted if j not in decided), key=lambda j: truth[j] - point.x[j])
+
+    def _conflict(self, lp: Lp, tight: tuple[int, ...], tried: int) -> str:
+        """The message for infeasible rows; with `tight`, for the first of the `tried` ways to make levels exact."""
+        rows, columns = lp.conflict(self._right, tight)
+        lines = ["no exponents satisfy these constraints together; relax one of them:"]
+        if tight:
+            levels = ", ".join(_label(self._names[j]) for j in self._exact)
+            lines = [
+                f"no exponents put {levels} exactly at the bound. One of the constraints of such a level would have to "
+                f"hold with equality; none of the {tried - 1} ways to choose is possible. The first conflicts in:"
+            ]
+        for k in rows:
+            row = self.rows[k]
+            terms = " + ".join([*map(_label, row.inputs), f"{self._right[k]:g}"])
+            words = f" ({row.words})" if row.words else ""
+            lines.append(f"{row.name}: {_label(row.out)} {'=' if k in tight else '<='} {terms}{words}")
+        return "\n  - ".join([*lines, *(self._bound_name(j, is_upper) for j, is_upper in columns)])
 
 
-def _check(status: highspy.HighsStatus, action: str) -> None:
-    if status != highspy.HighsStatus.kOk:
-        raise AbcfxError(f"HiGHS could not {action}: {status.name}")
+def _problem_of_row(row: Row, levels: Collection[Hashable], rates: Collection[Hashable]) -> str | None:
+    if row.out in rates:
+        return f"it defines {_label(row.out)} as a level, but that is a rate"
+    for name in row.inputs:
+        if name not in levels and name not in rates:
+            return f"its input {_label(name)} is no rate, and no row defines it"
+    if not math.isfinite(row.constant + row.weight):
+        return f"its constant and its weight must be finite, got {row.constant} and {row.weight}"
+    if row.alignment is not None and row.alignment not in ALIGNMENTS:
+        return f"its alignment must be None or one of {', '.join(ALIGNMENTS)}; got {row.alignment!r}"
+    return None
+
+
+def _problem_of_rate(rate: Rate) -> str | None:
+    low, high = rate.limits
+    if rate.fixed is not None and not math.isfinite(rate.fixed):
+        return f"its fixed value must be finite, got {rate.fixed}"
+    if not (low <= high and low < math.inf and high > -math.inf):
+        return f"its bounds, {low} to {high}, leave no value"
+    if not (0 <= rate.cost < math.inf and 0 <= rate.distance < math.inf):
+        return f"its cost and its distance must be finite and not negative, got {rate.cost} and {rate.distance}"
+    return None
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InvalidInputError(message)
+
+
+def _is_tagged(name: Hashable) -> TypeGuard[tuple[Hashable, Hashable]]:
+    """Names such as ("r", "layer 1")."""
+    return isinstance(name, tuple) and len(name) == 2
+
+
+def _label(name: Hashable) -> str:
+    return f"{name[0]}({name[1]})" if _is_tagged(name) else str(name)
+
+
+def _generic(name: Hashable) -> float:
+    """A number in [0, 1) by which ties between rates at equal distance are broken; the same in every process."""
+    return int.from_bytes(hashlib.blake2b(repr(name).encode(), digest_size=6).digest(), "big") / 2**48

@@ -1,0 +1,217 @@
+"""Owns the HiGHS object behind the solver: loading, lexicographic minimisation, the first basis, conflicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import highspy
+import numpy as np
+from numpy.typing import NDArray
+
+from abcfx.errors import AbcfxError
+
+TOLERANCE = 1e-9
+
+Floats: TypeAlias = NDArray[np.float64]
+_OPTIMAL, _INFEASIBLE = highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kInfeasible
+
+
+class Point(NamedTuple):
+    """A lexicographic optimum of the LP, in which a level may be below the min of its rows."""
+
+    x: Floats
+    objective: float
+    tie: float
+    row_dual: Floats
+    column_dual: Floats
+
+
+class Lp:
+    """Rows `matrix @ x <= right` in one persistent HiGHS object, minimised by cost and, among its optima, by weight."""
+
+    def __init__(
+        self, matrix: tuple[Any, Any, Any], cost: Floats, weight: Floats, lower: Floats, upper: Floats
+    ) -> None:
+        self.cost, self.weight, self.lower, self.upper = cost, weight, lower, upper
+        # with this little weight its optimum nearly always is the lexicographic one, and both stages take no pivot
+        self._blend = cost + weight / (10 * (1 + weight.max(initial=0.0)))
+        self.iterations = 0
+        self._num_rows, self._num_columns = len(matrix[0]) - 1, len(cost)
+        self._every_row = np.arange(self._num_rows, dtype=np.int32)
+        self._every_column = np.arange(self._num_columns, dtype=np.int32)
+        lp = highspy.HighsLp()
+        lp.num_row_, lp.num_col_ = self._num_rows, self._num_columns
+        lp.col_cost_, lp.col_lower_, lp.col_upper_ = cost, lower, upper
+        lp.row_lower_, lp.row_upper_ = np.full(self._num_rows, -math.inf), np.zeros(self._num_rows)
+        lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
+        lp.a_matrix_.start_, lp.a_matrix_.index_, lp.a_matrix_.value_ = matrix
+        self._highs = _new_highs(
+            presolve="off",  # it would leave no basis that a re-solve can start from without much work
+            simplex_strategy=0,  # primal simplex where the start is feasible, else dual
+            simplex_dual_edge_weight_strategy=1,  # Devex
+            dual_simplex_cost_perturbation_multiplier=0.0,  # the weights already make the optimum unique
+            primal_simplex_bound_perturbation_multiplier=0.0,
+            primal_feasibility_tolerance=1e-10,
+            dual_feasibility_tolerance=1e-10,
+        )
+        _check(self._highs.passModel(lp), "load the LP")
+
+    def minimise(
+        self, right: Floats, tight: Sequence[int] = (), basic: Mapping[int, int] | None = None
+    ) -> Point | None:
+        """The lexicographic optimum with the rows `tight` as equalities; None if no point is feasible.
+
+        Starts from the last basis, or from that in which the columns of `basic` are determined by its rows.
+        """
+        floor = np.full(self._num_rows, -math.inf)
+        floor[list(tight)] = right[list(tight)]
+        self._set_bounds(floor, right, self.lower, self.upper)
+        if basic is not None:
+            self._start_from(basic)
+        if not self._run(self._blend):
+            return None
+        self._run(self.cost)
+        solution = self._highs.getSolution()
+        row_dual, column_dual = np.array(solution.row_dual), np.array(solution.col_dual)
+        # complementary slackness: whatever has a price stays where it is on the whole optimal face
+        priced = np.abs(row_dual) > TOLERANCE
+        floor[priced] = right[priced]
+        lower = np.where(column_dual < -TOLERANCE, self.upper, self.lower)
+        upper = np.where(column_dual > TOLERANCE, self.lower, self.upper)
+        self._set_bounds(floor, right, lower, upper)
+        self._run(self.weight)
+        x = np.array(self._highs.getSolution().col_value)
+        return Point(x, float(self.cost @ x), float(self.weight @ x), row_dual, column_dual)
+
+    def conflict(self, right: Floats, tight: Sequence[int]) -> tuple[list[int], list[tuple[int, bool]]]:
+        """An irreducible infeasible set: rows, and columns with whether it is the upper bound that counts."""
+        self.minimise(right, tight)
+        highs = _new_highs(iis_strategy=6)  # from the LP, columns first; the default, 0, finds an empty set
+        _check(highs.passModel(self._highs.getLp()), "load the infeasible LP")
+        status, iis = highs.getIis()
+        _check(status, "find the conflict")
+        side = highspy.IisBoundStatus
+        is_upper = {int(side.kIisBoundStatusLower): False, int(side.kIisBoundStatusUpper): True}
+        columns = [(j, int(bound)) for j, bound in zip(iis.col_index_, iis.col_bound_, strict=True)]
+        return list(iis.row_index_), [(j, is_upper[bound]) for j, bound in columns if bound in is_upper]
+
+    def _start_from(self, basic: Mapping[int, int]) -> None:
+        status = highspy.HighsBasisStatus
+        basis = highspy.HighsBasis()
+        columns = [status.kLower if bounded else status.kZero for bounded in np.isfinite(self.lower).tolist()]
+        rows = [status.kBasic] * self._num_rows
+        for column, row in basic.items():
+            columns[column], rows[row] = status.kBasic, status.kUpper
+        basis.col_status, basis.row_status = columns, rows
+        basis.valid, basis.alien = True, False
+        _check(self._highs.setBasis(basis), "set the basis")
+
+    def _set_bounds(self, floor: Floats, right: Floats, lower: Floats, upper: Floats) -> None:
+        rows, columns = self._num_rows, self._num_columns
+        _check(self._highs.changeRowsBounds(rows, self._every_row, floor, right), "change row bounds")
+        _check(self._highs.changeColsBounds(columns, self._every_column, lower, upper), "change column bounds")
+
+    def _run(self, cost: Floats) -> bool:
+        """Whether there is a feasible point; the optimum is then in HiGHS."""
+        highs = self._highs
+        _check(highs.changeColsCost(self._num_columns, self._every_column, cost), "change the cost")
+        for _attempt in ("from the last basis", "from nothing"):
+            outcome = highs.run()
+            status = highs.getModelStatus()
+            self.iterations += max(0, highs.getInfo().simplex_iteration_count)
+            if outcome == highspy.HighsStatus.kOk and status in (_OPTIMAL, _INFEASIBLE):
+                return bool(status == _OPTIMAL)
+            _check(highs.clearSolver(), "start again")
+        raise AbcfxError(f"HiGHS stopped with {highs.modelStatusToString(status)}")
+
+
+class GreedyStart:
+    """The basis in which each level is as low as its users allow, and then each rate as low as its rows allow.
+
+    It is optimal, up to ties with gradients, where no level has two users: no rate can rise and lower two others.
+    Elsewhere it is a good start. Levels that nothing bounds (gradients) are the min of their rows.
+    """
+
+    def __init__(
+        self, order: list[tuple[int, list[int]]], inputs: list[list[int]], lower: Floats, num_rates: int
+    ) -> None:
+        self._floor = lower.tolist()
+        self._num_rates = num_rates
+        held = [j >= num_rates and math.isfinite(bound) for j, bound in enumerate(self._floor)]
+        self._passing = []  # rows without rates, users first: the first input rises as far as the output needs it
+        users: set[tuple[int, int]] = set()
+        for out, rows in reversed(order):
+            for k in rows if held[out] else []:
+                users.update((j, out) for j in inputs[k])
+                if inputs[k] and min(inputs[k]) >= num_rates:
+                    first = inputs[k][0]
+                    others = [j for j in inputs[k] if j != first]
+                    self._passing.append((out, k, first, others, len(inputs[k]) - len(others)))
+                    for j in inputs[k]:
+                        held[j] = True
+        used = [j for j, _ in users if held[j]]
+        self.is_optimal = len(used) == len(set(used))
+        rows_of: dict[int, list[tuple[int, int]]] = {j: [] for j, is_held in enumerate(held) if not is_held}
+        for out, rows in order:
+            for k in rows:
+                for j in {j for j in inputs[k] if j < num_rates} if held[out] else [out]:
+                    rows_of[j].append((k, out))
+        needs = {j: {i for k, _ in rows for i in inputs[k] if i in rows_of} - {j} for j, rows in rows_of.items()}
+        self._rest = [
+            (j, [(k, out, [i for i in inputs[k] if i != j], inputs[k].count(j)) for k, out in rows_of[j]])
+            for j in dependency_order(needs)
+        ]
+
+    def basis(self, right: Floats) -> dict[int, int]:
+        """Column -> the row that determines it."""
+        value, bound, basic = self._floor.copy(), right.tolist(), {}
+        for out, k, first, others, times in self._passing:
+            least = (value[out] - bound[k] - sum([value[j] for j in others])) / times
+            if value[first] < least < math.inf:
+                value[first] = least
+                basic[first] = k
+        for j, rows in self._rest:
+            is_rate = j < self._num_rates
+            best = value[j] if is_rate else math.inf
+            for k, out, others, times in rows:
+                total = bound[k]
+                for i in others:
+                    total += value[i]
+                if is_rate and (value[out] - total) / times > best:
+                    best = (value[out] - total) / times
+                    basic[j] = k
+                elif not is_rate and total < best:
+                    best = total
+                    basic[j] = k
+            value[j] = best if math.isfinite(best) else 0.0
+        return basic
+
+
+def dependency_order(needs: Mapping[int, Collection[int]]) -> list[int]:
+    """The keys, each after all that it needs; those in a cycle, or behind one, are left out."""
+    users: dict[int, list[int]] = {key: [] for key in needs}
+    for key, needed in needs.items():
+        for other in needed:
+            users[other].append(key)
+    waiting = {key: len(needed) for key, needed in needs.items()}
+    ready = [key for key, count in waiting.items() if not count]
+    for key in ready:  # grows while it is walked
+        for user in users[key]:
+            waiting[user] -= 1
+            if not waiting[user]:
+                ready.append(user)
+    return ready
+
+
+def _new_highs(**options: float | str) -> Any:  # the stubs of highspy lack half of its methods
+    highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
+    for option, value in {"output_flag": False, **options}.items():
+        _check(highs.setOptionValue(option, value), f"set {option}")
+    return highs
+
+
+def _check(status: highspy.HighsStatus, action: str) -> None:
+    if status != highspy.HighsStatus.kOk:
+        raise AbcfxError(f"HiGHS could not {action}: {status.name}")
