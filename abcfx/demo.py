@@ -1,4 +1,4 @@
-"""The comparison behind `abcfx demo`: a small GPT at two widths, as written and transformed, on Python's own sources."""
+"""What `abcfx demo` compares: a small GPT at two widths, as written and transformed, trained on Python's sources."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Task:
 
     base_width: int = 64
     width: int = 256
-    lr: float = 2.0**-7
-    steps: int = 200
+    lr: float = 2.0**-6
+    steps: int = 250
     seed: int = 0
     batch: int = 16
     context: int = 64
@@ -38,13 +38,17 @@ class Task:
     def __post_init__(self) -> None:
         if not 0 < self.base_width <= self.width or self.base_width % self.head_dim or self.width % self.head_dim:
             raise InvalidInputError(
-                f"widths {self.base_width} and {self.width}: expected multiples of {self.head_dim} (one attention head), "
-                f"the base no wider than the other."
+                f"widths {self.base_width} and {self.width}: expected multiples of {self.head_dim}, the width of an "
+                f"attention head, and a base that is no wider than the other."
             )
         if self.steps < 1:
             raise InvalidInputError(f"steps={self.steps}; expected at least 1.")
         if not 0 < self.lr < float("inf"):
             raise InvalidInputError(f"lr={self.lr}; expected a positive, finite number.")
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        return self.base_width, self.width
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def read_characters() -> torch.Tensor:
     folder = Path(sysconfig.get_path("stdlib"))
     text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.glob("*.py")))
     if not text:
-        raise AbcfxError(f"The demo trains on the sources of Python's standard library, and there are none in {folder}.")
+        raise AbcfxError(f"The demo trains on the sources of Python's standard library; {folder} has none.")
     return torch.frombuffer(bytearray(text.encode("ascii", errors="replace")), dtype=torch.uint8)
 
 
@@ -131,3 +135,28 @@ def train_standard(task: Task, width: int, characters: torch.Tensor, on_step: On
 
 def train_transformed(task: Task, result: Transformed, width: int, characters: torch.Tensor, on_step: OnStep) -> Run:
     return Run("transformed", width, task.lr, train(result.module, result.param_groups, task, characters, on_step))
+
+
+def plot(task: Task, runs: Sequence[Run], path: Path) -> None:
+    """Draws the loss curves to a PNG; needs matplotlib (the `plot` extra)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 4.8), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    colours = {"as written": "tab:red", "transformed": "tab:blue"}
+    window = max(1, task.steps // 20)
+    for run in runs:
+        narrow = run.width == task.base_width
+        smooth = torch.tensor(run.losses).unfold(0, window, 1).mean(1)
+        if narrow and run.name == "transformed":
+            continue  # the same curve: at the base width the transform is the identity
+        label = f"width {run.width}, as written and transformed" if narrow else f"width {run.width}, {run.name}"
+        colour = "0.45" if narrow else colours[run.name]
+        axes.plot(range(window, task.steps + 1), smooth, color=colour, linestyle="--" if narrow else "-", label=label)
+    axes.set_xlabel("step")
+    axes.set_ylabel(f"loss, nats per character (mean of {window} steps)")
+    axes.set_title(f"One learning rate, {task.lr:g}, tuned at width {task.base_width}")
+    axes.set_yscale("log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False)
+    figure.savefig(path)

@@ -1,13 +1,12 @@
-"""A small GPT as people write it: plain PyTorch, no thought of width scaling."""
+"""A small GPT as people write it: plain PyTorch with PyTorch's own init, no thought of width scaling."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
+from torch import nn
 
 
 @dataclass
@@ -65,21 +64,10 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.tok = nn.Embedding(config.vocab_size, config.d_model)
-        self.pos = nn.Parameter(torch.empty(1, config.block_size, config.d_model))
+        self.pos = nn.Parameter(0.02 * torch.randn(1, config.block_size, config.d_model))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        nn.init.normal_(self.pos, std=0.02)
-        self.apply(self._init_weights)
-        for name, p in self.named_parameters():  # GPT-2: smaller outputs of residual branches
-            if name.endswith(("proj.weight", "down.weight")):
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer))
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.tok(ids) + self.pos[:, : ids.size(1)]
