@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,13 +14,15 @@ from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.examples import canonical, tiled
 from abcfx.capture.export import capture_export
 from abcfx.capture.leaves import is_composite
+from abcfx.capture.record import capture_record
 from abcfx.capture.shapes import propagate_shapes
 from abcfx.capture.signature import signature_of
 from abcfx.capture.symbolic import capture_symbolic
 from abcfx.capture.verify import verify as verify_graphs
 from abcfx.errors import CaptureError, InvalidInputError
 
-METHODS = ("auto", "symbolic", "export", "record")
+METHODS = ("auto", "symbolic", "export", "record", "record_values")
+_Capture = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[EmittedModule, tuple[str, ...]]]
 _Attempt = Callable[[], tuple[EmittedModule, tuple[str, ...]]]
 
 
@@ -39,7 +42,8 @@ def capture(
         args: example positional inputs; a bare tensor counts as one argument.
         kwargs: example keyword inputs. Without any example a Hugging Face model's own `dummy_inputs` are used.
         method: "symbolic" (torch.fx, needs no inputs), "export" (torch.export), "record" (operations recorded while
-            the model runs on fake tensors), or "auto": the first of them that captures the model correctly.
+            the model runs on fake tensors), or "auto": the first of them that captures the model correctly. Only on
+            request: "record_values" records on the example inputs themselves, for models that branch on values.
         verify: compare with the model on other inputs, when there are example inputs, before a graph is used.
         modes: capture train mode, eval mode or both; leaving one out saves its time.
 
@@ -57,7 +61,9 @@ def capture(
         notes = (f"no example inputs: the model's own dummy_inputs were used ({', '.join(dummy)})",)
     flags = tuple(mode == "train" for mode in modes)
     attempts = _attempts(model, args, kwargs, flags)
-    if method != "auto":
+    if method == "auto":
+        attempts.pop("record_values", None)
+    else:
         attempts = {name: attempt for name, attempt in attempts.items() if name == method}
     if not attempts:
         raise InvalidInputError(f"method={method!r} needs example inputs: capture(model, args, kwargs)")
@@ -71,7 +77,7 @@ def capture(
         except CaptureError as error:
             failures.append(f"{name}: {error}")
             continue
-        result = CapturedGraph(model, module, name, notes + more, args, kwargs)
+        result = CapturedGraph(model, module, name.removesuffix("_values"), notes + more, args, kwargs)
         if not _hides_layers(module) or len(attempts) == 1:
             return result
         # torch.nn.Transformer and its like came out as single nodes: right, but another way may show their inside.
@@ -87,7 +93,9 @@ def _attempts(
     attempts: dict[str, _Attempt] = {"symbolic": lambda: _symbolic(model, args, kwargs)}
     if args is not None and kwargs is not None:
         given, named = args, kwargs
-        attempts["export"] = lambda: _export(model, given, named, flags)
+        attempts["export"] = lambda: _with_larger_batch(partial(capture_export, modes=flags), model, given, named)
+        attempts["record"] = lambda: _with_larger_batch(partial(capture_record, modes=flags), model, given, named)
+        attempts["record_values"] = lambda: capture_record(model, given, named, modes=flags, values=True)
     return attempts
 
 
@@ -104,17 +112,17 @@ def _symbolic(
     return module, notes + without_shapes
 
 
-def _export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], flags: tuple[bool, ...]
+def _with_larger_batch(
+    capture_with: _Capture, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[EmittedModule, tuple[str, ...]]:
     larger = tiled(args, kwargs)
     try:
-        return capture_export(model, *larger, modes=flags)
+        return capture_with(model, *larger)
     except CaptureError:
-        if larger == (args, kwargs):
+        if larger[0] is args and larger[1] is kwargs:
             raise
         # The first dim was not a batch after all.
-        return capture_export(model, args, kwargs, modes=flags)
+        return capture_with(model, args, kwargs)
 
 
 def _hides_layers(module: EmittedModule) -> bool:

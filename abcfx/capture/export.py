@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from abcfx.capture.emitted import EmittedModule
-from abcfx.capture.fake import off_meta, replace_meta_weights
+from abcfx.capture.fake import off_meta, replace_weights
 from abcfx.capture.graphs import merge_constants, same_graph
 from abcfx.capture.guards import guards_of
 from abcfx.capture.patches import function_applies
@@ -89,7 +89,7 @@ def _export(
     with preserved(model), preserved_rng(), warnings.catch_warnings(), function_applies(refuse):
         # Warnings here are about torch.export's own use of torch, not about anything the user can change.
         warnings.simplefilter("ignore")
-        replace_meta_weights(model)
+        replace_weights(model)
         export_log.setLevel(logging.ERROR)
         try:
             program = torch.export.export(wrapper, flat, dynamic_shapes=(free,), strict=False)

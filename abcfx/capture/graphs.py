@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -62,8 +63,10 @@ def _identical(left: torch.Tensor, right: torch.Tensor) -> bool:
     )
 
 
-def map_targets(graph: fx.Graph, rename: Callable[[str], str]) -> None:
-    """Rename the attributes that get_attr and call_module nodes refer to."""
-    for node in graph.nodes:
-        if node.op in ("get_attr", "call_module"):
-            node.target = rename(str(node.target))
+def at_front(graph: fx.Graph) -> AbstractContextManager[Any]:
+    """Within the block, nodes are added right behind the placeholders, where any later place can use them."""
+    placeholders = graph.find_nodes(op="placeholder")
+    if placeholders:
+        return graph.inserting_after(placeholders[-1])
+    first = next(iter(graph.nodes), None)
+    return graph.inserting_before(first) if first is not None else nullcontext()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 
+from abcfx.capture.fake import FakeInputs
 from abcfx.errors import InvalidInputError
 
 Guards = Callable[[Sequence[Any]], None]
@@ -23,6 +26,10 @@ def guards_of(exported: fx.GraphModule, program: torch.export.ExportedProgram, s
     node = next(iter(exported.graph.find_nodes(op="call_module", target="_guards_fn")), None)
     check = exported.get_submodule("_guards_fn").forward if node is not None else _range_checks(exported, program)
 
+    return _in_own_words(check, slots)
+
+
+def _in_own_words(check: Callable[..., None], slots: Sequence[str]) -> Guards:
     def guards(flat: Sequence[Any]) -> None:
         try:
             check(*flat)
@@ -56,3 +63,18 @@ def _range_checks(exported: fx.GraphModule, program: torch.export.ExportedProgra
                     raise AssertionError(f"flat_{number}.size()[{dim}] == {text} (in {limits})")
 
     return check
+
+
+def expression_guards(fake: FakeInputs | None, slots: Sequence[str], inputs: Mapping[str, torch.Tensor]) -> Guards:
+    """Guards for a recorded graph: what the run on fake inputs assumed, or the exact sizes of a run on real ones."""
+    code = fake.guards() if fake is not None else []
+    if fake is None:
+        for number, name in enumerate(slots):
+            code += [f"L['t{number}'].size()[{dim}] == {size}" for dim, size in enumerate(inputs[name].shape)]
+    namespace: dict[str, Any] = {**SYMPY_INTERP, "math": math, "inf": math.inf}
+    lines = ["def check(*flat):", "    L = {f't{n}': tensor for n, tensor in enumerate(flat)}"]
+    for each in code:
+        shown = re.sub(r"L\[['\"]t(\d+)['\"]\]", r"flat_\1", each).strip("() ")
+        lines += [f"    if not ({each}):", f"        raise AssertionError({shown!r})"]
+    exec("\n".join(lines), namespace)
+    return _in_own_words(namespace["check"], slots)

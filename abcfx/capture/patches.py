@@ -46,3 +46,20 @@ def function_applies(handler: FunctionApply) -> Iterator[None]:
         yield
     finally:
         function.apply = original
+
+
+@contextmanager
+def as_if_exporting() -> Iterator[None]:
+    """Within the block `torch.compiler.is_exporting()` is true, so that models avoid looking at tensor values.
+
+    torch offers no way to say so from outside an export.
+    """
+    compiler: Any = torch.compiler
+    flags = {name: getattr(compiler, name) for name in ("_is_compiling_flag", "_is_exporting_flag")}
+    for name in flags:
+        setattr(compiler, name, True)
+    try:
+        yield
+    finally:
+        for name, flag in flags.items():
+            setattr(compiler, name, flag)

@@ -97,7 +97,7 @@ def _in_mode(module: EmittedModule, training: bool) -> Iterator[None]:
                 each.training = before
 
 
-def _run(model: nn.Module, function: Callable[..., Any], inputs: Inputs, *, gradients: bool) -> _Run:
+def _run(model: nn.Module, function: nn.Module, inputs: Inputs, *, gradients: bool) -> _Run:
     """Call the function with a fixed seed; parameters' gradients and buffers are put back as they were."""
     saved_buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     saved_gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
@@ -110,12 +110,12 @@ def _run(model: nn.Module, function: Callable[..., Any], inputs: Inputs, *, grad
             handles.append(parameter.register_post_accumulate_grad_hook(hook))  # type: ignore[no-untyped-call]
     try:
         torch.manual_seed(_SEED)
-        with torch.set_grad_enabled(gradients):
+        with preserved(model), torch.set_grad_enabled(gradients):
             run.outputs, _ = take_apart(function(*inputs.fresh_args(), **inputs.fresh_kwargs()))
-        if gradients:
-            _backward(run.outputs)
+            if gradients:
+                _backward(run.outputs)
+            run.buffers = {name: function.get_buffer(name).detach().clone() for name, _ in model.named_buffers()}
         run.outputs = [value.detach() if isinstance(value, torch.Tensor) else value for value in run.outputs]
-        run.buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
     finally:
         for handle in handles:
             handle.remove()

@@ -1,0 +1,111 @@
+"""Capture by recording: the model runs once on fake tensors while every torch call that touches them is written down.
+
+Unlike an export it keeps torch.nn layers and custom autograd Functions whole; unlike symbolic tracing it sees real
+shapes, so that Python code over containers, shapes and types just runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from abcfx.capture.emitted import EmittedModule
+from abcfx.capture.fake import FakeInputs, off_meta, replace_weights
+from abcfx.capture.graphs import merge_constants, same_graph
+from abcfx.capture.guards import expression_guards
+from abcfx.capture.patches import as_if_exporting, function_applies, module_calls
+from abcfx.capture.recorder import Recorder
+from abcfx.capture.signature import Signature, SignatureCodeGen, signature_of
+from abcfx.capture.state import both_modes_restored, preserved, preserved_rng, set_mode
+from abcfx.capture.structure import take_apart
+from abcfx.errors import CaptureError
+from abcfx.location import user_line
+
+
+def capture_record(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, modes: tuple[bool, ...], values: bool = False
+) -> tuple[EmittedModule, tuple[str, ...]]:
+    """Record the model in the given modes (True is train).
+
+    Args:
+        values: record on the example tensors themselves instead of fake ones. Branches on tensor values can then be
+            recorded, but the graph is right only for inputs that take the same branches; so this is never automatic.
+
+    Raises:
+        CaptureError: forward looks at tensor values, or does something that cannot be recorded; names the line.
+    """
+    signature, examples = signature_of(model, args, kwargs)
+    graphs: dict[bool, fx.Graph] = {}
+    constants: dict[str, torch.Tensor] = {}
+    with both_modes_restored(model):
+        for training in sorted(modes, key=lambda mode: mode != model.training):
+            set_mode(model, training)
+            graphs[training] = _record(model, signature, examples, constants, values)
+    train = graphs.get(True, graphs.get(False))
+    assert train is not None
+    evaluate = graphs.get(False) if True in graphs else None
+    if evaluate is not None and same_graph(train, evaluate):
+        evaluate = None
+    notes: tuple[str, ...] = ()
+    if values:
+        notes = ("recorded on the example values: branches on tensor values are fixed as these inputs took them",)
+    return EmittedModule(model, train, evaluate, constants=constants), notes
+
+
+def _record(
+    model: nn.Module,
+    signature: Signature,
+    examples: Mapping[str, Any],
+    constants: dict[str, torch.Tensor],
+    values: bool,
+) -> fx.Graph:
+    fake = None if values else FakeInputs(off_meta(dict(examples)))
+    inputs = {name: tensor.detach().clone() for name, tensor in examples.items()} if fake is None else fake.tensors
+    originals = {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if values else []
+    with preserved(model), preserved_rng(), ExitStack() as stack:
+        if fake is not None:
+            replace_weights(model, fake.mode)
+        recorder = Recorder(model, originals if values else None)
+        recorder.add_inputs(inputs)
+        try:
+            if fake is not None:
+                stack.enter_context(fake.active())
+                stack.enter_context(as_if_exporting())
+            stack.enter_context(module_calls(recorder.call_module))
+            stack.enter_context(function_applies(recorder.call_autograd_function))
+            recorder.bottom = inspect.currentframe()
+            with recorder:
+                output = signature.call(model, signature.rebuild(inputs))
+                results, recipe = take_apart(output)
+                recorder.finish(results)
+        except CaptureError:
+            raise
+        except Exception as error:
+            raise _explain(model, recorder, error) from error
+        finally:
+            stack.close()
+            for buffer, before in buffers:
+                with torch.no_grad():
+                    buffer.copy_(before)
+    graph = recorder.graph
+    merge_constants(graph, recorder.constants, constants)
+    guards = expression_guards(fake, signature.slots, inputs)
+    graph.set_codegen(SignatureCodeGen(signature.with_output(recipe).with_guards(guards)))
+    return graph
+
+
+def _explain(model: nn.Module, recorder: Recorder, error: Exception) -> CaptureError:
+    line = user_line(error.__traceback__)
+    first = next((text for text in str(error).splitlines() if text.strip()), "")
+    where = recorder.current_module() + (f"\n    {line}" if line else "")
+    return CaptureError(
+        f"{type(model).__name__} cannot be recorded on fake tensors: in {where}\n    {type(error).__name__}: "
+        f"{first[:300]}\nWhat to do: if forward branches on tensor values, use torch.where or torch.cond there; "
+        'method="record_values" records the branches that the example inputs take, for good.'
+    )

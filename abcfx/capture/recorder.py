@@ -1,0 +1,276 @@
+"""Writes torch calls down as graph nodes while a model runs."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree  # see signature.py
+
+from abcfx.capture.fake import SYMBOLIC, Sizes, constant_of, recurrent_output
+from abcfx.capture.graphs import at_front
+from abcfx.capture.leaves import is_composite, is_torch_module
+from abcfx.errors import CaptureError
+from abcfx.location import format_frames
+
+# Calls that change nothing a graph computes.
+_IGNORED = {"requires_grad_", "register_hook", "retain_grad", "_set_grad_enabled", "__torch_function__"}
+
+
+class Recorder(TorchFunctionMode):
+    """A mode that records every call of torch on tensors that depend on the model's inputs or weights.
+
+    Attributes:
+        graph: what was recorded so far.
+        constants: tensors that the model does not hold, by the names the graph uses for them.
+        bottom: the frame that called the model; stack traces stop there.
+    """
+
+    def __init__(self, model: nn.Module, names: dict[int, str] | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.graph = fx.Graph()
+        self.constants: dict[str, torch.Tensor] = {}
+        self.bottom: FrameType | None = None
+        self.names = names or {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
+        self.buffers = dict(model.named_buffers())
+        self.paths = {id(module): name for name, module in model.named_modules()}
+        self.sizes = Sizes(self.graph)
+        self._nodes: dict[int, fx.Node] = {}
+        self._detached: dict[fx.Node, fx.Node] = {}
+        self._kept: list[Any] = []  # ids are only unique among objects that are alive
+        self._stack: list[tuple[str, str, type]] = []
+        self._calls: dict[str, int] = {}
+        self._inside = False  # within a call that is one node: its own calls are not written down
+        self._grad = torch.is_grad_enabled()
+        self._autocast = torch.is_autocast_enabled("cpu")
+
+    def add_inputs(self, inputs: Mapping[str, torch.Tensor]) -> None:
+        """One placeholder per input tensor, whose sizes give the values of all symbols."""
+        for name, tensor in inputs.items():
+            node = self.graph.placeholder(name)
+            self._bind(tensor, node)
+            self.sizes.add_input(node, tensor)
+
+    def finish(self, results: list[Any]) -> None:
+        """Write the output, and for every buffer that forward replaced by a new tensor a copy into it."""
+        output = tuple(self._argument(value) for value in results)
+        for name, before in self.buffers.items():
+            after = self.model.get_buffer(name)
+            if after is not before and isinstance(after, torch.Tensor):
+                if (after.shape, after.dtype) != (before.shape, before.dtype):
+                    raise CaptureError(f"forward replaces buffer {name} by one of another shape or dtype")
+                source = self._node(after)
+                target = self.graph.get_attr(self.names[id(before)])
+                self.graph.call_method("copy_", (target, self.graph.call_method("detach", (source,))))
+        self.graph.output(output)
+        for node in reversed(list(self.graph.nodes)):
+            if not node.users and (node.op == "get_attr" or node.target in (operator.getitem, getattr)):
+                self.graph.erase_node(node)
+        self.graph.lint()
+
+    # Calls
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._inside:
+            return func(*args, **kwargs)
+        inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        versions = [tensor._version for tensor in inputs]
+        out = func(*args, **kwargs)
+        name = getattr(func, "__name__", str(func))
+        changed = name == "__set__" or any(t._version != v for t, v in zip(inputs, versions, strict=True))
+        leaves = pytree.tree_leaves(out)
+        tensors = any(isinstance(leaf, torch.Tensor) for leaf in leaves)
+        if name in _IGNORED or not (tensors or changed or self.sizes.are_new(leaves)):
+            return out
+        self._write(func, name, args, kwargs, out)
+        return out
+
+    def call_module(
+        self, original: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A torch.nn layer becomes one node; every other module is entered."""
+        path = self.paths.get(id(module))
+        if self._inside or path is None:
+            return original(module, *args, **kwargs)
+        count = self._calls.get(path, 0)
+        self._calls[path] = count + 1
+        self._stack.append((f"{path}@{count}" if count else path, path, type(module)))
+        try:
+            if not path or not self._is_leaf(module):
+                return original(module, *args, **kwargs)
+            given = self._argument(args), self._argument(kwargs)
+            out = self._whole(lambda: recurrent_output(module, args) or original(module, *args, **kwargs))
+            node = self._create("call_module", path, *given)
+            self._bind(out, self._stopped(node, out))
+            return out
+        finally:
+            self._stack.pop()
+
+    def call_autograd_function(
+        self, original: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A custom autograd.Function becomes one node, so that its own backward is kept; torch's own are entered."""
+        if self._inside or cls.__module__.startswith("torch."):
+            return original(*args, **kwargs)
+
+        def apply(*inputs: Any, **named: Any) -> Any:
+            return cls.apply(*inputs, **named)  # type: ignore[attr-defined]
+
+        apply.__name__ = apply.__qualname__ = f"{cls.__name__}_apply"
+        apply.__module__ = cls.__module__
+        given = self._argument(args), self._argument(kwargs)
+        out = self._whole(lambda: original(*args, **kwargs))
+        self._bind(out, self._create("call_function", apply, *given))
+        return out
+
+    def _whole(self, call: Callable[[], Any]) -> Any:
+        self._inside = True
+        try:
+            return call()
+        finally:
+            self._inside = False
+
+    def _is_leaf(self, module: nn.Module) -> bool:
+        """torch's own layers, while they hold their own weights (functional_call puts others in their place)."""
+        tensors = [*module.parameters(), *module.buffers()]
+        return is_torch_module(module) and not is_composite(module) and all(id(t) in self.names for t in tensors)
+
+    # Nodes
+
+    def _write(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, out: Any) -> None:
+        given, named = self._argument(tuple(args)), self._argument(dict(kwargs))
+        if name == "__get__":
+            node = self._create("call_function", getattr, (given[0], func.__self__.__name__), {})  # type: ignore[attr-defined]
+        elif name == "__set__":
+            attribute = func.__self__.__name__  # type: ignore[attr-defined]
+            node = self._create("call_function", setattr, (given[0], attribute, given[1]), {})
+        elif (python := _python_operator(name)) is not None and not named:
+            function, swapped = python
+            node = self._create("call_function", function, given[::-1] if swapped else given, {})
+        elif _is_method(func):
+            node = self._create("call_method", name, given, named)
+        else:
+            node = self._create("call_function", func, given, named)
+        self._bind(out, node)
+
+    def _create(self, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
+        if torch.is_autocast_enabled("cpu") != self._autocast:
+            raise CaptureError("forward turns autocast on or off, which cannot be recorded")
+        node = self.graph.create_node(op, target, args, kwargs)
+        node.meta["nn_module_stack"] = {key: (path, kind) for key, path, kind in self._stack}
+        frames: list[FrameType] = []
+        frame = inspect.currentframe()
+        while frame is not None and frame is not self.bottom:
+            frames.append(frame)
+            frame = frame.f_back
+        node.meta["stack_trace"] = format_frames(reversed(frames))
+        return node
+
+    def _stopped(self, node: fx.Node, out: Any) -> fx.Node:
+        """The node, detached where a layer with weights of its own was called without gradients."""
+        if torch.is_grad_enabled() == self._grad or not isinstance(out, torch.Tensor) or not _carries_gradient(out):
+            return node
+        node.meta["val"] = out
+        return self._create("call_method", "detach", (node,), {})
+
+    def _bind(self, out: Any, node: fx.Node) -> None:
+        """Remember which node gives each tensor of a result."""
+        node.meta.setdefault("val", out)
+        if isinstance(out, torch.Tensor):
+            self._nodes[id(out)] = node
+            self._kept.append(out)
+        elif isinstance(out, (tuple, list, dict)):
+            for key, value in out.items() if isinstance(out, dict) else enumerate(out):
+                if isinstance(value, (torch.Tensor, tuple, list, dict)):
+                    self._bind(value, self._create("call_function", operator.getitem, (node, key), {}))
+        elif isinstance(out, SYMBOLIC):
+            self.sizes.add_value(out, node)
+
+    # Arguments
+
+    def _argument(self, value: Any) -> Any:
+        """A call's argument as a graph has it: nodes for tensors and traced sizes."""
+        if isinstance(value, torch.Tensor):
+            return self._without_gradient(self._node(value), value)
+        if isinstance(value, SYMBOLIC):
+            return self.sizes.node_of(value)
+        if isinstance(value, slice):
+            return slice(*(self._argument(each) for each in (value.start, value.stop, value.step)))
+        if isinstance(value, torch.Size) or type(value) in (tuple, list):
+            return (list if isinstance(value, list) else tuple)(self._argument(each) for each in value)
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*(self._argument(each) for each in value))
+        if isinstance(value, Mapping):
+            return {key: self._argument(each) for key, each in value.items()}
+        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+            return value.item()
+        return value
+
+    def _node(self, tensor: torch.Tensor) -> fx.Node:
+        if id(tensor) not in self._nodes:
+            name = self.names.get(id(tensor)) or self._new_constant(tensor)
+            with at_front(self.graph):
+                node = self.graph.get_attr(name)
+            self._bind(tensor, node)
+        return self._nodes[id(tensor)]
+
+    def _new_constant(self, tensor: torch.Tensor) -> str:
+        value = constant_of(tensor)
+        if value is None:
+            raise CaptureError(
+                f"in {self.current_module()}: a tensor of shape {tuple(tensor.shape)} came from a call that cannot be "
+                "recorded (torch.vmap, torch.func, NumPy, or C++ code)"
+            )
+        name = f"_constant_{len(self.constants)}"
+        self.constants[name] = value
+        return name
+
+    def _without_gradient(self, node: fx.Node, tensor: torch.Tensor) -> fx.Node:
+        """Within torch.no_grad, inputs from outside are detached, which stops the same gradients."""
+        if torch.is_grad_enabled() == self._grad or not _carries_gradient(tensor) or not tensor.requires_grad:
+            return node
+        if torch.is_grad_enabled():
+            raise CaptureError(f"in {self.current_module()}: gradients are turned on where they were off")
+        if node not in self._detached:
+            self._detached[node] = self._create("call_method", "detach", (node,), {})
+            self._detached[node].meta["val"] = tensor
+        return self._detached[node]
+
+    def current_module(self) -> str:
+        """Path and class of the innermost module that is running."""
+        if not self._stack or not self._stack[-1][1]:
+            return f"{type(self.model).__name__} (the model itself)"
+        return f"{self._stack[-1][1]} ({self._stack[-1][2].__name__})"
+
+
+def _carries_gradient(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _is_method(func: Callable[..., Any]) -> bool:
+    owner = getattr(func, "__objclass__", None)
+    if owner is not None:
+        return issubclass(torch.Tensor, owner)
+    return getattr(func, "__qualname__", "").startswith(("Tensor.", "TensorBase."))
+
+
+def _python_operator(name: str) -> tuple[Callable[..., Any], bool] | None:
+    """`operator`'s function for a special method, and whether it takes its operands swapped (`__radd__`)."""
+    if not (name.startswith("__") and name.endswith("__")):
+        return None
+    word = name[2:-2]
+    if hasattr(operator, name):
+        return getattr(operator, word, None) or getattr(operator, name), False
+    if word.startswith("r") and hasattr(operator, f"__{word[1:]}__"):
+        return getattr(operator, word[1:]), True
+    return None
