@@ -163,7 +163,7 @@ class _Clock:
 
 
 def _build(base: nn.Module | Callable[[], nn.Module]) -> nn.Module:
-    built = base if isinstance(base, nn.Module) else base()
+    built = base if isinstance(base, nn.Module) or not callable(base) else base()
     if not isinstance(built, nn.Module):
         raise InvalidInputError(
             f"base: expected a module or a function that builds one, got {type(built).__name__}.\n"

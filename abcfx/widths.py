@@ -152,11 +152,11 @@ def pair_graphs(target: CapturedGraph, base: CapturedGraph) -> dict[fx.Node, fx.
     """Target node -> base node. Raises PairingError that names the first node that differs."""
     ours, theirs = list(target.module.graph.nodes), list(base.module.graph.nodes)
     for one, other in zip(ours, theirs, strict=False):
-        if one.op != other.op or (one.op != "placeholder" and one.target != other.target):
+        if _runs(target, one) != _runs(base, other):
             raise PairingError(
                 f"Base and target are not one architecture: their graphs first differ at {location(one)}.\n"
-                f"  target runs {one.op} {one.target}\n"
-                f"  base runs   {other.op} {other.target} at {location(other)}\n"
+                f"  target runs {_runs(target, one)}\n"
+                f"  base runs   {_runs(base, other)} at {location(other)}\n"
                 f"  To fix: build `base` by the same code as the model, with the same options and only smaller widths."
             )
     if len(ours) != len(theirs):
@@ -167,6 +167,13 @@ def pair_graphs(target: CapturedGraph, base: CapturedGraph) -> dict[fx.Node, fx.
             f"  To fix: give both the same number of layers."
         )
     return dict(zip(ours, theirs, strict=True))
+
+
+def _runs(captured: CapturedGraph, node: fx.Node) -> str:
+    """What a node does, in words that are equal for two nodes that do the same."""
+    if node.op == "call_module":
+        return f"{type(captured.module.get_submodule(str(node.target))).__name__} {node.target}"
+    return node.op if node.op == "placeholder" else f"{node.op} {node.target}"
 
 
 def _parameter_ratios(target: torch.nn.Module, base: torch.nn.Module) -> dict[str, tuple[float, ...]]:

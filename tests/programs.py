@@ -1,4 +1,4 @@
-"""Random models for property tests: a width, and a program of ops on tensors of that width, as an ordinary nn.Module."""
+"""Random models for property tests: a width and a program of ops on tensors of that width, as a plain nn.Module."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 
 FINITE = 6
-OPS = ("linear", "no_bias", "raw", "relu", "gelu", "tanh", "gate", "swiglu", "add", "cat", "mul", "norm", "rms", "again",
-       "scale", "square")  # fmt: skip
+OPS = (
+    "linear", "no_bias", "raw", "relu", "gelu", "tanh", "gate", "swiglu",
+    "add", "cat", "mul", "norm", "rms", "again", "scale", "square",
+)  # fmt: skip
 Program = list[tuple[str, int]]
 
 

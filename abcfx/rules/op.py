@@ -109,8 +109,10 @@ class Op:
         """x * y entry by entry, or contracted over the dims given. x times 1 / (a norm of x) is a norm."""
         for tensor, factor in ((x, y), (y, x)):
             stat = factor.statistic
-            if stat is not None and stat.reduced and stat.degree == -1 and stat.node == tensor.node:
-                return self._unary(tensor, lambda node, stat=stat: Norm((node,), stat.summed))
+            if stat is not None and stat.reduced and stat.degree == -1 and tensor.node is not None and not contracted:
+                normed = self._normed(tensor.node, stat)
+                if normed is not None:
+                    return normed
         left, right = self._node(x), self._node(y)
         if left is None and right is None:
             return self.constant()
@@ -189,6 +191,17 @@ class Op:
         if name not in self.dag:
             self._add(name, Vector((), name, x.all_dims()))
         return name
+
+    def _normed(self, node: str, stat: Statistic) -> Value | None:
+        """`node` divided by a norm of `stat.node`: a Norm, when it is that node or a product of it with other factors."""
+        if node == stat.node:
+            return self._add(self.at.name, Norm((node,), stat.summed))
+        kind = self.dag.nodes[node]["kind"]
+        if isinstance(kind, Product) and not kind.contracted:
+            for this, other in (kind.inputs, kind.inputs[::-1]):
+                if this is not None and (normed := self._normed(this, stat)) is not None:
+                    return self.product(normed, Value(other))
+        return None
 
     def _vectors(self, *values: Value | None) -> tuple[str, ...]:
         return tuple(node for v in values if v is not None and (node := self._node(v)) is not None)
