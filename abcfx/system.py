@@ -85,7 +85,7 @@ class System:
     def _change_rows(self, node: str) -> list[Row]:
         if not self.setting.changes(node):
             return []
-        bounds = self.dag.kind(node).changes(node, self.setting)
+        bounds = dict.fromkeys(self.dag.kind(node).changes(node, self.setting))  # equal ones: q k of one layer
         return [self._row(f"{node}: {bound.label}", ("r", node), node, bound) for bound in bounds]
 
     def _gradient_rows(self, node: str) -> list[Row]:
@@ -93,7 +93,7 @@ class System:
         if node in self.dag.outputs:
             rows.append(Row(f"{node}: loss", ("G", node), (), 0.0, words=f"{node} is an output of the model"))
         kind = self.dag.kind(node)
-        for source, bound in kind.gradients(node, self.setting):
+        for source, bound in dict.fromkeys(kind.gradients(node, self.setting)):
             rows.append(self._row(f"{source}: gradient {bound.label} of {node}", ("G", source), node, bound))
         if isinstance(kind, Layer) and self._takes_gradient(kind.parameter):
             bound = kind.parameter_gradient(node, self.setting)
