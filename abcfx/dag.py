@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import networkx as nx
@@ -160,7 +160,19 @@ class _Interpreter:
                 returned = self._load(node.args)
             else:
                 self.values[node] = self._evaluate(node)
+                if _writes(node):
+                    self._write_back(node)
         return returned
+
+    def _write_back(self, node: fx.Node) -> None:
+        """An op that writes into its first argument changes that tensor and what it is a view of, from here on."""
+        written = self.values[node]
+        target = node.args[0]
+        while isinstance(target, fx.Node) and isinstance(written, Value) and written.node is not None:
+            if isinstance(held := self.values[target], Value):
+                self.values[target] = replace(held, node=written.node, parameter=None)
+            is_view = target.op in ("call_function", "call_method") and plain_name(target.target) in _VIEWS
+            target = target.args[0] if is_view else None
 
     def _load(self, arguments: Any) -> Any:
         return fx.node.map_arg(arguments, lambda node: self.values[node])
@@ -176,13 +188,16 @@ class _Interpreter:
         values = [leaf for leaf in leaves if isinstance(leaf, Value | Sizes)]
         if node.op == "call_module":
             return self._call_module(op, node, args, kwargs, values)
+        if not node.users and node.meta.get("val") is None and not _writes(node):
+            return op.constant()  # an assertion
         if all(isinstance(v, Value) and v.is_constant for v in values):
             return _arithmetic(op, node, args) if any(isinstance(leaf, Number) for leaf in leaves) else op.constant()
         rule = find_function_rule(node.target)
         if rule is None:
             raise _unknown(node, node.target)
         result = rule(op, *args, **kwargs)
-        if rule is not makes_constant and (lost := _lost(values, result)):
+        takes_result = node.target is operator.getitem and isinstance(args[0], tuple)
+        if rule is not makes_constant and not takes_result and (lost := _lost(values, result)):
             raise UnknownOpError(
                 f"The rule for {node.target} loses {lost}: it was given it and returned only constants.\n"
                 f"  in {location(node)}\n"
@@ -207,6 +222,23 @@ class _Interpreter:
             shape = tuple(held.shape)
             return Value(at=node, parameter=self.names[held], dims=tuple(range(held.ndim)), shape=shape)
         return op.constant() if isinstance(held, torch.Tensor) else held
+
+
+_VIEWS = frozenset({
+    "getitem", "select", "slice", "view", "narrow", "transpose", "permute", "squeeze", "unsqueeze", "index", "expand",
+    "flatten", "reshape", "diagonal", "t", "alias", "detach", "unflatten",
+})  # fmt: skip
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an op writes into its first argument: `add_`, `aten.copy_.default`, `x[i] = y`."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    if node.target is operator.setitem:
+        return True
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    name = name.partition(".")[0]
+    return name.endswith("_") and not name.endswith("__")
 
 
 _ARITHMETIC: dict[str, Callable[[Number, Number], Number]] = {

@@ -19,6 +19,7 @@ from abcfx.widths import Growth
 
 SIGMAS = 4.0  # sampling errors within which a measured exponent is taken for the round one beside it
 RESOLUTION = 1e-3
+SAMPLE = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,20 @@ def measure_own_init(
     return found
 
 
+def sampled_entries(tensor: torch.Tensor) -> torch.Tensor:
+    """At most SAMPLE entries as float64, spread over all rows and columns; a large tensor is not copied whole."""
+    flat = tensor.detach().reshape(-1)
+    stride = max(1, flat.numel() // SAMPLE)
+    while stride > 1 and math.gcd(stride, tensor.shape[-1]) > 1:
+        stride += 1
+    return flat[::stride].double()
+
+
+def rms(tensor: torch.Tensor) -> float:
+    """RMS entry; 0 for a tensor without values."""
+    return 0.0 if tensor.is_meta else _Draw.of(tensor).rms
+
+
 class _Draw(NamedTuple):
     """RMS entry of one tensor, and the variance of its logarithm from one draw to the next."""
 
@@ -65,12 +80,12 @@ class _Draw(NamedTuple):
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> _Draw:
-        squares = tensor.detach().double().square()
-        second = float(squares.mean()) if tensor.numel() else 0.0
+        squares = sampled_entries(tensor).square()
+        second = float(squares.mean()) if squares.numel() else 0.0
         if not second:
             return cls(0.0, 0.0)
         kurtosis = float(squares.square().mean()) / second**2
-        return cls(math.sqrt(second), max(kurtosis - 1.0, 0.0) / (4.0 * tensor.numel()))
+        return cls(math.sqrt(second), max(kurtosis - 1.0, 0.0) / (4.0 * squares.numel()))
 
 
 def _pooled(draws: list[tuple[_Draw, _Draw]], scale: float) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import torch
 
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import ParameterExponents, Setting
-from abcfx.init import OwnInit
+from abcfx.init import OwnInit, rms
 from abcfx.parametrizations import ROLES, Family
 from abcfx.rules import Layer
 from abcfx.system import SolvedDag
@@ -207,7 +207,7 @@ def _init(
     """What to do to a tensor, and the RMS entry that it then has."""
     constant = options.constant("std", decided.role, 1.0)
     if options.init == "keep" or decided.role == "plain" or parameter.is_meta:
-        return Init(), _rms(parameter)
+        return Init(), rms(parameter)
     is_matrix = any(isinstance(setting.dag.kind(node), Layer) for node in decided.a)
     if own is None:
         return _absolute_init(decided, parameter, is_matrix, constant * _power(n, -decided.b), options)
@@ -215,7 +215,7 @@ def _init(
         std = own.base_rms * _power(n, -decided.b) * constant
         return Init(redraw=std), std
     factor = _power(n, own.exponent - decided.b) * constant
-    return Init(factor=factor), _rms(parameter) * factor
+    return Init(factor=factor), rms(parameter) * factor
 
 
 def _absolute_init(
@@ -226,11 +226,7 @@ def _absolute_init(
         return Init(redraw=std), std
     if decided.is_bias:
         return Init(factor=0.0), 0.0
-    return Init(), _rms(parameter)
-
-
-def _rms(tensor: torch.Tensor) -> float:
-    return 0.0 if tensor.is_meta or not tensor.numel() else float(tensor.detach().double().square().mean().sqrt())
+    return Init(), rms(parameter)
 
 
 def build_groups(

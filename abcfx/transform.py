@@ -114,7 +114,8 @@ def transform(
     if inplace and scales == "insert":
         raise InvalidInputError(
             "inplace=True changes the model object itself, and scale nodes live in a graph:\n"
-            "  its weights would be re-initialised but not scaled. To fix: transform(..., inplace=True, scales='absorb')"
+            "  its weights would be re-initialised but not scaled.\n"
+            "  To fix: transform(..., inplace=True, scales='absorb')"
         )
     clock = _Clock()
     with clock("capture"):

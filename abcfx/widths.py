@@ -1,7 +1,7 @@
 """Which dims grow, and how fast: by pairing the graphs of a base and a target model, or, without a base, by structure.
 
 The scale m is the largest ratio target size / base size; a dim's growth exponent is log(ratio) / log(m), so that a
-model that grows uniformly has exponents 0 and 1. Numbers in the graph (1/sqrt(head_dim)) get an exponent in the same way.
+model that grows uniformly has exponents 0 and 1. Numbers in the graph (1/sqrt(head_dim)) get one in the same way.
 """
 
 from __future__ import annotations

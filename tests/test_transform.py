@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_three_layer_mlp_in_absolute_widths() -> None:
 
 def test_hidden_rate_halves_exactly_at_each_doubling() -> None:
     rates = [abcfx.transform(MLP(d), lr=0.01).spec["hidden.0.weight"]["lr"] for d in (64, 128, 256, 512)]
-    assert [a / b for a, b in zip(rates, rates[1:], strict=False)] == [2.0] * 3
+    assert [a / b for a, b in itertools.pairwise(rates)] == [2.0] * 3
 
 
 def test_each_layer_has_its_own_rate_under_its_own_alignment() -> None:
@@ -96,7 +97,7 @@ def test_a_chain_has_the_exponents_of_the_named_table(optimizer: str, parametriz
     result = abcfx.transform(MLP(32, hidden=3, bias=False), **options)
     expected = [row["c"][0], *[row["c"][1]] * 3, row["c"][2]]
     assert list(spec_of(result, "c").values()) == pytest.approx(expected)
-    assert list(spec_of(result, "g").values())[0] == pytest.approx(row["grad_exponent_g_at_init"][0])
+    assert next(iter(spec_of(result, "g").values())) == pytest.approx(row["grad_exponent_g_at_init"][0])
 
 
 def test_result_unpacks_and_the_groups_train_the_model() -> None:
@@ -282,7 +283,7 @@ def test_bad_input_is_refused_by_name(options: dict[str, Any], message: str) -> 
 def test_base_of_another_architecture_is_refused_at_the_first_difference() -> None:
     with pytest.raises(abcfx.PairingError, match="hidden"):
         abcfx.transform(MLP(64, hidden=2), base=MLP(16, hidden=1))
-    with pytest.raises(abcfx.PairingError, match="GELU|gelu|relu"):
+    with pytest.raises(abcfx.PairingError, match="ReLU"):
         abcfx.transform(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), base=nn.Sequential(nn.Linear(4, 4), nn.GELU()))
 
 
@@ -358,4 +359,5 @@ def test_insert_scales_refuses_a_foreign_operand_and_a_second_scale() -> None:
 def test_vectors_follow_the_gradient_under_sgd() -> None:
     c = spec_of(abcfx.transform(MLP(64), base=MLP(16), optimizer="sgd"), "c")
     assert c["emb.bias"] == c["hidden.0.bias"] == -1.0 and c["head.bias"] == 0.0
-    assert spec_of(abcfx.transform(MLP(64), base=MLP(16), optimizer="sgd", parametrization="sp"), "c")["emb.bias"] == -0.5
+    standard = abcfx.transform(MLP(64), base=MLP(16), optimizer="sgd", parametrization="sp")
+    assert spec_of(standard, "c")["emb.bias"] == -0.5

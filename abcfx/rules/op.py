@@ -193,7 +193,7 @@ class Op:
         return name
 
     def _normed(self, node: str, stat: Statistic) -> Value | None:
-        """`node` divided by a norm of `stat.node`: a Norm, when it is that node or a product of it with other factors."""
+        """`node` divided by a norm of `stat.node`: a Norm, if it is that node or a product of it with other factors."""
         if node == stat.node:
             return self._add(self.at.name, Norm((node,), stat.summed))
         kind = self.dag.nodes[node]["kind"]

@@ -64,6 +64,12 @@ def index(op: Op, x: Any, item: Any, *rest: Any) -> Any:
     return replace(op.same(x), dims=tuple(kept) if simple else None)
 
 
+@register_rule("index")
+def index_tensor(op: Op, x: Value, indices: Any) -> Value:
+    """aten.index(x, [i, None, j]): what x[i, :, j] becomes in an exported graph."""
+    return index(op, x, tuple(slice(None) if i is None else i for i in indices))
+
+
 @register_rule("getattr")
 def attribute(op: Op, x: Value, name: str) -> Any:
     if name == "shape":
@@ -81,6 +87,16 @@ def size(op: Op, x: Value, dim: int | None = None) -> Any:
 @register_rule("cat", "stack", "vstack", "dstack")
 def cat(op: Op, tensors: Any, *_: Any, **__: Any) -> Value:
     return op.merge(tensors)
+
+
+@register_rule(
+    "setitem", "copy", "index_put", "index_add", "index_copy", "index_fill", "scatter", "scatter_add", "scatter_reduce",
+    "masked_scatter", "slice_scatter", "select_scatter", "index_reduce",
+)  # fmt: skip
+def write(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """Entries of x are replaced by, or added to, those of another tensor."""
+    written = [v for v in (*args, *kwargs.values()) if isinstance(v, Value)]
+    return op.merge([x, *written])
 
 
 @register_rule("split", "split_with_sizes", "chunk", "tensor_split")
