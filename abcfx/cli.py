@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     try:
         command: Callable[[argparse.Namespace, Console], None] = arguments.run
-        command(arguments, Console(markup=False, highlight=False))
+        command(arguments, _console())
     except KeyboardInterrupt:
         errors.print("abcfx: interrupted")
         return 130
@@ -42,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             errors.print("  --debug shows where")
         return 1
     return 0
+
+
+def _console() -> Console:
+    """Stdout: as wide as the terminal, or REPORT_WIDTH where there is none (a file, a pipe)."""
+    console = Console(markup=False, highlight=False)
+    return console if console.is_terminal else Console(markup=False, highlight=False, width=REPORT_WIDTH)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,8 +117,8 @@ def _print_losses(task: demo.Task, runs: Sequence[demo.Run], console: Console) -
     for run in runs:
         table.add_row(run.name, str(run.width), f"{run.lr:.4g}", f"{run.loss:.3f}", f"{run.loss - base[run.name]:+.3f}")
     console.print(
-        f"Loss in nats per character, mean of the last tenth of {task.steps} steps, each on text not seen before.\n"
-        f"What to look for: at width {task.base_width} the transform changes nothing, so both losses are the same;\n"
+        f"Loss in nats per character, mean of the last tenth of {task.steps} steps, each on text not seen before. "
+        f"What to look for: at width {task.base_width} the transform changes nothing, so both losses are the same; "
         f"at width {task.width}, with the same learning rate, the transformed model should be the best of all.\n"
     )
     console.print(table)

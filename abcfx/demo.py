@@ -87,7 +87,7 @@ def draw_batches(task: Task, characters: torch.Tensor) -> Iterator[tuple[torch.T
             f"at most {len(windows) // task.batch} steps see only fresh characters."
         )
     order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(task.seed))
-    for picked in order[:needed].split(task.batch):
+    for picked in order[:needed].view(-1, task.batch):
         ids_BT = windows[picked].long()
         yield ids_BT[:, :-1], ids_BT[:, 1:]
 
@@ -141,7 +141,7 @@ def plot(task: Task, runs: Sequence[Run], path: Path) -> None:
     """Draws the loss curves to a PNG; needs matplotlib (the `plot` extra)."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.0, 4.8), dpi=120, layout="constrained")
+    figure = Figure(figsize=(8.0, 4.8), dpi=100, layout="constrained")
     axes = figure.subplots()
     colours = {"as written": "tab:red", "transformed": "tab:blue"}
     window = max(1, task.steps // 20)
@@ -155,8 +155,8 @@ def plot(task: Task, runs: Sequence[Run], path: Path) -> None:
         axes.plot(range(window, task.steps + 1), smooth, color=colour, linestyle="--" if narrow else "-", label=label)
     axes.set_xlabel("step")
     axes.set_ylabel(f"loss, nats per character (mean of {window} steps)")
-    axes.set_title(f"One learning rate, {task.lr:g}, tuned at width {task.base_width}")
-    axes.set_yscale("log")
-    axes.grid(alpha=0.3, which="both")
+    axes.set_title(f"A GPT on Python's sources: one learning rate, {task.lr:g}, at two widths")
+    axes.set_ylim(top=1.6 * min(min(run.losses) for run in runs))
+    axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from abcfx.rules import Layer, Vector
@@ -42,13 +44,14 @@ TAGS = {
 }
 PRICED = ("alpha", "omega", "u", "gradient")
 SETTINGS = ("parametrization", "optimizer", "alignment", "scales", "init")
+_DOT = re.compile(r"\.(?![^{]*\})")  # between the parts of a name, not within {0..11}
 NAMES_SHOWN = 6
 PRICES_SHOWN = 8
 STD_TOLERANCE = 1.1  # stds of one row within this factor are draws of one distribution, and shown as their mean
 
 
 def render(result: Transformed, width: int = 100) -> str:
-    """The report as plain text, no line longer than `width` columns (60 at least)."""
+    """The report as plain text; lines are `width` columns long, or as long as a row of numbers needs."""
     width = max(width, 60)
     sections = [
         _header(result),
@@ -72,20 +75,28 @@ def _text(section: Sequence[str | Table], width: int) -> str:
             start = len(part) - len(part.lstrip())
             lines += textwrap.wrap(part, width, subsequent_indent=" " * (start + 2), break_on_hyphens=False) or [""]
             continue
-        file = io.StringIO()
-        console = Console(
-            file=file, width=width, color_system=None, force_terminal=False, markup=False, emoji=False, highlight=False
-        )
-        console.print(part)
-        lines += [line for line in file.getvalue().splitlines() if line.strip()]
+        lines += _drawn(part, width)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _drawn(table: Table, width: int) -> list[str]:
+    """The lines of a table; wider than `width` where its numbers would not fit, since a number is never cut."""
+    file = io.StringIO()
+    console = Console(
+        file=file, width=1000, color_system=None, force_terminal=False, markup=False, emoji=False, highlight=False
+    )
+    console.print(table, width=max(width, Measurement.get(console, console.options, table).minimum))
+    return [line for line in file.getvalue().splitlines() if line.strip()]
 
 
 def _table(*columns: str, left: Iterable[str] = (), flexible: str | None = None) -> Table:
     """A flat table: numbers to the right, the columns in `left` to the left; only `flexible` may be wrapped."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     for column in columns:
-        table.add_column(column, justify="left" if column in left else "right", no_wrap=column != flexible)
+        wraps = column == flexible
+        table.add_column(
+            column, justify="left" if column in left else "right", no_wrap=not wraps, min_width=8 if wraps else None
+        )
     return table
 
 
@@ -179,25 +190,26 @@ def _per_use(value: float | Mapping[str, float]) -> str:
 
 def _spread(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
-    return number(sum(values) / len(values)) if high <= STD_TOLERANCE * low else f"{number(low)}\nto {number(high)}"
+    return number(sum(values) / len(values)) if high <= STD_TOLERANCE * low else f"{number(low)}\n..{number(high)}"
 
 
 def _prefix(shown: str) -> str:
     """The repeated part of a folded name: up to the last component that is nothing but numbers, `blocks.{0..11}`."""
-    parts = shown.split(".")
+    parts = _DOT.split(shown)
     last = max((i for i, part in enumerate(parts[:-1]) if part.startswith("{") and part.endswith("}")), default=-1)
     return ".".join(parts[: last + 1])
 
 
 def _broken(name: str, room: int) -> str:
     """A name that does not fit goes on below, broken before a dot."""
-    lines = [name]
     indent = " " * (len(name) - len(name.lstrip()) + 2)
-    while len(lines[-1]) > room:
-        cut = lines[-1].rfind(".", len(indent) + 1, room + 1)
-        if cut <= len(indent):
-            break
-        lines[-1:] = [lines[-1][:cut], indent + lines[-1][cut:]]
+    first, *rest = _DOT.split(name)
+    lines = [first]
+    for part in rest:
+        if len(lines[-1]) + 1 + len(part) <= room:
+            lines[-1] += f".{part}"
+        else:
+            lines.append(f"{indent}.{part}")
     return "\n".join(lines)
 
 
@@ -292,17 +304,15 @@ def _binding(result: Transformed) -> list[str | Table]:
 def _special(result: Transformed) -> list[str | Table]:
     """What is out of the ordinary: void multipliers, inits that follow no round exponent, plain and frozen ones."""
     lines: list[str | Table] = []
-    chosen = {
-        "Multiplier void, a norm follows at once": lambda row: row["void"],
-        "Not scaled (role plain)": lambda row: row["role"] == "plain",
-    }
-    for title, choose in chosen.items():
-        found = fold({name: None for name, row in result.spec.items() if choose(row)})
-        if found:
-            lines.append(f"{title}: {_listed([part.shown for part in found])}")
     in_groups = {name for group in result.param_groups for name in group["param_names"]}
-    if frozen := fold({name: None for name in result.spec if name not in in_groups}):
-        lines.append(f"Frozen, in no group: {_listed([part.shown for part in frozen])}")
+    chosen = {
+        "Multiplier void, a norm follows at once": [name for name, row in result.spec.items() if row["void"]],
+        "Not scaled (role plain)": [name for name, row in result.spec.items() if row["role"] == "plain"],
+        "Frozen, in no group": [name for name in result.spec if name not in in_groups],
+    }
+    for title, names in chosen.items():
+        if names:
+            lines.append(f"{title}: {_listed([part.shown for part in fold(dict.fromkeys(names))])}")
     for part in fold({name: measured for name, row in result.spec.items() if (measured := _own_init(row)) is not None}):
         measured = _own_init(result.spec[part.names[0]])
         lines.append(f"Own init near no round exponent: {part.shown} ~ m^{-(measured or 0.0):.3g}, taken as measured")

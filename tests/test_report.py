@@ -1,0 +1,250 @@
+"""The printed report: every number of the spec is in it, repeated blocks are folded exactly, and it fits the page."""
+
+import re
+
+import pytest
+import torch
+from abcfx.examples.gpt import GPT, GPTConfig
+from torch import nn
+
+import abcfx
+from abcfx.report import render
+from abcfx.summary import binding_tags, find_skips, fold, group_prices, repeated_uses, tied_names
+
+IDS = torch.zeros(2, 16, dtype=torch.long)
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+class ResidualMLP(nn.Module):
+    """As many residual blocks as asked; tracing it is cheap."""
+
+    def __init__(self, width, blocks):
+        super().__init__()
+        self.inp = nn.Linear(10, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+        self.out = nn.Linear(width, 5)
+
+    def forward(self, x):
+        x = self.inp(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.out(x)
+
+
+class Tied(nn.Module):
+    """A tied embedding, a layer used twice and, before a norm, a layer whose multiplier is void."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.embedding = nn.Embedding(30, width)
+        self.loop = nn.Linear(width, width)
+        self.free = nn.Linear(width, width, bias=False)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 30, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids):
+        x = self.loop(self.loop(self.embedding(ids)))
+        return self.head(self.norm(self.free(x)))
+
+
+def seeded(model, *args):
+    torch.manual_seed(0)
+    return model(*args)
+
+
+@pytest.fixture(scope="module")
+def gpt():
+    wide, base = (seeded(GPT, GPTConfig(n_layer=2, d_model=d, block_size=16)) for d in (64, 16))
+    return abcfx.transform(wide, IDS, base=base, optimizer="adamw", lr=0.01, weight_decay=0.1)
+
+
+@pytest.fixture(scope="module")
+def deep():
+    return abcfx.transform(seeded(ResidualMLP, 16, 48), torch.zeros(2, 10), base=seeded(ResidualMLP, 8, 48))
+
+
+@pytest.fixture(scope="module")
+def mlp():
+    model = nn.Sequential(nn.Linear(10, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 4))
+    return abcfx.transform(model, lr=0.01)
+
+
+@pytest.fixture(scope="module")
+def tied():
+    return abcfx.transform(seeded(Tied, 32), IDS, base=seeded(Tied, 8))
+
+
+def row_of(text, name):
+    (line,) = [line for line in text.splitlines() if line.split() and line.split()[0] == name]
+    return line.split()
+
+
+def test_print_is_the_report_in_plain_text(gpt):
+    text = str(gpt)
+    assert text == render(gpt, width=100)
+    assert "\x1b" not in text
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_colour_settings_of_the_environment_change_nothing(gpt, monkeypatch):
+    plain = str(gpt)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    assert str(gpt) == plain
+
+
+def test_fits_in_100_columns(gpt, deep, mlp, tied):
+    for result in (gpt, deep, mlp, tied):
+        assert max(map(len, str(result).splitlines())) <= 100
+
+
+def test_numbers_are_never_cut_on_a_narrow_page(deep):
+    text = render(deep, width=40)
+    assert "…" not in text
+    assert row_of(text, "inp.weight") == row_of(render(deep), "inp.weight")
+
+
+def test_rows_carry_the_numbers_of_the_spec(mlp):
+    text = str(mlp)
+    for name in ("0.weight", "2.weight", "4.weight"):
+        row, cells = mlp.spec[name], row_of(text, name)
+        shown = [f"{row[key]:.3g}" for key in ("a", "b", "c", "multiplier", "std", "lr", "eps", "r")]
+        assert cells[4:12] == shown
+        assert cells[1] == row["role"]
+
+
+def test_a_repeated_block_is_shown_once_with_its_count(deep):
+    lines = str(deep).splitlines()
+    block = lines.index("blocks.{0..47}")
+    assert [line.split()[:2] for line in lines[block + 1 : block + 3]] == [["norm.weight", "48"], ["norm.bias", "48"]]
+    table = lines[4 : lines.index("", 4)]
+    assert len(table) < 15
+
+
+def test_blocks_that_differ_are_not_folded():
+    model = abcfx.transform(
+        seeded(ResidualMLP, 16, 6), torch.zeros(2, 10), base=seeded(ResidualMLP, 8, 6), roles={"blocks.3.up": "plain"}
+    )
+    text = str(model)
+    assert "blocks.{0..2,4,5}.up.weight" in text
+    assert "Not scaled (role plain): blocks.3.up.weight" in text
+
+
+def test_every_parameter_is_counted_once(gpt, deep, tied):
+    for result in (gpt, deep, tied):
+        text = str(result)
+        table = text.split("─\n", 1)[1].split("\n\n", 1)[0]
+        rows = [line for line in table.splitlines() if re.search(r" (rule|alpha|given|free)", line)]
+        counts = [re.match(r"\s*\S+ +(\d+) [a-z]", line) for line in rows]
+        assert sum(int(count[1]) if count else 1 for count in counts) == len(result.spec)
+
+
+def test_groups_say_how_many_tensors_and_entries(gpt):
+    text = str(gpt).split("Optimizer groups\n")[1]
+    for i, group in enumerate(gpt.param_groups):
+        cells = row_of(text.split("\n\n")[0], str(i))
+        assert cells[1] == f"{group['lr']:.3g}"
+        assert cells[4] == str(len(group["params"]))
+        assert cells[5] == f"{sum(p.numel() for p in group['params']):,}"
+
+
+def test_eps_and_decay_only_where_there_are_any(mlp, gpt):
+    sgd = abcfx.transform(nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 4)), optimizer="sgd")
+    header = next(line for line in str(sgd).splitlines() if line.startswith("parameter "))
+    assert "eps" not in header
+    assert "decay" not in header
+    assert " eps " in str(mlp)
+    assert " decay " in str(gpt)
+
+
+def test_roles_come_with_their_reason(gpt):
+    text = " ".join(str(gpt).split())
+    assert "readout (1): fan_in grows, fan_out does not, and it feeds an output of the model; head.weight" in text
+
+
+def test_skips_ties_and_reuse_are_named(gpt, tied):
+    assert "4 skip connections: past 2 layers (add -> add_1" in str(gpt)
+    text = str(tied)
+    assert "tied: embedding.weight = head.weight, one parameter" in text
+    assert "used more than once: loop.weight: 2 (loop a = 0, loop#2 a = 0)" in text
+    assert "Multiplier void, a norm follows at once: free.weight" in text
+    assert "skip" not in text
+
+
+def test_what_was_not_covered_is_said():
+    model = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 4))
+    model[0].bias.requires_grad_(False)
+    assert "Frozen, in no group: 0.bias" in str(abcfx.transform(model))
+
+
+def test_own_init_near_no_round_exponent_is_said():
+    def build(width):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(10, width), nn.ReLU(), nn.Linear(width, 4))
+        nn.init.normal_(model[2].weight, std=width**-0.87)
+        return model
+
+    text = str(abcfx.transform(build(4096), torch.zeros(2, 10), base=build(64)))
+    assert re.search(r"Own init near no round exponent: 2.weight ~ m\^-0\.8\d", text)
+
+
+def test_stages_and_size_of_the_lp(mlp):
+    text = " ".join(str(mlp).split())
+    assert f"LP: {mlp.header['rows']} rows, {mlp.header['columns']} columns" in text
+    for stage in mlp.timings:
+        assert re.search(rf"{stage} \d+\.\d", text)
+
+
+def test_header_says_which_widths(mlp, deep):
+    assert "absolute widths" in str(mlp)
+    assert "m = 2, the largest ratio" in str(deep)
+    same = abcfx.transform(seeded(ResidualMLP, 8, 1), torch.zeros(2, 10), base=seeded(ResidualMLP, 8, 1))
+    assert "the transform is the identity" in str(same)
+
+
+# -- the pieces
+
+
+def test_fold_never_invents_a_name():
+    names = ["a.0.x1", "a.0.x2", "a.1.x1", "a.2.x1", "a.2.x2", "b"]
+    folded = fold(dict.fromkeys(names))
+    assert [part.shown for part in folded] == ["a.{0..2}.x1", "a.{0,2}.x2", "b"]
+    assert sorted(name for part in folded for name in part.names) == names
+
+
+def test_fold_keeps_unequal_rows_apart():
+    assert [part.shown for part in fold({"a.0": 1, "a.1": 2, "a.2": 1})] == ["a.{0,2}", "a.1"]
+
+
+def test_skips_are_seen_where_branches_differ_in_layers(gpt, deep, mlp):
+    assert [(skip.fewest, skip.most) for skip in find_skips(gpt.dag)] == [(0, 2)] * 4
+    assert len(find_skips(deep.dag)) == 48
+    assert find_skips(mlp.dag) == []
+
+
+def test_shared_weights(tied, gpt):
+    assert tied_names(tied.module) == [["embedding.weight", "head.weight"]]
+    assert set(repeated_uses(tied.dag)) == {"embedding.weight", "loop.weight"}
+    assert repeated_uses(gpt.dag) == {}
+
+
+def test_tags_and_prices():
+    assert binding_tags("head: alpha, head: u, norm: gradient update of head") == "alpha, u, gradient"
+    assert binding_tags("by rule: as large as what it is added to") == "rule"
+    prices = group_prices({"a.0: alpha": -1.0, "a.1: alpha": -1.0, "b: alpha": -3.0, "n: gradient init of b": -9.0})
+    assert [(p.tag, p.price, p.nodes) for p in prices] == [
+        ("alpha", 3.0, ("b",)),
+        ("alpha", 1.0, ("a.{0,1}",)),
+        ("gradient", 9.0, ("n",)),
+    ]
