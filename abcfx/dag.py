@@ -14,7 +14,7 @@ import torch.fx as fx
 from torch.utils import _pytree as pytree
 
 from abcfx.capture import CapturedGraph
-from abcfx.errors import UnknownOpError
+from abcfx.errors import InvalidInputError, UnknownOpError
 from abcfx.location import location, module_path
 from abcfx.rules import (
     Kind,
@@ -43,6 +43,7 @@ class LayerDag:
     graph: nx.DiGraph
     outputs: frozenset[str]
     order: tuple[str, ...] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     def kind(self, node: str) -> Kind:
         kind: Kind = self.graph.nodes[node]["kind"]
@@ -113,20 +114,23 @@ class LayerDag:
         return [node for node in self.order if self.graph.out_degree(node) > 1]
 
 
-def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None) -> LayerDag:
+def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, unknown: str = "raise") -> LayerDag:
     """The layer DAG of a captured model (of its train graph, unless another is given).
 
     Raises UnknownOpError for an op without a rule, with the op, the module path, the source line and what to write.
+    With unknown="report" such an op passes on the largest change among its inputs, and a note says so.
     """
+    if unknown not in ("raise", "report"):
+        raise InvalidInputError(f"unknown={unknown!r}; expected 'raise' or 'report'.")
     module = captured.module
     names = {parameter: name for name, parameter in module.named_parameters()}
     dag = nx.DiGraph()
-    interpreter = _Interpreter(module, dag, names)
+    interpreter = _Interpreter(module, dag, names, unknown == "report")
     returned = interpreter.run(graph or module.graph)
     outputs = frozenset(v.node for v in _tensors(returned) if v.node is not None)
     alive = set(outputs).union(*(nx.ancestors(dag, node) for node in outputs))
     order = tuple(node for node in dag if node in alive)
-    return LayerDag(dag.subgraph(order).copy(), outputs, order)
+    return LayerDag(dag.subgraph(order).copy(), outputs, order, tuple(interpreter.notes))
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -149,8 +153,11 @@ def _lost(given: Iterable[Any], returned: Any) -> str:
 class _Interpreter:
     """Runs an fx graph on abstract tensors. Ops on constants alone stay constants and need no rule."""
 
-    def __init__(self, module: fx.GraphModule, dag: nx.DiGraph, names: dict[torch.nn.Parameter, str]) -> None:
+    def __init__(
+        self, module: fx.GraphModule, dag: nx.DiGraph, names: dict[torch.nn.Parameter, str], report_unknown: bool
+    ) -> None:
         self.module, self.dag, self.names = module, dag, names
+        self.report_unknown, self.notes = report_unknown, list[str]()
         self.values: dict[fx.Node, Any] = {}
 
     def run(self, graph: fx.Graph) -> Any:
@@ -194,7 +201,7 @@ class _Interpreter:
             return _arithmetic(op, node, args) if any(isinstance(leaf, Number) for leaf in leaves) else op.constant()
         rule = find_function_rule(node.target)
         if rule is None:
-            raise _unknown(node, node.target)
+            return self._unknown(op, node, node.target, values)
         result = rule(op, *args, **kwargs)
         takes_result = node.target is operator.getitem and isinstance(args[0], tuple)
         if rule is not makes_constant and not takes_result and (lost := _lost(values, result)):
@@ -212,8 +219,19 @@ class _Interpreter:
             return op.constant()
         rule = find_module_rule(module)
         if rule is None:
-            raise _unknown(node, type(module))
+            return self._unknown(op, node, type(module), values)
         return rule(op, module, *args, **kwargs)
+
+    def _unknown(self, op: Op, node: fx.Node, target: Any, values: Iterable[Any]) -> Any:
+        """An op without a rule: an error, or, when asked for, a merge of what goes in, with a note."""
+        error = _unknown(node, target)
+        if not self.report_unknown:
+            raise error
+        first, where, *_ = str(error).splitlines()
+        self.notes.append(f"{first}{where.rstrip()}: taken to pass on the largest change among its inputs")
+        merged = op.merge([v for v in values if isinstance(v, Value)])
+        val = node.meta.get("val")
+        return op.several(merged, len(val)) if isinstance(val, list | tuple) else merged
 
     def _attribute(self, op: Op, node: fx.Node) -> Any:
         owner, _, name = str(node.target).rpartition(".")

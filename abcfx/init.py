@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
-from abcfx.widths import Growth
+from abcfx.errors import InvalidInputError
+from abcfx.widths import Growth, SizeGrowth
 
 SIGMAS = 4.0  # sampling errors within which a measured exponent is taken for the round one beside it
 RESOLUTION = 1e-3
@@ -32,6 +33,35 @@ class OwnInit:
     snapped: bool
     rms: float
     base_rms: float
+    constant: float | None = None
+
+
+@dataclass(frozen=True)
+class Init:
+    """What is done to one tensor: its own draw is multiplied by `factor`, or (`redraw`) it is drawn from N(0, std^2).
+
+    `std` is the RMS entry that it then has, None where it is not known (the meta device); `fill` the entry of a
+    constant tensor, such as a gain. Both let `initialise` fill a tensor from nothing.
+    """
+
+    factor: float = 1.0
+    std: float | None = None
+    fill: float | None = None
+    redraw: bool = False
+
+    @classmethod
+    def keep(cls, parameter: torch.Tensor) -> Init:
+        """Left alone."""
+        return cls() if parameter.is_meta else cls(std=rms(parameter), fill=_constant(parameter))
+
+    @classmethod
+    def scaled(cls, factor: float, own: OwnInit, std: float, is_meta: bool) -> Init:
+        """The own draw times a factor; `std` is what the law of init says, for a tensor that has no draw yet."""
+        fill = None if own.constant is None else own.constant * factor
+        return cls(factor, std if is_meta else own.rms * factor, fill)
+
+    def drawn_anew(self, wanted: bool, std: float) -> Init:
+        return replace(self, redraw=True, factor=1.0, std=std) if wanted else self
 
 
 def measure_own_init(
@@ -46,16 +76,49 @@ def measure_own_init(
     """
     exponents = {name: growth.parameter(name, tuple(p.shape)) for name, p in target.items()}
     pools: dict[Hashable, list[str]] = {}
-    for name in target:
-        pools.setdefault((re.sub(r"\d+", "*", name), exponents[name], like[name]), []).append(name)
+    for name in like:
+        pools.setdefault((_pattern(name), exponents[name], like[name]), []).append(name)
     found: dict[str, OwnInit] = {}
     for names in pools.values():
         draws = [(_Draw.of(target[name]), _Draw.of(base[name])) for name in names]
         measured, error = _pooled(draws, growth.scale)
         exponent, snapped = _snapped(measured, error, exponents[names[0]])
         for name, (ours, theirs) in zip(names, draws, strict=True):
-            found[name] = OwnInit(exponent, measured, error, snapped, ours.rms, theirs.rms)
+            constant = _constant(target[name])
+            found[name] = OwnInit(exponent, measured, error, snapped, ours.rms, theirs.rms, constant)
     return found
+
+
+def carried_own_init(
+    like: tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]],
+    base: Mapping[str, torch.Tensor],
+    growth: Growth,
+    fan_in: Mapping[str, Hashable],
+) -> dict[str, OwnInit]:
+    """Own init of a model without weights, read off two tiny instances (small, large) that have some.
+
+    Layers are matched by name up to numbers, so the instances may have fewer of them. The RMS entry at the base width
+    follows the same law from the small instance's.
+    """
+    small, large = like
+    between = SizeGrowth(small, large)
+    patterns = {_pattern(name): name for name in reversed(list(small))}
+    twins = {name: name if name in small else patterns.get(_pattern(name)) for name in base}
+    if missing := [name for name, twin in twins.items() if twin is None]:
+        raise InvalidInputError(f"init_like: the instances have no parameter like {missing[0]!r} of the model.")
+    measured = measure_own_init(large, small, between, {twin: fan_in.get(name) for name, twin in twins.items() if twin})
+    grown = [b / s for n, t in twins.items() if t for b, s in zip(base[n].shape, small[t].shape, strict=True)]
+    ratio = max(grown, key=lambda r: abs(math.log(r)), default=1.0)
+    found = {}
+    for name, twin in twins.items():
+        own = measured[str(twin)]
+        at_base = own.base_rms * ratio**-own.exponent
+        found[name] = replace(own, base_rms=at_base, rms=at_base * growth.scale**-own.exponent)
+    return found
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
 
 
 def sampled_entries(tensor: torch.Tensor) -> torch.Tensor:
@@ -70,6 +133,12 @@ def sampled_entries(tensor: torch.Tensor) -> torch.Tensor:
 def rms(tensor: torch.Tensor) -> float:
     """RMS entry; 0 for a tensor without values."""
     return 0.0 if tensor.is_meta else _Draw.of(tensor).rms
+
+
+def _constant(tensor: torch.Tensor) -> float | None:
+    """The value of all entries, when they are equal."""
+    entries = sampled_entries(tensor)
+    return float(entries[0]) if entries.numel() and bool((entries == entries[0]).all()) else None
 
 
 class _Draw(NamedTuple):
@@ -118,3 +187,28 @@ def redraw_(tensor: torch.Tensor, std: float) -> None:
     empty = (tensor == 0).flatten(1).all(1) if tensor.ndim > 1 else tensor == 0
     tensor.normal_(0.0, std)
     tensor[empty] = 0.0
+
+
+def initialise(module: torch.nn.Module, inits: Mapping[str, Init]) -> None:
+    """Fill every parameter of a module as planned, from nothing: after `to_empty`, or to start again.
+
+    Raises InvalidInputError, before anything is written, for a name that was not planned or an init that is not known.
+    """
+    parameters = dict(module.named_parameters())
+    for name in parameters:
+        init = inits.get(name)
+        if init is None:
+            known = ", ".join(list(inits)[:3])
+            raise InvalidInputError(f"init_weights: {name!r} is not a parameter of the plan, which has {known}, ...")
+        if init.std is None and init.fill is None:
+            raise InvalidInputError(
+                f"init_weights: how {name!r} is initialised is not known, since the model was on the meta device.\n"
+                f"  To fix: transform(..., init_like=(small, large)) with two tiny instances that have real weights."
+            )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            init = inits[name]
+            if init.fill is not None:
+                parameter.fill_(init.fill)
+            else:
+                parameter.normal_(0.0, init.std or 0.0)

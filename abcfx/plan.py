@@ -10,21 +10,13 @@ import torch
 
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import ParameterExponents, Setting
-from abcfx.init import OwnInit, rms
+from abcfx.init import Init, OwnInit
 from abcfx.parametrizations import ROLES, Family
 from abcfx.rules import Layer
 from abcfx.system import SolvedDag
 
 DEFAULT_EPS = 1e-8
 ByRole = float | Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Init:
-    """What is done to one tensor: multiply its own draw (`factor`), or draw N(0, std) anew (`redraw`)."""
-
-    factor: float = 1.0
-    redraw: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +32,7 @@ class ParameterPlan:
     c: float
     g: float
     multiplier: dict[str, float]
-    std: float
+    std: float | None
     lr: float
     eps: float | None
     weight_decay: float
@@ -133,7 +125,7 @@ def make_plan(
         own = None if own_init is None else own_init[name]
         family = setting.families[name]
         lr = options.constant("lr", decided.role, 1e-3)
-        init, std = _init(decided, parameter, own, n, options, setting)
+        init = _init(decided, parameter, own, n, options, setting)
         plan[name] = ParameterPlan(
             role=decided.role,
             why=decided.why,
@@ -144,7 +136,7 @@ def make_plan(
             c=c_applied,
             g=g,
             multiplier={node: _power(n, -a) for node, a in decided.a.items()},
-            std=std,
+            std=init.std,
             lr=lr * _power(n, -c_applied),
             eps=(DEFAULT_EPS if options.eps is None else options.eps) * _power(n, -g) if family.has_eps else None,
             weight_decay=options.weight_decay * _power(n, decay),
@@ -203,30 +195,23 @@ def _init(
     n: float,
     options: Options,
     setting: Setting,
-) -> tuple[Init, float]:
-    """What to do to a tensor, and the RMS entry that it then has."""
-    constant = options.constant("std", decided.role, 1.0)
-    if options.init == "keep" or decided.role == "plain" or parameter.is_meta:
-        return Init(), rms(parameter)
+) -> Init:
+    """What is done to a tensor. Only weights take the user's constant; vectors keep theirs at every width."""
     is_matrix = any(isinstance(setting.dag.kind(node), Layer) for node in decided.a)
-    if own is None:
-        return _absolute_init(decided, parameter, is_matrix, constant * _power(n, -decided.b), options)
-    if options.init == "redraw" and is_matrix:
-        std = own.base_rms * _power(n, -decided.b) * constant
-        return Init(redraw=std), std
-    factor = _power(n, own.exponent - decided.b) * constant
-    return Init(factor=factor), rms(parameter) * factor
-
-
-def _absolute_init(
-    decided: ParameterExponents, parameter: torch.nn.Parameter, is_matrix: bool, std: float, options: Options
-) -> tuple[Init, float]:
-    """Weights are drawn at n^-b; biases, whose own init shrinks with fan_in, start at zero; gains keep theirs."""
-    if is_matrix:
-        return Init(redraw=std), std
-    if decided.is_bias:
-        return Init(factor=0.0), 0.0
-    return Init(), rms(parameter)
+    if options.init == "keep" or decided.role == "plain":
+        return Init.keep(parameter)
+    constant = options.constant("std", decided.role, 1.0) if is_matrix else 1.0
+    if setting.widths.has_base:
+        if own is None:
+            return Init()  # on the meta device, with nothing to read the model's own init off
+        factor = _power(n, own.exponent - decided.b) * constant
+        law = own.base_rms * _power(n, -decided.b) * constant
+        return Init.scaled(factor, own, law, parameter.is_meta).drawn_anew(options.init == "redraw" and is_matrix, law)
+    if is_matrix:  # absolute widths: N(0, n^-2b)
+        return Init(std=constant * _power(n, -decided.b), redraw=True)
+    if decided.is_bias:  # torch lets them shrink with fan_in; a vector starts at a constant
+        return Init(factor=0.0, std=0.0, fill=0.0)
+    return Init.keep(parameter)
 
 
 def build_groups(

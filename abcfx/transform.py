@@ -13,11 +13,12 @@ import networkx as nx
 import torch
 from torch import nn
 
-from abcfx.capture import CapturedGraph, EmittedModule, capture
+from abcfx.capture import CapturedGraph, EmittedModule
+from abcfx.capture import capture as capture_model
 from abcfx.dag import LayerDag, build_dag
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import Given, ParameterExponents, Setting, assign_exponents
-from abcfx.init import OwnInit, measure_own_init, redraw_
+from abcfx.init import Init, OwnInit, carried_own_init, initialise, measure_own_init, redraw_
 from abcfx.parametrizations import Alignment, alignment_preset, family
 from abcfx.passes import Scale, insert_scales, scale_nodes
 from abcfx.patterns import match_patterns
@@ -26,7 +27,7 @@ from abcfx.rules import Layer
 from abcfx.system import SolvedDag, System
 from abcfx.widths import Growth, measure_growth
 
-Base = nn.Module | Callable[[], nn.Module] | None
+Instance = nn.Module | Callable[[], nn.Module]
 AlignmentOption = str | Sequence[float] | Mapping[str, str | Sequence[float]]
 
 
@@ -51,9 +52,23 @@ class Transformed:
     timings: dict[str, float]
     notes: tuple[str, ...] = ()
     header: dict[str, Any] = field(default_factory=dict)
+    inits: dict[str, Init] = field(default_factory=dict, repr=False)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.module, self.param_groups))
+
+    def init_weights(self, module: nn.Module | None = None) -> nn.Module:
+        """Draw every parameter anew as planned: after `to_empty` on a model planned on the meta device, or to restart.
+
+        Args:
+            module: a module with the model's parameter names (sharded or not); `self.module` by default.
+
+        Raises:
+            InvalidInputError: a parameter is not in the plan, or its init is not known; nothing has been written then.
+        """
+        target = self.module if module is None else module
+        initialise(target, self.inits)
+        return target
 
     def __str__(self) -> str:
         from abcfx.report import render
@@ -69,7 +84,7 @@ def transform(
     args: Any = None,
     kwargs: dict[str, Any] | None = None,
     *,
-    base: Base = None,
+    base: Instance | None = None,
     parametrization: str = "mup",
     optimizer: str = "adam",
     alignment: AlignmentOption = "full",
@@ -83,6 +98,10 @@ def transform(
     scales: str = "insert",
     groups: str = "merged",
     inplace: bool = False,
+    capture: str = "auto",
+    verify: bool = True,
+    unknown: str = "raise",
+    init_like: tuple[Instance, Instance] | None = None,
 ) -> Transformed:
     """Rewrite a model so that hyperparameters tuned at a small width hold at its own.
 
@@ -106,6 +125,11 @@ def transform(
         scales: "insert" multipliers as graph nodes, "absorb" them into init and rates, or "off": none at all.
         groups: "merged" (one per distinct set of hyperparameters) or "parameter".
         inplace: change the given model object (its init) instead of a copy; needs `scales="absorb"` or "off".
+        capture: "symbolic", "export", "record", or "auto": the first of them that captures the model correctly.
+        verify: compare the captured graph with the model on other inputs before anything is built on it.
+        unknown: an op without a rule: "raise", or "report" it and take it for one that passes on its inputs' changes.
+        init_like: two tiny instances (small, large) with real weights, or functions that build them, off which the
+            model's own init is read when model or base are on the meta device.
 
     Raises:
         InvalidInputError, CaptureError, UnknownOpError, PairingError, InfeasibleError: nothing has been changed then.
@@ -119,26 +143,28 @@ def transform(
         )
     clock = _Clock()
     with clock("capture"):
-        captured = _capture(model if inplace else copy.deepcopy(model), args, kwargs)
+        _refuse_transformed("model", model)
+        own_model = model if inplace else copy.deepcopy(model)
+        captured = capture_model(own_model, args, kwargs, method=capture, verify=verify)
     with clock("base"):
-        captured_base = None if base is None else _capture(_build(base), args, kwargs, of="base")
+        captured_base = _capture_base(captured, base)
     with clock("dag"):
-        dag = build_dag(captured)
+        dag = build_dag(captured, unknown=unknown)
     parameters = dict(captured.model.named_parameters())
     with clock("widths"):
         growth = measure_growth(captured, dag, captured_base)
     with clock("exponents"):
         decided = assign_exponents(dag, growth, parameters, parametrization, roles, exponents)
-        decided = unscaled(decided) if scales == "off" else decided
+        decided = unscaled(decided) if scales == "off" or init == "keep" else decided
         setting = Setting(dag, growth, decided, dict.fromkeys(parameters, family(optimizer)))
     with clock("solve"):
         system = System(setting, _alignments(alignment, dag, decided))
         solved = system.solve()
     with clock("plan"):
-        own = _own_init(captured, captured_base, setting)
+        own = _own_init(captured, captured_base, setting, init_like)
         plan = make_plan(setting, solved, parameters, own, options)
     with clock("rewrite"):
-        notes = captured.notes + _apply(captured, dag, plan, growth)
+        notes = captured.notes + dag.notes + _apply(captured, dag, plan, growth, unknown)
         param_groups = build_groups(plan, parameters, groups)
     return Transformed(
         module=model if inplace else captured.module,
@@ -148,6 +174,7 @@ def transform(
         spec={name: row.row() for name, row in plan.items()},
         timings=clock.seconds,
         notes=notes,
+        inits={name: row.init for name, row in plan.items()},
         header=_header(captured, growth, parametrization, optimizer, alignment, options, solved),
     )
 
@@ -163,23 +190,32 @@ class _Clock:
         self.seconds[stage] = time.perf_counter() - start
 
 
-def _build(base: nn.Module | Callable[[], nn.Module]) -> nn.Module:
-    built = base if isinstance(base, nn.Module) or not callable(base) else base()
+def _build(argument: str, given: Instance) -> nn.Module:
+    built = given if isinstance(given, nn.Module) or not callable(given) else given()
     if not isinstance(built, nn.Module):
         raise InvalidInputError(
-            f"base: expected a module or a function that builds one, got {type(built).__name__}.\n"
-            f"  To fix: abcfx.transform(model, inputs, base=lambda: Model(width=64))"
+            f"{argument}: expected a module or a function that builds one, got {type(built).__name__}.\n"
+            f"  To fix: abcfx.transform(model, inputs, {argument}=lambda: Model(width=64))"
         )
     return built
 
 
-def _capture(model: nn.Module, args: Any, kwargs: dict[str, Any] | None, of: str = "model") -> CapturedGraph:
+def _capture_base(captured: CapturedGraph, base: Instance | None) -> CapturedGraph | None:
+    """The base's train graph, captured as the model was: it is compared with the model's, never run."""
+    if base is None:
+        return None
+    built = _build("base", base)
+    _refuse_transformed("base", built)
+    method = captured.method
+    return capture_model(built, captured.args, captured.kwargs, method=method, verify=False, modes=("train",))
+
+
+def _refuse_transformed(of: str, model: nn.Module) -> None:
     if isinstance(model, EmittedModule) and scale_nodes(model.graph):
         raise InvalidInputError(
             f"{of} was transformed before: its graph has {len(scale_nodes(model.graph))} scale nodes, which would "
             f"count twice.\n  To fix: transform the original model."
         )
-    return capture(model, args, kwargs)
 
 
 def _alignments(
@@ -209,27 +245,38 @@ def _alignments(
     return found
 
 
-def _own_init(captured: CapturedGraph, base: CapturedGraph | None, setting: Setting) -> dict[str, OwnInit] | None:
+def _own_init(
+    captured: CapturedGraph,
+    base: CapturedGraph | None,
+    setting: Setting,
+    like: tuple[Instance, Instance] | None,
+) -> dict[str, OwnInit] | None:
+    """How the model's own init scales; None without a base, and where there are no weights to read it off."""
     if base is None:
         return None
     ours, theirs = dict(captured.model.named_parameters()), dict(base.model.named_parameters())
+    if like is not None:
+        small, large = (dict(_build("init_like", instance).named_parameters()) for instance in like)
+        return carried_own_init((small, large), theirs, setting.widths, setting.fan_in_growth())
+    if any(p.is_meta for p in (*ours.values(), *theirs.values())):
+        return None
     return measure_own_init(ours, theirs, setting.widths, setting.fan_in_growth())
 
 
 def _apply(
-    captured: CapturedGraph, dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: Growth
+    captured: CapturedGraph, dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: Growth, unknown: str
 ) -> tuple[str, ...]:
     """The only stage that changes anything: scale nodes first, which may raise, then the weights."""
     module = captured.module
     scales = _scales(dag, plan, growth)
     if module.eval_graph is not None:
-        scales += _scales(build_dag(captured, module.eval_graph), plan, growth)
+        scales += _scales(build_dag(captured, module.eval_graph, unknown), plan, growth)
     result = insert_scales(module, scales)
     with torch.no_grad():
         for name, parameter in captured.model.named_parameters():
             init = plan[name].init
-            if init.redraw is not None:
-                redraw_(parameter, init.redraw)
+            if init.redraw and init.std is not None:
+                redraw_(parameter, init.std)
             elif init.factor != 1.0:
                 parameter.mul_(init.factor)
     return result.notes

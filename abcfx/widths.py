@@ -21,8 +21,6 @@ from abcfx.rules import Layer, Number, Vector
 from abcfx.rules.kinds import Dim, ParameterDim, ScalarArgument
 from abcfx.rules.values import shape_of
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 
 class Growth(ABC):
     """Growth exponent of every dim and number, and the scale m that they are exponents of."""
@@ -98,13 +96,13 @@ class StructuralGrowth(Growth):
         return 0.0
 
 
-class PairedGrowth(Growth):
-    """With a base: the ratio of every size and number in the target's graph to the same one in the base's graph."""
+class SizeGrowth(Growth):
+    """Growth of parameters alone: the ratio of their sizes in two instances."""
 
-    def __init__(self, target: CapturedGraph, base: CapturedGraph) -> None:
-        self.has_base = True
-        self._twin = pair_graphs(target, base)
-        self._ratios = _parameter_ratios(target.model, base.model)
+    has_base = True
+
+    def __init__(self, target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> None:
+        self._ratios = _parameter_ratios(target, base)
         ratios = [ratio for of_dims in self._ratios.values() for ratio in of_dims]
         self.scale = max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
 
@@ -112,8 +110,22 @@ class PairedGrowth(Growth):
         return 0.0 if ratio == 1.0 else math.log(ratio) / math.log(self.scale)
 
     def dim(self, dim: Dim) -> float:
+        return self._exponent(self._ratios[dim.parameter][dim.index]) if isinstance(dim, ParameterDim) else 0.0
+
+    def scalar(self, scalar: ScalarArgument) -> float:
+        return 0.0
+
+
+class PairedGrowth(SizeGrowth):
+    """With a base: the ratio of every size and number in the target's graph to the same one in the base's graph."""
+
+    def __init__(self, target: CapturedGraph, base: CapturedGraph) -> None:
+        super().__init__(dict(target.model.named_parameters()), dict(base.model.named_parameters()))
+        self._twin = pair_graphs(target, base)
+
+    def dim(self, dim: Dim) -> float:
         if isinstance(dim, ParameterDim):
-            return self._exponent(self._ratios[dim.parameter][dim.index])
+            return super().dim(dim)
         if self.scale == 1.0:
             return 0.0
         sizes, base_sizes = shape_of(dim.node), shape_of(self._twin[dim.node])
@@ -176,9 +188,11 @@ def _runs(captured: CapturedGraph, node: fx.Node) -> str:
     return node.op if node.op == "placeholder" else f"{node.op} {node.target}"
 
 
-def _parameter_ratios(target: torch.nn.Module, base: torch.nn.Module) -> dict[str, tuple[float, ...]]:
-    ours = {name: tuple(p.shape) for name, p in target.named_parameters()}
-    theirs = {name: tuple(p.shape) for name, p in base.named_parameters()}
+def _parameter_ratios(
+    target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
+) -> dict[str, tuple[float, ...]]:
+    ours = {name: tuple(p.shape) for name, p in target.items()}
+    theirs = {name: tuple(p.shape) for name, p in base.items()}
     for name in [*ours, *theirs]:
         if name not in ours or name not in theirs or len(ours[name]) != len(theirs[name]):
             raise PairingError(

@@ -67,7 +67,8 @@ def index(op: Op, x: Any, item: Any, *rest: Any) -> Any:
 @register_rule("index")
 def index_tensor(op: Op, x: Value, indices: Any) -> Value:
     """aten.index(x, [i, None, j]): what x[i, :, j] becomes in an exported graph."""
-    return index(op, x, tuple(slice(None) if i is None else i for i in indices))
+    indexed: Value = index(op, x, tuple(slice(None) if i is None else i for i in indices))
+    return indexed
 
 
 @register_rule("getattr")
