@@ -1,21 +1,31 @@
-"""Owns the fronts `find_c` (a chain) and `find_c_dag` (a networkx graph): one code path that writes rows for the solver."""
+"""Owns the fronts `find_c` (a chain) and `find_c_dag` (a networkx graph), which write rows for the solver."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import networkx as nx
+import numpy as np
 
 from abcfx.errors import InvalidInputError
-from abcfx.solver import LpSolution, Rate, Row, Solver
+from abcfx.solver import Alignment, LpSolution, Rate, Row, Solver
 
 OPTIMIZERS = ("adam", "sgd")
 MERGES = ("min", "sum")
 RELATIVE, ABSOLUTE = 1e-5, 1e-8  # of a + b, as in numpy.isclose
+
+UPDATE = "its update changes its output"
+ALPHA = "its update, acting on the input, changes its output"
+U = "its update, acting on the change of the input, changes its output"
+OMEGA = "its initial weights pass on the change of the input"
+INPUT = "it passes on the change of its input"
+SOURCE = "a source without weight changes by its a"
+G_BRANCH = "the gradients of all branches add up"
+G_INIT = "the readout, as initialised, passes the gradient back"
+G_UPDATE = "the update of the readout passes the gradient back"
 
 Alignments: TypeAlias = float | Sequence[float] | Mapping[Hashable, float]
 
@@ -43,7 +53,7 @@ class Solution:
 
 
 class _Node(NamedTuple):
-    """A layer; `inputs` says how often each predecessor is used."""
+    """A layer; `key` is the user's name, `label` ours; `inputs` says how often each predecessor is used, by label."""
 
     key: Hashable
     label: str
@@ -51,7 +61,7 @@ class _Node(NamedTuple):
     b: float
     has_weight: bool
     merge: str
-    inputs: Mapping[Hashable, int]
+    inputs: Mapping[str, int]
 
 
 def find_c(
@@ -112,7 +122,7 @@ def chain_solver(
             "Write one entry per layer, embedding first, readout last."
         )
     nodes = [
-        _node(layer, f"layer {layer}", {"a": a[layer], "b": b[layer]}, {layer - 1: 1} if layer else {})
+        _node(layer, f"layer {layer}", {"a": a[layer], "b": b[layer]}, {f"layer {layer - 1}": 1} if layer else {})
         for layer in range(len(a))
     ]
     return GraphSolver(nodes, (alpha, omega, u), optimizer, feature_learning, is_chain=True)
@@ -125,15 +135,19 @@ def dag_solver(graph: nx.DiGraph, *, optimizer: str = "adam", feature_learning: 
     try:
         order = list(nx.topological_sort(graph))
     except nx.NetworkXUnfeasible:
-        cycle = [edge[0] for edge in nx.find_cycle(graph)]
-        path = " -> ".join(str(key) for key in [*cycle, cycle[0]])
-        raise InvalidInputError(f"the graph has a cycle: {path}. A layer cannot feed itself; remove one edge.") from None
+        cycle = [str(edge[0]) for edge in nx.find_cycle(graph)]
+        path = " -> ".join([*cycle, cycle[0]])
+        raise InvalidInputError(f"the graph has a cycle, {path}: no layer may feed itself; remove an edge") from None
     labels = {key: str(key) for key in order}
     if len(set(labels.values())) < len(order):
         labels = {key: repr(key) for key in order}
-    nodes = [_node(key, labels[key], graph.nodes[key], _inputs(graph, key)) for key in order]
-    aligned = [{key: values[name] for key, values in graph.nodes(data=True) if name in values} for name in ("alpha", "omega", "u")]
-    return GraphSolver(nodes, (aligned[0], aligned[1], aligned[2]), optimizer, feature_learning, is_chain=False)
+    nodes = []
+    for key in order:
+        _check_attributes(graph, key)
+        inputs = {labels[tail]: _multiplicity(graph, tail, key) for tail in graph.predecessors(key)}
+        nodes.append(_node(key, labels[key], graph.nodes[key], inputs))
+    alpha, omega, u = (dict(nx.get_node_attributes(graph, name)) for name in ("alpha", "omega", "u"))
+    return GraphSolver(nodes, (alpha, omega, u), optimizer, feature_learning, is_chain=False)
 
 
 class GraphSolver:
@@ -151,20 +165,21 @@ class GraphSolver:
             raise InvalidInputError(f"optimizer must be one of {', '.join(map(repr, OPTIMIZERS))}; got {optimizer!r}")
         self._nodes = nodes  # in topological order
         self._is_chain = is_chain
-        successors: dict[Hashable, list[Hashable]] = {node.key: [] for node in nodes}
+        self._aligned = [(node.label, i) for i, node in enumerate(nodes) if _is_aligned(node)]
+        successors: dict[str, list[str]] = {node.label: [] for node in nodes}
         for node in nodes:
-            for key in node.inputs:
-                successors[key].append(node.key)
+            for label in node.inputs:
+                successors[label].append(node.label)
         for node in nodes:
-            _check_stable_at_initialisation(node, is_readout=not successors[node.key])
+            _check_stable_at_initialisation(node, is_readout=not successors[node.label])
         distances = _distances(nodes, successors)
-        before_readouts = [("r", key) for node in nodes if not successors[node.key] for key in node.inputs]
+        before_readouts = [("r", label) for node in nodes if not successors[node.label] for label in node.inputs]
         self._lp = Solver(
             _write_rows(nodes, successors, optimizer),
-            rates={("c", node.key): Rate(distance=distances[node.key]) for node in nodes if node.has_weight},
-            lower={("r", node.key): 0.0 for node in nodes},
+            rates={("c", node.label): Rate(distance=distances[node.label]) for node in nodes if node.has_weight},
+            lower={("r", node.label): 0.0 for node in nodes},
             alignment=self._alignment(*alignments),
-            exact=dict.fromkeys(before_readouts) if feature_learning else (),
+            exact=before_readouts if feature_learning else (),
         )
 
     def solve(self) -> Solution:
@@ -174,66 +189,63 @@ class GraphSolver:
     def resolve(self, alpha: Alignments, omega: Alignments, u: Alignments) -> Solution:
         """The optimum at other alignments: lists in layer order (chain), dicts by node (graph), or one number for all.
 
-        Only row bounds change and HiGHS starts from the last optimum; the answer is that of a cold solve.
+        Only row bounds change and HiGHS starts near the optimum; the answer is that of a cold solve.
         """
         return self._solution(self._lp.resolve(self._alignment(alpha, omega, u)))
 
     def _solution(self, lp: LpSolution) -> Solution:
-        c = {node.key: lp.c["c", node.key] for node in self._nodes if node.has_weight}
-        r = {node.key: lp.levels["r", node.key] for node in self._nodes}
+        c = {node.key: lp.c["c", node.label] for node in self._nodes if node.has_weight}
+        r = {node.key: lp.levels["r", node.label] for node in self._nodes}
         return Solution(
             c=list(c.values()) if self._is_chain else c,
             r=list(r.values()) if self._is_chain else r,
             objective=lp.objective,
-            binding={key: lp.binding["c", key] for key in c},
+            binding={node.key: lp.binding["c", node.label] for node in self._nodes if node.has_weight},
             shadow_prices=lp.shadow_prices,
         )
 
-    def _alignment(self, alpha: Alignments, omega: Alignments, u: Alignments) -> dict[Hashable, tuple[float, float, float]]:
-        alphas, omegas, us = self._by_node(alpha, "alpha"), self._by_node(omega, "omega"), self._by_node(u, "u")
-        return {node.key: (alphas[node.key], omegas[node.key], us[node.key]) for node in self._nodes if _is_aligned(node)}
+    def _alignment(self, alpha: Alignments, omega: Alignments, u: Alignments) -> Alignment:
+        alphas, omegas, us = (self._by_node(*x) for x in ((alpha, "alpha"), (omega, "omega"), (u, "u")))
+        return {label: (alphas[i], omegas[i], us[i]) for label, i in self._aligned}
 
-    def _by_node(self, values: Alignments, name: str) -> dict[Hashable, float]:
-        if isinstance(values, Mapping):
-            given: Mapping[Hashable, Any] = values
-        elif isinstance(values, Sequence) or hasattr(values, "__len__"):
-            if not self._is_chain or len(values) != len(self._nodes):
-                expected = f"{len(self._nodes)} numbers, one per layer" if self._is_chain else "a dict by node, or one number"
-                raise InvalidInputError(f"{name} must be {expected}; got {len(values)} numbers")
-            given = dict(enumerate(values))
+    def _by_node(self, given: Any, name: str) -> list[float]:
+        """One number per node; 0 where a node has no use for it and none is given."""
+        count = len(self._nodes)
+        if isinstance(given, Mapping):
+            keys = {node.key for node in self._nodes}
+            for node in self._nodes:
+                if _is_aligned(node) and node.key not in given:
+                    raise InvalidInputError(f"{node.label} has no {name}: a layer with a weight and an input needs one")
+            for key in given:
+                if key not in keys:
+                    raise InvalidInputError(f"{name} is given for {key!r}, which is not a node of the graph")
+            values = [given.get(node.key, 0.0) for node in self._nodes]
+        elif not hasattr(given, "__len__"):
+            values = [given] * count
+        elif self._is_chain and len(given) == count:
+            values = list(given)
         else:
-            given = {node.key: values for node in self._nodes}
-        numbers = {}
-        for node in self._nodes:
-            if node.key in given:
-                numbers[node.key] = _number(given[node.key], name, node.label)
-            elif _is_aligned(node):
-                raise InvalidInputError(f"{node.label} has no {name}: a layer with a weight and an input needs alpha, omega and u")
-        if len(numbers) < len(given):
-            unknown = next(key for key in given if key not in numbers)
-            raise InvalidInputError(f"{name} names {unknown!r}, which is not a node of the graph")
-        return numbers
+            expected = f"{count} numbers, one per layer" if self._is_chain else "a dict by node"
+            raise InvalidInputError(f"{name} must be {expected}, or one number for all; got {len(given)} numbers")
+        array = np.asarray(values)
+        if array.dtype.kind in "fiu" and np.isfinite(array).all():
+            return list(map(float, values))
+        return [_number(value, name, node.label) for value, node in zip(values, self._nodes, strict=True)]
 
 
 def _is_aligned(node: _Node) -> bool:
     return node.has_weight and bool(node.inputs)
 
 
-def _node(key: Hashable, label: str, attributes: Mapping[str, Any], inputs: Mapping[Hashable, int]) -> _Node:
-    has_weight = attributes.get("has_weight", True)
-    merge = attributes.get("merge", "min")
+def _node(key: Hashable, label: str, attributes: Mapping[str, Any], inputs: Mapping[str, int]) -> _Node:
+    has_weight, merge = attributes.get("has_weight", True), attributes.get("merge", "min")
     if has_weight not in (True, False):
         raise InvalidInputError(f"{label}: has_weight must be True or False; got {has_weight!r}")
     if merge not in MERGES:
         raise InvalidInputError(
-            f"{label}: merge must be 'min' (inputs are added or concatenated) or 'sum' (multiplied); got {merge!r}"
+            f"{label}: merge must be 'min' (its inputs are added or concatenated) or 'sum' (multiplied); got {merge!r}"
         )
-    for name in ("a", "b") if has_weight else ("a",):
-        if name not in attributes:
-            place = f" (named by the edge {next(iter(inputs))!s} -> {label})" if inputs else ""
-            raise InvalidInputError(f"{label}{place} has no attribute {name}: write graph.nodes[{key!r}][{name!r}] = ...")
-    a = _number(attributes["a"], "a", label)
-    b = _number(attributes.get("b", 0.0), "b", label)
+    a, b = (_number(attributes.get(name, 0.0), name, label) for name in ("a", "b"))
     return _Node(key, label, a, b, bool(has_weight), merge, inputs)
 
 
@@ -247,102 +259,107 @@ def _number(value: Any, name: str, label: str) -> float:
     return number
 
 
-def _inputs(graph: nx.DiGraph, key: Hashable) -> dict[Hashable, int]:
-    """How often each predecessor is used; checked against a `predecessors` attribute where there is one."""
-    inputs = {}
-    for predecessor, data in graph.pred[key].items():
-        edges = data.values() if graph.is_multigraph() else [data]
-        inputs[predecessor] = sum(edge.get("multiplicity", 1) for edge in edges)
-        if not isinstance(inputs[predecessor], int) or inputs[predecessor] < 1:
-            raise InvalidInputError(f"edge {predecessor} -> {key}: multiplicity must be a whole number from 1 up")
-    listed = graph.nodes[key].get("predecessors")
-    if listed is not None and Counter(listed) != Counter(inputs):
-        unknown = [name for name in listed if name not in graph]
-        what = f"{unknown[0]!r} is not in the graph" if unknown else f"its edges come from {list(Counter(inputs).elements())}"
-        raise InvalidInputError(f"{key}: the attribute predecessors says {list(listed)}, but {what}; drop one of the two")
-    return inputs
+def _check_attributes(graph: nx.DiGraph, key: Hashable) -> None:
+    """`a` is there, and `b` if there is a weight; an attribute `predecessors`, if there is one, says what edges say."""
+    values = graph.nodes[key]
+    for name in ("a", "b") if values.get("has_weight", True) else ("a",):
+        if name not in values:
+            edges = [f"{tail} -> {head}" for tail, head in [*graph.in_edges(key), *graph.out_edges(key)]]
+            place = f", known only from the edge {edges[0]}," if edges and not values else ""
+            fix = f"graph.nodes[{key!r}][{name!r}] = ..."
+            raise InvalidInputError(f"node {key!r}{place} has no attribute {name}; write {fix}")
+    if "predecessors" in values:
+        edges = list(graph.predecessors(key))
+        for listed in values["predecessors"]:
+            if listed not in edges:
+                lack = "edge from it" if listed in graph else "such node"
+                raise InvalidInputError(f"node {key!r} lists the predecessor {listed!r}, but there is no {lack}")
+        for tail in edges:
+            if tail not in values["predecessors"]:
+                raise InvalidInputError(f"node {key!r} has an edge from {tail!r}, but does not list that predecessor")
+
+
+def _multiplicity(graph: nx.DiGraph, tail: Hashable, head: Hashable) -> int:
+    """How often `head` uses the output of `tail`."""
+    data = graph.get_edge_data(tail, head)
+    count = sum(edge.get("multiplicity", 1) for edge in (data.values() if graph.is_multigraph() else [data]))
+    if not (isinstance(count, int) and count >= 1):
+        raise InvalidInputError(f"edge {tail} -> {head}: multiplicity must be a whole number, 1 or more; got {count!r}")
+    return count
 
 
 def _check_stable_at_initialisation(node: _Node, is_readout: bool) -> None:
     if not node.has_weight:
         return
-    total = node.a + node.b
-    target, role = (0.0, "a source") if not node.inputs else (0.5, "a readout" if is_readout else "a hidden layer")
-    at_least = bool(node.inputs) and is_readout
-    tolerance = ABSOLUTE + RELATIVE * target
-    if abs(total - target) <= tolerance or (at_least and total >= target):
+    total, target = node.a + node.b, 0.5 if node.inputs else 0.0
+    at_least = is_readout and bool(node.inputs)
+    if abs(total - target) <= ABSOLUTE + RELATIVE * target or (at_least and total > target):
         return
+    role = "a source (no predecessor)" if not node.inputs else "a readout (no successor)" if at_least else "hidden"
     raise InvalidInputError(
-        f"{node.label} is {role}, so a + b must be {'at least ' if at_least else ''}{target:g} for outputs of size O(1) at "
-        f"initialisation; got a + b = {node.a:g} + {node.b:g} = {total:g}. Set its b to {target - node.a:g}."
+        f"{node.label} is {role}, so a + b must be {'at least ' if at_least else ''}{target:g} for an output of size "
+        f"O(1) at initialisation; got {node.a:g} + {node.b:g} = {total:g}. With this a, its b is {target - node.a:g}."
     )
 
 
-def _distances(nodes: list[_Node], successors: Mapping[Hashable, Sequence[Hashable]]) -> dict[Hashable, int]:
-    """Longest way to an output, in layers with a weight: strictly larger upstream."""
-    has_weight = {node.key: node.has_weight for node in nodes}
-    distances: dict[Hashable, int] = {}
+def _distances(nodes: list[_Node], successors: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """The longest way to an output, in layers with a weight: strictly larger upstream."""
+    has_weight = {node.label: node.has_weight for node in nodes}
+    distances: dict[str, int] = {}
     for node in reversed(nodes):
-        distances[node.key] = max((distances[key] + has_weight[key] for key in successors[node.key]), default=0)
+        ways = [distances[other] + has_weight[other] for other in successors[node.label]]
+        distances[node.label] = max(ways, default=0)
     return distances
 
 
-def _write_rows(nodes: list[_Node], successors: Mapping[Hashable, Sequence[Hashable]], optimizer: str) -> list[Row]:
-    """theory.md, 1.2: the change of each output is the min of dW x, dW dx and W dx."""
+def _write_rows(nodes: list[_Node], successors: Mapping[str, Sequence[str]], optimizer: str) -> list[Row]:
+    """The change of an output is the min of dW x (alpha), dW dx (u) and W dx (omega): theory.md, 1.2.
+
+    Entries of an update are m**-(c + q), with q = 0 for Adam and the gradient exponent a + G for SGD.
+    """
     rows: list[Row] = []
     gradients = _write_gradient_rows(rows, nodes, successors) if optimizer == "sgd" else {}
-    labels = {node.key: node.label for node in nodes}
-    for key, label, a, b, has_weight, merge, inputs in nodes:
-        out = ("r", key)
-        # raw update entries are m^-(c + q): q = 0 for Adam, the gradient exponent g = a + G for SGD
-        update = (("c", key), *gradients.get(key, ()))
+    for _, label, a, b, has_weight, merge, inputs in nodes:
+        out, update = ("r", label), (("c", label), *gradients.get(label, ()))
         size = 2 * a if optimizer == "sgd" else a
         if merge == "sum":
             repeated = tuple(("r", other) for other, count in inputs.items() for _ in range(count))
             incoming = [("", repeated)] if inputs else []
         else:
-            incoming = [(f" from {labels[other]}" if len(inputs) > 1 else "", (("r", other),)) for other in inputs]
-        if not has_weight:
-            rows += [Row(f"{label}: input{suffix}", out, levels, a, words=PASSES_ON) for suffix, levels in incoming]
-        if not has_weight and not inputs:
-            rows.append(Row(f"{label}: source", out, (), a, words=SOURCE))
-        if has_weight and not inputs:
-            rows.append(Row(f"{label}: update", out, update, size, words=UPDATE))
+            incoming = [(f" from {other}" if len(inputs) > 1 else "", (("r", other),)) for other in inputs]
         if has_weight and inputs:
-            rows.append(Row(f"{label}: alpha", out, update, size, "alpha", key, words=ALPHA))
+            rows.append(Row(f"{label}: alpha", out, update, size, "alpha", label, words=ALPHA))
             for suffix, levels in incoming:
-                rows.append(Row(f"{label}: u{suffix}", out, (*update, *levels), size, "u", key, words=U))
-                rows.append(Row(f"{label}: omega{suffix}", out, levels, a + b, "omega", key, words=OMEGA))
+                rows.append(Row(f"{label}: u{suffix}", out, update + levels, size, "u", label, words=U))
+                rows.append(Row(f"{label}: omega{suffix}", out, levels, a + b, "omega", label, words=OMEGA))
+        elif has_weight:
+            rows.append(Row(f"{label}: update", out, update, size, words=UPDATE))
+        elif inputs:
+            rows += [Row(f"{label}: input{suffix}", out, levels, a, words=INPUT) for suffix, levels in incoming]
+        else:
+            rows.append(Row(f"{label}: source", out, (), a, words=SOURCE))
     return rows
 
 
 def _write_gradient_rows(
-    rows: list[Row], nodes: list[_Node], successors: Mapping[Hashable, Sequence[Hashable]]
-) -> dict[Hashable, tuple[Hashable, ...]]:
-    """Adds the rows of G, the min over the readouts a node reaches of (a + b, 2a + c); returns the G at each output."""
-    passed_back: dict[Hashable, Hashable] = {}
-    gradients: dict[Hashable, tuple[Hashable, ...]] = {}
-    for node in reversed(nodes):
-        level = ("G", node.key)
-        arriving = list(dict.fromkeys(passed_back[key] for key in successors[node.key]))
-        if not arriving and node.inputs:
-            rows.append(Row(f"{node.label}: G init", level, (), node.a + node.b, words=BACKWARD_INIT))
-            if node.has_weight:
-                rows.append(Row(f"{node.label}: G update", level, (("c", node.key),), 2 * node.a, words=BACKWARD_UPDATE))
-        elif len(arriving) > 1:
-            rows += [Row(f"{node.label}: G from {g[1]}", level, (g,), 0.0, words=BACKWARD) for g in arriving]
-        passed_back[node.key] = arriving[0] if len(arriving) == 1 else level
+    rows: list[Row], nodes: list[_Node], successors: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Adds the rows of G, the min over the readouts that a node reaches of (a + b, 2a + c); returns G by node.
+
+    A readout's own G is 0 (no entry). Nodes that reach the same readouts by the same way share one level.
+    """
+    passed_back: dict[str, tuple[str, str]] = {}
+    gradients: dict[str, tuple[tuple[str, str], ...]] = {}
+    for _, label, a, b, has_weight, _, inputs in reversed(nodes):
+        level = ("G", label)
+        arriving = list(dict.fromkeys(passed_back[other] for other in successors[label]))
+        passed_back[label] = arriving[0] if len(arriving) == 1 else level
         if arriving:
-            gradients[node.key] = (passed_back[node.key],)
+            gradients[label] = (passed_back[label],)
+        if len(arriving) > 1:
+            rows += [Row(f"{label}: G from {other[1]}", level, (other,), 0.0, words=G_BRANCH) for other in arriving]
+        elif not arriving and inputs:
+            rows.append(Row(f"{label}: G init", level, (), a + b, words=G_INIT))
+            if has_weight:
+                rows.append(Row(f"{label}: G update", level, (("c", label),), 2 * a, words=G_UPDATE))
     return gradients
-
-
-UPDATE = "its own update changes its output"
-ALPHA = "its own update, acting on the input (alpha), changes its output"
-U = "its own update, acting on the change of the input (u), changes its output"
-OMEGA = "its initial weights pass on the change of the input (omega)"
-PASSES_ON = "it passes on the change of its input"
-SOURCE = "a source without weight changes by its a"
-BACKWARD = "the gradients of all branches add up"
-BACKWARD_INIT = "the initial readout passes the gradient back"
-BACKWARD_UPDATE = "the updated readout passes the gradient back"

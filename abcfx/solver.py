@@ -113,11 +113,12 @@ class Solver:
         self._upper[self._exact] = self._lower[self._exact]
         self.unconstrained = self._bound_rates()
         self._constant = np.array([row.constant for row in self.rows], dtype=np.float64)
-        self._aligned = [k for k, row in enumerate(self.rows) if row.alignment]
-        self._layers = list(dict.fromkeys(self.rows[k].layer for k in self._aligned))
+        aligned = [(k, row) for k, row in enumerate(self.rows) if row.alignment]
+        self._layers = list(dict.fromkeys(row.layer for _, row in aligned))
         slot = {(layer, name): 3 * i + j for i, layer in enumerate(self._layers) for j, name in enumerate(ALIGNMENTS)}
-        self._slots = [slot[self.rows[k].layer, str(self.rows[k].alignment)] for k in self._aligned]
-        self._weights = np.array([self.rows[k].weight for k in self._aligned])
+        self._slots = np.array([slot[row.layer, str(row.alignment)] for _, row in aligned], dtype=np.int32)
+        self._aligned = np.array([k for k, _ in aligned], dtype=np.int32)
+        self._weights = np.array([row.weight for _, row in aligned], dtype=np.float64)
         self._right = self._right_hand_sides(alignment)
         self._lp: tuple[Lp, GreedyStart] | None = None
 
@@ -163,7 +164,7 @@ class Solver:
         values = self._recurse(np.array([solution.c[name] for name in self.rates]))
         need: list[float] = self._lower.tolist()
         for out, rows in reversed(self._order):
-            for k in rows if need[out] > -math.inf else []:
+            for k in rows if need[out] > -math.inf else ():
                 slack = self._right[k] + sum(values[j] for j in self._inputs[k]) - need[out]
                 for j, times in Counter(self._level_inputs[k]).items():
                     need[j] = max(need[j], values[j] - slack / times)
@@ -216,7 +217,7 @@ class Solver:
         """Sets the bounds of the rates; returns those that no row holds up, which would fall without end."""
         held = np.isfinite(self._lower).tolist()
         for out, rows in reversed(self._order):
-            for k in rows if held[out] else []:
+            for k in rows if held[out] else ():
                 for j in self._inputs[k]:
                     held[j] = True
         unconstrained = []
@@ -269,21 +270,21 @@ class Solver:
         stuck = (values - self._lower <= TOLERANCE).tolist()
         names = [[self._bound_name(j)] if stuck[j] else [] for j in range(self._count)]
         for out, rows in reversed(self._order):
-            if stuck[out]:
-                for k in rows:
-                    if is_tight[k]:
-                        for j in self._inputs[k]:
-                            stuck[j] = True
-                            if j < self._count:
-                                names[j].append(self.rows[k].name)
-        return {rate: tuple(dict.fromkeys(names[j])) for j, rate in enumerate(self.rates)}
+            for k in rows if stuck[out] else ():
+                if is_tight[k]:
+                    name = self.rows[k].name
+                    for j in self._inputs[k]:
+                        stuck[j] = True
+                        if j < self._count and name not in names[j]:
+                            names[j].append(name)
+        return dict(zip(self.rates, map(tuple, names), strict=True))
 
     def _shadow_prices(self, point: Point) -> dict[str, float]:
-        prices = {}
-        for k in np.flatnonzero(np.abs(point.row_dual) > TOLERANCE).tolist():
-            prices[self.rows[k].name] = float(point.row_dual[k])
-        for j in np.flatnonzero(np.abs(point.column_dual) > TOLERANCE).tolist():
-            prices[self._bound_name(j, is_upper=point.column_dual[j] < 0)] = float(point.column_dual[j])
+        rows, columns = (np.flatnonzero(np.abs(dual) > TOLERANCE) for dual in (point.row_dual, point.column_dual))
+        of_rows, of_columns = point.row_dual[rows].tolist(), point.column_dual[columns].tolist()
+        prices = {self.rows[k].name: price for k, price in zip(rows.tolist(), of_rows, strict=True)}
+        for j, price in zip(columns.tolist(), of_columns, strict=True):
+            prices[self._bound_name(j, is_upper=price < 0)] = price
         return prices
 
     def _bound_name(self, j: int, is_upper: bool = False) -> str:
