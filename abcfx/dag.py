@@ -30,6 +30,7 @@ from abcfx.rules import (
 )
 from abcfx.rules.elementwise import constant as makes_constant
 from abcfx.rules.kinds import Merge, Norm, Product, ScalarArgument, Softmax
+from abcfx.rules.values import is_discrete
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,8 @@ class _Interpreter:
             return self._call_module(op, node, args, kwargs, values)
         if not node.users and node.meta.get("val") is None and not _writes(node):
             return op.constant()  # an assertion
+        if is_discrete(node):
+            return op.constant()
         if all(isinstance(v, Value) and v.is_constant for v in values):
             return _arithmetic(op, node, args) if any(isinstance(leaf, Number) for leaf in leaves) else op.constant()
         rule = find_function_rule(node.target)

@@ -19,7 +19,7 @@ from abcfx.errors import InvalidInputError, PairingError
 from abcfx.location import location
 from abcfx.rules import Layer, Number, Vector
 from abcfx.rules.kinds import Dim, ParameterDim, ScalarArgument
-from abcfx.rules.values import shape_of
+from abcfx.rules.values import DATA, shape_of
 
 
 class Growth(ABC):
@@ -135,7 +135,8 @@ class PairedGrowth(SizeGrowth):
                 f"  expected: example inputs, so that base and target can be compared; got none.\n"
                 f"  To fix: abcfx.transform(model, (inputs,), base=...)"
             )
-        return self._exponent(sizes[dim.index] / base_sizes[dim.index])
+        size, base_size = sizes[dim.index], base_sizes[dim.index]
+        return 0.0 if DATA in (size, base_size) or not base_size else self._exponent(size / base_size)
 
     def scalar(self, scalar: ScalarArgument) -> float:
         value, base_value = (

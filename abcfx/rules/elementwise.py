@@ -22,8 +22,8 @@ KEEPS_ZERO = (
 )  # fmt: skip
 # phi(0) != 0, or not homogeneous at all: O(1) whatever comes in
 FORGETS_SIZE = (
-    "sigmoid", "hardsigmoid", "logsigmoid", "softplus", "exp", "exp2", "cos", "cosh", "log", "log2", "log10", "erfc",
-    "acos", "sinc", "threshold",
+    "sigmoid", "hardsigmoid", "logsigmoid", "log_sigmoid", "softplus", "exp", "exp2", "cos", "cosh", "log", "log2",
+    "log10", "erfc", "acos", "sinc", "threshold",
 )  # fmt: skip
 
 
@@ -99,9 +99,11 @@ def extremum(op: Op, x: Value, *_: Any, **__: Any) -> Value:
     return op.same(x)
 
 
-@register_rule("argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "zeros_like", "ones_like",
-               "full_like", "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full", "new_empty", "dim",
-               "numel", "is_floating_point", "argsort", "bucketize")  # fmt: skip
+@register_rule(
+    "argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "zeros_like", "ones_like", "full_like",
+    "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full", "new_empty", "dim", "numel",
+    "is_floating_point", "argsort", "bucketize",
+)  # fmt: skip
 def constant(op: Op, *_: Any, **__: Any) -> Value:
     return op.constant()
 

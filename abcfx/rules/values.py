@@ -10,6 +10,8 @@ import torch.fx as fx
 
 from abcfx.rules.kinds import Dim, Number, ParameterDim, TensorDim
 
+DATA = -1
+
 
 @dataclass(frozen=True)
 class Statistic:
@@ -84,6 +86,17 @@ class Sizes:
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
-    """Sizes recorded on an fx node by capture, if it had example inputs and the node returns one tensor."""
+    """Sizes recorded on an fx node by capture, if it had example inputs and the node returns one tensor.
+
+    A size that the data decides (batch, length) is DATA: a width never is.
+    """
     val = node.meta.get("val")
-    return tuple(int(size) for size in val.shape) if isinstance(val, torch.Tensor) else None
+    if not isinstance(val, torch.Tensor):
+        return None
+    return tuple(size if isinstance(size, int) else DATA for size in val.shape)
+
+
+def is_discrete(node: fx.Node) -> bool:
+    """Whether an fx node returns one tensor of integers or booleans, which no small change of weights changes."""
+    val = node.meta.get("val")
+    return isinstance(val, torch.Tensor) and not (val.is_floating_point() or val.is_complex())
