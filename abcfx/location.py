@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import traceback
@@ -12,9 +13,10 @@ import torch
 from torch import fx
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<text>[^\n]*)')
-_HIDDEN = tuple(
-    os.path.normpath(path) + os.sep
-    for path in (os.path.dirname(torch.__file__), os.path.join(os.path.dirname(__file__), "capture"))
+_HIDDEN = (
+    os.path.normpath(os.path.dirname(torch.__file__)) + os.sep,
+    os.path.join(os.path.normpath(os.path.dirname(__file__)), "capture") + os.sep,
+    contextlib.__file__,
 )
 
 

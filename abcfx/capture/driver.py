@@ -64,10 +64,10 @@ def capture(
     if method == "auto":
         attempts.pop("record_values", None)
     else:
-        attempts = {name: attempt for name, attempt in attempts.items() if name == method}
+        attempts = {name: attempt for name, attempt in attempts.items() if name.split(",")[0] == method}
     if not attempts:
         raise InvalidInputError(f"method={method!r} needs example inputs: capture(model, args, kwargs)")
-    failures: list[str] = []
+    failures: dict[str, str] = {}
     kept: CapturedGraph | None = None
     for name, attempt in attempts.items():
         try:
@@ -75,16 +75,16 @@ def capture(
             if verify and args is not None and kwargs is not None:
                 more += verify_graphs(model, module, args, kwargs, modes=flags)
         except CaptureError as error:
-            failures.append(f"{name}: {error}")
+            failures[name] = str(error)
             continue
-        result = CapturedGraph(model, module, name.removesuffix("_values"), notes + more, args, kwargs)
+        result = CapturedGraph(model, module, name.split(",")[0].removesuffix("_values"), notes + more, args, kwargs)
         if not _hides_layers(module) or len(attempts) == 1:
             return result
         # torch.nn.Transformer and its like came out as single nodes: right, but another way may show their inside.
         kept = kept or result
     if kept is not None:
         return kept
-    raise CaptureError(_all_failed(model, failures, args is None and method == "auto"))
+    raise CaptureError(_all_failed(model, failures, args is None))
 
 
 def _attempts(
@@ -95,6 +95,9 @@ def _attempts(
         given, named = args, kwargs
         attempts["export"] = lambda: _with_larger_batch(partial(capture_export, modes=flags), model, given, named)
         attempts["record"] = lambda: _with_larger_batch(partial(capture_record, modes=flags), model, given, named)
+        # Python code that needs plain numbers for sizes (a dict keyed by a length) gets them in all dims but the batch.
+        attempts["export, sizes fixed"] = partial(_fixed, capture_export, model, given, named, flags)
+        attempts["record, sizes fixed"] = partial(_fixed, capture_record, model, given, named, flags)
         attempts["record_values"] = lambda: capture_record(model, given, named, modes=flags, values=True)
     return attempts
 
@@ -125,6 +128,16 @@ def _with_larger_batch(
         return capture_with(model, args, kwargs)
 
 
+def _fixed(
+    capture_with: Callable[..., tuple[EmittedModule, tuple[str, ...]]],
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    flags: tuple[bool, ...],
+) -> tuple[EmittedModule, tuple[str, ...]]:
+    return _with_larger_batch(partial(capture_with, modes=flags, free=lambda dim: dim == 0), model, args, kwargs)
+
+
 def _hides_layers(module: EmittedModule) -> bool:
     return any(
         is_composite(module.get_submodule(str(node.target)))
@@ -138,7 +151,12 @@ def _on_device(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
 
 
-def _all_failed(model: nn.Module, failures: list[str], no_inputs: bool) -> str:
-    tried = "\n".join(f"- {failure}" for failure in failures)
-    advice = "\nGive example inputs (args=..., kwargs=...): then torch.export and the recorder are tried." * no_inputs
-    return f"{type(model).__name__} could not be captured.\n{tried}{advice}"
+def _all_failed(model: nn.Module, failures: dict[str, str], no_inputs: bool) -> str:
+    tried = "\n".join(f"- {name}: {failure}" for name, failure in failures.items() if "sizes fixed" not in name)
+    advice = (
+        "give example inputs (args=..., kwargs=...), so that torch.export and the recorder can take the model"
+        if no_inputs
+        else "take branches on tensor values out of forward (torch.where, torch.cond, an argument fixed in __init__); "
+        'or, where the branches taken for these inputs are the right ones for all, method="record_values"'
+    )
+    return f"{type(model).__name__} could not be captured.\n{tried}\nWhat to do: {advice}."

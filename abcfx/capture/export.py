@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, redirect_stderr
 from typing import Any
 
 import torch
@@ -14,10 +16,10 @@ from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.fake import off_meta, replace_weights
 from abcfx.capture.graphs import merge_constants, same_graph
 from abcfx.capture.guards import guards_of
-from abcfx.capture.patches import function_applies
+from abcfx.capture.patches import function_applies, is_torchs_own, plain_call_of_checkpoint
 from abcfx.capture.rebuild import Rebuild
 from abcfx.capture.signature import Signature, SignatureCodeGen, signature_of
-from abcfx.capture.state import both_modes_restored, preserved, preserved_rng, set_mode
+from abcfx.capture.state import both_modes_restored, no_hidden_randomness, preserved, preserved_rng, set_mode
 from abcfx.capture.structure import Part, take_apart
 from abcfx.errors import CaptureError
 from abcfx.location import user_line
@@ -41,14 +43,23 @@ class _FlatCall(nn.Module):
 
     def forward(self, *flat: Any) -> Any:
         values = self.signature.rebuild(dict(zip(self.signature.slots, flat, strict=True)))
-        outputs, self.recipe.output = take_apart(self.signature.call(self.model, values))
+        with no_hidden_randomness():
+            outputs, self.recipe.output = take_apart(self.signature.call(self.model, values))
         return tuple(outputs)
 
 
 def capture_export(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, modes: tuple[bool, ...]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    modes: tuple[bool, ...],
+    free: Callable[[int], bool] = lambda dim: True,
 ) -> tuple[EmittedModule, tuple[str, ...]]:
-    """Export the model in the given modes (True is train) with every dim of every tensor free.
+    """Export the model in the given modes (True is train).
+
+    Args:
+        free: which dims of the input tensors may have other sizes later; all of them unless said otherwise.
 
     Raises:
         CaptureError: torch.export cannot take the model, or it has a custom autograd.Function, whose gradient
@@ -60,7 +71,7 @@ def capture_export(
     with both_modes_restored(model):
         for training in sorted(modes, key=lambda mode: mode != model.training):
             set_mode(model, training)
-            graphs[training] = _export(model, signature, examples, attributes)
+            graphs[training] = _export(model, signature, examples, attributes, free)
     train = graphs.get(True, graphs.get(False))
     assert train is not None
     evaluate = graphs.get(False) if True in graphs else None
@@ -75,24 +86,33 @@ def capture_export(
 
 
 def _export(
-    model: nn.Module, signature: Signature, examples: Mapping[str, Any], attributes: dict[str, Any]
+    model: nn.Module,
+    signature: Signature,
+    examples: Mapping[str, Any],
+    attributes: dict[str, Any],
+    free: Callable[[int], bool],
 ) -> fx.Graph:
     wrapper = _FlatCall(model, signature)
     flat = off_meta(tuple(examples[name] for name in signature.slots))
-    free = tuple(dict.fromkeys(range(tensor.dim()), torch.export.Dim.AUTO) for tensor in flat)
+    dims = tuple({d: torch.export.Dim.AUTO for d in range(tensor.dim()) if free(d)} for tensor in flat)
 
     def refuse(original: Callable[..., Any], cls: type, args: Any, kwargs: Any) -> Any:
+        call = plain_call_of_checkpoint(cls, args)
+        if call is not None:
+            return call()
+        if is_torchs_own(cls):
+            return original(*args, **kwargs)
         raise CaptureError(f"{cls.__name__} is a custom autograd.Function, whose gradient an export would replace")
 
     export_log = logging.getLogger("torch.export")
     level = export_log.level
-    with preserved(model), preserved_rng(), warnings.catch_warnings(), function_applies(refuse):
+    with preserved(model), preserved_rng(), warnings.catch_warnings(), function_applies(refuse), quiet():
         # Warnings here are about torch.export's own use of torch, not about anything the user can change.
         warnings.simplefilter("ignore")
         replace_weights(model)
         export_log.setLevel(logging.ERROR)
         try:
-            program = torch.export.export(wrapper, flat, dynamic_shapes=(free,), strict=False)
+            program = torch.export.export(wrapper, flat, dynamic_shapes=(dims,), strict=False)
             exported = program.module()
         except Exception as error:
             raise _explain(model, error) from error
@@ -107,6 +127,11 @@ def _export(
     return graph
 
 
+def quiet() -> AbstractContextManager[Any]:
+    """torch.export prints the graph it had got to when it fails."""
+    return redirect_stderr(io.StringIO())
+
+
 def _explain(model: nn.Module, error: Exception) -> CaptureError:
     line = user_line(error.__traceback__)
     where = f"\n    {line}" if line else ""
@@ -115,5 +140,7 @@ def _explain(model: nn.Module, error: Exception) -> CaptureError:
     )
 
 
-def _first_lines(error: Exception, count: int = 3) -> str:
-    return "\n    ".join(line for line in str(error).splitlines() if line.strip())[: 400 * count]
+def _first_lines(error: Exception) -> str:
+    """torch's messages go on with advice on torch.export's own settings, which a user of this package cannot change."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "\n    ".join(lines[:1])[:600]

@@ -26,15 +26,22 @@ SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 class FakeInputs:
-    """Fake copies of the example inputs, every size of which is a symbol."""
+    """Fake copies of the example inputs, with symbols for sizes.
 
-    def __init__(self, examples: Mapping[str, torch.Tensor]) -> None:
+    Args:
+        examples: the inputs by name.
+        free: which dims get a symbol; the others keep the size they have.
+    """
+
+    def __init__(self, examples: Mapping[str, torch.Tensor], free: Callable[[int], bool]) -> None:
+        self.free = free
         self.shapes = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
         self.mode = FakeTensorMode(shape_env=self.shapes, allow_non_fake_inputs=True)
         self.tensors = {name: self._fake(tensor) for name, tensor in examples.items()}
 
     def _fake(self, tensor: torch.Tensor) -> torch.Tensor:
-        context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DUCK] * tensor.dim())
+        kinds = [DimDynamic.DUCK if self.free(dim) else DimDynamic.STATIC for dim in range(tensor.dim())]
+        context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
         return self.mode.from_tensor(tensor.detach(), symbolic_context=context)
 
     @contextmanager

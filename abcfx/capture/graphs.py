@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -33,16 +33,14 @@ def _equal(left: Any, right: Any) -> bool:
         return type(left) is type(right) and len(left) == len(right) and all(map(_equal, left, right))
     if isinstance(left, dict):
         return isinstance(right, dict) and list(left) == list(right) and all(_equal(left[k], right[k]) for k in left)
-    # repr tells -0.0 from 0.0 and 1 from 1.0 and True, and takes nan as equal to itself.
-    return left is right or (
-        type(left) is type(right) and (bool(left == right) or left != left) and repr(left) == repr(right)
-    )
+    if left is right:
+        return True
+    # repr tells -0.0 from 0.0; a nan is equal to itself here.
+    return type(left) is type(right) and (bool(left == right) or left != left) and repr(left) == repr(right)
 
 
-def merge_constants(
-    graph: fx.Graph, found: MutableMapping[str, torch.Tensor], merged: MutableMapping[str, torch.Tensor]
-) -> None:
-    """Add a graph's constants to those of the other graph, renaming where one name has two values."""
+def merge_constants(graph: fx.Graph, found: Mapping[str, Any], merged: MutableMapping[str, Any]) -> None:
+    """Add what a graph refers to by name (constants, sub-graphs) to what the other one does; one name, one value."""
     for name, value in found.items():
         new = name
         while new in merged and not _identical(merged[new], value):
@@ -53,7 +51,9 @@ def merge_constants(
                 node.target = new
 
 
-def _identical(left: torch.Tensor, right: torch.Tensor) -> bool:
+def _identical(left: Any, right: Any) -> bool:
+    if not isinstance(left, torch.Tensor) or not isinstance(right, torch.Tensor):
+        return left is right
     return left is right or (
         left.dtype == right.dtype
         and left.shape == right.shape

@@ -48,6 +48,19 @@ def function_applies(handler: FunctionApply) -> Iterator[None]:
         function.apply = original
 
 
+def plain_call_of_checkpoint(cls: type, args: tuple[Any, ...]) -> Callable[[], Any] | None:
+    """The call that torch's reentrant checkpoint makes, to be recorded without it; None for any other Function."""
+    if cls.__module__ != "torch.utils.checkpoint":
+        return None
+    function, _preserve_rng_state, *inputs = args
+    return lambda: function(*inputs)
+
+
+def is_torchs_own(cls: type) -> bool:
+    """True for a Function by which torch itself gives a custom op its gradient; the op is what a graph keeps."""
+    return cls.__module__.startswith("torch.")
+
+
 @contextmanager
 def as_if_exporting() -> Iterator[None]:
     """Within the block `torch.compiler.is_exporting()` is true, so that models avoid looking at tensor values.

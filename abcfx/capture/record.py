@@ -7,7 +7,8 @@ shapes, so that Python code over containers, shapes and types just runs.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,18 +22,25 @@ from abcfx.capture.guards import expression_guards
 from abcfx.capture.patches import as_if_exporting, function_applies, module_calls
 from abcfx.capture.recorder import Recorder
 from abcfx.capture.signature import Signature, SignatureCodeGen, signature_of
-from abcfx.capture.state import both_modes_restored, preserved, preserved_rng, set_mode
+from abcfx.capture.state import both_modes_restored, no_hidden_randomness, preserved, preserved_rng, set_mode
 from abcfx.capture.structure import take_apart
 from abcfx.errors import CaptureError
 from abcfx.location import user_line
 
 
 def capture_record(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, modes: tuple[bool, ...], values: bool = False
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    modes: tuple[bool, ...],
+    values: bool = False,
+    free: Callable[[int], bool] = lambda dim: True,
 ) -> tuple[EmittedModule, tuple[str, ...]]:
     """Record the model in the given modes (True is train).
 
     Args:
+        free: which dims of the input tensors may have other sizes later; all of them unless said otherwise.
         values: record on the example tensors themselves instead of fake ones. Branches on tensor values can then be
             recorded, but the graph is right only for inputs that take the same branches; so this is never automatic.
 
@@ -45,7 +53,7 @@ def capture_record(
     with both_modes_restored(model):
         for training in sorted(modes, key=lambda mode: mode != model.training):
             set_mode(model, training)
-            graphs[training] = _record(model, signature, examples, constants, values)
+            graphs[training] = _record(model, signature, examples, constants, None if values else free)
     train = graphs.get(True, graphs.get(False))
     assert train is not None
     evaluate = graphs.get(False) if True in graphs else None
@@ -57,21 +65,41 @@ def capture_record(
     return EmittedModule(model, train, evaluate, constants=constants), notes
 
 
+# What float(tensor) gives while there is no value. Three recordings that agree did not look at it.
+_STAND_INS = (1e30, -1e30, math.nan)
+
+
 def _record(
     model: nn.Module,
     signature: Signature,
     examples: Mapping[str, Any],
     constants: dict[str, torch.Tensor],
-    values: bool,
+    free: Callable[[int], bool] | None,
 ) -> fx.Graph:
-    fake = None if values else FakeInputs(off_meta(dict(examples)))
+    """The graph of one run; on fake tensors, or without `free` on the examples themselves."""
+    found, graph, used = _run(model, signature, examples, free, None if free is None else _STAND_INS[0])
+    for stand_in in _STAND_INS[1:] if used else ():
+        if not same_graph(graph, _run(model, signature, examples, free, stand_in)[1]):
+            raise CaptureError("forward computes with float(tensor), or branches on it, which a graph cannot keep")
+    merge_constants(graph, found, constants)
+    return graph
+
+
+def _run(
+    model: nn.Module,
+    signature: Signature,
+    examples: Mapping[str, Any],
+    free: Callable[[int], bool] | None,
+    stand_in: float | None,
+) -> tuple[dict[str, torch.Tensor], fx.Graph, bool]:
+    fake = None if free is None else FakeInputs(off_meta(dict(examples)), free)
     inputs = {name: tensor.detach().clone() for name, tensor in examples.items()} if fake is None else fake.tensors
     originals = {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if values else []
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if fake is None else []
     with preserved(model), preserved_rng(), ExitStack() as stack:
         if fake is not None:
             replace_weights(model, fake.mode)
-        recorder = Recorder(model, originals if values else None)
+        recorder = Recorder(model, originals if fake is None else None, stand_in)
         recorder.add_inputs(inputs)
         try:
             if fake is not None:
@@ -80,9 +108,8 @@ def _record(
             stack.enter_context(module_calls(recorder.call_module))
             stack.enter_context(function_applies(recorder.call_autograd_function))
             recorder.bottom = inspect.currentframe()
-            with recorder:
-                output = signature.call(model, signature.rebuild(inputs))
-                results, recipe = take_apart(output)
+            with no_hidden_randomness(), recorder:
+                results, recipe = take_apart(signature.call(model, signature.rebuild(inputs)))
                 recorder.finish(results)
         except CaptureError:
             raise
@@ -90,14 +117,12 @@ def _record(
             raise _explain(model, recorder, error) from error
         finally:
             stack.close()
-            for buffer, before in buffers:
-                with torch.no_grad():
+            with torch.no_grad():
+                for buffer, before in buffers:
                     buffer.copy_(before)
-    graph = recorder.graph
-    merge_constants(graph, recorder.constants, constants)
     guards = expression_guards(fake, signature.slots, inputs)
-    graph.set_codegen(SignatureCodeGen(signature.with_output(recipe).with_guards(guards)))
-    return graph
+    recorder.graph.set_codegen(SignatureCodeGen(signature.with_output(recipe).with_guards(guards)))
+    return recorder.constants, recorder.graph, recorder.used_stand_in
 
 
 def _explain(model: nn.Module, recorder: Recorder, error: Exception) -> CaptureError:
@@ -105,7 +130,5 @@ def _explain(model: nn.Module, recorder: Recorder, error: Exception) -> CaptureE
     first = next((text for text in str(error).splitlines() if text.strip()), "")
     where = recorder.current_module() + (f"\n    {line}" if line else "")
     return CaptureError(
-        f"{type(model).__name__} cannot be recorded on fake tensors: in {where}\n    {type(error).__name__}: "
-        f"{first[:300]}\nWhat to do: if forward branches on tensor values, use torch.where or torch.cond there; "
-        'method="record_values" records the branches that the example inputs take, for good.'
+        f"{type(model).__name__} cannot be recorded: in {where}\n    {type(error).__name__}: {first[:300]}"
     )

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree  # see signature.py
 from abcfx.capture.fake import SYMBOLIC, Sizes, constant_of, recurrent_output
 from abcfx.capture.graphs import at_front
 from abcfx.capture.leaves import is_composite, is_torch_module
+from abcfx.capture.patches import is_torchs_own, plain_call_of_checkpoint
 from abcfx.errors import CaptureError
 from abcfx.location import format_frames
 
@@ -30,10 +31,13 @@ class Recorder(TorchFunctionMode):
         graph: what was recorded so far.
         constants: tensors that the model does not hold, by the names the graph uses for them.
         bottom: the frame that called the model; stack traces stop there.
+        used_stand_in: `float(tensor)` was called, and got `stand_in` since a fake tensor has no value.
     """
 
-    def __init__(self, model: nn.Module, names: dict[int, str] | None = None) -> None:
+    def __init__(self, model: nn.Module, names: dict[int, str] | None = None, stand_in: float | None = None) -> None:
         super().__init__()
+        self.stand_in = stand_in
+        self.used_stand_in = False
         self.model = model
         self.graph = fx.Graph()
         self.constants: dict[str, torch.Tensor] = {}
@@ -46,6 +50,7 @@ class Recorder(TorchFunctionMode):
         self._detached: dict[fx.Node, fx.Node] = {}
         self._kept: list[Any] = []  # ids are only unique among objects that are alive
         self._stack: list[tuple[str, str, type]] = []
+        self._failed: tuple[str, str, type] | None = None
         self._calls: dict[str, int] = {}
         self._inside = False  # within a call that is one node: its own calls are not written down
         self._grad = torch.is_grad_enabled()
@@ -85,8 +90,11 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         versions = [tensor._version for tensor in inputs]
-        out = func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
+        if name == "__float__" and self.stand_in is not None:
+            self.used_stand_in = True
+            return self.stand_in
+        out = func(*args, **kwargs)
         changed = name == "__set__" or any(t._version != v for t, v in zip(inputs, versions, strict=True))
         leaves = pytree.tree_leaves(out)
         tensors = any(isinstance(leaf, torch.Tensor) for leaf in leaves)
@@ -113,6 +121,9 @@ class Recorder(TorchFunctionMode):
             node = self._create("call_module", path, *given)
             self._bind(out, self._stopped(node, out))
             return out
+        except Exception:
+            self._failed = self._failed or self._stack[-1]
+            raise
         finally:
             self._stack.pop()
 
@@ -120,7 +131,9 @@ class Recorder(TorchFunctionMode):
         self, original: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """A custom autograd.Function becomes one node, so that its own backward is kept; torch's own are entered."""
-        if self._inside or cls.__module__.startswith("torch."):
+        if not self._inside and (call := plain_call_of_checkpoint(cls, args)) is not None:
+            return call()
+        if self._inside or is_torchs_own(cls):
             return original(*args, **kwargs)
 
         def apply(*inputs: Any, **named: Any) -> Any:
@@ -247,10 +260,11 @@ class Recorder(TorchFunctionMode):
         return self._detached[node]
 
     def current_module(self) -> str:
-        """Path and class of the innermost module that is running."""
-        if not self._stack or not self._stack[-1][1]:
+        """Path and class of the innermost module that is running, or was when recording stopped."""
+        innermost = self._failed or (self._stack[-1] if self._stack else None)
+        if innermost is None or not innermost[1]:
             return f"{type(self.model).__name__} (the model itself)"
-        return f"{self._stack[-1][1]} ({self._stack[-1][2].__name__})"
+        return f"{innermost[1]} ({innermost[2].__name__})"
 
 
 def _carries_gradient(tensor: torch.Tensor) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from abcfx.errors import CaptureError
+
 _CONTAINERS = (list, dict, set, OrderedDict)
 
 
@@ -79,3 +81,26 @@ def both_modes_restored(model: nn.Module) -> Iterator[None]:
         set_mode(model, training)
         for module, flag in flags:
             module.training = flag
+
+
+@contextmanager
+def no_hidden_randomness(*, torch_too: bool = False) -> Iterator[None]:
+    """Refuse a forward that draws from a generator whose draws a capture would freeze into the graph.
+
+    Those are Python's and NumPy's; with `torch_too` also torch's own, for a capture that does not see these draws.
+
+    Raises:
+        CaptureError: some generator was used within the block.
+    """
+    numpy_random = sys.modules.get("numpy.random")
+
+    def states() -> tuple[Any, ...]:
+        numpy_state = numpy_random.get_state() if numpy_random else None
+        torch_state = torch.get_rng_state().tolist() if torch_too else None
+        return random.getstate(), repr(numpy_state and (numpy_state[1].tolist(), numpy_state[2:])), torch_state
+
+    before = states()
+    yield
+    if states() != before:
+        kinds = "random or numpy.random" + ", or torch outside of its factory functions" * torch_too
+        raise CaptureError(f"forward draws random numbers from {kinds}; a graph would repeat the same ones for ever")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import random
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -18,7 +15,7 @@ from abcfx.capture.emitted import ROOT_LEAF, EmittedModule
 from abcfx.capture.graphs import merge_constants, same_graph
 from abcfx.capture.leaves import is_torch_module
 from abcfx.capture.signature import Signature, SignatureCodeGen, signature_of
-from abcfx.capture.state import both_modes_restored, preserved, preserved_rng, set_mode
+from abcfx.capture.state import both_modes_restored, no_hidden_randomness, preserved, preserved_rng, set_mode
 from abcfx.errors import CaptureError
 from abcfx.location import format_frames, user_line
 
@@ -175,7 +172,7 @@ def _trace(model: nn.Module, signature: Signature) -> tuple[fx.Graph, dict[str, 
     known = set(model.__dict__)
     with preserved(model), preserved_rng():
         try:
-            with _no_random_draws(), _FactoryMode(tracer):
+            with no_hidden_randomness(torch_too=True), _FactoryMode(tracer):
                 graph = tracer.trace(model)
         except Exception as error:
             raise _explain(model, tracer, error) from error
@@ -184,28 +181,11 @@ def _trace(model: nn.Module, signature: Signature) -> tuple[fx.Graph, dict[str, 
     return graph, constants
 
 
-@contextmanager
-def _no_random_draws() -> Iterator[None]:
-    """Refuse a forward that drew random numbers while it was traced: they would be frozen into the graph."""
-    numpy_random = sys.modules.get("numpy.random")
-
-    def states() -> tuple[Any, ...]:
-        numpy_state = numpy_random.get_state()[1].tolist() if numpy_random else None
-        return torch.get_rng_state().tolist(), random.getstate(), numpy_state
-
-    before = states()
-    yield
-    if states() != before:
-        raise CaptureError("forward draws random numbers outside torch's factory functions, which tracing would freeze")
-
-
 def _explain(model: nn.Module, tracer: SymbolicTracer, error: Exception) -> CaptureError:
     line = user_line(error.__traceback__)
     where = f"in {tracer.current_module()}" + (f"\n    {line}" if line else "")
     return CaptureError(
-        f"{type(model).__name__} cannot be traced symbolically: {where}\n    {type(error).__name__}: {error}\n"
-        "What to do: give example inputs (args=..., kwargs=...), so that torch.export can take the model; or move "
-        "the branch on tensor values or shapes out of forward (torch.where, an argument fixed in __init__)."
+        f"{type(model).__name__} cannot be traced symbolically: {where}\n    {type(error).__name__}: {error}"
     )
 
 

@@ -1,0 +1,113 @@
+"""What the zoo says about a model: captured by what, bitwise equal, gradients, names, seconds."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from abcfx.capture import capture
+from abcfx.capture.structure import take_apart
+from abcfx.errors import AbcfxError, InvalidInputError
+
+
+@dataclass
+class Row:
+    """One line of the coverage table; `error` says why there is no more."""
+
+    name: str
+    method: str = ""
+    exact: bool = False
+    gradients: bool = False
+    names: bool = False
+    seconds: float = 0.0
+    notes: str = ""
+    error: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check(name: str, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, method: str = "auto") -> Row:
+    """Capture the model, then compare both modes with a copy of it on inputs with another batch."""
+    row = Row(name)
+    start = time.process_time()
+    try:
+        captured = capture(model, args, kwargs, method=method)
+    except AbcfxError as error:
+        row.error, row.seconds = f"{type(error).__name__}: {error}", time.process_time() - start
+        return row
+    row.method, row.notes, row.seconds = captured.method, "; ".join(captured.notes), time.process_time() - start
+    emitted = captured.module
+    row.names = list(emitted.state_dict()) == list(model.state_dict()) and all(
+        left is right for left, right in zip(emitted.parameters(), model.parameters(), strict=True)
+    )
+    row.exact = row.gradients = True
+    for training in (True, False):
+        twin, graph = copy.deepcopy(model).train(training), copy.deepcopy(emitted).train(training)
+        for call in ((args, kwargs), larger(args, kwargs)):
+            try:
+                expected = run(twin, *call)
+            except Exception:
+                continue  # the model's own refusal of another batch
+            try:
+                got = run(graph, *call)
+            except InvalidInputError:
+                continue  # refused loudly: noted by capture
+            row.exact &= len(expected) == len(got) and all(map(same, expected, got))
+            if training:
+                row.gradients &= same_gradients(twin, graph)
+    return row
+
+
+def larger(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs with a batch (the first tensor's first dim) of two more."""
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()]
+    batch = tensors[0].shape[0]
+
+    def grow(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dim() == 0 or tensor.shape[0] != batch:
+            return tensor
+        return torch.cat([tensor.flip(0), tensor[:2]])
+
+    changed: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(torch.Tensor, grow, (args, kwargs))
+    return changed
+
+
+def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """All output tensors, after a backward from their sum of squares."""
+    module.zero_grad()
+    torch.manual_seed(5)
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
+    outputs, _ = take_apart(module(*args, **kwargs))
+    if module.training:
+        loss = sum(o.abs().square().sum() for o in outputs if isinstance(o, torch.Tensor) and o.requires_grad)
+        if isinstance(loss, torch.Tensor):
+            loss.backward()
+    return outputs
+
+
+def same(left: Any, right: Any) -> bool:
+    """Bitwise equality, NaN equal to NaN."""
+    if not isinstance(left, torch.Tensor):
+        return bool(left == right)
+    return left.dtype == right.dtype and torch.equal(left.nan_to_num(7.0), right.nan_to_num(7.0))
+
+
+def same_gradients(left: nn.Module, right: nn.Module) -> bool:
+    """Gradients equal to 2e-3 of each one's largest entry, none missing."""
+    pairs = list(zip(left.parameters(), right.parameters(), strict=True))
+    largest = max((float(a.grad.abs().max()) for a, _ in pairs if a.grad is not None and a.grad.numel()), default=0.0)
+    for a, b in pairs:
+        if (a.grad is None) != (b.grad is None):
+            return False
+        if a.grad is not None and b.grad is not None:
+            bound = 2e-3 * float(a.grad.abs().max()) + 1e-5 * largest if a.grad.numel() else 0.0
+            if not bool(((a.grad - b.grad).abs() <= bound).all()):
+                return False
+    return True

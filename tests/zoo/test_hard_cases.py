@@ -1,0 +1,25 @@
+"""Every hand-written hard case is captured exactly, or refused with the line that is the cause."""
+
+import pytest
+from cases import Case
+from check import check
+from hard_programs import PROGRAMS
+from hard_sequence import SEQUENCE
+
+CASES = SEQUENCE + PROGRAMS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_hard_case(case: Case):
+    row = check(case.name, case.model(), case.args, case.kwargs)
+    if not case.captured:
+        assert "CaptureError" in row.error and ".py:" in row.error
+        return
+    assert not row.error
+    assert (row.exact, row.gradients, row.names) == (True, True, True)
+
+
+def test_there_are_as_many_hard_cases_as_promised():
+    assert len(CASES) >= 37 and sum(case.captured for case in CASES) >= 34
+    assert len({case.name for case in CASES}) == len(CASES)
