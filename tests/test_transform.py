@@ -128,8 +128,8 @@ def test_spec_is_json_and_dag_is_networkx() -> None:
 
 def test_tied_parameter_has_one_rate_and_a_multiplier_for_each_use() -> None:
     row = abcfx.transform(TiedLM(32), IDS, base=TiedLM(8)).spec["tok.weight"]
-    assert row["a"] == {"tok": -0.5, "tok#2": 0.5} and row["b"] == 0.5 and row["c"] == 0.5
-    assert row["multiplier"] == {"tok": 2.0, "tok#2": 0.5}
+    assert row["a"] == {"tok": -0.5, "head": 0.5} and row["b"] == 0.5 and row["c"] == 0.5
+    assert row["multiplier"] == {"tok": 2.0, "head": 0.5}
 
 
 def test_module_called_twice_is_one_rate_held_by_both_uses() -> None:

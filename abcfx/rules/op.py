@@ -207,7 +207,9 @@ class Op:
         return tuple(node for v in values if v is not None and (node := self._node(v)) is not None)
 
     def _layer_name(self, parameter: str) -> str:
-        return parameter.removesuffix(".weight")
+        """The parameter's owner; for a second use, the module that uses it (a tied head is called "head")."""
+        owner = parameter.removesuffix(".weight")
+        return self.path if owner in self.dag and self.path and self.path not in self.dag else owner
 
     def _add(self, name: str, kind: Kind) -> Value:
         unique, again = name, 1
