@@ -1,0 +1,103 @@
+"""Measures capture on the whole zoo and writes the coverage table.
+
+    python tests/zoo/run.py --out coverage.md            # everything: about an hour on one core
+    python tests/zoo/run.py --part 3/10 --only hf        # a tenth of the Hugging Face types
+
+A model that does not build or run eagerly with these inputs is listed apart and not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from check import Row, check
+from hard_programs import PROGRAMS
+from hard_sequence import SEQUENCE
+
+
+def rows(groups: list[str], part: int, parts: int) -> Iterator[tuple[str, Row]]:
+    """A row per model, with the group it belongs to."""
+    if "hard" in groups:
+        for case in (SEQUENCE + PROGRAMS)[part::parts]:
+            yield "hard", check(case.name, case.model(), case.args, case.kwargs)
+    if "hf" in groups:
+        import hf
+
+        for each in hf.types()[part::parts]:
+            try:
+                model, inputs = hf.build(each)
+                model(**inputs)
+            except Exception as error:
+                yield "not run", Row(each.name, error=f"{type(error).__name__}: {error}".splitlines()[0][:100])
+                continue
+            yield "hf", check(each.name, model, (), inputs)
+
+
+def table(found: list[tuple[str, Row]]) -> str:
+    """The rows as Markdown, with the counts in front."""
+    lines = ["# Coverage of capture", ""]
+    for group, title in (("hf", "Hugging Face types"), ("hard", "Hand-written hard cases")):
+        some = [row for name, row in found if name == group]
+        if not some:
+            continue
+        good = [row for row in some if row.exact and row.gradients and row.names]
+        by = {m: sum(row.method == m for row in some) for m in ("symbolic", "export", "record")}
+        lines += [f"## {title}", "", f"{len(good)} of {len(some)} captured exactly, gradients and names included ("]
+        lines[-1] += ", ".join(f"{count} by {method}" for method, count in by.items()) + ")."
+        lines += [
+            "",
+            "| model | captured by | exact | gradients | names | CPU s | said |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in some:
+            marks = ["yes" if value else "no" for value in (row.exact, row.gradients, row.names)]
+            said = (row.error or row.notes).replace("\n", " ").replace("|", "\\|")[:300]
+            lines.append(f"| {row.name} | {row.method or '-'} | {' | '.join(marks)} | {row.seconds:.1f} | {said} |")
+        lines.append("")
+    skipped = [row for name, row in found if name == "not run"]
+    if skipped:
+        lines += ["## Not counted: do not build or run eagerly with these configs", ""]
+        lines += [f"- {row.name}: {row.error}" for row in skipped] + [""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the zoo, a line of progress per model on stderr."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["hard", "hf"], action="append", help="one group; both without it")
+    parser.add_argument("--part", default="0/1", help="i/n: every n-th model, starting at i")
+    parser.add_argument("--out", type=Path, help="Markdown table; rows as JSON lines beside it")
+    options = parser.parse_args()
+    part, parts = map(int, options.part.split("/"))
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    torch.set_num_threads(1)
+    found: list[tuple[str, Row]] = []
+    for group, row in rows(options.only or ["hard", "hf"], part, parts):
+        found.append((group, row))
+        mark = "-" if group == "not run" else "ok" if row.exact and row.gradients and row.names else "NO"
+        print(
+            f"{mark:3} {row.name:45} {row.method:9} {row.seconds:6.1f}s {row.error[:100]!r}",
+            file=sys.stderr,
+            flush=True,
+        )
+        if options.out:
+            records: list[dict[str, Any]] = [{"group": name, **each.as_dict()} for name, each in found]
+            options.out.with_suffix(".jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    text = table(found)
+    if options.out:
+        options.out.write_text(text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
