@@ -46,8 +46,8 @@ def source_line(stack_trace: str | None) -> str:
 def location(node: fx.Node) -> str:
     """The node's module path and source line, as `blocks.0.attn (model.py:31: y = att @ v)`."""
     path = module_path(node) or "the model's own forward"
-    if node.op == "placeholder":
-        path = f"argument {node.target!r}"
+    if node.op in ("placeholder", "get_attr"):
+        path = f"argument {node.target!r}" if node.op == "placeholder" else str(node.target)
     line = source_line(node.meta.get("stack_trace"))
     return f"{path} ({line})" if line else path
 

@@ -84,11 +84,8 @@ def _small(cls: type, default: Any, kind: str) -> dict[str, Any]:
             if type(values.get(key)) is int:
                 settings.setdefault(key, size)
     for key, value in values.items():
-        if (
-            ("drop" in key and isinstance(value, float))
-            or key.endswith(("jitter_noise", "mask_time_prob"))
-            or key == "mask_feature_prob"
-        ):
+        noise = key.endswith(("jitter_noise", "mask_time_prob", "mask_feature_prob"))
+        if noise or ("drop" in key and isinstance(value, float)):
             settings[key] = 0.0
         elif key == "apply_spec_augment":
             settings[key] = False
