@@ -81,18 +81,19 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(arguments: argparse.Namespace, console: Console) -> None:
-    """train a GPT on Python's own sources at two widths, as written and transformed, with one learning rate"""
+    """Train a GPT on Python's own sources at two widths, as written and transformed, with one learning rate."""
     task = demo.Task(arguments.base_width, arguments.width, arguments.lr, arguments.steps, arguments.seed)
     if arguments.sweep:
         _sweep(task, console)
         return
     picture = _picture(arguments, console)
     characters = demo.read_characters()
-    transformed = {width: demo.transform_gpt(task, width) for width in task.widths}
-    console.print(render(transformed[task.width], min(REPORT_WIDTH, console.width)), soft_wrap=True)
+    results = {width: demo.transform_gpt(task, width) for width in task.widths}
+    console.print(render(results[task.width], min(REPORT_WIDTH, console.width)), soft_wrap=True)
     with _progress("training", 2 * len(task.widths) * task.steps) as step:
-        runs = [demo.train_standard(task, width, characters, step) for width in task.widths]
-        runs += [demo.train_transformed(task, transformed[width], width, characters, step) for width in task.widths]
+        trainees = [demo.standard(task, width) for width in task.widths]
+        trainees += [demo.transformed(task, width, results[width]) for width in task.widths]
+        runs = demo.train_all(trainees, characters, step)
     _print_losses(task, runs, console)
     if picture is not None:
         demo.plot(task, runs, picture)
@@ -132,9 +133,9 @@ def _sweep(task: demo.Task, console: Console) -> None:
     with _progress("tuning", len(demo.LEARNING_RATES) * SWEEP_SEEDS * task.steps) as step:
         for lr in demo.LEARNING_RATES:
             tasks = [dataclasses.replace(task, lr=lr, seed=seed) for seed in seeds]
-            losses = [demo.train_standard(t, t.base_width, characters, step).loss for t in tasks]
-            means[lr] = sum(losses) / len(losses)
-            table.add_row(f"{lr:.4g}", *(f"{loss:.3f}" for loss in losses), f"{means[lr]:.3f}")
+            runs = demo.train_all([demo.standard(t, t.base_width) for t in tasks], characters, step)
+            means[lr] = sum(run.loss for run in runs) / len(runs)
+            table.add_row(f"{lr:.4g}", *(f"{run.loss:.3f}" for run in runs), f"{means[lr]:.3f}")
     console.print(f"The GPT as written at width {task.base_width}: loss after {task.steps} steps, nats per character\n")
     console.print(table)
     console.print(f"Best: --lr {min(means, key=means.__getitem__):g}")

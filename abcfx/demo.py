@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,7 @@ class Task:
     base_width: int = 64
     width: int = 256
     lr: float = 2.0**-6
-    steps: int = 250
+    steps: int = 150
     seed: int = 0
     batch: int = 16
     context: int = 64
@@ -126,15 +129,49 @@ def train(
     return tuple(losses)
 
 
-def train_standard(task: Task, width: int, characters: torch.Tensor, on_step: OnStep) -> Run:
+@dataclass(frozen=True)
+class Trainee:
+    """What one run trains: a module and its optimizer groups."""
+
+    name: str
+    task: Task
+    width: int
+    module: nn.Module
+    groups: Sequence[dict[str, Any]]
+
+
+def standard(task: Task, width: int) -> Trainee:
     """The GPT as written: its own init, one learning rate for every parameter."""
     model = build(task, width)
-    losses = train(model, [{"params": list(model.parameters())}], task, characters, on_step)
-    return Run("as written", width, task.lr, losses)
+    return Trainee("as written", task, width, model, [{"params": list(model.parameters())}])
 
 
-def train_transformed(task: Task, result: Transformed, width: int, characters: torch.Tensor, on_step: OnStep) -> Run:
-    return Run("transformed", width, task.lr, train(result.module, result.param_groups, task, characters, on_step))
+def transformed(task: Task, width: int, result: Transformed) -> Trainee:
+    return Trainee("transformed", task, width, result.module, result.param_groups)
+
+
+def train_all(trainees: Sequence[Trainee], characters: torch.Tensor, on_step: OnStep) -> list[Run]:
+    """Trains side by side, each run on one thread, so that its figures do not depend on the number of cores."""
+    stopped = threading.Event()
+
+    def step() -> None:
+        if stopped.is_set():
+            raise CancelledError
+        on_step()
+
+    def run(trainee: Trainee) -> Run:
+        torch.set_num_threads(1)
+        losses = train(trainee.module, trainee.groups, trainee.task, characters, step)
+        return Run(trainee.name, trainee.width, trainee.task.lr, losses)
+
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        futures = [pool.submit(run, trainee) for trainee in trainees]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            stopped.set()  # an error or an interrupt in one ends the others
+            torch.set_num_threads(threads)
 
 
 def plot(task: Task, runs: Sequence[Run], path: Path) -> None:
