@@ -135,7 +135,7 @@ def _fixed(
     kwargs: dict[str, Any],
     flags: tuple[bool, ...],
 ) -> tuple[EmittedModule, tuple[str, ...]]:
-    return _with_larger_batch(partial(capture_with, modes=flags, free=lambda dim: dim == 0), model, args, kwargs)
+    return _with_larger_batch(partial(capture_with, modes=flags, batch_only=True), model, args, kwargs)
 
 
 def _hides_layers(module: EmittedModule) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -35,3 +36,27 @@ def tiled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...
 
     new_args, new_kwargs = pytree.tree_unflatten([tile(leaf) for leaf in leaves], spec)
     return new_args, new_kwargs
+
+
+def free_dims(tensors: Mapping[str, torch.Tensor], *, batch_only: bool = False) -> dict[str, frozenset[int]]:
+    """Which dims of each input may have other sizes later; the others are fixed, with a guard.
+
+    All dims of sequences are free. Of floating-point tensors with four dims or more (images) only the batch and
+    dims as long as a sequence are: algebra over free heights and widths takes torch minutes for windowed attention.
+    """
+    if batch_only:
+        return {name: frozenset(range(min(tensor.dim(), 1))) for name, tensor in tensors.items()}
+    sequences = [tensor for tensor in tensors.values() if not _is_image(tensor)]
+    lengths = {size for tensor in sequences for size in tensor.shape[1:2]}
+    return {
+        name: frozenset(
+            dim
+            for dim, size in enumerate(tensor.shape)
+            if dim == 0 or not _is_image(tensor) or (size in lengths and dim >= 2)
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+def _is_image(tensor: torch.Tensor) -> bool:
+    return tensor.dim() >= 4 and tensor.is_floating_point()

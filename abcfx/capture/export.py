@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from abcfx.capture.emitted import EmittedModule
+from abcfx.capture.examples import free_dims
 from abcfx.capture.fake import off_meta, replace_weights
 from abcfx.capture.graphs import merge_constants, same_graph
 from abcfx.capture.guards import guards_of
@@ -54,12 +55,12 @@ def capture_export(
     kwargs: dict[str, Any],
     *,
     modes: tuple[bool, ...],
-    free: Callable[[int], bool] = lambda dim: True,
+    batch_only: bool = False,
 ) -> tuple[EmittedModule, tuple[str, ...]]:
     """Export the model in the given modes (True is train).
 
     Args:
-        free: which dims of the input tensors may have other sizes later; all of them unless said otherwise.
+        batch_only: fix all sizes but the batch, for Python code that needs plain numbers.
 
     Raises:
         CaptureError: torch.export cannot take the model, or it has a custom autograd.Function, whose gradient
@@ -71,7 +72,7 @@ def capture_export(
     with both_modes_restored(model):
         for training in sorted(modes, key=lambda mode: mode != model.training):
             set_mode(model, training)
-            graphs[training] = _export(model, signature, examples, attributes, free)
+            graphs[training] = _export(model, signature, examples, attributes, batch_only)
     train = graphs.get(True, graphs.get(False))
     assert train is not None
     evaluate = graphs.get(False) if True in graphs else None
@@ -90,11 +91,12 @@ def _export(
     signature: Signature,
     examples: Mapping[str, Any],
     attributes: dict[str, Any],
-    free: Callable[[int], bool],
+    batch_only: bool,
 ) -> fx.Graph:
     wrapper = _FlatCall(model, signature)
     flat = off_meta(tuple(examples[name] for name in signature.slots))
-    dims = tuple({d: torch.export.Dim.AUTO for d in range(tensor.dim()) if free(d)} for tensor in flat)
+    free = free_dims(examples, batch_only=batch_only)
+    dims = tuple(dict.fromkeys(sorted(free[name]), torch.export.Dim.AUTO) for name in signature.slots)
 
     def refuse(original: Callable[..., Any], cls: type, args: Any, kwargs: Any) -> Any:
         call = plain_call_of_checkpoint(cls, args)

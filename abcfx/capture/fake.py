@@ -30,17 +30,16 @@ class FakeInputs:
 
     Args:
         examples: the inputs by name.
-        free: which dims get a symbol; the others keep the size they have.
+        free: which dims of each get a symbol; the others keep the size they have.
     """
 
-    def __init__(self, examples: Mapping[str, torch.Tensor], free: Callable[[int], bool]) -> None:
-        self.free = free
+    def __init__(self, examples: Mapping[str, torch.Tensor], free: Mapping[str, frozenset[int]]) -> None:
         self.shapes = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
         self.mode = FakeTensorMode(shape_env=self.shapes, allow_non_fake_inputs=True)
-        self.tensors = {name: self._fake(tensor) for name, tensor in examples.items()}
+        self.tensors = {name: self._fake(tensor, free[name]) for name, tensor in examples.items()}
 
-    def _fake(self, tensor: torch.Tensor) -> torch.Tensor:
-        kinds = [DimDynamic.DUCK if self.free(dim) else DimDynamic.STATIC for dim in range(tensor.dim())]
+    def _fake(self, tensor: torch.Tensor, free: frozenset[int]) -> torch.Tensor:
+        kinds = [DimDynamic.DUCK if dim in free else DimDynamic.STATIC for dim in range(tensor.dim())]
         context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
         return self.mode.from_tensor(tensor.detach(), symbolic_context=context)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from abcfx.capture.emitted import EmittedModule
+from abcfx.capture.examples import free_dims
 from abcfx.capture.fake import FakeInputs, off_meta, replace_weights
 from abcfx.capture.graphs import merge_constants, same_graph
 from abcfx.capture.guards import expression_guards
@@ -35,12 +36,12 @@ def capture_record(
     *,
     modes: tuple[bool, ...],
     values: bool = False,
-    free: Callable[[int], bool] = lambda dim: True,
+    batch_only: bool = False,
 ) -> tuple[EmittedModule, tuple[str, ...]]:
     """Record the model in the given modes (True is train).
 
     Args:
-        free: which dims of the input tensors may have other sizes later; all of them unless said otherwise.
+        batch_only: fix all sizes but the batch, for Python code that needs plain numbers.
         values: record on the example tensors themselves instead of fake ones. Branches on tensor values can then be
             recorded, but the graph is right only for inputs that take the same branches; so this is never automatic.
 
@@ -48,12 +49,13 @@ def capture_record(
         CaptureError: forward looks at tensor values, or does something that cannot be recorded; names the line.
     """
     signature, examples = signature_of(model, args, kwargs)
+    free = None if values else free_dims(examples, batch_only=batch_only)
     graphs: dict[bool, fx.Graph] = {}
     constants: dict[str, torch.Tensor] = {}
     with both_modes_restored(model):
         for training in sorted(modes, key=lambda mode: mode != model.training):
             set_mode(model, training)
-            graphs[training] = _record(model, signature, examples, constants, None if values else free)
+            graphs[training] = _record(model, signature, examples, constants, free)
     train = graphs.get(True, graphs.get(False))
     assert train is not None
     evaluate = graphs.get(False) if True in graphs else None
@@ -74,7 +76,7 @@ def _record(
     signature: Signature,
     examples: Mapping[str, Any],
     constants: dict[str, torch.Tensor],
-    free: Callable[[int], bool] | None,
+    free: Mapping[str, frozenset[int]] | None,
 ) -> fx.Graph:
     """The graph of one run; on fake tensors, or without `free` on the examples themselves."""
     found, graph, used = _run(model, signature, examples, free, None if free is None else _STAND_INS[0])
@@ -89,7 +91,7 @@ def _run(
     model: nn.Module,
     signature: Signature,
     examples: Mapping[str, Any],
-    free: Callable[[int], bool] | None,
+    free: Mapping[str, frozenset[int]] | None,
     stand_in: float | None,
 ) -> tuple[dict[str, torch.Tensor], fx.Graph, bool]:
     fake = None if free is None else FakeInputs(off_meta(dict(examples)), free)
