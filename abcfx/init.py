@@ -101,7 +101,7 @@ def carried_own_init(
     follows the same law from the small instance's.
     """
     small, large = like
-    between = SizeGrowth(small, large)
+    between = SizeGrowth(large, small)
     patterns = {_pattern(name): name for name in reversed(list(small))}
     twins = {name: name if name in small else patterns.get(_pattern(name)) for name in base}
     if missing := [name for name, twin in twins.items() if twin is None]:
