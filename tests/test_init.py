@@ -116,7 +116,8 @@ def test_init_weights_says_what_it_does_not_know_and_writes_nothing() -> None:
         abcfx.transform(Net(64)).init_weights(nn.Linear(2, 2))
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
     with pytest.raises(abcfx.InvalidInputError, match=r"init_like.*tok.weight"):
-        abcfx.transform(
+        tables = (nn.Embedding(2, 2), nn.Embedding(4, 4))
+        abcfx.transform(_on_meta(64), IDS.to("meta"), base=_on_meta(16), init_like=tables)
             _on_meta(64), IDS.to("meta"), base=_on_meta(16), init_like=(nn.Embedding(2, 2), nn.Embedding(4, 4))
         )
 
