@@ -115,11 +115,9 @@ def test_init_weights_says_what_it_does_not_know_and_writes_nothing() -> None:
     with pytest.raises(abcfx.InvalidInputError, match="not a parameter of the plan"):
         abcfx.transform(Net(64)).init_weights(nn.Linear(2, 2))
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
+    tables = (nn.Embedding(2, 2), nn.Embedding(4, 4))
     with pytest.raises(abcfx.InvalidInputError, match=r"init_like.*tok.weight"):
-        tables = (nn.Embedding(2, 2), nn.Embedding(4, 4))
         abcfx.transform(_on_meta(64), IDS.to("meta"), base=_on_meta(16), init_like=tables)
-            _on_meta(64), IDS.to("meta"), base=_on_meta(16), init_like=(nn.Embedding(2, 2), nn.Embedding(4, 4))
-        )
 
 
 def test_an_unknown_op_may_be_reported_instead() -> None:
