@@ -93,7 +93,7 @@ def test_equals_the_model_in_outputs_gradients_and_buffers(model, batch, trainin
 
 
 def test_layers_are_kept_and_names_are_the_models_own(model, batch):
-    emitted = capture(model, (batch,), method="record").module
+    emitted = capture(model, (batch,), method="record", verify=False).module
     modules = {node.target for node in emitted.graph.find_nodes(op="call_module")}
     assert modules == {"emb", "linear", "norm", "head"}
     functions = {node.target for node in emitted.graph.nodes if node.op == "call_function"}
@@ -124,6 +124,7 @@ def test_model_and_torch_are_untouched(model, batch):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile's own
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_compiles_and_copies(model, batch, training):
     emitted = capture(model, (batch,), method="record").module.train(training)
@@ -155,7 +156,8 @@ def test_recurrent_layers_are_one_node(kind):
 
 def test_transformer_is_entered_down_to_its_attention():
     model = nn.Transformer(8, 2, 1, 1, 16, dropout=0.0, batch_first=True)
-    captured = capture(model, (torch.rand(3, 5, 8), torch.rand(3, 6, 8)), method="record")
+    inputs = (torch.rand(3, 5, 8), torch.rand(3, 6, 8))
+    captured = capture(model, inputs, method="record", modes=("train",))
     kinds = {type(captured.module.get_submodule(n.target)) for n in captured.module.graph.find_nodes(op="call_module")}
     assert nn.MultiheadAttention in kinds and nn.Linear in kinds and nn.TransformerEncoderLayer not in kinds
 

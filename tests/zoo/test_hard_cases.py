@@ -10,11 +10,13 @@ CASES = SEQUENCE + PROGRAMS
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch's reentrant checkpoint, in eval
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_hard_case(case: Case):
     row = check(case.name, case.model(), case.args, case.kwargs)
     if not case.captured:
-        assert "CaptureError" in row.error and ".py:" in row.error
+        assert "CaptureError" in row.error
+        assert "test_hard" not in row.error and ("hard_" in row.error or "draws random numbers" in row.error)
         return
     assert not row.error
     assert (row.exact, row.gradients, row.names) == (True, True, True)
