@@ -30,7 +30,7 @@ class Task:
 
     base_width: int = 64
     width: int = 256
-    lr: float = 2.0**-6
+    lr: float = 2.0**-7
     steps: int = 150
     seed: int = 0
     batch: int = 16
