@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import pickle
 import random
 
 import pytest
@@ -366,3 +367,23 @@ def test_result_is_complete(model, ids):
     assert isinstance(captured, CapturedGraph) and isinstance(captured.module, EmittedModule)
     assert (captured.method, captured.model, captured.kwargs) == ("symbolic", model, {})
     assert captured.args == (ids,)
+
+
+def test_pickle_keeps_graphs_weights_and_ties(model, ids):
+    emitted = capture(model, ids).module
+    loaded = pickle.loads(pickle.dumps(emitted))
+    assert loaded.head.weight is loaded.wte.weight and loaded.head.weight is not model.wte.weight
+    for training in (True, False):
+        twin, again = (copy.deepcopy(module).train(training) for module in (emitted, loaded))
+        assert torch.equal(seeded(twin, ids), seeded(again, ids)) and type(again).__name__ == "GPT"
+    for left, right in zip(emitted.graphs, loaded.graphs, strict=True):
+        assert [n.name for n in left.nodes] == [n.name for n in right.nodes]
+        assert [location(n) for n in left.nodes] == [location(n) for n in right.nodes]
+    with pytest.raises(InvalidInputError, match="targets"):
+        loaded(ids, ids)
+
+
+def test_graph_with_guards_says_that_it_cannot_be_pickled(ids):
+    emitted = capture(GPT(), ids, method="export", modes=("eval",), verify=False).module
+    with pytest.raises(pickle.PicklingError, match="capture the model again"):
+        pickle.dumps(emitted)

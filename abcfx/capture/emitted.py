@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from abcfx.capture.serialize import GraphData, graph_from_data, graph_to_data
+
 ROOT_LEAF = "_root_leaf"
 _counter = itertools.count()
 _NOT_COPIED = ("_graph", "eval_graph", "_code", "_compiled_call_impl")
@@ -101,7 +103,7 @@ class EmittedModule(fx.GraphModule):
         return code
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EmittedModule:
-        new = EmittedModule.__new__(EmittedModule)
+        new = _blank(type(self).__name__)
         memo[id(self)] = new
         state = {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
         new.__dict__.update(copy.deepcopy(state, memo))
@@ -110,11 +112,33 @@ class EmittedModule(fx.GraphModule):
         new.graph = copy.deepcopy(self.graph)
         return new
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the graphs themselves; GraphModule would write code and trace it again, which loses their meta."""
+        state = {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
+        state["_compiled_call_impl"] = None
+        data = [graph and graph_to_data(graph) for graph in (self.graph, self.eval_graph)]
+        return _unpickle, (type(self).__name__, state, *data)
+
     def __copy__(self) -> EmittedModule:
-        new = EmittedModule.__new__(EmittedModule)
+        new = _blank(type(self).__name__)
         new.__dict__.update(self.__dict__)
         new.recompile()
         return new
+
+
+def _blank(class_name: str) -> EmittedModule:
+    """An instance to be filled in; GraphModule makes a class for each, which is named after the captured model."""
+    new = EmittedModule.__new__(EmittedModule)
+    type(new).__name__ = class_name
+    return new
+
+
+def _unpickle(name: str, state: dict[str, Any], train: GraphData, evaluate: GraphData | None) -> EmittedModule:
+    new = _blank(name)
+    new.__dict__.update(state)
+    new.eval_graph = graph_from_data(evaluate) if evaluate is not None else None
+    new.graph = graph_from_data(train)
+    return new
 
 
 def _dispatch(train: Callable[..., Any], evaluate: Callable[..., Any]) -> Callable[..., Any]:

@@ -43,6 +43,10 @@ class Argument:
     spec: pytree.TreeSpec
     leaves: tuple[Slot | Constant, ...]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By an example of the structure: pytree's own objects warn when they are unpickled.
+        return _argument_like, (pytree.tree_unflatten([0] * len(self.leaves), self.spec), self.leaves)
+
 
 @dataclass(frozen=True, eq=False)
 class Signature:
@@ -199,6 +203,10 @@ def signature_of(
             continue
         arguments[name] = _argument(name, parameter, values, opaque, taken, examples)
     return Signature(parameters, arguments), examples
+
+
+def _argument_like(example: Any, leaves: tuple[Slot | Constant, ...]) -> Argument:
+    return Argument(pytree.tree_structure(example), leaves)
 
 
 def _argument(
