@@ -289,3 +289,18 @@ def test_dummy_inputs_of_the_model_are_used_and_noted(ids):
 def test_export_needs_inputs():
     with pytest.raises(InvalidInputError, match="needs example inputs"):
         capture(nn.Linear(2, 2), method="export")
+
+
+def test_symbolic_graph_that_is_wrong_gives_way_to_an_export():
+    class LooksAtTypes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.linear(x * 2 if isinstance(x, torch.Tensor) else x)
+
+    model, inputs = LooksAtTypes(), torch.rand(3, 4)
+    with pytest.raises(CaptureError, match="wrong in train mode"):
+        capture(model, inputs, method="symbolic")
+    assert capture(model, inputs).method == "export"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -56,8 +57,8 @@ def capture(
         raise InvalidInputError(f"modes must be some of 'train', 'eval', got {modes!r}")
     args, kwargs = canonical(args, kwargs)
     notes: tuple[str, ...] = ()
-    if args is None and isinstance(dummy := getattr(model, "dummy_inputs", None), dict):
-        args, kwargs = (), _on_device(model, dummy)
+    if args is None and (dummy := _dummy_inputs(model)) is not None:
+        args, kwargs = (), dummy
         notes = (f"no example inputs: the model's own dummy_inputs were used ({', '.join(dummy)})",)
     flags = tuple(mode == "train" for mode in modes)
     attempts = _attempts(model, args, kwargs, flags)
@@ -146,9 +147,17 @@ def _hides_layers(module: EmittedModule) -> bool:
     )
 
 
-def _on_device(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+def _dummy_inputs(model: nn.Module) -> dict[str, Any] | None:
+    """The inputs that a Hugging Face model offers, unless its forward takes others (every model offers token ids)."""
+    inputs = getattr(model, "dummy_inputs", None)
+    if not isinstance(inputs, dict):
+        return None
+    try:
+        inspect.signature(model.forward).bind(**inputs)
+    except TypeError:
+        return None
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
 def _all_failed(model: nn.Module, failures: dict[str, str], no_inputs: bool) -> str:
