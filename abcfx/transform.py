@@ -164,7 +164,7 @@ def transform(
         own = _own_init(captured, captured_base, setting, init_like)
         plan = make_plan(setting, solved, parameters, own, options)
     with clock("rewrite"):
-        notes = captured.notes + dag.notes + _apply(captured, dag, plan, growth, unknown)
+        notes = captured.notes + dag.notes + _apply(captured, dag, plan, growth, unknown, inplace)
         param_groups = build_groups(plan, parameters, groups)
     return Transformed(
         module=model if inplace else captured.module,
@@ -264,13 +264,24 @@ def _own_init(
 
 
 def _apply(
-    captured: CapturedGraph, dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: Growth, unknown: str
+    captured: CapturedGraph,
+    dag: LayerDag,
+    plan: Mapping[str, ParameterPlan],
+    growth: Growth,
+    unknown: str,
+    inplace: bool,
 ) -> tuple[str, ...]:
     """The only stage that changes anything: scale nodes first, which may raise, then the weights."""
     module = captured.module
     scales = _scales(dag, plan, growth)
     if module.eval_graph is not None:
         scales += _scales(build_dag(captured, module.eval_graph, unknown), plan, growth)
+    if inplace and (left := [scale.label for scale in scales if scale.factor != 1.0]):
+        raise InvalidInputError(
+            f"inplace=True: the multiplier of {', '.join(left)} cannot be absorbed: one parameter is used there and\n"
+            f"  elsewhere with different multipliers, and the model object itself has no scale nodes.\n"
+            f"  To fix: use the module that transform returns, without inplace=True."
+        )
     result = insert_scales(module, scales)
     with torch.no_grad():
         for name, parameter in captured.model.named_parameters():
