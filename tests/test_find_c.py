@@ -1,0 +1,440 @@
+"""The fronts: known answers, oracles, one answer whatever the order and the history, errors in words."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import adam_chain, chain_graph, network_levels, network_optimum, random_chain, random_graph, shuffled
+
+from abcfx.errors import AbcfxError, InfeasibleError, InvalidInputError
+from abcfx.find_c import Solution, chain_solver, dag_solver, find_c, find_c_dag
+
+TABLES = json.loads((Path(__file__).parent / "data" / "named_parametrizations.json").read_text())
+MUP = {"a": [-0.5, 0.0, 0.0, 0.5], "b": [0.5, 0.5, 0.5, 0.5]}
+FULL = {"alpha": 1.0, "omega": 0.5, "u": 1.0}
+NAMES = ("alpha", "omega", "u")
+
+
+def mup_graph(**attributes: Any) -> nx.DiGraph:
+    """e -> h -> o, with the attributes given as `node__name=value` changed, or removed where the value is None."""
+    graph = chain_graph([-0.5, 0.0, 0.5], [0.5, 0.5, 0.5], alpha=[1.0] * 3, omega=[0.5] * 3, u=[1.0] * 3)
+    graph = nx.relabel_nodes(graph, {0: "e", 1: "h", 2: "o"})
+    for key, value in attributes.items():
+        node, name = key.split("__")
+        graph.nodes[node][name] = value
+        if value is None:
+            del graph.nodes[node][name]
+    return graph
+
+
+def optimum(graph: nx.DiGraph, **options: Any) -> Solution | None:
+    try:
+        return find_c_dag(graph, **options)
+    except InfeasibleError:
+        return None
+
+
+class TestKnownAnswers:
+    def test_mup(self) -> None:
+        solution = find_c(**MUP, **FULL)
+        assert solution.c == [0.5, 1.0, 1.0, 0.5]
+        assert solution.r == [0.0] * 4
+        assert solution.objective == 3.0
+        c, r = solution
+        assert (c, r) == (solution.c, solution.r)
+
+    def test_mup_without_alignment(self) -> None:
+        assert find_c([-0.5, 0.0, 0.5], [0.5, 0.5, 0.5], 0.5, 0.5, 0.5).c == [0.5, 0.5, 0.0]
+
+    def test_mup_with_sgd(self) -> None:
+        assert find_c(**MUP, **FULL, optimizer="sgd").c == [0.0] * 4
+
+    def test_numbers_may_be_lists_arrays_or_one_for_all(self) -> None:
+        lists = find_c(**MUP, alpha=[1.0] * 4, omega=[0.5] * 4, u=[1] * 4)
+        arrays = find_c(np.array(MUP["a"]), np.array(MUP["b"]), np.ones(4), np.full(4, 0.5), np.float32(1))
+        assert lists == arrays == find_c(**MUP, **FULL)
+
+    @pytest.mark.parametrize("hidden", [2, 7])
+    @pytest.mark.parametrize(
+        "row",
+        [row for row in TABLES["rows"] if row["optimizer"] in ("adam", "sgd") and row["alignment"] != "zero"],
+        ids=lambda row: f"{row['parametrization']}-{row['optimizer']}-{row['alignment']}",
+    )
+    def test_named_tables(self, row: dict[str, Any], hidden: int) -> None:
+        def deep(values: list[float]) -> list[float]:
+            return [values[0], *[values[1]] * hidden, values[2]]
+
+        preset = TABLES["alignment_presets"][row["alignment"]]
+        omega = deep([preset["omega"], preset["omega"], preset["omega_readout"]])
+        solution = find_c(
+            deep(row["a"]), deep(row["b"]), preset["alpha"], omega, preset["u"], optimizer=row["optimizer"]
+        )
+        assert solution.c == pytest.approx(deep(row["c"]), abs=1e-12)
+
+    def test_two_readouts_on_one_trunk(self) -> None:
+        """theory.md, section 4: with SGD the gradient of the SP readout dictates, with Adam nothing is coupled."""
+        graph = nx.DiGraph([("e", "h"), ("h", "mup"), ("h", "sp")])
+        exponents = {"e": (0.0, 0.0), "h": (0.0, 0.5), "mup": (0.5, 0.5), "sp": (0.0, 0.5)}
+        for node, (a, b) in exponents.items():
+            graph.nodes[node].update(a=a, b=b, **FULL)
+        assert find_c_dag(graph, optimizer="sgd").c == {"e": -0.5, "h": 0.5, "mup": 0.0, "sp": 1.0}
+        assert find_c_dag(graph).c == {"e": 0.0, "h": 1.0, "mup": 0.5, "sp": 1.0}
+
+    def test_a_readout_that_is_not_reached_gives_no_gradient(self) -> None:
+        """Two chains in one graph: each has the exponents it has alone."""
+        sp = nx.relabel_nodes(mup_graph(e__a=0.0, e__b=0.0, o__a=0.0, o__b=0.5), lambda node: f"{node}2")
+        both = nx.union(mup_graph(), sp)
+        alone = find_c_dag(mup_graph(), optimizer="sgd").c | find_c_dag(sp, optimizer="sgd").c
+        assert find_c_dag(both, optimizer="sgd").c == alone
+
+    def test_an_input_used_twice(self) -> None:
+        graph = mup_graph(o__merge="sum", o__b=0.0, o__omega=0.7)
+        multigraph = nx.MultiDiGraph(graph)
+        multigraph.add_edge("h", "o")
+        graph.edges["h", "o"]["multiplicity"] = 2
+        assert find_c_dag(graph).c == find_c_dag(multigraph).c == pytest.approx({"e": 0.6, "h": 1.1, "o": 0.5})
+
+    def test_defaults_of_attributes(self) -> None:
+        """has_weight is True and merge "min"; a source needs no alignments, a node without weight only its a."""
+        graph = mup_graph(e__alpha=None, e__omega=None, e__u=None)
+        assert find_c_dag(graph).c == {"e": 0.5, "h": 1.0, "o": 0.5}
+        graph.add_node("act", a=0.0, has_weight=False)
+        graph.add_edges_from([("h", "act"), ("act", "o")])
+        assert find_c_dag(graph).c == {"e": 0.5, "h": 1.0, "o": 0.5}
+
+    def test_what_binds_and_what_it_is_worth(self) -> None:
+        solution = find_c([0.0] * 4, [0.0, 0.5, 0.5, 0.5], 1.0, [0.5, 0.5, 0.6, 0.75], 1.0)
+        assert solution.c == pytest.approx([0.35, 1.35, 1.25, 1.0])
+        assert solution.binding[0] == ("layer 0: update",)
+        assert solution.binding[1] == ("layer 1: alpha",)
+        # the readout's omega holds up three rates, that of layer 2 two
+        assert solution.shadow_prices["layer 3: omega"] == pytest.approx(-3)
+        assert solution.shadow_prices["layer 2: omega"] == pytest.approx(-2)
+        assert solution.shadow_prices["layer 3: r >= 0"] == pytest.approx(4)
+
+    def test_feature_learning_through_a_merge(self) -> None:
+        """Raising either input of the merge would let the three layers behind it be lower: one must stay at 0."""
+        graph = mup_graph()
+        graph.remove_edge("h", "o")
+        graph.add_node("x", a=0.0, b=0.5, **FULL)
+        graph.add_node("out", a=0.5, b=0.5, **FULL)
+        graph.add_nodes_from(["merge", "end"], a=0.0, has_weight=False)
+        graph.add_edges_from([("e", "x"), ("h", "merge"), ("x", "merge"), ("merge", "o"), ("e", "end"), ("end", "out")])
+        for tail in ("h", "x"):
+            for branch in range(3):
+                graph.add_node((tail, branch), a=0.0, b=0.5, alpha=0.2, omega=0.5, u=1.0)
+                graph.add_edges_from([(tail, (tail, branch)), ((tail, branch), "end")])
+        free, learning = find_c_dag(graph), find_c_dag(graph, feature_learning=True)
+        assert learning.objective == pytest.approx(network_optimum(with_all(graph), "adam", True), abs=1e-9)
+        assert learning.objective >= free.objective + 1.5
+        assert learning.r["merge"] == 0.0
+        assert sorted([learning.r["h"], learning.r["x"]]) == pytest.approx([0.0, 0.8])
+
+
+def with_all(graph: nx.DiGraph) -> nx.DiGraph:
+    """With the defaults written out, as the oracle wants them."""
+    defaults = {"b": 0.0, "has_weight": True, "merge": "min", "alpha": 0.0, "omega": 0.0, "u": 0.0}
+    graph = graph.copy()
+    for values in graph.nodes.values():
+        values.update({**defaults, **values})
+    return graph
+
+
+class TestOracles:
+    def test_closed_form_of_adam_chains(self) -> None:
+        rng = random.Random(0)
+        for _ in range(300):
+            chain = random_chain(rng, rng.randint(1, 60), -0.5, rng.choice([0.5, 1.0, 3.0]))
+            solution = find_c(**chain)
+            c, r = adam_chain(**chain)
+            assert solution.c == pytest.approx(c, abs=1e-9)
+            assert solution.r == pytest.approx(r, abs=1e-9)
+
+    @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+    def test_a_chain_is_a_graph(self, optimizer: str) -> None:
+        rng = random.Random(1)
+        for _ in range(100):
+            chain = random_chain(rng, rng.randint(1, 30))
+            one, other = find_c(**chain, optimizer=optimizer), find_c_dag(chain_graph(**chain), optimizer=optimizer)
+            assert one.c == pytest.approx(list(other.c.values()), abs=1e-9)
+            assert one.objective == pytest.approx(other.objective, abs=1e-9)
+
+    @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+    @pytest.mark.parametrize("feature_learning", [False, True])
+    @pytest.mark.parametrize("ties", [False, True])
+    def test_random_graphs(self, optimizer: str, feature_learning: bool, ties: bool) -> None:
+        rng = random.Random(f"{optimizer} {feature_learning} {ties}")
+        feasible = 0
+        for _ in range(60):
+            graph = random_graph(rng, rng.randint(1, 12), ties=ties, weights=rng.choice([0.3, 0.6, 0.9]))
+            solution = optimum(graph, optimizer=optimizer, feature_learning=feature_learning)
+            expected = network_optimum(graph, optimizer, feature_learning)
+            assert (solution and solution.objective) == pytest.approx(expected, abs=1e-7)
+            if solution:
+                feasible += 1
+                check(graph, optimizer, feature_learning, solution)
+        assert feasible >= 10
+
+    @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+    def test_large_graphs(self, optimizer: str) -> None:
+        rng = random.Random(2)
+        for _ in range(4):
+            graph = random_graph(rng, 150)
+            for node, values in graph.nodes.items():  # feasible: a rate above everything, nothing else raises changes
+                values["has_weight"] |= not graph.pred[node]
+                values["a"] = values["a"] if values["has_weight"] else abs(values["a"])
+                values["b"] = values["b"] if graph.pred[node] else -values["a"]
+            expected = network_optimum(graph, optimizer, False, relaxed=True)
+            solution = find_c_dag(graph, optimizer=optimizer)
+            assert solution.objective == pytest.approx(expected, rel=1e-9)
+            check(graph, optimizer, False, solution)
+
+    @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+    def test_no_single_c_can_be_lower(self, optimizer: str) -> None:
+        rng = random.Random(3)
+        for _ in range(40):
+            graph = random_graph(rng, rng.randint(1, 25), ties=rng.random() < 0.5)
+            solution = optimum(graph, optimizer=optimizer)
+            for node in solution.c if solution else ():
+                lowered = network_levels(graph, optimizer, {**solution.c, node: solution.c[node] - 0.01})
+                assert min(lowered.values()) < -1e-3
+                assert solution.binding[node]
+
+
+def check(graph: nx.DiGraph, optimizer: str, feature_learning: bool, solution: Solution) -> None:
+    assert solution.r == pytest.approx(network_levels(graph, optimizer, solution.c), abs=1e-9)
+    assert min(solution.r.values()) >= -1e-9
+    if feature_learning:
+        inputs = [tail for tail, head in graph.edges if not graph.succ[head]]
+        assert [solution.r[tail] for tail in inputs] == pytest.approx([0.0] * len(inputs), abs=1e-8)
+
+
+class TestOneAnswer:
+    @pytest.mark.parametrize("feature_learning", [False, True])
+    def test_node_order_does_not_matter(self, feature_learning: bool) -> None:
+        rng = random.Random(4)
+        for _ in range(80):
+            graph = random_graph(rng, rng.randint(2, 40), ties=True)
+            options = {"optimizer": rng.choice(["adam", "sgd"]), "feature_learning": feature_learning}
+            one, other = optimum(graph, **options), optimum(shuffled(rng, graph), **options)
+            assert (one and one.c) == pytest.approx(other and other.c, abs=1e-9)
+
+    def test_bitwise_the_same_when_repeated(self) -> None:
+        chain = random_chain(random.Random(5), 200)
+        assert find_c(**chain, optimizer="sgd") == find_c(**chain, optimizer="sgd")
+
+    @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+    def test_a_walk_of_the_alignments_equals_cold_solves(self, optimizer: str) -> None:
+        rng = random.Random(6)
+        chain = random_chain(rng, 40, 0.3, 1.0)
+        graph = random_graph(rng, 40)
+        solvers = [chain_solver(**chain, optimizer=optimizer), dag_solver(graph, optimizer=optimizer)]
+        for _ in range(200):
+            size = rng.choice([1e-3, 0.02, 0.3])
+            for name in NAMES:
+                chain[name] = [value + rng.uniform(-size, size) for value in chain[name]]
+                for values in graph.nodes.values():
+                    values[name] = min(1.2, values[name] + rng.uniform(-size, size))
+            warm = solvers[0].resolve(*(chain[name] for name in NAMES))
+            assert warm.c == pytest.approx(find_c(**chain, optimizer=optimizer).c, abs=1e-9)
+            try:
+                warm = solvers[1].resolve(*(dict(graph.nodes(data=name)) for name in NAMES))
+            except InfeasibleError:
+                assert optimum(graph, optimizer=optimizer) is None
+            else:
+                assert warm.c == pytest.approx(find_c_dag(graph, optimizer=optimizer).c, abs=1e-9)
+                assert min(warm.r.values()) >= -1e-9
+
+    @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+    def test_small_changes_of_the_alignments_are_small_changes_of_c(self, optimizer: str) -> None:
+        rng = random.Random(7)
+        for _ in range(60):
+            graph = random_graph(rng, rng.randint(2, 40), ties=rng.random() < 0.7)
+            before = optimum(graph, optimizer=optimizer)
+            for values in graph.nodes.values():
+                values.update({name: values[name] + rng.uniform(-1e-4, 1e-4) for name in NAMES})
+            after = optimum(graph, optimizer=optimizer)
+            if before and after:
+                assert after.c == pytest.approx(before.c, abs=0.01)
+
+    def test_the_solver_stays_usable_after_errors(self) -> None:
+        solver = chain_solver(**MUP, **FULL, feature_learning=True)
+        first = solver.solve()
+        with pytest.raises(InfeasibleError):
+            solver.resolve(1.0, [0.5, 0.5, 0.5, 1.2], 1.0)
+        with pytest.raises(InvalidInputError):
+            solver.resolve(math.nan, 0.5, 1.0)
+        assert solver.resolve(1.0, 0.5, 1.0) == first
+
+    def test_solvers_are_copied_and_pickled(self) -> None:
+        solver = chain_solver(**MUP, **FULL)
+        first = solver.solve()
+        for other in (copy.deepcopy(solver), pickle.loads(pickle.dumps(solver))):
+            assert other.solve() == first
+            assert other.resolve(0.5, 0.5, 0.5).c == [0.5, 0.5, 0.5, 0.0]
+        assert solver.solve() == first
+
+
+exponent = st.floats(-0.5, 1.5, allow_nan=False)
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> dict[str, list[float]]:
+    length = draw(st.integers(1, 8))
+    a = draw(st.lists(exponent, min_size=length, max_size=length))
+    b = [-a[0], *(0.5 - value for value in a[1:])]
+    return {"a": a, "b": b} | {
+        name: draw(st.lists(exponent, min_size=length, max_size=length)) for name in ("alpha", "omega", "u")
+    }
+
+
+class TestProperties:
+    @given(chains(), st.sampled_from(["adam", "sgd"]))
+    def test_optimum_of_chains(self, chain: dict[str, list[float]], optimizer: str) -> None:
+        graph = with_all(chain_graph(**chain))
+        assert find_c(**chain, optimizer=optimizer).objective == pytest.approx(
+            network_optimum(graph, optimizer, False, relaxed=True), abs=1e-7
+        )
+
+    @given(chains(), st.lists(exponent, min_size=8, max_size=8), st.sampled_from([("adam", 1), ("sgd", 2)]))
+    def test_moving_a_multiplier_into_the_weights(
+        self, chain: dict[str, list[float]], theta: list[float], optimizer: tuple[str, int]
+    ) -> None:
+        """theory.md, section 3: a + theta, b - theta is the same network with c - theta (Adam) or c - 2 theta (SGD)."""
+        name, times = optimizer
+        moved = chain | {
+            "a": [a + shift for a, shift in zip(chain["a"], theta, strict=False)],
+            "b": [b - shift for b, shift in zip(chain["b"], theta, strict=False)],
+        }
+        before, after = find_c(**chain, optimizer=name), find_c(**moved, optimizer=name)
+        assert after.c == pytest.approx(
+            [c - times * shift for c, shift in zip(before.c, theta, strict=False)], abs=1e-6
+        )
+
+    @given(chains(), st.sampled_from(NAMES), st.integers(0, 7), st.floats(0, 1))
+    def test_more_alignment_never_costs_less(
+        self, chain: dict[str, list[float]], name: str, layer: int, rise: float
+    ) -> None:
+        more = [value + rise * (i == layer) for i, value in enumerate(chain[name])]
+        assert find_c(**chain | {name: more}).objective >= find_c(**chain).objective - 1e-9
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"a": [], "b": []}, "at least one"),
+            ({"b": [0.5, 0.5]}, "got 4 and 2"),
+            ({"alpha": [1.0] * 3}, "alpha must be 4 numbers, one per layer, or one number for all; got 3"),
+            ({"omega": [0.5, math.nan, 0.5, 0.5]}, "layer 1: omega must be a finite number; got nan"),
+            ({"u": math.inf}, "u must be a finite number; got inf"),
+            ({"u": "1.0"}, "u must be"),
+            ({"alpha": None}, "alpha must be a finite number; got None"),
+            ({"a": [-0.5, math.nan, 0.0, 0.5]}, "layer 1: a must be a finite number"),
+            ({"b": [0.6, 0.5, 0.5, 0.5]}, r"layer 0 is a source .* a \+ b must be 0 .* its b is 0.5"),
+            ({"b": [0.5, 0.5, 0.50001, 0.5]}, r"layer 2 is hidden, .* must be 0.5 .* = 0.50001. With this a"),
+            ({"b": [0.5, 0.5, 0.5, -0.1]}, r"layer 3 is a readout .* must be at least 0.5"),
+            ({"optimizer": "lion"}, "one of 'adam', 'sgd'; got 'lion'"),
+        ],
+    )
+    def test_chains(self, changes: dict[str, Any], words: str) -> None:
+        with pytest.raises(InvalidInputError, match=words):
+            find_c(**{**MUP, **FULL, **changes})
+
+    def test_near_misses_are_accepted(self) -> None:
+        assert find_c([-0.5, 0.0, 0.5], [0.5, 0.500004, -1e-13], **FULL).c == pytest.approx([0.5, 1.0, 0.5])
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"h__a": None}, "node 'h' has no attribute a; write graph.nodes"),
+            ({"h__b": None}, "node 'h' has no attribute b"),
+            ({"h__u": None}, "h has no u: a layer with a weight"),
+            ({"h__u": math.nan}, "h: u must be a finite number; got nan"),
+            ({"e__omega": math.inf}, "e: omega must be a finite number; got inf"),
+            ({"h__merge": "max"}, "h: merge must be 'min' .* or 'sum' .*; got 'max'"),
+            ({"h__has_weight": "yes"}, "h: has_weight must be True or False; got 'yes'"),
+            ({"h__b": 0.6}, r"h is hidden, so a \+ b must be 0.5"),
+            ({"h__predecessors": ["e", "z"]}, "node 'h' lists the predecessor 'z', but there is no such node"),
+            ({"h__predecessors": ["e", "o"]}, "node 'h' lists the predecessor 'o', but there is no edge from it"),
+            ({"h__predecessors": []}, "node 'h' has an edge from 'e', but does not list that predecessor"),
+        ],
+    )
+    def test_graphs(self, changes: dict[str, Any], words: str) -> None:
+        with pytest.raises(InvalidInputError, match=words):
+            find_c_dag(mup_graph(**changes))
+
+    def test_shapes_of_graphs(self) -> None:
+        for graph in (nx.DiGraph(), nx.Graph([(0, 1)]), [("e", "h")]):
+            with pytest.raises(InvalidInputError, match=r"networkx.DiGraph with at least one node"):
+                find_c_dag(graph)
+        graph = mup_graph()
+        graph.add_edge("o", "h")
+        with pytest.raises(InvalidInputError, match="cycle, h -> o -> h: no layer may feed itself"):
+            find_c_dag(graph)
+        graph = mup_graph()
+        graph.add_edge("h", "typo")
+        with pytest.raises(InvalidInputError, match="'typo', known only from the edge h -> typo, has no attribute a"):
+            find_c_dag(graph)
+        graph = mup_graph()
+        graph.edges["e", "h"]["multiplicity"] = 0
+        with pytest.raises(InvalidInputError, match="edge e -> h: multiplicity must be a whole number, 1 or more"):
+            find_c_dag(graph)
+        with pytest.raises(InvalidInputError, match="got 'lion'"):
+            find_c_dag(mup_graph(), optimizer="lion")
+
+    def test_alignments_of_a_re_solve(self) -> None:
+        solver = dag_solver(mup_graph())
+        with pytest.raises(InvalidInputError, match="o has no omega"):
+            solver.resolve(1.0, {"h": 0.5}, 1.0)
+        with pytest.raises(InvalidInputError, match="alpha is given for 'x', which is not a node"):
+            solver.resolve({"h": 1.0, "o": 1.0, "x": 1.0}, 0.5, 1.0)
+        with pytest.raises(InvalidInputError, match="alpha must be a dict by node, or one number for all; got 3"):
+            solver.resolve([1.0] * 3, 0.5, 1.0)
+
+    def test_every_error_is_ours(self) -> None:
+        assert issubclass(InvalidInputError, AbcfxError) and issubclass(InvalidInputError, ValueError)
+
+    def test_nodes_whose_names_look_alike(self) -> None:
+        graph = nx.relabel_nodes(mup_graph(), {"e": 1, "h": "1", "o": 2})
+        assert find_c_dag(graph).c == {1: 0.5, "1": 1.0, 2: 0.5}
+
+
+class TestInfeasible:
+    def test_feature_learning_against_omega(self) -> None:
+        with pytest.raises(InfeasibleError) as error:
+            find_c(**MUP, alpha=1.0, omega=[0.5, 0.5, 0.5, 1.2], u=1.0, feature_learning=True)
+        lines = str(error.value).split("\n  - ")
+        assert lines[0] == "no exponents satisfy these constraints together; relax one of them:"
+        assert set(lines[1:]) == {
+            "layer 3: omega: r(layer 3) <= r(layer 2) + -0.2 (its initial weights pass on the change of the input)",
+            "layer 3: r >= 0",
+            "layer 2: r = 0",
+        }
+
+    def test_a_source_without_weight_that_grows(self) -> None:
+        graph = mup_graph(e__has_weight=False, e__a=-0.3)
+        with pytest.raises(InfeasibleError, match=r"e: source: r\(e\) <= -0.3 .*\n.*e: r >= 0"):
+            find_c_dag(graph)
+
+    def test_only_branching_finds_out(self) -> None:
+        graph = mup_graph()
+        graph.add_node("act", a=0.2, has_weight=False)
+        graph.remove_edge("h", "o")
+        graph.add_edges_from([("h", "act"), ("act", "o")])
+        with pytest.raises(InfeasibleError) as error:
+            find_c_dag(graph, feature_learning=True)
+        assert "no exponents put r(act) exactly at the bound" in str(error.value)
+        assert "act: input: r(act) = r(h) + 0.2" in str(error.value)
+        assert "h: r >= 0" in str(error.value)
