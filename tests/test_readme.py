@@ -1,0 +1,80 @@
+"""The README's and the docs' Python runs, and the report in the README is the one that is printed today.
+
+`python tests/test_readme.py` writes the report anew.
+"""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import abcfx
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+REPORT = re.compile(r"(<!-- report: [^\n]*-->\n```text\n)(.*?)(```\n)", re.S)
+
+
+def snippets(path):
+    return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+
+
+def printed_report():
+    """What the README's first snippet prints."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), torch.random.fork_rng(devices=[]):
+        exec(compile(snippets(README)[0], str(README), "exec"), {})
+    return output.getvalue().rstrip("\n") + "\n"
+
+
+def without_times(report):
+    """Up to the last line, whose times differ from run to run."""
+    return re.sub(r"Time \(ms\):.*", "", report, flags=re.S)
+
+
+def test_the_report_in_the_readme_is_the_one_that_is_printed():
+    (shown,) = REPORT.findall(README.read_text(encoding="utf-8"))
+    assert "blocks.{0,1}" in shown[1]
+    assert without_times(shown[1]) == without_times(printed_report()), "to fix: python tests/test_readme.py"
+
+
+def test_the_other_snippet_of_the_readme_runs():
+    _, chain = snippets(README)
+    exec(compile(chain, str(README), "exec"), {"abcfx": abcfx})
+
+
+def test_the_rules_of_the_docs_work(monkeypatch):
+    from abcfx.rules import registry
+
+    for name in ("_BY_OBJECT", "_BY_MODULE", "_BY_NAME"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+    namespace = {"__name__": "docs"}
+    for snippet in snippets(ROOT / "docs" / "rules.md"):
+        exec(compile(snippet, "rules.md", "exec"), namespace)
+
+    class Net(torch.nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.first, self.gate = torch.nn.Linear(10, width), torch.nn.Linear(10, width)
+            self.scaled, self.last = namespace["Scaled"](width), torch.nn.Linear(width, 4)
+
+        def forward(self, x):
+            return self.last(self.scaled(namespace["gated"](self.gate(x), self.first(x))))
+
+    kinds = [data["kind"].name for _, data in abcfx.transform(Net(64)).dag.nodes.items()]
+    assert kinds.count("product") == 2
+    assert "pointwise" in kinds
+
+
+@pytest.mark.parametrize("path", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+if __name__ == "__main__":
+    text = README.read_text(encoding="utf-8")
+    README.write_text(REPORT.sub(lambda found: found[1] + printed_report() + found[3], text), encoding="utf-8")
