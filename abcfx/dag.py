@@ -30,7 +30,7 @@ from abcfx.rules import (
 )
 from abcfx.rules.elementwise import constant as makes_constant
 from abcfx.rules.kinds import Merge, Norm, Product, ScalarArgument, Softmax
-from abcfx.rules.values import is_discrete
+from abcfx.rules.values import is_discrete, shape_of
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,13 @@ def _tensors(value: Any) -> list[Value]:
     return [leaf for leaf in _leaves(value) if isinstance(leaf, Value)]
 
 
+def _returned_by(node: fx.Node, value: Any) -> Any:
+    """A tensor is where the node returns it, whatever its rule took it from."""
+    if not isinstance(value, Value):
+        return value
+    return replace(value, at=node, shape=shape_of(node) or value.shape)
+
+
 def _lost(given: Iterable[Any], returned: Any) -> str:
     """What an op was given that should change with training while nothing that it returned does."""
     tensors = _tensors(returned)
@@ -166,10 +173,19 @@ class _Interpreter:
         for node in graph.nodes:
             if node.op == "output":
                 returned = self._load(node.args)
-            else:
-                self.values[node] = self._evaluate(node)
+            elif node not in self.values:
+                self.values[node] = _returned_by(node, self._evaluate(node))
                 if _writes(node):
                     self._write_back(node)
+        return returned
+
+    def _run_inside(self, inside: fx.GraphModule, inputs: tuple[Any, ...]) -> Any:
+        """A region of its own (no_grad, autocast) is a graph that a node calls with its inputs."""
+        placeholders = [n for n in inside.graph.nodes if n.op == "placeholder"]
+        inner = _Interpreter(inside, self.dag, self.names, self.report_unknown)
+        inner.values = dict(zip(placeholders, inputs, strict=True))
+        (returned,) = inner.run(inside.graph)
+        self.notes += inner.notes
         return returned
 
     def _write_back(self, node: fx.Node) -> None:
@@ -202,6 +218,10 @@ class _Interpreter:
             return op.constant()
         if all(isinstance(v, Value) and v.is_constant for v in values):
             return _arithmetic(op, node, args) if any(isinstance(leaf, Number) for leaf in leaves) else op.constant()
+        if isinstance(node.target, type):  # a dataclass or named tuple is filled
+            return (*args, *kwargs.values())
+        if (inside := next((a for a in args if isinstance(a, fx.GraphModule)), None)) is not None:
+            return self._run_inside(inside, args[args.index(inside) + 1 :])
         rule = find_function_rule(node.target)
         if rule is None:
             return self._unknown(op, node, node.target, values)
@@ -293,9 +313,11 @@ def _arithmetic(op: Op, node: fx.Node, args: tuple[Any, ...]) -> Any:
 
 
 def _unknown(node: fx.Node, target: Any) -> UnknownOpError:
-    is_module = isinstance(target, type)
-    name = plain_name(target) if not is_module else None
-    shown = f"{target.__module__}.{target.__qualname__}" if is_module or callable(target) else f"Tensor.{target}"
+    target = getattr(target, "autograd_function", target)
+    is_module = isinstance(target, type) and issubclass(target, torch.nn.Module)
+    name = None if isinstance(target, type) else plain_name(target)
+    qualified = getattr(target, "__qualname__", type(target).__qualname__)
+    shown = f"Tensor.{target}" if isinstance(target, str) else f"{target.__module__}.{qualified}"
     key = f'"{name}"' if name else getattr(target, "__name__", str(target))
     arguments = "op, module, x" if is_module else "op, x"
     return UnknownOpError(

@@ -180,9 +180,12 @@ def _matrix(
     if tied_roles:
         why += f"; tied, also used as {' and '.join(dict.fromkeys(tied_roles))}"
         e_in = max(side[0] for side in sides)
+    inner = any(isinstance(kind := dag.kind(node), Layer) and kind.inner for node in nodes)
+    if inner and a_lead:
+        why += "; no scale node can be placed inside the op, so init and rate carry its multiplier"
     void = len(nodes) == 1 and role != "plain" and dag.is_void(nodes[0])
-    if void:  # a norm follows: a is a gauge; in the one with a = 0 the norm's eps stays negligible
-        a, b = {nodes[0]: 0.0}, a_lead + b
+    if void or inner:  # a is a gauge; before a norm the one with a = 0 keeps the norm's eps negligible
+        a, b = dict.fromkeys(nodes, 0.0), a_lead + b
     return ParameterExponents(role, why, e_in, e_out, a, b, void=void, learns=role != "plain")
 
 

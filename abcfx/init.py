@@ -175,7 +175,7 @@ def _snapped(measured: float, error: float, growth: tuple[float, ...]) -> tuple[
     reach = RESOLUTION + SIGMAS * error
     usual = {0.0, *(k / 2 * e for e in {1.0, *growth} for k in (1, 2))}
     quarters = {k / 4 * e for e in {1.0, *growth} for k in range(-8, 9)}
-    for candidates, within in ((usual, reach / 2), (usual | quarters, reach)):
+    for candidates, within in ((usual, 0.75 * reach), (usual | quarters, reach)):
         nearest = min(candidates, key=lambda x: (abs(x - measured), abs(x)))
         if abs(nearest - measured) <= within:
             return nearest + 0.0, True

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from operator import attrgetter
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -18,7 +20,7 @@ from abcfx.dag import LayerDag
 from abcfx.errors import InvalidInputError, PairingError
 from abcfx.location import location
 from abcfx.rules import Layer, Number, Vector
-from abcfx.rules.kinds import Dim, ParameterDim, ScalarArgument
+from abcfx.rules.kinds import Dim, ModuleAttribute, ParameterDim, ScalarArgument, TensorDim
 from abcfx.rules.values import DATA, shape_of
 
 
@@ -29,21 +31,21 @@ class Growth(ABC):
     has_base: bool
 
     @abstractmethod
-    def dim(self, dim: Dim) -> float:
+    def dim(self, dim: ParameterDim | TensorDim) -> float:
         """Growth exponent of one dim."""
 
     @abstractmethod
-    def scalar(self, scalar: ScalarArgument) -> float:
+    def scalar(self, scalar: ScalarArgument | ModuleAttribute) -> float:
         """Exponent of m in a Python number that stands in the graph."""
 
     def dims(self, *dims: Dim) -> float:
         """Sum of the growth exponents of several dims."""
-        return sum(self.dim(d) for d in dims)
+        return sum(self.number(d) if isinstance(d, Number) else self.dim(d) for d in dims)
 
     def number(self, number: Number) -> float:
         """Exponent of m in a product of powers."""
         return sum(
-            power * (self.scalar(what) if isinstance(what, ScalarArgument) else self.dim(what))
+            power * (self.scalar(what) if isinstance(what, ScalarArgument | ModuleAttribute) else self.dim(what))
             for what, power in number.powers
         )
 
@@ -89,10 +91,10 @@ class StructuralGrowth(Growth):
     def _mark_vector(self, vector: Vector, dag: LayerDag, grows: bool) -> None:
         self._mark(vector.dims[-1:], grows)
 
-    def dim(self, dim: Dim) -> float:
+    def dim(self, dim: ParameterDim | TensorDim) -> float:
         return self._grows.get((dim.parameter, dim.index), 0.0) if isinstance(dim, ParameterDim) else 0.0
 
-    def scalar(self, scalar: ScalarArgument) -> float:
+    def scalar(self, scalar: ScalarArgument | ModuleAttribute) -> float:
         return 0.0
 
 
@@ -109,10 +111,10 @@ class SizeGrowth(Growth):
     def _exponent(self, ratio: float) -> float:
         return 0.0 if ratio == 1.0 else math.log(ratio) / math.log(self.scale)
 
-    def dim(self, dim: Dim) -> float:
+    def dim(self, dim: ParameterDim | TensorDim) -> float:
         return self._exponent(self._ratios[dim.parameter][dim.index]) if isinstance(dim, ParameterDim) else 0.0
 
-    def scalar(self, scalar: ScalarArgument) -> float:
+    def scalar(self, scalar: ScalarArgument | ModuleAttribute) -> float:
         return 0.0
 
 
@@ -122,8 +124,14 @@ class PairedGrowth(SizeGrowth):
     def __init__(self, target: CapturedGraph, base: CapturedGraph) -> None:
         super().__init__(dict(target.model.named_parameters()), dict(base.model.named_parameters()))
         self._twin = pair_graphs(target, base)
+        self._modules = target.module, base.module
 
-    def dim(self, dim: Dim) -> float:
+    def _both(self, scalar: ScalarArgument | ModuleAttribute) -> tuple[Any, Any]:
+        """The number in the target and in the base."""
+        ours, theirs = self._modules
+        return _value(ours, scalar.node, scalar), _value(theirs, self._twin[scalar.node], scalar)
+
+    def dim(self, dim: ParameterDim | TensorDim) -> float:
         if isinstance(dim, ParameterDim):
             return super().dim(dim)
         if self.scale == 1.0:
@@ -138,11 +146,8 @@ class PairedGrowth(SizeGrowth):
         size, base_size = sizes[dim.index], base_sizes[dim.index]
         return 0.0 if DATA in (size, base_size) or not base_size else self._exponent(size / base_size)
 
-    def scalar(self, scalar: ScalarArgument) -> float:
-        value, base_value = (
-            node.kwargs.get(scalar.key) if isinstance(scalar.key, str) else node.args[scalar.key]
-            for node in (scalar.node, self._twin[scalar.node])
-        )
+    def scalar(self, scalar: ScalarArgument | ModuleAttribute) -> float:
+        value, base_value = self._both(scalar)
         if value == base_value or not isinstance(value, int | float) or not isinstance(base_value, int | float):
             return 0.0
         if value * base_value <= 0:
@@ -151,6 +156,12 @@ class PairedGrowth(SizeGrowth):
                 f"{location(scalar.node)}; such a change is no power of width."
             )
         return self._exponent(value / base_value)
+
+
+def _value(module: torch.nn.Module, node: fx.Node, scalar: ScalarArgument | ModuleAttribute) -> Any:
+    if isinstance(scalar, ModuleAttribute):
+        return attrgetter(scalar.key)(module.get_submodule(str(node.target)))
+    return node.kwargs.get(scalar.key) if isinstance(scalar.key, str) else node.args[scalar.key]
 
 
 def measure_growth(target: CapturedGraph, dag: LayerDag, base: CapturedGraph | None) -> Growth:

@@ -61,6 +61,8 @@ def insert_scales(gm: fx.GraphModule, scales: Sequence[Scale]) -> PassResult:
         touched.append(node.name)
     for graph in {id(scale.node.graph): scale.node.graph for scale in wanted}.values():
         graph.lint()
+        if isinstance(owner := graph.owning_module, fx.GraphModule) and owner is not gm:
+            owner.recompile()
     if touched:
         gm.recompile()
     return PassResult(gm, tuple(touched))

@@ -361,3 +361,82 @@ def test_vectors_follow_the_gradient_under_sgd() -> None:
     assert c["emb.bias"] == c["hidden.0.bias"] == -1.0 and c["head.bias"] == 0.0
     standard = abcfx.transform(MLP(64), base=MLP(16), optimizer="sgd", parametrization="sp")
     assert spec_of(standard, "c")["emb.bias"] == -0.5
+
+
+def test_a_custom_autograd_function_takes_a_rule_by_its_class() -> None:
+    class Clipped(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+            return grads[0].clamp(-1, 1)
+
+    class Odd(MLP):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(Clipped.apply(self.emb(x)))
+
+    x = torch.randn(4, 20)
+    with pytest.raises(abcfx.UnknownOpError, match=r"register_rule\(Clipped\)"):
+        abcfx.transform(Odd(16), x)
+    abcfx.register_rule(Clipped)(lambda op, x: op.same(x))
+    result = abcfx.transform(Odd(16), x)
+    assert result.header["captured"] == "record" and result.spec["emb.weight"]["role"] == "embedding"
+
+
+class Recurrent(nn.Module):
+    def __init__(self, width: int, kind: type[nn.RNNBase] = nn.LSTM) -> None:
+        super().__init__()
+        self.rnn = kind(6, width, num_layers=2, batch_first=True)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(x)[0])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_weights_carry_their_multiplier_in_init_and_rate(kind: type[nn.RNNBase]) -> None:
+    """Effective exponents a + b, a + c of muP: 0 and 0 for the input weight of layer 0, 1/2 and 1 for the others."""
+    result = abcfx.transform(Recurrent(64, kind), torch.randn(3, 5, 6), base=Recurrent(16, kind), parametrization="ntk")
+    found = {name: (row["a"], row["b"], row["c"]) for name, row in result.spec.items() if "weight" in name}
+    assert found["rnn.weight_ih_l0"] == (0.0, 0.0, 0.0)
+    assert {found[f"rnn.weight_{name}"] for name in ("hh_l0", "ih_l1", "hh_l1")} == {(0.0, 0.5, 1.0)}
+    assert result.spec["rnn.bias_ih_l0"]["init_factor"] == 2.0  # torch lets it shrink with fan_in
+    assert [node.name for node in scale_nodes(result.module.graph)] == ["head_scale"]
+
+
+class Reparametrized(nn.Module):
+    def __init__(self, width: int, wrap: Any) -> None:
+        super().__init__()
+        self.stem, self.fc, self.head = nn.Linear(6, width), wrap(nn.Linear(width, width)), nn.Linear(width, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(F.relu(self.fc(F.relu(self.stem(x)))))
+
+
+@pytest.mark.parametrize("wrap", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_a_reparametrized_weight_is_a_layer(wrap: str) -> None:
+    wrapper = getattr(nn.utils.parametrizations, wrap)
+    result = abcfx.transform(Reparametrized(64, wrapper), torch.randn(3, 6), base=Reparametrized(16, wrapper))
+    roles = {name: row["role"] for name, row in result.spec.items() if name.startswith("fc.parametrizations")}
+    assert sorted(roles.values()) == (["hidden", "vector"] if wrap == "weight_norm" else ["hidden"])
+    assert "plain" not in {row["role"] for row in result.spec.values()}
+
+
+def test_attention_module_with_growing_heads_and_with_growing_head_dim() -> None:
+    class Attention(nn.Module):
+        def __init__(self, width: int, heads: int) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(6, width), nn.Linear(width, 2)
+            self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            return self.head(x + self.attention(x, x, x, need_weights=False)[0])
+
+    x = torch.randn(3, 5, 6)
+    more = abcfx.transform(Attention(64, 8), x, base=Attention(16, 2)).spec
+    wider = abcfx.transform(Attention(64, 2), x, base=Attention(16, 2)).spec
+    assert more["attention.in_proj_weight"]["c"] == 1.0
+    assert wider["attention.in_proj_weight"]["c"] == 1.5  # 1/sqrt(head_dim) leaves logits that would grow at c = 1

@@ -141,6 +141,7 @@ class Recorder(TorchFunctionMode):
 
         apply.__name__ = apply.__qualname__ = f"{cls.__name__}_apply"
         apply.__module__ = cls.__module__
+        apply.__dict__["autograd_function"] = cls  # what rules are registered for
         given = self._argument(args), self._argument(kwargs)
         out = self._whole(lambda: original(*args, **kwargs))
         self._bind(out, self._create("call_function", apply, *given))

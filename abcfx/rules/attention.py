@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from abcfx.rules.kinds import Number
+import torch.nn as nn
+
+from abcfx.rules.kinds import Dim, Number
 from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
 from abcfx.rules.values import Value
+
+
+def _attend(op: Op, query: Value, key: Value, value: Value, head: Dim | None, scale: Number | None, mask: Any) -> Value:
+    """softmax(scale * query key + mask) value, where `head` is the dim that query and key are contracted over."""
+    logits = op.product(query, key, () if head is None else (head,))
+    if scale is not None:
+        logits = op.scale(logits, scale)
+    if isinstance(mask, Value):
+        logits = op.merge([logits, mask])
+    return op.product(op.pointwise(logits), value)
 
 
 @register_rule("scaled_dot_product_attention")
@@ -23,13 +35,42 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
 ) -> Value:
     head = query.dim(-1)
-    logits = op.product(query, key, () if head is None else (head,))
-    if isinstance(scale, Number):
-        logits = op.scale(logits, scale)
-    elif scale is not None:
-        logits = op.scale(logits, op.scalar("scale"))
-    elif head is not None:
-        logits = op.scale(logits, Number(((head, -0.5),)))
-    if isinstance(attn_mask, Value):
-        logits = op.merge([logits, attn_mask])
-    return op.product(op.pointwise(logits), value)
+    if scale is None:
+        factor = None if head is None else Number(((head, -0.5),))
+    else:
+        factor = scale if isinstance(scale, Number) else op.scalar("scale")
+    return _attend(op, query, key, value, head, factor, attn_mask)
+
+
+@register_rule(nn.MultiheadAttention)
+def multi_head_attention(
+    op: Op, module: nn.MultiheadAttention, query: Value, key: Value, value: Value, *args: Any, **kwargs: Any
+) -> tuple[Value, Value]:
+    mask = kwargs.get("attn_mask", args[2] if len(args) > 2 else None)
+    out = attend_with(op, module, query, key, value, mask)
+    return out, op.pointwise(out)
+
+
+def attend_with(
+    op: Op, module: nn.MultiheadAttention, query: Value, key: Value, value: Value, mask: Any, path: str = ""
+) -> Value:
+    """Multi-head attention by a module that is called, or that stands at `path` inside the one that is."""
+    fused = op.parameter(module, "in_proj_weight")
+    bias = op.parameter(module, "in_proj_bias")
+    if fused is not None and query == key == value:
+        q = k = v = op.layer(query, fused, [-1], [-2], bias, inner=True, pieces=3)
+    else:
+        separate = [op.parameter(module, f"{name}_proj_weight") for name in "qkv"]
+        weights = [fused] * 3 if fused is not None else separate
+        q, k, v = (
+            op.layer(x, weight, [-1], [-2], bias, inner=True)
+            for x, weight in zip((query, key, value), weights, strict=True)
+            if weight is not None
+        )
+    extra = [op.parameter(module, name) for name in ("bias_k", "bias_v")]
+    k, v = (op.merge([x, e]) if e is not None else x for x, e in zip((k, v), extra, strict=True))
+    head = op.attribute(f"{path}head_dim")
+    out = _attend(op, q, k, v, head, head.power(-0.5), mask)
+    weight = op.parameter(module.out_proj, "weight")
+    assert weight is not None
+    return op.layer(out, weight, [-1], [-2], op.parameter(module.out_proj, "bias"), inner=True)

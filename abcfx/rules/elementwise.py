@@ -188,8 +188,10 @@ def std(op: Op, x: Value, dim: Any = None, *_: Any, **__: Any) -> Value:
     return op.spread(x, dim, 0.5)
 
 
-@register_rule("cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
-               "binary_cross_entropy_with_logits", "binary_cross_entropy", "kl_div")  # fmt: skip
+@register_rule(
+    "cross_entropy", "cross_entropy_loss", "nll_loss", "nll_loss_nd", "mse_loss", "l1_loss", "smooth_l1_loss",
+    "huber_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy", "kl_div",
+)  # fmt: skip
 def loss(op: Op, x: Value, target: Any, *_: Any, **__: Any) -> Value:
     """A loss is as stable as what goes in; finite dims are averaged."""
     return op.merge([v for v in (x, target) if isinstance(v, Value)])

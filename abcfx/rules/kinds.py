@@ -41,20 +41,27 @@ class ScalarArgument(NamedTuple):
     key: int | str
 
 
-Dim = ParameterDim | TensorDim
+class ModuleAttribute(NamedTuple):
+    """A Python number that the module called at an fx node has under the dotted name `key`."""
+
+    node: fx.Node
+    key: str
 
 
 @dataclass(frozen=True)
 class Number:
     """A Python number that may change with width: a product of powers of dim sizes and of scalar arguments."""
 
-    powers: tuple[tuple[Dim | ScalarArgument, float], ...] = ()
+    powers: tuple[tuple[ParameterDim | TensorDim | ScalarArgument | ModuleAttribute, float], ...] = ()
 
     def power(self, exponent: float) -> Number:
         return Number(tuple((what, power * exponent) for what, power in self.powers))
 
     def times(self, other: Number) -> Number:
         return Number(self.powers + other.powers)
+
+
+Dim = ParameterDim | TensorDim | Number
 
 
 class Bound(NamedTuple):
@@ -144,12 +151,17 @@ class Kind(ABC):
 
 @dataclass(frozen=True)
 class Layer(Kind):
-    """A use of `parameter`: y = m^-a W x, contracted over the dims `fan_in` of the parameter (none for a lookup)."""
+    """A use of `parameter`: y = m^-a W x, contracted over the dims `fan_in` of the parameter (none for a lookup).
+
+    `pieces`: how many layers it counts for in the objective (fused q, k, v: 3). `inner`: no scale node can be placed at
+    it, since its input exists only inside an op; then a = 0, and init and rate carry the multiplier.
+    """
 
     parameter: str
     fan_in: tuple[Dim, ...]
     fan_out: tuple[Dim, ...]
     pieces: int = 1
+    inner: bool = False
 
     def size(self, node: str, known: Known) -> float:
         product = known.a(node) + known.b(self.parameter) + known.size(self.inputs[0]) - known.growth(*self.fan_in) / 2

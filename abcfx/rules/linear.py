@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch.nn as nn
@@ -34,6 +35,12 @@ def embedding_module(op: Op, module: nn.Module, ids: Value, *_: Any) -> Value:
     weight = op.parameter(module, "weight")
     assert weight is not None
     return embedding(op, ids, weight)
+
+
+@register_rule("weight_norm", "weight_norm_interface")
+def weight_norm(op: Op, direction: Value, gain: Value, *_: Any) -> Value:
+    """gain * direction / |direction|: at init it equals the direction, and it changes as it does."""
+    return replace(direction, at=op.at, gains=() if gain.parameter is None else (gain.parameter,))
 
 
 @register_rule("matmul", "mm", "bmm", "mv", "dot")

@@ -10,11 +10,14 @@ import networkx as nx
 import torch
 import torch.fx as fx
 
+from abcfx.errors import UnknownOpError
+from abcfx.location import location
 from abcfx.rules.kinds import (
     Dim,
     Kind,
     Layer,
     Merge,
+    ModuleAttribute,
     Norm,
     Number,
     Pointwise,
@@ -49,9 +52,31 @@ class Op:
         held = getattr(owner, name, None)
         if held is None:
             return None
-        if held not in self._names:  # computed in the module's forward, as weight norm does
-            return Value()
-        return Value(parameter=self._names[held], dims=tuple(range(held.ndim)), shape=tuple(held.shape))
+        gains: tuple[str, ...] = ()
+        if held not in self._names:
+            held, gains = self._computed_from(owner, name, held)
+        return Value(None, None, self._names[held], tuple(range(held.ndim)), tuple(held.shape), gains=gains)
+
+    def attribute(self, key: str) -> Number:
+        """The Python number `key` of the module that is called; it may change with width."""
+        return Number(((ModuleAttribute(self.at, key), 1.0),))
+
+    def _computed_from(
+        self, owner: torch.nn.Module, name: str, held: torch.Tensor
+    ) -> tuple[torch.nn.Parameter, tuple[str, ...]]:
+        """The parameter that a reparametrized weight (weight norm, spectral norm) stands for, and its gains.
+
+        At init such a weight equals that parameter up to a norm, and changes as it does.
+        """
+        parts = [p for n, p in owner.named_parameters() if n.startswith((f"parametrizations.{name}.", f"{name}_"))]
+        main = [p for p in parts if p.shape == held.shape and p in self._names]
+        if len(main) != 1:
+            raise UnknownOpError(
+                f"{type(owner).__name__}.{name} in {location(self.at)} is computed from {len(parts)} parameters; how "
+                f"it changes with them is not known.\n"
+                f"  To fix: register a rule for the module, @abcfx.register_rule({type(owner).__name__})"
+            )
+        return main[0], tuple(self._names[p] for p in parts if p is not main[0] and p in self._names)
 
     def scalar(self, key: int | str) -> Number:
         """The Python number at position (or keyword) `key` of the op's arguments; it may change with width."""
@@ -81,18 +106,21 @@ class Op:
         fan_in: Sequence[int],
         fan_out: Sequence[int],
         bias: Value | None = None,
-        name: str | None = None,
+        inner: bool = False,
+        pieces: int = 1,
     ) -> Value:
         """A weight op: contracts dims `fan_in` of `weight` with x (None: a lookup in a table), gives dims `fan_out`."""
-        source = None if x is None else x.node
+        source = None if x is None else self._node(x)
         if weight.parameter is None or weight.node is not None:
             dims = tuple(d for i in fan_in if (d := weight.dim(i)) is not None)
             y = self.product(x if x is not None else Value(), weight, dims)
             return y if bias is None else self.merge([y, bias])
         dims_in = tuple(d for i in fan_in if (d := weight.dim(i)) is not None)
         dims_out = tuple(d for i in fan_out if (d := weight.dim(i)) is not None)
-        kind = Layer((source,), weight.parameter, dims_in, dims_out, vectors=self._vectors(bias))
-        layer = self._add(name or self._layer_name(weight.parameter), kind)
+        inner = inner or (x is not None and x.at not in self.at.all_input_nodes)
+        vectors = self._vectors(bias) + tuple(v for name in weight.gains for v in self._vectors(Value(parameter=name)))
+        kind = Layer((source,), weight.parameter, dims_in, dims_out, pieces, inner, vectors=vectors)
+        layer = self._add(self._layer_name(weight.parameter), kind)
         self.dag.nodes[layer.node]["operand"] = None if x is None else x.at
         return layer
 
@@ -108,6 +136,8 @@ class Op:
     def product(self, x: Value, y: Value, contracted: tuple[Dim, ...] = ()) -> Value:
         """x * y entry by entry, or contracted over the dims given. x times 1 / (a norm of x) is a norm."""
         for tensor, factor in ((x, y), (y, x)):
+            if (weight := self._reparametrized(tensor, factor)) is not None:
+                return weight
             stat = factor.statistic
             if stat is not None and stat.reduced and stat.degree == -1 and tensor.node is not None and not contracted:
                 normed = self._normed(tensor.node, stat)
@@ -190,7 +220,20 @@ class Op:
         name = x.parameter
         if name not in self.dag:
             self._add(name, Vector((), name, x.all_dims()))
+        if x.gains:
+            return self.merge([Value(name), *(Value(parameter=gain) for gain in x.gains)]).node
         return name
+
+    def _reparametrized(self, x: Value, y: Value) -> Value | None:
+        """A weight times a function of parameters alone (its own norm, a learned gain) is still that weight."""
+        if x.parameter is None or x.node is not None or (x.ndim or 0) < 2 or y.node is None:
+            return None
+        above = nx.ancestors(self.dag, y.node) | {y.node}
+        vectors = [self.dag.nodes[n]["kind"].parameter for n in above if isinstance(self.dag.nodes[n]["kind"], Vector)]
+        if any(isinstance(self.dag.nodes[n]["kind"], Layer) for n in above):
+            return None
+        gains = tuple(dict.fromkeys((*x.gains, *(name for name in vectors if name != x.parameter))))
+        return replace(x, at=self.at, gains=gains)
 
     def _normed(self, node: str, stat: Statistic) -> Value | None:
         """`node` divided by a norm of `stat.node`: a Norm, if it is that node or a product of it with other factors."""

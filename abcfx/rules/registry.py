@@ -32,8 +32,9 @@ _SAME_NAME = {
 def register_rule(*targets: object) -> Callable[[R], R]:
     """Register a rule for ops that abcfx does not know (or to replace a rule that it has).
 
-    A target is a function as it appears in the graph (mind `torch.fx.wrap` for your own), an `nn.Module` subclass, or
-    the plain name of a torch function, method or custom op ("relu" serves all its forms; "mylib::scan" a custom op).
+    A target is a function as it appears in the graph (mind `torch.fx.wrap` for your own), an `nn.Module` or an
+    `autograd.Function` subclass, or the plain name of a torch function, method or custom op ("relu" serves all its
+    forms; "mylib::scan" a custom op).
     The rule gets an `Op`, for a module then the module, then the op's own arguments, tensors as `Value`:
 
         @abcfx.register_rule(my_ops.swiglu)
@@ -55,7 +56,8 @@ def register_rule(*targets: object) -> Callable[[R], R]:
 
 
 def find_function_rule(target: Any) -> Rule | None:
-    """The rule of a call_function or call_method target."""
+    """The rule of a call_function or call_method target; of an autograd.Function, that of its class."""
+    target = getattr(target, "autograd_function", target)
     if not isinstance(target, str) and (rule := _BY_OBJECT.get(target)) is not None:
         return rule
     name = plain_name(target)

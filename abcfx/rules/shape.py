@@ -18,6 +18,7 @@ from abcfx.rules.values import Sizes, Value
     "repeat", "tile", "repeat_interleave", "ravel", "pad", "constant_pad_nd", "roll", "flip", "narrow", "unfold",
     "fold", "diagonal", "as_strided", "broadcast_to", "index_select", "gather", "take_along_dim", "masked_select",
     "sort", "moveaxis", "slice", "slice_copy", "view_as_real", "view_as_complex", "diff", "rot90", "trace",
+    "add_batch_dim", "remove_batch_dim",
 )  # fmt: skip
 def regroup(op: Op, x: Value, *_: Any, **__: Any) -> Value:
     return op.view(x)

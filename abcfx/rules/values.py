@@ -35,6 +35,7 @@ class Value:
     `parameter`: its name, when the tensor is a parameter or a plain view of one.
     `dims`: for a parameter, which of its dims each dim of the tensor is; None once a view has regrouped them.
     `shape`: sizes of the concrete tensor, when known. `statistic`: see there.
+    `gains`: parameters that a reparametrized weight is multiplied with, such as the magnitude of weight norm.
     """
 
     node: str | None = None
@@ -43,6 +44,7 @@ class Value:
     dims: tuple[int, ...] | None = None
     shape: tuple[int, ...] | None = None
     statistic: Statistic | None = None
+    gains: tuple[str, ...] = ()
 
     @property
     def is_constant(self) -> bool:
