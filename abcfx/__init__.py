@@ -1,4 +1,4 @@
-"""abcfx: width-stable scales, init and learning rates for any PyTorch model, by a compiler pass and a linear program."""
+"""Scales, init and learning rates that hold at any width, for any PyTorch model: a compiler pass and a linear program."""
 
 from abcfx.errors import (
     AbcfxError,

@@ -15,7 +15,8 @@ from abcfx.dag import LayerDag
 from abcfx.errors import InvalidInputError
 from abcfx.parametrizations import MATRIX_ROLES, ROLES, Family, named_exponents
 from abcfx.patterns import match_patterns
-from abcfx.rules import Dim, Layer, Number
+from abcfx.rules import Layer, Number
+from abcfx.rules.kinds import Extent
 from abcfx.widths import Growth
 
 TOLERANCE = 1e-6
@@ -61,7 +62,7 @@ class Setting:
             if moved or learns or (isinstance(kind, Layer) and self.learns(kind.parameter)):
                 self._changing.add(node)
 
-    def growth(self, *dims: Dim) -> float:
+    def growth(self, *dims: Extent) -> float:
         return self.widths.dims(*dims)
 
     def number(self, number: Number) -> float:

@@ -20,7 +20,7 @@ from abcfx.dag import LayerDag
 from abcfx.errors import InvalidInputError, PairingError
 from abcfx.location import location
 from abcfx.rules import Layer, Number, Vector
-from abcfx.rules.kinds import Dim, ModuleAttribute, ParameterDim, ScalarArgument, TensorDim
+from abcfx.rules.kinds import Dim, Extent, ModuleAttribute, ParameterDim, ScalarArgument
 from abcfx.rules.values import DATA, shape_of
 
 
@@ -31,14 +31,14 @@ class Growth(ABC):
     has_base: bool
 
     @abstractmethod
-    def dim(self, dim: ParameterDim | TensorDim) -> float:
+    def dim(self, dim: Dim) -> float:
         """Growth exponent of one dim."""
 
     @abstractmethod
     def scalar(self, scalar: ScalarArgument | ModuleAttribute) -> float:
         """Exponent of m in a Python number that stands in the graph."""
 
-    def dims(self, *dims: Dim) -> float:
+    def dims(self, *dims: Extent) -> float:
         """Sum of the growth exponents of several dims."""
         return sum(self.number(d) if isinstance(d, Number) else self.dim(d) for d in dims)
 
@@ -91,7 +91,7 @@ class StructuralGrowth(Growth):
     def _mark_vector(self, vector: Vector, dag: LayerDag, grows: bool) -> None:
         self._mark(vector.dims[-1:], grows)
 
-    def dim(self, dim: ParameterDim | TensorDim) -> float:
+    def dim(self, dim: Dim) -> float:
         return self._grows.get((dim.parameter, dim.index), 0.0) if isinstance(dim, ParameterDim) else 0.0
 
     def scalar(self, scalar: ScalarArgument | ModuleAttribute) -> float:
@@ -111,7 +111,7 @@ class SizeGrowth(Growth):
     def _exponent(self, ratio: float) -> float:
         return 0.0 if ratio == 1.0 else math.log(ratio) / math.log(self.scale)
 
-    def dim(self, dim: ParameterDim | TensorDim) -> float:
+    def dim(self, dim: Dim) -> float:
         return self._exponent(self._ratios[dim.parameter][dim.index]) if isinstance(dim, ParameterDim) else 0.0
 
     def scalar(self, scalar: ScalarArgument | ModuleAttribute) -> float:
@@ -131,7 +131,7 @@ class PairedGrowth(SizeGrowth):
         ours, theirs = self._modules
         return _value(ours, scalar.node, scalar), _value(theirs, self._twin[scalar.node], scalar)
 
-    def dim(self, dim: ParameterDim | TensorDim) -> float:
+    def dim(self, dim: Dim) -> float:
         if isinstance(dim, ParameterDim):
             return super().dim(dim)
         if self.scale == 1.0:

@@ -6,13 +6,15 @@ from typing import Any
 
 import torch.nn as nn
 
-from abcfx.rules.kinds import Dim, Number
+from abcfx.rules.kinds import Extent, Number
 from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
 from abcfx.rules.values import Value
 
 
-def _attend(op: Op, query: Value, key: Value, value: Value, head: Dim | None, scale: Number | None, mask: Any) -> Value:
+def _attend(
+    op: Op, query: Value, key: Value, value: Value, head: Extent | None, scale: Number | None, mask: Any
+) -> Value:
     """softmax(scale * query key + mask) value, where `head` is the dim that query and key are contracted over."""
     logits = op.product(query, key, () if head is None else (head,))
     if scale is not None:

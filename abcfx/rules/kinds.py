@@ -34,6 +34,9 @@ class TensorDim:
     index: int
 
 
+Dim = ParameterDim | TensorDim
+
+
 class ScalarArgument(NamedTuple):
     """A Python number among the arguments of an fx node; `key` is a position or a keyword."""
 
@@ -52,7 +55,7 @@ class ModuleAttribute(NamedTuple):
 class Number:
     """A Python number that may change with width: a product of powers of dim sizes and of scalar arguments."""
 
-    powers: tuple[tuple[ParameterDim | TensorDim | ScalarArgument | ModuleAttribute, float], ...] = ()
+    powers: tuple[tuple[Dim | ScalarArgument | ModuleAttribute, float], ...] = ()
 
     def power(self, exponent: float) -> Number:
         return Number(tuple((what, power * exponent) for what, power in self.powers))
@@ -61,7 +64,7 @@ class Number:
         return Number(self.powers + other.powers)
 
 
-Dim = ParameterDim | TensorDim | Number
+Extent = Dim | Number  # what a sum runs over: a dim, or a count that only a module knows
 
 
 class Bound(NamedTuple):
@@ -80,7 +83,7 @@ class Bound(NamedTuple):
 class Known(Protocol):
     """What a kind may ask while it writes its bounds: everything that is fixed before the LP is solved."""
 
-    def growth(self, *dims: Dim) -> float:
+    def growth(self, *dims: Extent) -> float:
         """Sum of the growth exponents of dims."""
 
     def number(self, number: Number) -> float:
@@ -240,7 +243,7 @@ class Merge(Kind):
 class Product(Kind):
     """x times y, entry by entry or contracted over `contracted`: d(xy) = x dy + y dx + dx dy."""
 
-    contracted: tuple[Dim, ...] = ()
+    contracted: tuple[Extent, ...] = ()
 
     def size(self, node: str, known: Known) -> float:
         x, y = self.inputs

@@ -13,7 +13,7 @@ import torch.fx as fx
 from abcfx.errors import UnknownOpError
 from abcfx.location import location
 from abcfx.rules.kinds import (
-    Dim,
+    Extent,
     Kind,
     Layer,
     Merge,
@@ -133,7 +133,7 @@ class Op:
             return Value(nodes[0], self.at, shape=shape_of(self.at))
         return self._add(self.at.name, Merge(tuple(dict.fromkeys(nodes))))
 
-    def product(self, x: Value, y: Value, contracted: tuple[Dim, ...] = ()) -> Value:
+    def product(self, x: Value, y: Value, contracted: tuple[Extent, ...] = ()) -> Value:
         """x * y entry by entry, or contracted over the dims given. x times 1 / (a norm of x) is a norm."""
         for tensor, factor in ((x, y), (y, x)):
             if (weight := self._reparametrized(tensor, factor)) is not None:
