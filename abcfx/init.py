@@ -54,6 +54,11 @@ class Init:
         """Left alone."""
         return cls() if parameter.is_meta else cls(std=rms(parameter), fill=_constant(parameter))
 
+    def times(self, factor: float) -> Init:
+        """Multiplied by one more factor."""
+        std, fill = (None if value is None else value * factor for value in (self.std, self.fill))
+        return replace(self, factor=self.factor * factor, std=std, fill=fill)
+
     @classmethod
     def scaled(cls, factor: float, own: OwnInit, std: float, is_meta: bool) -> Init:
         """The own draw times a factor; `std` is what the law of init says, for a tensor that has no draw yet."""

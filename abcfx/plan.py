@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from abcfx.absorb import absorbed_gauges, solved_gauges
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import ParameterExponents, Setting
 from abcfx.init import Init, OwnInit
-from abcfx.parametrizations import ROLES, Family
+from abcfx.parametrizations import ROLES
 from abcfx.rules import Layer
 from abcfx.system import SolvedDag
 
@@ -114,13 +115,10 @@ def make_plan(
 ) -> dict[str, ParameterPlan]:
     """Numbers for every parameter. Without `own_init` (no base) widths are absolute and weights are redrawn at n^-b."""
     plan = {}
+    gauges = (absorbed_gauges if options.scales == "absorb" else solved_gauges)(setting, solved)
     for name, parameter in parameters.items():
-        decided = setting.parameters[name]
-        c, g = solved.c.get(name, 0.0), solved.g.get(name, 0.0)
-        if options.scales == "absorb":
-            decided, c_applied, g, decay = _absorbed(decided, c, g, setting.families[name])
-        else:
-            c_applied, decay = c, c
+        gauge = gauges[name]
+        decided = gauge.decided
         n = setting.widths.scale if setting.widths.has_base else _own_width(setting, name, parameter)
         own = None if own_init is None else own_init[name]
         family = setting.families[name]
@@ -133,13 +131,13 @@ def make_plan(
             width=_shown_width(setting, name, parameter, n),
             a=decided.a,
             b=decided.b,
-            c=c_applied,
-            g=g,
+            c=gauge.c,
+            g=gauge.g,
             multiplier={node: _power(n, -a) for node, a in decided.a.items()},
             std=init.std,
-            lr=lr * _power(n, -c_applied),
-            eps=(DEFAULT_EPS if options.eps is None else options.eps) * _power(n, -g) if family.has_eps else None,
-            weight_decay=options.weight_decay * _power(n, decay),
+            lr=lr * _power(n, -gauge.c),
+            eps=(DEFAULT_EPS if options.eps is None else options.eps) * _power(n, -gauge.g) if family.has_eps else None,
+            weight_decay=options.weight_decay * _power(n, gauge.decay),
             r=next((solved.r[node] for node in decided.a if node in solved.r), None),
             binding=solved.binding.get(name, "by rule: as large as what it is added to or multiplied onto allows"),
             void=decided.void,
@@ -152,16 +150,6 @@ def make_plan(
 
 def _power(n: float, exponent: float) -> float:
     return 1.0 if exponent == 0 or n == 1 else float(n**exponent)
-
-
-def _absorbed(
-    decided: ParameterExponents, c: float, g: float, family: Family
-) -> tuple[ParameterExponents, float, float, float]:
-    """The same trajectory with no multiplier on the first use: b, c, eps and weight decay carry it."""
-    a = next(iter(decided.a.values()), 0.0)
-    left = {node: other - a for node, other in decided.a.items()}
-    moved = replace(decided, a=left, b=decided.b + a)
-    return moved, c + family.rate_shift(a), g - a, c + family.decay_shift(a)
 
 
 def unscaled(decided: Mapping[str, ParameterExponents]) -> dict[str, ParameterExponents]:
@@ -211,7 +199,7 @@ def _init(
         return Init(std=constant * _power(n, -decided.b), redraw=True)
     if decided.is_bias:  # torch lets them shrink with fan_in; a vector starts at a constant
         return Init(factor=0.0, std=0.0, fill=0.0)
-    return Init.keep(parameter)
+    return Init.keep(parameter).times(_power(n, -decided.b))
 
 
 def build_groups(

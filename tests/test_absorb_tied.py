@@ -10,33 +10,65 @@ import abcfx
 
 
 class Tied(nn.Module):
-    def __init__(self, width):
+    def __init__(self, width, affine=True):
         super().__init__()
-        self.embedding, self.norm = nn.Embedding(50, width), nn.LayerNorm(width)
+        self.embedding, self.norm = nn.Embedding(50, width), nn.LayerNorm(width, elementwise_affine=affine)
+        self.block = nn.Linear(width, width)
         self.head = nn.Linear(width, 50, bias=False)
         self.head.weight = self.embedding.weight
 
     def forward(self, ids):
-        return self.head(self.norm(self.embedding(ids)))
+        x = self.embedding(ids)
+        return self.head(self.norm(x + torch.tanh(self.block(x))))
 
 
 IDS = torch.arange(10).view(2, 5)
 
 
-def test_absorb_keeps_the_scale_of_the_other_use():
+def test_absorb_keeps_the_scale_of_the_other_use_where_no_norm_can_take_it():
     torch.manual_seed(0)
-    model, base = Tied(64), Tied(16)
+    model, base = Tied(64, affine=False), Tied(16, affine=False)
     inserted = abcfx.transform(copy.deepcopy(model), IDS, base=base)
     absorbed = abcfx.transform(model, IDS, base=base, scales="absorb")
     assert absorbed.spec["embedding.weight"]["multiplier"] == {"embedding": 1.0, "head": 0.25}
     torch.testing.assert_close(absorbed.module(IDS), inserted.module(IDS))
 
 
+@pytest.mark.parametrize("with_base", [True, False])
+def test_absorb_moves_the_scale_of_a_tied_head_into_the_norm_before_it(with_base):
+    torch.manual_seed(0)
+    model, base = Tied(64).double(), Tied(16).double() if with_base else None
+    losses = {}
+    for scales in ("insert", "absorb"):
+        torch.manual_seed(1)
+        result = abcfx.transform(model, IDS, base=base, scales=scales, optimizer="adamw", weight_decay=0.1, eps=1e-4)
+        optimizer = torch.optim.AdamW(result.param_groups)
+        losses[scales] = []
+        for _ in range(20):
+            loss = nn.functional.cross_entropy(result.module(IDS).flatten(0, 1), IDS.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[scales].append(loss.item())
+    assert result.spec["embedding.weight"]["multiplier"] == 1.0
+    assert result.spec["norm.weight"]["b"] == 1.0 and result.spec["norm.bias"]["c"] == 1.0
+    assert losses["absorb"] == pytest.approx(losses["insert"], rel=1e-12)
+
+
+def test_a_tied_model_is_changed_in_place():
+    torch.manual_seed(0)
+    model, base = Tied(64), Tied(16)
+    expected = abcfx.transform(model, IDS, base=base).module(IDS)
+    result = abcfx.transform(model, IDS, base=base, scales="absorb", inplace=True)
+    assert result.module is model
+    torch.testing.assert_close(model(IDS), expected)
+
+
 def test_inplace_refuses_to_lose_it_and_leaves_the_model_alone():
     torch.manual_seed(0)
-    model = Tied(64)
+    model = Tied(64, affine=False)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(abcfx.InvalidInputError, match="the multiplier of head cannot be absorbed"):
-        abcfx.transform(model, IDS, base=Tied(16), scales="absorb", inplace=True)
+        abcfx.transform(model, IDS, base=Tied(16, affine=False), scales="absorb", inplace=True)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])

@@ -1,0 +1,74 @@
+"""Moves multipliers into init, rate, eps and weight decay, along the symmetry that leaves every trajectory as it is.
+
+One parameter: (a, b, c) -> (0, b + a, c + k a), with k = 1 for Adam and its kin, 2 for SGD, 0 where updates follow the
+weight; eps ~ m^-g with g - a; weight decay so that the step that it takes stays the same. A parameter with several uses
+gives its first multiplier away so; what is left at a readout goes into gain and bias of the norm before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from abcfx.dag import LayerDag
+from abcfx.exponents import ParameterExponents, Setting
+from abcfx.parametrizations import Family
+from abcfx.rules import Layer, Vector
+from abcfx.rules.kinds import Norm, Product
+from abcfx.system import SolvedDag
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Exponents of one parameter as they are applied: rate m^-c, eps m^-g, weight decay m^decay."""
+
+    decided: ParameterExponents
+    c: float
+    g: float
+    decay: float
+
+    def moved(self, a: float, family: Family, left: dict[str, float]) -> Gauge:
+        """With a multiplier m^-a moved into the parameter, and multipliers `left` at its uses."""
+        decided = replace(self.decided, a=left, b=self.decided.b + a)
+        return Gauge(decided, self.c + family.rate_shift(a), self.g - a, self.decay + family.decay_shift(a))
+
+
+def solved_gauges(setting: Setting, solved: SolvedDag) -> dict[str, Gauge]:
+    """The exponents as they were solved; weight decay m^c keeps lr x weight decay independent of width."""
+    return {
+        name: Gauge(decided, c := solved.c.get(name, 0.0), solved.g.get(name, 0.0), c)
+        for name, decided in setting.parameters.items()
+    }
+
+
+def absorbed_gauges(setting: Setting, solved: SolvedDag) -> dict[str, Gauge]:
+    """The same trajectories with no multiplier, except where a parameter is used with two and no norm can take one."""
+    gauges = solved_gauges(setting, solved)
+    for name, gauge in gauges.items():
+        a = next(iter(gauge.decided.a.values()), 0.0)
+        left = {node: other - a for node, other in gauge.decided.a.items()}
+        gauges[name] = gauge.moved(a, setting.families[name], left)
+    for name, gauge in list(gauges.items()):
+        for node, a in gauge.decided.a.items():
+            vectors = _vectors_before(setting.dag, node) if a else ()
+            for vector in vectors:
+                gauges[vector] = gauges[vector].moved(a, setting.families[vector], {})
+            if vectors:
+                rest = {**gauges[name].decided.a, node: 0.0}
+                gauges[name] = replace(gauges[name], decided=replace(gauges[name].decided, a=rest))
+    return gauges
+
+
+def _vectors_before(dag: LayerDag, node: str) -> tuple[str, ...]:
+    """Gain and bias of the norm whose output goes to this layer and nowhere else; () where there is no such norm."""
+    (before,) = dag.kind(node).inputs
+    if before is None or list(dag.graph.successors(before)) != [node] or before in dag.outputs:
+        return ()
+    kind = dag.kind(before)
+    found: tuple[str, ...] = ()
+    if isinstance(kind, Norm):
+        found = kind.vectors
+    elif isinstance(kind, Product) and not kind.contracted:  # a gain written out: weight * normed
+        found = tuple(n for n in kind.sources if isinstance(dag.kind(n), Vector))[:1]
+    uses = dag.uses()
+    alone = all(len(uses[n]) == 1 and dag.graph.out_degree(n) == 1 for n in found)
+    return found if alone and isinstance(dag.kind(node), Layer) else ()
