@@ -34,7 +34,8 @@ def rows(groups: list[str], part: int, parts: int) -> Iterator[tuple[str, Row]]:
         for each in hf.types()[part::parts]:
             try:
                 model, inputs = hf.build(each)
-                model(**inputs)
+                with torch.no_grad():
+                    model(**inputs)
             except Exception as error:
                 yield "not run", Row(each.name, error=f"{type(error).__name__}: {error}".splitlines()[0][:100])
                 continue
