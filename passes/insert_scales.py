@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.fx as fx
@@ -54,7 +56,7 @@ def insert_scales(gm: fx.GraphModule, scales: Sequence[Scale]) -> PassResult:
         name = f"{scale.node.name}_scale"
         node = create_after(base, name, torch.mul, (base, scale.factor), provenance)
         if scale.operand is None:
-            base.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: user is not node)
+            base.replace_all_uses_with(node, delete_user_cb=partial(operator.is_not, node))
         else:
             _move_before(node, scale.node)
             scale.node.replace_input_with(base, node)
