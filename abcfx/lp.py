@@ -15,7 +15,12 @@ from abcfx.errors import AbcfxError
 TOLERANCE = 1e-9
 
 Floats: TypeAlias = NDArray[np.float64]
-_OPTIMAL, _INFEASIBLE = highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kInfeasible
+_OPTIMAL = (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kModelEmpty)
+_INFEASIBLE = highspy.HighsModelStatus.kInfeasible
+
+
+class UnboundedError(Exception):
+    """Columns can fall without end; `args` are their numbers."""
 
 
 class Point(NamedTuple):
@@ -26,6 +31,11 @@ class Point(NamedTuple):
     tie: float
     row_dual: Floats
     column_dual: Floats
+
+    @property
+    def key(self) -> tuple[float, float]:
+        """Points compare by cost, then by weight."""
+        return (round(self.objective, 9), round(self.tie, 9))
 
 
 class Lp:
@@ -121,8 +131,12 @@ class Lp:
             outcome = highs.run()
             status = highs.getModelStatus()
             self.iterations += max(0, highs.getInfo().simplex_iteration_count)
-            if outcome == highspy.HighsStatus.kOk and status in (_OPTIMAL, _INFEASIBLE):
-                return bool(status == _OPTIMAL)
+            if outcome == highspy.HighsStatus.kOk and status in (*_OPTIMAL, _INFEASIBLE):
+                return status in _OPTIMAL
+            if status == highspy.HighsModelStatus.kUnbounded:
+                found, exists, ray = highs.getPrimalRay()
+                _check(found, "find what is unbounded")
+                raise UnboundedError(*np.flatnonzero(ray < -TOLERANCE).tolist() if exists else ())
             _check(highs.clearSolver(), "start again")
         raise AbcfxError(f"HiGHS stopped with {highs.modelStatusToString(status)}")
 

@@ -418,7 +418,7 @@ class TestInfeasible:
         lines = str(error.value).split("\n  - ")
         assert lines[0] == "no exponents satisfy these constraints together; relax one of them:"
         assert set(lines[1:]) == {
-            "layer 3: omega: r(layer 3) <= r(layer 2) + -0.2 (its initial weights pass on the change of the input)",
+            "layer 3: omega: r(layer 3) <= r(layer 2) - 0.2 (its initial weights pass on the change of the input)",
             "layer 3: r >= 0",
             "layer 2: r = 0",
         }
