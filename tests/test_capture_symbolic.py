@@ -1,6 +1,7 @@
 """Symbolic capture: the emitted module is the model, bit for bit, in both modes, and the model is left alone."""
 
 import copy
+import functools
 import inspect
 import pickle
 import random
@@ -387,3 +388,22 @@ def test_graph_with_guards_says_that_it_cannot_be_pickled(ids):
     emitted = capture(GPT(), ids, method="export", modes=("eval",), verify=False).module
     with pytest.raises(pickle.PicklingError, match="capture the model again"):
         pickle.dumps(emitted)
+
+
+def test_decorated_forward_is_called_as_in_the_example():
+    def with_default(function):
+        @functools.wraps(function)
+        def wrapper(self, x, **kwargs):
+            return function(self, x, scale=kwargs.pop("scale", 3.0), **kwargs)
+
+        return wrapper
+
+    class Decorated(nn.Module):
+        @with_default
+        def forward(self, x, scale=None):
+            return x * scale
+
+    x = torch.ones(3)
+    assert torch.equal(capture(Decorated(), x).module(x), x * 3)
+    assert torch.equal(capture(Decorated(), x, method="export").module(x), x * 3)
+    assert torch.equal(capture(Decorated(), x, {"scale": x + 1}).module(x, scale=x), x)

@@ -50,12 +50,23 @@ class Argument:
 
 @dataclass(frozen=True, eq=False)
 class Signature:
-    """A model's call signature with its mapping to placeholders, and the structure of its output."""
+    """A model's call signature with its mapping to placeholders, and the structure of its output.
+
+    Attributes:
+        parameters: the signature of the model's forward.
+        arguments: by name, how each becomes placeholders and constants.
+        output: how the graph's flat outputs make the model's; None when they are the same.
+        guards: a check of the placeholders' values on every call.
+        positional: how many arguments were given by position.
+        omitted: names of the arguments that were left at their defaults.
+    """
 
     parameters: inspect.Signature
     arguments: Mapping[str, Argument]
     output: Part | None = None
     guards: Callable[[list[Any]], None] | None = None
+    positional: int = 0
+    omitted: frozenset[str] = frozenset()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Signature:
         return self  # nothing in it ever changes
@@ -124,15 +135,20 @@ class Signature:
         return replace(self, guards=guards)
 
     def call(self, function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-        """Call `function` with arguments given by name, each passed in the way its parameter wants."""
+        """Call `function` in the way the example was: the same arguments by position, defaults left out.
+
+        Decorated functions may treat an argument by keyword, or one left out, in their own way.
+        """
         positional: list[Any] = []
         keywords: dict[str, Any] = {}
-        for name, parameter in self.parameters.parameters.items():
+        for index, (name, parameter) in enumerate(self.parameters.parameters.items()):
             if parameter.kind is parameter.VAR_POSITIONAL:
                 positional.extend(values[name])
             elif parameter.kind is parameter.VAR_KEYWORD:
                 keywords.update(values[name])
-            elif parameter.kind is parameter.KEYWORD_ONLY:
+            elif name in self.omitted:
+                continue
+            elif parameter.kind is parameter.KEYWORD_ONLY or index >= self.positional:
                 keywords[name] = values[name]
             else:
                 positional.append(values[name])
@@ -202,7 +218,9 @@ def signature_of(
             arguments[name] = Argument(pytree.tree_structure(0), (Slot(name),))
             continue
         arguments[name] = _argument(name, parameter, values, opaque, taken, examples)
-    return Signature(parameters, arguments), examples
+    omitted = {name for name, p in parameters.parameters.items() if name not in values and p.default is not _MISSING}
+    positional = len(args) if args is not None else len(parameters.parameters)
+    return Signature(parameters, arguments, positional=positional, omitted=frozenset(omitted)), examples
 
 
 def _argument_like(example: Any, leaves: tuple[Slot | Constant, ...]) -> Argument:
