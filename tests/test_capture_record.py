@@ -212,3 +212,19 @@ def test_meta_model_is_recorded_without_weights(batch):
         model = Model()
     captured = capture(model, (batch,), method="record")
     assert all(parameter.is_meta for parameter in captured.module.parameters())
+
+
+@pytest.mark.parametrize("method", ["export", "record"])
+def test_module_converted_to_what_it_is_in_forward(method):
+    class Converts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.router = nn.Linear(4, 4)
+
+        def forward(self, x):
+            self.router = self.router.to(torch.float32)
+            return self.router(x)
+
+    to = nn.Module.to
+    captured = capture(Converts(), torch.rand(3, 4), method=method, modes=("eval",))
+    assert captured.module(torch.rand(5, 4)).shape == (5, 4) and nn.Module.to is to

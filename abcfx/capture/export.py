@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, redirect_stderr
+from contextlib import AbstractContextManager, ExitStack, redirect_stderr
 from typing import Any
 
 import torch
@@ -17,7 +17,12 @@ from abcfx.capture.examples import free_dims
 from abcfx.capture.fake import off_meta, replace_weights
 from abcfx.capture.graphs import merge_constants, same_graph
 from abcfx.capture.guards import guards_of
-from abcfx.capture.patches import function_applies, is_torchs_own, plain_call_of_checkpoint
+from abcfx.capture.patches import (
+    conversions_that_change_nothing,
+    function_applies,
+    is_torchs_own,
+    plain_call_of_checkpoint,
+)
 from abcfx.capture.rebuild import Rebuild
 from abcfx.capture.signature import Signature, SignatureCodeGen, signature_of
 from abcfx.capture.state import both_modes_restored, no_hidden_randomness, preserved, preserved_rng, set_mode
@@ -108,10 +113,12 @@ def _export(
 
     export_log = logging.getLogger("torch.export")
     level = export_log.level
-    with preserved(model), preserved_rng(), warnings.catch_warnings(), function_applies(refuse), quiet():
+    with preserved(model), preserved_rng(), warnings.catch_warnings(), function_applies(refuse), ExitStack() as stack:
+        stack.enter_context(_quiet())
         # Warnings here are about torch.export's own use of torch, not about anything the user can change.
         warnings.simplefilter("ignore")
         replace_weights(model)
+        stack.enter_context(conversions_that_change_nothing())
         export_log.setLevel(logging.ERROR)
         try:
             program = torch.export.export(wrapper, flat, dynamic_shapes=(dims,), strict=False)
@@ -129,7 +136,7 @@ def _export(
     return graph
 
 
-def quiet() -> AbstractContextManager[Any]:
+def _quiet() -> AbstractContextManager[Any]:
     """torch.export prints the graph it had got to when it fails."""
     return redirect_stderr(io.StringIO())
 

@@ -76,3 +76,29 @@ def as_if_exporting() -> Iterator[None]:
     finally:
         for name, flag in flags.items():
             setattr(compiler, name, flag)
+
+
+@contextmanager
+def conversions_that_change_nothing() -> Iterator[None]:
+    """Within the block `module.to(...)` of a module that is so already returns at once.
+
+    Models call it in forward to be sure of a dtype; on fake weights torch refuses even when there is nothing to do.
+    """
+    cls: Any = nn.Module
+    original = cls.to
+
+    def to(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        asked = (*args, *kwargs.values())
+        dtypes = {value for value in asked if isinstance(value, torch.dtype)}
+        devices = {torch.device(value) for value in asked if isinstance(value, (str, torch.device))}
+        tensors = [*module.parameters(), *module.buffers()]
+        floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+        if (not dtypes or floats <= dtypes) and (not devices or {tensor.device for tensor in tensors} <= devices):
+            return module
+        return original(module, *args, **kwargs)
+
+    cls.to = to
+    try:
+        yield
+    finally:
+        cls.to = original

@@ -20,7 +20,7 @@ from abcfx.capture.examples import free_dims
 from abcfx.capture.fake import FakeInputs, off_meta, replace_weights
 from abcfx.capture.graphs import merge_constants, same_graph
 from abcfx.capture.guards import expression_guards
-from abcfx.capture.patches import as_if_exporting, function_applies, module_calls
+from abcfx.capture.patches import as_if_exporting, conversions_that_change_nothing, function_applies, module_calls
 from abcfx.capture.recorder import Recorder
 from abcfx.capture.signature import Signature, SignatureCodeGen, signature_of
 from abcfx.capture.state import both_modes_restored, no_hidden_randomness, preserved, preserved_rng, set_mode
@@ -108,6 +108,7 @@ def _run(
                 stack.enter_context(fake.active())
                 stack.enter_context(as_if_exporting())
             stack.enter_context(module_calls(recorder.call_module))
+            stack.enter_context(conversions_that_change_nothing())
             stack.enter_context(function_applies(recorder.call_autograd_function))
             recorder.bottom = inspect.currentframe()
             with no_hidden_randomness(), recorder:
