@@ -1,20 +1,17 @@
-"""Owns the HiGHS object behind the solver: loading, lexicographic minimisation, the first basis, conflicts."""
+"""Owns the HiGHS object behind the solver: loading, lexicographic minimisation, conflicts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import highspy
 import numpy as np
-from numpy.typing import NDArray
 
 from abcfx.errors import AbcfxError
+from abcfx.levels import TOLERANCE, Floats
 
-TOLERANCE = 1e-9
-
-Floats: TypeAlias = NDArray[np.float64]
 _OPTIMAL = (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kModelEmpty)
 _INFEASIBLE = highspy.HighsModelStatus.kInfeasible
 
@@ -139,84 +136,6 @@ class Lp:
                 raise UnboundedError(*np.flatnonzero(ray < -TOLERANCE).tolist() if exists else ())
             _check(highs.clearSolver(), "start again")
         raise AbcfxError(f"HiGHS stopped with {highs.modelStatusToString(status)}")
-
-
-class GreedyStart:
-    """The basis in which each level is as low as its users allow, and then each rate as low as its rows allow.
-
-    It is optimal, up to ties with gradients, where no level has two users: no rate can rise and lower two others.
-    Elsewhere it is a good start. Levels that nothing bounds (gradients) are the min of their rows.
-    """
-
-    def __init__(
-        self, order: list[tuple[int, list[int]]], inputs: list[list[int]], lower: Floats, num_rates: int
-    ) -> None:
-        self._floor = lower.tolist()
-        self._num_rates = num_rates
-        held = [j >= num_rates and math.isfinite(bound) for j, bound in enumerate(self._floor)]
-        self._passing = []  # rows without rates, users first: the first input rises as far as the output needs it
-        users: set[tuple[int, int]] = set()
-        for out, rows in reversed(order):
-            for k in rows if held[out] else []:
-                users.update((j, out) for j in inputs[k])
-                if inputs[k] and min(inputs[k]) >= num_rates:
-                    first = inputs[k][0]
-                    others = [j for j in inputs[k] if j != first]
-                    self._passing.append((out, k, first, others, len(inputs[k]) - len(others)))
-                    for j in inputs[k]:
-                        held[j] = True
-        used = [j for j, _ in users if held[j]]
-        self.is_optimal = len(used) == len(set(used))
-        rows_of: dict[int, list[tuple[int, int]]] = {j: [] for j, is_held in enumerate(held) if not is_held}
-        for out, rows in order:
-            for k in rows:
-                for j in {j for j in inputs[k] if j < num_rates} if held[out] else [out]:
-                    rows_of[j].append((k, out))
-        needs = {j: {i for k, _ in rows for i in inputs[k] if i in rows_of} - {j} for j, rows in rows_of.items()}
-        self._rest = [
-            (j, [(k, out, [i for i in inputs[k] if i != j], inputs[k].count(j)) for k, out in rows_of[j]])
-            for j in dependency_order(needs)
-        ]
-
-    def basis(self, right: Floats) -> dict[int, int]:
-        """Column -> the row that determines it."""
-        value, bound, basic = self._floor.copy(), right.tolist(), {}
-        for out, k, first, others, times in self._passing:
-            least = (value[out] - bound[k] - sum([value[j] for j in others])) / times
-            if value[first] < least < math.inf:
-                value[first] = least
-                basic[first] = k
-        for j, rows in self._rest:
-            is_rate = j < self._num_rates
-            best = value[j] if is_rate else math.inf
-            for k, out, others, times in rows:
-                total = bound[k]
-                for i in others:
-                    total += value[i]
-                if is_rate and (value[out] - total) / times > best:
-                    best = (value[out] - total) / times
-                    basic[j] = k
-                elif not is_rate and total < best:
-                    best = total
-                    basic[j] = k
-            value[j] = best if math.isfinite(best) else 0.0
-        return basic
-
-
-def dependency_order(needs: Mapping[int, Collection[int]]) -> list[int]:
-    """The keys, each after all that it needs; those in a cycle, or behind one, are left out."""
-    users: dict[int, list[int]] = {key: [] for key in needs}
-    for key, needed in needs.items():
-        for other in needed:
-            users[other].append(key)
-    waiting = {key: len(needed) for key, needed in needs.items()}
-    ready = [key for key, count in waiting.items() if not count]
-    for key in ready:  # grows while it is walked
-        for user in users[key]:
-            waiting[user] -= 1
-            if not waiting[user]:
-                ready.append(user)
-    return ready
 
 
 def _new_highs(**options: float | str) -> Any:  # the stubs of highspy lack half of its methods

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeGuard
 import numpy as np
 
 from abcfx.errors import AbcfxError, InfeasibleError, InvalidInputError
-from abcfx.lp import TOLERANCE, Floats, GreedyStart, Lp, Point, UnboundedError, dependency_order
+from abcfx.levels import TOLERANCE, Floats, GreedyStart, Levels
+from abcfx.lp import Lp, Point, UnboundedError
 
 ALIGNMENTS = ("alpha", "omega", "u")
 UNCONSTRAINED_BOUND = 4.0
@@ -102,12 +103,11 @@ class Solver:
         self._names = [*self.rates, *dict.fromkeys(row.out for row in self.rows)]
         self._count = len(self.rates)
         column = {name: j for j, name in enumerate(self._names)}
-        self._out = np.array([column[row.out] for row in self.rows], dtype=np.int32)
-        self._inputs = [[column[name] for name in row.inputs] for row in self.rows]
-        self._level_inputs = [[j for j in inputs if j >= self._count] for inputs in self._inputs]
-        self._input_row = np.repeat(np.arange(len(self.rows)), [len(inputs) for inputs in self._inputs])
-        self._input = np.array([j for inputs in self._inputs for j in inputs], dtype=np.int32)
-        self._order = self._topological_order()
+        inputs = [tuple([column[name] for name in row.inputs]) for row in self.rows]
+        self._levels = Levels(self._count, len(column), [column[row.out] for row in self.rows], inputs)
+        if cycle := self._levels.cycle():
+            path = " <- ".join(_label(self._names[j]) for j in [*cycle, cycle[0]])
+            raise InvalidInputError(f"levels depend on each other in a cycle: {path}. Remove one of their rows.")
         self._lower, self._upper = np.full(len(column), -math.inf), np.full(len(column), math.inf)
         self._lower[[column[level] for level in lower]] = list(lower.values())
         self._exact = [column[level] for level in exact]
@@ -142,7 +142,7 @@ class Solver:
             names = ", ".join(_label(self._names[j]) for j in error.args if j < self._count)
             raise InvalidInputError(f"{names or 'a rate'} can fall without end while others rise: bound it") from None
         c = np.round(point.x[: self._count], DECIMALS) + 0.0  # no -0.0
-        values = np.array(self._recurse(c))
+        values = np.array(self._levels.recurse(self._right, c))
         if (values < self._lower - 1e-6).any():
             raise AbcfxError(f"HiGHS returned a point below a bound by {np.max(self._lower - values):.1e}")
         return LpSolution(
@@ -166,13 +166,9 @@ class Solver:
 
         `solution` is that of the last solve; -inf where nothing is required.
         """
-        values = self._recurse(np.array([solution.c[name] for name in self.rates]))
-        need: list[float] = self._lower.tolist()
-        for out, rows in reversed(self._order):
-            for k in rows if need[out] > -math.inf else ():
-                slack = self._right[k] + sum(values[j] for j in self._inputs[k]) - need[out]
-                for j, times in Counter(self._level_inputs[k]).items():
-                    need[j] = max(need[j], values[j] - slack / times)
+        c = np.array([solution.c[name] for name in self.rates])
+        values = np.array(self._levels.recurse(self._right, c))
+        need = self._levels.required(self._right, values, self._lower)
         return dict(zip(self._names[self._count :], need[self._count :], strict=True))
 
     def _check(self, lower: Mapping[Hashable, float], exact: Sequence[Hashable]) -> None:
@@ -202,29 +198,9 @@ class Solver:
         right[self._aligned] -= self._weights * table.reshape(-1)[self._slots]
         return right
 
-    def _topological_order(self) -> list[tuple[int, list[int]]]:
-        """The levels with their rows, inputs first."""
-        rows: dict[int, list[int]] = {}
-        for k, out in enumerate(self._out.tolist()):
-            rows.setdefault(out, []).append(k)
-        needs = {out: [j for k in ks for j in self._level_inputs[k]] for out, ks in rows.items()}
-        order = dependency_order(needs)
-        if len(order) < len(rows):
-            stuck = rows.keys() - set(order)
-            path = [min(stuck)]
-            while (needed := next(j for j in needs[path[-1]] if j in stuck)) not in path:
-                path.append(needed)
-            cycle = " <- ".join(_label(self._names[j]) for j in [*path[path.index(needed) :], needed])
-            raise InvalidInputError(f"levels depend on each other in a cycle: {cycle}. Remove one of their rows.")
-        return [(out, rows[out]) for out in order]
-
     def _bound_rates(self) -> tuple[Hashable, ...]:
         """Sets the bounds of the rates; returns those that no row holds up, which would fall without end."""
-        held = np.isfinite(self._lower).tolist()
-        for out, rows in reversed(self._order):
-            for k in rows if held[out] else ():
-                for j in self._inputs[k]:
-                    held[j] = True
+        held = self._levels.held(self._lower)
         unconstrained = []
         for j, (name, rate) in enumerate(self.rates.items()):
             low, high = rate.limits
@@ -235,53 +211,24 @@ class Solver:
         return tuple(unconstrained)
 
     def _load(self) -> tuple[Lp, GreedyStart]:
-        num_rows, num_columns = len(self.rows), len(self._names)
-        keys = np.concatenate([np.arange(num_rows), self._input_row]) * num_columns
-        keys += np.concatenate([self._out, self._input])
-        signs = np.repeat([1.0, -1.0], [num_rows, len(self._input)])
+        levels, num_columns = self._levels, len(self._names)
+        keys = np.concatenate([np.arange(levels.num_rows), levels.input_row]) * num_columns
+        keys += np.concatenate([levels.out, levels.input])
+        signs = np.repeat([1.0, -1.0], [levels.num_rows, len(levels.input)])
         entries, entry = np.unique(keys, return_inverse=True)  # a repeated input becomes one entry, -2
-        start = np.searchsorted(entries, np.arange(num_rows + 1) * num_columns)
+        start = np.searchsorted(entries, np.arange(levels.num_rows + 1) * num_columns)
+        matrix = (start, entries % max(num_columns, 1), np.bincount(entry, signs))
         cost, weight = np.zeros(num_columns), np.zeros(num_columns)
         cost[: self._count] = [rate.cost for rate in self.rates.values()]
         weight[: self._count] = [rate.distance + 0.5 * _generic(name) for name, rate in self.rates.items()]
-        matrix = (start, entries % max(num_columns, 1), np.bincount(entry, signs))
-        greedy = GreedyStart(self._order, self._inputs, self._lower, self._count)
-        return Lp(matrix, cost, weight, self._lower, self._upper), greedy
-
-    def _recurse(self, c: Floats) -> list[float]:
-        """The rates, then each level as the exact min of its rows."""
-        values: list[float] = np.concatenate([c, np.zeros(len(self._names) - len(c))]).tolist()
-        totals = self._totals(np.array(values)).tolist()
-        inputs = self._level_inputs
-        for out, rows in self._order:
-            least = math.inf
-            for k in rows:
-                total = totals[k]
-                for j in inputs[k]:
-                    total += values[j]
-                if total < least:
-                    least = total
-            values[out] = least
-        return values
-
-    def _totals(self, values: Floats) -> Floats:
-        """The right side of every row, inputs included."""
-        inputs = np.bincount(self._input_row, values[self._input], len(self.rows))
-        return np.asarray(self._right + inputs)
+        return Lp(matrix, cost, weight, self._lower, self._upper), GreedyStart(levels, self._lower)
 
     def _binding(self, values: Floats) -> dict[Hashable, tuple[str, ...]]:
-        """By rate, the tight rows of levels that cannot go lower: at their bound, or needed by a tight row of one."""
-        is_tight = (self._totals(values) - values[self._out] <= TOLERANCE).tolist()
-        stuck = (values - self._lower <= TOLERANCE).tolist()
-        names = [[self._bound_name(j)] if stuck[j] else [] for j in range(self._count)]
-        for out, rows in reversed(self._order):
-            for k in rows if stuck[out] else ():
-                if is_tight[k]:
-                    name = self.rows[k].name
-                    for j in self._inputs[k]:
-                        stuck[j] = True
-                        if j < self._count and name not in names[j]:
-                            names[j].append(name)
+        rows_of = self._levels.holding(self._right, values, self._lower)
+        at_bound = (values - self._lower <= TOLERANCE).tolist()
+        names = [[self._bound_name(j)] if at_bound[j] else [] for j in range(self._count)]
+        for j, rows in enumerate(rows_of):
+            names[j] += [self.rows[k].name for k in rows]
         return dict(zip(self.rates, map(tuple, names), strict=True))
 
     def _shadow_prices(self, point: Point) -> dict[str, float]:
@@ -300,7 +247,7 @@ class Solver:
 
     def _search(self, lp: Lp, basic: Mapping[int, int] | None) -> Point:
         """The optimum at which exact levels are exact: best first over which row of a level holds with equality."""
-        rows = dict(self._order)
+        rows = dict(self._levels.order)
         best: Point | None = None
         refuted: tuple[int, ...] | None = None
         queue: list[tuple[tuple[float, float], int, int, tuple[int, ...]]] = [((-math.inf, -math.inf), 0, 0, ())]
@@ -327,11 +274,11 @@ class Solver:
 
     def _pretending(self, tight: tuple[int, ...], point: Point) -> int | None:
         """A level that the LP keeps below the min of its rows so that an exact level seems to be at its bound."""
-        truth = self._recurse(point.x[: self._count]) if self._exact else []
+        truth = self._levels.recurse(self._right, point.x[: self._count]) if self._exact else []
         if all(truth[level] <= self._lower[level] + 10 * TOLERANCE for level in self._exact):
             return None
-        decided = set(self._out[list(tight)].tolist())
-        wanted = self._exact + [j for k in tight for j in self._level_inputs[k]]
+        decided = set(self._levels.out[list(tight)].tolist())
+        wanted = self._exact + [j for k in tight for j in self._levels.inputs[k] if j >= self._count]
         return max((j for j in wanted if j not in decided), key=lambda j: truth[j] - point.x[j])
 
     def _conflict(self, lp: Lp, tight: tuple[int, ...], tried: int) -> str:
