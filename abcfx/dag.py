@@ -227,7 +227,8 @@ class _Interpreter:
             return self._unknown(op, node, node.target, values)
         result = rule(op, *args, **kwargs)
         takes_result = node.target is operator.getitem and isinstance(args[0], tuple)
-        if rule is not makes_constant and not takes_result and (lost := _lost(values, result)):
+        excused = takes_result or rule is makes_constant or plain_name(node.target) in _ONLY_LOOKS_AT
+        if not excused and (lost := _lost(values, result)):
             raise UnknownOpError(
                 f"The rule for {node.target} loses {lost}: it was given it and returned only constants.\n"
                 f"  in {location(node)}\n"
@@ -265,6 +266,7 @@ class _Interpreter:
         return op.constant() if isinstance(held, torch.Tensor) else held
 
 
+_ONLY_LOOKS_AT = frozenset({"type_as", "to", "expand_as", "view_as", "reshape_as"})  # shape or dtype of the second
 _VIEWS = frozenset({
     "getitem", "select", "slice", "view", "narrow", "transpose", "permute", "squeeze", "unsqueeze", "index", "expand",
     "flatten", "reshape", "diagonal", "t", "alias", "detach", "unflatten",

@@ -1,4 +1,4 @@
-"""What the zoo says about a model: captured by what, bitwise equal, gradients, names, seconds."""
+"""What the zoo says about a model: captured by what, equal to eager, gradients, names; layer DAG, LP, seconds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from abcfx.capture import capture
+from abcfx.capture import CapturedGraph, capture
 from abcfx.capture.structure import take_apart
+from abcfx.dag import build_dag
 from abcfx.errors import AbcfxError, InvalidInputError
+from abcfx.exponents import Setting, assign_exponents
+from abcfx.parametrizations import alignment_preset, family
+from abcfx.system import System
+from abcfx.widths import StructuralGrowth
 
 
 @dataclass
@@ -25,6 +30,9 @@ class Row:
     exact: bool = False
     gradients: bool = False
     names: bool = False
+    layers: int = 0
+    solved: bool = False
+    unused: int = 0
     seconds: float = 0.0
     notes: str = ""
     error: str = ""
@@ -43,6 +51,7 @@ def check(name: str, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
         row.error, row.seconds = f"{type(error).__name__}: {error}", time.process_time() - start
         return row
     row.method, row.notes, row.seconds = captured.method, "; ".join(captured.notes), time.process_time() - start
+    plan(row, captured)
     emitted = captured.module
     row.names = list(emitted.state_dict()) == list(model.state_dict()) and all(
         left is right for left, right in zip(emitted.parameters(), model.parameters(), strict=True)
@@ -63,6 +72,22 @@ def check(name: str, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
             if training:
                 row.gradients &= same_gradients(twin, graph)
     return row
+
+
+def plan(row: Row, captured: CapturedGraph) -> None:
+    """Layer DAG and LP, with errors on: an op without a rule fails the row."""
+    parameters = dict(captured.model.named_parameters())
+    try:
+        dag = build_dag(captured)
+        growth = StructuralGrowth(dag)
+        decided = assign_exponents(dag, growth, parameters, "mup")
+        setting = Setting(dag, growth, decided, dict.fromkeys(parameters, family("adam")))
+        solved = System(setting, {node: alignment_preset("full")[0] for node, _ in dag.layers()}).solve()
+    except AbcfxError as error:
+        row.error = f"{type(error).__name__}: {error}"
+        return
+    row.layers, row.unused = len(dag.layers()), len(set(parameters) - set(dag.uses()))
+    row.solved = not solved.solution.unconstrained
 
 
 def larger(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

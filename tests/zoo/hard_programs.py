@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
+from abcfx import register_rule
+
 WIDTH = 8
 
 
@@ -94,6 +96,11 @@ class ClippedGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient.clamp(-0.01, 0.01)
+
+
+@register_rule(ClippedGradient)
+def clipped_gradient(op, x):
+    return op.pointwise(x)
 
 
 class StraightThrough(nn.Module):

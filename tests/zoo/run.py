@@ -50,17 +50,20 @@ def table(found: list[tuple[str, Row]]) -> str:
         if not some:
             continue
         good = [row for row in some if row.exact and row.gradients and row.names]
+        planned = [row for row in good if row.solved]
         by = {m: sum(row.method == m for row in some) for m in ("symbolic", "export", "record")}
         lines += [f"## {title}", "", f"{len(good)} of {len(some)} captured exactly, gradients and names included ("]
-        lines[-1] += ", ".join(f"{count} by {method}" for method, count in by.items()) + ")."
+        lines[-1] += ", ".join(f"{count} by {method}" for method, count in by.items()) + ")"
+        lines[-1] += f"; {len(planned)} of them go on to a plan with no op unknown."
         lines += [
             "",
-            "| model | captured by | exact | gradients | names | CPU s | said |",
-            "|---|---|---|---|---|---|---|",
+            "| model | captured by | exact | gradients | names | layers | LP | unused | CPU s | said |",
+            "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for row in some:
             marks = ["yes" if value else "no" for value in (row.exact, row.gradients, row.names)]
             said = (row.error or row.notes).replace("\n", " ").replace("|", "\\|")[:300]
+            marks += [str(row.layers), "solved" if row.solved else "no", str(row.unused)]
             lines.append(f"| {row.name} | {row.method or '-'} | {' | '.join(marks)} | {row.seconds:.1f} | {said} |")
         lines.append("")
     skipped = [row for name, row in found if name == "not run"]

@@ -19,7 +19,7 @@ def test_hard_case(case: Case):
         assert "test_hard" not in row.error and ("hard_" in row.error or "draws random numbers" in row.error)
         return
     assert not row.error
-    assert (row.exact, row.gradients, row.names) == (True, True, True)
+    assert (row.exact, row.gradients, row.names, row.solved) == (True, True, True, True)
 
 
 def test_there_are_as_many_hard_cases_as_promised():

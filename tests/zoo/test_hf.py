@@ -16,4 +16,4 @@ def test_type_is_captured_exactly(name):
     model, inputs = hf.build(each)
     row = check(name, model, (), inputs)
     assert not row.error
-    assert (row.exact, row.gradients, row.names) == (True, True, True)
+    assert (row.exact, row.gradients, row.names, row.solved) == (True, True, True, True)
