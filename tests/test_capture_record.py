@@ -228,3 +228,21 @@ def test_module_converted_to_what_it_is_in_forward(method):
     to = nn.Module.to
     captured = capture(Converts(), torch.rand(3, 4), method=method, modes=("eval",))
     assert captured.module(torch.rand(5, 4)).shape == (5, 4) and nn.Module.to is to
+
+
+class ChecksValues(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        assert x.abs().max() < 100
+        y = self.linear(x)
+        if y.isnan().any():
+            raise ValueError("not a number")
+        return y
+
+
+def test_checks_of_values_are_passed():
+    captured = capture(ChecksValues(), torch.rand(3, 4))
+    assert captured.method == "record" and captured.module(torch.rand(5, 4)).shape == (5, 4)

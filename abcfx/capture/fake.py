@@ -15,13 +15,20 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    GuardOnDataDependentSymNode,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
 from torch.utils import _pytree as pytree  # see signature.py
 
 from abcfx.capture.graphs import at_front
 from abcfx.errors import CaptureError
 
+# What fake tensors raise when Python asks for a value.
+GUARD_ERRORS = (GuardOnDataDependentSymNode, DataDependentOutputException)
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 

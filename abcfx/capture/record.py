@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from abcfx.capture.signature import Signature, SignatureCodeGen, signature_of
 from abcfx.capture.state import both_modes_restored, no_hidden_randomness, preserved, preserved_rng, set_mode
 from abcfx.capture.structure import take_apart
 from abcfx.errors import CaptureError
-from abcfx.location import user_line
+from abcfx.location import is_user_file, user_line
 
 
 def capture_record(
@@ -79,12 +81,47 @@ def _record(
     free: Mapping[str, frozenset[int]] | None,
 ) -> fx.Graph:
     """The graph of one run; on fake tensors, or without `free` on the examples themselves."""
-    found, graph, used = _run(model, signature, examples, free, None if free is None else _STAND_INS[0])
-    for stand_in in _STAND_INS[1:] if used else ():
-        if not same_graph(graph, _run(model, signature, examples, free, stand_in)[1]):
+    run = partial(_run, model, signature, examples, free)
+    recorder = run(None, None) if free is None else _past_checks(run)
+    for stand_in in _STAND_INS[1:] if recorder.used_stand_in else ():
+        if not same_graph(recorder.graph, run(stand_in, recorder.taken).graph):
             raise CaptureError("forward computes with float(tensor), or branches on it, which a graph cannot keep")
-    merge_constants(graph, found, constants)
-    return graph
+    merge_constants(recorder.graph, recorder.constants, constants)
+    return recorder.graph
+
+
+def _past_checks(run: Callable[[float, Sequence[bool]], Recorder]) -> Recorder:
+    """Record a forward that checks tensor values, `assert not x.isnan().any()` say, on the way that passes the checks.
+
+    A truth value is a check when forward raises for the other one. A branch, both sides of which go on, is refused.
+    """
+    decisions: list[bool] = []
+    while True:
+        try:
+            recorder = run(_STAND_INS[0], decisions)
+            break
+        except _RaisedByModel as raised:
+            if len(raised.taken) <= len(decisions):  # also when nothing was looked at
+                raise CaptureError(str(raised)) from raised
+            decisions = [*raised.taken[:-1], not raised.taken[-1]]
+    for index, taken in enumerate(recorder.taken):
+        try:
+            other = run(_STAND_INS[0], [*recorder.taken[:index], not taken])
+        except _RaisedByModel:
+            continue
+        if not same_graph(recorder.graph, other.graph):
+            raise CaptureError(
+                f"forward branches on a tensor's value, which a graph cannot keep: {recorder.places[index]}"
+            )
+    return recorder
+
+
+class _RaisedByModel(Exception):
+    """The model's own code raised while it was recorded, after these truth values of tensors."""
+
+    def __init__(self, message: str, taken: list[bool]) -> None:
+        super().__init__(message)
+        self.taken = taken
 
 
 def _run(
@@ -93,7 +130,8 @@ def _run(
     examples: Mapping[str, Any],
     free: Mapping[str, frozenset[int]] | None,
     stand_in: float | None,
-) -> tuple[dict[str, torch.Tensor], fx.Graph, bool]:
+    decisions: Sequence[bool] | None,
+) -> Recorder:
     fake = None if free is None else FakeInputs(off_meta(dict(examples)), free)
     inputs = {name: tensor.detach().clone() for name, tensor in examples.items()} if fake is None else fake.tensors
     originals = {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
@@ -101,7 +139,7 @@ def _run(
     with preserved(model), preserved_rng(), ExitStack() as stack:
         if fake is not None:
             replace_weights(model, fake.mode)
-        recorder = Recorder(model, originals if fake is None else None, stand_in)
+        recorder = Recorder(model, originals if fake is None else None, stand_in, decisions)
         recorder.add_inputs(inputs)
         try:
             if fake is not None:
@@ -117,6 +155,8 @@ def _run(
         except CaptureError:
             raise
         except Exception as error:
+            if decisions is not None and isinstance(error, (AssertionError, ValueError)) and _is_raised_by_user(error):
+                raise _RaisedByModel(str(_explain(model, recorder, error)), recorder.taken) from error
             raise _explain(model, recorder, error) from error
         finally:
             stack.close()
@@ -125,7 +165,12 @@ def _run(
                     buffer.copy_(before)
     guards = expression_guards(fake, signature.slots, inputs)
     recorder.graph.set_codegen(SignatureCodeGen(signature.with_output(recipe).with_guards(guards)))
-    return recorder.constants, recorder.graph, recorder.used_stand_in
+    return recorder
+
+
+def _is_raised_by_user(error: Exception) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and is_user_file(frames[-1].filename)
 
 
 def _explain(model: nn.Module, recorder: Recorder, error: Exception) -> CaptureError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -13,13 +13,15 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree  # see signature.py
 
-from abcfx.capture.fake import SYMBOLIC, Sizes, constant_of, recurrent_output
+from abcfx.capture.fake import GUARD_ERRORS, SYMBOLIC, Sizes, constant_of, recurrent_output
 from abcfx.capture.graphs import at_front
 from abcfx.capture.leaves import is_composite, is_torch_module
 from abcfx.capture.patches import is_torchs_own, plain_call_of_checkpoint
 from abcfx.errors import CaptureError
-from abcfx.location import format_frames
+from abcfx.location import format_frames, source_line
 
+# More truth values of tensors than this in one forward are no checks but a loop.
+MAX_CHECKS = 16
 # Calls that change nothing a graph computes.
 _IGNORED = {"requires_grad_", "register_hook", "retain_grad", "_set_grad_enabled", "__torch_function__"}
 
@@ -31,11 +33,21 @@ class Recorder(TorchFunctionMode):
         graph: what was recorded so far.
         constants: tensors that the model does not hold, by the names the graph uses for them.
         bottom: the frame that called the model; stack traces stop there.
+        taken: what `bool(tensor)` gave, in order: `decisions` as far as they go, then True.
         used_stand_in: `float(tensor)` was called, and got `stand_in` since a fake tensor has no value.
     """
 
-    def __init__(self, model: nn.Module, names: dict[int, str] | None = None, stand_in: float | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        names: dict[int, str] | None = None,
+        stand_in: float | None = None,
+        decisions: Sequence[bool] | None = None,
+    ) -> None:
         super().__init__()
+        self.decisions = decisions
+        self.taken: list[bool] = []
+        self.places: list[str] = []
         self.stand_in = stand_in
         self.used_stand_in = False
         self.model = model
@@ -94,7 +106,7 @@ class Recorder(TorchFunctionMode):
         if name == "__float__" and self.stand_in is not None:
             self.used_stand_in = True
             return self.stand_in
-        out = func(*args, **kwargs)
+        out = self._decide(func, args) if name == "__bool__" else func(*args, **kwargs)
         changed = name == "__set__" or any(t._version != v for t, v in zip(inputs, versions, strict=True))
         leaves = pytree.tree_leaves(out)
         tensors = any(isinstance(leaf, torch.Tensor) for leaf in leaves)
@@ -102,6 +114,19 @@ class Recorder(TorchFunctionMode):
             return out
         self._write(func, name, args, kwargs, out)
         return out
+
+    def _decide(self, func: Callable[..., Any], args: Any) -> Any:
+        """A truth value: the real one if sizes give it, else the one given for this place, else True."""
+        try:
+            return func(*args)
+        except GUARD_ERRORS:
+            # A loop that runs until a value is reached would take every guess of True and go on for ever.
+            if self.decisions is None or len(self.taken) == MAX_CHECKS:
+                raise
+            index = len(self.taken)
+            self.taken.append(self.decisions[index] if index < len(self.decisions) else True)
+            self.places.append(source_line(self._trace()))
+            return self.taken[-1]
 
     def call_module(
         self, original: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -182,13 +207,16 @@ class Recorder(TorchFunctionMode):
             raise CaptureError("forward turns autocast on or off, which cannot be recorded")
         node = self.graph.create_node(op, target, args, kwargs)
         node.meta["nn_module_stack"] = {key: (path, kind) for key, path, kind in self._stack}
+        node.meta["stack_trace"] = self._trace()
+        return node
+
+    def _trace(self) -> str:
         frames: list[FrameType] = []
         frame = inspect.currentframe()
         while frame is not None and frame is not self.bottom:
             frames.append(frame)
             frame = frame.f_back
-        node.meta["stack_trace"] = format_frames(reversed(frames))
-        return node
+        return format_frames(reversed(frames))
 
     def _stopped(self, node: fx.Node, out: Any) -> fx.Node:
         """The node, detached where a layer with weights of its own was called without gradients."""
