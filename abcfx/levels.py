@@ -54,20 +54,23 @@ class Levels:
         """The right side of every row, inputs included."""
         return np.asarray(right + np.bincount(self.input_row, values[self.input], self.num_rows))
 
-    def recurse(self, right: Floats, rates: Floats) -> list[float]:
-        """The rates, then every level as the exact min of its rows."""
+    def recurse(self, right: Floats, rates: Floats, near: Floats) -> list[float]:
+        """The rates, then every level as the exact min of its rows, or as in `near` where they differ by 1e-9.
+
+        Such a difference is rounding, and must not grow: products of changes would double it in every layer.
+        """
         values: list[float] = np.concatenate([rates, np.zeros(self.num_columns - self.num_rates)]).tolist()
         totals = self.totals(right, np.array(values)).tolist()
-        inputs = self._level_inputs
+        inputs, guess = self._level_inputs, near.tolist()
         for out, rows in self.order:
-            least = math.inf
+            value = math.inf
             for k in rows:
                 total = totals[k]
                 for j in inputs[k]:
                     total += values[j]
-                if total < least:
-                    least = total
-            values[out] = least
+                if total < value:
+                    value = total
+            values[out] = guess[out] if abs(value - guess[out]) <= TOLERANCE else value
         return values
 
     def held(self, lower: Floats) -> list[bool]:

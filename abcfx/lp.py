@@ -89,7 +89,7 @@ class Lp:
         upper = np.where(column_dual > TOLERANCE, self.lower, self.upper)
         self._set_bounds(floor, right, lower, upper)
         self._run(self.weight)
-        x = np.array(self._highs.getSolution().col_value)
+        x = np.array(self._highs.getSolution().col_value) + 0.0  # no -0.0
         return Point(x, float(self.cost @ x), float(self.weight @ x), row_dual, column_dual)
 
     def conflict(self, right: Floats, tight: Sequence[int]) -> tuple[list[int], list[tuple[int, bool]]]:

@@ -141,8 +141,8 @@ class Solver:
         except UnboundedError as error:
             names = ", ".join(_label(self._names[j]) for j in error.args if j < self._count)
             raise InvalidInputError(f"{names or 'a rate'} can fall without end while others rise: bound it") from None
-        c = np.round(point.x[: self._count], DECIMALS) + 0.0  # no -0.0
-        values = np.array(self._levels.recurse(self._right, c))
+        c = np.round(point.x[: self._count], DECIMALS) + 0.0
+        values = np.array(self._levels.recurse(self._right, c, near=point.x))
         if (values < self._lower - 1e-6).any():
             raise AbcfxError(f"HiGHS returned a point below a bound by {np.max(self._lower - values):.1e}")
         return LpSolution(
@@ -166,8 +166,8 @@ class Solver:
 
         `solution` is that of the last solve; -inf where nothing is required.
         """
-        c = np.array([solution.c[name] for name in self.rates])
-        values = np.array(self._levels.recurse(self._right, c))
+        known = {**solution.c, **solution.levels}
+        values = np.array([known[name] for name in self._names])
         need = self._levels.required(self._right, values, self._lower)
         return dict(zip(self._names[self._count :], need[self._count :], strict=True))
 
@@ -274,7 +274,7 @@ class Solver:
 
     def _pretending(self, tight: tuple[int, ...], point: Point) -> int | None:
         """A level that the LP keeps below the min of its rows so that an exact level seems to be at its bound."""
-        truth = self._levels.recurse(self._right, point.x[: self._count]) if self._exact else []
+        truth = self._levels.recurse(self._right, point.x[: self._count], near=point.x) if self._exact else []
         if all(truth[level] <= self._lower[level] + 10 * TOLERANCE for level in self._exact):
             return None
         decided = set(self._levels.out[list(tight)].tolist())

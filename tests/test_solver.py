@@ -139,6 +139,16 @@ class TestOptimum:
         assert one.c == other.c
         assert sorted(one.c.values()) == [-1.0, 1.0]
 
+    def test_costs_come_before_weights_however_large(self) -> None:
+        """A rise of x or y is worth a little more than it costs, and both are far upstream; y is nearer, so y rises."""
+        rows = [Row("sum", "r", ("x", "y", "z"), -1.0)]
+        rows += [Row(f"{name} alone", name.upper(), (name,), 0.0) for name in "xyz"]
+        rates = {"x": Rate(1.0, 1001), "y": Rate(1.0, 1000), "z": Rate(1.01, 0)}
+        lower = dict.fromkeys("rXYZ", 0.0)
+        for order in ("xyz", "zyx", "yzx"):
+            solution = Solver(rows, {name: rates[name] for name in order}, lower, NO_ALIGNMENT).solve()
+            assert solution.c == {"x": 0.0, "y": 1.0, "z": 0.0}
+
     def test_growth_exponents_weigh_alignments(self) -> None:
         rows = [Row("h: alpha", "r", ("c",), 0.0, "alpha", "h", weight=2 / 3)]
         solution = Solver(rows, {"c": Rate()}, {"r": 0.0}, {"h": (0.9, 0.0, 0.0)}).solve()
