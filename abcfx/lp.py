@@ -41,9 +41,10 @@ class Lp:
     def __init__(
         self, matrix: tuple[Any, Any, Any], cost: Floats, weight: Floats, lower: Floats, upper: Floats
     ) -> None:
-        self.cost, self.weight, self.lower, self.upper = cost, weight, lower, upper
+        self.cost, self.lower, self.upper = cost, lower, upper
+        self.weight = weight * 100 / max(1.0, weight.max(initial=0.0))  # larger ones end in numerical trouble
         # with this little weight its optimum nearly always is the lexicographic one, and both stages take no pivot
-        self._blend = cost + weight / (10 * (1 + weight.max(initial=0.0)))
+        self._blend = cost + self.weight / 1000
         self.iterations = 0
         self._num_rows, self._num_columns = len(matrix[0]) - 1, len(cost)
         self._every_row = np.arange(self._num_rows, dtype=np.int32)
@@ -79,7 +80,7 @@ class Lp:
             self._start_from(basic)
         if not self._run(self._blend):
             return None
-        self._run(self.cost)
+        self._rerun(self.cost)
         solution = self._highs.getSolution()
         row_dual, column_dual = np.array(solution.row_dual), np.array(solution.col_dual)
         # complementary slackness: whatever has a price stays where it is on the whole optimal face
@@ -88,7 +89,7 @@ class Lp:
         lower = np.where(column_dual < -TOLERANCE, self.upper, self.lower)
         upper = np.where(column_dual > TOLERANCE, self.lower, self.upper)
         self._set_bounds(floor, right, lower, upper)
-        self._run(self.weight)
+        self._rerun(self.weight)
         x = np.array(self._highs.getSolution().col_value) + 0.0  # no -0.0
         return Point(x, float(self.cost @ x), float(self.weight @ x), row_dual, column_dual)
 
@@ -136,6 +137,10 @@ class Lp:
                 raise UnboundedError(*np.flatnonzero(ray < -TOLERANCE).tolist() if exists else ())
             _check(highs.clearSolver(), "start again")
         raise AbcfxError(f"HiGHS stopped with {highs.modelStatusToString(status)}")
+
+    def _rerun(self, cost: Floats) -> None:
+        if not self._run(cost):
+            raise AbcfxError("HiGHS calls the LP infeasible that it has just solved")
 
 
 def _new_highs(**options: float | str) -> Any:  # the stubs of highspy lack half of its methods

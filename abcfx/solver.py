@@ -130,7 +130,7 @@ class Solver:
         """Solve at the alignments of the last call (at first: those of the constructor).
 
         Raises:
-            InfeasibleError: no exponents satisfy the rows; the message names a smallest set of rows in conflict.
+            InfeasibleError: no exponents satisfy the rows; the message names a set in conflict, no part of which is.
         """
         start = time.perf_counter()
         is_first = self._lp is None
@@ -191,7 +191,10 @@ class Solver:
     def _right_hand_sides(self, alignment: Alignment) -> Floats:
         missing = [layer for layer in self._layers if layer not in alignment]
         _require(not missing, f"layer {missing[:1]} has rows but no alignment (alpha, omega, u)")
-        table = np.array([alignment[layer] for layer in self._layers], dtype=np.float64).reshape(-1, 3)
+        try:
+            table = np.array([alignment[x] for x in self._layers], dtype=np.float64).reshape(len(self._layers), 3)
+        except (TypeError, ValueError):
+            raise InvalidInputError("the alignment of a layer must be three numbers: (alpha, omega, u)") from None
         for i in np.flatnonzero(~np.isfinite(table).all(axis=1)):
             raise InvalidInputError(f"layer {self._layers[i]}: alpha, omega and u must be finite, got {table[i]}")
         right = self._constant.copy()
@@ -247,7 +250,6 @@ class Solver:
 
     def _search(self, lp: Lp, basic: Mapping[int, int] | None) -> Point:
         """The optimum at which exact levels are exact: best first over which row of a level holds with equality."""
-        rows = dict(self._levels.order)
         best: Point | None = None
         refuted: tuple[int, ...] | None = None
         queue: list[tuple[tuple[float, float], int, int, tuple[int, ...]]] = [((-math.inf, -math.inf), 0, 0, ())]
@@ -263,11 +265,13 @@ class Solver:
                 if level is None:
                     best = point
                 else:
-                    for k in rows[level]:
+                    for k in dict(self._levels.order)[level]:
                         heapq.heappush(queue, (point.key, -len(tight), k, (*tight, k)))
         else:
-            levels = ", ".join(_label(self._names[j]) for j in self._exact)
-            raise AbcfxError(f"gave up making {levels} exact after {MAX_BRANCHES} LPs: too many independent choices")
+            raise AbcfxError(
+                f"gave up after {MAX_BRANCHES} LPs: {self._exact_levels()} must each equal the bound, and "
+                "the choices of what puts them there multiply. Ask for fewer of them."
+            )
         if best is None:
             raise InfeasibleError(self._conflict(lp, refuted or (), tried))
         return best
@@ -279,17 +283,20 @@ class Solver:
             return None
         decided = set(self._levels.out[list(tight)].tolist())
         wanted = self._exact + [j for k in tight for j in self._levels.inputs[k] if j >= self._count]
-        return max((j for j in wanted if j not in decided), key=lambda j: truth[j] - point.x[j])
+        return max((j for j in wanted if j not in decided), key=lambda j: truth[j] - point.x[j], default=None)
+
+    def _exact_levels(self) -> str:
+        names = [_label(self._names[j]) for j in self._exact]
+        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
     def _conflict(self, lp: Lp, tight: tuple[int, ...], tried: int) -> str:
         """The message for infeasible rows; with `tight`, for the first of the `tried` ways to make levels exact."""
         rows, columns = lp.conflict(self._right, tight)
         lines = ["no exponents satisfy these constraints together; relax one of them:"]
         if tight:
-            levels = ", ".join(_label(self._names[j]) for j in self._exact)
             lines = [
-                f"no exponents put {levels} exactly at the bound. One of the constraints of such a level would have to "
-                f"hold with equality; none of the {tried - 1} ways to choose is possible. The first conflicts in:"
+                f"no exponents put {self._exact_levels()} exactly at the bound. One of the constraints of such a level "
+                f"has to hold with equality; none of the {tried - 1} ways to choose is possible. One conflicts in:"
             ]
         for k in rows:
             row = self.rows[k]
