@@ -1,4 +1,4 @@
-"""Scales, init and learning rates that hold at any width, for any PyTorch model: a compiler pass and a linear program"""
+"""Scales, init and learning rates that hold at any width, for any PyTorch model: a compiler pass and an LP."""
 
 from abcfx.errors import (
     AbcfxError,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import networkx as nx
 import torch
 import torch.fx as fx
+from torch.fx.operator_schemas import get_signature_for_torch_op
 from torch.utils import _pytree as pytree
 
 from abcfx.capture import CapturedGraph
@@ -87,7 +89,8 @@ class LayerDag:
         """Whether the node's tensor gets to an output of the model without another layer or norm in between."""
         if node in self.outputs:
             return True
-        return self.reaches(node, self.outputs.__contains__, lambda n: not isinstance(self.kind(n), Layer | Norm))
+        between = lambda n: not isinstance(self.kind(n), Layer | Norm)  # noqa: E731
+        return self.reaches(node, lambda n: n in self.outputs and between(n), between)
 
     def feeds_softmax(self, node: str) -> bool:
         """Whether it gets to a softmax (as the logits of a router do) with no layer, norm or product between."""
@@ -147,6 +150,28 @@ def _returned_by(node: fx.Node, value: Any) -> Any:
     if not isinstance(value, Value):
         return value
     return replace(value, at=node, shape=shape_of(node) or value.shape)
+
+
+def _positional(
+    node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Keywords that name torch's next positional arguments, in their place: addmm(bias, mat1=x, mat2=w)."""
+    rest = dict(kwargs)
+    if not rest:
+        return args, rest
+    if isinstance(node.target, torch._ops.OpOverload):
+        orders = [[a.name for a in node.target._schema.arguments]]
+    else:
+        target = node.target if callable(node.target) else getattr(torch, str(node.target), None)
+        found = get_signature_for_torch_op(target) if target is not None else None
+        orders = [list(signature.parameters) for signature in found or ()]
+    order = next((names for names in orders if set(rest) <= set(names)), [])
+    moved = list(args)
+    for name in order[len(args) :]:
+        if name not in rest:
+            break
+        moved.append(rest.pop(name))
+    return tuple(moved), rest
 
 
 def _lost(given: Iterable[Any], returned: Any) -> str:
@@ -225,7 +250,7 @@ class _Interpreter:
         rule = find_function_rule(node.target)
         if rule is None:
             return self._unknown(op, node, node.target, values)
-        result = rule(op, *args, **kwargs)
+        result = self._apply(rule, op, *_positional(node, args, kwargs))
         takes_result = node.target is operator.getitem and isinstance(args[0], tuple)
         excused = takes_result or rule is makes_constant or plain_name(node.target) in _ONLY_LOOKS_AT
         if not excused and (lost := _lost(values, result)):
@@ -244,7 +269,19 @@ class _Interpreter:
         rule = find_module_rule(module)
         if rule is None:
             return self._unknown(op, node, type(module), values)
-        return rule(op, module, *args, **kwargs)
+        return self._apply(rule, op, (module, *args), kwargs)
+
+    @staticmethod
+    def _apply(rule: Callable[..., Any], op: Op, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        try:
+            inspect.signature(rule).bind(op, *args, **kwargs)
+        except TypeError as error:
+            raise UnknownOpError(
+                f"The rule for {op.at.target} does not take the arguments of this call: {error}\n"
+                f"  in {location(op.at)}\n"
+                f"  To fix: register one that does, @abcfx.register_rule({plain_name(op.at.target) or op.at.target!r})"
+            ) from None
+        return rule(op, *args, **kwargs)
 
     def _unknown(self, op: Op, node: fx.Node, target: Any, values: Iterable[Any]) -> Any:
         """An op without a rule: an error, or, when asked for, a merge of what goes in, with a note."""

@@ -75,7 +75,9 @@ class Setting:
         return node in self._changing
 
     def a(self, node: str) -> float:
-        return self._a[node]
+        kind = self.dag.kind(node)
+        own = self.number(kind.factor) if isinstance(kind, Layer) else 0.0
+        return self._a[node] - own
 
     def b(self, parameter: str) -> float:
         return self.parameters[parameter].b
@@ -169,7 +171,9 @@ def _matrix(
         role, why = _role(dag, node, e_in, e_out) if wanted is None else (wanted, "as given in `roles`")
         sides.append((e_in, e_out))
         found.append((role, why))
-        sums.append(_table_row(table, role, e_in, e_out))
+        a, b = _table_row(table, role, e_in, e_out)
+        own = -growth.number(kind.factor)  # what the model multiplies the weight with takes the place of a
+        sums.append((0.0, a + b - own) if own and role != "plain" else (a, b))
     lead = next((i for i, (role, _) in enumerate(found) if role == "embedding"), 0)
     (role, why), (e_in, e_out), (a_lead, b) = found[lead], sides[lead], sums[lead]
     a = {node: sum(sums[i]) - b for i, node in enumerate(nodes)}

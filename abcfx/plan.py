@@ -14,6 +14,8 @@ from abcfx.exponents import ParameterExponents, Setting
 from abcfx.init import Init, OwnInit
 from abcfx.parametrizations import ROLES
 from abcfx.rules import Layer
+from abcfx.rules.kinds import ParameterDim
+from abcfx.rules.values import shape_of
 from abcfx.system import SolvedDag
 
 DEFAULT_EPS = 1e-8
@@ -167,8 +169,13 @@ def _own_width(setting: Setting, name: str, parameter: torch.nn.Parameter) -> fl
         kind = setting.dag.kind(node)
         if isinstance(kind, Layer):
             dims = kind.fan_out[:1] if decided.role == "embedding" else kind.fan_in
-            sizes = [parameter.shape[dim.index] for dim in dims if hasattr(dim, "parameter")]
-            return float(torch.Size(sizes).numel())
+            sizes = [
+                parameter.shape[d.index]
+                if isinstance(d, ParameterDim)
+                else (shape_of(d.node) or parameter.shape)[d.index]
+                for d in dims
+            ]
+            return float(torch.Size(size for size in sizes if size > 0).numel())
     return float(parameter.shape[-1]) if parameter.ndim and decided.role == "vector" else 1.0
 
 

@@ -9,8 +9,10 @@ from typing import Any
 from abcfx.exponents import Setting
 from abcfx.parametrizations import Alignment
 from abcfx.rules import Bound, Layer, Vector
-from abcfx.solver import LpSolution, Rate, Row, Solver
+from abcfx.rules.kinds import Product, Scale
+from abcfx.solver import DECIMALS, LpSolution, Rate, Row, Solver
 
+TOLERANCE = 1e-6
 _WORDS = {
     "alpha": "the update of {p} times its input (dW x0) must not blow up {n}",
     "u": "the update of {p} times the change of its input (dW dx) must not blow up {n}",
@@ -19,6 +21,27 @@ _WORDS = {
     "init": "the initial {p} sends a gradient back",
     "update": "the updated {p} sends a gradient back",
 }
+
+
+def warnings(setting: Setting, solved: SolvedDag) -> tuple[str, ...]:
+    """What a user should know of a solution that is right for the model as it is, but not what he will want."""
+    notes = []
+    for node in setting.dag.order:
+        kind = setting.dag.kind(node)
+        slowed = max((solved.r.get(n, 0.0) - max(solved.s[n], 0.0) for n in kind.sources), default=0.0)
+        if isinstance(kind, Product) and setting.growth(*kind.contracted) > 0 and slowed > TOLERANCE:
+            notes.append(
+                f"{node}: a product of activations sums over a dim that grows and is not divided by it, as attention "
+                f"with 1/sqrt(head_dim) where head_dim grows. Its inputs may change by m^-{slowed:g} only: every layer "
+                f"before it learns slowly. Divide by the dim (c / head_dim), or let the number of heads grow instead."
+            )
+        if node in setting.dag.outputs and setting.size(node) < -TOLERANCE:
+            notes.append(f"{node}: this output of the model grows at init like m^{-setting.size(node):g}")
+    unused = [name for name, p in setting.parameters.items() if p.role == "plain" and not p.a]
+    if unused:
+        some = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
+        notes.append(f"not used by the traced graph, so left at the plain lr: {some}")
+    return tuple(notes)
 
 
 @dataclass(frozen=True)
@@ -50,7 +73,9 @@ class System:
         rows = [row for node in self.dag.order for row in self._change_rows(node)]
         if self._by_gradient:
             rows += [row for node in reversed(self.dag.order) for row in self._gradient_rows(node)]
-        lower: dict[Any, float] = {("r", n): min(0.0, setting.size(n)) for n in self.dag.order if setting.changes(n)}
+        lower: dict[Any, float] = {
+            ("r", n): min(0.0, setting.size(n)) for n in self.dag.order if setting.changes(n) and not self._is_scaled(n)
+        }
         self.solver = Solver(rows, self._rates(), lower, self.alignment)
 
     def solve(self, alignment: Mapping[str, Alignment] | None = None) -> SolvedDag:
@@ -71,6 +96,15 @@ class System:
             shadow_prices=solution.shadow_prices,
             rows=len(self.solver.rows),
             columns=len(self.solver.rates) + len(solution.levels),
+        )
+
+    def _is_scaled(self, node: str) -> bool:
+        """Whether a tensor only goes into scales: stability is then asked of what comes out of them."""
+        followers = list(self.dag.graph.successors(node))
+        return (
+            bool(followers)
+            and node not in self.dag.outputs
+            and all(isinstance(self.dag.kind(n), Scale) for n in followers)
         )
 
     # -- rows
@@ -135,7 +169,7 @@ class System:
             rate = need.get(node, 0.0)
             if self.setting.family(vector.parameter).update == "gradient":
                 rate = 0.0 if decided.role == "scalar" else rate - gradients.get(node, 0.0)
-            rates[vector.parameter] = rate + 0.0 if decided.c is None else decided.c
+            rates[vector.parameter] = round(rate, DECIMALS) + 0.0 if decided.c is None else decided.c
         return rates
 
     def _gradients(self, c: Mapping[str, float] | None) -> dict[str, float]:
@@ -175,4 +209,4 @@ class System:
 
 def _changes(levels: Mapping[Any, float]) -> dict[str, float]:
     """Of the levels ("r", node), ("G", node), ("g", parameter): those that are changes, by node."""
-    return {name: value for (kind, name), value in levels.items() if kind == "r"}
+    return {name: round(value, DECIMALS) + 0.0 for (kind, name), value in levels.items() if kind == "r"}

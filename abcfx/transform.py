@@ -24,7 +24,7 @@ from abcfx.passes import Scale, insert_scales, scale_nodes
 from abcfx.patterns import match_patterns
 from abcfx.plan import ByRole, Options, ParameterPlan, build_groups, make_plan, unscaled
 from abcfx.rules import Layer
-from abcfx.system import SolvedDag, System
+from abcfx.system import SolvedDag, System, warnings
 from abcfx.widths import Growth, measure_growth
 
 Instance = nn.Module | Callable[[], nn.Module]
@@ -164,7 +164,8 @@ def transform(
         own = _own_init(captured, captured_base, setting, init_like)
         plan = make_plan(setting, solved, parameters, own, options)
     with clock("rewrite"):
-        notes = captured.notes + dag.notes + _apply(captured, dag, plan, growth, unknown, inplace)
+        notes = captured.notes + dag.notes + warnings(setting, solved)
+        notes += _apply(captured, dag, plan, growth, unknown, inplace)
         param_groups = build_groups(plan, parameters, groups)
     return Transformed(
         module=model if inplace else captured.module,

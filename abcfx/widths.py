@@ -57,10 +57,11 @@ class Growth(ABC):
 class StructuralGrowth(Growth):
     """Without a base: a layer's dims grow (exponent 1) where another layer stands on that side; nothing else does."""
 
-    def __init__(self, dag: LayerDag, has_base: bool = False) -> None:
+    def __init__(self, dag: LayerDag, shapes: Mapping[str, tuple[int, ...]], has_base: bool = False) -> None:
         self.scale = 1.0
         self.has_base = has_base
-        self._grows: dict[tuple[str, int], float] = {}
+        self._shapes = shapes
+        self._grows: dict[Dim, float] = {}
         above = self._beside_layers(dag, upstream=True)
         below = self._beside_layers(dag, upstream=False)
         for node, layer in dag.layers():
@@ -79,23 +80,32 @@ class StructuralGrowth(Growth):
         found: dict[str, bool] = {}
         for node in dag.order if upstream else reversed(dag.order):
             others = dag.graph.predecessors(node) if upstream else dag.graph.successors(node)
-            found[node] = any(found[n] or isinstance(dag.kind(n), Layer) for n in others)
+            found[node] = any(found[n] or _is_wide(dag, n, node, upstream) for n in others)
         return found
 
     def _mark(self, dims: tuple[Dim, ...], grows: bool) -> None:
         """One dim of several takes the growth (the channels of a convolution, not its kernel)."""
         first = next(iter(dims), None)
-        if grows and isinstance(first, ParameterDim):
-            self._grows[first.parameter, first.index] = 1.0
+        if first is None or not grows:
+            return
+        if not isinstance(first, ParameterDim) or self._shapes[first.parameter][first.index] > 1:
+            self._grows[first] = 1.0
 
     def _mark_vector(self, vector: Vector, dag: LayerDag, grows: bool) -> None:
         self._mark(vector.dims[-1:], grows)
 
     def dim(self, dim: Dim) -> float:
-        return self._grows.get((dim.parameter, dim.index), 0.0) if isinstance(dim, ParameterDim) else 0.0
+        return self._grows.get(dim, 0.0)
 
     def scalar(self, scalar: ScalarArgument | ModuleAttribute) -> float:
         return 0.0
+
+
+def _is_wide(dag: LayerDag, node: str, beside: str, upstream: bool) -> bool:
+    """Whether a neighbour has width: a layer, or, above, a tensor of parameters alone (learned latents)."""
+    if isinstance(dag.kind(node), Layer):
+        return True
+    return upstream and bool(dag.graph.nodes[node]["parametric"]) and node in dag.kind(beside).inputs
 
 
 class SizeGrowth(Growth):
@@ -166,10 +176,11 @@ def _value(module: torch.nn.Module, node: fx.Node, scalar: ScalarArgument | Modu
 
 def measure_growth(target: CapturedGraph, dag: LayerDag, base: CapturedGraph | None) -> Growth:
     """Growth by pairing; by structure without a base, or when base and target have the same sizes (then m is 1)."""
+    shapes = {name: tuple(p.shape) for name, p in target.model.named_parameters()}
     if base is None:
-        return StructuralGrowth(dag)
+        return StructuralGrowth(dag, shapes)
     paired = PairedGrowth(target, base)
-    return StructuralGrowth(dag, has_base=True) if paired.scale == 1.0 else paired
+    return StructuralGrowth(dag, shapes, has_base=True) if paired.scale == 1.0 else paired
 
 
 def pair_graphs(target: CapturedGraph, base: CapturedGraph) -> dict[fx.Node, fx.Node]:

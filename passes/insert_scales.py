@@ -50,9 +50,10 @@ def insert_scales(gm: fx.GraphModule, scales: Sequence[Scale]) -> PassResult:
     for scale in wanted:
         _check(scale)
     touched = []
-    for scale in wanted:
+    # Operands first: a result that is scaled is then replaced wherever it goes, also into scales of its consumers.
+    for scale in sorted(wanted, key=lambda scale: scale.operand is None):
         provenance = ScaleNode(NAME, scale.factor, scale.label, scale.formula)
-        base = scale.operand if scale.operand is not None else scale.node
+        base = scale.operand if scale.operand is not None else _result(scale.node)
         name = f"{scale.node.name}_scale"
         node = create_after(base, name, torch.mul, (base, scale.factor), provenance)
         if scale.operand is None:
@@ -73,6 +74,12 @@ def insert_scales(gm: fx.GraphModule, scales: Sequence[Scale]) -> PassResult:
 def scale_nodes(graph: fx.Graph) -> list[fx.Node]:
     """The scale nodes of a graph, in order."""
     return [node for node in graph.nodes if isinstance(node.meta.get(META), ScaleNode)]
+
+
+def _result(node: fx.Node) -> fx.Node:
+    """The tensor that an op computes: of an op that returns several (embedding_bag), the first."""
+    firsts = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
+    return firsts[0] if isinstance(node.meta.get("val"), tuple | list) and firsts else node
 
 
 def _move_before(node: fx.Node, op: fx.Node) -> None:

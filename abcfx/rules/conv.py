@@ -6,15 +6,26 @@ from typing import Any
 
 import torch.nn as nn
 
+from abcfx.rules.kinds import Number
 from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
 from abcfx.rules.values import Value
 
 
 @register_rule("conv1d", "conv2d", "conv3d", "convolution")
-def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *_: Any, **__: Any) -> Value:
+def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *rest: Any, **options: Any) -> Value:
     """Weight (out, in / groups, kernel...): what is contracted is the second dim; kernel dims never grow."""
-    return op.layer(x, weight, fan_in=range(1, weight.ndim or 2), fan_out=[0], bias=bias)
+    position = 5 if "convolution" in str(op.at.target) else 3
+    groups: Any = options.get("groups", rest[position] if len(rest) > position else 1)
+    key = "groups" if "groups" in op.at.kwargs else 3 + position
+    return _grouped(op, x, weight, bias, None if groups == 1 else op.scalar(key))
+
+
+def _grouped(op: Op, x: Value, weight: Value, bias: Value | None, groups: Number | None) -> Value:
+    """An input channel sends its gradient back from the outputs of its own group only."""
+    out = weight.dim(0)
+    back = None if groups is None or out is None else (Number(((out, 1.0),)).times(groups.power(-1.0)),)
+    return op.layer(x, weight, range(1, weight.ndim or 2), [0], bias, fan_back=back)
 
 
 @register_rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -25,9 +36,11 @@ def conv_transpose(op: Op, x: Value, weight: Value, bias: Value | None = None, *
 
 def _module(transposed: bool) -> Any:
     def rule(op: Op, module: nn.Module, x: Value, *_: Any, **__: Any) -> Value:
-        weight = op.parameter(module, "weight")
+        weight, bias = op.parameter(module, "weight"), op.parameter(module, "bias")
         assert weight is not None
-        return (conv_transpose if transposed else conv)(op, x, weight, op.parameter(module, "bias"))
+        if transposed:
+            return conv_transpose(op, x, weight, bias)
+        return _grouped(op, x, weight, bias, None if module.groups == 1 else op.attribute("groups"))
 
     return rule
 

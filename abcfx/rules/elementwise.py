@@ -8,7 +8,7 @@ import torch.nn as nn
 
 from abcfx.rules.kinds import Number
 from abcfx.rules.op import Op
-from abcfx.rules.registry import register_rule
+from abcfx.rules.registry import plain_name, register_rule
 from abcfx.rules.values import Value
 
 # phi(0) = 0 and Lipschitz: size and change of the input
@@ -94,7 +94,7 @@ def plain_reduction(op: Op) -> bool:
     return str(getattr(op.at.target, "__name__", op.at.target)) in ("max", "min")
 
 
-@register_rule("amax", "amin", "logsumexp", "median", "quantile")
+@register_rule("amax", "amin", "logsumexp", "quantile")
 def extremum(op: Op, x: Value, *_: Any, **__: Any) -> Value:
     return op.same(x)
 
@@ -193,8 +193,10 @@ def std(op: Op, x: Value, dim: Any = None, *_: Any, **__: Any) -> Value:
     "huber_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy", "kl_div",
 )  # fmt: skip
 def loss(op: Op, x: Value, target: Any, *_: Any, **__: Any) -> Value:
-    """A loss is as stable as what goes in; finite dims are averaged."""
-    return op.merge([v for v in (x, target) if isinstance(v, Value)])
+    """A loss is as stable as what goes in. Regression losses average over all dims, also growing ones."""
+    both = op.merge([v for v in (x, target) if isinstance(v, Value)])
+    averages = plain_name(op.at.target) in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+    return op.reduce(both, None, mean=True, dims_of=x) if averages else both
 
 
 @register_rule(nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.BCEWithLogitsLoss)

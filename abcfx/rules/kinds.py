@@ -157,7 +157,9 @@ class Layer(Kind):
     """A use of `parameter`: y = m^-a W x, contracted over the dims `fan_in` of the parameter (none for a lookup).
 
     `pieces`: how many layers it counts for in the objective (fused q, k, v: 3). `inner`: no scale node can be placed at
-    it, since its input exists only inside an op; then a = 0, and init and rate carry the multiplier.
+    it, since its input exists only inside an op; then a = 0, and init and rate carry the multiplier. `factor`: a number
+    that the model itself multiplies the weight with. `fan_back`: what the backward product sums over where that is not
+    all of `fan_out` (a convolution with groups).
     """
 
     parameter: str
@@ -165,6 +167,8 @@ class Layer(Kind):
     fan_out: tuple[Dim, ...]
     pieces: int = 1
     inner: bool = False
+    factor: Number = Number()
+    fan_back: tuple[Extent, ...] | None = None
 
     def size(self, node: str, known: Known) -> float:
         product = known.a(node) + known.b(self.parameter) + known.size(self.inputs[0]) - known.growth(*self.fan_in) / 2
@@ -190,7 +194,8 @@ class Layer(Kind):
             yield Bound("omega", (("r", x),), a + known.b(self.parameter), "omega", e_in)
 
     def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
-        x, a, e_out = self.inputs[0], known.a(node), known.growth(*self.fan_out)
+        back = self.fan_out if self.fan_back is None else self.fan_back
+        x, a, e_out = self.inputs[0], known.a(node), known.growth(*back)
         if x is None:
             return
         yield x, Bound("init", (("G", node),), a + known.b(self.parameter) - e_out / 2)

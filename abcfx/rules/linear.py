@@ -24,17 +24,50 @@ def linear_module(op: Op, module: nn.Module, x: Value) -> Value:
     return linear(op, x, weight, op.parameter(module, "bias"))
 
 
-@register_rule("embedding", "embedding_bag")
+@register_rule("embedding_bag")
+def embedding_bag(op: Op, x: Value, y: Value, offsets: Any = None, *rest: Any, **options: Any) -> Any:
+    """The mean or sum of looked-up rows, each times its own weight where there are some."""
+    out = embedding(op, x, y)
+    position = 5 if x.is_constant else 3  # F.embedding_bag takes (ids, table), aten.embedding_bag (table, ids)
+    weights = options.get("per_sample_weights", rest[position] if len(rest) > position else None)
+    if isinstance(weights, Value) and not weights.is_constant:
+        out = op.product(out, weights)
+    val = op.at.meta.get("val")
+    return (out, *(op.constant() for _ in val[1:])) if isinstance(val, tuple | list) else out
+
+
+@register_rule("embedding")
 def embedding(op: Op, x: Value, y: Value, *_: Any, **__: Any) -> Value:
     """F.embedding takes (ids, table), aten.embedding (table, ids): the table is what is not constant."""
     return op.layer(None, y if x.is_constant else x, fan_in=[], fan_out=[1])
 
 
-@register_rule(nn.Embedding, nn.EmbeddingBag)
-def embedding_module(op: Op, module: nn.Module, ids: Value, *_: Any) -> Value:
+@register_rule(nn.Embedding)
+def embedding_module(op: Op, module: nn.Module, input: Value) -> Value:
     weight = op.parameter(module, "weight")
     assert weight is not None
-    return embedding(op, ids, weight)
+    return embedding(op, input, weight)
+
+
+@register_rule(nn.EmbeddingBag)
+def embedding_bag_module(
+    op: Op, module: nn.Module, input: Value, offsets: Any = None, per_sample_weights: Value | None = None
+) -> Any:
+    weight = op.parameter(module, "weight")
+    assert weight is not None
+    return embedding_bag(op, input, weight, offsets, per_sample_weights=per_sample_weights)
+
+
+@register_rule(nn.Bilinear)
+def bilinear_module(op: Op, module: nn.Module, x: Value, y: Value) -> Value:
+    """x W y + bias, with W of dims (out, x, y): a layer on x, then contracted with y."""
+    weight = op.parameter(module, "weight")
+    assert weight is not None
+    once = op.layer(x, weight, fan_in=[1], fan_out=[0, 2], inner=True)
+    contracted = y.dim(-1)
+    out = op.product(once, y, () if contracted is None else (contracted,))
+    bias = op.parameter(module, "bias")
+    return out if bias is None else op.merge([out, bias])
 
 
 @register_rule("weight_norm", "weight_norm_interface")
@@ -45,10 +78,10 @@ def weight_norm(op: Op, direction: Value, gain: Value, *_: Any) -> Value:
 
 @register_rule("matmul", "mm", "bmm", "mv", "dot")
 def matmul(op: Op, x: Value, y: Value) -> Value:
-    if y.parameter is not None and y.node is None and not (x.parameter is not None and x.node is None):
+    if op.is_weight(y) and not op.is_weight(x):
         vector = y.ndim == 1
         return op.layer(x, y, fan_in=[0] if vector else [-2], fan_out=[] if vector else [-1])
-    if x.parameter is not None and x.node is None:
+    if op.is_weight(x) and not op.is_weight(y):
         return op.layer(y, x, fan_in=[-1], fan_out=[] if x.ndim == 1 else [-2])
     contracted = x.dim(-1)
     return op.product(x, y, () if contracted is None else (contracted,))
@@ -78,7 +111,7 @@ def einsum(op: Op, equation: str, *operands: Any) -> Value:
 
 def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kept: str) -> Value:
     """One contraction of two operands; a raw parameter among them makes it a layer."""
-    if x.parameter is not None and x.node is None:
+    if op.is_weight(x):
         x, x_letters, y, y_letters = y, y_letters, x, x_letters
     contracted = [c for c in y_letters if c in x_letters and c not in kept]
 
@@ -86,7 +119,7 @@ def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kep
         before, dots, after = letters.partition("...")
         return before.index(c) if c in before or not dots else after.index(c) - len(after)
 
-    if y.parameter is not None and y.node is None:
+    if op.is_weight(y) and not op.is_weight(x):
         fan_out = [c for c in y_letters if c in kept and c not in x_letters and c != "."]
         return op.layer(x, y, [position(y_letters, c) for c in contracted], [position(y_letters, c) for c in fan_out])
     dims = (x.dim(position(x_letters, c)) for c in contracted)

@@ -41,10 +41,16 @@ def norm_module(op: Op, module: nn.Module, x: Value) -> Value:
 
 @register_rule("normalize")
 def normalize(op: Op, x: Value, p: float = 2.0, dim: int = 1, **_: Any) -> Value:
-    norm = op.power(op.reduce(op.power(x, 2.0), dim, mean=False), -0.5)
+    norm = op.power(op.reduce(op.power(x, 2.0), dim, mean=False, dims_of=x), -0.5)
     return op.product(x, norm)
 
 
-@register_rule("norm", "vector_norm", "linalg_vector_norm")
+@register_rule("cosine_similarity")
+def cosine_similarity(op: Op, x: Value, y: Value, dim: int = 1, eps: float = 1e-8) -> Value:
+    over = x.dim(dim)
+    return op.product(normalize(op, x, 2.0, dim), normalize(op, y, 2.0, dim), () if over is None else (over,))
+
+
+@register_rule("norm", "vector_norm", "linalg_vector_norm", "linalg_norm", "frobenius_norm")
 def vector_norm(op: Op, x: Value, ord: Any = 2, dim: Any = None, *_: Any, **__: Any) -> Value:
-    return op.power(op.reduce(op.power(x, 2.0), dim, mean=False), 0.5)
+    return op.power(op.reduce(op.power(x, 2.0), dim, mean=False, dims_of=x), 0.5)

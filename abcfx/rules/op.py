@@ -27,6 +27,7 @@ from abcfx.rules.kinds import (
     ScalarArgument,
     Scale,
     Softmax,
+    Unary,
     Vector,
 )
 from abcfx.rules.values import Statistic, Value, shape_of
@@ -44,6 +45,7 @@ class Op:
         self.at = at
         self.path = path
         self._names = names
+        self._shapes = {name: tuple(parameter.shape) for parameter, name in names.items()}
 
     # -- what the op is given
 
@@ -82,6 +84,10 @@ class Op:
         """The Python number at position (or keyword) `key` of the op's arguments; it may change with width."""
         return Number(((ScalarArgument(self.at, key), 1.0),))
 
+    def is_weight(self, x: Value) -> bool:
+        """Whether a tensor is a parameter, or computed from parameters alone."""
+        return x.parameter is not None if x.node is None else self._is_parametric(x.node)
+
     # -- what the op does: every method returns the Value of a tensor
 
     def constant(self) -> Value:
@@ -108,21 +114,39 @@ class Op:
         bias: Value | None = None,
         inner: bool = False,
         pieces: int = 1,
+        fan_back: tuple[Extent, ...] | None = None,
     ) -> Value:
-        """A weight op: contracts dims `fan_in` of `weight` with x (None: a lookup in a table), gives dims `fan_out`."""
+        """A weight op: contracts dims `fan_in` of `weight` with x (None: a lookup in a table), gives dims `fan_out`.
+
+        A weight that is computed from parameters alone (masked, standardised, a sum of several) is a layer of each of
+        the matrices among them; the others count as gains.
+        """
         source = None if x is None else self._node(x)
-        if weight.parameter is None or weight.node is not None:
+        weights, gains = self._matrices(weight)
+        if not weights:
             dims = tuple(d for i in fan_in if (d := weight.dim(i)) is not None)
             y = self.product(x if x is not None else Value(), weight, dims)
             return y if bias is None else self.merge([y, bias])
-        dims_in = tuple(d for i in fan_in if (d := weight.dim(i)) is not None)
-        dims_out = tuple(d for i in fan_out if (d := weight.dim(i)) is not None)
         inner = inner or (x is not None and x.at not in self.at.all_input_nodes)
-        vectors = self._vectors(bias) + tuple(v for name in weight.gains for v in self._vectors(Value(parameter=name)))
-        kind = Layer((source,), weight.parameter, dims_in, dims_out, pieces, inner, vectors=vectors)
-        layer = self._add(self._layer_name(weight.parameter), kind)
-        self.dag.nodes[layer.node]["operand"] = None if x is None else x.at
-        return layer
+        vectors = self._vectors(bias, *(Value(parameter=name) for name in gains))
+        layers = []
+        for each in weights:
+            dims_in, dims_out = (tuple(d for i in fan if (d := each.dim(i)) is not None) for fan in (fan_in, fan_out))
+            assert each.parameter is not None
+            kind = Layer(
+                (source,),
+                each.parameter,
+                dims_in,
+                dims_out,
+                pieces,
+                inner,
+                self._factor(weight),
+                fan_back,
+                vectors=vectors,
+            )
+            layers.append(self._add(self._layer_name(each.parameter), kind))
+            self.dag.nodes[layers[-1].node]["operand"] = None if x is None else x.at
+        return layers[0] if len(layers) == 1 else self.merge(layers)
 
     def merge(self, values: Iterable[Value]) -> Value:
         """Add or concatenate: the largest dominates. Constants beside it change nothing."""
@@ -136,8 +160,6 @@ class Op:
     def product(self, x: Value, y: Value, contracted: tuple[Extent, ...] = ()) -> Value:
         """x * y entry by entry, or contracted over the dims given. x times 1 / (a norm of x) is a norm."""
         for tensor, factor in ((x, y), (y, x)):
-            if (weight := self._reparametrized(tensor, factor)) is not None:
-                return weight
             stat = factor.statistic
             if stat is not None and stat.reduced and stat.degree == -1 and tensor.node is not None and not contracted:
                 normed = self._normed(tensor.node, stat)
@@ -177,10 +199,13 @@ class Op:
         over = x.dim(dim)
         return self._unary(x, lambda node: Softmax((node,), () if over is None else (over,)))
 
-    def reduce(self, x: Value, dims: Sequence[int] | int | None, mean: bool) -> Value:
-        """Mean or sum over dims (None: all of them)."""
+    def reduce(self, x: Value, dims: Sequence[int] | int | None, mean: bool, dims_of: Value | None = None) -> Value:
+        """Mean or sum over dims (None: all of them), which are those of `dims_of` where x was made inside this op."""
         indices = [dims] if isinstance(dims, int) else dims
-        over = x.all_dims() if indices is None else tuple(d for i in indices if (d := x.dim(i)) is not None)
+        given = dims_of or x
+        over = given.all_dims() if indices is None else tuple(d for i in indices if (d := given.dim(i)) is not None)
+        if not mean and (contracted := self._contracted_with_vector(x, indices)) is not None:
+            return contracted
         y = self._unary(x, lambda node: Reduce((node,), over, mean))
         stat = self._statistic(x)
         if stat is None:
@@ -189,7 +214,7 @@ class Op:
 
     def spread(self, x: Value, dims: Sequence[int] | int | None, power: float) -> Value:
         """(mean of (x - mean)^2) ** power over dims: variance at power 1, standard deviation at 1/2."""
-        return self.power(self.reduce(self.power(x, 2.0), dims, mean=True), power)
+        return self.power(self.reduce(self.power(x, 2.0), dims, mean=True, dims_of=x), power)
 
     def several(self, x: Value, count: int) -> tuple[Value, ...]:
         """`count` tensors with size and change of x."""
@@ -217,23 +242,59 @@ class Op:
         """The DAG node of a value; a parameter that is added or multiplied becomes a vector node on first use."""
         if x.parameter is None or x.node is not None:
             return x.node
-        name = x.parameter
-        if name not in self.dag:
-            self._add(name, Vector((), name, x.all_dims()))
+        vectors: dict[str, str] = self.dag.graph.setdefault("vectors", {})
+        if x.parameter not in vectors:
+            vectors[x.parameter] = str(self._add(x.parameter, Vector((), x.parameter, x.all_dims())).node)
         if x.gains:
-            return self.merge([Value(name), *(Value(parameter=gain) for gain in x.gains)]).node
-        return name
+            parts = [Value(vectors[x.parameter]), *(Value(parameter=gain) for gain in x.gains)]
+            return self.merge(parts).node
+        return vectors[x.parameter]
 
-    def _reparametrized(self, x: Value, y: Value) -> Value | None:
-        """A weight times a function of parameters alone (its own norm, a learned gain) is still that weight."""
-        if x.parameter is None or x.node is not None or (x.ndim or 0) < 2 or y.node is None:
+    def _contracted_with_vector(self, x: Value, dims: Sequence[int] | None) -> Value | None:
+        """(x * v).sum(dims) with a raw parameter v that runs along dims is a layer, as x @ v is."""
+        kind = self.dag.nodes[x.node]["kind"] if x.node is not None else None
+        if not isinstance(kind, Product) or kind.contracted or dims is None or x.ndim is None:
             return None
-        above = nx.ancestors(self.dag, y.node) | {y.node}
-        vectors = [self.dag.nodes[n]["kind"].parameter for n in above if isinstance(self.dag.nodes[n]["kind"], Vector)]
-        if any(isinstance(self.dag.nodes[n]["kind"], Layer) for n in above):
-            return None
-        gains = tuple(dict.fromkeys((*x.gains, *(name for name in vectors if name != x.parameter))))
-        return replace(x, at=self.at, gains=gains)
+        for this, other in (kind.inputs, kind.inputs[::-1]):
+            vector = None if other is None else self.dag.nodes[other]["kind"]
+            if this is None or not isinstance(vector, Vector) or self._is_parametric(this):
+                continue
+            shape = self._shapes[vector.parameter]
+            along = [len(shape) - x.ndim + d % x.ndim for d in dims]
+            if all(0 <= i < len(shape) and shape[i] > 1 for i in along):
+                weight = Value(None, self.at, vector.parameter, tuple(range(len(shape))), shape)
+                rest = [i for i, size in enumerate(shape) if size > 1 and i not in along]
+                return self.layer(Value(this), weight, along, rest, inner=True)
+        return None
+
+    def _is_parametric(self, node: str) -> bool:
+        """Whether a node is made of parameters (and constants) alone."""
+        return bool(self.dag.nodes[node]["parametric"])
+
+    def _matrices(self, weight: Value) -> tuple[list[Value], list[str]]:
+        """(matrices, gains): the parameters that a weight is, or is computed from; ([], []) for an activation."""
+        if weight.node is None:
+            return ([weight], list(weight.gains)) if weight.parameter is not None else ([], [])
+        if not self._is_parametric(weight.node):
+            return [], []
+        above = [n for n in self.dag if n in nx.ancestors(self.dag, weight.node) | {weight.node}]
+        parts = [self.dag.nodes[n]["kind"] for n in above if isinstance(self.dag.nodes[n]["kind"], Vector)]
+        shapes = {part.parameter: self._shapes[part.parameter] for part in parts}
+        mains = [name for name, shape in shapes.items() if sum(size > 1 for size in shape) > 1] or list(shapes)
+        found = []
+        for name in mains:
+            same_rank = len(shapes[name]) == (weight.ndim or len(shapes[name]))
+            dims = tuple(range(len(shapes[name]))) if same_rank else None
+            found.append(Value(None, weight.at, name, dims, shapes[name] if same_rank else weight.shape))
+        return found, [name for name in shapes if name not in mains]
+
+    def _factor(self, weight: Value) -> Number:
+        """The number that a computed weight is multiplied with, on its way from the parameter."""
+        factor, node = Number(), weight.node
+        while node is not None and isinstance(kind := self.dag.nodes[node]["kind"], Unary):
+            factor = factor.times(kind.factor) if isinstance(kind, Scale) else factor
+            node = kind.input
+        return factor
 
     def _normed(self, node: str, stat: Statistic) -> Value | None:
         """`node` divided by a norm of `stat.node`: a Norm, if it is that node or a product of it with other factors."""
@@ -259,6 +320,8 @@ class Op:
         while unique in self.dag:
             again += 1
             unique = f"{name}#{again}"
-        self.dag.add_node(unique, kind=kind, fx_node=self.at, path=self.path)
+        made_of = [self.dag.nodes[source]["parametric"] for source in kind.sources]
+        parametric = isinstance(kind, Vector) or (bool(made_of) and all(made_of) and not isinstance(kind, Layer))
+        self.dag.add_node(unique, kind=kind, fx_node=self.at, path=self.path, parametric=parametric)
         self.dag.add_edges_from((source, unique) for source in kind.sources)
         return Value(unique, self.at, shape=shape_of(self.at))

@@ -6,6 +6,7 @@ import operator
 from dataclasses import replace
 from typing import Any
 
+import torch.fx as fx
 import torch.nn as nn
 
 from abcfx.rules.op import Op
@@ -17,7 +18,7 @@ from abcfx.rules.values import Sizes, Value
     "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "view_as", "reshape_as",
     "repeat", "tile", "repeat_interleave", "ravel", "pad", "constant_pad_nd", "roll", "flip", "narrow", "unfold",
     "fold", "diagonal", "as_strided", "broadcast_to", "index_select", "gather", "take_along_dim", "masked_select",
-    "sort", "moveaxis", "slice", "slice_copy", "view_as_real", "view_as_complex", "diff", "rot90", "trace",
+    "moveaxis", "slice", "slice_copy", "view_as_real", "view_as_complex", "diff", "rot90", "trace",
     "add_batch_dim", "remove_batch_dim",
 )  # fmt: skip
 def regroup(op: Op, x: Value, *_: Any, **__: Any) -> Value:
@@ -73,7 +74,12 @@ def index_tensor(op: Op, x: Value, indices: Any) -> Value:
 
 
 @register_rule("getattr")
-def attribute(op: Op, x: Value, name: str) -> Any:
+def attribute(op: Op, x: Any, name: str) -> Any:
+    """x.shape, x.T, what x is made of (dtype, device); of an op with several results, the one called `name`."""
+    if isinstance(x, tuple):
+        val = op.at.args[0].meta.get("val") if isinstance(op.at.args[0], fx.Node) else None
+        named = [i for i, each in enumerate(val or ()) if getattr(val, name, None) is each]
+        return x[named[0] if named else {"values": 0, "indices": 1}[name]]
     if name == "shape":
         return Sizes(x)
     if name in ("T", "mT", "H"):
@@ -120,6 +126,11 @@ def unbind(op: Op, x: Value, dim: int = 0) -> tuple[Value, ...]:
     return op.several(x, _results(op))
 
 
-@register_rule("topk", "sort_values")
-def topk(op: Op, x: Value, *_: Any, **__: Any) -> tuple[Value, Value]:
+@register_rule("topk", "sort", "kthvalue", "mode", "cummax", "cummin")
+def with_indices(op: Op, x: Value, *_: Any, **__: Any) -> tuple[Value, Value]:
     return op.same(x), op.constant()
+
+
+@register_rule("median", "nanmedian")
+def median(op: Op, x: Value, dim: int | None = None, *_: Any, **__: Any) -> Any:
+    return op.same(x) if dim is None else (op.same(x), op.constant())

@@ -18,7 +18,7 @@ from abcfx.errors import AbcfxError, InvalidInputError
 from abcfx.exponents import Setting, assign_exponents
 from abcfx.parametrizations import alignment_preset, family
 from abcfx.system import System
-from abcfx.widths import StructuralGrowth
+from abcfx.widths import measure_growth
 
 
 @dataclass
@@ -79,11 +79,11 @@ def plan(row: Row, captured: CapturedGraph) -> None:
     parameters = dict(captured.model.named_parameters())
     try:
         dag = build_dag(captured)
-        growth = StructuralGrowth(dag)
+        growth = measure_growth(captured, dag, None)
         decided = assign_exponents(dag, growth, parameters, "mup")
         setting = Setting(dag, growth, decided, dict.fromkeys(parameters, family("adam")))
         solved = System(setting, {node: alignment_preset("full")[0] for node, _ in dag.layers()}).solve()
-    except AbcfxError as error:
+    except Exception as error:  # one model's crash is a row of the table, not the end of the run
         row.error = f"{type(error).__name__}: {error}"
         return
     row.layers, row.unused = len(dag.layers()), len(set(parameters) - set(dag.uses()))
