@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import mup
 import torch
-from abcfx.examples.gpt import GPT, GPTConfig
 from torch import nn
 from unit_scaling.transforms import unit_scale
 
 import abcfx
+from abcfx.examples.gpt import GPT, GPTConfig
 
 IDS = torch.zeros(2, 64, dtype=torch.long)
 

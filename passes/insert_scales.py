@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 import torch.fx as fx
+
 from abcfx.passes.result import META, PassError, PassResult, create_after
 
 NAME = "insert_scales"

@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
-from abcfx.examples.gpt import GPT, GPTConfig
 from torch import nn
 
 import abcfx
+from abcfx.examples.gpt import GPT, GPTConfig
 from abcfx.report import render
 from abcfx.summary import binding_tags, find_skips, fold, group_prices, repeated_uses, tied_names
 

@@ -13,9 +13,9 @@ import torch
 import torch.fx as fx
 import torch.nn as nn
 import torch.nn.functional as F
-from abcfx.passes import PassError, Scale, insert_scales, scale_nodes
 
 import abcfx
+from abcfx.passes import PassError, Scale, insert_scales, scale_nodes
 
 
 class MLP(nn.Module):
