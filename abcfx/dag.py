@@ -156,18 +156,27 @@ def _positional(
     node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Keywords that name torch's next positional arguments, in their place: addmm(bias, mat1=x, mat2=w)."""
-    rest = dict(kwargs)
-    if not rest:
-        return args, rest
+    if not kwargs:
+        return args, {}
     if isinstance(node.target, torch._ops.OpOverload):
-        orders = [[a.name for a in node.target._schema.arguments]]
+        arguments = node.target._schema.arguments
+        orders = [({a.name for a in arguments}, [a.name for a in arguments if not a.kwarg_only])]
     else:
         target = node.target if callable(node.target) else getattr(torch, str(node.target), None)
         found = get_signature_for_torch_op(target) if target is not None else None
-        orders = [list(signature.parameters) for signature in found or ()]
-    order = next((names for names in orders if set(rest) <= set(names)), [])
-    moved = list(args)
-    for name in order[len(args) :]:
+        orders = [(set(s.parameters), _positional_names(s)) for s in found or ()]
+    return _in_place(next((names for known, names in orders if set(kwargs) <= known), []), args, kwargs)
+
+
+def _positional_names(signature: inspect.Signature) -> list[str]:
+    return [name for name, p in signature.parameters.items() if p.kind is not p.KEYWORD_ONLY]
+
+
+def _in_place(
+    names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    moved, rest = list(args), dict(kwargs)
+    for name in names[len(args) :]:
         if name not in rest:
             break
         moved.append(rest.pop(name))
@@ -269,6 +278,7 @@ class _Interpreter:
         rule = find_module_rule(module)
         if rule is None:
             return self._unknown(op, node, type(module), values)
+        args, kwargs = _in_place(_positional_names(inspect.signature(module.forward)), args, kwargs)
         return self._apply(rule, op, (module, *args), kwargs)
 
     @staticmethod

@@ -596,3 +596,41 @@ def test_embedding_bag_with_weights_for_each_row(capture: str) -> None:
         for name, parameter in expected.named_parameters():
             parameter.copy_(result.module.get_parameter(name) * result.spec[name]["multiplier"])
     torch.testing.assert_close(result.module(*args), expected(*args))
+
+
+def test_a_module_with_a_rule_of_its_own_stays_one_node() -> None:
+    class Swish(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.beta = nn.Parameter(torch.ones(width))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * torch.sigmoid(self.beta * x)
+
+    @abcfx.register_rule(Swish)
+    def swish(op: Any, module: nn.Module, x: Any) -> Any:
+        return op.product(op.same(x), op.parameter(module, "beta"))
+
+    def make(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(6, width), Swish(width), nn.Linear(width, 2))
+
+    result = abcfx.transform(make(64), base=make(16))
+    assert "1" in [node.target for node in result.module.graph.nodes if node.op == "call_module"]
+    assert "pointwise" not in {data["kind"].name for _, data in result.dag.nodes.items()}
+    assert result.spec["1.beta"]["role"] == "vector"
+
+
+def test_arguments_by_keyword_are_put_in_their_place() -> None:
+    class Keywords(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.w, self.b = nn.Parameter(torch.randn(6, width)), nn.Parameter(torch.zeros(width))
+            self.head = nn.Linear(width, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = torch.addmm(self.b, mat1=x, mat2=self.w)
+            scores = torch.zeros(1, 1, 1).baddbmm(batch1=h[None], batch2=h.T[None], beta=0.0, alpha=0.1)
+            return self.head(input=scores[0].softmax(-1) @ h)
+
+    spec = abcfx.transform(Keywords(64), torch.randn(3, 6), base=Keywords(16)).spec
+    assert (spec["w"]["role"], spec["b"]["role"], spec["head.weight"]["role"]) == ("embedding", "vector", "readout")

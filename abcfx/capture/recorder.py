@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree  # see signature.py
 
 from abcfx.capture.fake import GUARD_ERRORS, SYMBOLIC, Sizes, constant_of, recurrent_output
 from abcfx.capture.graphs import at_front
-from abcfx.capture.leaves import is_composite, is_torch_module
+from abcfx.capture.leaves import is_composite, stays_whole
 from abcfx.capture.patches import is_torchs_own, plain_call_of_checkpoint
 from abcfx.errors import CaptureError
 from abcfx.location import format_frames, source_line
@@ -182,7 +182,7 @@ class Recorder(TorchFunctionMode):
     def _is_leaf(self, module: nn.Module) -> bool:
         """torch's own layers, while they hold their own weights (functional_call puts others in their place)."""
         tensors = [*module.parameters(), *module.buffers()]
-        return is_torch_module(module) and not is_composite(module) and all(id(t) in self.names for t in tensors)
+        return stays_whole(module) and not is_composite(module) and all(id(t) in self.names for t in tensors)
 
     # Nodes
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from abcfx.capture.emitted import ROOT_LEAF, EmittedModule
 from abcfx.capture.graphs import merge_constants, same_graph
-from abcfx.capture.leaves import is_torch_module
+from abcfx.capture.leaves import stays_whole
 from abcfx.capture.signature import Signature, SignatureCodeGen, signature_of
 from abcfx.capture.state import both_modes_restored, no_hidden_randomness, preserved, preserved_rng, set_mode
 from abcfx.errors import CaptureError
@@ -65,7 +65,7 @@ class SymbolicTracer(fx.Tracer):
         self._bottom: FrameType | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_torch_module(m)
+        return stays_whole(m)
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -141,7 +141,7 @@ def capture_symbolic(
         CaptureError: the model cannot be traced symbolically; names the line of its source.
     """
     signature, examples = signature_of(model, args, kwargs, opaque=True)
-    if is_torch_module(model):
+    if stays_whole(model):
         return _whole(model, signature), signature, examples, ()
     graphs: dict[bool, fx.Graph] = {}
     constants: dict[str, torch.Tensor] = {}

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from abcfx.capture.leaves import keep_whole
+
 Rule = Callable[..., Any]
 R = TypeVar("R", bound=Rule)
 
@@ -48,6 +50,7 @@ def register_rule(*targets: object) -> Callable[[R], R]:
                 _BY_NAME[target] = rule
             elif isinstance(target, type) and issubclass(target, torch.nn.Module):
                 _BY_MODULE[target] = rule
+                keep_whole(target)
             else:
                 _BY_OBJECT[target] = rule
         return rule
