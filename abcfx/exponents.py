@@ -171,9 +171,9 @@ def _matrix(
         role, why = _role(dag, node, e_in, e_out) if wanted is None else (wanted, "as given in `roles`")
         sides.append((e_in, e_out))
         found.append((role, why))
-        a, b = _table_row(table, role, e_in, e_out)
+        row = _table_row(table, role, e_in, e_out)
         own = -growth.number(kind.factor)  # what the model multiplies the weight with takes the place of a
-        sums.append((0.0, a + b - own) if own and role != "plain" else (a, b))
+        sums.append((0.0, sum(row) - own) if own and role != "plain" else row)
     lead = next((i for i, (role, _) in enumerate(found) if role == "embedding"), 0)
     (role, why), (e_in, e_out), (a_lead, b) = found[lead], sides[lead], sums[lead]
     a = {node: sum(sums[i]) - b for i, node in enumerate(nodes)}

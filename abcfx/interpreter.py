@@ -71,8 +71,8 @@ def _in_place(
 
 def _lost(given: Iterable[Any], returned: Any) -> str:
     """What an op was given that should change with training while nothing that it returned does."""
-    tensors = tensors(returned)
-    if not tensors or not all(value.is_constant for value in tensors):
+    results = tensors(returned)
+    if not results or not all(value.is_constant for value in results):
         return ""
     names = [v.node or v.parameter for v in given if isinstance(v, Value) and not v.is_constant]
     return ", ".join(str(name) for name in names)
