@@ -69,13 +69,19 @@ class LayerDag:
         """Whether the node's tensor gets to an output of the model without another layer or norm in between."""
         if node in self.outputs:
             return True
-        between = lambda n: not isinstance(self.kind(n), Layer | Norm)  # noqa: E731
+
+        def between(n: str) -> bool:
+            return not isinstance(self.kind(n), Layer | Norm)
+
         return self.reaches(node, lambda n: n in self.outputs and between(n), between)
 
     def feeds_softmax(self, node: str) -> bool:
         """Whether it gets to a softmax (as the logits of a router do) with no layer, norm or product between."""
-        is_softmax = lambda n: isinstance(self.kind(n), Softmax)  # noqa: E731
-        return self.reaches(node, is_softmax, lambda n: not isinstance(self.kind(n), Layer | Norm | Product))
+        return self.reaches(
+            node,
+            stop=lambda n: isinstance(self.kind(n), Softmax),
+            through=lambda n: not isinstance(self.kind(n), Layer | Norm | Product),
+        )
 
     def is_void(self, node: str) -> bool:
         """Whether a multiplier on this layer changes nothing: every consumer is a norm, and nothing is added before."""
