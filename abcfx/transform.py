@@ -147,7 +147,7 @@ def transform(
         own_model = model if inplace else copy.deepcopy(model)
         captured = capture_model(own_model, args, kwargs, method=capture, verify=verify)
     with clock("base"):
-        captured_base = _capture_base(captured, base)
+        captured_base = _capture_base(captured, base, capture)
     with clock("dag"):
         dag = build_dag(captured, unknown=unknown)
     parameters = dict(captured.model.named_parameters())
@@ -201,13 +201,13 @@ def _build(argument: str, given: Instance) -> nn.Module:
     return built
 
 
-def _capture_base(captured: CapturedGraph, base: Instance | None) -> CapturedGraph | None:
+def _capture_base(captured: CapturedGraph, base: Instance | None, wanted: str) -> CapturedGraph | None:
     """The base's train graph, captured as the model was: it is compared with the model's, never run."""
     if base is None:
         return None
     built = _build("base", base)
     _refuse_transformed("base", built)
-    method = captured.method
+    method = captured.method if wanted == "auto" else wanted
     return capture_model(built, captured.args, captured.kwargs, method=method, verify=False, modes=("train",))
 
 

@@ -64,8 +64,9 @@ class Experts(nn.Module):
         for number, expert in enumerate(self.experts):
             if self.how == "dense":
                 out = out + expert(flat) * ((chosen == number) * weights).sum(-1, keepdim=True)
-            elif self.how == "where":
-                token, slot = torch.where(chosen == number)
+            elif self.how in ("where", "nonzero"):
+                is_where = self.how == "where"
+                token, slot = torch.where(chosen == number) if is_where else (chosen == number).nonzero().unbind(1)
                 out = out.index_add(0, token, expert(flat[token]) * weights[token, slot, None])
             else:
                 for token, slot in (chosen == number).nonzero().tolist():
@@ -194,7 +195,8 @@ SEQUENCE = [
     Case("einsum attention on bare parameters", EinsumAttention, (rand(3, 7, WIDTH),)),
     Case("experts, dense", lambda: Experts("dense"), (rand(3, 7, WIDTH),)),
     Case("experts, torch.where loop", lambda: Experts("where"), (rand(3, 7, WIDTH),)),
-    Case("experts, loop over nonzero values", lambda: Experts("nonzero"), (rand(3, 4, WIDTH),), captured=False),
+    Case("experts, nonzero of each", lambda: Experts("nonzero"), (rand(3, 7, WIDTH),)),
+    Case("experts, loop over nonzero values", lambda: Experts("values"), (rand(3, 4, WIDTH),), captured=False),
     Case("nn.LSTM", lambda: Recurrent(nn.LSTM), (rand(3, 7, WIDTH),)),
     Case("nn.GRU", lambda: Recurrent(nn.GRU), (rand(3, 7, WIDTH),)),
     Case("nn.LSTMCell in a loop over time", CellLoop, (rand(3, 7, WIDTH),)),
