@@ -319,14 +319,15 @@ def _write_rows(nodes: list[_Node], successors: Mapping[str, Sequence[str]], opt
     """
     rows: list[Row] = []
     gradients = _write_gradient_rows(rows, nodes, successors) if optimizer == "sgd" else {}
+    r = {node.label: ("r", node.label) for node in nodes}
     for _, label, a, b, has_weight, merge, inputs in nodes:
-        out, update = ("r", label), (("c", label), *gradients.get(label, ()))
+        out, update = r[label], (("c", label), *gradients.get(label, ()))
         size = 2 * a if optimizer == "sgd" else a
         if merge == "sum":
-            repeated = tuple(("r", other) for other, count in inputs.items() for _ in range(count))
+            repeated = tuple([r[other] for other, count in inputs.items() for _ in range(count)])
             incoming = [("", repeated)] if inputs else []
         else:
-            incoming = [(f" from {other}" if len(inputs) > 1 else "", (("r", other),)) for other in inputs]
+            incoming = [(f" from {other}" if len(inputs) > 1 else "", (r[other],)) for other in inputs]
         if has_weight and inputs:
             rows.append(Row(f"{label}: alpha", out, update, size, "alpha", label, words=ALPHA))
             for suffix, levels in incoming:

@@ -178,16 +178,18 @@ class GreedyStart:
         row, column = levels.input_row[self._from_asked], levels.input[self._from_asked]
         base = right + np.bincount(row, known[column], levels.num_rows)
         totals, gaps = base.tolist(), (known[levels.out] - base).tolist()
+        row_of, times_of, others_of, num_rates = self._row, self._times, self._others, levels.num_rates
         for j, begin, end in self._plan:
-            is_rate = j < levels.num_rates
-            best = value[j] if is_rate else math.inf
+            best = value[j] if j < num_rates else math.inf
             for p in range(begin, end):
-                k = self._row[p]
-                rest = sum([value[i] for i in self._others[p]]) if self._others[p] else 0.0
-                if is_rate and (gaps[k] - rest) / self._times[p] > best:
-                    best, basic[j] = (gaps[k] - rest) / self._times[p], k
-                elif not is_rate and totals[k] + rest < best:
-                    best, basic[j] = totals[k] + rest, k
+                k, rest = row_of[p], 0.0
+                for i in others_of[p]:
+                    rest += value[i]
+                if j >= num_rates:
+                    if totals[k] + rest < best:
+                        best, basic[j] = totals[k] + rest, k
+                elif (gaps[k] - rest) / times_of[p] > best:
+                    best, basic[j] = (gaps[k] - rest) / times_of[p], k
             value[j] = best if math.isfinite(best) else 0.0
         return basic
 

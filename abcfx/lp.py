@@ -80,18 +80,27 @@ class Lp:
             self._start_from(basic)
         if not self._run(self._blend):
             return None
+        is_unique = self._count_priced() == self._num_columns  # no other point is as good, every price being positive
+        pivots = self.iterations
         self._rerun(self.cost)
         solution = self._highs.getSolution()
         row_dual, column_dual = np.array(solution.row_dual), np.array(solution.col_dual)
-        # complementary slackness: whatever has a price stays where it is on the whole optimal face
-        priced = np.abs(row_dual) > TOLERANCE
-        floor[priced] = right[priced]
-        lower = np.where(column_dual < -TOLERANCE, self.upper, self.lower)
-        upper = np.where(column_dual > TOLERANCE, self.lower, self.upper)
-        self._set_bounds(floor, right, lower, upper)
-        self._rerun(self.weight)
-        x = np.array(self._highs.getSolution().col_value) + 0.0  # no -0.0
+        if not is_unique or self.iterations > pivots:
+            # complementary slackness: whatever has a price stays where it is on the whole optimal face
+            priced = np.abs(row_dual) > TOLERANCE
+            floor[priced] = right[priced]
+            lower = np.where(column_dual < -TOLERANCE, self.upper, self.lower)
+            upper = np.where(column_dual > TOLERANCE, self.lower, self.upper)
+            self._set_bounds(floor, right, lower, upper)
+            self._rerun(self.weight)
+            solution = self._highs.getSolution()
+        x = np.array(solution.col_value) + 0.0  # no -0.0
         return Point(x, float(self.cost @ x), float(self.weight @ x), row_dual, column_dual)
+
+    def _count_priced(self) -> int:
+        solution = self._highs.getSolution()
+        duals = np.concatenate([solution.row_dual, solution.col_dual])
+        return int(np.count_nonzero(np.abs(duals) > 10 * TOLERANCE))
 
     def conflict(self, right: Floats, tight: Sequence[int]) -> tuple[list[int], list[tuple[int, bool]]]:
         """An irreducible infeasible set: rows, and columns with whether it is the upper bound that counts."""
