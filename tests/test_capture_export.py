@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
-from abcfx.capture import capture
+from abcfx.capture import capture, gradients
 from abcfx.capture.guards import _range_checks
+from abcfx.capture.state import copied
 from abcfx.errors import CaptureError, InvalidInputError
 from abcfx.location import location
 
@@ -158,10 +160,10 @@ class LoopsOverTime(nn.Module):
 
 def test_other_length_than_captured_is_an_error_not_a_truncated_result():
     captured = capture(LoopsOverTime(), torch.rand(3, 5, 4), method="export")
-    assert any("sizes this graph was captured for" in note and "x.size()[1] == 5" in note for note in captured.notes)
+    assert captured.notes == ("works only for length 5 of x (a Python loop or branch over sizes fixed it)",)
     assert captured.module(torch.rand(7, 5, 4)).shape == (7, 4)
     for length in (4, 6):
-        with pytest.raises(InvalidInputError, match=r"x\.size\(\)\[1\] == 5"):
+        with pytest.raises(InvalidInputError, match=r"works only for length 5 of x"):
             captured.module(torch.rand(3, length, 4))
 
 
@@ -244,6 +246,56 @@ def test_wrong_gradient_is_found():
         capture(Stem(), torch.rand(3, 4), method="export")
 
 
+class DetachesTied(nn.Module):
+    """Two uses of one weight; an export loses the gradient of the first."""
+
+    def __init__(self, rows, fault):
+        super().__init__()
+        self.fault = fault
+        self.table = nn.Parameter(torch.randn(rows, 4))
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, ids):
+        table = self.table
+        if torch.compiler.is_exporting():
+            table = table.detach() if self.fault == "detached" else table * 1.0
+        return F.linear(F.embedding(ids, table) * self.scale, self.table[:9])
+
+
+@pytest.mark.parametrize(("rows", "large"), [(12, False), (12, True)])
+def test_lost_gradient_of_a_tied_weight_is_found_large_or_not(monkeypatch, rows, large):
+    if large:
+        monkeypatch.setattr(gradients, "_LARGE_BYTES", 0)
+    model, ids = DetachesTied(rows, "detached"), torch.randint(0, 9, (3, 5))
+    assert gradients.large_parameters(model) == (frozenset({"table", "scale"}) if large else frozenset())
+    with pytest.raises(CaptureError, match="gradient of table differs"):
+        capture(model, ids, method="export")
+    # Another way for the same gradient is right.
+    assert capture(DetachesTied(rows, "none"), ids, method="export").method == "export"
+
+
+def test_gradients_of_large_weights_are_not_computed(monkeypatch):
+    model = DetachesTied(12, "none")
+    collected = gradients.Gradients(model, frozenset({"table"}))
+    monkeypatch.setattr(gradients, "_fingerprint", lambda gradient: gradient.shape)
+    with collected.collected():
+        collected.backward([model(torch.randint(0, 9, (3, 5)))])
+    assert collected.fingerprints == {"scale": (4,)}
+    assert collected.routes == {"table": ("EmbeddingBackward0", "SliceBackward0")}
+    assert model.table.grad is None and model.scale.grad is None
+
+
+def test_large_weights_under_a_reentrant_checkpoint_are_computed(monkeypatch):
+    class Checkpointed(DetachesTied):
+        def forward(self, ids):
+            x = F.embedding(ids, self.table)
+            return checkpoint(lambda y: F.linear(y * self.scale, self.table), x, use_reentrant=True)
+
+    monkeypatch.setattr(gradients, "_LARGE_BYTES", 0)
+    captured = capture(Checkpointed(12, "none"), torch.randint(0, 9, (3, 5)), method="export")
+    assert any("checkpoint" in note for note in captured.notes)
+
+
 class BranchesOnData(nn.Module):
     def forward(self, x):
         if x.sum() > 0:
@@ -304,3 +356,68 @@ def test_symbolic_graph_that_is_wrong_gives_way_to_an_export():
     with pytest.raises(CaptureError, match="wrong in train mode"):
         capture(model, inputs, method="symbolic")
     assert capture(model, inputs).method == "export"
+
+
+def test_inputs_that_the_model_itself_refuses_say_so_and_nothing_else(capfd):
+    with pytest.raises(
+        CaptureError, match="Wrong does not run on its example inputs: RuntimeError: mat1 and mat2"
+    ) as e:
+        capture(type("Wrong", (nn.Sequential,), {})(LoopsOverTime(), nn.Linear(5, 5)), torch.rand(3, 5, 7))
+    assert "test_capture_export.py" in str(e.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_verification_keeps_offsets_valid():
+    class Bags(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bag, self.head = nn.EmbeddingBag(30, 4, mode="sum"), nn.Linear(4, 2)
+
+        def forward(self, ids, offsets):
+            return self.head(self.bag(ids, offsets))
+
+    for offsets in ([0, 2, 4, 6], [0, 3, 3, 5, 6, 6, 6, 7]):
+        captured = capture(Bags(), (torch.randint(0, 30, (8,)), torch.tensor(offsets)), method="export")
+        assert captured.notes == ()
+
+
+def test_inputs_that_mean_nothing_to_the_model_are_not_compared():
+    class Divides(nn.Linear):
+        def forward(self, x, count):
+            return super().forward(x) / (count[0] - count[1]).sqrt()
+
+    capture(Divides(4, 4), (torch.rand(2, 4), torch.tensor([3.0, 1.0])), method="export")
+
+
+def test_what_is_left_out_is_noted():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return checkpoint(self.linear, x, use_reentrant=False)
+
+    model, seen = nn.Sequential(Block(), nn.ReLU()), []
+    for module in model:
+        module.register_forward_hook(lambda module, args, out: seen.append(type(module)))
+    model[0].register_full_backward_hook(lambda module, given, got: None)
+    notes = "\n".join(capture(model, torch.rand(3, 4), method="record").notes)
+    assert "activation checkpointing" in notes
+    assert "forward hooks on 0 ran once" in notes and "backward hooks on 0 are not part" in notes
+
+
+def test_model_without_weights_yet_is_refused():
+    with pytest.raises(
+        InvalidInputError, match=r"0 \(LazyLinear\) has no weights yet.*\n  To fix: call the model once"
+    ):
+        capture(nn.Sequential(nn.LazyLinear(4)), torch.rand(2, 3))
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_model_that_cannot_be_copied_is_refused():
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)))
+    with pytest.raises(
+        InvalidInputError, match=r"0\.weight is .*\n  To fix: torch\.nn\.utils\.parametrizations\.weight_"
+    ):
+        copied(model)

@@ -11,14 +11,18 @@ import torch
 from torch import nn
 
 from abcfx.capture.captured import CapturedGraph
+from abcfx.capture.dropped import CHECKPOINTS, hook_notes
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.examples import canonical, tiled
 from abcfx.capture.export import capture_export
 from abcfx.capture.leaves import is_composite
+from abcfx.capture.patches import checkpoints_noticed
 from abcfx.capture.record import capture_record
 from abcfx.capture.shapes import propagate_shapes
 from abcfx.capture.signature import signature_of
+from abcfx.capture.state import quiet_torch, rare_collections, refuse_lazy
 from abcfx.capture.symbolic import capture_symbolic
+from abcfx.capture.verify import own_failure
 from abcfx.capture.verify import verify as verify_graphs
 from abcfx.errors import CaptureError, InvalidInputError
 
@@ -55,6 +59,7 @@ def capture(
         raise InvalidInputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if not modes or set(modes) - {"train", "eval"}:
         raise InvalidInputError(f"modes must be some of 'train', 'eval', got {modes!r}")
+    refuse_lazy(model)
     args, kwargs = canonical(args, kwargs)
     notes: tuple[str, ...] = ()
     if args is None and (dummy := _dummy_inputs(model)) is not None:
@@ -72,7 +77,10 @@ def capture(
     kept: CapturedGraph | None = None
     for name, attempt in attempts.items():
         try:
-            module, more = attempt()
+            with quiet_torch(), rare_collections(), checkpoints_noticed() as checkpoints:
+                module, more = attempt()
+            more += hook_notes(model, module, root=name != "symbolic")
+            more += (CHECKPOINTS,) if checkpoints else ()
             if verify and args is not None and kwargs is not None:
                 more += verify_graphs(model, module, args, kwargs, modes=flags)
         except CaptureError as error:
@@ -85,6 +93,9 @@ def capture(
         kept = kept or result
     if kept is not None:
         return kept
+    if args is not None and kwargs is not None and (own := own_failure(model, args, kwargs)):
+        lines = "\n".join(dict.fromkeys(line for text in failures.values() for line in text.splitlines()[1:2]))
+        raise CaptureError(f"{type(model).__name__} does not run on its example inputs: {own}\n{lines}".rstrip())
     raise CaptureError(_all_failed(model, failures, args is None))
 
 

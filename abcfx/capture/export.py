@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, redirect_stderr
@@ -111,22 +110,17 @@ def _export(
             return original(*args, **kwargs)
         raise CaptureError(f"{cls.__name__} is a custom autograd.Function, whose gradient an export would replace")
 
-    export_log = logging.getLogger("torch.export")
-    level = export_log.level
     with preserved(model), preserved_rng(), warnings.catch_warnings(), function_applies(refuse), ExitStack() as stack:
         stack.enter_context(_quiet())
         # Warnings here are about torch.export's own use of torch, not about anything the user can change.
         warnings.simplefilter("ignore")
         replace_weights(model)
         stack.enter_context(conversions_that_change_nothing())
-        export_log.setLevel(logging.ERROR)
         try:
             program = torch.export.export(wrapper, flat, dynamic_shapes=(dims,), strict=False)
             exported = program.module()
         except Exception as error:
             raise _explain(model, error) from error
-        finally:
-            export_log.setLevel(level)
     assert wrapper.recipe.output is not None
     rebuilt = Rebuild(model, exported, signature.slots)
     graph, found = rebuilt.graph, rebuilt.found

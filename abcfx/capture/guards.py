@@ -15,6 +15,9 @@ from abcfx.capture.fake import FakeInputs
 from abcfx.errors import InvalidInputError
 
 Guards = Callable[[Sequence[Any]], None]
+# The commonest guard, one size of one input, and what that size is called.
+_ONE_SIZE = re.compile(r"(\w+)\.(?:size\(\)|shape)\[(\d+)\] == (\d+)")
+_DIMS = {"0": "batch {}", "1": "length {}"}
 
 
 def guards_of(exported: fx.GraphModule, program: torch.export.ExportedProgram, slots: Sequence[str]) -> Guards:
@@ -29,23 +32,39 @@ def guards_of(exported: fx.GraphModule, program: torch.export.ExportedProgram, s
     return _in_own_words(check, slots)
 
 
+class SizesRefused(InvalidInputError):
+    """Inputs of sizes that a graph was not captured for.
+
+    Attributes:
+        note: the same as a statement about the graph, for a report.
+    """
+
+    def __init__(self, needs: str) -> None:
+        self.note = f"works only for {needs} (a Python loop or branch over sizes fixed it)"
+        super().__init__(
+            f"These inputs have other sizes than this graph was captured for: it {self.note}.\n"
+            "  To fix: call it with such inputs, or capture again with example inputs of the new size."
+        )
+
+
 def _in_own_words(check: Callable[..., None], slots: Sequence[str]) -> Guards:
     def guards(flat: Sequence[Any]) -> None:
         try:
             check(*flat)
         except AssertionError as error:
-            raise InvalidInputError(refusal(str(error), slots)) from None
+            raise SizesRefused(needs(str(error), slots)) from None
 
     return guards
 
 
-def refusal(failed: str, slots: Sequence[str]) -> str:
-    """The message for a guard that failed, in the names of the model's arguments."""
+def needs(failed: str, slots: Sequence[str]) -> str:
+    """What a guard that failed asks for, in the names of the model's arguments."""
     named = re.sub(r"\bflat_(\d+)", lambda match: slots[int(match[1])], failed.removeprefix("Guard failed: "))
-    return (
-        f"The inputs do not have the sizes this graph was captured for; it needs: {named} (a Python branch, a loop or "
-        "an op over sizes fixed that). Call it with such inputs, or capture again with example inputs of the new size."
-    )
+    one_size = _ONE_SIZE.fullmatch(named.strip("() "))
+    if one_size is None:
+        return named
+    name, dim, size = one_size.groups()
+    return f"{_DIMS.get(dim, f'size {{}} in dim {dim}').format(size)} of {name}"
 
 
 def _range_checks(exported: fx.GraphModule, program: torch.export.ExportedProgram) -> Callable[..., None]:

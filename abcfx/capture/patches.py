@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 ModuleCall = Callable[[Callable[..., Any], nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+_NON_REENTRANT = "_checkpoint_without_reentrant_generator"
 FunctionApply = Callable[[Callable[..., Any], type, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -56,9 +58,46 @@ def plain_call_of_checkpoint(cls: type, args: tuple[Any, ...]) -> Callable[[], A
     return lambda: function(*inputs)
 
 
+@contextmanager
+def checkpoints_noticed() -> Iterator[list[str]]:
+    """Within the block, every use of torch.utils.checkpoint, of either kind, adds to the list.
+
+    Models import `checkpoint` under names of their own; what it goes through is looked up in its own module.
+    """
+    module: Any = torch.utils.checkpoint
+    used: list[str] = []
+    generator, function = getattr(module, _NON_REENTRANT, None), module.CheckpointFunction
+
+    def non_reentrant(*args: Any, **kwargs: Any) -> Any:
+        used.append("non-reentrant")
+        assert generator is not None
+        return generator(*args, **kwargs)
+
+    class Reentrant:
+        @staticmethod
+        def apply(*args: Any) -> Any:
+            used.append("reentrant")
+            return function.apply(*args)
+
+    module.CheckpointFunction = Reentrant
+    if generator is not None:
+        setattr(module, _NON_REENTRANT, non_reentrant)
+    try:
+        yield used
+    finally:
+        module.CheckpointFunction = function
+        if generator is not None:
+            setattr(module, _NON_REENTRANT, generator)
+
+
 def is_torchs_own(cls: type) -> bool:
     """True for a Function by which torch itself gives a custom op its gradient; the op is what a graph keeps."""
     return cls.__module__.startswith("torch.")
+
+
+def is_backward_hook(cls: type) -> bool:
+    """True for the identity by which torch lets a module's backward hooks see gradients."""
+    return cls.__module__ == "torch.nn.modules._functions" and cls.__name__ == "BackwardHookFunction"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from abcfx.capture.dropped import checks_note
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.examples import free_dims
 from abcfx.capture.fake import FakeInputs, off_meta, replace_weights
@@ -54,18 +55,20 @@ def capture_record(
     free = None if values else free_dims(examples, batch_only=batch_only)
     graphs: dict[bool, fx.Graph] = {}
     constants: dict[str, torch.Tensor] = {}
+    checks: list[str] = []
     with both_modes_restored(model):
         for training in sorted(modes, key=lambda mode: mode != model.training):
             set_mode(model, training)
-            graphs[training] = _record(model, signature, examples, constants, free)
+            graphs[training], places = _record(model, signature, examples, constants, free)
+            checks += places
     train = graphs.get(True, graphs.get(False))
     assert train is not None
     evaluate = graphs.get(False) if True in graphs else None
     if evaluate is not None and same_graph(train, evaluate):
         evaluate = None
-    notes: tuple[str, ...] = ()
+    notes = checks_note(checks)
     if values:
-        notes = ("recorded on the example values: branches on tensor values are fixed as these inputs took them",)
+        notes += ("recorded on the example values: branches on tensor values are fixed as these inputs took them",)
     return EmittedModule(model, train, evaluate, constants=constants), notes
 
 
@@ -79,15 +82,15 @@ def _record(
     examples: Mapping[str, Any],
     constants: dict[str, torch.Tensor],
     free: Mapping[str, frozenset[int]] | None,
-) -> fx.Graph:
-    """The graph of one run; on fake tensors, or without `free` on the examples themselves."""
+) -> tuple[fx.Graph, list[str]]:
+    """The graph of one run and the lines of its checks; on fake tensors, or without `free` on the examples."""
     run = partial(_run, model, signature, examples, free)
     recorder = run(None, None) if free is None else _past_checks(run)
     for stand_in in _STAND_INS[1:] if recorder.used_stand_in else ():
         if not same_graph(recorder.graph, run(stand_in, recorder.taken).graph):
             raise CaptureError("forward computes with float(tensor), or branches on it, which a graph cannot keep")
     merge_constants(recorder.graph, recorder.constants, constants)
-    return recorder.graph
+    return recorder.graph, recorder.places
 
 
 def _past_checks(run: Callable[[float, Sequence[bool]], Recorder]) -> Recorder:

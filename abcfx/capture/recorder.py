@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree  # see signature.py
 from abcfx.capture.fake import GUARD_ERRORS, SYMBOLIC, Sizes, constant_of, recurrent_output
 from abcfx.capture.graphs import at_front
 from abcfx.capture.leaves import is_composite, stays_whole
-from abcfx.capture.patches import is_torchs_own, plain_call_of_checkpoint
+from abcfx.capture.patches import is_backward_hook, is_torchs_own, plain_call_of_checkpoint
 from abcfx.errors import CaptureError
 from abcfx.location import format_frames, source_line
 
@@ -158,6 +158,11 @@ class Recorder(TorchFunctionMode):
         """A custom autograd.Function becomes one node, so that its own backward is kept; torch's own are entered."""
         if not self._inside and (call := plain_call_of_checkpoint(cls, args)) is not None:
             return call()
+        if not self._inside and is_backward_hook(cls):
+            out = self._whole(lambda: original(*args))
+            for given, copied in zip(args, out, strict=True):
+                self._bind(copied, self._node(given))
+            return out
         if self._inside or is_torchs_own(cls):
             return original(*args, **kwargs)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import logging
 import random
 import sys
 from collections import OrderedDict
@@ -11,9 +14,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from abcfx.errors import CaptureError
+from abcfx.errors import CaptureError, InvalidInputError
 
+# Those which print a traceback before it is raised.
+_LOGGERS = (
+    "torch.export",
+    "torch._subclasses.fake_tensor",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.fx.experimental.recording",
+)
 _CONTAINERS = (list, dict, set, OrderedDict)
 
 
@@ -81,6 +92,86 @@ def both_modes_restored(model: nn.Module) -> Iterator[None]:
         set_mode(model, training)
         for module, flag in flags:
             module.training = flag
+
+
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Within the block Python looks for cyclic garbage among new objects only.
+
+    Tracing makes millions of small objects, most of which stay; going through all that is alive again and again
+    takes a third of the time of an export.
+    """
+    thresholds = gc.get_threshold()
+    if thresholds[0]:
+        gc.set_threshold(max(thresholds[0], 50_000), 20, 1000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Within the block torch does not log its own tracebacks of errors that are about to be raised anyway."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Refuse a model with weights that are made in its first call.
+
+    Raises:
+        InvalidInputError: names the module, and what to do.
+    """
+    for path, module in model.named_modules():
+        if any(is_lazy(tensor) for tensor in (*module._parameters.values(), *module._buffers.values())):
+            raise InvalidInputError(
+                f"{path or 'the model'} ({type(module).__name__}) has no weights yet: its first call makes them.\n"
+                "  To fix: call the model once before, model(*inputs), on inputs like the example's."
+            )
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of the model.
+
+    Raises:
+        InvalidInputError: the model cannot be copied; names the module and the attribute, and what to do.
+    """
+    refuse_lazy(model)
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise InvalidInputError(_not_copied(model, error)) from error
+
+
+def _not_copied(model: nn.Module, error: Exception) -> str:
+    for path, module in model.named_modules():
+        hooks = list(module._forward_pre_hooks.values())
+        for name, value in vars(module).items():
+            if not isinstance(value, torch.Tensor) or value.is_leaf:
+                continue
+            old = next((type(h).__name__ for h in hooks if type(h).__module__.startswith("torch.nn.utils.")), "")
+            fix = "set it to None before, or keep a detached copy of it"
+            if old:
+                function = {"WeightNorm": "weight_norm", "SpectralNorm": "spectral_norm"}.get(old, old)
+                fix = (
+                    f"torch.nn.utils.parametrizations.{function}(module) in place of torch.nn.utils.{function}(module)"
+                )
+            return (
+                f"{type(model).__name__} cannot be copied: {path or 'the model'}.{name} is a tensor computed from "
+                f"others.\n  To fix: {fix}."
+            )
+    return (
+        f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}\n"
+        "  To fix: inplace=True with scales='absorb' needs no copy."
+    )
 
 
 @contextmanager

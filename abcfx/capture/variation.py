@@ -19,6 +19,7 @@ class Inputs:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     label: str
+    varied: bool = True
 
     def fresh_args(self) -> Any:
         """The positional arguments with copied tensors, since a model may write into its inputs."""
@@ -42,7 +43,7 @@ def variations(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Inputs
         yield _vary(args, kwargs, batch, None, "other batch and values", values=True)
         yield _vary(args, kwargs, batch, None, "other batch", values=False)
         yield _vary(args, kwargs, None, None, "other values", values=True)
-    yield Inputs(args, kwargs, "the example inputs themselves")
+    yield Inputs(args, kwargs, "the example inputs themselves", varied=False)
 
 
 def _vary(
@@ -54,11 +55,15 @@ def _vary(
         if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0:
             return leaf
         leaf = leaf.detach()
+        ascending = _is_ascending(leaf)
         if batch is not None and leaf.shape[0] == batch:
             leaf = _resized(leaf, 0, 4 if batch != 4 else 5)
         for dim in range(1, leaf.dim()):
             if length is not None and leaf.shape[dim] == length:
                 leaf = _resized(leaf, dim, _other_length(length))
+        # Integers in one ascending row may be offsets or segments, which mean nothing in another order.
+        if ascending:
+            return leaf.sort().values
         return _revalued(leaf, pytree.keystr(path), generator) if values else leaf
 
     new_args, new_kwargs = pytree.tree_map_with_path(change, (args, kwargs))
@@ -80,11 +85,19 @@ def _revalued(tensor: torch.Tensor, path: str, generator: torch.Generator) -> to
     flat = tensor.reshape(-1)
     if not len(flat):
         return tensor
-    binary = not tensor.is_floating_point() and not tensor.is_complex() and bool(((flat == 0) | (flat == 1)).all())
+    binary = _is_whole(tensor) and bool(((flat == 0) | (flat == 1)).all())
     if "mask" in path and binary and tensor.dim() == 2:
         kept = torch.randint((tensor.shape[1] + 1) // 2, tensor.shape[1] + 1, (tensor.shape[0], 1), generator=generator)
         return (torch.arange(tensor.shape[1]) < kept).to(tensor)
     return flat[torch.randint(len(flat), (len(flat),), generator=generator).to(flat.device)].reshape(tensor.shape)
+
+
+def _is_ascending(tensor: torch.Tensor) -> bool:
+    return _is_whole(tensor) and tensor.dim() == 1 and len(tensor) > 1 and bool((tensor[1:] >= tensor[:-1]).all())
+
+
+def _is_whole(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() and not tensor.is_complex()
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,64 @@
+"""What a capture leaves out of the graph on purpose, said in its notes: hooks, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from abcfx.capture.emitted import ROOT_LEAF, EmittedModule
+
+CHECKPOINTS = (
+    "activation checkpointing in forward (torch.utils.checkpoint) is not part of the graph: its operations are, and "
+    "keep their activations; torch.utils.checkpoint around calls of the module saves that memory"
+)
+_NAMED = 3
+
+
+def hook_notes(model: nn.Module, module: EmittedModule, *, root: bool) -> tuple[str, ...]:
+    """Notes on hooks of modules that the graphs do not call as modules.
+
+    Args:
+        root: the model's own hooks ran while it was captured.
+    """
+    called = {str(node.target) for graph in module.graphs for node in graph.find_nodes(op="call_module")}
+    if ROOT_LEAF in called:
+        called = {""}
+    forward: list[str] = []
+    backward: list[str] = []
+    for path, each in model.named_modules():
+        if "" in called or any((path + ".").startswith(leaf + ".") for leaf in called):
+            continue
+        if _users(each, "_forward_hooks", "_forward_pre_hooks") and (path or root):
+            forward.append(path)
+        if _users(each, "_backward_hooks", "_backward_pre_hooks"):
+            backward.append(path)
+    notes = []
+    if forward:
+        notes.append(
+            f"forward hooks on {_listed(forward)} ran once, during capture: the graph computes what they changed; "
+            "anything else they do (storing, printing) no longer happens"
+        )
+    if backward:
+        notes.append(f"backward hooks on {_listed(backward)} are not part of the graph")
+    return tuple(notes)
+
+
+def checks_note(places: list[str]) -> tuple[str, ...]:
+    """A note on checks of tensor values, at these source lines."""
+    if not places:
+        return ()
+    shown = "; ".join(dict.fromkeys(places))
+    return (f"checks of tensor values are not part of the graph, which runs as if they passed: {shown}",)
+
+
+def _users(module: nn.Module, *kinds: str) -> list[Callable[..., Any]]:
+    """The module's hooks of these kinds but for those of torch, which belong to how its weights are made."""
+    hooks = [hook for kind in kinds for hook in getattr(module, kind, {}).values()]
+    return [hook for hook in hooks if not (getattr(hook, "__module__", "") or "").startswith("torch.")]
+
+
+def _listed(paths: list[str]) -> str:
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return ", ".join(path or "the model itself" for path in paths[:_NAMED]) + more

@@ -1,0 +1,141 @@
+"""Gradients of one run, compared without being stored: random projections, and routes where even one is too large."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+_SEED = 20_240
+# A parameter whose gradient takes more than this and more than this share of all weights (a tied token embedding) is
+# compared by routes: autograd would hold two or three copies of that gradient at once.
+_LARGE_BYTES = 64_000_000
+_LARGE_SHARE = 0.05
+# Reentrant checkpoints run a backward of their own, which torch refuses when only some gradients are asked for.
+_NEEDS_ALL = "CheckpointFunctionBackward"
+
+Routes = tuple[str, ...]
+
+
+def large_parameters(model: nn.Module) -> frozenset[str]:
+    """Names of the trained parameters whose gradient is too large to be computed for a check."""
+    sizes = {name: p.numel() * p.element_size() for name, p in model.named_parameters() if p.requires_grad}
+    limit = max(_LARGE_BYTES, _LARGE_SHARE * sum(sizes.values()))
+    return frozenset(name for name, size in sizes.items() if size > limit)
+
+
+class Gradients:
+    """What one backward left behind, small enough to keep.
+
+    Args:
+        model: the model whose parameters get the gradients.
+        large: names of the parameters that are compared by routes.
+
+    Attributes:
+        fingerprints: by parameter, random projections of its gradient.
+        routes: by large parameter, the kinds of operations that hand gradient to it, as often as they do.
+    """
+
+    def __init__(self, model: nn.Module, large: frozenset[str]) -> None:
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.large = large
+        self.fingerprints: dict[str, torch.Tensor] = {}
+        self.routes: dict[str, Routes] = {}
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Within the block, gradients become fingerprints as soon as they are there; `.grad` is as it was after it."""
+        saved = [(parameter, parameter.grad) for parameter in self.parameters.values()]
+        handles = []
+        for name, parameter in self.parameters.items():
+            parameter.grad = None
+            handles.append(parameter.register_post_accumulate_grad_hook(self._hook(name)))  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for parameter, gradient in saved:
+                parameter.grad = gradient
+
+    def backward(self, outputs: Iterable[Any]) -> None:
+        """Backward from a random projection of all outputs, without making that projection's own value."""
+        roots: list[torch.Tensor] = []
+        weights: list[torch.Tensor] = []
+        generator = torch.Generator().manual_seed(_SEED)
+        for value in outputs:
+            if isinstance(value, torch.Tensor) and value.requires_grad:
+                real = torch.view_as_real(value) if value.is_complex() else value
+                roots.append(real)
+                weights.append(_weights(real.detach(), generator))
+        if not roots:
+            return
+        asked = None
+        if self.large:
+            consumers = routes(roots, {id(self.parameters[name]): name for name in self.large})
+            self.routes = {name: consumers.get(name, ()) for name in self.large}
+            if _NEEDS_ALL not in consumers:
+                asked = [parameter for name, parameter in self.parameters.items() if name not in self.large]
+        if asked is None or asked:
+            torch.autograd.backward(roots, weights, inputs=asked)
+
+    def _hook(self, name: str) -> Callable[[torch.Tensor], None]:
+        def hook(parameter: torch.Tensor) -> None:
+            gradient = parameter.grad
+            assert gradient is not None
+            parameter.grad = None
+            found = _fingerprint(gradient)
+            previous = self.fingerprints.get(name)
+            self.fingerprints[name] = found if previous is None else previous + found
+
+        return hook
+
+
+def routes(roots: Sequence[torch.Tensor], wanted: Mapping[int, str]) -> dict[str, Routes]:
+    """By name, the kinds of autograd nodes with an edge to the parameter of that id, one for each edge.
+
+    Needs no backward, so it costs no memory. A reentrant checkpoint on the way has an (empty) entry of its own.
+    """
+    found: dict[str, list[str]] = {}
+    # Nodes are compared as Python objects, which live as long as somebody holds them: this dict does.
+    seen: dict[Any, None] = dict.fromkeys(root.grad_fn for root in roots if root.grad_fn is not None)
+    waiting = list(seen)
+    while waiting:
+        node = waiting.pop()
+        kind = type(node).__name__
+        if kind == _NEEDS_ALL:
+            found.setdefault(kind, [])
+        for following, _ in node.next_functions:
+            if following is None:
+                continue
+            name = wanted.get(id(getattr(following, "variable", None)))
+            if name is not None:
+                found.setdefault(name, []).append(kind)
+            elif following not in seen:
+                seen[following] = None
+                waiting.append(following)
+    return {name: tuple(sorted(kinds)) for name, kinds in found.items()}
+
+
+def _weights(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    weights = torch.randn(value.shape, generator=generator).to(value.device, value.dtype)
+    finite = value.isfinite()
+    # Masked positions hold -inf by design; they carry no gradient.
+    return weights if bool(finite.all()) else weights.masked_fill_(finite.logical_not_(), 0.0)
+
+
+def _fingerprint(gradient: torch.Tensor) -> torch.Tensor:
+    """Random projections of the rows and of the columns of the gradient, as square a matrix as its dims allow."""
+    dense = gradient.to_dense() if gradient.is_sparse else gradient
+    real = torch.view_as_real(dense) if dense.is_complex() else dense
+    splits = [math.prod(real.shape[:dim]) for dim in range(1, real.dim())] or [max(real.numel(), 1)]
+    rows = min(splits, key=lambda count: count + real.numel() // max(count, 1))
+    matrix = real.float().reshape(rows, -1) if real.numel() else real.new_zeros(1, 1, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(_SEED)
+    left = torch.randn(matrix.shape[0], generator=generator).to(matrix)
+    right = torch.randn(matrix.shape[1], generator=generator).to(matrix)
+    return torch.cat((matrix @ right / math.sqrt(len(right)), left @ matrix / math.sqrt(len(left))))
