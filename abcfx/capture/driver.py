@@ -177,6 +177,6 @@ def _all_failed(model: nn.Module, failures: dict[str, str], no_inputs: bool) -> 
         "give example inputs (args=..., kwargs=...), so that torch.export and the recorder can take the model"
         if no_inputs
         else "take branches on tensor values out of forward (torch.where, torch.cond, an argument fixed in __init__); "
-        'or, where the branches taken for these inputs are the right ones for all, method="record_values"'
+        'or, where the branches taken for these inputs are the right ones for all, capture="record_values"'
     )
     return f"{type(model).__name__} could not be captured.\n{tried}\nWhat to do: {advice}."
