@@ -10,6 +10,7 @@ import torch
 from torch.utils import _pytree as pytree  # see signature.py
 
 _SEED = 7
+_FEW_TOKENS = 65
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,9 @@ def variations(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Inputs
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()]
     first = tensors[0] if tensors else torch.empty(0)
     batch = first.shape[0]
-    length = first.shape[1] if first.dim() in (2, 3) else None
-    if tensors and length is not None:
-        label = f"other batch, length {_other_length(length)} for {length}"
-        yield _vary(args, kwargs, batch, length, label, values=True)
+    for other in _other_lengths(first) if first.dim() in (2, 3) else ():
+        label = f"other batch, length {other} for {first.shape[1]}"
+        yield _vary(args, kwargs, batch, (first.shape[1], other), label, values=True)
     if tensors:
         yield _vary(args, kwargs, batch, None, "other batch and values", values=True)
         yield _vary(args, kwargs, batch, None, "other batch", values=False)
@@ -47,8 +47,15 @@ def variations(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Inputs
 
 
 def _vary(
-    args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None, length: int | None, label: str, *, values: bool
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch: int | None,
+    lengths: tuple[int, int] | None,
+    label: str,
+    *,
+    values: bool,
 ) -> Inputs:
+    """The inputs with another batch, with the first of the two lengths replaced by the second, with other values."""
     generator = torch.Generator().manual_seed(_SEED)
 
     def change(path: Any, leaf: Any) -> Any:
@@ -59,8 +66,8 @@ def _vary(
         if batch is not None and leaf.shape[0] == batch:
             leaf = _resized(leaf, 0, 4 if batch != 4 else 5)
         for dim in range(1, leaf.dim()):
-            if length is not None and leaf.shape[dim] == length:
-                leaf = _resized(leaf, dim, _other_length(length))
+            if lengths is not None and leaf.shape[dim] == lengths[0]:
+                leaf = _resized(leaf, dim, lengths[1])
         # Integers in one ascending row may be offsets or segments, which mean nothing in another order.
         if ascending:
             return leaf.sort().values
@@ -70,9 +77,14 @@ def _vary(
     return Inputs(new_args, new_kwargs, label)
 
 
-def _other_length(length: int) -> int:
-    """Shorter for long inputs, which is cheap and within every limit on length; longer for short ones."""
-    return length // 2 + 1 if length > 8 else length + 2
+def _other_lengths(first: torch.Tensor) -> list[int]:
+    """Shorter for long inputs, which is cheap and within every limit on length; longer for short ones.
+
+    Much shorter for long rows of tokens, since each takes a step of training of the whole model.
+    """
+    length = first.shape[1]
+    half = length // 2 + 1 if length > 8 else length + 2
+    return [_FEW_TOKENS, half] if _is_whole(first) and half > _FEW_TOKENS else [half]
 
 
 def _resized(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
