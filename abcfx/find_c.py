@@ -11,6 +11,7 @@ import networkx as nx
 import numpy as np
 
 from abcfx.errors import InvalidInputError
+from abcfx.levels import uncollected
 from abcfx.solver import Alignment, LpSolution, Rate, Row, Solver
 
 OPTIMIZERS = ("adam", "sgd")
@@ -105,6 +106,7 @@ def find_c_dag(graph: nx.DiGraph, *, optimizer: str = "adam", feature_learning: 
     return dag_solver(graph, optimizer=optimizer, feature_learning=feature_learning).solve()
 
 
+@uncollected
 def chain_solver(
     a: Sequence[float],
     b: Sequence[float],
@@ -128,6 +130,7 @@ def chain_solver(
     return GraphSolver(nodes, (alpha, omega, u), optimizer, feature_learning, is_chain=True)
 
 
+@uncollected
 def dag_solver(graph: nx.DiGraph, *, optimizer: str = "adam", feature_learning: bool = False) -> GraphSolver:
     """The solver behind `find_c_dag`, to be kept for re-solves at other alignments."""
     if not (isinstance(graph, nx.DiGraph) and len(graph)):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeGuard
 import numpy as np
 
 from abcfx.errors import AbcfxError, InfeasibleError, InvalidInputError
-from abcfx.levels import TOLERANCE, Floats, GreedyStart, Levels
+from abcfx.levels import TOLERANCE, Floats, GreedyStart, Levels, uncollected
 from abcfx.lp import Lp, Point, UnboundedError
 
 ALIGNMENTS = ("alpha", "omega", "u")
@@ -90,6 +90,7 @@ class Solver:
     process.
     """
 
+    @uncollected
     def __init__(
         self,
         rows: Iterable[Row],
@@ -126,6 +127,7 @@ class Solver:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lp": None}  # nothing in highspy can be pickled; the next solve loads the LP again
 
+    @uncollected
     def solve(self) -> LpSolution:
         """Solve at the alignments of the last call (at first: those of the constructor).
 

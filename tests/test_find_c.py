@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
 import pickle
@@ -308,6 +309,17 @@ class TestOneAnswer:
         with pytest.raises(InvalidInputError):
             solver.resolve(math.nan, 0.5, 1.0)
         assert solver.resolve(1.0, 0.5, 1.0) == first
+
+    def test_the_garbage_collector_runs_as_before(self) -> None:
+        for was_enabled in (True, False):
+            (gc.enable if was_enabled else gc.disable)()
+            try:
+                find_c(**MUP, **FULL)
+                with pytest.raises(InvalidInputError):
+                    find_c(**MUP, **FULL, optimizer="lion")
+                assert gc.isenabled() is was_enabled
+            finally:
+                gc.enable()
 
     def test_solvers_are_copied_and_pickled(self) -> None:
         solver = chain_solver(**MUP, **FULL)
