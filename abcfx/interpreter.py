@@ -13,6 +13,7 @@ import networkx as nx
 import torch
 import torch.fx as fx
 from torch.fx.operator_schemas import get_signature_for_torch_op
+from torch.fx.proxy import GraphAppendingTracer
 from torch.utils import _pytree as pytree
 
 from abcfx.errors import UnknownOpError
@@ -82,9 +83,14 @@ class Interpreter:
     """Runs an fx graph on abstract tensors. Ops on constants alone stay constants and need no rule."""
 
     def __init__(
-        self, module: fx.GraphModule, dag: nx.DiGraph, names: dict[torch.nn.Parameter, str], report_unknown: bool
+        self,
+        module: fx.GraphModule,
+        dag: nx.DiGraph,
+        names: dict[torch.nn.Parameter, str],
+        report_unknown: bool,
+        at: fx.Node | None = None,
     ) -> None:
-        self.module, self.dag, self.names = module, dag, names
+        self.module, self.dag, self.names, self.at = module, dag, names, at
         self.report_unknown, self.notes = report_unknown, list[str]()
         self.values: dict[fx.Node, Any] = {}
 
@@ -94,7 +100,7 @@ class Interpreter:
             if node.op == "output":
                 returned = self._load(node.args)
             elif node not in self.values:
-                self.values[node] = _returned_by(node, self._evaluate(node))
+                self.values[node] = _returned_by(self.at or node, self._evaluate(node))
                 if _writes(node):
                     self._write_back(node)
         return returned
@@ -106,6 +112,18 @@ class Interpreter:
         inner.values = dict(zip(placeholders, inputs, strict=True))
         (returned,) = inner.run(inside.graph)
         self.notes += inner.notes
+        return returned
+
+    def _run_traced(self, node: fx.Node, inside: fx.Graph, inputs: list[Value]) -> Any:
+        """A custom autograd.Function without a rule is what its forward does; its own gradient is taken to agree."""
+        inner = Interpreter(self.module, self.dag, self.names, self.report_unknown, at=node)
+        inner.values = dict(zip(inside.find_nodes(op="placeholder"), inputs, strict=True))
+        (returned,) = inner.run(inside)
+        function = getattr(node.target, "autograd_function", node.target)
+        self.notes += [
+            *inner.notes,
+            f"{function.__name__} has a gradient of its own: its forward says how sizes change",
+        ]
         return returned
 
     def _write_back(self, node: fx.Node) -> None:
@@ -122,7 +140,7 @@ class Interpreter:
         return fx.node.map_arg(arguments, lambda node: self.values[node])
 
     def _evaluate(self, node: fx.Node) -> Any:
-        op = Op(self.dag, node, self.names, module_path(node))
+        op = Op(self.dag, self.at or node, self.names, module_path(self.at or node))
         if node.op == "placeholder":
             return op.constant()
         if node.op == "get_attr":
@@ -143,6 +161,8 @@ class Interpreter:
         if (inside := next((a for a in args if isinstance(a, fx.GraphModule)), None)) is not None:
             return self._run_inside(inside, args[args.index(inside) + 1 :])
         rule = find_function_rule(node.target)
+        if rule is None and (inside := _traced_forward(node, args, kwargs)) is not None:
+            return self._run_traced(node, inside, [v for v in args if isinstance(v, Value)])
         if rule is None:
             return self._unknown(op, node, node.target, values)
         result = self._apply(rule, op, *_positional(node, args, kwargs))
@@ -197,6 +217,31 @@ class Interpreter:
             shape = tuple(held.shape)
             return Value(at=node, parameter=self.names[held], dims=tuple(range(held.ndim)), shape=shape)
         return op.constant() if isinstance(held, torch.Tensor) else held
+
+
+class _NoContext:
+    """Stands for the `ctx` of an autograd.Function: takes whatever is saved in it."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+def _traced_forward(node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.Graph | None:
+    """The forward of a custom autograd.Function as a graph of its tensor inputs; None where that cannot be traced."""
+    function = getattr(node.target, "autograd_function", None)
+    if function is None or kwargs:
+        return None
+    graph = fx.Graph()
+    tracer = GraphAppendingTracer(graph)
+    given = [
+        fx.Proxy(graph.placeholder(f"input_{i}"), tracer) if isinstance(value, Value) else value
+        for i, value in enumerate(args)
+    ]
+    try:
+        graph.output(tracer.create_arg(function.forward(_NoContext(), *given)))
+    except Exception:  # Python that looks at values, or a forward without ctx: the op then needs a rule
+        return None
+    return graph
 
 
 _ONLY_LOOKS_AT = frozenset({"type_as", "to", "expand_as", "view_as", "reshape_as"})  # shape or dtype of the second

@@ -185,7 +185,13 @@ def measure_growth(target: CapturedGraph, dag: LayerDag, base: CapturedGraph | N
 
 def pair_graphs(target: CapturedGraph, base: CapturedGraph) -> dict[fx.Node, fx.Node]:
     """Target node -> base node. Raises PairingError that names the first node that differs."""
-    ours, theirs = list(target.module.graph.nodes), list(base.module.graph.nodes)
+    return _pair(target, base, target.module.graph, base.module.graph)
+
+
+def _pair(
+    target: CapturedGraph, base: CapturedGraph, our_graph: fx.Graph, their_graph: fx.Graph
+) -> dict[fx.Node, fx.Node]:
+    ours, theirs = list(our_graph.nodes), list(their_graph.nodes)
     for one, other in zip(ours, theirs, strict=False):
         if _runs(target, one) != _runs(base, other):
             raise PairingError(
@@ -201,14 +207,28 @@ def pair_graphs(target: CapturedGraph, base: CapturedGraph) -> dict[fx.Node, fx.
             f"{location(max(ours, theirs, key=len)[min(len(ours), len(theirs)) - 1])}.\n"
             f"  To fix: give both the same number of layers."
         )
-    return dict(zip(ours, theirs, strict=True))
+    pairs = dict(zip(ours, theirs, strict=True))
+    for one, other in zip(ours, theirs, strict=True):
+        inside = _region(one), _region(other)
+        if inside[0] is not None and inside[1] is not None:
+            pairs |= _pair(target, base, inside[0].graph, inside[1].graph)
+    return pairs
+
+
+def _region(node: fx.Node) -> fx.GraphModule | None:
+    """The graph that a node stands for, if it is a region of its own (no_grad, autocast)."""
+    owner = node.graph.owning_module
+    if node.op != "get_attr" or owner is None:
+        return None
+    held = attrgetter(str(node.target))(owner)
+    return held if isinstance(held, fx.GraphModule) else None
 
 
 def _runs(captured: CapturedGraph, node: fx.Node) -> str:
     """What a node does, in words that are equal for two nodes that do the same."""
     if node.op == "call_module":
         return f"{type(captured.module.get_submodule(str(node.target))).__name__} {node.target}"
-    return node.op if node.op == "placeholder" else f"{node.op} {node.target}"
+    return node.op if node.op == "placeholder" else f"{node.op} {getattr(node.target, 'autograd_function', node.target)}"
 
 
 def _parameter_ratios(

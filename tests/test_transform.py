@@ -363,26 +363,68 @@ def test_vectors_follow_the_gradient_under_sgd() -> None:
     assert spec_of(standard, "c")["emb.bias"] == -0.5
 
 
+class Clipped(torch.autograd.Function):
+    """A sigmoid with a gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0].clamp(-1, 1)
+
+
+class Opaque(torch.autograd.Function):
+    """Its forward looks at its context, so that it cannot be traced."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone() if ctx.needs_input_grad[0] else x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0]
+
+
+class WithFunction(MLP):
+    function: Any = Clipped
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.function.apply(self.emb(x)))
+
+
+class WithOpaque(WithFunction):
+    function = Opaque
+
+
+def test_a_custom_autograd_function_is_what_its_forward_does() -> None:
+    result = abcfx.transform(WithFunction(32), torch.randn(4, 20), base=WithFunction(8))
+    assert result.header["captured"] == "record" and result.spec["emb.weight"]["c"] == 0.5
+    assert "pointwise" in {data["kind"].name for _, data in result.dag.nodes.items()}
+    assert any("Clipped has a gradient of its own" in note for note in result.notes)
+
+
 def test_a_custom_autograd_function_takes_a_rule_by_its_class() -> None:
-    class Clipped(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-            return grads[0].clamp(-1, 1)
-
-    class Odd(MLP):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(Clipped.apply(self.emb(x)))
-
     x = torch.randn(4, 20)
-    with pytest.raises(abcfx.UnknownOpError, match=r"register_rule\(Clipped\)"):
-        abcfx.transform(Odd(16), x)
-    abcfx.register_rule(Clipped)(lambda op, x: op.same(x))
-    result = abcfx.transform(Odd(16), x)
+    with pytest.raises(abcfx.UnknownOpError, match=r"register_rule\(Opaque\)"):
+        abcfx.transform(WithOpaque(16), x)
+    abcfx.register_rule(Opaque)(lambda op, x: op.same(x))
+    result = abcfx.transform(WithOpaque(16), x)
     assert result.header["captured"] == "record" and result.spec["emb.weight"]["role"] == "embedding"
+
+
+def test_a_region_of_its_own_is_paired_too() -> None:
+    class Autocast(MLP):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = F.relu(self.emb(x))
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                x = (x @ x.T).softmax(-1) @ self.hidden[0](x)
+            return self.head(x.float())
+
+    result = abcfx.transform(Autocast(64), torch.randn(4, 20), base=Autocast(16), verify=False)
+    assert result.spec["hidden.0.weight"]["role"] == "hidden"
 
 
 class Recurrent(nn.Module):

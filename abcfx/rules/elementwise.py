@@ -102,7 +102,7 @@ def extremum(op: Op, x: Value, *_: Any, **__: Any) -> Value:
 @register_rule(
     "argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "zeros_like", "ones_like", "full_like",
     "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full", "new_empty", "dim", "numel",
-    "is_floating_point", "argsort", "bucketize",
+    "is_floating_point", "argsort", "bucketize", "storage_offset", "sym_storage_offset", "stride", "sym_stride",
 )  # fmt: skip
 def constant(op: Op, *_: Any, **__: Any) -> Value:
     return op.constant()

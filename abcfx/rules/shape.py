@@ -17,7 +17,8 @@ from abcfx.rules.values import Sizes, Value
 @register_rule(
     "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "view_as", "reshape_as",
     "repeat", "tile", "repeat_interleave", "ravel", "pad", "constant_pad_nd", "roll", "flip", "narrow", "unfold",
-    "fold", "diagonal", "as_strided", "broadcast_to", "index_select", "gather", "take_along_dim", "masked_select",
+    "fold", "im2col", "col2im", "diagonal", "as_strided", "broadcast_to", "index_select", "gather", "take_along_dim",
+    "masked_select",
     "moveaxis", "slice", "slice_copy", "view_as_real", "view_as_complex", "diff", "rot90", "trace",
     "add_batch_dim", "remove_batch_dim",
 )  # fmt: skip
