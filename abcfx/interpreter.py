@@ -119,11 +119,8 @@ class Interpreter:
         inner = Interpreter(self.module, self.dag, self.names, self.report_unknown, at=node)
         inner.values = dict(zip(inside.find_nodes(op="placeholder"), inputs, strict=True))
         (returned,) = inner.run(inside)
-        function = getattr(node.target, "autograd_function", node.target)
-        self.notes += [
-            *inner.notes,
-            f"{function.__name__} has a gradient of its own: its forward says how sizes change",
-        ]
+        name = str(getattr(getattr(node.target, "autograd_function", None), "__name__", node.target))
+        self.notes += [*inner.notes, f"{name} has a gradient of its own: its forward says how sizes change"]
         return returned
 
     def _write_back(self, node: fx.Node) -> None:
@@ -161,8 +158,8 @@ class Interpreter:
         if (inside := next((a for a in args if isinstance(a, fx.GraphModule)), None)) is not None:
             return self._run_inside(inside, args[args.index(inside) + 1 :])
         rule = find_function_rule(node.target)
-        if rule is None and (inside := _traced_forward(node, args, kwargs)) is not None:
-            return self._run_traced(node, inside, [v for v in args if isinstance(v, Value)])
+        if rule is None and (traced := _traced_forward(node, args, kwargs)) is not None:
+            return self._run_traced(node, traced, [v for v in args if isinstance(v, Value)])
         if rule is None:
             return self._unknown(op, node, node.target, values)
         result = self._apply(rule, op, *_positional(node, args, kwargs))

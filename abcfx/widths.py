@@ -228,7 +228,8 @@ def _runs(captured: CapturedGraph, node: fx.Node) -> str:
     """What a node does, in words that are equal for two nodes that do the same."""
     if node.op == "call_module":
         return f"{type(captured.module.get_submodule(str(node.target))).__name__} {node.target}"
-    return node.op if node.op == "placeholder" else f"{node.op} {getattr(node.target, 'autograd_function', node.target)}"
+    target = getattr(node.target, "autograd_function", node.target)
+    return node.op if node.op == "placeholder" else f"{node.op} {target}"
 
 
 def _parameter_ratios(

@@ -385,7 +385,7 @@ class Opaque(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        return grads[0]
+        return grads[0].clamp(-1e-3, 1e-3)
 
 
 class WithFunction(MLP):
