@@ -13,6 +13,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 Term: TypeAlias = tuple[dict[Hashable, float], float]  # coefficients by variable, constant
 BIG = 200.0
+MUP = {"a": [-0.5, 0.0, 0.0, 0.5], "b": [0.5, 0.5, 0.5, 0.5]}
+FULL = {"alpha": 1.0, "omega": 0.5, "u": 1.0}
 
 
 def adam_chain(
@@ -200,3 +202,15 @@ def shuffled(rng: random.Random, graph: nx.DiGraph) -> nx.DiGraph:
     other.add_nodes_from(nodes)
     other.add_edges_from(edges)
     return other
+
+
+def mup_graph(**attributes: Any) -> nx.DiGraph:
+    """e -> h -> o, with the attributes given as `node__name=value` changed, or removed where the value is None."""
+    graph = chain_graph([-0.5, 0.0, 0.5], [0.5, 0.5, 0.5], alpha=[1.0] * 3, omega=[0.5] * 3, u=[1.0] * 3)
+    graph = nx.relabel_nodes(graph, {0: "e", 1: "h", 2: "o"})
+    for key, value in attributes.items():
+        node, name = key.split("__")
+        graph.nodes[node][name] = value
+        if value is None:
+            del graph.nodes[node][name]
+    return graph
