@@ -157,6 +157,8 @@ class Interpreter:
             return (*args, *kwargs.values())
         if (inside := next((a for a in args if isinstance(a, fx.GraphModule)), None)) is not None:
             return self._run_inside(inside, args[args.index(inside) + 1 :])
+        if plain_name(node.target) == "add" and any(isinstance(a, Sizes) for a in args):
+            return op.constant()  # x.shape[:-1] + (heads, -1): a shape for a view
         rule = find_function_rule(node.target)
         if rule is None and (traced := _traced_forward(node, args, kwargs)) is not None:
             return self._run_traced(node, traced, [v for v in args if isinstance(v, Value)])

@@ -53,7 +53,9 @@ register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)(_modul
     "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
-    "boolean_dispatch", "interpolate", "upsample", "pixel_shuffle", "pixel_unshuffle", "lp_pool2d",
+    "boolean_dispatch", "interpolate", "upsample", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "grid_sample",
+    "grid_sampler", "pixel_shuffle", "pixel_unshuffle", "lp_pool2d",
 )  # fmt: skip
 def pool(op: Op, x: Value, *_: Any, **__: Any) -> Value:
     return op.same(x)

@@ -87,6 +87,23 @@ def matmul(op: Op, x: Value, y: Value) -> Value:
     return op.product(x, y, () if contracted is None else (contracted,))
 
 
+@register_rule(
+    "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft2", "fft_fftn", "fft_ifftn", "fft_rfftn"
+)
+def fourier(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
+    """A product with a constant matrix whose entries are O(1), over the dims that it runs along."""
+    dims: Any = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    indices = range(x.ndim or 0) if dims is None else [dims] if isinstance(dims, int) else dims
+    over = tuple(d for i in indices if (d := x.dim(i)) is not None)
+    return op.product(x, Value(), over) if over else op.same(x)
+
+
+@register_rule("linalg_solve_triangular", "solve_triangular")
+def solve_triangular(op: Op, matrix: Value, x: Value, *_: Any, **__: Any) -> Value:
+    """The inverse of a unit triangular matrix over time: size and change of both sides."""
+    return op.merge([matrix, x])
+
+
 @register_rule("addmm", "baddbmm", "addbmm", "addmv")
 def addmm(op: Op, bias: Value, x: Value, y: Value, **_: Any) -> Value:
     return op.merge([matmul(op, x, y), bias])
