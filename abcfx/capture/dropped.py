@@ -14,6 +14,7 @@ CHECKPOINTS = (
     "keep their activations; torch.utils.checkpoint around calls of the module saves that memory"
 )
 _NAMED = 3
+_LIBRARIES = ("torch.", "transformers.")
 
 
 def hook_notes(model: nn.Module, module: EmittedModule, *, root: bool) -> tuple[str, ...]:
@@ -54,9 +55,9 @@ def checks_note(places: list[str]) -> tuple[str, ...]:
 
 
 def _users(module: nn.Module, *kinds: str) -> list[Callable[..., Any]]:
-    """The module's hooks of these kinds but for those of torch, which belong to how its weights are made."""
+    """The module's hooks of these kinds but for torch's and transformers' own, which belong to the graph."""
     hooks = [hook for kind in kinds for hook in getattr(module, kind, {}).values()]
-    return [hook for hook in hooks if not (getattr(hook, "__module__", "") or "").startswith("torch.")]
+    return [hook for hook in hooks if not (getattr(hook, "__module__", None) or "").startswith(_LIBRARIES)]
 
 
 def _listed(paths: list[str]) -> str:
