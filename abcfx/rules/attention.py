@@ -76,3 +76,36 @@ def attend_with(
     weight = op.parameter(module.out_proj, "weight")
     assert weight is not None
     return op.layer(out, weight, [-1], [-2], op.parameter(module.out_proj, "bias"), inner=True)
+
+
+@register_rule("multi_head_attention_forward")
+def multi_head_attention_forward(
+    op: Op,
+    query: Value,
+    key: Value,
+    value: Value,
+    embed_dim: Any,
+    num_heads: Any,
+    in_proj_weight: Value | None,
+    in_proj_bias: Value | None,
+    bias_k: Value | None,
+    bias_v: Value | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Value,
+    out_proj_bias: Value | None,
+    *_: Any,
+    **options: Any,
+) -> tuple[Value, Value]:
+    separate = [options.get(f"{name}_proj_weight") for name in "qkv"]
+    weights = separate if in_proj_weight is None else [in_proj_weight] * 3
+    q, k, v = (
+        op.layer(x, weight, [-1], [-2], in_proj_bias, inner=True)
+        for x, weight in zip((query, key, value), weights, strict=True)
+        if weight is not None
+    )
+    k, v = (op.merge([x, e]) if e is not None else x for x, e in ((k, bias_k), (v, bias_v)))
+    width = query.dim(-1)
+    head = None if width is None else Number(((width, 1.0),)).times(op.scalar(4).power(-1.0))
+    out = _attend(op, q, k, v, head, None if head is None else head.power(-0.5), options.get("attn_mask"))
+    return op.layer(out, out_proj_weight, [-1], [-2], out_proj_bias, inner=True), op.pointwise(out)

@@ -55,6 +55,9 @@ def table(found: list[tuple[str, Row]]) -> str:
         lines += [f"## {title}", "", f"{len(good)} of {len(some)} captured exactly, gradients and names included ("]
         lines[-1] += ", ".join(f"{count} by {method}" for method, count in by.items()) + ")"
         lines[-1] += f"; {len(planned)} of them go on to a plan with no op unknown."
+        if other := [row for row in some if row.method and row.gradients and row.solved and not row.exact]:
+            lines += ["", f"{len(other)} more are captured and planned, but equal to 1e-6 only, not bitwise: these models"]
+            lines[-1] += " choose another algorithm when `torch.compiler.is_exporting()`."
         lines += [
             "",
             "| model | captured by | exact | gradients | names | layers | LP | unused | CPU s | said |",
