@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch import nn
 
 from abcfx.capture import CapturedGraph, EmittedModule
 from abcfx.capture import capture as capture_model
+from abcfx.capture.state import copied
 from abcfx.dag import LayerDag, build_dag
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import Given, ParameterExponents, Setting, assign_exponents
@@ -144,7 +144,7 @@ def transform(
     clock = _Clock()
     with clock("capture"):
         _refuse_transformed("model", model)
-        own_model = model if inplace else copy.deepcopy(model)
+        own_model = model if inplace else copied(model)
         captured = capture_model(own_model, args, kwargs, method=capture, verify=verify)
     with clock("base"):
         captured_base = _capture_base(captured, base, capture)

@@ -130,3 +130,8 @@ def test_an_unknown_op_may_be_reported_instead() -> None:
     result = abcfx.transform(Odd(64), IDS, base=Odd(16), unknown="report")
     assert any("erfcx" in note and "test_init.py" in note for note in result.notes)
     assert result.spec["fc.weight"]["c"] == 1.0
+
+
+def test_a_model_without_shapes_yet_is_refused_with_the_line_that_gives_it_some() -> None:
+    with pytest.raises(abcfx.InvalidInputError, match=r"(?i)lazy"):
+        abcfx.transform(nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)))
