@@ -56,8 +56,8 @@ def table(found: list[tuple[str, Row]]) -> str:
         lines[-1] += ", ".join(f"{count} by {method}" for method, count in by.items()) + ")"
         lines[-1] += f"; {len(planned)} of them go on to a plan with no op unknown."
         if other := [row for row in some if row.method and row.gradients and row.solved and not row.exact]:
-            lines += ["", f"{len(other)} more are captured and planned, but equal to 1e-6 only, not bitwise: these models"]
-            lines[-1] += " choose another algorithm when `torch.compiler.is_exporting()`."
+            lines += ["", f"{len(other)} more are captured and planned, but equal to 1e-6 only, not bitwise: these"]
+            lines[-1] += " models choose another algorithm when `torch.compiler.is_exporting()`."
         lines += [
             "",
             "| model | captured by | exact | gradients | names | layers | LP | unused | CPU s | said |",
