@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -230,7 +230,3 @@ def build_groups(
         group["params"].append(parameter)
         group["param_names"].append(name)
     return list(found.values())
-
-
-def frozen_names(plan: Mapping[str, ParameterPlan]) -> Iterable[str]:
-    return [name for name, row in plan.items() if not row.trainable]

@@ -386,7 +386,8 @@ def test_inputs_that_mean_nothing_to_the_model_are_not_compared():
         def forward(self, x, count):
             return super().forward(x) / (count[0] - count[1]).sqrt()
 
-    capture(Divides(4, 4), (torch.rand(2, 4), torch.tensor([3.0, 1.0])), method="export")
+    captured = capture(Divides(4, 4), (torch.rand(2, 4), torch.tensor([3.0, 1.0])), method="export")
+    assert captured.method == "export"
 
 
 def test_what_is_left_out_is_noted():
