@@ -207,6 +207,11 @@ def test_custom_gradient_is_never_replaced():
     assert torch.autograd.Function.apply.__func__.__qualname__ == "Function.apply"
 
 
+def exported():
+    """True within an export; asked like this, captures do not hide it."""
+    return torch.compiler._is_exporting_flag
+
+
 class DependsOnExport(nn.Module):
     """Computes something else while it is exported, as a stand-in for what an export gets wrong."""
 
@@ -215,7 +220,7 @@ class DependsOnExport(nn.Module):
         self.linear = nn.Linear(4, 4)
 
     def forward(self, x):
-        return self.linear(x) * (1 if torch.compiler.is_exporting() else 2)
+        return self.linear(x) * (1 if exported() else 2)
 
 
 def test_wrong_graph_is_never_used():
@@ -230,7 +235,7 @@ class Detaches(nn.Module):
         self.linear = nn.Linear(4, 4)
 
     def forward(self, x):
-        return F.relu(self.linear(x.detach() if torch.compiler.is_exporting() else x) + x)
+        return F.relu(self.linear(x.detach() if exported() else x) + x)
 
 
 def test_wrong_gradient_is_found():
@@ -257,7 +262,7 @@ class DetachesTied(nn.Module):
 
     def forward(self, ids):
         table = self.table
-        if torch.compiler.is_exporting():
+        if exported():
             table = table.detach() if self.fault == "detached" else table * 1.0
         return F.linear(F.embedding(ids, table) * self.scale, self.table[:9])
 
@@ -422,3 +427,50 @@ def test_model_that_cannot_be_copied_is_refused():
         InvalidInputError, match=r"0\.weight is .*\n  To fix: torch\.nn\.utils\.parametrizations\.weight_"
     ):
         copied(model)
+
+
+class AsksWhatItIsIn(nn.Module):
+    """Takes another algorithm when it is exported, as some models of transformers do."""
+
+    def __init__(self, looks_at_values: bool):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.looks_at_values = looks_at_values
+
+    def forward(self, x):
+        if not torch.compiler.is_exporting():
+            if self.looks_at_values and x.sum() > 1e6:
+                return x
+            return self.linear(x) / 3
+        return self.linear(x) * (1 / 3)
+
+
+@pytest.mark.parametrize(("looks_at_values", "op"), [(False, "div"), (True, "mul")])
+def test_path_of_training_is_captured_unless_it_cannot_be(looks_at_values, op):
+    captured = capture(AsksWhatItIsIn(looks_at_values), torch.rand(3, 4), method="export")
+    assert any(op in str(node.target) for node in captured.module.graph.nodes)
+    assert not torch.compiler.is_exporting()
+
+
+class Modes(nn.Module):
+    """Differs between modes in what `how` says."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.linear, self.how = nn.Linear(4, 4), how
+
+    def forward(self, x):
+        y = nn.functional.dropout(self.linear(x), 0.5 if self.how == "dropout" else 0.0, self.training)
+        if self.how == "factor":
+            y = y * (2.0 if self.training else 3.0)
+        if self.how == "operand":
+            y = y + (x if self.training else y)
+        if self.how == "output":
+            return (y, x) if self.training else (x, y)
+        return y
+
+
+@pytest.mark.parametrize("how", ["nothing", "dropout", "factor", "operand", "output"])
+def test_modes_that_run_the_same_operations_cost_one_export(how):
+    captured = capture(Modes(how), torch.rand(3, 4), method="export")
+    assert len(captured.module.graphs) == (1 if how == "nothing" else 2)

@@ -6,6 +6,7 @@ torch.fx patches `nn.Module.__call__` in the same way while it traces. torch has
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 
 ModuleCall = Callable[[Callable[..., Any], nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 _NON_REENTRANT = "_checkpoint_without_reentrant_generator"
+QUESTIONS = ("is_compiling", "is_exporting")
 FunctionApply = Callable[[Callable[..., Any], type, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -115,6 +117,39 @@ def as_if_exporting() -> Iterator[None]:
     finally:
         for name, flag in flags.items():
             setattr(compiler, name, flag)
+
+
+@contextmanager
+def answers_as_eager(names: tuple[str, ...]) -> Iterator[set[str]]:
+    """Within the block a model that asks these functions of `torch.compiler` hears no, as it does in training.
+
+    Some choose another algorithm when they hear yes. torch itself is told the truth.
+
+    Args:
+        names: of `QUESTIONS`.
+
+    Yields:
+        The names that were asked and got an untrue answer.
+    """
+    compiler: Any = torch.compiler
+    originals = {name: getattr(compiler, name) for name in names}
+    asked: set[str] = set()
+
+    def answer(name: str) -> bool:
+        caller = sys._getframe(2).f_globals.get("__name__", "")
+        truth = bool(originals[name]())
+        if caller.partition(".")[0] == "torch" or not truth:
+            return truth
+        asked.add(name)
+        return False
+
+    for name in originals:
+        setattr(compiler, name, lambda name=name: answer(name))
+    try:
+        yield asked
+    finally:
+        for name, original in originals.items():
+            setattr(compiler, name, original)
 
 
 @contextmanager
