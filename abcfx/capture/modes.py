@@ -39,11 +39,11 @@ def _tells_modes_apart(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
 
 
-class _Log(TorchDispatchMode):
+class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every operation with its arguments, tensors by the number of the call that made them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.entries: list[Any] = []
         # Tensors are kept, so that no id comes twice; fake ones hold no memory.
         self._seen: dict[int, tuple[int, torch.Tensor]] = {}
