@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from abcfx.dag import LayerDag
 from abcfx.exponents import ParameterExponents, Setting
-from abcfx.parametrizations import Family
+from abcfx.optimizers import Family
 from abcfx.rules import Layer, Vector
 from abcfx.rules.kinds import Norm, Product
 from abcfx.system import SolvedDag
@@ -32,17 +32,22 @@ class Gauge:
         return Gauge(decided, self.c + family.rate_shift(a), self.g - a, self.decay + family.decay_shift(a))
 
 
-def solved_gauges(setting: Setting, solved: SolvedDag) -> dict[str, Gauge]:
-    """The exponents as they were solved; weight decay m^c keeps lr x weight decay independent of width."""
-    return {
-        name: Gauge(decided, c := solved.c.get(name, 0.0), solved.g.get(name, 0.0), c)
-        for name, decided in setting.parameters.items()
-    }
+def solved_gauges(setting: Setting, solved: SolvedDag, decay_mode: str) -> dict[str, Gauge]:
+    """The exponents as they were solved, with the weight decay that `decay_mode` asks for (see `transform`)."""
+    gauges = {}
+    for name, decided in setting.parameters.items():
+        family, c = setting.families[name], solved.c.get(name, 0.0)
+        # "coupled" means one number for all where no multiplier is left
+        decay = -family.decay_shift(next(iter(decided.a.values()), 0.0))
+        if decay_mode == "independent":
+            decay = family.independent_decay(c, decided.b)
+        gauges[name] = Gauge(decided, c, solved.g.get(name, 0.0), decay)
+    return gauges
 
 
-def absorbed_gauges(setting: Setting, solved: SolvedDag) -> dict[str, Gauge]:
+def absorbed_gauges(setting: Setting, solved: SolvedDag, decay_mode: str) -> dict[str, Gauge]:
     """The same trajectories with no multiplier, except where a parameter is used with two and no norm can take one."""
-    gauges = solved_gauges(setting, solved)
+    gauges = solved_gauges(setting, solved, decay_mode)
     for name, gauge in gauges.items():
         a = next(iter(gauge.decided.a.values()), 0.0)
         left = {node: other - a for node, other in gauge.decided.a.items()}

@@ -13,7 +13,8 @@ import torch
 
 from abcfx.dag import LayerDag
 from abcfx.errors import InvalidInputError
-from abcfx.parametrizations import MATRIX_ROLES, ROLES, Family, named_exponents
+from abcfx.optimizers import Family
+from abcfx.parametrizations import MATRIX_ROLES, ROLES, named_exponents
 from abcfx.patterns import match_patterns
 from abcfx.rules import Layer, Number
 from abcfx.rules.kinds import Extent

@@ -1,4 +1,4 @@
-"""What has a name in this field: the (a, b) tables of SP, NTK, muP and MFP, alignment presets, optimizer families.
+"""What has a name in this field: roles, the (a, b) tables of SP, NTK, muP and MFP, alignment presets.
 
 Tables and presets are read from `data/named_parametrizations.json`; the learning-rate exponents c are never looked up,
 the linear program finds them.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -25,62 +24,6 @@ class Alignment(NamedTuple):
     alpha: float
     omega: float
     u: float
-
-
-@dataclass(frozen=True)
-class Family:
-    """How large the update of an optimizer is, before the learning rate (docs, "Optimizers").
-
-    `update`: "sign" (entries O(1): Adam, Lion), "gradient" (entries ~ the gradient: SGD), "relative" (entries ~ RMS of
-    the weight: Adafactor, LAMB). `absorb`: how many times a moves into c when a multiplier m^-a moves into the weight.
-    """
-
-    name: str
-    update: str
-    absorb: int
-    has_eps: bool
-    decoupled_decay: bool
-
-    def rate_shift(self, a: float) -> float:
-        """What absorbing a multiplier m^-a adds to c."""
-        return self.absorb * a
-
-    def decay_shift(self, a: float) -> float:
-        """What absorbing a multiplier m^-a adds to the exponent of m in weight_decay = m^shift, with lr moved along."""
-        if self.update == "sign":
-            return (1 if self.decoupled_decay else 2) * a
-        return 2.0 * a if self.update == "gradient" else 0.0
-
-
-_SIGN = {
-    name: Family(name, "sign", 1, has_eps, decoupled)
-    for name, has_eps, decoupled in (
-        ("adam", True, False),
-        ("adamw", True, True),
-        ("adamax", True, False),
-        ("nadam", True, False),
-        ("radam", True, False),
-        ("rmsprop", True, False),
-        ("lion", False, True),
-        ("sign", False, True),
-    )
-}
-FAMILIES: dict[str, Family] = {
-    **_SIGN,
-    "sgd": Family("sgd", "gradient", 2, False, False),
-    "adafactor": Family("adafactor", "relative", 0, False, True),
-}
-
-
-def family(optimizer: str) -> Family:
-    """The family of an optimizer given by name. Raises InvalidInputError for a name without a known update size."""
-    found = FAMILIES.get(optimizer.lower()) if isinstance(optimizer, str) else None
-    if found is None:
-        raise InvalidInputError(
-            f"optimizer={optimizer!r} has no known update size, so its learning rates cannot be solved.\n"
-            f"Expected one of: {', '.join(sorted(FAMILIES))}."
-        )
-    return found
 
 
 @cache

@@ -13,6 +13,7 @@ from abcfx.errors import InvalidInputError
 from abcfx.exponents import ParameterExponents, Setting
 from abcfx.init import Init, OwnInit
 from abcfx.parametrizations import ROLES
+from abcfx.patterns import match_patterns
 from abcfx.rules import Layer
 from abcfx.rules.kinds import ParameterDim
 from abcfx.rules.values import shape_of
@@ -39,6 +40,7 @@ class ParameterPlan:
     lr: float
     eps: float | None
     weight_decay: float
+    optimizer: str
     r: float | None
     binding: str
     void: bool
@@ -63,6 +65,7 @@ class ParameterPlan:
             "lr": self.lr,
             "eps": self.eps,
             "weight_decay": self.weight_decay,
+            "optimizer": self.optimizer,
             "r": self.r,
             "binding": self.binding,
             "void": self.void,
@@ -76,6 +79,13 @@ def _collapsed(by_node: Mapping[str, float], none: float = 0.0) -> float | dict[
     return dict(by_node) if len(values) > 1 else next(iter(values), none)
 
 
+_CHOICES = {
+    "init": ("auto", "redraw", "keep"),
+    "scales": ("insert", "absorb", "off"),
+    "weight_decay_mode": ("independent", "coupled", "fixed"),
+}
+
+
 @dataclass(frozen=True)
 class Options:
     """The user's numbers. `lr` and `std` are constants, or by role (a role that is left out takes 1 x the default)."""
@@ -86,9 +96,11 @@ class Options:
     eps: float | None
     init: str
     scales: str
+    weight_decay_mode: str = "independent"
+    no_decay: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, allowed in (("init", ("auto", "redraw", "keep")), ("scales", ("insert", "absorb", "off"))):
+        for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise InvalidInputError(f"{name}={getattr(self, name)!r}; expected one of {', '.join(allowed)}.")
         for name in ("lr", "std"):
@@ -101,6 +113,12 @@ class Options:
                 raise InvalidInputError(f"{name}={value!r}; expected positive, finite numbers.")
         if not 0 <= self.weight_decay < float("inf"):
             raise InvalidInputError(f"weight_decay={self.weight_decay!r}; expected a finite number, at least 0.")
+
+    def without_decay(self, roles: Mapping[str, str]) -> set[str]:
+        """The parameters that `no_decay` (roles and glob patterns) takes out of weight decay."""
+        patterns = [key for key in self.no_decay if key not in ROLES]
+        matched = match_patterns("no_decay", dict.fromkeys(patterns, True), roles)
+        return {name for name, role in roles.items() if name in matched or role in self.no_decay}
 
     def constant(self, name: str, role: str, default: float) -> float:
         """The user's constant `name` ("lr" or "std") for a role."""
@@ -117,7 +135,9 @@ def make_plan(
 ) -> dict[str, ParameterPlan]:
     """Numbers for every parameter. Without `own_init` (no base) widths are absolute and weights are redrawn at n^-b."""
     plan = {}
-    gauges = (absorbed_gauges if options.scales == "absorb" else solved_gauges)(setting, solved)
+    as_applied = absorbed_gauges if options.scales == "absorb" else solved_gauges
+    gauges = as_applied(setting, solved, options.weight_decay_mode)
+    undecayed = options.without_decay({name: gauge.decided.role for name, gauge in gauges.items()})
     for name, parameter in parameters.items():
         gauge = gauges[name]
         decided = gauge.decided
@@ -125,6 +145,7 @@ def make_plan(
         own = None if own_init is None else own_init[name]
         family = setting.families[name]
         lr = options.constant("lr", decided.role, 1e-3)
+        decay = 0.0 if options.weight_decay_mode == "fixed" else gauge.decay
         init = _init(decided, parameter, own, n, options, setting)
         plan[name] = ParameterPlan(
             role=decided.role,
@@ -139,7 +160,8 @@ def make_plan(
             std=init.std,
             lr=lr * _power(n, -gauge.c),
             eps=(DEFAULT_EPS if options.eps is None else options.eps) * _power(n, -gauge.g) if family.has_eps else None,
-            weight_decay=options.weight_decay * _power(n, gauge.decay),
+            weight_decay=0.0 if name in undecayed else options.weight_decay * _power(n, decay),
+            optimizer=family.name,
             r=next((solved.r[node] for node in decided.a if node in solved.r), None),
             binding=solved.binding.get(name, "by rule: as large as what it is added to or multiplied onto allows"),
             void=decided.void,
@@ -225,7 +247,8 @@ def build_groups(
         if not row.trainable:
             continue
         values = {"lr": row.lr, "weight_decay": row.weight_decay} | ({} if row.eps is None else {"eps": row.eps})
-        key = name if groups == "parameter" else tuple(float(f"{v:.12g}") for v in values.values())
+        rounded = tuple(float(f"{v:.12g}") for v in values.values())
+        key = name if groups == "parameter" else (row.optimizer, *rounded)
         group = found.setdefault(key, {"params": [], "param_names": [], **values})
         group["params"].append(parameter)
         group["param_names"].append(name)

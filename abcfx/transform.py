@@ -19,7 +19,8 @@ from abcfx.dag import LayerDag, build_dag
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import Given, ParameterExponents, Setting, assign_exponents
 from abcfx.init import Init, OwnInit, carried_own_init, initialise, measure_own_init, redraw_
-from abcfx.parametrizations import Alignment, alignment_preset, family
+from abcfx.optimizers import Family, Optimizer, assign_families, groups_of, hyperparameters
+from abcfx.parametrizations import Alignment, alignment_preset
 from abcfx.passes import Scale, insert_scales, scale_nodes
 from abcfx.patterns import match_patterns
 from abcfx.plan import ByRole, Options, ParameterPlan, build_groups, make_plan, unscaled
@@ -53,6 +54,7 @@ class Transformed:
     notes: tuple[str, ...] = ()
     header: dict[str, Any] = field(default_factory=dict)
     inits: dict[str, Init] = field(default_factory=dict, repr=False)
+    families: dict[str, Family] = field(default_factory=dict, repr=False)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.module, self.param_groups))
@@ -70,6 +72,14 @@ class Transformed:
         initialise(target, self.inits)
         return target
 
+    def groups_for(self, optimizer: Optimizer) -> list[dict[str, Any]]:
+        """The groups of one optimizer among several: `Muon(result.groups_for("muon"))`.
+
+        Raises:
+            InvalidInputError: no parameter belongs to it.
+        """
+        return groups_of(self.param_groups, self.families, optimizer)
+
     def __str__(self) -> str:
         from abcfx.report import render
 
@@ -86,10 +96,12 @@ def transform(
     *,
     base: Instance | None = None,
     parametrization: str = "mup",
-    optimizer: str = "adam",
+    optimizer: Optimizer | Mapping[str, Optimizer] = "adam",
     alignment: AlignmentOption = "full",
-    lr: ByRole = 1e-3,
-    weight_decay: float = 0.0,
+    lr: ByRole | None = None,
+    weight_decay: float | None = None,
+    weight_decay_mode: str = "independent",
+    no_decay: Sequence[str] = (),
     eps: float | None = None,
     roles: Mapping[str, str] | None = None,
     exponents: Given | None = None,
@@ -113,10 +125,15 @@ def transform(
             Multipliers, init, rates are then powers of the ratio of widths; at the base width nothing changes.
             Without it they are powers of the width itself.
         parametrization: table of (a, b): "mup", "sp", "ntk" or "mfp".
-        optimizer: family of the optimizer: "adam", "adamw", "sgd", "lion", "adafactor", ...
+        optimizer: "adam", "adamw", "sgd", "muon", ..., a class or an instance (its lr, weight decay and eps are then
+            the defaults here), or a dict of role, glob pattern or "default" to those; see `Transformed.groups_for`.
         alignment: "full", "no", "worst", or (alpha, omega, u); or a dict of glob pattern to one of these.
-        lr: base learning rate (absolute), or a dict of role to it.
-        weight_decay: the user's weight decay; lr x weight decay of each parameter is kept independent of width.
+        lr: base learning rate (absolute; 1e-3 when None), or a dict of role to it.
+        weight_decay: the user's weight decay (0 when None).
+        weight_decay_mode: "independent" keeps lr x weight decay of each parameter independent of width; "coupled"
+            lets it shrink as the lr does (one number for all once multipliers are absorbed); "fixed" writes the same
+            number into every group.
+        no_decay: roles and glob patterns of parameters without weight decay, such as ("vector", "scalar").
         eps: the user's Adam eps (1e-8 when None); each parameter gets it times width^-g (g: its gradient).
         roles: glob pattern on parameter names -> role, over what the graph says.
         exponents: glob pattern -> (a, b) or (a, b, c), or a list of those in the order in which the layers run.
@@ -134,7 +151,12 @@ def transform(
     Raises:
         InvalidInputError, CaptureError, UnknownOpError, PairingError, InfeasibleError: nothing has been changed then.
     """
-    options = Options(lr, std, weight_decay, eps, init, scales)
+    defaults = {"lr": 1e-3, "weight_decay": 0.0, "eps": None} | hyperparameters(optimizer)
+    given = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
+    numbers: dict[str, Any] = {key: defaults[key] if value is None else value for key, value in given.items()}
+    options = Options(
+        **numbers, std=std, init=init, scales=scales, weight_decay_mode=weight_decay_mode, no_decay=tuple(no_decay)
+    )
     if inplace and scales == "insert":
         raise InvalidInputError(
             "inplace=True changes the model object itself, and scale nodes live in a graph:\n"
@@ -156,7 +178,8 @@ def transform(
     with clock("exponents"):
         decided = assign_exponents(dag, growth, parameters, parametrization, roles, exponents)
         decided = unscaled(decided) if scales == "off" or init == "keep" else decided
-        setting = Setting(dag, growth, decided, dict.fromkeys(parameters, family(optimizer)))
+        families = assign_families(optimizer, {name: each.role for name, each in decided.items()}, parameters)
+        setting = Setting(dag, growth, decided, families)
     with clock("solve"):
         system = System(setting, _alignments(alignment, dag, decided))
         solved = system.solve()
@@ -176,7 +199,8 @@ def transform(
         timings=clock.seconds,
         notes=notes,
         inits={name: row.init for name, row in plan.items()},
-        header=_header(captured, growth, parametrization, optimizer, alignment, options, solved),
+        header=_header(captured, growth, parametrization, families, alignment, options, solved),
+        families=families,
     )
 
 
@@ -321,7 +345,7 @@ def _header(
     captured: CapturedGraph,
     growth: Growth,
     parametrization: str,
-    optimizer: str,
+    families: Mapping[str, Family],
     alignment: AlignmentOption,
     options: Options,
     solved: SolvedDag,
@@ -332,7 +356,7 @@ def _header(
         "scale": growth.scale,
         "has_base": growth.has_base,
         "parametrization": parametrization,
-        "optimizer": optimizer,
+        "optimizer": ", ".join(dict.fromkeys(each.name for each in families.values())),
         "alignment": alignment if isinstance(alignment, str) else "given",
         "scales": options.scales,
         "init": options.init,

@@ -261,7 +261,11 @@ def test_a_pattern_that_matches_nothing_raises(argument: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "adagrad"}, "adagrad.*\n.*adafactor"),
+        ({"optimizer": "adadelta"}, "adadelta.*\n.*adafactor"),
+        ({"optimizer": {"hidden": "muon"}}, "get no optimizer"),
+        ({"optimizer": {"hiden.0": "muon", "default": "adam"}}, "hiden.0"),
+        ({"weight_decay_mode": "free"}, "independent, coupled, fixed"),
+        ({"no_decay": ["bais"]}, "no_decay.*bais"),
         ({"parametrization": "mu"}, "mu.*sp, ntk, mup"),
         ({"alignment": "some"}, "some.*full, no, worst"),
         ({"lr": -1.0}, "positive"),

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 import torch.fx as fx
 
-from abcfx.parametrizations import Family
+from abcfx.optimizers import Family
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,13 @@ class Layer(Kind):
     def change(self, node: str, known: Known) -> Iterator[Bound]:
         x, a, e_in = self.inputs[0], known.a(node), known.growth(*self.fan_in)
         moved = x is not None and known.changes(x)
-        if known.learns(self.parameter):
+        if known.learns(self.parameter) and (family := known.family(self.parameter)).update == "spectral":
+            # an operator norm bounds dW x for every x, so there is no alignment to choose
+            grown = family.spectral_growth(e_in, known.growth(*self.fan_out))
+            yield Bound("alpha", (("c", self.parameter),), a + known.size(x) - grown)
+            if x is not None and moved:
+                yield Bound("u", (("c", self.parameter), ("r", x)), a - grown)
+        elif known.learns(self.parameter):
             update, q = self._update(known)
             yield Bound("alpha", update, a + q + known.size(x), "alpha", e_in)
             if x is not None and moved:

@@ -16,7 +16,8 @@ from abcfx.capture.structure import take_apart
 from abcfx.dag import build_dag
 from abcfx.errors import AbcfxError, InvalidInputError
 from abcfx.exponents import Setting, assign_exponents
-from abcfx.parametrizations import alignment_preset, family
+from abcfx.optimizers import family
+from abcfx.parametrizations import alignment_preset
 from abcfx.system import System
 from abcfx.widths import measure_growth
 

@@ -1,0 +1,121 @@
+"""Optimizer families: how they are named, several in one model, the exponents they give, weight decay."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import abcfx
+from abcfx.optimizers import FAMILIES, family
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(11, width)
+        self.fc = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 11, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.emb(ids)
+        return self.head(self.norm(x + torch.tanh(self.fc(x))))
+
+
+def rates(optimizer, width=64, base=16, **options):
+    """c of each parameter where no multiplier is left."""
+    result = abcfx.transform(
+        Block(width), torch.zeros(3, 4, dtype=torch.long), base=Block(base), optimizer=optimizer,
+        scales="absorb", **options,
+    )  # fmt: skip
+    return result, {name: row["c"] for name, row in result.spec.items()}
+
+
+# (embedding, hidden, readout) with multipliers absorbed: theory 1.3 and 1.4
+TABLE = {
+    "adam": (0, 1, 1), "lion": (0, 1, 1), "adamatan2": (0, 1, 1), "soap": (0, 1, 1), "adagrad": (0, 1, 1),
+    "sgd": (-1, 0, 1), "adafactor": (0, 0.5, 0), "lamb": (0, 0.5, 0), "muon": (0, 0, 0.5), "muon_rms": (0, 0.5, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_rates_of_the_maximal_class(name):
+    optimizer = {"emb": name, "fc": name, "head": name, "default": "adam"} if name.startswith("muon") else name
+    _, c = rates(optimizer)
+    assert (c["emb.weight"], c["fc.weight"], c["head.weight"]) == pytest.approx(TABLE[name])
+
+
+@pytest.mark.parametrize("name", ["muon", "muon_rms"])
+@pytest.mark.parametrize("grows", [(1, 1), (0, 1), (1, 0)])
+def test_size_of_a_spectral_update_is_the_one_measured(name, grows):
+    """One step of torch's own Muon, applied to the direction that the gradient came from."""
+
+    def size(m: int) -> float:
+        rows, columns = (8 * m if grows[1] else 8), (8 * m if grows[0] else 8)
+        torch.manual_seed(0)
+        x, delta = torch.randn(columns), torch.randn(rows)
+        weight = nn.Parameter(torch.zeros(rows, columns))
+        adjust = "match_rms_adamw" if name == "muon_rms" else "original"
+        optimizer = torch.optim.Muon([weight], lr=1.0, weight_decay=0.0, adjust_lr_fn=adjust)
+        weight.grad = torch.outer(delta, x)
+        optimizer.step()
+        return float((weight.detach() @ x).square().mean().sqrt() / x.square().mean().sqrt())
+
+    measured = math.log(size(64) / size(4)) / math.log(64 / 4)
+    assert measured == pytest.approx(FAMILIES[name].spectral_growth(*grows), abs=0.12)
+
+
+def test_optimizer_may_be_a_class_or_an_instance():
+    model = Block(4)
+    assert family(torch.optim.AdamW) == FAMILIES["adamw"]
+    assert family(torch.optim.Adam(model.parameters(), decoupled_weight_decay=True)).decay == "decoupled"
+    matrix = [nn.Parameter(torch.ones(2, 2))]
+    assert family(torch.optim.Muon(matrix, adjust_lr_fn="match_rms_adamw")).name == "muon_rms"
+    assert family("AdamW8bit") == family("PagedAdamW32bit") == FAMILIES["adamw"]
+    assert family("Adam-atan2") == FAMILIES["adamatan2"]
+
+
+def test_numbers_of_an_instance_are_the_defaults():
+    model = Block(16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.25, weight_decay=0.5, eps=1e-4)
+    result, _ = rates(optimizer, width=16)
+    assert {(g["lr"], g["weight_decay"], g["eps"]) for g in result.param_groups} == {(0.25, 0.5, 1e-4)}
+    result, _ = rates(optimizer, width=16, lr=1.0)
+    assert {g["lr"] for g in result.param_groups} == {1.0}
+
+
+def test_several_optimizers_share_a_model():
+    result, c = rates({"hidden": torch.optim.Muon, "default": "adamw"})
+    muon, adamw = result.groups_for("muon"), result.groups_for(torch.optim.AdamW)
+    assert [name for group in muon for name in group["param_names"]] == ["fc.weight"]
+    assert len(muon) + len(adamw) == len(result.param_groups)
+    torch.optim.Muon(muon), torch.optim.AdamW(adamw)
+    assert (c["fc.weight"], c["emb.weight"]) == (0, 0)
+    with pytest.raises(abcfx.InvalidInputError, match="adamw, muon"):
+        result.groups_for("sgd")
+
+
+def test_muon_for_vectors_is_refused_with_the_line_that_splits():
+    with pytest.raises(abcfx.InvalidInputError, match=r"fc\.bias.*\n.*'hidden': 'muon'.*groups_for"):
+        rates("muon")
+
+
+@pytest.mark.parametrize("scales", ["insert", "absorb"])
+def test_weight_decay_modes(scales):
+    def decays(mode, name):
+        result = abcfx.transform(
+            Block(64), torch.zeros(3, 4, dtype=torch.long), base=Block(16), optimizer="adamw", weight_decay=0.1,
+            weight_decay_mode=mode, scales=scales, no_decay=["vector", "head"],
+        )  # fmt: skip
+        assert result.spec["head.weight"]["weight_decay"] == result.spec["norm.weight"]["weight_decay"] == 0
+        return result.spec[name]["weight_decay"], result.spec[name]["lr"] * result.spec[name]["weight_decay"]
+
+    for name in ("emb.weight", "fc.weight"):
+        assert decays("independent", name)[1] == pytest.approx(1e-4)
+        assert decays("fixed", name)[0] == 0.1
+    assert decays("coupled", "fc.weight") == pytest.approx((0.1, 0.1 * 1e-3 / 4))
+    # with its multiplier m^(1/2) inserted, an embedding is m^(1/2) smaller, and so is the rate
+    assert decays("coupled", "emb.weight")[1] == pytest.approx(1e-4)
