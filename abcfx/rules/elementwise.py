@@ -11,14 +11,17 @@ from abcfx.rules.op import Op
 from abcfx.rules.registry import plain_name, register_rule
 from abcfx.rules.values import Value
 
+# phi(kx) = k phi(x) for k > 0
+HOMOGENEOUS = (
+    "relu", "leaky_relu", "rrelu", "abs", "neg", "dropout", "dropout1d", "dropout2d", "dropout3d", "identity", "to",
+    "float", "double", "half", "bfloat16", "type", "type_as", "contiguous", "clone", "detach", "cpu", "cuda", "alias",
+    "nan_to_num", "masked_fill", "tril", "triu", "real", "imag", "requires_grad", "cumsum", "fill_diagonal",
+)  # fmt: skip
 # phi(0) = 0 and Lipschitz: size and change of the input
 KEEPS_ZERO = (
-    "relu", "relu6", "gelu", "silu", "tanh", "elu", "selu", "celu", "leaky_relu", "mish", "hardtanh", "hardswish",
-    "softsign", "tanhshrink", "softshrink", "hardshrink", "rrelu", "sin", "asin", "atan", "erf", "sinh", "expm1",
-    "log1p", "abs", "neg", "sign", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
-    "feature_alpha_dropout", "identity", "clamp", "clamp_min", "clamp_max", "to", "float", "double", "half",
-    "bfloat16", "type", "type_as", "contiguous", "clone", "detach", "cpu", "cuda", "alias", "nan_to_num",
-    "masked_fill", "tril", "triu", "real", "imag", "requires_grad", "cumsum", "round", "floor", "ceil", "fill_diagonal",
+    "relu6", "gelu", "silu", "tanh", "elu", "selu", "celu", "mish", "hardtanh", "hardswish", "softsign", "tanhshrink",
+    "softshrink", "hardshrink", "sin", "asin", "atan", "erf", "sinh", "expm1", "log1p", "sign", "alpha_dropout",
+    "feature_alpha_dropout", "clamp", "clamp_min", "clamp_max", "round", "floor", "ceil",
 )  # fmt: skip
 # phi(0) != 0, or not homogeneous at all: O(1) whatever comes in
 FORGETS_SIZE = (
@@ -27,18 +30,27 @@ FORGETS_SIZE = (
 )  # fmt: skip
 
 
+@register_rule(*HOMOGENEOUS)
+def homogeneous(op: Op, x: Value, *_: Any, **__: Any) -> Value:
+    return op.same(x)
+
+
+@register_rule(nn.ReLU, nn.LeakyReLU, nn.RReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+def homogeneous_module(op: Op, module: nn.Module, x: Value, *_: Any) -> Value:
+    return op.same(x)
+
+
 @register_rule(*KEEPS_ZERO)
 def keeps_zero(op: Op, x: Value, *_: Any, **__: Any) -> Value:
-    return op.same(x)
+    return op.nonlinear(x)
 
 
 @register_rule(
-    nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Tanh, nn.ELU, nn.SELU, nn.CELU, nn.LeakyReLU, nn.Mish, nn.Hardtanh,
-    nn.Hardswish, nn.Softsign, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.RReLU, nn.Identity,
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+    nn.ReLU6, nn.GELU, nn.SiLU, nn.Tanh, nn.ELU, nn.SELU, nn.CELU, nn.Mish, nn.Hardtanh, nn.Hardswish, nn.Softsign,
+    nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
 def keeps_zero_module(op: Op, module: nn.Module, x: Value, *_: Any) -> Value:
-    return op.same(x)
+    return op.nonlinear(x)
 
 
 @register_rule(*FORGETS_SIZE)
@@ -81,7 +93,7 @@ def add(op: Op, x: Any, y: Any = None, *_: Any, **__: Any) -> Value | tuple[Valu
         tensor = x if isinstance(x, Value) else y
         assert isinstance(tensor, Value)
         reduces = plain_reduction(op) and y is not None
-        return (op.same(tensor), op.constant()) if reduces else op.same(tensor)
+        return (op.same(tensor), op.constant()) if reduces else op.same(tensor) if y is None else op.nonlinear(tensor)
     for tensor, other in ((x, y), (y, x)):
         stat = other.statistic
         if stat is not None and stat.reduced and stat.degree == 1 and stat.node == tensor.node:
@@ -94,9 +106,14 @@ def plain_reduction(op: Op) -> bool:
     return str(getattr(op.at.target, "__name__", op.at.target)) in ("max", "min")
 
 
-@register_rule("amax", "amin", "logsumexp", "quantile")
+@register_rule("amax", "amin", "quantile")
 def extremum(op: Op, x: Value, *_: Any, **__: Any) -> Value:
     return op.same(x)
+
+
+@register_rule("logsumexp")
+def logsumexp(op: Op, x: Value, *_: Any, **__: Any) -> Value:
+    return op.nonlinear(x)
 
 
 @register_rule(
@@ -194,7 +211,7 @@ def std(op: Op, x: Value, dim: Any = None, *_: Any, **__: Any) -> Value:
 )  # fmt: skip
 def loss(op: Op, x: Value, target: Any, *_: Any, **__: Any) -> Value:
     """A loss is as stable as what goes in. Regression losses average over all dims, also growing ones."""
-    both = op.merge([v for v in (x, target) if isinstance(v, Value)])
+    both = op.nonlinear(op.merge([v for v in (x, target) if isinstance(v, Value)]))
     averages = plain_name(op.at.target) in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
     return op.reduce(both, None, mean=True, dims_of=x) if averages else both
 

@@ -30,6 +30,7 @@ from abcfx.rules.kinds import (
     Unary,
     Vector,
 )
+from abcfx.rules.registry import plain_name
 from abcfx.rules.values import Statistic, Value, shape_of
 
 
@@ -98,6 +99,14 @@ class Op:
         """Reshape, dropout, relu, finite pooling: size and change of x. A parameter keeps its name, not its dims."""
         return replace(x, at=self.at, dims=None, shape=shape_of(self.at))
 
+    def nonlinear(self, x: Value) -> Value:
+        """phi(x) with phi(0) = 0 and phi(kx) != k phi(x), such as gelu or tanh: as `same`, and x is marked as pinned.
+
+        Copies of a network can compute the same function only if x stays as large as it was (abcfx.growth.scales).
+        """
+        self._pin(x)
+        return self.same(x)
+
     def view(self, x: Value, order: tuple[int, ...] | None = None) -> Value:
         """x with its dims in another order; without `order`, a regrouping of dims."""
         if order is None or x.dims is None:
@@ -128,7 +137,8 @@ class Op:
             y = self.product(x if x is not None else Value(), weight, dims)
             return y if bias is None else self.merge([y, bias])
         inner = inner or (x is not None and x.at not in self.at.all_input_nodes)
-        vectors = self._vectors(bias, *(Value(parameter=name) for name in gains))
+        factors = self._vectors(*(Value(parameter=name) for name in gains))
+        vectors = self._vectors(bias) + factors
         layers = []
         for each in weights:
             dims_in, dims_out = (tuple(d for i in fan if (d := each.dim(i)) is not None) for fan in (fan_in, fan_out))
@@ -144,12 +154,16 @@ class Op:
                 fan_back,
                 vectors=vectors,
             )
-            layers.append(self._add(self._layer_name(each.parameter), kind))
+            layers.append(self._add(self._layer_name(each.parameter), kind, factors))
             self.dag.nodes[layers[-1].node]["operand"] = None if x is None else x.at
         return layers[0] if len(layers) == 1 else self.merge(layers)
 
     def merge(self, values: Iterable[Value]) -> Value:
-        """Add or concatenate: the largest dominates. Constants beside it change nothing."""
+        """Add or concatenate: the largest dominates. Constants beside it change nothing, but pin it (unless zero)."""
+        values = list(values)
+        if any(v.is_constant and not _is_zero(v) for v in values):
+            for v in values:
+                self._pin(v)
         nodes = [node for v in values if (node := self._node(v)) is not None]
         if not nodes:
             return self.constant()
@@ -174,7 +188,8 @@ class Op:
 
     def norm(self, x: Value, gain: Value | None = None, bias: Value | None = None) -> Value:
         """Normalisation by its own statistics, then gain and bias."""
-        y = self._unary(x, lambda node: Norm((node,), vectors=self._vectors(gain, bias)))
+        gains = self._vectors(gain)
+        y = self._unary(x, lambda node: Norm((node,), vectors=gains + self._vectors(bias)), gains)
         if y.node is not None:
             return y
         return self.merge([v for v in (gain, bias) if v is not None])  # of constants: only gain and bias learn
@@ -234,9 +249,16 @@ class Op:
             return x.statistic
         return None if x.node is None else Statistic(x.node, 1.0)
 
-    def _unary(self, x: Value, make: Any) -> Value:
+    def _unary(self, x: Value, make: Any, gains: tuple[str, ...] = ()) -> Value:
         node = self._node(x)
-        return self.constant() if node is None else self._add(self.at.name, make(node))
+        return self.constant() if node is None else self._add(self.at.name, make(node), gains)
+
+    def _pin(self, x: Value) -> None:
+        """Mark a node, or a parameter that is no node yet, as one that must keep its size in a larger copy."""
+        if x.node is not None:
+            self.dag.nodes[x.node]["pinned"] = True
+        elif x.parameter is not None:
+            self.dag.graph.setdefault("pinned", set()).add(x.parameter)
 
     def _node(self, x: Value) -> str | None:
         """The DAG node of a value; a parameter that is added or multiplied becomes a vector node on first use."""
@@ -315,13 +337,20 @@ class Op:
         owner = parameter.removesuffix(".weight")
         return self.path if owner in self.dag and self.path and self.path not in self.dag else owner
 
-    def _add(self, name: str, kind: Kind) -> Value:
+    def _add(self, name: str, kind: Kind, gains: tuple[str, ...] = ()) -> Value:
+        """A new node; `gains` are those of its vectors that multiply, the others are added."""
         unique, again = name, 1
         while unique in self.dag:
             again += 1
             unique = f"{name}#{again}"
         made_of = [self.dag.nodes[source]["parametric"] for source in kind.sources]
         parametric = isinstance(kind, Vector) or (bool(made_of) and all(made_of) and not isinstance(kind, Layer))
-        self.dag.add_node(unique, kind=kind, fx_node=self.at, path=self.path, parametric=parametric)
+        attributes = {"kind": kind, "fx_node": self.at, "path": self.path, "gains": gains, "pinned": False}
+        self.dag.add_node(unique, **attributes, parametric=parametric)
         self.dag.add_edges_from((source, unique) for source in kind.sources)
         return Value(unique, self.at, shape=shape_of(self.at))
+
+
+def _is_zero(constant: Value) -> bool:
+    """Whether a constant is made as zeros: what is written into it keeps its scale."""
+    return constant.at is not None and plain_name(constant.at.target) in ("zeros", "zeros_like", "new_zeros")

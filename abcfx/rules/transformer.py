@@ -18,6 +18,8 @@ def _feed_forward(op: Op, module: nn.TransformerEncoderLayer | nn.TransformerDec
         weight = op.parameter(linear, "weight")
         assert weight is not None
         x = op.layer(x, weight, [-1], [-2], op.parameter(linear, "bias"), inner=True)
+        if linear is module.linear1:
+            x = op.nonlinear(x)
     return x
 
 

@@ -1,0 +1,84 @@
+"""Exact linear equations over fractions: rows that must hold, then rows that should, each level within the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+
+Form = dict[str | float, Fraction]
+"""A linear form: a string is an unknown, a float a known number; 1/2 v + 3 e is {"v": 1/2, e: 3}."""
+TOLERANCE = 1e-7
+
+
+def combined(*terms: tuple[float | Fraction, Mapping[str | float, Fraction]]) -> Form:
+    """Sum of factor x form, without the zeros."""
+    total: Form = {}
+    for factor, form in terms:
+        for key, value in form.items():
+            total[key] = total.get(key, Fraction(0)) + as_fraction(factor) * value
+    return {key: value for key, value in total.items() if value}
+
+
+def as_fraction(number: float | Fraction) -> Fraction:
+    """The simplest fraction that the number may be: 0.6666666667 is 2/3."""
+    near = Fraction(number).limit_denominator(1000)
+    return near if abs(near - Fraction(number)) < 1e-9 else Fraction(number)
+
+
+def known_value(form: Mapping[str | float, Fraction]) -> Fraction:
+    """The number that a form without unknowns is."""
+    return sum((value * as_fraction(key) for key, value in form.items() if not isinstance(key, str)), Fraction(0))
+
+
+class Equations:
+    """Equations `form = 0`, solved for as many unknowns as there are independent ones."""
+
+    def __init__(self) -> None:
+        self._solved: dict[str, Form] = {}
+        self._within: dict[str, set[str]] = {}
+
+    def reduced(self, form: Mapping[str | float, Fraction]) -> Form:
+        """The form in unknowns that are still free."""
+        terms = [(Fraction(1), {key: value for key, value in form.items() if key not in self._solved})]
+        terms += [(value, self._solved[key]) for key, value in form.items() if key in self._solved]
+        return combined(*terms)
+
+    def require(self, form: Mapping[str | float, Fraction]) -> bool:
+        """Add `form = 0`; False if it contradicts the equations so far, and then nothing is added."""
+        rest = self.reduced(form)
+        unknowns = [key for key in rest if isinstance(key, str)]
+        if not unknowns:
+            return abs(known_value(rest)) < TOLERANCE
+        pivot = min(unknowns, key=lambda name: len(self._within.get(name, ())))
+        self._define(pivot, combined((-1 / rest.pop(pivot), rest)))
+        return True
+
+    def least_squares(self, forms: Iterable[Mapping[str | float, Fraction]]) -> None:
+        """Add what makes the sum of squares of the forms least; unknowns that do not change it stay free."""
+        normal: dict[str, Form] = {}
+        for row in map(self.reduced, forms):
+            for name, factor in row.items():
+                if isinstance(name, str):
+                    normal[name] = combined((1, normal.get(name, {})), (factor, row))
+        for equation in normal.values():
+            assert self.require(equation), "normal equations have a solution"
+
+    def solution(self, unknown: str) -> Form:
+        """The unknown in known numbers; what nothing determines is zero."""
+        form = self.reduced({unknown: Fraction(1)})
+        return {key: value for key, value in form.items() if not isinstance(key, str)}
+
+    def _define(self, pivot: str, form: Form) -> None:
+        for name in self._within.pop(pivot, set()):
+            before = self._solved[name]
+            factor = before.pop(pivot)
+            after = combined((1, before), (factor, form))
+            self._solved[name] = after
+            for key in form:
+                if isinstance(key, str):
+                    users = self._within.setdefault(key, set())
+                    users.add(name) if key in after else users.discard(name)
+        self._solved[pivot] = form
+        for key in form:
+            if isinstance(key, str):
+                self._within.setdefault(key, set()).add(pivot)
