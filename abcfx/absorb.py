@@ -2,18 +2,20 @@
 
 One parameter: (a, b, c) -> (0, b + a, c + k a), with k = 1 for Adam and its kin, 2 for SGD, 0 where updates follow the
 weight; eps ~ m^-g with g - a; weight decay so that the step that it takes stays the same. A parameter with several uses
-gives its first multiplier away so; what is left at a readout goes into gain and bias of the norm before it.
+gives its first multiplier away so; what is left at a readout goes into gain and bias of the norm before it. A factor on
+attention logits goes into the query's weight and bias, or into gain and bias of its norm.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from abcfx.attention import query_targets
 from abcfx.dag import LayerDag
 from abcfx.exponents import ParameterExponents, Setting
 from abcfx.optimizers import Family
-from abcfx.rules import Layer, Vector
-from abcfx.rules.kinds import Norm, Product
+from abcfx.rules import Vector
+from abcfx.rules.kinds import Norm, Product, Scale
 from abcfx.system import SolvedDag
 
 
@@ -52,6 +54,9 @@ def absorbed_gauges(setting: Setting, solved: SolvedDag, decay_mode: str) -> dic
         a = next(iter(gauge.decided.a.values()), 0.0)
         left = {node: other - a for node, other in gauge.decided.a.items()}
         gauges[name] = gauge.moved(a, setting.families[name], left)
+    for node, a in setting.attention.items():
+        for name in query_targets(setting.dag, node):
+            gauges[name] = gauges[name].moved(a, setting.families[name], gauges[name].decided.a)
     for name, gauge in list(gauges.items()):
         for node, a in gauge.decided.a.items():
             vectors = _vectors_before(setting.dag, node) if a else ()
@@ -63,6 +68,11 @@ def absorbed_gauges(setting: Setting, solved: SolvedDag, decay_mode: str) -> dic
     return gauges
 
 
+def attention_left(setting: Setting) -> dict[str, float]:
+    """Factors on attention logits that no parameter can take: query and key come out of one fused layer."""
+    return {node: a for node, a in setting.attention.items() if not query_targets(setting.dag, node)}
+
+
 def _vectors_before(dag: LayerDag, node: str) -> tuple[str, ...]:
     """Gain and bias of the norm whose output goes to this layer and nowhere else; () where there is no such norm."""
     (before,) = dag.kind(node).inputs
@@ -70,10 +80,12 @@ def _vectors_before(dag: LayerDag, node: str) -> tuple[str, ...]:
         return ()
     kind = dag.kind(before)
     found: tuple[str, ...] = ()
-    if isinstance(kind, Norm):
+    if isinstance(kind, Scale):  # a factor of the model's own on the way to the layer
+        found = _vectors_before(dag, before)
+    elif isinstance(kind, Norm):
         found = kind.vectors
     elif isinstance(kind, Product) and not kind.contracted:  # a gain written out: weight * normed
         found = tuple(n for n in kind.sources if isinstance(dag.kind(n), Vector))[:1]
     uses = dag.uses()
     alone = all(len(uses[n]) == 1 and dag.graph.out_degree(n) == 1 for n in found)
-    return found if alone and isinstance(dag.kind(node), Layer) else ()
+    return found if alone else ()

@@ -17,7 +17,7 @@ from abcfx.optimizers import Family
 from abcfx.parametrizations import MATRIX_ROLES, ROLES, named_exponents
 from abcfx.patterns import match_patterns
 from abcfx.rules import Layer, Number
-from abcfx.rules.kinds import Extent
+from abcfx.rules.kinds import Extent, Scale
 from abcfx.widths import Growth
 
 TOLERANCE = 1e-6
@@ -38,6 +38,7 @@ class ParameterExponents:
     void: bool = False
     learns: bool = True
     is_bias: bool = False
+    own: float = 0.0  # the model itself multiplies this layer with m^-own
 
 
 class Setting:
@@ -50,9 +51,11 @@ class Setting:
         parameters: Mapping[str, ParameterExponents],
         families: Mapping[str, Family],
         vectors_change: bool = False,
+        attention: Mapping[str, float] | None = None,
     ) -> None:
         self.dag, self.widths, self.parameters, self.families = dag, growth, parameters, families
-        self._a = {node: a for p in parameters.values() for node, a in p.a.items()}
+        self.attention = dict(attention or {})
+        self._a = self.attention | {node: a for p in parameters.values() for node, a in p.a.items()}
         self._sizes: dict[str, float] = {}
         self._changing: set[str] = set()
         for node in dag.order:
@@ -78,7 +81,7 @@ class Setting:
     def a(self, node: str) -> float:
         kind = self.dag.kind(node)
         own = self.number(kind.factor) if isinstance(kind, Layer) else 0.0
-        return self._a[node] - own
+        return self._a.get(node, 0.0) - own
 
     def b(self, parameter: str) -> float:
         return self.parameters[parameter].b
@@ -100,7 +103,11 @@ class Setting:
 
     def with_vectors(self) -> Setting:
         """The same, with biases, gains and other vectors counted among what changes."""
-        return Setting(self.dag, self.widths, self.parameters, self.families, vectors_change=True)
+        return Setting(self.dag, self.widths, self.parameters, self.families, True, self.attention)
+
+    def with_attention(self, attention: Mapping[str, float]) -> Setting:
+        """The same, with logits (product nodes) multiplied by m^-exponent."""
+        return Setting(self.dag, self.widths, self.parameters, self.families, attention=attention)
 
 
 def assign_exponents(
@@ -164,7 +171,7 @@ def _matrix(
     wanted: str | None,
 ) -> ParameterExponents:
     """One b for the parameter, an a for each use: the first use decides b, the others keep their a + b."""
-    sides, found, sums = [], [], []
+    sides, found, sums, factors = [], [], [], []
     for node in nodes:
         kind = dag.kind(node)
         assert isinstance(kind, Layer)
@@ -173,8 +180,9 @@ def _matrix(
         sides.append((e_in, e_out))
         found.append((role, why))
         row = _table_row(table, role, e_in, e_out)
-        own = -growth.number(kind.factor)  # what the model multiplies the weight with takes the place of a
-        sums.append((0.0, sum(row) - own) if own and role != "plain" else row)
+        own = 0.0 if role == "plain" else _own_factor(dag, growth, node, role)
+        factors.append(own)
+        sums.append((0.0, sum(row) - own) if own else row)  # it takes the place of a
     lead = next((i for i, (role, _) in enumerate(found) if role == "embedding"), 0)
     (role, why), (e_in, e_out), (a_lead, b) = found[lead], sides[lead], sums[lead]
     a = {node: sum(sums[i]) - b for i, node in enumerate(nodes)}
@@ -182,7 +190,9 @@ def _matrix(
     tied_roles = [r for i, (r, _) in enumerate(found) if i != lead and r != role]
     for i, node in enumerate(nodes):
         if tied_roles and found[i][0] == "readout":
-            a[node] = sides[i][0] - b  # a tied readout needs a + b = e_in in every table
+            a[node] = sides[i][0] - factors[i] - b  # a tied readout needs a + b = e_in in every table
+    if own := factors[lead]:
+        why += f"; the model's own factor m^{-own:g} takes the place of its multiplier"
     if tied_roles:
         why += f"; tied, also used as {' and '.join(dict.fromkeys(tied_roles))}"
         e_in = max(side[0] for side in sides)
@@ -192,7 +202,26 @@ def _matrix(
     void = len(nodes) == 1 and role != "plain" and dag.is_void(nodes[0])
     if void or inner:  # a is a gauge; before a norm the one with a = 0 keeps the norm's eps negligible
         a, b = dict.fromkeys(nodes, 0.0), a_lead + b
-    return ParameterExponents(role, why, e_in, e_out, a, b, void=void, learns=role != "plain")
+    return ParameterExponents(role, why, e_in, e_out, a, b, void=void, learns=role != "plain", own=own)
+
+
+def _own_factor(dag: LayerDag, growth: Growth, node: str, role: str) -> float:
+    """x, where the model itself multiplies a layer with numbers that are ~ m^-x: its weight, or a readout's input
+    (T5's d^-1/2), or what comes out of a table (sqrt(d)) or of a readout. A hidden layer's are its architecture."""
+    layer = dag.kind(node)
+    assert isinstance(layer, Layer)
+    numbers, before, at = [layer.factor], layer.inputs[0], node
+    while role == "readout" and before is not None and isinstance(kind := dag.kind(before), Scale):
+        numbers.append(kind.factor)
+        before = kind.input
+    while role in ("embedding", "readout") and at not in dag.outputs:
+        after = list(dag.graph.successors(at))
+        kind = dag.kind(after[0])
+        if len(after) > 1 or not isinstance(kind, Scale):
+            break
+        numbers.append(kind.factor)
+        at = after[0]
+    return -sum(growth.number(number) for number in numbers) + 0.0
 
 
 def _role(dag: LayerDag, node: str, e_in: float, e_out: float) -> tuple[str, str]:
@@ -250,7 +279,7 @@ def _check_size(found: ParameterExponents, name: str, total: float) -> None:
     """Stability at init: what a + b must be for the layer's output to be O(1), unless a norm follows."""
     if found.void or found.role not in MATRIX_ROLES:
         return
-    expected = 0.0 if found.role == "embedding" else found.e_in / 2
+    expected = (0.0 if found.role == "embedding" else found.e_in / 2) - found.own
     wrong = total < expected - TOLERANCE if found.role == "readout" else abs(total - expected) > TOLERANCE
     if wrong:
         at_least = "at least " if found.role == "readout" else ""

@@ -109,7 +109,7 @@ class Interpreter:
         """A region of its own (no_grad, autocast) is a graph that a node calls with its inputs."""
         placeholders = [n for n in inside.graph.nodes if n.op == "placeholder"]
         inner = Interpreter(inside, self.dag, self.names, self.report_unknown)
-        inner.values = dict(zip(placeholders, inputs, strict=True))
+        inner.values = {p: _returned_by(p, value) for p, value in zip(placeholders, inputs, strict=True)}
         (returned,) = inner.run(inside.graph)
         self.notes += inner.notes
         return returned
@@ -137,7 +137,7 @@ class Interpreter:
         return fx.node.map_arg(arguments, lambda node: self.values[node])
 
     def _evaluate(self, node: fx.Node) -> Any:
-        op = Op(self.dag, self.at or node, self.names, module_path(self.at or node))
+        op = Op(self.dag, self.at or node, self.names, module_path(self.at or node), is_within=self.at is not None)
         if node.op == "placeholder":
             return op.constant()
         if node.op == "get_attr":

@@ -12,6 +12,8 @@ import networkx as nx
 import torch
 from torch import nn
 
+from abcfx.absorb import attention_left
+from abcfx.attention import attention_products, describe, find_attention
 from abcfx.capture import CapturedGraph, EmittedModule
 from abcfx.capture import capture as capture_model
 from abcfx.capture.state import copied
@@ -21,7 +23,7 @@ from abcfx.exponents import Given, ParameterExponents, Setting, assign_exponents
 from abcfx.init import Init, OwnInit, carried_own_init, initialise, measure_own_init, redraw_
 from abcfx.optimizers import Family, Optimizer, assign_families, groups_of, hyperparameters
 from abcfx.parametrizations import Alignment, alignment_preset
-from abcfx.passes import Scale, insert_scales, scale_nodes
+from abcfx.passes import PassError, Scale, insert_scales, scale_attention, scale_nodes
 from abcfx.patterns import match_patterns
 from abcfx.plan import ByRole, Options, ParameterPlan, build_groups, make_plan, unscaled
 from abcfx.rules import Layer
@@ -108,6 +110,7 @@ def transform(
     std: ByRole = 1.0,
     init: str = "auto",
     scales: str = "insert",
+    attention: str = "scale",
     groups: str = "merged",
     inplace: bool = False,
     capture: str = "auto",
@@ -140,6 +143,8 @@ def transform(
         std: constant on the init of every weight, or a dict of role to it.
         init: "auto" (with a base: the model's own draw times one factor; without: N(0, n^-2b)), "redraw", "keep".
         scales: "insert" multipliers as graph nodes, "absorb" them into init and rates, or "off": none at all.
+        attention: "scale" multiplies attention logits, where head_dim grows, by what is missing for 1 / head_dim;
+            "keep" leaves them as they are, and the report says what that costs.
         groups: "merged" (one per distinct set of hyperparameters) or "parameter".
         inplace: change the given model object (its init) instead of a copy; needs `scales="absorb"` or "off".
         capture: "symbolic", "export", "record", or "auto": the first of them that captures the model correctly.
@@ -180,6 +185,10 @@ def transform(
         decided = unscaled(decided) if scales == "off" or init == "keep" else decided
         families = assign_families(optimizer, {name: each.role for name, each in decided.items()}, parameters)
         setting = Setting(dag, growth, decided, families)
+        keep = attention == "keep" or scales == "off" or init == "keep"
+        logits = find_attention(setting) if growth.has_base and not keep else ()
+        if not keep:
+            setting = setting.with_attention({each.node: each.missing for each in logits if each.missing})
     with clock("solve"):
         system = System(setting, _alignments(alignment, dag, decided))
         solved = system.solve()
@@ -187,8 +196,9 @@ def transform(
         own = _own_init(captured, captured_base, setting, init_like)
         plan = make_plan(setting, solved, parameters, own, options)
     with clock("rewrite"):
-        notes = captured.notes + dag.notes + warnings(setting, solved)
-        notes += _apply(captured, dag, plan, growth, unknown, inplace)
+        notes = captured.notes + dag.notes + warnings(setting, solved) + describe(logits)
+        factors = attention_left(setting) if scales == "absorb" else setting.attention
+        notes += _apply(captured, dag, plan, factors, growth, unknown, inplace)
         param_groups = build_groups(plan, parameters, groups)
     return Transformed(
         module=model if inplace else captured.module,
@@ -292,21 +302,31 @@ def _apply(
     captured: CapturedGraph,
     dag: LayerDag,
     plan: Mapping[str, ParameterPlan],
+    attention: Mapping[str, float],
     growth: Growth,
     unknown: str,
     inplace: bool,
 ) -> tuple[str, ...]:
     """The only stage that changes anything: scale nodes first, which may raise, then the weights."""
     module = captured.module
-    scales = _scales(dag, plan, growth)
+    dags = [dag]
     if module.eval_graph is not None:
-        scales += _scales(build_dag(captured, module.eval_graph, unknown), plan, growth)
+        dags.append(build_dag(captured, module.eval_graph, unknown))
+    scales = [scale for each in dags for scale in _scales(each, plan, growth)]
+    on_logits = [scale for each in dags for scale in _attention_scales(dag, each, attention, growth)]
     if inplace and (left := [scale.label for scale in scales if scale.factor != 1.0]):
         raise InvalidInputError(
             f"inplace=True: the multiplier of {', '.join(left)} cannot be absorbed: one parameter is used there and\n"
             f"  elsewhere with different multipliers, and the model object itself has no scale nodes.\n"
             f"  To fix: use the module that transform returns, without inplace=True."
         )
+    try:
+        scale_attention(module, on_logits)
+    except PassError as error:
+        raise InvalidInputError(
+            f"head_dim grows, so that the scale of attention has to change, and it is inside one op:\n  {error}\n"
+            f"  To fix: give example inputs and capture='export', which opens the op; or let the number of heads grow."
+        ) from error
     result = insert_scales(module, scales)
     with torch.no_grad():
         for name, parameter in captured.model.named_parameters():
@@ -326,6 +346,19 @@ def _scales(dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: Growth) ->
         data = dag.graph.nodes[node]
         formula = f"{n}^{-row.a[node]:g}"
         scales.append(Scale(data["fx_node"], data["operand"], row.multiplier[node], node, formula))
+    return scales
+
+
+def _attention_scales(dag: LayerDag, of: LayerDag, attention: Mapping[str, float], growth: Growth) -> list[Scale]:
+    """Factors on attention logits, put on the queries. Products have other names in the graph of the other mode."""
+    if not attention:
+        return []
+    scales = []
+    for node, twin in zip(attention_products(dag), attention_products(of), strict=True):
+        if not (a := attention.get(node, 0.0)):
+            continue
+        data = of.graph.nodes[twin]
+        scales.append(Scale(data["fx_node"], data["operand"], float(growth.scale**-a), f"{node} logits", f"m^{-a:g}"))
     return scales
 
 

@@ -20,7 +20,7 @@ from abcfx.dag import LayerDag
 from abcfx.errors import InvalidInputError, PairingError
 from abcfx.location import location
 from abcfx.rules import Layer, Number, Vector
-from abcfx.rules.kinds import Dim, Extent, ModuleAttribute, ParameterDim, ScalarArgument
+from abcfx.rules.kinds import ConstantTensor, Dim, Extent, InGraph, ModuleAttribute, ParameterDim, TensorDim
 from abcfx.rules.values import DATA, shape_of
 
 
@@ -35,7 +35,7 @@ class Growth(ABC):
         """Growth exponent of one dim."""
 
     @abstractmethod
-    def scalar(self, scalar: ScalarArgument | ModuleAttribute) -> float:
+    def scalar(self, scalar: InGraph) -> float:
         """Exponent of m in a Python number that stands in the graph."""
 
     def dims(self, *dims: Extent) -> float:
@@ -45,9 +45,13 @@ class Growth(ABC):
     def number(self, number: Number) -> float:
         """Exponent of m in a product of powers."""
         return sum(
-            power * (self.scalar(what) if isinstance(what, ScalarArgument | ModuleAttribute) else self.dim(what))
+            power * (self.dim(what) if isinstance(what, ParameterDim | TensorDim) else self.scalar(what))
             for what, power in number.powers
         )
+
+    def is_known(self, number: Number) -> bool:
+        """False where a number in the graph could not be read, so that it was taken for one that stays."""
+        return True
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> tuple[float, ...]:
         """Growth exponent of each dim of a parameter."""
@@ -97,7 +101,7 @@ class StructuralGrowth(Growth):
     def dim(self, dim: Dim) -> float:
         return self._grows.get(dim, 0.0)
 
-    def scalar(self, scalar: ScalarArgument | ModuleAttribute) -> float:
+    def scalar(self, scalar: InGraph) -> float:
         return 0.0
 
 
@@ -124,7 +128,7 @@ class SizeGrowth(Growth):
     def dim(self, dim: Dim) -> float:
         return self._exponent(self._ratios[dim.parameter][dim.index]) if isinstance(dim, ParameterDim) else 0.0
 
-    def scalar(self, scalar: ScalarArgument | ModuleAttribute) -> float:
+    def scalar(self, scalar: InGraph) -> float:
         return 0.0
 
 
@@ -136,7 +140,7 @@ class PairedGrowth(SizeGrowth):
         self._twin = pair_graphs(target, base)
         self._modules = target.module, base.module
 
-    def _both(self, scalar: ScalarArgument | ModuleAttribute) -> tuple[Any, Any]:
+    def _both(self, scalar: InGraph) -> tuple[Any, Any]:
         """The number in the target and in the base."""
         ours, theirs = self._modules
         return _value(ours, scalar.node, scalar), _value(theirs, self._twin[scalar.node], scalar)
@@ -156,8 +160,11 @@ class PairedGrowth(SizeGrowth):
         size, base_size = sizes[dim.index], base_sizes[dim.index]
         return 0.0 if DATA in (size, base_size) or not base_size else self._exponent(size / base_size)
 
-    def scalar(self, scalar: ScalarArgument | ModuleAttribute) -> float:
+    def scalar(self, scalar: InGraph) -> float:
         value, base_value = self._both(scalar)
+        is_tensor = isinstance(scalar, ConstantTensor) and value is not None and base_value is not None
+        if is_tensor and value * base_value <= 0:  # a mask, an offset
+            return 0.0
         if value == base_value or not isinstance(value, int | float) or not isinstance(base_value, int | float):
             return 0.0
         if value * base_value <= 0:
@@ -167,11 +174,40 @@ class PairedGrowth(SizeGrowth):
             )
         return self._exponent(value / base_value)
 
+    def is_known(self, number: Number) -> bool:
+        constants = [what for what, _ in number.powers if isinstance(what, ConstantTensor)]
+        return all(value is not None for what in constants for value in self._both(what))
 
-def _value(module: torch.nn.Module, node: fx.Node, scalar: ScalarArgument | ModuleAttribute) -> Any:
+
+def _value(module: torch.nn.Module, node: fx.Node, scalar: InGraph) -> Any:
+    if isinstance(scalar, ConstantTensor):
+        return _constant(module, node)
     if isinstance(scalar, ModuleAttribute):
         return attrgetter(scalar.key)(module.get_submodule(str(node.target)))
     return node.kwargs.get(scalar.key) if isinstance(scalar.key, str) else node.args[scalar.key]
+
+
+def _constant(module: torch.nn.Module, node: fx.Node) -> float | None:
+    """The number that a node without inputs and parameters above it gives; None where there are some, or no value."""
+
+    def run(at: fx.Node) -> Any:
+        if at.op == "get_attr":
+            held = attrgetter(str(at.target))(module)
+            if isinstance(held, torch.nn.Parameter) or not isinstance(held, torch.Tensor) or held.is_meta:
+                raise LookupError
+            return held
+        args, kwargs = fx.node.map_arg((at.args, at.kwargs), run)
+        if at.op == "call_method":
+            return getattr(args[0], str(at.target))(*args[1:], **kwargs)
+        if at.op != "call_function" or not callable(at.target):
+            raise LookupError
+        return at.target(*args, **kwargs)
+
+    try:
+        with torch.no_grad():
+            return float(run(node))
+    except Exception:  # whatever it needs, it is not there before the model runs
+        return None
 
 
 def measure_growth(target: CapturedGraph, dag: LayerDag, base: CapturedGraph | None) -> Growth:

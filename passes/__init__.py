@@ -2,5 +2,6 @@
 
 from abcfx.passes.insert_scales import Scale, ScaleNode, insert_scales, scale_nodes
 from abcfx.passes.result import PassError, PassResult
+from abcfx.passes.scale_attention import scale_attention
 
-__all__ = ["PassError", "PassResult", "Scale", "ScaleNode", "insert_scales", "scale_nodes"]
+__all__ = ["PassError", "PassResult", "Scale", "ScaleNode", "insert_scales", "scale_attention", "scale_nodes"]

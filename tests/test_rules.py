@@ -132,8 +132,9 @@ def test_attention_module_with_growing_heads_and_with_growing_head_dim() -> None
     x = torch.randn(3, 5, 6)
     more = abcfx.transform(Attention(64, 8), x, base=Attention(16, 2)).spec
     wider = abcfx.transform(Attention(64, 2), x, base=Attention(16, 2)).spec
-    assert more["attention.in_proj_weight"]["c"] == 1.0
-    assert wider["attention.in_proj_weight"]["c"] == 1.5  # 1/sqrt(head_dim) leaves logits that would grow at c = 1
+    kept = abcfx.transform(Attention(64, 2), x, base=Attention(16, 2), attention="keep").spec
+    assert more["attention.in_proj_weight"]["c"] == wider["attention.in_proj_weight"]["c"] == 1.0
+    assert kept["attention.in_proj_weight"]["c"] == 1.5  # 1/sqrt(head_dim) leaves logits that would grow at c = 1
 
 
 class Computed(nn.Module):
@@ -213,7 +214,7 @@ def test_logits_divided_by_head_dim_after_the_product_hold_nothing_back() -> Non
         return body
 
     assert _pair(attend(-1.0)).spec["fc.weight"]["c"] == 1.0
-    slow = _pair(attend(-0.5))
+    slow = _pair(attend(-0.5), attention="keep")
     assert slow.spec["fc.weight"]["c"] == 1.5
     assert any("not divided by it" in note for note in slow.notes)
 

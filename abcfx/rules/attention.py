@@ -21,7 +21,7 @@ def _attend(
         logits = op.scale(logits, scale)
     if isinstance(mask, Value):
         logits = op.merge([logits, mask])
-    return op.product(op.pointwise(logits), value)
+    return op.product(op.softmax_over_tokens(logits), value)
 
 
 @register_rule("scaled_dot_product_attention")

@@ -130,6 +130,9 @@ def mul(op: Op, x: Any, y: Any) -> Any:
     if isinstance(x, Value) and isinstance(y, Value):
         if x.node is not None and x.node == y.node and x.statistic == y.statistic:
             return op.power(x, 2.0)
+        for tensor, other in ((x, y), (y, x)):
+            if (number := op.constant_number(other)) is not None:
+                return op.scale(tensor, number)
         return op.product(x, y)
     tensor, factor, key = (x, y, 1) if isinstance(x, Value) else (y, x, 0)
     return op.scale(tensor, factor if isinstance(factor, Number) else op.scalar(key))
@@ -137,6 +140,8 @@ def mul(op: Op, x: Any, y: Any) -> Any:
 
 @register_rule("div")
 def div(op: Op, x: Any, y: Any, **_: Any) -> Value:
+    if isinstance(y, Value) and isinstance(x, Value) and (number := op.constant_number(y)) is not None:
+        return op.scale(x, number.power(-1.0))
     if isinstance(y, Value):
         inverse = op.power(y, -1.0) if y.node is not None else y
         return op.product(x, inverse) if isinstance(x, Value) else inverse

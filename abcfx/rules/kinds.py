@@ -51,11 +51,20 @@ class ModuleAttribute(NamedTuple):
     key: str
 
 
+class ConstantTensor(NamedTuple):
+    """A tensor of one number that does not depend on inputs and parameters, as torch.sqrt(torch.tensor(head_dim))."""
+
+    node: fx.Node
+
+
+InGraph = ScalarArgument | ModuleAttribute | ConstantTensor
+
+
 @dataclass(frozen=True)
 class Number:
-    """A Python number that may change with width: a product of powers of dim sizes and of scalar arguments."""
+    """A number that may change with width: a product of powers of dim sizes and of numbers in the graph."""
 
-    powers: tuple[tuple[Dim | ScalarArgument | ModuleAttribute, float], ...] = ()
+    powers: tuple[tuple[Dim | InGraph, float], ...] = ()
 
     def power(self, exponent: float) -> Number:
         return Number(tuple((what, power * exponent) for what, power in self.powers))
@@ -96,7 +105,7 @@ class Known(Protocol):
         """Whether a node has a change r at all."""
 
     def a(self, node: str) -> float:
-        """Multiplier exponent of a layer (per use)."""
+        """Multiplier exponent of a layer (per use), or of attention logits."""
 
     def b(self, parameter: str) -> float:
         """Init exponent of a parameter."""
@@ -258,11 +267,11 @@ class Product(Kind):
 
     def size(self, node: str, known: Known) -> float:
         x, y = self.inputs
-        return known.size(x) + known.size(y) - known.growth(*self.contracted) / 2
+        return known.size(x) + known.size(y) - known.growth(*self.contracted) / 2 + known.a(node)
 
     def change(self, node: str, known: Known) -> Iterator[Bound]:
         x, y = self.inputs
-        aligned = -known.growth(*self.contracted)
+        aligned = known.a(node) - known.growth(*self.contracted)
         if x is not None and known.changes(x):
             yield Bound(f"change of {x}", (("r", x),), known.size(y) + aligned)
         if y is not None and known.changes(y):
@@ -273,9 +282,9 @@ class Product(Kind):
     def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
         x, y = self.inputs
         if x is not None:
-            yield x, Bound(f"from {node}", (("G", node),), known.size(y))
+            yield x, Bound(f"from {node}", (("G", node),), known.size(y) + known.a(node))
         if y is not None:
-            yield y, Bound(f"from {node}", (("G", node),), known.size(x))
+            yield y, Bound(f"from {node}", (("G", node),), known.size(x) + known.a(node))
 
 
 @dataclass(frozen=True)

@@ -105,8 +105,9 @@ def solve_triangular(op: Op, matrix: Value, x: Value, *_: Any, **__: Any) -> Val
 
 
 @register_rule("addmm", "baddbmm", "addbmm", "addmv")
-def addmm(op: Op, bias: Value, x: Value, y: Value, **_: Any) -> Value:
-    return op.merge([matmul(op, x, y), bias])
+def addmm(op: Op, bias: Value, x: Value, y: Value, *, beta: Any = 1, alpha: Any = 1) -> Value:
+    product = matmul(op, x, y)
+    return op.merge([product if alpha == 1 else op.scale(product, op.scalar("alpha")), bias])
 
 
 @register_rule("einsum")

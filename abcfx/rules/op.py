@@ -13,6 +13,7 @@ import torch.fx as fx
 from abcfx.errors import UnknownOpError
 from abcfx.location import location
 from abcfx.rules.kinds import (
+    ConstantTensor,
     Extent,
     Kind,
     Layer,
@@ -41,10 +42,19 @@ class Op:
     It returns a `Value`, or a tuple of them for an op with several results.
     """
 
-    def __init__(self, dag: nx.DiGraph, at: fx.Node, names: dict[torch.nn.Parameter, str], path: str = "") -> None:
+    def __init__(
+        self,
+        dag: nx.DiGraph,
+        at: fx.Node,
+        names: dict[torch.nn.Parameter, str],
+        path: str = "",
+        is_within: bool = False,
+    ) -> None:
+        """`is_within`: the op is one of those that `at`, a custom function, runs; its numbers are not those of `at`."""
         self.dag = dag
         self.at = at
         self.path = path
+        self.is_within = is_within
         self._names = names
         self._shapes = {name: tuple(parameter.shape) for parameter, name in names.items()}
 
@@ -83,7 +93,13 @@ class Op:
 
     def scalar(self, key: int | str) -> Number:
         """The Python number at position (or keyword) `key` of the op's arguments; it may change with width."""
-        return Number(((ScalarArgument(self.at, key), 1.0),))
+        return Number() if self.is_within else Number(((ScalarArgument(self.at, key), 1.0),))
+
+    def constant_number(self, x: Value) -> Number | None:
+        """A constant tensor of one entry, seen as a number that may change with width; None for any other tensor."""
+        if not x.is_constant or x.at is None or x.shape is None or any(size != 1 for size in x.shape):
+            return None
+        return Number(((ConstantTensor(x.at), 1.0),))
 
     def is_weight(self, x: Value) -> bool:
         """Whether a tensor is a parameter, or computed from parameters alone."""
@@ -184,7 +200,9 @@ class Op:
             return self.constant()
         if not contracted and (left is None or right is None):
             return Value(left or right, self.at, shape=shape_of(self.at))
-        return self._add(self.at.name, Product((left, right), contracted))
+        made = self._add(self.at.name, Product((left, right), contracted))
+        self.dag.nodes[made.node]["operand"] = x.at if x.at in self.at.all_input_nodes else None
+        return made
 
     def norm(self, x: Value, gain: Value | None = None, bias: Value | None = None) -> Value:
         """Normalisation by its own statistics, then gain and bias."""
@@ -213,6 +231,10 @@ class Op:
     def softmax(self, x: Value, dim: int) -> Value:
         over = x.dim(dim)
         return self._unary(x, lambda node: Softmax((node,), () if over is None else (over,)))
+
+    def softmax_over_tokens(self, x: Value) -> Value:
+        """Softmax over a dim that has nothing to do with width."""
+        return self._unary(x, lambda node: Softmax((node,), ()))
 
     def reduce(self, x: Value, dims: Sequence[int] | int | None, mean: bool, dims_of: Value | None = None) -> Value:
         """Mean or sum over dims (None: all of them), which are those of `dims_of` where x was made inside this op."""
