@@ -25,15 +25,15 @@ from abcfx.rules import Layer, Number, Vector
 from abcfx.rules.kinds import (
     Extent,
     Merge,
-    ModuleAttribute,
     Norm,
+    ParameterDim,
     Pointwise,
     Power,
     Product,
     Reduce,
-    ScalarArgument,
     Scale,
     Softmax,
+    TensorDim,
 )
 from abcfx.widths import Growth
 
@@ -61,7 +61,7 @@ def solve_scales(dag: LayerDag, growth: Growth, multipliers: Mapping[str, float]
     Args:
         dag: the layer DAG.
         growth: growth exponents of dims and numbers.
-        multipliers: layer node -> a, where a scale node multiplies by m^-a.
+        multipliers: node of a layer, or of a product (attention logits) -> a, where a scale node multiplies by m^-a.
 
     Raises:
         InfeasibleError: no factors keep the function; names the node whose row contradicts those before it.
@@ -71,7 +71,7 @@ def solve_scales(dag: LayerDag, growth: Growth, multipliers: Mapping[str, float]
 
 def clone_exponents(setting: Setting) -> dict[str, Fraction]:
     """c_p = -v_p of every parameter that the graph uses, with the multipliers of a plan."""
-    multipliers = {node: a for p in setting.parameters.values() for node, a in p.a.items()}
+    multipliers = setting.attention | {node: a for p in setting.parameters.values() for node, a in p.a.items()}
     scales = solve_scales(setting.dag, setting.widths, multipliers)
     return {name: -scales.exponent(name) for name in scales.exponents}
 
@@ -112,7 +112,9 @@ class _Scaling:
             case Merge():
                 own = self._of(next(x for x in kind.inputs if x is not None))
             case Product():
-                own = combined(*((1, self._of(x)) for x in kind.inputs), (1, self._extents(*kind.contracted)))
+                contracted = self._extents(*kind.contracted)
+                factors = ((1, self._of(x)) for x in kind.inputs)
+                own = combined(*factors, (1, contracted), (-1, self._multiplier(node, contracted)))
             case Norm():
                 own = combined((-Fraction(1, 2), self._extents(*kind.summed)))
             case Pointwise():
@@ -152,26 +154,25 @@ class _Scaling:
 
     def _weight(self, node: str, layer: Layer) -> Form:
         """What a layer adds to the form of its input: v - a + what is contracted + the model's own factor."""
-        fan_in = self._extents(*layer.fan_in)
-        a = as_fraction(self.multipliers.get(node, 0.0))
-        multiplier: Form = {1.0: a} if a else {}
-        for e in (*fan_in, *self._extents(*layer.fan_out)):
-            if a and not isinstance(e, str) and (ratio := as_fraction(float(a) / e)).denominator <= 12:
-                multiplier = {e: ratio}
-                break
-        own = self._extents(layer.factor)
+        fan_in, own = self._extents(*layer.fan_in), self._extents(layer.factor)
+        multiplier = self._multiplier(node, fan_in | self._extents(*layer.fan_out))
         return combined((1, {layer.parameter: Fraction(1)}), (-1, multiplier), (1, fan_in), (1, own))
+
+    def _multiplier(self, node: str, extents: Form) -> Form:
+        """The a of a node, as a simple multiple of the growth of one of its dims where it is one."""
+        a = self.multipliers.get(node, 0.0)
+        for e in extents if a else ():
+            if not isinstance(e, str) and (ratio := as_fraction(a / e)).denominator <= 12:
+                return {e: ratio}
+        return {1.0: as_fraction(a)}
 
     def _extents(self, *extents: Extent) -> Form:
         """Growth of dims and numbers, one term for each different growth exponent."""
         total: Form = {}
         for extent in extents:
             for what, power in extent.powers if isinstance(extent, Number) else ((extent, 1.0),):
-                e = (
-                    self.growth.scalar(what)
-                    if isinstance(what, ScalarArgument | ModuleAttribute)
-                    else self.growth.dim(what)
-                )
+                is_dim = isinstance(what, ParameterDim | TensorDim)
+                e = self.growth.dim(what) if is_dim else self.growth.scalar(what)
                 total = combined((1, total), (power if e else 0, {e: Fraction(1)}))
         return total
 
