@@ -25,7 +25,10 @@ ByRole = float | Mapping[str, float]
 
 @dataclass(frozen=True)
 class ParameterPlan:
-    """Exponents (of m) and numbers of one parameter; `lr` is absolute; `a` and `multiplier` are by node of each use."""
+    """Exponents (of m) and numbers of one parameter; `lr` is absolute; `a` and `multiplier` are by node of each use.
+
+    `fold`: the factor that puts its multipliers into it; `left`: uses whose multiplier cannot be put there.
+    """
 
     role: str
     why: str
@@ -47,6 +50,8 @@ class ParameterPlan:
     init: Init
     own_init: OwnInit | None
     trainable: bool
+    fold: float = 1.0
+    left: tuple[str, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """The JSON-able row of this parameter in the spec. `a` and `multiplier` are by node where uses differ."""
@@ -135,8 +140,9 @@ def make_plan(
 ) -> dict[str, ParameterPlan]:
     """Numbers for every parameter. Without `own_init` (no base) widths are absolute and weights are redrawn at n^-b."""
     plan = {}
-    as_applied = absorbed_gauges if options.scales == "absorb" else solved_gauges
-    gauges = as_applied(setting, solved, options.weight_decay_mode)
+    as_solved = solved_gauges(setting, solved, options.weight_decay_mode)
+    absorbed = absorbed_gauges(setting, solved, options.weight_decay_mode)
+    gauges = absorbed if options.scales == "absorb" else as_solved
     undecayed = options.without_decay({name: gauge.decided.role for name, gauge in gauges.items()})
     for name, parameter in parameters.items():
         gauge = gauges[name]
@@ -168,6 +174,8 @@ def make_plan(
             init=init,
             own_init=own,
             trainable=parameter.requires_grad,
+            fold=_power(n, gauge.decided.b - absorbed[name].decided.b),
+            left=tuple(node for node, a in absorbed[name].decided.a.items() if a and n != 1.0),
         )
     return plan
 

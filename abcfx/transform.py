@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import networkx as nx
-import torch
 from torch import nn
 
-from abcfx.absorb import attention_left
-from abcfx.attention import attention_products, describe, find_attention
+from abcfx.apply import apply_plan
+from abcfx.attention import describe, find_attention
 from abcfx.capture import CapturedGraph, EmittedModule
 from abcfx.capture import capture as capture_model
 from abcfx.capture.state import copied
 from abcfx.dag import LayerDag, build_dag
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import Given, ParameterExponents, Setting, assign_exponents
-from abcfx.init import Init, OwnInit, carried_own_init, initialise, measure_own_init, redraw_
+from abcfx.folding import Fold
+from abcfx.init import Init, OwnInit, carried_own_init, initialise, measure_own_init
 from abcfx.optimizers import Family, Optimizer, assign_families, groups_of, hyperparameters
 from abcfx.parametrizations import Alignment, alignment_preset
-from abcfx.passes import PassError, Scale, insert_scales, scale_attention, scale_nodes
+from abcfx.passes import scale_nodes
 from abcfx.patterns import match_patterns
 from abcfx.plan import ByRole, Options, ParameterPlan, build_groups, make_plan, unscaled
 from abcfx.rules import Layer
@@ -57,6 +57,8 @@ class Transformed:
     header: dict[str, Any] = field(default_factory=dict)
     inits: dict[str, Init] = field(default_factory=dict, repr=False)
     families: dict[str, Family] = field(default_factory=dict, repr=False)
+    source: nn.Module | None = field(default=None, repr=False)
+    folding: Fold = field(default_factory=Fold, repr=False)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.module, self.param_groups))
@@ -73,6 +75,21 @@ class Transformed:
         target = self.module if module is None else module
         initialise(target, self.inits)
         return target
+
+    def fold(self) -> nn.Module:
+        """The trained model as plain weights for inference: the original class and keys, no scale node, no hook.
+
+        It computes what `module` computes now (to rounding). A copy; with `inplace=True` the model object itself, which
+        can then be saved, and should not be trained on, since its rates belong to the weights as they were.
+
+        Raises:
+            InvalidInputError: a tied parameter would need two factors and no norm can take one; nothing has changed.
+        """
+        if self.source is None:
+            raise InvalidInputError("fold: this result was not made by transform.")
+        model = self.source if self.module is self.source else copied(self.source)
+        self.folding.apply_to(model)
+        return model.train(self.module.training)
 
     def groups_for(self, optimizer: Optimizer) -> list[dict[str, Any]]:
         """The groups of one optimizer among several: `Muon(result.groups_for("muon"))`.
@@ -197,8 +214,7 @@ def transform(
         plan = make_plan(setting, solved, parameters, own, options)
     with clock("rewrite"):
         notes = captured.notes + dag.notes + warnings(setting, solved) + describe(logits)
-        factors = attention_left(setting) if scales == "absorb" else setting.attention
-        notes += _apply(captured, dag, plan, factors, growth, unknown, inplace)
+        fold, more = apply_plan(captured, setting, plan, scales == "absorb", inplace, unknown)
         param_groups = build_groups(plan, parameters, groups)
     return Transformed(
         module=model if inplace else captured.module,
@@ -207,10 +223,12 @@ def transform(
         solution=solved,
         spec={name: row.row() for name, row in plan.items()},
         timings=clock.seconds,
-        notes=notes,
+        notes=notes + more,
         inits={name: row.init for name, row in plan.items()},
         header=_header(captured, growth, parametrization, families, alignment, options, solved),
         families=families,
+        source=captured.model,
+        folding=fold,
     )
 
 
@@ -296,70 +314,6 @@ def _own_init(
     if any(p.is_meta for p in (*ours.values(), *theirs.values())):
         return None
     return measure_own_init(ours, theirs, setting.widths, setting.fan_in_growth())
-
-
-def _apply(
-    captured: CapturedGraph,
-    dag: LayerDag,
-    plan: Mapping[str, ParameterPlan],
-    attention: Mapping[str, float],
-    growth: Growth,
-    unknown: str,
-    inplace: bool,
-) -> tuple[str, ...]:
-    """The only stage that changes anything: scale nodes first, which may raise, then the weights."""
-    module = captured.module
-    dags = [dag]
-    if module.eval_graph is not None:
-        dags.append(build_dag(captured, module.eval_graph, unknown))
-    scales = [scale for each in dags for scale in _scales(each, plan, growth)]
-    on_logits = [scale for each in dags for scale in _attention_scales(dag, each, attention, growth)]
-    if inplace and (left := [scale.label for scale in scales if scale.factor != 1.0]):
-        raise InvalidInputError(
-            f"inplace=True: the multiplier of {', '.join(left)} cannot be absorbed: one parameter is used there and\n"
-            f"  elsewhere with different multipliers, and the model object itself has no scale nodes.\n"
-            f"  To fix: use the module that transform returns, without inplace=True."
-        )
-    try:
-        scale_attention(module, on_logits)
-    except PassError as error:
-        raise InvalidInputError(
-            f"head_dim grows, so that the scale of attention has to change, and it is inside one op:\n  {error}\n"
-            f"  To fix: give example inputs and capture='export', which opens the op; or let the number of heads grow."
-        ) from error
-    result = insert_scales(module, scales)
-    with torch.no_grad():
-        for name, parameter in captured.model.named_parameters():
-            init = plan[name].init
-            if init.redraw and init.std is not None:
-                redraw_(parameter, init.std)
-            elif init.factor != 1.0:
-                parameter.mul_(init.factor)
-    return result.notes
-
-
-def _scales(dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: Growth) -> list[Scale]:
-    n = "m" if growth.has_base else "n"
-    scales = []
-    for node, layer in dag.layers():
-        row = plan[layer.parameter]
-        data = dag.graph.nodes[node]
-        formula = f"{n}^{-row.a[node]:g}"
-        scales.append(Scale(data["fx_node"], data["operand"], row.multiplier[node], node, formula))
-    return scales
-
-
-def _attention_scales(dag: LayerDag, of: LayerDag, attention: Mapping[str, float], growth: Growth) -> list[Scale]:
-    """Factors on attention logits, put on the queries. Products have other names in the graph of the other mode."""
-    if not attention:
-        return []
-    scales = []
-    for node, twin in zip(attention_products(dag), attention_products(of), strict=True):
-        if not (a := attention.get(node, 0.0)):
-            continue
-        data = of.graph.nodes[twin]
-        scales.append(Scale(data["fx_node"], data["operand"], float(growth.scale**-a), f"{node} logits", f"m^{-a:g}"))
-    return scales
 
 
 def _annotated(dag: LayerDag, solved: SolvedDag, plan: Mapping[str, ParameterPlan]) -> nx.DiGraph:

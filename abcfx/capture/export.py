@@ -18,7 +18,6 @@ from abcfx.capture.graphs import merge_constants, same_graph
 from abcfx.capture.guards import guards_of
 from abcfx.capture.modes import modes_agree
 from abcfx.capture.patches import (
-    QUESTIONS,
     answers_as_eager,
     conversions_that_change_nothing,
     function_applies,
@@ -76,12 +75,13 @@ def capture_export(
     signature, examples = signature_of(model, args, kwargs)
     graphs: dict[bool, fx.Graph] = {}
     attributes: dict[str, Any] = {}
+    told: set[str] = set()
     if len(modes) == 2 and modes_agree(model, signature, examples):
         modes = modes[:1]
     with both_modes_restored(model):
         for training in sorted(modes, key=lambda mode: mode != model.training):
             set_mode(model, training)
-            graphs[training] = _as_trained(lambda: _export(model, signature, examples, attributes, batch_only))
+            graphs[training] = _as_trained(lambda: _export(model, signature, examples, attributes, batch_only), told)
     train = graphs.get(True, graphs.get(False))
     assert train is not None
     evaluate = graphs.get(False) if True in graphs else None
@@ -95,18 +95,25 @@ def capture_export(
     return module, ()
 
 
-def _as_trained(export: Callable[[], fx.Graph]) -> fx.Graph:
-    """The graph of the path that the model takes in training, if that can be exported, else of its path for exports."""
-    untrue: tuple[str, ...] = QUESTIONS
-    while True:
-        with answers_as_eager(untrue) as asked:
+_CONCESSIONS = 3
+
+
+def _as_trained(export: Callable[[], fx.Graph], told: set[str]) -> fx.Graph:
+    """The graph of the path that the model takes in training, as far as that can be exported.
+
+    Where an export fails, the place that asked last whether the model is compiled is told the truth (`told`), so that
+    only there another path is taken; after a few such places all are.
+    """
+    for _ in range(_CONCESSIONS):
+        with answers_as_eager(told) as asked:
             try:
                 return export()
             except CaptureError:
                 if not asked:
                     raise
-        # Models look at tensor values where they are not compiled, so that is the first thing to admit.
-        untrue = tuple(name for name in untrue if name in asked)[1:]
+                told.add(asked[-1])
+    with answers_as_eager(None):
+        return export()
 
 
 def _export(

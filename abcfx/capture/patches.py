@@ -7,8 +7,9 @@ torch.fx patches `nn.Module.__call__` in the same way while it traces. torch has
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from torch import nn
 
 ModuleCall = Callable[[Callable[..., Any], nn.Module, tuple[Any, ...], dict[str, Any]], Any]
 _NON_REENTRANT = "_checkpoint_without_reentrant_generator"
-QUESTIONS = ("is_compiling", "is_exporting")
 FunctionApply = Callable[[Callable[..., Any], type, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -120,27 +120,27 @@ def as_if_exporting() -> Iterator[None]:
 
 
 @contextmanager
-def answers_as_eager(names: tuple[str, ...]) -> Iterator[set[str]]:
-    """Within the block a model that asks these functions of `torch.compiler` hears no, as it does in training.
+def answers_as_eager(told: Container[str] | None) -> Iterator[list[str]]:
+    """Within the block a model that asks `torch.compiler` whether it is compiled hears no, as it does in training.
 
     Some choose another algorithm when they hear yes. torch itself is told the truth.
 
     Args:
-        names: of `QUESTIONS`.
+        told: places in the model's code that hear the truth; None for all of them.
 
     Yields:
-        The names that were asked and got an untrue answer.
+        The places that heard something else, in the order in which they asked.
     """
     compiler: Any = torch.compiler
-    originals = {name: getattr(compiler, name) for name in names}
-    asked: set[str] = set()
+    originals = {name: getattr(compiler, name) for name in ("is_compiling", "is_exporting")}
+    asked: list[str] = []
 
     def answer(name: str) -> bool:
-        caller = sys._getframe(2).f_globals.get("__name__", "")
         truth = bool(originals[name]())
-        if caller.partition(".")[0] == "torch" or not truth:
+        place = _place(sys._getframe(2))
+        if not truth or not place or told is None or place in told:
             return truth
-        asked.add(name)
+        asked.append(place)
         return False
 
     for name in originals:
@@ -150,6 +150,14 @@ def answers_as_eager(names: tuple[str, ...]) -> Iterator[set[str]]:
     finally:
         for name, original in originals.items():
             setattr(compiler, name, original)
+
+
+def _place(frame: FrameType) -> str:
+    """Where a question comes from, helpers between included; "" for torch itself."""
+    if str(frame.f_globals.get("__name__", "")).partition(".")[0] == "torch":
+        return ""
+    frames = [frame, *([frame.f_back] if frame.f_back is not None else [])]
+    return " < ".join(f"{each.f_code.co_filename}:{each.f_lineno}" for each in frames)
 
 
 @contextmanager

@@ -1,0 +1,141 @@
+"""The only stage that changes anything: scale nodes or hooks first, which may raise, then the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import nn
+
+from abcfx.absorb import attention_left
+from abcfx.attention import attention_products
+from abcfx.capture import CapturedGraph
+from abcfx.dag import LayerDag, build_dag
+from abcfx.errors import InvalidInputError
+from abcfx.exponents import Setting
+from abcfx.folding import FeatureScale, Fold, hook_features, hook_input, query_features, refuse_saving
+from abcfx.init import redraw_
+from abcfx.passes import PassError, Scale, insert_scales, scale_attention
+from abcfx.plan import ParameterPlan
+from abcfx.widths import Growth
+
+
+def apply_plan(
+    captured: CapturedGraph,
+    setting: Setting,
+    plan: Mapping[str, ParameterPlan],
+    absorb: bool,
+    inplace: bool,
+    unknown: str,
+) -> tuple[Fold, tuple[str, ...]]:
+    """Put multipliers where they go and re-initialise the weights.
+
+    Returns:
+        How the trained model is folded, and notes for the report.
+
+    Raises:
+        InvalidInputError: a multiplier has no place; nothing has been changed then.
+    """
+    dag, module = setting.dag, captured.module
+    attention = attention_left(setting) if absorb else setting.attention
+    dags = [dag]
+    if module.eval_graph is not None:
+        dags.append(build_dag(captured, module.eval_graph, unknown))
+    scales = [scale for each in dags for scale in _scales(each, plan, setting.widths)]
+    on_logits = [scale for each in dags for scale in _attention_scales(dag, each, attention, setting.widths)]
+    fold = Fold({name: row.fold for name, row in plan.items()}, left=_without_place(plan))
+    notes: tuple[str, ...] = ()
+    if inplace:
+        notes = _hook(captured, dag, attention, setting.widths, [s for s in scales if s.factor != 1.0], fold)
+    else:
+        factors = attention_left(setting)
+        fold.find_features = partial(_query_features, captured, dag, factors, setting.widths)
+        try:
+            scale_attention(module, on_logits)
+        except PassError as error:
+            raise InvalidInputError(
+                f"head_dim grows, so that the scale of attention has to change, and it is inside one op:\n  {error}\n"
+                f"  To fix: give example inputs and capture='export', which opens the op; or let the number of heads "
+                f"grow."
+            ) from error
+        notes = insert_scales(module, scales).notes
+    with torch.no_grad():
+        for name, parameter in captured.model.named_parameters():
+            init = plan[name].init
+            if init.redraw and init.std is not None:
+                redraw_(parameter, init.std)
+            elif init.factor != 1.0:
+                parameter.mul_(init.factor)
+    return fold, notes
+
+
+def _without_place(plan: Mapping[str, ParameterPlan]) -> list[str]:
+    return [f"the multiplier of {node}" for row in plan.values() for node in row.left]
+
+
+def _query_features(
+    captured: CapturedGraph, dag: LayerDag, attention: Mapping[str, float], growth: Growth
+) -> list[FeatureScale]:
+    return [query_features(captured, dag, node, float(growth.scale**-a)) for node, a in attention.items()]
+
+
+def _hook(
+    captured: CapturedGraph,
+    dag: LayerDag,
+    attention: Mapping[str, float],
+    growth: Growth,
+    scales: list[Scale],
+    fold: Fold,
+) -> tuple[str, ...]:
+    """On the model's own object, what no parameter takes is done by hooks, and saving is refused until it is folded."""
+    model = captured.model
+    owners = {scale.label: _owner(model, dag, scale) for scale in scales}
+    fold.features = _query_features(captured, dag, attention, growth)
+    for scale in scales:
+        fold.hooks.append(hook_input(owners[scale.label], scale.factor))
+    for each in fold.features:
+        fold.hooks.append(hook_features(model, each))
+    if not fold.hooks:
+        return ()
+    fold.hooks.append(refuse_saving(model))
+    where = ", ".join([*owners, *(each.owner for each in fold.features)])
+    return (f"hooks multiply what no weight can take ({where}): state_dict() is refused until result.fold()",)
+
+
+def _owner(model: nn.Module, dag: LayerDag, scale: Scale) -> nn.Module:
+    """The module whose call is the weight op."""
+    path = str(dag.graph.nodes[scale.label]["path"])
+    module: nn.Module | None = dict(model.named_modules()).get(path)
+    if module is None or not path or next(module.children(), None) is not None or scale.operand is None:
+        raise InvalidInputError(
+            f"inplace=True: the multiplier of {scale.label} cannot be absorbed: one parameter is used there and\n"
+            f"  elsewhere with different multipliers, and no module of its own makes that use, which a hook could "
+            f"scale.\n"
+            f"  To fix: use the module that transform returns, without inplace=True."
+        )
+    return module
+
+
+def _scales(dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: Growth) -> list[Scale]:
+    n = "m" if growth.has_base else "n"
+    scales = []
+    for node, layer in dag.layers():
+        row = plan[layer.parameter]
+        data = dag.graph.nodes[node]
+        formula = f"{n}^{-row.a[node]:g}"
+        scales.append(Scale(data["fx_node"], data["operand"], row.multiplier[node], node, formula))
+    return scales
+
+
+def _attention_scales(dag: LayerDag, of: LayerDag, attention: Mapping[str, float], growth: Growth) -> list[Scale]:
+    """Factors on attention logits, put on the queries. Products have other names in the graph of the other mode."""
+    if not attention:
+        return []
+    scales = []
+    for node, twin in zip(attention_products(dag), attention_products(of), strict=True):
+        if not (a := attention.get(node, 0.0)):
+            continue
+        data = of.graph.nodes[twin]
+        scales.append(Scale(data["fx_node"], data["operand"], float(growth.scale**-a), f"{node} logits", f"m^{-a:g}"))
+    return scales

@@ -1,0 +1,114 @@
+"""`fold`: plain weights that compute what was trained; hooks on the model's own object where no weight can take a factor."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_attention import IDS, Attention, Module
+from torch import nn
+
+import abcfx
+from abcfx.passes import scale_nodes
+
+
+class Tied(nn.Module):
+    """Tied head behind a norm with gain and bias, or without."""
+
+    def __init__(self, width: int, affine: bool = True) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(11, width)
+        self.fc = nn.Linear(width, width)
+        self.ln = nn.LayerNorm(width, elementwise_affine=affine)
+        self.head = nn.Linear(width, 11, bias=False)
+        self.head.weight = self.emb.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.emb(ids)
+        return self.head(self.ln(x + torch.relu(self.fc(x))))
+
+
+class Interleaved(Attention):
+    """Queries, keys and values of each head side by side, as GPT-NeoX lays them out."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.emb(ids)
+        b, t, n = x.shape
+        q, k, v = self.qkv(self.ln(x)).view(b, t, self.heads, -1).transpose(1, 2).chunk(3, -1)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.head(x + self.o(out.transpose(1, 2).reshape(b, t, n)))
+
+
+MODELS = {
+    "tied": (lambda n: Tied(n), IDS),
+    "separate": (lambda n: Attention(n, 4, "sdpa"), IDS),
+    "fused": (lambda n: Attention(n, 4, "fused"), IDS),
+    "interleaved": (lambda n: Interleaved(n, 4, "fused"), IDS),
+    "module": (lambda n: Module(n), torch.randn(3, 5, 6, dtype=torch.float64)),
+}
+
+
+def prepared(name: str, **options: object) -> tuple[nn.Module, abcfx.Transformed, torch.Tensor]:
+    make, inputs = MODELS[name]
+    torch.manual_seed(0)
+    model = make(64).double()
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    options = {"optimizer": "adamw", "lr": 0.02, "weight_decay": 0.1} | options
+    return model, abcfx.transform(model, inputs, base=make(16).double(), **options), inputs
+
+
+def train(result: abcfx.Transformed, inputs: torch.Tensor, steps: int = 5) -> list[torch.Tensor]:
+    optimizer, outputs = torch.optim.AdamW(result.param_groups), []
+    for _ in range(steps):
+        out = result.module(inputs)
+        outputs.append(out.detach())
+        optimizer.zero_grad()
+        out.square().sub(1).abs().mean().backward()
+        optimizer.step()
+    return outputs
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_folded_weights_compute_what_was_trained(name: str) -> None:
+    model, result, inputs = prepared(name)
+    assert scale_nodes(result.module.graph)
+    train(result, inputs)
+    folded, expected = result.fold(), result.module(inputs)
+    assert type(folded) is type(model) and list(folded.state_dict()) == list(model.state_dict())
+    torch.testing.assert_close(folded(inputs), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(result.fold()(inputs), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(result.module(inputs), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_object_trains_as_the_graph_with_scale_nodes(name: str) -> None:
+    _, inserted, inputs = prepared(name)
+    _, own, _ = prepared(name, scales="absorb", inplace=True)
+    for left, right in zip(train(inserted, inputs), train(own, inputs), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
+    hooked = name in ("fused", "interleaved", "module")
+    expected = own.module(inputs)
+    if hooked:
+        assert any("hooks" in note for note in own.notes)
+        with pytest.raises(abcfx.InvalidInputError, match=r"result\.fold\(\)"):
+            own.module.state_dict()
+    folded = own.fold()
+    assert folded is own.module
+    own.module.state_dict()
+    torch.testing.assert_close(own.module(inputs), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(own.fold()(inputs), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_tied_head_that_nothing_can_scale() -> None:
+    torch.manual_seed(0)
+    model = Tied(64, affine=False).double()
+    inserted = abcfx.transform(copy.deepcopy(model), IDS, base=Tied(16, affine=False).double())
+    own = abcfx.transform(model, IDS, base=Tied(16, affine=False).double(), scales="absorb", inplace=True)
+    for left, right in zip(train(inserted, IDS), train(own, IDS), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
+    for result in (inserted, own):
+        with pytest.raises(abcfx.InvalidInputError, match="multiplier of head cannot be put into weights"):
+            result.fold()
