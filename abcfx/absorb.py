@@ -88,4 +88,5 @@ def _vectors_before(dag: LayerDag, node: str) -> tuple[str, ...]:
         found = tuple(n for n in kind.sources if isinstance(dag.kind(n), Vector))[:1]
     uses = dag.uses()
     alone = all(len(uses[n]) == 1 and dag.graph.out_degree(n) == 1 for n in found)
-    return found if alone else ()
+    pinned = dag.graph.graph.get("pinned", ())  # gains that are used as 1 + gain: a factor on them is none on the norm
+    return found if alone and not any(dag.graph.nodes[n]["pinned"] or n in pinned for n in found) else ()

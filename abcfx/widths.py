@@ -21,7 +21,10 @@ from abcfx.errors import InvalidInputError, PairingError
 from abcfx.location import location
 from abcfx.rules import Layer, Number, Vector
 from abcfx.rules.kinds import ConstantTensor, Dim, Extent, InGraph, ModuleAttribute, ParameterDim, TensorDim
+from abcfx.rules.registry import plain_name
 from abcfx.rules.values import DATA, shape_of
+
+CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16", "to_copy"})
 
 
 class Growth(ABC):
@@ -172,7 +175,12 @@ class PairedGrowth(SizeGrowth):
                 f"A number changes sign or vanishes between base and target: {base_value} -> {value} in "
                 f"{location(scalar.node)}; such a change is no power of width."
             )
-        return self._exponent(value / base_value)
+        found = self._exponent(value / base_value)
+        if isinstance(scalar, ConstantTensor):  # sqrt(d) in bfloat16 has three digits
+            quarter = round(4 * found) / 4
+            rounding = 2 * torch.finfo(torch.bfloat16).eps / abs(math.log(self.scale))
+            return quarter if abs(found - quarter) < rounding else found
+        return found
 
     def is_known(self, number: Number) -> bool:
         constants = [what for what, _ in number.powers if isinstance(what, ConstantTensor)]
@@ -190,12 +198,14 @@ def _value(module: torch.nn.Module, node: fx.Node, scalar: InGraph) -> Any:
 def _constant(module: torch.nn.Module, node: fx.Node) -> float | None:
     """The number that a node without inputs and parameters above it gives; None where there are some, or no value."""
 
-    def run(at: fx.Node) -> Any:
+    def run(at: Any) -> Any:
         if at.op == "get_attr":
             held = attrgetter(str(at.target))(module)
             if isinstance(held, torch.nn.Parameter) or not isinstance(held, torch.Tensor) or held.is_meta:
                 raise LookupError
             return held
+        if plain_name(at.target) in CASTS:  # perhaps to the dtype of a tensor that is not known yet
+            return run(at.args[0])
         args, kwargs = fx.node.map_arg((at.args, at.kwargs), run)
         if at.op == "call_method":
             return getattr(args[0], str(at.target))(*args[1:], **kwargs)

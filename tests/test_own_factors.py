@@ -1,0 +1,113 @@
+"""Factors that a model itself multiplies with, as sqrt(d) at a table or d^-1/2 before a head, replace multipliers."""
+
+import pytest
+import torch
+from torch import nn
+
+import abcfx
+
+WIDTH, BASE = 64, 16
+IDS = torch.arange(10).view(2, 5)
+
+
+class Model(nn.Module):
+    """Table, block, norm with gain w or 1 + w, head. Factors are written for a model of width `counted`."""
+
+    def __init__(self, width, table="", head="", tied=True, one_plus=False, counted=None):
+        super().__init__()
+        d = counted or width
+        self.embedding, self.block = nn.Embedding(50, width), nn.Linear(width, width)
+        self.gain, self.one_plus = nn.Parameter(torch.zeros(width) + (not one_plus)), one_plus
+        self.head = nn.Linear(width, 50, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+        dtype = torch.bfloat16 if table == "buffer" else torch.float64
+        self.register_buffer("normalizer", torch.tensor(d**0.5, dtype=dtype), persistent=False)
+        self.at_table = d**0.5 if table == "number" else 1.0
+        self.before_head = d**-0.5 if head == "before" else 1.0
+        self.after_head = 16 / d if head == "after" else 1.0
+        self.table = table
+
+    def forward(self, ids):
+        x = self.embedding(ids)
+        x = x * (self.normalizer.type(x.dtype) if self.table == "buffer" else self.at_table)
+        x = x + torch.tanh(self.block(x))
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+        x = x * (1 + self.gain if self.one_plus else self.gain)
+        return self.head(x * self.before_head) * self.after_head
+
+
+def transformed(scales, counted, **options):
+    torch.manual_seed(0)
+    model, base = Model(WIDTH, counted=counted, **options), Model(BASE, **options)
+    options = {"optimizer": "adamw", "weight_decay": 0.1, "eps": 1e-4, "lr": 0.01}
+    # kept as buffers in their dtype: only parameters in float64
+    for each in (model, base):
+        for parameter in each.parameters():
+            parameter.data = parameter.data.double()
+    return abcfx.transform(model, IDS, base=base, scales=scales, verify=False, **options)
+
+
+def trajectory(result):
+    optimizer, losses = torch.optim.AdamW(result.param_groups), []
+    for _ in range(10):
+        loss = nn.functional.cross_entropy(result.module(IDS).flatten(0, 1), IDS.flip(0).flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("scales", ["insert", "absorb"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"table": "number"},
+        {"table": "number", "tied": False},
+        {"head": "before"},
+        {"head": "before", "tied": False},
+        {"head": "after"},
+        {"head": "after", "tied": False},
+        {"table": "buffer", "one_plus": True},
+        {"table": "number", "head": "before", "one_plus": True},
+    ],
+    ids=str,
+)
+def test_a_factor_that_grows_trains_as_one_that_stays(options, scales):
+    """The same model, whose factors are written for the base width, at every width: the same trajectory."""
+    growing, staying = (transformed(scales, counted, **options) for counted in (None, BASE))
+    assert trajectory(growing) == pytest.approx(trajectory(staying), rel=1e-12, abs=0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "multiplier"),
+    [
+        ({}, {"embedding": 2.0, "head": 0.5}),
+        ({"head": "before"}, {"embedding": 2.0, "head": 1.0}),
+        ({"table": "number"}, {"embedding": 1.0, "head": 0.5}),
+    ],
+    ids=str,
+)
+def test_multipliers_of_a_tied_head(options, multiplier):
+    """With b = 1/2 (and m = 4): a + b is 0 at the table and 1 at the head, less what the model divides by itself."""
+    row = transformed("insert", None, **options).spec["embedding.weight"]
+    assert row["b"] == 0.5 and row["multiplier"] == multiplier
+
+
+def test_a_gain_that_is_used_as_one_plus_takes_no_multiplier():
+    result = transformed("absorb", None, one_plus=True)
+    assert result.spec["embedding.weight"]["multiplier"] == {"embedding": 1.0, "head": 0.25}
+    assert result.spec["gain"]["b"] == 0.0
+    plain = transformed("absorb", None)
+    assert plain.spec["embedding.weight"]["multiplier"] == 1.0
+    assert plain.spec["gain"]["b"] == 1.0
+
+
+def test_given_exponents_are_checked_with_the_factor():
+    torch.manual_seed(0)
+    model, base = Model(WIDTH, table="number", tied=False), Model(BASE, table="number", tied=False)
+    given = abcfx.transform(model, IDS, base=base, exponents={"embedding.weight": (0.0, 0.5)})
+    assert given.spec["embedding.weight"]["b"] == 0.5
+    with pytest.raises(abcfx.InvalidInputError, match=r"only if a \+ b is\s*0\.5"):
+        abcfx.transform(model, IDS, base=base, exponents={"embedding.weight": (0.0, 0.0)})
