@@ -9,6 +9,7 @@ from abcfx.errors import (
     UnknownOpError,
 )
 from abcfx.find_c import Solution, find_c, find_c_dag
+from abcfx.groups import check_optimizer, param_groups
 from abcfx.rules import register_rule
 from abcfx.transform import Transformed, transform
 
@@ -21,8 +22,10 @@ __all__ = [
     "Solution",
     "Transformed",
     "UnknownOpError",
+    "check_optimizer",
     "find_c",
     "find_c_dag",
+    "param_groups",
     "register_rule",
     "transform",
 ]

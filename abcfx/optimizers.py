@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,16 +156,4 @@ def assign_families(
                 f"  To fix: optimizer={{'hidden': {each.name!r}, 'default': 'adamw'}}, "
                 f"then Muon(result.groups_for({each.name!r})) and AdamW(result.groups_for('adamw'))"
             )
-    return found
-
-
-def groups_of(
-    groups: Iterable[dict[str, Any]], families: Mapping[str, Family], wanted: Optimizer
-) -> list[dict[str, Any]]:
-    """The groups whose parameters belong to one family. Raises InvalidInputError when there are none."""
-    name = family(wanted).name
-    found = [group for group in groups if families[group["param_names"][0]].name == name]
-    if not found:
-        known = ", ".join(sorted({each.name for each in families.values()}))
-        raise InvalidInputError(f"groups_for({wanted!r}): no parameter belongs to it; there are groups for {known}.")
     return found

@@ -1,4 +1,4 @@
-"""From exponents to numbers: multiplier, init, lr, eps and weight decay of every parameter; groups; the spec."""
+"""From exponents to numbers: multiplier, init, lr, eps and weight decay of every parameter; the spec."""
 
 from __future__ import annotations
 
@@ -237,27 +237,3 @@ def _init(
     if decided.is_bias:  # torch lets them shrink with fan_in; a vector starts at a constant
         return Init(factor=0.0, std=0.0, fill=0.0)
     return Init.keep(parameter).times(_power(n, -decided.b))
-
-
-def build_groups(
-    plan: Mapping[str, ParameterPlan], parameters: Mapping[str, torch.nn.Parameter], groups: str = "merged"
-) -> list[dict[str, Any]]:
-    """Optimizer groups: one per distinct set of hyperparameters, in order of first appearance, or one per parameter.
-
-    Each is a plain dict: `params`, `param_names`, `lr`, `weight_decay`, and `eps` where the optimizer has one. Every
-    trainable parameter is in exactly one; frozen ones are in none.
-    """
-    if groups not in ("merged", "parameter"):
-        raise InvalidInputError(f"groups={groups!r}; expected 'merged' or 'parameter'.")
-    found: dict[Any, dict[str, Any]] = {}
-    for name, parameter in parameters.items():
-        row = plan[name]
-        if not row.trainable:
-            continue
-        values = {"lr": row.lr, "weight_decay": row.weight_decay} | ({} if row.eps is None else {"eps": row.eps})
-        rounded = tuple(float(f"{v:.12g}") for v in values.values())
-        key = name if groups == "parameter" else (row.optimizer, *rounded)
-        group = found.setdefault(key, {"params": [], "param_names": [], **values})
-        group["params"].append(parameter)
-        group["param_names"].append(name)
-    return list(found.values())

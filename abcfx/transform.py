@@ -20,12 +20,13 @@ from abcfx.dag import LayerDag, build_dag
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import Given, ParameterExponents, Setting, assign_exponents
 from abcfx.folding import Fold
+from abcfx.groups import groups_of, param_groups
 from abcfx.init import Init, OwnInit, carried_own_init, initialise, measure_own_init
-from abcfx.optimizers import Family, Optimizer, assign_families, groups_of, hyperparameters
+from abcfx.optimizers import Family, Optimizer, assign_families, hyperparameters
 from abcfx.parametrizations import Alignment, alignment_preset
 from abcfx.passes import scale_nodes
 from abcfx.patterns import match_patterns
-from abcfx.plan import ByRole, Options, ParameterPlan, build_groups, make_plan, unscaled
+from abcfx.plan import ByRole, Options, ParameterPlan, make_plan, unscaled
 from abcfx.rules import Layer
 from abcfx.system import SolvedDag, System, warnings
 from abcfx.widths import Growth, measure_growth
@@ -56,7 +57,6 @@ class Transformed:
     notes: tuple[str, ...] = ()
     header: dict[str, Any] = field(default_factory=dict)
     inits: dict[str, Init] = field(default_factory=dict, repr=False)
-    families: dict[str, Family] = field(default_factory=dict, repr=False)
     source: nn.Module | None = field(default=None, repr=False)
     folding: Fold = field(default_factory=Fold, repr=False)
 
@@ -97,7 +97,7 @@ class Transformed:
         Raises:
             InvalidInputError: no parameter belongs to it.
         """
-        return groups_of(self.param_groups, self.families, optimizer)
+        return groups_of(self.param_groups, self.spec, optimizer)
 
     def __str__(self) -> str:
         from abcfx.report import render
@@ -215,18 +215,18 @@ def transform(
     with clock("rewrite"):
         notes = captured.notes + dag.notes + warnings(setting, solved) + describe(logits)
         fold, more = apply_plan(captured, setting, plan, scales == "absorb", inplace, unknown)
-        param_groups = build_groups(plan, parameters, groups)
+        spec = {name: row.row() for name, row in plan.items()}
+        optimizer_groups = param_groups(captured.model, spec, groups)
     return Transformed(
         module=model if inplace else captured.module,
-        param_groups=param_groups,
+        param_groups=optimizer_groups,
         dag=_annotated(dag, solved, plan),
         solution=solved,
-        spec={name: row.row() for name, row in plan.items()},
+        spec=spec,
         timings=clock.seconds,
         notes=notes + more,
         inits={name: row.init for name, row in plan.items()},
         header=_header(captured, growth, parametrization, families, alignment, options, solved),
-        families=families,
         source=captured.model,
         folding=fold,
     )

@@ -1,0 +1,78 @@
+"""Optimizer groups by name, at any time of a run, and the check that an optimizer still has them."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from test_optimizers import Block
+
+import abcfx
+
+IDS = torch.zeros(3, 4, dtype=torch.long)
+
+
+@pytest.fixture
+def result() -> abcfx.Transformed:
+    return abcfx.transform(Block(64), IDS, base=Block(16), optimizer="adamw", weight_decay=0.1)
+
+
+def numbers(groups):
+    return [{key: value for key, value in group.items() if key != "params"} for group in groups]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel, copy.deepcopy])
+def test_groups_are_built_again_by_name(result, wrap):
+    again = abcfx.param_groups(wrap(result.module), json.loads(json.dumps(result.spec)))
+    assert numbers(again) == numbers(result.param_groups)
+
+
+def test_a_module_with_other_parameters_is_refused(result):
+    with pytest.raises(abcfx.InvalidInputError, match=r"'emb\.weight' is in the spec but not in the module"):
+        abcfx.param_groups(result.module.fc, {k.removeprefix("fc."): v for k, v in result.spec.items()})
+
+
+def test_a_common_factor_is_right_and_anything_else_is_named(result):
+    optimizer = torch.optim.AdamW(result.param_groups)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0 if step == 0 else 0.5)
+    for _ in range(3):  # a warm-up from 0 is a common factor too
+        abcfx.check_optimizer(optimizer, result)
+        optimizer.step()
+        scheduler.step()
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-3
+    with pytest.raises(abcfx.InvalidInputError, match=r"(?s)group \d .*has lr = 0.001; expected 0.00"):
+        abcfx.check_optimizer(optimizer, result)
+
+
+@pytest.mark.parametrize("key", ["eps", "weight_decay"])
+def test_other_hyperparameters_are_checked(result, key):
+    optimizer = torch.optim.AdamW(result.param_groups)
+    optimizer.param_groups[0][key] *= 2
+    with pytest.raises(abcfx.InvalidInputError, match=f"{key} ="):
+        abcfx.check_optimizer(optimizer, result)
+
+
+def test_a_checkpoint_with_flat_groups_is_noticed(result):
+    flat = torch.optim.AdamW([{"params": group["params"]} for group in copy.deepcopy(result.param_groups)])
+    optimizer = torch.optim.AdamW(result.param_groups)
+    optimizer.load_state_dict(flat.state_dict())
+    with pytest.raises(abcfx.InvalidInputError, match="loaded checkpoint"):
+        abcfx.check_optimizer(optimizer, result)
+
+
+def test_parameters_left_out_or_of_another_model(result):
+    with pytest.raises(abcfx.InvalidInputError, match="is in no group"):
+        abcfx.check_optimizer(torch.optim.AdamW(result.param_groups[1:]), result)
+    with pytest.raises(abcfx.InvalidInputError, match="not one of the transformed"):
+        abcfx.check_optimizer(torch.optim.AdamW(Block(64).parameters()), result)
+
+
+def test_one_of_several_optimizers_is_checked_alone():
+    both = {"hidden": "muon", "default": "adamw"}
+    result = abcfx.transform(Block(64), IDS, base=Block(16), optimizer=both)
+    abcfx.check_optimizer(torch.optim.Muon(result.groups_for("muon"), weight_decay=0.0), result)
+    abcfx.check_optimizer(torch.optim.AdamW(result.groups_for("adamw")), result)
