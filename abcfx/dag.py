@@ -12,7 +12,7 @@ from abcfx.capture import CapturedGraph
 from abcfx.errors import InvalidInputError
 from abcfx.interpreter import Interpreter, tensors
 from abcfx.rules import Kind, Layer, Vector
-from abcfx.rules.kinds import Merge, Norm, Product, Softmax
+from abcfx.rules.kinds import Merge, Norm, Product, Scale, Softmax
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,21 @@ class LayerDag:
             through=lambda n: not isinstance(self.kind(n), Layer | Norm | Product),
         )
 
-    def is_void(self, node: str) -> bool:
-        """Whether a multiplier on this layer changes nothing: every consumer is a norm, and nothing is added before."""
+    def is_void(self, node: str, through_scales: bool = False) -> bool:
+        """Whether a multiplier on this layer changes nothing: every consumer is a norm, and nothing is added before.
+
+        `through_scales`: also where the model itself multiplies with numbers in between.
+        """
         consumers = list(self.graph.successors(node))
         if not consumers or node in self.outputs or self.kind(node).vectors:
             return False
-        return all(isinstance(self.kind(n), Norm) and node in self.kind(n).inputs for n in consumers)
+
+        def voids(n: str) -> bool:
+            if through_scales and isinstance(self.kind(n), Scale):
+                return self.is_void(n, through_scales=True)
+            return isinstance(self.kind(n), Norm) and node in self.kind(n).inputs
+
+        return all(map(voids, consumers))
 
     def distances(self) -> dict[str, int]:
         """Largest number of layers between a node and the outputs."""

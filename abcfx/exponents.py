@@ -207,14 +207,23 @@ def _matrix(
 
 def _own_factor(dag: LayerDag, growth: Growth, node: str, role: str) -> float:
     """x, where the model itself multiplies a layer with numbers that are ~ m^-x: its weight, or a readout's input
-    (T5's d^-1/2), or what comes out of a table (sqrt(d)) or of a readout. A hidden layer's are its architecture."""
+    (T5's d^-1/2), or what comes out of a table (sqrt(d)) or of a readout. Of a hidden layer: the input of an inner
+    bottleneck (a router over d), and what a norm divides out again; its others are its architecture."""
     layer = dag.kind(node)
     assert isinstance(layer, Layer)
     numbers, before, at = [layer.factor], layer.inputs[0], node
-    while role == "readout" and before is not None and isinstance(kind := dag.kind(before), Scale):
-        numbers.append(kind.factor)
-        before = kind.input
-    while role in ("embedding", "readout") and at not in dag.outputs:
+    if role == "readout" or (role == "hidden" and not growth.dims(*layer.fan_out)):
+        on_input = []
+        while before is not None and isinstance(kind := dag.kind(before), Scale):
+            if role == "hidden" and dag.graph.out_degree(before) > 1:
+                break
+            on_input.append(kind.factor)
+            before = kind.input
+        source = None if before is None else dag.kind(before)
+        if not (isinstance(source, Layer) and not growth.dims(*source.fan_in)):  # else it is that table's own
+            numbers += on_input
+    takes_output = role in ("embedding", "readout") or dag.is_void(node, through_scales=True)
+    while takes_output and at not in dag.outputs:
         after = list(dag.graph.successors(at))
         kind = dag.kind(after[0])
         if len(after) > 1 or not isinstance(kind, Scale):

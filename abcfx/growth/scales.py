@@ -26,14 +26,12 @@ from abcfx.rules.kinds import (
     Extent,
     Merge,
     Norm,
-    ParameterDim,
     Pointwise,
     Power,
     Product,
     Reduce,
     Scale,
     Softmax,
-    TensorDim,
 )
 from abcfx.widths import Growth
 
@@ -90,15 +88,15 @@ class _Scaling:
             for why, row in self._must(node):
                 if not self.equations.require(row):
                     raise self._contradiction(node, why, row)
-        layers = self.dag.layers()
-        self.equations.least_squares(self.forms[node] for node, _ in layers)
-        finite, contracted = list[Form](), list[Form]()
-        for node, kind in layers:
-            form = self._weight(node, kind)
-            (contracted if self._extents(*kind.fan_in) else finite).append(form)
+        outputs, finite, contracted = list[Form](), list[Form](), list[Form]()
+        for node, kind in self.dag.layers():
+            for end in self._ends(node):
+                outputs.append(self.forms[end])
+                own = combined((1, self._weight(node, kind)), (1, self.forms[end]), (-1, self.forms[node]))
+                (contracted if self._extents(*kind.fan_in) else finite).append(own)
         finite += [{kind.parameter: Fraction(1)} for _, kind in self.dag.vectors()]
-        self.equations.least_squares(finite)
-        self.equations.least_squares(contracted)
+        for should in (outputs, finite, contracted):
+            self.equations.least_squares(should)
         return Scales({name: self.equations.solution(name) for name in self.dag.uses()})
 
     def _form(self, node: str) -> Form:
@@ -149,6 +147,13 @@ class _Scaling:
         if node in self.dag.outputs:
             yield "an output of the model must keep its size", form
 
+    def _ends(self, node: str) -> list[str]:
+        """What should keep its size at a layer: its output, or that times numbers, where nothing else takes it up."""
+        followers = list(self.dag.graph.successors(node))
+        if node in self.dag.outputs or not followers or not all(isinstance(self.dag.kind(n), Scale) for n in followers):
+            return [node]
+        return [end for n in followers for end in self._ends(n)]
+
     def _of(self, node: str | None) -> Form:
         return ZERO if node is None else self.forms[node]
 
@@ -171,8 +176,7 @@ class _Scaling:
         total: Form = {}
         for extent in extents:
             for what, power in extent.powers if isinstance(extent, Number) else ((extent, 1.0),):
-                is_dim = isinstance(what, ParameterDim | TensorDim)
-                e = self.growth.dim(what) if is_dim else self.growth.scalar(what)
+                e = self.growth.number(Number(((what, 1.0),)))
                 total = combined((1, total), (power if e else 0, {e: Fraction(1)}))
         return total
 

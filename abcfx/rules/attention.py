@@ -16,7 +16,10 @@ def _attend(
     op: Op, query: Value, key: Value, value: Value, head: Extent | None, scale: Number | None, mask: Any
 ) -> Value:
     """softmax(scale * query key + mask) value, where `head` is the dim that query and key are contracted over."""
-    logits = op.product(query, key, () if head is None else (head,))
+    if op.is_weight(query) and not op.is_weight(key):  # learned queries: their weights are what the keys meet
+        logits = op.layer(key, query, fan_in=[-1], fan_out=[], inner=True)
+    else:
+        logits = op.product(query, key, () if head is None else (head,))
     if scale is not None:
         logits = op.scale(logits, scale)
     if isinstance(mask, Value):

@@ -53,15 +53,18 @@ def types() -> list[Type]:
     return found
 
 
-def config_of(kind: str) -> Any:
-    """A config with every size small, no dropout, no cache and token ids within the small vocabulary."""
+def config_of(kind: str, times: int = 1) -> Any:
+    """A config with every size small, no dropout, no cache and token ids within the small vocabulary.
+
+    `times`: what widths and numbers of heads are multiplied with; the size of a head stays.
+    """
     cls = CONFIG_MAPPING[kind]
     default = cls()
-    settings = _small(cls, default, kind)
+    settings = _small(cls, default, kind, times)
     parts = [name for name in getattr(cls, "sub_configs", None) or {} if getattr(default, name, None) is not None]
     for name in parts:
         part = getattr(default, name)
-        settings[name] = _small(type(part), part, getattr(part, "model_type", ""))
+        settings[name] = _small(type(part), part, getattr(part, "model_type", ""), times)
     try:
         config = cls(**settings)
     except Exception:
@@ -75,7 +78,7 @@ def config_of(kind: str) -> Any:
     return config
 
 
-def _small(cls: type, default: Any, kind: str) -> dict[str, Any]:
+def _small(cls: type, default: Any, kind: str, times: int) -> dict[str, Any]:
     values: dict[str, Any] = default.to_dict()
     alias: dict[str, str] = getattr(cls, "attribute_map", None) or {}
     settings: dict[str, Any] = {}
@@ -94,12 +97,18 @@ def _small(cls: type, default: Any, kind: str) -> dict[str, Any]:
             if any(isinstance(number, int) and number >= VOCABULARY for number in numbers):
                 settings[key] = 3
     settings.update(TABLES["overrides"].get(kind, {}))
+    for key in TABLES["widths"] if times > 1 else []:
+        size = settings.get(key, values.get(key))
+        if size is not None:
+            settings[key] = [each * times for each in size] if isinstance(size, list | tuple) else size * times
+    if times > 1:
+        settings.update(TABLES["wide_overrides"].get(kind, {}))
     return settings
 
 
-def build(each: Type) -> tuple[nn.Module, dict[str, Any]]:
-    """The model with seeded weights, and keyword inputs for it."""
-    config, cls = config_of(each.kind), getattr(transformers, each.cls)
+def build(each: Type, times: int = 1) -> tuple[nn.Module, dict[str, Any]]:
+    """The model with seeded weights, `times` as wide as the smallest, and keyword inputs for it."""
+    config, cls = config_of(each.kind, times), getattr(transformers, each.cls)
     torch.manual_seed(0)
     try:
         model = cls._from_config(config, attn_implementation="sdpa")

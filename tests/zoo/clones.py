@@ -1,0 +1,133 @@
+"""What the LP says of a model at two widths against what cloning the small one into the large one says.
+
+python tests/zoo/clones.py --out clones.jsonl         # every Hugging Face type: about half an hour on one core
+python tests/zoo/clones.py --part 3/10 --only llama   # a tenth of the types, those with "llama" in their names
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from abcfx.attention import find_attention
+from abcfx.capture import capture
+from abcfx.dag import build_dag
+from abcfx.exponents import Setting, assign_exponents
+from abcfx.growth import clone_exponents
+from abcfx.optimizers import family
+from abcfx.parametrizations import alignment_preset
+from abcfx.system import System
+from abcfx.widths import measure_growth
+
+TOLERANCE = 1e-6
+
+
+@dataclass
+class Clones:
+    """One line of the comparison.
+
+    Attributes:
+        compared: learning parameters with both exponents.
+        grown: parameters with a dim that grows.
+        differing: parameter -> [role, c of the LP, clone exponent].
+        error: why there is no comparison.
+    """
+
+    name: str
+    method: str = ""
+    compared: int = 0
+    grown: int = 0
+    differing: dict[str, list[Any]] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str = ""
+
+
+def compare(
+    name: str,
+    large: nn.Module,
+    small: nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
+    parametrization: str = "mup",
+    method: str = "auto",
+) -> Clones:
+    """c of the LP (Adam, full alignment) and clone exponent of every learning parameter, on the transformed pair."""
+    start = time.process_time()
+    captured = capture(large, args, kwargs, method=method, verify=False, modes=("train",))
+    base = capture(small, args, kwargs, method=captured.method, verify=False, modes=("train",))
+    row = Clones(name, captured.method)
+    parameters = dict(captured.model.named_parameters())
+    dag = build_dag(captured)
+    growth = measure_growth(captured, dag, base)
+    decided = assign_exponents(dag, growth, parameters, parametrization)
+    setting = Setting(dag, growth, decided, dict.fromkeys(parameters, family("adam")))
+    setting = setting.with_attention({each.node: each.missing for each in find_attention(setting) if each.missing})
+    inner, readout = alignment_preset("full")
+    kinds = {node: decided[kind.parameter].role for node, kind in dag.layers()}
+    solved = System(setting, {node: readout if role == "readout" else inner for node, role in kinds.items()}).solve()
+    clones = clone_exponents(setting)
+    for parameter, c in solved.c.items():
+        row.compared += 1
+        row.grown += bool(decided[parameter].e_in or decided[parameter].e_out)
+        if abs(c - clones[parameter]) > TOLERANCE:
+            row.differing[parameter] = [decided[parameter].role, c, float(clones[parameter])]
+    row.seconds = time.process_time() - start
+    return row
+
+
+def compare_type(each: Any) -> Clones:
+    """The same for a Hugging Face type at its smallest and at twice that width; an error is a row too."""
+    import hf
+
+    try:
+        small, _ = hf.build(each)
+        large, inputs = hf.build(each, times=2)
+        with torch.no_grad():
+            large(**inputs)
+    except Exception as error:
+        return Clones(each.name, error=f"not built: {type(error).__name__}: {error}".splitlines()[0][:200])
+    try:
+        return compare(each.name, large, small, (), inputs)
+    except Exception as error:
+        return Clones(each.name, error=f"{type(error).__name__}: {error}"[:600])
+
+
+def main() -> None:
+    """Compare types, a line of progress for each on stderr."""
+    import hf
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", help="types with one of these in their names")
+    parser.add_argument("--part", default="0/1", help="i/n: every n-th type, starting at i")
+    parser.add_argument("--out", type=Path, help="rows as JSON lines")
+    options = parser.parse_args()
+    part, parts = map(int, options.part.split("/"))
+    warnings.simplefilter("ignore")
+    logging.disable(logging.CRITICAL)
+    torch.set_num_threads(1)
+    rows = []
+    for each in hf.types()[part::parts]:
+        if options.only and not any(word in each.name for word in options.only):
+            continue
+        row = compare_type(each)
+        rows.append(row)
+        mark = "--" if row.error.startswith("not built") else "NO" if row.error or row.differing else "ok"
+        said = row.error.splitlines()[0] if row.error else dict(list(row.differing.items())[:2]) or ""
+        counts = f"{row.compared:4} {len(row.differing):4} {row.seconds:5.1f}s"
+        print(f"{mark} {row.name:45} {row.method:8} {counts} {said}", file=sys.stderr, flush=True)
+        if options.out:
+            options.out.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
+
+
+if __name__ == "__main__":
+    main()
