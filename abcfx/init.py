@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from abcfx.errors import InvalidInputError
+from abcfx.pairing import pair_parameters
 from abcfx.widths import Growth, SizeGrowth
 
 SIGMAS = 4.0  # sampling errors within which a measured exponent is taken for the round one beside it
@@ -106,7 +107,7 @@ def carried_own_init(
     follows the same law from the small instance's.
     """
     small, large = like
-    between = SizeGrowth(large, small)
+    between = SizeGrowth(large, pair_parameters(large, small))
     patterns = {_pattern(name): name for name in reversed(list(small))}
     twins = {name: name if name in small else patterns.get(_pattern(name)) for name in base}
     if missing := [name for name, twin in twins.items() if twin is None]:

@@ -23,6 +23,7 @@ from abcfx.folding import Fold
 from abcfx.groups import groups_of, param_groups
 from abcfx.init import Init, OwnInit, carried_own_init, initialise, measure_own_init
 from abcfx.optimizers import Family, Optimizer, assign_families, hyperparameters
+from abcfx.pairing import pair_parameters
 from abcfx.parametrizations import Alignment, alignment_preset
 from abcfx.passes import scale_nodes
 from abcfx.patterns import match_patterns
@@ -307,7 +308,8 @@ def _own_init(
     """How the model's own init scales; None without a base, and where there are no weights to read it off."""
     if base is None:
         return None
-    ours, theirs = dict(captured.model.named_parameters()), dict(base.model.named_parameters())
+    ours = dict(captured.model.named_parameters())
+    theirs = pair_parameters(ours, dict(base.model.named_parameters()))
     if like is not None:
         small, large = (dict(_build("init_like", instance).named_parameters()) for instance in like)
         return carried_own_init((small, large), theirs, setting.widths, setting.fan_in_growth())

@@ -19,6 +19,7 @@ from abcfx.capture import CapturedGraph
 from abcfx.dag import LayerDag
 from abcfx.errors import InvalidInputError, PairingError
 from abcfx.location import location
+from abcfx.pairing import match_blocks, pair_graphs, pair_parameters
 from abcfx.rules import Layer, Number, Vector
 from abcfx.rules.kinds import ConstantTensor, Dim, Extent, InGraph, ModuleAttribute, ParameterDim, TensorDim
 from abcfx.rules.registry import plain_name
@@ -121,7 +122,11 @@ class SizeGrowth(Growth):
     has_base = True
 
     def __init__(self, target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> None:
-        self._ratios = _parameter_ratios(target, base)
+        self._ratios = {
+            name: tuple(ours / theirs if theirs else 1.0 for ours, theirs in zip(tensor.shape, shape, strict=True))
+            for name, tensor in target.items()
+            for shape in [base[name].shape]
+        }
         ratios = [ratio for of_dims in self._ratios.values() for ratio in of_dims]
         self.scale = max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
 
@@ -139,8 +144,11 @@ class PairedGrowth(SizeGrowth):
     """With a base: the ratio of every size and number in the target's graph to the same one in the base's graph."""
 
     def __init__(self, target: CapturedGraph, base: CapturedGraph) -> None:
-        super().__init__(dict(target.model.named_parameters()), dict(base.model.named_parameters()))
-        self._twin = pair_graphs(target, base)
+        ours, theirs = (dict(each.model.named_parameters()) for each in (target, base))
+        self.blocks = match_blocks(ours, theirs)
+        self.base_parameters = pair_parameters(ours, theirs, self.blocks)
+        super().__init__(ours, self.base_parameters)
+        self._twin = pair_graphs(target, base, self.blocks)
         self._modules = target.module, base.module
 
     def _both(self, scalar: InGraph) -> tuple[Any, Any]:
@@ -227,69 +235,3 @@ def measure_growth(target: CapturedGraph, dag: LayerDag, base: CapturedGraph | N
         return StructuralGrowth(dag, shapes)
     paired = PairedGrowth(target, base)
     return StructuralGrowth(dag, shapes, has_base=True) if paired.scale == 1.0 else paired
-
-
-def pair_graphs(target: CapturedGraph, base: CapturedGraph) -> dict[fx.Node, fx.Node]:
-    """Target node -> base node. Raises PairingError that names the first node that differs."""
-    return _pair(target, base, target.module.graph, base.module.graph)
-
-
-def _pair(
-    target: CapturedGraph, base: CapturedGraph, our_graph: fx.Graph, their_graph: fx.Graph
-) -> dict[fx.Node, fx.Node]:
-    ours, theirs = list(our_graph.nodes), list(their_graph.nodes)
-    for one, other in zip(ours, theirs, strict=False):
-        if _runs(target, one) != _runs(base, other):
-            raise PairingError(
-                f"Base and target are not one architecture: their graphs first differ at {location(one)}.\n"
-                f"  target runs {_runs(target, one)}\n"
-                f"  base runs   {_runs(base, other)} at {location(other)}\n"
-                f"  To fix: build `base` by the same code as the model, with the same options and only smaller widths."
-            )
-    if len(ours) != len(theirs):
-        raise PairingError(
-            f"Base and target are not one architecture: the target's graph has {len(ours)} nodes, the base's "
-            f"{len(theirs)}; the shorter one ends where the longer one runs "
-            f"{location(max(ours, theirs, key=len)[min(len(ours), len(theirs)) - 1])}.\n"
-            f"  To fix: give both the same number of layers."
-        )
-    pairs = dict(zip(ours, theirs, strict=True))
-    for one, other in zip(ours, theirs, strict=True):
-        inside = _region(one), _region(other)
-        if inside[0] is not None and inside[1] is not None:
-            pairs |= _pair(target, base, inside[0].graph, inside[1].graph)
-    return pairs
-
-
-def _region(node: fx.Node) -> fx.GraphModule | None:
-    """The graph that a node stands for, if it is a region of its own (no_grad, autocast)."""
-    owner = node.graph.owning_module
-    if node.op != "get_attr" or owner is None:
-        return None
-    held = attrgetter(str(node.target))(owner)
-    return held if isinstance(held, fx.GraphModule) else None
-
-
-def _runs(captured: CapturedGraph, node: fx.Node) -> str:
-    """What a node does, in words that are equal for two nodes that do the same."""
-    if node.op == "call_module":
-        return f"{type(captured.module.get_submodule(str(node.target))).__name__} {node.target}"
-    target = getattr(node.target, "autograd_function", node.target)
-    return node.op if node.op == "placeholder" else f"{node.op} {target}"
-
-
-def _parameter_ratios(
-    target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]
-) -> dict[str, tuple[float, ...]]:
-    ours = {name: tuple(p.shape) for name, p in target.items()}
-    theirs = {name: tuple(p.shape) for name, p in base.items()}
-    for name in [*ours, *theirs]:
-        if name not in ours or name not in theirs or len(ours[name]) != len(theirs[name]):
-            raise PairingError(
-                f"Parameter {name!r} has shape {ours.get(name, 'none')} in the target and {theirs.get(name, 'none')} "
-                f"in the base.\n  To fix: build `base` by the same code as the model, with only smaller widths."
-            )
-    return {
-        name: tuple(size / base_size if base_size else 1.0 for size, base_size in zip(shape, theirs[name], strict=True))
-        for name, shape in ours.items()
-    }

@@ -284,9 +284,17 @@ def test_bad_input_is_refused_by_name(options: dict[str, Any], message: str) -> 
         abcfx.transform(MLP(32), **options)
 
 
+class Extra(MLP):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.extra = nn.Linear(width, width)
+
+
 def test_base_of_another_architecture_is_refused_at_the_first_difference() -> None:
-    with pytest.raises(abcfx.PairingError, match="hidden"):
-        abcfx.transform(MLP(64, hidden=2), base=MLP(16, hidden=1))
+    with pytest.raises(abcfx.PairingError, match=r"target runs.*\n.*base runs"):
+        abcfx.transform(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), base=nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
+    with pytest.raises(abcfx.PairingError, match=r"(?s)extra.*none"):
+        abcfx.transform(MLP(64), base=Extra(16))
     with pytest.raises(abcfx.PairingError, match="ReLU"):
         abcfx.transform(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), base=nn.Sequential(nn.Linear(4, 4), nn.GELU()))
 

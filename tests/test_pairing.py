@@ -1,0 +1,73 @@
+"""Base and target with different numbers of blocks: the same exponents as with equal numbers, or an error by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import abcfx
+from abcfx.pairing import match_blocks
+
+
+class Mixed(nn.Module):
+    """Blocks of two kinds; something is done between blocks, and something else behind the last."""
+
+    def __init__(self, width: int, kinds: str) -> None:
+        super().__init__()
+        self.emb, self.norm, self.head = nn.Linear(6, width), nn.LayerNorm(width), nn.Linear(width, 3)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)) if k == "m" else nn.Linear(width, width)
+            for k in kinds
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.emb(x)
+        for block in self.blocks:
+            x = x + block(F.layer_norm(x, x.shape[-1:]))
+            x = torch.tanh(x)
+        return self.head(self.norm(x))
+
+
+X = torch.randn(3, 6)
+
+
+@pytest.mark.parametrize("capture", ["symbolic", "export"])
+@pytest.mark.parametrize(
+    ("target", "base"), [("mmmm", "mm"), ("mmm", "m"), ("mm", "mmm"), ("lmlmlm", "lm"), ("lmm", "lm")]
+)
+def test_blocks_are_paired_with_blocks_of_their_kind(target: str, base: str, capture: str) -> None:
+    model = Mixed(64, target)
+    deep = abcfx.transform(model, X, base=Mixed(16, base), capture=capture)
+    same = abcfx.transform(model, X, base=Mixed(16, target), capture=capture)
+    for name, row in same.spec.items():
+        for key in ("role", "growth", "a", "b", "c", "g"):
+            assert deep.spec[name][key] == row[key], (name, key)
+
+
+def test_a_kind_that_the_base_has_not_is_named() -> None:
+    with pytest.raises(abcfx.PairingError, match=r"(?s)Block blocks\.1 .*at least one block of each kind"):
+        abcfx.transform(Mixed(64, "mlm"), X, base=Mixed(16, "mm"))
+
+
+def test_blocks_that_do_something_else_are_refused() -> None:
+    class Other(Mixed):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.emb(x)
+            for index, block in enumerate(self.blocks):
+                x = x + (torch.sigmoid(block(x)) if index == 3 else block(x))
+            return self.head(self.norm(x))
+
+    with pytest.raises(abcfx.PairingError, match=r"target runs .*sigmoid"):
+        abcfx.transform(Other(64, "mmmmmm"), X, base=Other(16, "mmm"))
+
+
+def test_nested_numbers_and_order() -> None:
+    def shapes(count: int) -> dict[str, torch.Tensor]:
+        return {f"layers.{i}.experts.{j}.w": torch.zeros(2, 2) for i in range(count) for j in range(2)}
+
+    blocks = match_blocks(shapes(12), shapes(4))
+    assert blocks.counts == {"layers": (12, 4)} and blocks.ratio == 3.0
+    assert blocks.twin("layers.11.experts.1.w") == "layers.3.experts.1.w"
+    assert blocks.twin("layers.2.experts.0.w") == "layers.2.experts.0.w"
