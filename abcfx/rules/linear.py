@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.nn as nn
 
+from abcfx.rules.kinds import Number
 from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
 from abcfx.rules.values import Value
@@ -91,17 +92,17 @@ def matmul(op: Op, x: Value, y: Value) -> Value:
     "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft2", "fft_fftn", "fft_ifftn", "fft_rfftn"
 )
 def fourier(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
-    """A product with a constant matrix whose entries are O(1), over the dims that it runs along."""
+    """sqrt(n) times a rotation over the dims that it runs along: size and change grow alike, aligned or not."""
     dims: Any = kwargs.get("dim", args[1] if len(args) > 1 else None)
     indices = range(x.ndim or 0) if dims is None else [dims] if isinstance(dims, int) else dims
     over = tuple(d for i in indices if (d := x.dim(i)) is not None)
-    return op.product(x, Value(), over) if over else op.same(x)
+    return op.scale(x, Number(tuple((d, 0.5) for d in over))) if over else op.same(x)
 
 
 @register_rule("linalg_solve_triangular", "solve_triangular")
 def solve_triangular(op: Op, matrix: Value, x: Value, *_: Any, **__: Any) -> Value:
-    """The inverse of a unit triangular matrix over time: size and change of both sides."""
-    return op.merge([matrix, x])
+    """The inverse of a unit triangular matrix over time, times x: O(1) whatever stands beside its diagonal."""
+    return op.product(op.pointwise(matrix), x)
 
 
 @register_rule("addmm", "baddbmm", "addbmm", "addmv")

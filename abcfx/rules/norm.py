@@ -20,18 +20,14 @@ def layer_norm(
     return op.norm(x, weight, bias if isinstance(bias, Value) else None)
 
 
-@register_rule("batch_norm")
+@register_rule("batch_norm", "instance_norm")
 def batch_norm(
-    op: Op, x: Value, mean: Any, var: Any, weight: Value | None = None, bias: Value | None = None, *_: Any, **__: Any
+    op: Op, x: Value, first: Any = None, second: Any = None, third: Any = None, fourth: Any = None, *_: Any, **__: Any
 ) -> Value:
-    return op.norm(x, weight, bias)
-
-
-@register_rule("instance_norm")
-def instance_norm(
-    op: Op, x: Value, mean: Any = None, var: Any = None, weight: Value | None = None, bias: Value | None = None, *_: Any
-) -> Value:
-    return op.norm(x, weight, bias)
+    """F.batch_norm takes (x, mean, var, gain, bias), aten.batch_norm (x, gain, bias, mean, var): what learns is gain."""
+    pairs = [[v if isinstance(v, Value) else None for v in pair] for pair in ((first, second), (third, fourth))]
+    gain, bias = next((pair for pair in pairs if any(v and not v.is_constant for v in pair)), (None, None))
+    return op.norm(x, gain, bias)
 
 
 @register_rule(nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)

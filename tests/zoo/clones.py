@@ -26,6 +26,7 @@ from abcfx.exponents import Setting, assign_exponents
 from abcfx.growth import clone_exponents
 from abcfx.optimizers import family
 from abcfx.parametrizations import alignment_preset
+from abcfx.rules import Layer
 from abcfx.system import System
 from abcfx.widths import measure_growth
 
@@ -40,6 +41,8 @@ class Clones:
         compared: learning parameters with both exponents.
         grown: parameters with a dim that grows.
         differing: parameter -> [role, c of the LP, clone exponent].
+        plain: matrices used once, with nothing of the model's own multiplied in.
+        off_formula: those of them whose c + a is not e_in, the closed form of muP with Adam -> [role, c + a, e_in].
         error: why there is no comparison.
     """
 
@@ -48,6 +51,8 @@ class Clones:
     compared: int = 0
     grown: int = 0
     differing: dict[str, list[Any]] = field(default_factory=dict)
+    plain: int = 0
+    off_formula: dict[str, list[Any]] = field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""
 
@@ -81,8 +86,22 @@ def compare(
         row.grown += bool(decided[parameter].e_in or decided[parameter].e_out)
         if abs(c - clones[parameter]) > TOLERANCE:
             row.differing[parameter] = [decided[parameter].role, c, float(clones[parameter])]
+    by_formula(row, setting, solved.c)
     row.seconds = time.process_time() - start
     return row
+
+
+def by_formula(row: Clones, setting: Setting, c: dict[str, float]) -> None:
+    """The second oracle: with multipliers absorbed, c = e_in, from the shape of a matrix alone."""
+    dag = setting.dag
+    for parameter, nodes in dag.uses().items():
+        kind, decided = dag.kind(nodes[0]), setting.parameters[parameter]
+        if len(nodes) > 1 or not isinstance(kind, Layer) or parameter not in c or decided.own:
+            continue
+        row.plain += 1
+        absorbed, e_in = c[parameter] + setting.a(nodes[0]), setting.growth(*kind.fan_in)
+        if abs(absorbed - e_in) > TOLERANCE:
+            row.off_formula[parameter] = [decided.role, absorbed, e_in]
 
 
 def compare_type(each: Any) -> Clones:
@@ -121,10 +140,17 @@ def main() -> None:
             continue
         row = compare_type(each)
         rows.append(row)
-        mark = "--" if row.error.startswith("not built") else "NO" if row.error or row.differing else "ok"
+        mark = (
+            "--"
+            if row.error.startswith(("not built", "CaptureError"))
+            else "NO"
+            if row.error or row.differing
+            else "ok"
+        )
         said = row.error.splitlines()[0] if row.error else dict(list(row.differing.items())[:2]) or ""
         counts = f"{row.compared:4} {len(row.differing):4} {row.seconds:5.1f}s"
-        print(f"{mark} {row.name:45} {row.method:8} {counts} {said}", file=sys.stderr, flush=True)
+        formula = f"{row.plain - len(row.off_formula)}/{row.plain}"
+        print(f"{mark} {row.name:45} {row.method:8} {counts} {formula:7} {said}", file=sys.stderr, flush=True)
         if options.out:
             options.out.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
 

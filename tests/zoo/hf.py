@@ -60,11 +60,13 @@ def config_of(kind: str, times: int = 1) -> Any:
     """
     cls = CONFIG_MAPPING[kind]
     default = cls()
-    settings = _small(cls, default, kind, times)
+    smallest = config_of(kind) if times > 1 else None
+    settings = _small(cls, default, kind) | _wide(smallest, kind, times)
     parts = [name for name in getattr(cls, "sub_configs", None) or {} if getattr(default, name, None) is not None]
     for name in parts:
         part = getattr(default, name)
-        settings[name] = _small(type(part), part, getattr(part, "model_type", ""), times)
+        settings[name] = _small(type(part), part, of := getattr(part, "model_type", ""))
+        settings[name] |= _wide(getattr(smallest, name, None), of, times)
     try:
         config = cls(**settings)
     except Exception:
@@ -78,7 +80,17 @@ def config_of(kind: str, times: int = 1) -> Any:
     return config
 
 
-def _small(cls: type, default: Any, kind: str, times: int) -> dict[str, Any]:
+def _wide(smallest: Any, kind: str, times: int) -> dict[str, Any]:
+    """The widths of a config, times a number."""
+    values = {} if smallest is None else smallest.to_dict()
+    settings = {}
+    for key in TABLES["widths"]:
+        if (size := values.get(key)) is not None:
+            settings[key] = [each * times for each in size] if isinstance(size, list | tuple) else size * times
+    return settings | (TABLES["wide_overrides"].get(kind, {}) if values else {})
+
+
+def _small(cls: type, default: Any, kind: str) -> dict[str, Any]:
     values: dict[str, Any] = default.to_dict()
     alias: dict[str, str] = getattr(cls, "attribute_map", None) or {}
     settings: dict[str, Any] = {}
@@ -97,12 +109,6 @@ def _small(cls: type, default: Any, kind: str, times: int) -> dict[str, Any]:
             if any(isinstance(number, int) and number >= VOCABULARY for number in numbers):
                 settings[key] = 3
     settings.update(TABLES["overrides"].get(kind, {}))
-    for key in TABLES["widths"] if times > 1 else []:
-        size = settings.get(key, values.get(key))
-        if size is not None:
-            settings[key] = [each * times for each in size] if isinstance(size, list | tuple) else size * times
-    if times > 1:
-        settings.update(TABLES["wide_overrides"].get(kind, {}))
     return settings
 
 
