@@ -14,8 +14,7 @@ from abcfx.attention import query_targets
 from abcfx.dag import LayerDag
 from abcfx.exponents import ParameterExponents, Setting
 from abcfx.optimizers import Family
-from abcfx.rules import Vector
-from abcfx.rules.kinds import Norm, Product, Scale
+from abcfx.rules import Layer
 from abcfx.system import SolvedDag
 
 
@@ -76,17 +75,5 @@ def attention_left(setting: Setting) -> dict[str, float]:
 def _vectors_before(dag: LayerDag, node: str) -> tuple[str, ...]:
     """Gain and bias of the norm whose output goes to this layer and nowhere else; () where there is no such norm."""
     (before,) = dag.kind(node).inputs
-    if before is None or list(dag.graph.successors(before)) != [node] or before in dag.outputs:
-        return ()
-    kind = dag.kind(before)
-    found: tuple[str, ...] = ()
-    if isinstance(kind, Scale):  # a factor of the model's own on the way to the layer
-        found = _vectors_before(dag, before)
-    elif isinstance(kind, Norm):
-        found = kind.vectors
-    elif isinstance(kind, Product) and not kind.contracted:  # a gain written out: weight * normed
-        found = tuple(n for n in kind.sources if isinstance(dag.kind(n), Vector))[:1]
-    uses = dag.uses()
-    alone = all(len(uses[n]) == 1 and dag.graph.out_degree(n) == 1 for n in found)
-    pinned = dag.graph.graph.get("pinned", ())  # gains that are used as 1 + gain: a factor on them is none on the norm
-    return found if alone and not any(dag.graph.nodes[n]["pinned"] or n in pinned for n in found) else ()
+    found = () if before is None else dag.takers(before)
+    return found if not any(isinstance(dag.kind(n), Layer) for name in found for n in dag.uses()[name]) else ()

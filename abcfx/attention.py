@@ -12,7 +12,7 @@ from abcfx.dag import LayerDag
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import Setting
 from abcfx.location import location
-from abcfx.rules.kinds import Layer, Norm, Product, Scale, Softmax, Vector
+from abcfx.rules.kinds import Layer, Norm, Product, Scale, Softmax
 
 TOLERANCE = 1e-6
 
@@ -95,25 +95,12 @@ def _to_softmax(dag: LayerDag, node: str) -> list[str] | None:
 
 
 def query_targets(dag: LayerDag, node: str) -> tuple[str, ...]:
-    """Parameters that can take a factor on attention logits: a weight with its bias, or gain and bias of a norm.
+    """Parameters that can take a factor on attention logits: those of the query if it stands alone, else of the key.
 
-    Those of the query if it stands alone, else of the key; () where both come out of one fused layer.
+    () where both come out of one fused layer.
     """
-    uses = dag.uses()
-    for side in dag.kind(node).inputs:
-        at, nodes = side, tuple[str, ...]()
-        while at is not None and dag.graph.out_degree(at) == 1 and at not in dag.outputs and not nodes:
-            kind = dag.kind(at)
-            if isinstance(kind, Layer):
-                nodes = (at, *kind.vectors)
-            elif isinstance(kind, Norm) and kind.vectors:
-                nodes = kind.vectors
-            at = kind.input if isinstance(kind, Scale) else None
-        kinds = [dag.kind(n) for n in nodes]
-        parameters = tuple(kind.parameter for kind in kinds if isinstance(kind, Layer | Vector))
-        if nodes and len(parameters) == len(nodes) and all(len(uses[name]) == 1 for name in parameters):
-            return parameters
-    return ()
+    sides = [dag.takers(side) for side in dag.kind(node).inputs if side is not None]
+    return next((names for names in sides if names), ())
 
 
 def describe(found: tuple[AttentionLogits, ...]) -> tuple[str, ...]:

@@ -99,6 +99,38 @@ class LayerDag:
 
         return all(map(voids, consumers))
 
+    def takers(self, node: str) -> tuple[str, ...]:
+        """Parameters that can take a factor on the tensor of a node, which nothing else may use; () where none can.
+
+        A weight with its bias, gain and bias of a norm, a gain written out; of a sum, those of every summand.
+        """
+        if self.graph.out_degree(node) != 1 or node in self.outputs or self._is_pinned(node):
+            return ()
+        kind = self.kind(node)
+        if isinstance(kind, Scale):
+            return self.takers(kind.input)
+        if isinstance(kind, Merge):
+            found = [self.takers(source) for source in kind.sources]
+            return tuple(name for names in found for name in names) if all(found) else ()
+        nodes: tuple[str, ...] = ()
+        if isinstance(kind, Layer):
+            nodes = (node, *kind.vectors)
+        elif isinstance(kind, Norm):
+            nodes = kind.vectors
+        elif isinstance(kind, Product) and not kind.contracted:
+            nodes = tuple(n for n in kind.sources if isinstance(self.kind(n), Vector))[:1]
+        elif isinstance(kind, Vector):
+            nodes = (node,)
+        uses = self.uses()
+        kinds = [self.kind(n) for n in nodes]
+        names = tuple(k.parameter for k in kinds if isinstance(k, Layer | Vector))
+        alone = all(len(uses[name]) == 1 for name in names) and all(self.graph.out_degree(n) == 1 for n in nodes)
+        return names if len(names) == len(nodes) and alone and not any(map(self._is_pinned, nodes)) else ()
+
+    def _is_pinned(self, node: str) -> bool:
+        """Whether a function that is not homogeneous takes it, or a gain is used as 1 + gain."""
+        return bool(self.graph.nodes[node]["pinned"]) or node in self.graph.graph.get("pinned", ())
+
     def distances(self) -> dict[str, int]:
         """Largest number of layers between a node and the outputs."""
         far: dict[str, int] = {}
