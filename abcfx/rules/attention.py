@@ -101,7 +101,7 @@ def multi_head_attention_forward(
     **options: Any,
 ) -> tuple[Value, Value]:
     separate = [options.get(f"{name}_proj_weight") for name in "qkv"]
-    weights = separate if in_proj_weight is None else [in_proj_weight] * 3
+    weights = separate if any(isinstance(w, Value) for w in separate) else [in_proj_weight] * 3
     q, k, v = (
         op.layer(x, weight, [-1], [-2], in_proj_bias, inner=True)
         for x, weight in zip((query, key, value), weights, strict=True)
