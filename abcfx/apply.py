@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 import torch
@@ -12,10 +12,12 @@ from abcfx.absorb import attention_left
 from abcfx.attention import attention_products
 from abcfx.capture import CapturedGraph
 from abcfx.dag import LayerDag, build_dag
+from abcfx.depth import DepthScaling, residual_branches
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import Setting
 from abcfx.folding import FeatureScale, Fold, hook_features, hook_input, query_features, refuse_saving
 from abcfx.init import redraw_
+from abcfx.pairing import Blocks
 from abcfx.passes import PassError, Scale, insert_scales, scale_attention
 from abcfx.plan import ParameterPlan
 from abcfx.widths import Growth
@@ -25,6 +27,7 @@ def apply_plan(
     captured: CapturedGraph,
     setting: Setting,
     plan: Mapping[str, ParameterPlan],
+    depth: DepthScaling,
     absorb: bool,
     inplace: bool,
     unknown: str,
@@ -44,7 +47,15 @@ def apply_plan(
         dags.append(build_dag(captured, module.eval_graph, unknown))
     scales = [scale for each in dags for scale in _scales(each, plan, setting.widths)]
     on_logits = [scale for each in dags for scale in _attention_scales(dag, each, attention, setting.widths)]
-    fold = Fold({name: row.fold for name, row in plan.items()}, left=_without_place(plan))
+    branches = depth.left if absorb else depth.branches.keys()
+    if inplace and branches:
+        raise InvalidInputError(
+            f"inplace=True: the factor of the residual branch at {sorted(branches)[0]} cannot be absorbed: what comes\n"
+            f"  last in it is no weight or gain. To fix: use the module that transform returns, without inplace=True."
+        )
+    scales += [s for each in dags for s in _branch_scales(dag, each, depth, branches, setting.widths.blocks)]
+    left = [*_without_place(plan), *(f"the factor of the branch at {merge}" for merge in depth.left)]
+    fold = Fold({name: row.fold for name, row in plan.items()}, left=left)
     notes: tuple[str, ...] = ()
     if inplace:
         notes = _hook(captured, dag, attention, setting.widths, [s for s in scales if s.factor != 1.0], fold)
@@ -138,4 +149,23 @@ def _attention_scales(dag: LayerDag, of: LayerDag, attention: Mapping[str, float
             continue
         data = of.graph.nodes[twin]
         scales.append(Scale(data["fx_node"], data["operand"], float(growth.scale**-a), f"{node} logits", f"m^{-a:g}"))
+    return scales
+
+
+def _branch_scales(
+    dag: LayerDag, of: LayerDag, depth: DepthScaling, branches: Collection[str], blocks: Blocks
+) -> list[Scale]:
+    """Factors on residual branches. Merges have other names in the graph of the other mode."""
+    if not branches:
+        return []
+    scales = []
+    for merge, (twin, inside) in zip(
+        residual_branches(dag, blocks), residual_branches(of, blocks).items(), strict=True
+    ):
+        if merge in branches:
+            data = of.graph.nodes[twin]
+            formula = f"{depth.ratio:g}^{-depth.a:g}"
+            factor = float(depth.ratio**-depth.a)
+            operand = data["operands"][inside.branch]
+            scales.append(Scale(data["fx_node"], operand, factor, f"{merge} branch", formula))
     return scales

@@ -21,6 +21,7 @@ from abcfx.widths import Growth, SizeGrowth
 
 SIGMAS = 4.0  # sampling errors within which a measured exponent is taken for the round one beside it
 RESOLUTION = 1e-3
+DEPTH_RESOLUTION = 0.1  # one more block among four changes 1/sqrt(L) by as much
 SAMPLE = 1 << 17
 
 
@@ -35,6 +36,12 @@ class OwnInit:
     rms: float
     base_rms: float
     constant: float | None = None
+
+    @property
+    def depth_factor(self) -> float:
+        """What takes out of a draw at the base's width that it depends on depth, as 1/sqrt(2 L) does."""
+        ratio = self.base_rms / self.rms if self.rms and self.base_rms else 1.0
+        return ratio if abs(math.log(ratio)) > DEPTH_RESOLUTION else 1.0
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,9 @@ class Blocks:
         return ours / theirs if theirs else 1.0
 
 
+NO_BLOCKS = Blocks({}, {})
+
+
 def match_blocks(target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> Blocks:
     """Pair the blocks of two models by the names and ranks of their parameters. Raises PairingError without a pair."""
     index: dict[str, dict[str, str]] = {}
@@ -120,7 +123,7 @@ def pair_parameters(
 
 def pair_graphs(target: CapturedGraph, base: CapturedGraph, blocks: Blocks | None = None) -> dict[fx.Node, fx.Node]:
     """Target node -> base node. Raises PairingError that names the first node that differs."""
-    return _Pairing(target, base, blocks or Blocks({}, {})).run(target.module.graph, base.module.graph)
+    return _Pairing(target, base, blocks or NO_BLOCKS).run(target.module.graph, base.module.graph)
 
 
 class _Pairing:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from abcfx.absorb import absorbed_gauges, solved_gauges
+from abcfx.depth import DepthExponents, DepthScaling
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import ParameterExponents, Setting
 from abcfx.init import Init, OwnInit
@@ -137,9 +138,11 @@ def make_plan(
     parameters: Mapping[str, torch.nn.Parameter],
     own_init: Mapping[str, OwnInit] | None,
     options: Options,
+    depth: DepthScaling,
 ) -> dict[str, ParameterPlan]:
     """Numbers for every parameter. Without `own_init` (no base) widths are absolute and weights are redrawn at n^-b."""
     plan = {}
+    eps = DEFAULT_EPS if options.eps is None else options.eps
     as_solved = solved_gauges(setting, solved, options.weight_decay_mode)
     absorbed = absorbed_gauges(setting, solved, options.weight_decay_mode)
     gauges = absorbed if options.scales == "absorb" else as_solved
@@ -151,8 +154,14 @@ def make_plan(
         own = None if own_init is None else own_init[name]
         family = setting.families[name]
         lr = options.constant("lr", decided.role, 1e-3)
-        decay = 0.0 if options.weight_decay_mode == "fixed" else gauge.decay
-        init = _init(decided, parameter, own, n, options, setting)
+        ratio, deep = depth.ratio, depth.inserted.get(name, DepthExponents())
+        deep_absorbed = depth.absorbed.get(name, DepthExponents())
+        applied = deep_absorbed if options.scales == "absorb" else deep
+        shrink = 0.0 if name in undecayed else _power(n, gauge.decay) * _power(ratio, applied.decay)
+        shrink = 1.0 if shrink and options.weight_decay_mode == "fixed" else shrink
+        init = _init(decided, parameter, own, n, options, setting).times(_power(ratio, -applied.b))
+        if name in depth.inserted and own is not None and setting.widths.scale == 1.0:
+            init = init.times(own.depth_factor)
         plan[name] = ParameterPlan(
             role=decided.role,
             why=decided.why,
@@ -164,9 +173,9 @@ def make_plan(
             g=gauge.g,
             multiplier={node: _power(n, -a) for node, a in decided.a.items()},
             std=init.std,
-            lr=lr * _power(n, -gauge.c),
-            eps=(DEFAULT_EPS if options.eps is None else options.eps) * _power(n, -gauge.g) if family.has_eps else None,
-            weight_decay=0.0 if name in undecayed else options.weight_decay * _power(n, decay),
+            lr=lr * _power(n, -gauge.c) * _power(ratio, -applied.c),
+            eps=eps * _power(n, -gauge.g) * _power(ratio, -applied.g) if family.has_eps else None,
+            weight_decay=options.weight_decay * shrink,
             optimizer=family.name,
             r=next((solved.r[node] for node in decided.a if node in solved.r), None),
             binding=solved.binding.get(name, "by rule: as large as what it is added to or multiplied onto allows"),
@@ -174,7 +183,7 @@ def make_plan(
             init=init,
             own_init=own,
             trainable=parameter.requires_grad,
-            fold=_power(n, gauge.decided.b - absorbed[name].decided.b),
+            fold=_power(n, gauge.decided.b - absorbed[name].decided.b) * _power(ratio, applied.b - deep_absorbed.b),
             left=tuple(node for node, a in absorbed[name].decided.a.items() if a and n != 1.0),
         )
     return plan

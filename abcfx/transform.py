@@ -17,6 +17,7 @@ from abcfx.capture import CapturedGraph, EmittedModule
 from abcfx.capture import capture as capture_model
 from abcfx.capture.state import copied
 from abcfx.dag import LayerDag, build_dag
+from abcfx.depth import scale_depth
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import Given, ParameterExponents, Setting, assign_exponents
 from abcfx.folding import Fold
@@ -129,6 +130,7 @@ def transform(
     init: str = "auto",
     scales: str = "insert",
     attention: str = "scale",
+    depth: str = "none",
     groups: str = "merged",
     inplace: bool = False,
     capture: str = "auto",
@@ -163,6 +165,8 @@ def transform(
         scales: "insert" multipliers as graph nodes, "absorb" them into init and rates, or "off": none at all.
         attention: "scale" multiplies attention logits, where head_dim grows, by what is missing for 1 / head_dim;
             "keep" leaves them as they are, and the report says what that costs.
+        depth: where the base has fewer blocks: "completep" or "mup" scale residual branches, rates and eps with the
+            ratio; "none" leaves them.
         groups: "merged" (one per distinct set of hyperparameters) or "parameter".
         inplace: change the given model object (its init) instead of a copy; needs `scales="absorb"` or "off".
         capture: "symbolic", "export", "record", or "auto": the first of them that captures the model correctly.
@@ -212,10 +216,11 @@ def transform(
         solved = system.solve()
     with clock("plan"):
         own = _own_init(captured, captured_base, setting, init_like)
-        plan = make_plan(setting, solved, parameters, own, options)
+        deep = scale_depth(depth, dag, growth.blocks, families, weight_decay_mode)
+        plan = make_plan(setting, solved, parameters, own, options, deep)
     with clock("rewrite"):
-        notes = captured.notes + dag.notes + warnings(setting, solved) + describe(logits)
-        fold, more = apply_plan(captured, setting, plan, scales == "absorb", inplace, unknown)
+        notes = captured.notes + dag.notes + warnings(setting, solved) + describe(logits) + deep.note(depth)
+        fold, more = apply_plan(captured, setting, plan, deep, scales == "absorb", inplace, unknown)
         spec = {name: row.row() for name, row in plan.items()}
         optimizer_groups = param_groups(captured.model, spec, groups)
     return Transformed(

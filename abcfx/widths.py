@@ -19,7 +19,7 @@ from abcfx.capture import CapturedGraph
 from abcfx.dag import LayerDag
 from abcfx.errors import InvalidInputError, PairingError
 from abcfx.location import location
-from abcfx.pairing import match_blocks, pair_graphs, pair_parameters
+from abcfx.pairing import NO_BLOCKS, Blocks, match_blocks, pair_graphs, pair_parameters
 from abcfx.rules import Layer, Number, Vector
 from abcfx.rules.kinds import ConstantTensor, Dim, Extent, InGraph, ModuleAttribute, ParameterDim, TensorDim
 from abcfx.rules.registry import plain_name
@@ -33,6 +33,7 @@ class Growth(ABC):
 
     scale: float
     has_base: bool
+    blocks: Blocks = NO_BLOCKS
 
     @abstractmethod
     def dim(self, dim: Dim) -> float:
@@ -65,8 +66,14 @@ class Growth(ABC):
 class StructuralGrowth(Growth):
     """Without a base: a layer's dims grow (exponent 1) where another layer stands on that side; nothing else does."""
 
-    def __init__(self, dag: LayerDag, shapes: Mapping[str, tuple[int, ...]], has_base: bool = False) -> None:
-        self.scale = 1.0
+    def __init__(
+        self,
+        dag: LayerDag,
+        shapes: Mapping[str, tuple[int, ...]],
+        blocks: Blocks = NO_BLOCKS,
+        has_base: bool = False,
+    ) -> None:
+        self.scale, self.blocks = 1.0, blocks
         self.has_base = has_base
         self._shapes = shapes
         self._grows: dict[Dim, float] = {}
@@ -234,4 +241,4 @@ def measure_growth(target: CapturedGraph, dag: LayerDag, base: CapturedGraph | N
     if base is None:
         return StructuralGrowth(dag, shapes)
     paired = PairedGrowth(target, base)
-    return StructuralGrowth(dag, shapes, has_base=True) if paired.scale == 1.0 else paired
+    return StructuralGrowth(dag, shapes, paired.blocks, has_base=True) if paired.scale == 1.0 else paired

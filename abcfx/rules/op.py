@@ -185,7 +185,9 @@ class Op:
             return self.constant()
         if len(set(nodes)) == 1:
             return Value(nodes[0], self.at, shape=shape_of(self.at))
-        return self._add(self.at.name, Merge(tuple(dict.fromkeys(nodes))))
+        made = self._add(self.at.name, Merge(tuple(dict.fromkeys(nodes))))
+        self.dag.nodes[made.node]["operands"] = {self._node(v): v.at for v in values if v.at in self.at.all_input_nodes}
+        return made
 
     def product(self, x: Value, y: Value, contracted: tuple[Extent, ...] = ()) -> Value:
         """x * y entry by entry, or contracted over the dims given. x times 1 / (a norm of x) is a norm."""

@@ -1,0 +1,129 @@
+"""Depth scaling: branches, rates and eps where the base has fewer blocks; updates that do not grow with depth."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import abcfx
+from abcfx.passes import scale_nodes
+
+IDS = torch.randint(0, 11, (4, 6), generator=torch.Generator().manual_seed(0))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, depth: int, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.a, self.b, self.c = (nn.Linear(width, width) for _ in range(3))
+        self.gain = nn.Parameter(torch.ones(width))
+        if kind == "gpt2":  # its init takes depth into account
+            nn.init.normal_(self.b.weight, std=0.5 * (width * depth) ** -0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "parallel":
+            y = self.norm1(x)
+            return x + (self.b(torch.tanh(self.a(y))) + self.c(y))
+        x = x + self.b(F.dropout(torch.tanh(self.a(self.norm1(x))), 0.0, self.training))
+        y = self.c(self.norm2(x))
+        return x + (y * self.gain if self.kind == "gained" else torch.relu(y))
+
+
+class Deep(nn.Module):
+    def __init__(self, width: int, depth: int, kind: str = "plain") -> None:
+        super().__init__()
+        self.emb, self.norm, self.head = nn.Embedding(11, width), nn.LayerNorm(width), nn.Linear(width, 11)
+        self.blocks = nn.ModuleList(Block(width, depth, kind) for _ in range(depth))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.emb(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+def deep(depth: str, layers: int = 8, kind: str = "plain", width: int = 32, **options: object) -> abcfx.Transformed:
+    torch.manual_seed(0)
+    model, base = Deep(width, layers, kind).double(), Deep(16, 2, kind).double()
+    return abcfx.transform(model, IDS, base=base, depth=depth, **({"optimizer": "adamw", "lr": 0.01} | options))
+
+
+def train(result: abcfx.Transformed, steps: int = 6, sgd: bool = False) -> list[torch.Tensor]:
+    optimizer = torch.optim.SGD(result.param_groups) if sgd else torch.optim.AdamW(result.param_groups)
+    outputs = []
+    for _ in range(steps):
+        out = result.module(IDS)
+        outputs.append(out.detach())
+        optimizer.zero_grad()
+        F.cross_entropy(out.flatten(0, 1), (IDS.flatten() * 3 + 1) % 11).backward()
+        optimizer.step()
+    return outputs
+
+
+# exponents of the ratio of depths, here 4
+@pytest.mark.parametrize(
+    ("depth", "optimizer", "branch", "lr", "eps"),
+    [
+        ("completep", "adamw", -1, 0, -1), ("mup", "adamw", -0.5, -0.5, -0.5), ("completep", "sgd", -1, 1, None),
+        ("mup", "sgd", -0.5, 0, None), ("mup", "lion", -0.5, -0.5, None),
+    ],
+)  # fmt: skip
+def test_numbers_of_the_published_table(depth, optimizer, branch, lr, eps):
+    plain, result = deep("none", optimizer=optimizer), deep(depth, optimizer=optimizer)
+    nodes = [n for n in scale_nodes(result.module.graph) if "branch" in n.meta["abcfx"].label]
+    assert len(nodes) == 16 and {n.args[1] for n in nodes} == {4.0**branch}
+    for name, row in result.spec.items():
+        inside = name.startswith("blocks") and not name.endswith("gain")  # those are not used
+        assert row["lr"] == pytest.approx(plain.spec[name]["lr"] * (4.0**lr if inside else 1))
+        if eps is not None:
+            assert row["eps"] == pytest.approx(plain.spec[name]["eps"] * (4.0**eps if inside else 1))
+    assert any("depth: 4 times" in note for note in result.notes) and any("'none'" in note for note in plain.notes)
+
+
+@pytest.mark.parametrize("kind", ["plain", "gained", "parallel", "gpt2"])
+@pytest.mark.parametrize(("depth", "optimizer"), [("completep", "adamw"), ("mup", "sgd")])
+def test_absorbed_factors_train_the_same(kind, depth, optimizer):
+    options = {"kind": kind, "optimizer": optimizer, "weight_decay": 0.1}
+    inserted = deep(depth, **options)
+    absorbed = deep(depth, scales="absorb", **options)
+    assert not scale_nodes(absorbed.module.graph)
+    for left, right in zip(
+        train(inserted, sgd=optimizer == "sgd"), train(absorbed, sgd=optimizer == "sgd"), strict=True
+    ):
+        torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(inserted.fold()(IDS), inserted.module(IDS), rtol=1e-10, atol=1e-10)
+
+
+def change(depth: str, layers: int) -> float:
+    result = deep(depth, layers, width=16, lr=1e-4)
+    first, *_, last = train(result, steps=4)
+    return float((last - first).square().mean().sqrt())
+
+
+def test_what_the_model_learns_in_a_few_steps_does_not_grow_with_depth():
+    slopes = {d: math.log(change(d, 64) / change(d, 4)) / math.log(64 / 4) for d in ("none", "mup", "completep")}
+    assert abs(slopes["completep"]) < 0.1 and abs(slopes["mup"]) < 0.15
+    assert slopes["none"] > 0.6
+
+
+def test_init_that_knows_depth_is_the_bases():
+    result = deep("mup", kind="gpt2", width=16)
+    assert result.spec["blocks.5.b.weight"]["std"] == pytest.approx(0.5 * (16 * 2) ** -0.5, rel=0.1)
+
+
+def test_same_depth_is_left_alone_and_blocks_without_branches_are_refused():
+    same = deep("completep", layers=2)
+    assert not [n for n in scale_nodes(same.module.graph) if "branch" in n.meta["abcfx"].label]
+
+    def chain(width: int, depth: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(6, width), *(nn.Linear(width, width) for _ in range(depth)))
+
+    with pytest.raises(abcfx.InvalidInputError, match="no residual branches"):
+        abcfx.transform(chain(16, 4), torch.rand(3, 6), base=chain(16, 2), depth="completep")
+    with pytest.raises(abcfx.InvalidInputError, match="none, mup, completep"):
+        deep("sqrt")
