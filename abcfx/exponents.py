@@ -189,8 +189,9 @@ def _matrix(
     a[nodes[lead]] = a_lead
     tied_roles = [r for i, (r, _) in enumerate(found) if i != lead and r != role]
     for i, node in enumerate(nodes):
-        if tied_roles and found[i][0] == "readout":
-            a[node] = sides[i][0] - factors[i] - b  # a tied readout needs a + b = e_in in every table
+        contracts = i != lead and role == "embedding" and sides[i][0] > 0
+        if tied_roles and (found[i][0] == "readout" or contracts):
+            a[node] = sides[i][0] - factors[i] - b  # one c for a table and what contracts it: a + b = e_in
     if own := factors[lead]:
         why += f"; the model's own factor m^{-own:g} takes the place of its multiplier"
     if tied_roles:

@@ -74,7 +74,9 @@ class System:
         if self._by_gradient:
             rows += [row for node in reversed(self.dag.order) for row in self._gradient_rows(node)]
         lower: dict[Any, float] = {
-            ("r", n): min(0.0, setting.size(n)) for n in self.dag.order if setting.changes(n) and not self._is_scaled(n)
+            ("r", n): 0.0 if n in self.dag.outputs else min(0.0, setting.size(n))  # a growing tensor may meet a norm
+            for n in self.dag.order
+            if setting.changes(n) and not self._is_scaled(n)
         }
         self.solver = Solver(rows, self._rates(), lower, self.alignment)
 

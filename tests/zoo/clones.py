@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 import time
+import types
 import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -65,11 +67,12 @@ def compare(
     kwargs: dict[str, Any] | None = None,
     parametrization: str = "mup",
     method: str = "auto",
+    base_call: tuple[Any, Any] | None = None,
 ) -> Clones:
     """c of the LP (Adam, full alignment) and clone exponent of every learning parameter, on the transformed pair."""
     start = time.process_time()
     captured = capture(large, args, kwargs, method=method, verify=False, modes=("train",))
-    base = capture(small, args, kwargs, method=captured.method, verify=False, modes=("train",))
+    base = capture(small, *(base_call or (args, kwargs)), method=captured.method, verify=False, modes=("train",))
     row = Clones(name, captured.method)
     parameters = dict(captured.model.named_parameters())
     dag = build_dag(captured)
@@ -102,6 +105,25 @@ def by_formula(row: Clones, setting: Setting, c: dict[str, float]) -> None:
         absorbed, e_in = c[parameter] + setting.a(nodes[0]), setting.growth(*kind.fan_in)
         if abs(absorbed - e_in) > TOLERANCE:
             row.off_formula[parameter] = [decided.role, absorbed, e_in]
+
+
+def wider(module: str, times: int) -> Any:
+    """The module of hard cases with its WIDTH times a number: classes, cases and inputs."""
+    path = Path(__file__).parent / f"{module}.py"
+    source, found = re.subn(r"(?m)^(WIDTH\b.*?= )(\d+)", lambda m: f"{m[1]}{int(m[2]) * times}", path.read_text())
+    assert found == 1, f"{module} has no WIDTH"
+    made = types.ModuleType(f"{module}_wide")
+    sys.modules[made.__name__] = made  # where pytree and dataclasses look for its classes
+    exec(compile(source, str(path), "exec"), made.__dict__)
+    return made
+
+
+def compare_case(module: str, cases: str, index: int) -> Clones:
+    """The same for a hard case and itself at twice the WIDTH of its module."""
+    small, large = (getattr(wider(module, times), cases)[index] for times in (1, 2))
+    return compare(
+        small.name, large.model(), small.model(), large.args, large.kwargs, base_call=(small.args, small.kwargs)
+    )
 
 
 def compare_type(each: Any) -> Clones:
