@@ -11,6 +11,7 @@ from abcfx.errors import (
 from abcfx.find_c import Solution, find_c, find_c_dag
 from abcfx.groups import check_optimizer, param_groups
 from abcfx.rules import register_rule
+from abcfx.scaled import scaled
 from abcfx.transform import Transformed, transform
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "find_c_dag",
     "param_groups",
     "register_rule",
+    "scaled",
     "transform",
 ]

@@ -17,9 +17,11 @@ from abcfx.errors import InvalidInputError
 from abcfx.exponents import Setting
 from abcfx.folding import FeatureScale, Fold, hook_features, hook_input, query_features, refuse_saving
 from abcfx.init import redraw_
+from abcfx.location import location
 from abcfx.pairing import Blocks
 from abcfx.passes import PassError, Scale, insert_scales, scale_attention
 from abcfx.plan import ParameterPlan
+from abcfx.scaled import marked_nodes, multiply_marked
 from abcfx.widths import Growth
 
 
@@ -41,6 +43,12 @@ def apply_plan(
         InvalidInputError: a multiplier has no place; nothing has been changed then.
     """
     dag, module = setting.dag, captured.module
+    marks = [node for graph in module.graphs for node in marked_nodes(graph)]
+    if marks and (inplace or not setting.widths.has_base):
+        raise InvalidInputError(
+            f"abcfx.scaled at {location(marks[0])}: its multiplier is a node of the graph, in powers of the ratio of "
+            f"widths.\n  To fix: transform(model, inputs, base=...), without inplace=True."
+        )
     attention = attention_left(setting) if absorb else setting.attention
     dags = [dag]
     if module.eval_graph is not None:
@@ -54,7 +62,8 @@ def apply_plan(
             f"  last in it is no weight or gain. To fix: use the module that transform returns, without inplace=True."
         )
     scales += [s for each in dags for s in _branch_scales(dag, each, depth, branches, setting.widths.blocks)]
-    left = [*_without_place(plan), *(f"the factor of the branch at {merge}" for merge in depth.left)]
+    left = [*_without_place(plan), *(f"abcfx.scaled at {location(node)}" for node in marks)]
+    left += [f"the factor of the branch at {merge}" for merge in depth.left]
     fold = Fold({name: row.fold for name, row in plan.items()}, left=left)
     notes: tuple[str, ...] = ()
     if inplace:
@@ -71,6 +80,10 @@ def apply_plan(
                 f"grow."
             ) from error
         notes = insert_scales(module, scales).notes
+        for graph in module.graphs if marks else ():
+            multiply_marked(graph, setting.widths.scale)
+        if marks:
+            module.recompile()
     with torch.no_grad():
         for name, parameter in captured.model.named_parameters():
             init = plan[name].init

@@ -21,7 +21,17 @@ from abcfx.errors import InvalidInputError, PairingError
 from abcfx.location import location
 from abcfx.pairing import NO_BLOCKS, Blocks, match_blocks, pair_graphs, pair_parameters
 from abcfx.rules import Layer, Number, Vector
-from abcfx.rules.kinds import ConstantTensor, Dim, Extent, InGraph, ModuleAttribute, ParameterDim, TensorDim
+from abcfx.rules.kinds import (
+    ConstantTensor,
+    Dim,
+    Extent,
+    InGraph,
+    ModuleAttribute,
+    ParameterDim,
+    ScalarArgument,
+    TensorDim,
+    WidthScale,
+)
 from abcfx.rules.registry import plain_name
 from abcfx.rules.values import DATA, shape_of
 
@@ -158,7 +168,7 @@ class PairedGrowth(SizeGrowth):
         self._twin = pair_graphs(target, base, self.blocks)
         self._modules = target.module, base.module
 
-    def _both(self, scalar: InGraph) -> tuple[Any, Any]:
+    def _both(self, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> tuple[Any, Any]:
         """The number in the target and in the base."""
         ours, theirs = self._modules
         return _value(ours, scalar.node, scalar), _value(theirs, self._twin[scalar.node], scalar)
@@ -179,6 +189,8 @@ class PairedGrowth(SizeGrowth):
         return 0.0 if DATA in (size, base_size) or not base_size else self._exponent(size / base_size)
 
     def scalar(self, scalar: InGraph) -> float:
+        if isinstance(scalar, WidthScale):
+            return 1.0
         value, base_value = self._both(scalar)
         is_tensor = isinstance(scalar, ConstantTensor) and value is not None and base_value is not None
         if is_tensor and value * base_value <= 0:  # a mask, an offset
@@ -202,7 +214,7 @@ class PairedGrowth(SizeGrowth):
         return all(value is not None for what in constants for value in self._both(what))
 
 
-def _value(module: torch.nn.Module, node: fx.Node, scalar: InGraph) -> Any:
+def _value(module: torch.nn.Module, node: fx.Node, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> Any:
     if isinstance(scalar, ConstantTensor):
         return _constant(module, node)
     if isinstance(scalar, ModuleAttribute):

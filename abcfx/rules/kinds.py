@@ -57,7 +57,11 @@ class ConstantTensor(NamedTuple):
     node: fx.Node
 
 
-InGraph = ScalarArgument | ModuleAttribute | ConstantTensor
+class WidthScale(NamedTuple):
+    """The scale m itself: width over base width."""
+
+
+InGraph = ScalarArgument | ModuleAttribute | ConstantTensor | WidthScale
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ def layer_norm(
 def batch_norm(
     op: Op, x: Value, first: Any = None, second: Any = None, third: Any = None, fourth: Any = None, *_: Any, **__: Any
 ) -> Value:
-    """F.batch_norm takes (x, mean, var, gain, bias), aten.batch_norm (x, gain, bias, mean, var): what learns is gain."""
+    """F.batch_norm takes (x, mean, var, gain, bias), aten.batch_norm (x, gain, bias, mean, var): gain learns."""
     pairs = [[v if isinstance(v, Value) else None for v in pair] for pair in ((first, second), (third, fourth))]
     gain, bias = next((pair for pair in pairs if any(v and not v.is_constant for v in pair)), (None, None))
     return op.norm(x, gain, bias)

@@ -1,0 +1,90 @@
+"""`scaled`: a multiplier m^-a on a function or module inside a forward: a trace sees it, a plain run ignores it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, overload
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from abcfx.passes import ScaleNode
+from abcfx.passes.result import META
+from abcfx.rules.kinds import Number, WidthScale
+from abcfx.rules.op import Op
+from abcfx.rules.registry import register_rule
+from abcfx.rules.values import Value
+
+NAME = "abcfx::scaled"
+
+
+@torch.library.custom_op(NAME, mutates_args=())
+def _mark(x: torch.Tensor, a: float) -> torch.Tensor:
+    return x.clone()
+
+
+_mark.register_fake(lambda x, a: torch.empty_like(x))
+_mark.register_autograd(lambda ctx, grad: (grad, None))
+
+
+class Scaled(nn.Module):
+    """A module whose outputs are multiplied by m^-a in the transformed model."""
+
+    def __init__(self, module: nn.Module, a: float) -> None:
+        super().__init__()
+        self.module, self.a = module, a
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return _marked(self.module(*args, **kwargs), self.a)
+
+
+@overload
+def scaled(function: nn.Module, a: float) -> Scaled: ...
+@overload
+def scaled(function: Callable[..., Any], a: float) -> Callable[..., Any]: ...
+def scaled(function: Any, a: float) -> Any:
+    """The function or module with every tensor that it returns multiplied by m^-a, m being width over base width.
+
+    In the model as it is nothing is multiplied: m is 1 there. `transform(..., base=...)` puts a scale node in its
+    place, which takes part in the linear program like any number in the model that changes with width.
+
+    Args:
+        function: a callable, or a module (whose parameters are then called "module.<name>" below it).
+        a: exponent of width, such as 0.5 for 1/sqrt(m).
+    """
+    if isinstance(function, nn.Module):
+        return Scaled(function, float(a))
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return _marked(function(*args, **kwargs), float(a))
+
+    return call
+
+
+def _marked(value: Any, a: float) -> Any:
+    is_tensor = (torch.Tensor, fx.Proxy)
+    return pytree.tree_map_only(is_tensor, lambda x: torch.ops.abcfx.scaled(x, a), value)
+
+
+def marked_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """The places in a graph that `scaled` marked."""
+    ops = (torch.ops.abcfx.scaled, torch.ops.abcfx.scaled.default)
+    return [node for node in graph.nodes if node.op == "call_function" and node.target in ops]
+
+
+def multiply_marked(graph: fx.Graph, scale: float) -> None:
+    """Put scale nodes in the place of the marks, for a model that is `scale` times as wide as its base."""
+    for node in marked_nodes(graph):
+        x, a = node.args
+        assert isinstance(a, int | float)
+        node.target, node.args = torch.mul, (x, float(scale**-a))
+        node.meta[META] = ScaleNode("scaled", float(scale**-a), f"{node.name} (abcfx.scaled)", f"m^{-a:g}")
+    graph.lint()
+
+
+@register_rule(NAME)
+def _scaled_rule(op: Op, x: Value, a: float) -> Value:
+    return op.scale(x, Number(((WidthScale(), -a),)))
