@@ -13,6 +13,7 @@ from abcfx.depth import DepthExponents, DepthScaling
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import ParameterExponents, Setting
 from abcfx.init import Init, OwnInit
+from abcfx.optimizers import Family
 from abcfx.parametrizations import ROLES
 from abcfx.patterns import match_patterns
 from abcfx.rules import Layer
@@ -104,6 +105,8 @@ class Options:
     scales: str
     weight_decay_mode: str = "independent"
     no_decay: tuple[str, ...] = ()
+    batch_ratio: float = 1.0
+    horizon_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
@@ -117,8 +120,22 @@ class Options:
                 raise InvalidInputError(f"{name}: unknown role {sorted(wrong)[0]!r}; expected {known} or default.")
             if any(not x > 0 or x == float("inf") for x in numbers):
                 raise InvalidInputError(f"{name}={value!r}; expected positive, finite numbers.")
+        for name in ("batch_ratio", "horizon_ratio"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InvalidInputError(f"{name}={getattr(self, name)!r}; expected a positive, finite number.")
         if not 0 <= self.weight_decay < float("inf"):
             raise InvalidInputError(f"weight_decay={self.weight_decay!r}; expected a finite number, at least 0.")
+
+    def schedule_factors(self, family: Family) -> tuple[float, float]:
+        """What lr and weight decay are multiplied with for another batch size and number of tokens than the base run's.
+
+        lr ~ batch^1/2 for Adam and its kin (Malladi et al. 2022, arXiv 2205.10287), ~ batch for SGD (Goyal et al. 2017,
+        arXiv 1706.02677), ~ tokens^-0.32 (Bjorck et al. 2024, arXiv 2409.19913). Weight decay keeps its time scale as a
+        share of the run, tokens x lr x decay / batch (Wang and Aitchison 2024, arXiv 2405.13698).
+        """
+        power = 1.0 if family.update == "gradient" else 0.5
+        lr = float(self.batch_ratio**power * self.horizon_ratio**-0.32)
+        return lr, self.batch_ratio / self.horizon_ratio / lr
 
     def without_decay(self, roles: Mapping[str, str]) -> set[str]:
         """The parameters that `no_decay` (roles and glob patterns) takes out of weight decay."""
@@ -157,6 +174,7 @@ def make_plan(
         ratio, deep = depth.ratio, depth.inserted.get(name, DepthExponents())
         deep_absorbed = depth.absorbed.get(name, DepthExponents())
         applied = deep_absorbed if options.scales == "absorb" else deep
+        faster, more_decay = options.schedule_factors(family)
         shrink = 0.0 if name in undecayed else _power(n, gauge.decay) * _power(ratio, applied.decay)
         shrink = 1.0 if shrink and options.weight_decay_mode == "fixed" else shrink
         init = _init(decided, parameter, own, n, options, setting).times(_power(ratio, -applied.b))
@@ -173,9 +191,9 @@ def make_plan(
             g=gauge.g,
             multiplier={node: _power(n, -a) for node, a in decided.a.items()},
             std=init.std,
-            lr=lr * _power(n, -gauge.c) * _power(ratio, -applied.c),
+            lr=lr * faster * _power(n, -gauge.c) * _power(ratio, -applied.c),
             eps=eps * _power(n, -gauge.g) * _power(ratio, -applied.g) if family.has_eps else None,
-            weight_decay=options.weight_decay * shrink,
+            weight_decay=options.weight_decay * shrink * more_decay,
             optimizer=family.name,
             r=next((solved.r[node] for node in decided.a if node in solved.r), None),
             binding=solved.binding.get(name, "by rule: as large as what it is added to or multiplied onto allows"),

@@ -24,7 +24,6 @@ from abcfx.folding import Fold
 from abcfx.groups import groups_of, param_groups
 from abcfx.init import Init, OwnInit, carried_own_init, initialise, measure_own_init
 from abcfx.optimizers import Family, Optimizer, assign_families, hyperparameters
-from abcfx.pairing import pair_parameters
 from abcfx.parametrizations import Alignment, alignment_preset
 from abcfx.passes import scale_nodes
 from abcfx.patterns import match_patterns
@@ -34,6 +33,7 @@ from abcfx.system import SolvedDag, System, warnings
 from abcfx.widths import Growth, measure_growth
 
 Instance = nn.Module | Callable[[], nn.Module]
+Shapes = Mapping[str, Sequence[int]]
 AlignmentOption = str | Sequence[float] | Mapping[str, str | Sequence[float]]
 
 
@@ -115,7 +115,7 @@ def transform(
     args: Any = None,
     kwargs: dict[str, Any] | None = None,
     *,
-    base: Instance | None = None,
+    base: Instance | Shapes | None = None,
     parametrization: str = "mup",
     optimizer: Optimizer | Mapping[str, Optimizer] = "adam",
     alignment: AlignmentOption = "full",
@@ -124,6 +124,8 @@ def transform(
     weight_decay_mode: str = "independent",
     no_decay: Sequence[str] = (),
     eps: float | None = None,
+    batch_ratio: float = 1.0,
+    horizon_ratio: float = 1.0,
     roles: Mapping[str, str] | None = None,
     exponents: Given | None = None,
     std: ByRole = 1.0,
@@ -146,7 +148,8 @@ def transform(
         kwargs: example keyword inputs.
         base: the same architecture at the width where the hyperparameters were tuned, or a function that builds it.
             Multipliers, init, rates are then powers of the ratio of widths; at the base width nothing changes.
-            Without it they are powers of the width itself.
+            Without it they are powers of the width itself. A dict of parameter name to shape will do too, with
+            `init_like` or init="keep"; dims of activations, such as head_dim, are then taken not to grow.
         parametrization: table of (a, b): "mup", "sp", "ntk" or "mfp".
         optimizer: "adam", "adamw", "sgd", "muon", ..., a class or an instance (its lr, weight decay and eps are then
             the defaults here), or a dict of role, glob pattern or "default" to those; see `Transformed.groups_for`.
@@ -158,6 +161,8 @@ def transform(
             number into every group.
         no_decay: roles and glob patterns of parameters without weight decay, such as ("vector", "scalar").
         eps: the user's Adam eps (1e-8 when None); each parameter gets it times width^-g (g: its gradient).
+        batch_ratio: batch size over that of the run where lr was tuned: lr x ratio^1/2 (SGD: x ratio).
+        horizon_ratio: number of training tokens over that of the run where lr was tuned: lr x ratio^-0.32.
         roles: glob pattern on parameter names -> role, over what the graph says.
         exponents: glob pattern -> (a, b) or (a, b, c), or a list of those in the order in which the layers run.
         std: constant on the init of every weight, or a dict of role to it.
@@ -182,7 +187,14 @@ def transform(
     given = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
     numbers: dict[str, Any] = {key: defaults[key] if value is None else value for key, value in given.items()}
     options = Options(
-        **numbers, std=std, init=init, scales=scales, weight_decay_mode=weight_decay_mode, no_decay=tuple(no_decay)
+        **numbers,
+        std=std,
+        init=init,
+        scales=scales,
+        weight_decay_mode=weight_decay_mode,
+        no_decay=tuple(no_decay),
+        batch_ratio=batch_ratio,
+        horizon_ratio=horizon_ratio,
     )
     if inplace and scales == "insert":
         raise InvalidInputError(
@@ -201,7 +213,7 @@ def transform(
         dag = build_dag(captured, unknown=unknown)
     parameters = dict(captured.model.named_parameters())
     with clock("widths"):
-        growth = measure_growth(captured, dag, captured_base)
+        growth = measure_growth(captured, dag, captured_base, _shapes(base, init, init_like))
     with clock("exponents"):
         decided = assign_exponents(dag, growth, parameters, parametrization, roles, exponents)
         decided = unscaled(decided) if scales == "off" or init == "keep" else decided
@@ -215,7 +227,7 @@ def transform(
         system = System(setting, _alignments(alignment, dag, decided))
         solved = system.solve()
     with clock("plan"):
-        own = _own_init(captured, captured_base, setting, init_like)
+        own = _own_init(captured, setting, init_like)
         deep = scale_depth(depth, dag, growth.blocks, families, weight_decay_mode)
         plan = make_plan(setting, solved, parameters, own, options, deep)
     with clock("rewrite"):
@@ -259,9 +271,21 @@ def _build(argument: str, given: Instance) -> nn.Module:
     return built
 
 
-def _capture_base(captured: CapturedGraph, base: Instance | None, wanted: str) -> CapturedGraph | None:
+def _shapes(base: Instance | Shapes | None, init: str, like: tuple[Instance, Instance] | None) -> Shapes | None:
+    """The base's shapes where it was given by these alone."""
+    if not isinstance(base, Mapping):
+        return None
+    if init != "keep" and like is None:
+        raise InvalidInputError(
+            "base: shapes do not say how the base is initialised.\n"
+            "  To fix: give a base model, or init_like=(small, large): two tiny instances; or init='keep'."
+        )
+    return base
+
+
+def _capture_base(captured: CapturedGraph, base: Instance | Shapes | None, wanted: str) -> CapturedGraph | None:
     """The base's train graph, captured as the model was: it is compared with the model's, never run."""
-    if base is None:
+    if base is None or isinstance(base, Mapping):
         return None
     built = _build("base", base)
     _refuse_transformed("base", built)
@@ -305,16 +329,12 @@ def _alignments(
 
 
 def _own_init(
-    captured: CapturedGraph,
-    base: CapturedGraph | None,
-    setting: Setting,
-    like: tuple[Instance, Instance] | None,
+    captured: CapturedGraph, setting: Setting, like: tuple[Instance, Instance] | None
 ) -> dict[str, OwnInit] | None:
     """How the model's own init scales; None without a base, and where there are no weights to read it off."""
-    if base is None:
+    if not setting.widths.has_base:
         return None
-    ours = dict(captured.model.named_parameters())
-    theirs = pair_parameters(ours, dict(base.model.named_parameters()))
+    ours, theirs = dict(captured.model.named_parameters()), setting.widths.base_parameters
     if like is not None:
         small, large = (dict(_build("init_like", instance).named_parameters()) for instance in like)
         return carried_own_init((small, large), theirs, setting.widths, setting.fan_in_growth())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -44,6 +44,7 @@ class Growth(ABC):
     scale: float
     has_base: bool
     blocks: Blocks = NO_BLOCKS
+    base_parameters: Mapping[str, torch.Tensor]
 
     @abstractmethod
     def dim(self, dim: Dim) -> float:
@@ -74,17 +75,20 @@ class Growth(ABC):
 
 
 class StructuralGrowth(Growth):
-    """Without a base: a layer's dims grow (exponent 1) where another layer stands on that side; nothing else does."""
+    """Without a base: a layer's dims grow (exponent 1) where another layer stands on that side; nothing else does.
+
+    With a base of the same sizes (`base`) the exponents are for the report only: the scale is 1.
+    """
 
     def __init__(
         self,
         dag: LayerDag,
         shapes: Mapping[str, tuple[int, ...]],
-        blocks: Blocks = NO_BLOCKS,
-        has_base: bool = False,
+        base: Growth | None = None,
     ) -> None:
-        self.scale, self.blocks = 1.0, blocks
-        self.has_base = has_base
+        self.scale, self.has_base = 1.0, base is not None
+        if base is not None:
+            self.blocks, self.base_parameters = base.blocks, base.base_parameters
         self._shapes = shapes
         self._grows: dict[Dim, float] = {}
         above = self._beside_layers(dag, upstream=True)
@@ -139,6 +143,7 @@ class SizeGrowth(Growth):
     has_base = True
 
     def __init__(self, target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> None:
+        self.base_parameters = base
         self._ratios = {
             name: tuple(ours / theirs if theirs else 1.0 for ours, theirs in zip(tensor.shape, shape, strict=True))
             for name, tensor in target.items()
@@ -163,8 +168,7 @@ class PairedGrowth(SizeGrowth):
     def __init__(self, target: CapturedGraph, base: CapturedGraph) -> None:
         ours, theirs = (dict(each.model.named_parameters()) for each in (target, base))
         self.blocks = match_blocks(ours, theirs)
-        self.base_parameters = pair_parameters(ours, theirs, self.blocks)
-        super().__init__(ours, self.base_parameters)
+        super().__init__(ours, pair_parameters(ours, theirs, self.blocks))
         self._twin = pair_graphs(target, base, self.blocks)
         self._modules = target.module, base.module
 
@@ -247,10 +251,27 @@ def _constant(module: torch.nn.Module, node: fx.Node) -> float | None:
         return None
 
 
-def measure_growth(target: CapturedGraph, dag: LayerDag, base: CapturedGraph | None) -> Growth:
-    """Growth by pairing; by structure without a base, or when base and target have the same sizes (then m is 1)."""
-    shapes = {name: tuple(p.shape) for name, p in target.model.named_parameters()}
-    if base is None:
+def measure_growth(
+    target: CapturedGraph,
+    dag: LayerDag,
+    base: CapturedGraph | None,
+    base_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Growth:
+    """Growth by pairing; by structure without a base, or when base and target have the same sizes (then m is 1).
+
+    Args:
+        base_shapes: shapes of the base's parameters, where they are all that is known of it.
+    """
+    parameters = dict(target.model.named_parameters())
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    paired: SizeGrowth
+    if base_shapes is not None:
+        theirs = {name: torch.empty(tuple(shape), device="meta") for name, shape in base_shapes.items()}
+        blocks = match_blocks(parameters, theirs)
+        paired = SizeGrowth(parameters, pair_parameters(parameters, theirs, blocks))
+        paired.blocks = blocks
+    elif base is not None:
+        paired = PairedGrowth(target, base)
+    else:
         return StructuralGrowth(dag, shapes)
-    paired = PairedGrowth(target, base)
-    return StructuralGrowth(dag, shapes, paired.blocks, has_base=True) if paired.scale == 1.0 else paired
+    return StructuralGrowth(dag, shapes, paired) if paired.scale == 1.0 else paired

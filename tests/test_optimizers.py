@@ -119,3 +119,17 @@ def test_weight_decay_modes(scales):
     assert decays("coupled", "fc.weight") == pytest.approx((0.1, 0.1 * 1e-3 / 4))
     # with its multiplier m^(1/2) inserted, an embedding is m^(1/2) smaller, and so is the rate
     assert decays("coupled", "emb.weight")[1] == pytest.approx(1e-4)
+
+
+def test_batch_size_and_horizon_multiply_rates():
+    """The laws of the sources: sqrt for Adam, linear for SGD, tokens^-0.32, decay by its time scale."""
+    plain, _ = rates("adamw", weight_decay=0.1)
+    more, _ = rates("adamw", weight_decay=0.1, batch_ratio=4.0, horizon_ratio=10.0)
+    for old, new in zip(plain.param_groups, more.param_groups, strict=True):
+        assert new["lr"] / old["lr"] == pytest.approx(2 * 10**-0.32)
+        steps = 10 / 4  # of the longer run, in those of the shorter
+        assert steps * new["lr"] * new["weight_decay"] == pytest.approx(old["lr"] * old["weight_decay"])
+    sgd, faster = rates("sgd")[0], rates("sgd", batch_ratio=4.0)[0]
+    assert faster.param_groups[0]["lr"] == pytest.approx(4 * sgd.param_groups[0]["lr"])
+    with pytest.raises(abcfx.InvalidInputError, match="batch_ratio"):
+        rates("adamw", batch_ratio=0.0)

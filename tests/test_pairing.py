@@ -71,3 +71,17 @@ def test_nested_numbers_and_order() -> None:
     assert blocks.counts == {"layers": (12, 4)} and blocks.ratio == 3.0
     assert blocks.twin("layers.11.experts.1.w") == "layers.3.experts.1.w"
     assert blocks.twin("layers.2.experts.0.w") == "layers.2.experts.0.w"
+
+
+def test_shapes_alone_will_do_for_a_base() -> None:
+    model, base = Mixed(64, "mm"), Mixed(16, "m")
+    shapes = {name: tuple(p.shape) for name, p in base.named_parameters()}
+    kept = abcfx.transform(model, X, base=shapes, init="keep")
+    paired = abcfx.transform(model, X, base=base, init="keep")
+    assert [g["lr"] for g in kept.param_groups] == [g["lr"] for g in paired.param_groups]
+    like = abcfx.transform(model, X, base=shapes, init_like=(Mixed(16, "m"), Mixed(32, "m")))
+    own = abcfx.transform(model, X, base=base)
+    for name in ("emb.weight", "blocks.1.2.weight", "head.weight"):
+        assert like.spec[name]["std"] == pytest.approx(own.spec[name]["std"], rel=0.2)
+    with pytest.raises(abcfx.InvalidInputError, match="init_like"):
+        abcfx.transform(model, X, base=shapes)
