@@ -69,6 +69,14 @@ def test_the_rules_of_the_docs_work(monkeypatch):
     assert "pointwise" in kinds
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
+def test_the_page_on_using_it_runs(capsys):
+    namespace = {"__name__": "docs"}
+    for snippet in snippets(ROOT / "docs" / "using.md"):
+        exec(compile(snippet, "using.md", "exec"), namespace)
+    assert "Optimizer group" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
