@@ -10,9 +10,10 @@ from abcfx.errors import (
 )
 from abcfx.find_c import Solution, find_c, find_c_dag
 from abcfx.groups import check_optimizer, param_groups
+from abcfx.result import Transformed
 from abcfx.rules import register_rule
 from abcfx.scaled import scaled
-from abcfx.transform import Transformed, transform
+from abcfx.transform import transform
 
 __all__ = [
     "AbcfxError",

@@ -17,7 +17,8 @@ from torch import nn
 
 from abcfx.errors import AbcfxError, InvalidInputError
 from abcfx.examples.gpt import GPT, GPTConfig
-from abcfx.transform import Transformed, transform
+from abcfx.result import Transformed
+from abcfx.transform import transform
 
 VOCABULARY = 128  # ASCII; every other character counts as "?"
 LEARNING_RATES = tuple(2.0**-k for k in range(11, 3, -1))

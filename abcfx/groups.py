@@ -13,7 +13,7 @@ from abcfx.errors import InvalidInputError
 from abcfx.optimizers import family
 
 if TYPE_CHECKING:
-    from abcfx.transform import Transformed
+    from abcfx.result import Transformed
 
 Spec = Mapping[str, Mapping[str, Any]]
 KEYS = ("lr", "weight_decay", "eps")

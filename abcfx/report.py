@@ -28,7 +28,7 @@ from abcfx.summary import (
 )
 
 if TYPE_CHECKING:
-    from abcfx.transform import Transformed
+    from abcfx.result import Transformed
 
 Spec = Mapping[str, Mapping[str, Any]]
 

@@ -1,11 +1,10 @@
-"""The one path: capture, layer DAG, widths, exponents, LP, plan, rewrite; and the object that `transform` returns."""
+"""The one path: capture, layer DAG, widths, exponents, LP, plan, rewrite."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import networkx as nx
@@ -20,14 +19,14 @@ from abcfx.dag import LayerDag, build_dag
 from abcfx.depth import scale_depth
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import Given, ParameterExponents, Setting, assign_exponents
-from abcfx.folding import Fold
-from abcfx.groups import groups_of, param_groups
-from abcfx.init import Init, OwnInit, carried_own_init, initialise, measure_own_init
+from abcfx.groups import param_groups
+from abcfx.init import OwnInit, carried_own_init, measure_own_init
 from abcfx.optimizers import Family, Optimizer, assign_families, hyperparameters
 from abcfx.parametrizations import Alignment, alignment_preset
 from abcfx.passes import scale_nodes
 from abcfx.patterns import match_patterns
 from abcfx.plan import ByRole, Options, ParameterPlan, make_plan, unscaled
+from abcfx.result import Transformed
 from abcfx.rules import Layer
 from abcfx.system import SolvedDag, System, warnings
 from abcfx.widths import Growth, measure_growth
@@ -35,79 +34,6 @@ from abcfx.widths import Growth, measure_growth
 Instance = nn.Module | Callable[[], nn.Module]
 Shapes = Mapping[str, Sequence[int]]
 AlignmentOption = str | Sequence[float] | Mapping[str, str | Sequence[float]]
-
-
-@dataclass(frozen=True)
-class Transformed:
-    """What `transform` returns; `module, param_groups = result` unpacks, `print(result)` prints the report.
-
-    Attributes:
-        module: the rewritten model; the same Parameter names and `state_dict` keys as the model.
-        param_groups: groups for any torch optimizer.
-        dag: the layer DAG as a networkx DiGraph; nodes carry `kind`, `path`, `s`, `r`, `role`, `parameter`.
-        solution: exponents found by the LP, with what binds and shadow prices.
-        spec: a JSON-able row for each parameter, by name.
-        timings: seconds of each stage.
-    """
-
-    module: nn.Module
-    param_groups: list[dict[str, Any]]
-    dag: nx.DiGraph
-    solution: SolvedDag
-    spec: dict[str, dict[str, Any]]
-    timings: dict[str, float]
-    notes: tuple[str, ...] = ()
-    header: dict[str, Any] = field(default_factory=dict)
-    inits: dict[str, Init] = field(default_factory=dict, repr=False)
-    source: nn.Module | None = field(default=None, repr=False)
-    folding: Fold = field(default_factory=Fold, repr=False)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.module, self.param_groups))
-
-    def init_weights(self, module: nn.Module | None = None) -> nn.Module:
-        """Draw every parameter anew as planned: after `to_empty` on a model planned on the meta device, or to restart.
-
-        Args:
-            module: a module with the model's parameter names (sharded or not); `self.module` by default.
-
-        Raises:
-            InvalidInputError: a parameter is not in the plan, or its init is not known; nothing has been written then.
-        """
-        target = self.module if module is None else module
-        initialise(target, self.inits)
-        return target
-
-    def fold(self) -> nn.Module:
-        """The trained model as plain weights for inference: the original class and keys, no scale node, no hook.
-
-        It computes what `module` computes now (to rounding). A copy; with `inplace=True` the model object itself, which
-        can then be saved, and should not be trained on, since its rates belong to the weights as they were.
-
-        Raises:
-            InvalidInputError: a tied parameter would need two factors and no norm can take one; nothing has changed.
-        """
-        if self.source is None:
-            raise InvalidInputError("fold: this result was not made by transform.")
-        model = self.source if self.module is self.source else copied(self.source)
-        self.folding.apply_to(model)
-        return model.train(self.module.training)
-
-    def groups_for(self, optimizer: Optimizer) -> list[dict[str, Any]]:
-        """The groups of one optimizer among several: `Muon(result.groups_for("muon"))`.
-
-        Raises:
-            InvalidInputError: no parameter belongs to it.
-        """
-        return groups_of(self.param_groups, self.spec, optimizer)
-
-    def __str__(self) -> str:
-        from abcfx.report import render
-
-        return render(self)
-
-    def __repr__(self) -> str:
-        return f"Transformed({len(self.spec)} parameters, {len(self.param_groups)} groups, {self.header})"
 
 
 def transform(
@@ -183,9 +109,7 @@ def transform(
     Raises:
         InvalidInputError, CaptureError, UnknownOpError, PairingError, InfeasibleError: nothing has been changed then.
     """
-    defaults = {"lr": 1e-3, "weight_decay": 0.0, "eps": None} | hyperparameters(optimizer)
-    given = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
-    numbers: dict[str, Any] = {key: defaults[key] if value is None else value for key, value in given.items()}
+    numbers = _numbers(optimizer, lr=lr, weight_decay=weight_decay, eps=eps)
     options = Options(
         **numbers,
         std=std,
@@ -248,6 +172,12 @@ def transform(
         source=captured.model,
         folding=fold,
     )
+
+
+def _numbers(optimizer: object, **given: Any) -> dict[str, Any]:
+    """lr, weight decay and eps: as given, else those of an optimizer instance, else the usual ones."""
+    defaults = {"lr": 1e-3, "weight_decay": 0.0, "eps": None} | hyperparameters(optimizer)
+    return {key: defaults[key] if value is None else value for key, value in given.items()}
 
 
 class _Clock:

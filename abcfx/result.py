@@ -1,0 +1,91 @@
+"""What `transform` returns: module, optimizer groups, what was found, and what can be done with it later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
+from torch import nn
+
+from abcfx.capture.state import copied
+from abcfx.errors import InvalidInputError
+from abcfx.folding import Fold
+from abcfx.groups import groups_of
+from abcfx.init import Init, initialise
+from abcfx.optimizers import Optimizer
+from abcfx.system import SolvedDag
+
+
+@dataclass(frozen=True)
+class Transformed:
+    """What `transform` returns; `module, param_groups = result` unpacks, `print(result)` prints the report.
+
+    Attributes:
+        module: the rewritten model; the same Parameter names and `state_dict` keys as the model.
+        param_groups: groups for any torch optimizer.
+        dag: the layer DAG as a networkx DiGraph; nodes carry `kind`, `path`, `s`, `r`, `role`, `parameter`.
+        solution: exponents found by the LP, with what binds and shadow prices.
+        spec: a JSON-able row for each parameter, by name.
+        timings: seconds of each stage.
+    """
+
+    module: nn.Module
+    param_groups: list[dict[str, Any]]
+    dag: nx.DiGraph
+    solution: SolvedDag
+    spec: dict[str, dict[str, Any]]
+    timings: dict[str, float]
+    notes: tuple[str, ...] = ()
+    header: dict[str, Any] = field(default_factory=dict)
+    inits: dict[str, Init] = field(default_factory=dict, repr=False)
+    source: nn.Module | None = field(default=None, repr=False)
+    folding: Fold = field(default_factory=Fold, repr=False)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.module, self.param_groups))
+
+    def init_weights(self, module: nn.Module | None = None) -> nn.Module:
+        """Draw every parameter anew as planned: after `to_empty` on a model planned on the meta device, or to restart.
+
+        Args:
+            module: a module with the model's parameter names (sharded or not); `self.module` by default.
+
+        Raises:
+            InvalidInputError: a parameter is not in the plan, or its init is not known; nothing has been written then.
+        """
+        target = self.module if module is None else module
+        initialise(target, self.inits)
+        return target
+
+    def fold(self) -> nn.Module:
+        """The trained model as plain weights for inference: the original class and keys, no scale node, no hook.
+
+        It computes what `module` computes now (to rounding). A copy; with `inplace=True` the model object itself, which
+        can then be saved, and should not be trained on, since its rates belong to the weights as they were.
+
+        Raises:
+            InvalidInputError: a tied parameter would need two factors and no norm can take one; nothing has changed.
+        """
+        if self.source is None:
+            raise InvalidInputError("fold: this result was not made by transform.")
+        model = self.source if self.module is self.source else copied(self.source)
+        self.folding.apply_to(model)
+        return model.train(self.module.training)
+
+    def groups_for(self, optimizer: Optimizer) -> list[dict[str, Any]]:
+        """The groups of one optimizer among several: `Muon(result.groups_for("muon"))`.
+
+        Raises:
+            InvalidInputError: no parameter belongs to it.
+        """
+        return groups_of(self.param_groups, self.spec, optimizer)
+
+    def __str__(self) -> str:
+        from abcfx.report import render
+
+        return render(self)
+
+    def __repr__(self) -> str:
+        return f"Transformed({len(self.spec)} parameters, {len(self.param_groups)} groups, {self.header})"
