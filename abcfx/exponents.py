@@ -221,7 +221,8 @@ def _own_factor(dag: LayerDag, growth: Growth, node: str, role: str) -> float:
             on_input.append(kind.factor)
             before = kind.input
         source = None if before is None else dag.kind(before)
-        if not (isinstance(source, Layer) and not growth.dims(*source.fan_in)):  # else it is that table's own
+        is_table = isinstance(source, Layer) and not growth.dims(*source.fan_in)
+        if not (is_table and dag.graph.out_degree(before) == 1):  # else it is that table's own
             numbers += on_input
     takes_output = role in ("embedding", "readout") or dag.is_void(node, through_scales=True)
     while takes_output and at not in dag.outputs:

@@ -329,3 +329,141 @@ def test_arguments_by_keyword_are_put_in_their_place() -> None:
 
     spec = abcfx.transform(Keywords(64), torch.randn(3, 6), base=Keywords(16)).spec
     assert (spec["w"]["role"], spec["b"]["role"], spec["head.weight"]["role"]) == ("embedding", "vector", "readout")
+
+
+class Numbers(torch.autograd.Function):
+    """Its forward has numbers of its own, at places where the call has none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 0.5 * (1 + torch.tanh(0.79788456 * x))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        return grads[0]
+
+
+class WithNumbers(WithFunction):
+    function = Numbers
+
+
+def test_numbers_inside_a_custom_function_are_not_those_of_its_call() -> None:
+    result = abcfx.transform(WithNumbers(32), torch.randn(4, 20), base=WithNumbers(8))
+    assert {row["c"] for row in result.spec.values()} == {0.0, 0.5}
+
+
+@pytest.mark.parametrize("capture", ["symbolic", "export"])
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.InstanceNorm1d])
+def test_the_gain_of_a_batch_norm_learns_however_it_is_captured(norm: type[nn.Module], capture: str) -> None:
+    """F.batch_norm takes its gain after the running statistics, aten.batch_norm before them."""
+
+    def build(width: int) -> nn.Module:
+        return nn.Sequential(nn.Conv1d(3, width, 3), norm(width, affine=True), nn.ReLU(), nn.Conv1d(width, 2, 3))
+
+    result = abcfx.transform(build(16), torch.randn(4, 3, 9), base=build(8), capture=capture)
+    assert {result.spec[name]["role"] for name in ("1.weight", "1.bias")} == {"vector"}
+    assert result.spec["0.weight"]["void"] is False  # its bias keeps a multiplier from being void
+
+
+class SeparateWeights(nn.Module):
+    """multi_head_attention_forward with an empty fused weight beside the separate ones, as WavLM calls it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = torch.cat([self.q.bias, self.k.bias, self.v.bias])
+        return F.multi_head_attention_forward(
+            x, x, x, x.shape[-1], 4, torch.empty([0]), bias, None, None, False, 0.0, self.out.weight, self.out.bias,
+            use_separate_proj_weight=True, q_proj_weight=self.q.weight, k_proj_weight=self.k.weight,
+            v_proj_weight=self.v.weight,
+        )[0]  # fmt: skip
+
+
+def test_separate_weights_of_functional_attention_are_seen() -> None:
+    result = abcfx.transform(SeparateWeights(16), torch.randn(5, 2, 16), capture="symbolic")
+    assert all(result.spec[f"{name}.weight"]["role"] != "plain" for name in "qkv")
+
+
+class LearnedQuery(nn.Module):
+    """Pools tokens by the attention of a query that is a parameter itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.tok, self.query, self.head = (
+            nn.Embedding(9, width),
+            nn.Parameter(torch.randn(1, width)),
+            nn.Linear(width, 4),
+        )
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.tok(tokens)
+        return self.head(F.scaled_dot_product_attention(self.query.expand(x.shape[0], 1, -1), x, x))
+
+
+def test_a_learned_query_is_a_layer_on_the_keys() -> None:
+    """W = query with e_in = 1 and the model's own d^-1/2: b = 1/2 makes a router of it, c = 1 - 1/2."""
+    result = abcfx.transform(LearnedQuery(32), torch.zeros(2, 5, dtype=torch.long), base=LearnedQuery(8))
+    row = result.spec["query"]
+    assert (row["role"], row["a"], row["b"], row["c"]) == ("readout", 0.0, 0.5, 0.5)
+    assert result.spec["tok.weight"]["c"] == 0.5  # the logits do not slow down what is upstream
+
+
+class OwnFactors(nn.Module):
+    """Numbers of the model's own: on the input of a bottleneck, and before a norm that divides them out again."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.tok, self.router = width, nn.Embedding(9, width), nn.Linear(width, 3, bias=False)
+        self.mixed, self.norm = nn.Linear(width, width, bias=False), nn.LayerNorm(width)
+        self.gate, self.head = nn.Linear(3, width, bias=False), nn.Linear(width, 4)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.tok(tokens)
+        gate = self.gate(torch.tanh(self.router(x / self.width)))
+        return self.head(gate * self.norm(self.mixed(x) * self.width**-0.5))
+
+
+def test_a_models_own_factor_before_a_bottleneck_and_before_a_norm_takes_the_place_of_a() -> None:
+    """So that what it multiplies neither vanishes with width (the router) nor falls below the norm's eps."""
+    spec = abcfx.transform(OwnFactors(32), torch.zeros(2, 5, dtype=torch.long), base=OwnFactors(8)).spec
+    assert [(spec[n]["a"], spec[n]["b"], spec[n]["c"]) for n in ("router.weight", "mixed.weight")] == [
+        (0.0, -0.5, 0.0),
+        (0.0, 0.0, 0.5),
+    ]
+
+
+class TiedBottleneck(nn.Module):
+    """A projection used up and, transposed, down again before a head of finite rank."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.tok, self.up, self.head = nn.Embedding(9, 4), nn.Linear(4, width, bias=False), nn.Linear(4, 9)
+        self.hidden = nn.Linear(width, width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(F.linear(self.hidden(self.up(self.tok(tokens))), self.up.weight.T))
+
+
+def test_what_contracts_a_tied_table_needs_a_plus_b_of_e_in_also_before_other_layers() -> None:
+    result = abcfx.transform(TiedBottleneck(32), torch.zeros(2, 5, dtype=torch.long), base=TiedBottleneck(8))
+    row = result.spec["up.weight"]
+    assert (sorted(row["a"].values()), row["b"], row["c"]) == ([-0.5, 0.5], 0.5, 0.5)
+
+
+def test_an_output_changes_by_no_more_than_one_although_it_is_larger() -> None:
+    """A weight made by a layer: sum over width of products without 1/width, of size m^1/2 at init."""
+
+    class Hyper(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.tok, self.maker = nn.Embedding(9, width), nn.Linear(5, width)
+
+        def forward(self, tokens: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
+            return self.tok(tokens) @ self.maker(task)
+
+    inputs = (torch.zeros(2, 5, dtype=torch.long), torch.randn(5))
+    result = abcfx.transform(Hyper(32), inputs, base=Hyper(8))
+    (output,) = [data for _, data in result.dag.nodes.items() if data["output"]]
+    assert (output["s"], output["r"]) == (-0.5, 0.0)
