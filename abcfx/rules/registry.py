@@ -41,7 +41,7 @@ def register_rule(*targets: object) -> Callable[[R], R]:
 
         @abcfx.register_rule(my_ops.swiglu)
         def swiglu(op, gate, x):
-            return op.product(op.same(gate), x)     # silu(0) = 0: size and change of its input
+            return op.product(op.nonlinear(gate), x)    # silu(0) = 0: size and change of its input
     """
 
     def register(rule: R) -> R:
