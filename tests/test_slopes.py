@@ -51,6 +51,8 @@ def check(name: str, widths: tuple[int, ...], seeds: int) -> None:
     spec = result.spec
     layers = {data["parameter"] for _, data in result.dag.nodes(data=True) if data["weight"]}
     assert {key.split()[0] for key in ours} >= {key for key in layers if len(spec[key]["growth"]) > 1}
+    rates = [row["c"] for row in spec.values() if row["role"] == "hidden"]
+    assert rates == pytest.approx([1.0] * len(rates), abs=0.02)  # xLSTM rounds a width up
     frozen = {key for key, parameter in result.module.named_parameters() if not parameter.requires_grad}
     without = {key for key, slope in ours.items() if slope.mean is None}
     assert {key.split()[0] for key in without} <= frozen, "an update is 0 that should not be"
