@@ -120,6 +120,8 @@ def transform(
         batch_ratio=batch_ratio,
         horizon_ratio=horizon_ratio,
     )
+    if attention not in ("scale", "keep"):
+        raise InvalidInputError(f"attention={attention!r}; expected 'scale' or 'keep'.")
     if inplace and scales == "insert":
         raise InvalidInputError(
             "inplace=True changes the model object itself, and scale nodes live in a graph:\n"

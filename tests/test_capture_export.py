@@ -158,6 +158,24 @@ class LoopsOverTime(nn.Module):
         return state
 
 
+def test_graph_that_names_its_dtype_is_not_converted_to_a_smaller_one():
+    class Casts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            dtype = x.dtype
+            return self.linear(x.float().square().to(dtype))
+
+    module = capture(Casts(), torch.rand(3, 4), method="export").module
+    with pytest.raises(InvalidInputError, match=r"abcfx\.transform\(model\.to\(torch\.bfloat16\)"):
+        module.to(torch.bfloat16)
+    assert module.linear.weight.dtype == torch.float32
+    half = capture(Casts().to(torch.bfloat16), torch.rand(3, 4, dtype=torch.bfloat16), method="export").module
+    assert half(torch.rand(3, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
 def test_other_length_than_captured_is_an_error_not_a_truncated_result():
     captured = capture(LoopsOverTime(), torch.rand(3, 5, 4), method="export")
     assert captured.notes == ("works only for length 5 of x (a Python loop or branch over sizes fixed it)",)

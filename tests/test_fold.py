@@ -1,4 +1,4 @@
-"""`fold`: plain weights that compute what was trained; hooks on the model's own object where no weight can take a factor."""
+"""`fold`: plain weights that compute what was trained; hooks on the model where no weight can take a factor."""
 
 from __future__ import annotations
 

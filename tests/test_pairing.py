@@ -17,10 +17,12 @@ class Mixed(nn.Module):
     def __init__(self, width: int, kinds: str) -> None:
         super().__init__()
         self.emb, self.norm, self.head = nn.Linear(6, width), nn.LayerNorm(width), nn.Linear(width, 3)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)) if k == "m" else nn.Linear(width, width)
-            for k in kinds
-        )  # fmt: skip
+
+        def make(kind: str) -> nn.Module:
+            linear = [nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)]
+            return nn.Sequential(*linear) if kind == "m" else linear[0]
+
+        self.blocks = nn.ModuleList(map(make, kinds))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.emb(x)

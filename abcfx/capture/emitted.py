@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from abcfx.capture.serialize import GraphData, graph_from_data, graph_to_data
+from abcfx.errors import InvalidInputError
+from abcfx.location import location
 
 ROOT_LEAF = "_root_leaf"
 _counter = itertools.count()
@@ -91,6 +94,29 @@ class EmittedModule(fx.GraphModule):
             self.__dict__[ROOT_LEAF].train(mode)
         super().train(mode)
         return self
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> EmittedModule:
+        """Every conversion comes through here. A graph that names dtypes cannot follow one to a smaller dtype."""
+        first = next((p for p in self.parameters() if p.is_floating_point()), None)
+        if first is not None:
+            wanted = fn(torch.empty(0, dtype=first.dtype, device=first.device)).dtype
+            smaller = wanted.is_floating_point and torch.finfo(wanted).bits < torch.finfo(first.dtype).bits
+            if smaller and (node := self._names_dtype(first.dtype)) is not None:
+                raise InvalidInputError(
+                    f"This graph was captured with {first.dtype} weights and names that dtype: {location(node)}.\n"
+                    f"  It cannot be converted to {wanted}. To fix: convert the model before,\n"
+                    f"  abcfx.transform(model.to({wanted}), ...); or train it under torch.autocast."
+                )
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _names_dtype(self, dtype: torch.dtype) -> fx.Node | None:
+        """A node that has the dtype among its arguments."""
+        for graph in self.graphs:
+            for node in list[fx.Node](graph.nodes):
+                if any(leaf is dtype for leaf in pytree.tree_leaves((node.args, node.kwargs))):
+                    return node
+        return None
 
     def recompile(self) -> fx.graph.PythonCode:
         """Regenerate the code of both graphs; needed after any edit. `.code` is the train graph's."""
