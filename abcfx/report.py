@@ -235,12 +235,15 @@ def _groups(result: Transformed) -> list[str | Table]:
     keys = [key for key in ("lr", "eps", "weight_decay") if any(key in group for group in result.param_groups)]
     if not any(group.get("weight_decay") for group in result.param_groups):
         keys = [key for key in keys if key != "weight_decay"]
-    table = _table("group", *keys, "tensors", "entries", "of role", left=("of role",))
+    several = len({row["optimizer"] for row in result.spec.values()}) > 1
+    more = ["optimizer"] if several else []
+    table = _table("group", *more, *keys, "tensors", "entries", "of role", left=("optimizer", "of role"))
     for i, group in enumerate(result.param_groups):
         roles = dict.fromkeys(result.spec[name]["role"] for name in group["param_names"])
         numbers = [number(group.get(key)) for key in keys]
         size = [str(len(group["params"])), f"{count_entries(group['params']):,}"]
-        table.add_row(str(i), *numbers, *size, ", ".join(roles))
+        own = [result.spec[group["param_names"][0]]["optimizer"]] if several else []
+        table.add_row(str(i), *own, *numbers, *size, ", ".join(roles))
     return ["Optimizer groups", table]
 
 

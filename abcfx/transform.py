@@ -16,7 +16,7 @@ from abcfx.capture import CapturedGraph, EmittedModule
 from abcfx.capture import capture as capture_model
 from abcfx.capture.state import copied
 from abcfx.dag import LayerDag, build_dag
-from abcfx.depth import scale_depth
+from abcfx.depth import DepthScaling, scale_depth
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import Given, ParameterExponents, Setting, assign_exponents
 from abcfx.groups import param_groups
@@ -170,7 +170,7 @@ def transform(
         timings=clock.seconds,
         notes=notes + more,
         inits={name: row.init for name, row in plan.items()},
-        header=_header(captured, growth, parametrization, families, alignment, options, solved),
+        header=_header(captured, growth, parametrization, families, alignment, options, setting, deep, solved),
         source=captured.model,
         folding=fold,
     )
@@ -294,6 +294,8 @@ def _header(
     families: Mapping[str, Family],
     alignment: AlignmentOption,
     options: Options,
+    setting: Setting,
+    depth: DepthScaling,
     solved: SolvedDag,
 ) -> dict[str, Any]:
     return {
@@ -306,6 +308,8 @@ def _header(
         "alignment": alignment if isinstance(alignment, str) else "given",
         "scales": options.scales,
         "init": options.init,
+        "attention": {node: float(growth.scale**-a) for node, a in setting.attention.items()},
+        "depth": {"ratio": depth.ratio, "branch": float(depth.ratio**-depth.a)},
         "rows": solved.rows,
         "columns": solved.columns,
     }
