@@ -1,0 +1,69 @@
+"""`abcfx.alignment.measure`: synthetic layers of known alignment, absent terms, extreme numbers, other products."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import abcfx
+from abcfx.alignment import measure
+
+N = 4096
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def test_independent_factors_have_one_half():
+    z0, w0 = torch.randn(64, N), torch.randn(64, N)
+    found = measure(z0, w0, z0 + torch.randn(64, N), w0 + torch.randn(64, N), N)
+    assert found == pytest.approx((0.5, 0.5, 0.5), abs=0.02)
+
+
+def test_updates_along_the_input_have_one():
+    x = torch.randn(1, N)
+    z0 = torch.randn(64, 1) * x  # tokens along one direction, as an update by a batch's gradient sees them
+    w0 = torch.randn(64, N)
+    found = measure(z0, w0, z0 * 1.5, w0 + torch.randn(64, 1) * x, N)
+    assert found.alpha == pytest.approx(1.0, abs=0.02) and found.u == pytest.approx(1.0, abs=0.02)
+    assert found.omega == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("norm", ["rms", "spectral"])
+def test_a_term_without_change_is_absent(norm):
+    z0, w0 = torch.randn(8, 32), torch.randn(16, 32)
+    z, w = z0 + 0.1, w0 + 0.1
+    assert measure(z0, w0, z0, w0, 32, norm) == (None, None, None)
+    only_weights = measure(z0, w0, z0, w, 32, norm)
+    assert only_weights.alpha is not None and only_weights.omega is None and only_weights.u is None
+    only_inputs = measure(z0, w0, z, w0, 32, norm)
+    assert only_inputs.alpha is None and only_inputs.omega is not None and only_inputs.u is None
+    assert None not in measure(z0, w0, z, w, 32, norm)
+    assert measure(z0, w0, z, w, 1) == (None, None, None)  # one term: nothing to align
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-35, 1e18, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_size_does_not_matter(size, dtype):
+    z0, w0 = torch.randn(8, 64), torch.randn(16, 64)
+    z, w = z0 + torch.randn(8, 64), w0 + torch.randn(16, 64)
+    expected = measure(z0, w0, z, w, 64)
+    found = measure(*((tensor.double() * size).to(dtype) for tensor in (z0, w0, z, w)), 64)
+    assert found == pytest.approx(expected, abs=0.02 if dtype == torch.bfloat16 else 1e-4)
+
+
+def test_a_convolution_is_measured_by_its_own_product():
+    z0, w0 = torch.randn(4, 64, 6, 6), torch.randn(32, 64, 3, 3)
+    z, w = z0 + torch.randn(4, 64, 6, 6), w0 + torch.randn(32, 64, 3, 3)
+    found = measure(z0, w0, z, w, 64 * 9, multiply=lambda x, y: F.conv2d(x, y))
+    assert found == pytest.approx((0.5, 0.5, 0.5), abs=0.03)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(abcfx.InvalidInputError, match=r"one shape .*\(3, 4\)"):
+        measure(torch.ones(3, 4), torch.ones(5, 6), torch.ones(3, 4), torch.ones(5, 6), 4)
+    with pytest.raises(abcfx.InvalidInputError, match="rms"):
+        measure(torch.ones(3, 4), torch.ones(5, 4), torch.ones(3, 4), torch.ones(5, 4), 4, norm="max")
