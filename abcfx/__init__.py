@@ -1,5 +1,7 @@
 """Scales, init and learning rates that hold at any width, for any PyTorch model: a compiler pass and an LP."""
 
+from abcfx import alignment
+from abcfx.dynamic import DynamicAlignment
 from abcfx.errors import (
     AbcfxError,
     CaptureError,
@@ -18,12 +20,14 @@ from abcfx.transform import transform
 __all__ = [
     "AbcfxError",
     "CaptureError",
+    "DynamicAlignment",
     "InfeasibleError",
     "InvalidInputError",
     "PairingError",
     "Solution",
     "Transformed",
     "UnknownOpError",
+    "alignment",
     "check_optimizer",
     "find_c",
     "find_c_dag",

@@ -27,7 +27,7 @@ class Measured(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Mean squares of what an alignment is made of; sums over ranks of these (weighted alike) are of the joined batch."""
+    """Mean squares of what an alignment is made of; their means over ranks are those of the joined batch."""
 
     product: float
     left: float

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import networkx as nx
 from torch import nn
 
+from abcfx.capture import CapturedGraph
 from abcfx.capture.state import copied
 from abcfx.errors import InvalidInputError
+from abcfx.exponents import Setting
 from abcfx.folding import Fold
 from abcfx.groups import groups_of
 from abcfx.init import Init, initialise
 from abcfx.optimizers import Optimizer
+from abcfx.parametrizations import Alignment
 from abcfx.system import SolvedDag
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was solved, to be solved again with other alignments: graphs, exponents before the LP, alignments."""
+
+    captured: CapturedGraph
+    setting: Setting
+    alignment: Mapping[str, Alignment]
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,7 @@ class Transformed:
     header: dict[str, Any] = field(default_factory=dict)
     inits: dict[str, Init] = field(default_factory=dict, repr=False)
     source: nn.Module | None = field(default=None, repr=False)
+    analysis: Analysis | None = field(default=None, repr=False)
     folding: Fold = field(default_factory=Fold, repr=False)
 
     def __iter__(self) -> Iterator[Any]:

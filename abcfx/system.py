@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,10 +65,16 @@ class SolvedDag:
 
 
 class System:
-    """The LP of one layer DAG. `solve` may be called again with other alignments; it starts from the last optimum."""
+    """The LP of one layer DAG. `solve` may be called again with other alignments; it starts from the last optimum.
 
-    def __init__(self, setting: Setting, alignment: Mapping[str, Alignment]) -> None:
+    `caps`: the largest c that a parameter may get.
+    """
+
+    def __init__(
+        self, setting: Setting, alignment: Mapping[str, Alignment], caps: Mapping[str, float] | None = None
+    ) -> None:
         self.setting, self.dag = setting, setting.dag
+        self.caps = dict(caps or {})
         self.alignment: dict[Any, Alignment] = dict(alignment)
         self._by_gradient = any(family.update == "gradient" for family in setting.families.values())
         rows = [row for node in self.dag.order for row in self._change_rows(node)]
@@ -99,6 +106,11 @@ class System:
             rows=len(self.solver.rows),
             columns=len(self.solver.rates) + len(solution.levels),
         )
+
+    def rates(self, alignment: Mapping[str, Alignment]) -> dict[str, float]:
+        """c of every weight that learns, and nothing else: what is needed at every measure while training."""
+        self.alignment.update(alignment)
+        return {str(name): value for name, value in self.solver.resolve(self.alignment).c.items()}
 
     def _is_scaled(self, node: str) -> bool:
         """Whether a tensor only goes into scales: stability is then asked of what comes out of them."""
@@ -148,7 +160,9 @@ class System:
             if self.setting.learns(name):
                 known = rates.get(name, Rate(cost=0.0))
                 distance = max(known.distance, distances[node])
-                rates[name] = Rate(known.cost + layer.pieces, distance, fixed=self.setting.parameters[name].c)
+                fixed = self.setting.parameters[name].c
+                bounds = (-math.inf, self.caps.get(name, math.inf))
+                rates[name] = Rate(known.cost + layer.pieces, distance, fixed, bounds)
         return rates
 
     # -- what follows from the optimum

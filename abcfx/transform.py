@@ -26,7 +26,7 @@ from abcfx.parametrizations import Alignment, alignment_preset
 from abcfx.passes import scale_nodes
 from abcfx.patterns import match_patterns
 from abcfx.plan import ByRole, Options, ParameterPlan, make_plan, unscaled
-from abcfx.result import Transformed
+from abcfx.result import Analysis, Transformed
 from abcfx.rules import Layer
 from abcfx.system import SolvedDag, System, warnings
 from abcfx.widths import Growth, measure_growth
@@ -150,8 +150,8 @@ def transform(
         if not keep:
             setting = setting.with_attention({each.node: each.missing for each in logits if each.missing})
     with clock("solve"):
-        system = System(setting, _alignments(alignment, dag, decided))
-        solved = system.solve()
+        alignments = _alignments(alignment, dag, decided)
+        solved = System(setting, alignments).solve()
     with clock("plan"):
         own = _own_init(captured, setting, init_like)
         deep = scale_depth(depth, dag, growth.blocks, families, weight_decay_mode)
@@ -173,6 +173,7 @@ def transform(
         header=_header(captured, growth, parametrization, families, alignment, options, setting, deep, solved),
         source=captured.model,
         folding=fold,
+        analysis=Analysis(captured, setting, alignments),
     )
 
 

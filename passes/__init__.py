@@ -1,7 +1,17 @@
 """Mechanical rewrites of a GraphModule from plain arguments; no theory lives here."""
 
 from abcfx.passes.insert_scales import Scale, ScaleNode, insert_scales, scale_nodes
+from abcfx.passes.probe_activations import probe_activations
 from abcfx.passes.result import PassError, PassResult
 from abcfx.passes.scale_attention import scale_attention
 
-__all__ = ["PassError", "PassResult", "Scale", "ScaleNode", "insert_scales", "scale_attention", "scale_nodes"]
+__all__ = [
+    "PassError",
+    "PassResult",
+    "Scale",
+    "ScaleNode",
+    "insert_scales",
+    "probe_activations",
+    "scale_attention",
+    "scale_nodes",
+]

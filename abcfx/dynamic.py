@@ -1,0 +1,299 @@
+"""Learning rates that follow measured alignment: measure on a probe, solve the LP again, multiply scheduled rates."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from torch.utils.hooks import RemovableHandle
+
+from abcfx.alignment import Moments, moments
+from abcfx.errors import InvalidInputError
+from abcfx.parametrizations import Alignment, alignment_preset
+from abcfx.probe import TOKENS, Probe
+from abcfx.result import Analysis, Transformed
+from abcfx.system import System
+
+TERMS = ("alpha", "omega", "u")
+_LOW, _HIGH = 0.5, 1.0
+
+
+class DynamicAlignment:
+    """Measured alignments of every layer while training and, unless `apply=False`, the rates that follow from them.
+
+        dynamic = abcfx.DynamicAlignment(result, optimizer, warmup=100, every=10)
+        dynamic.capture_initial(batch)
+        for batch in batches:
+            ...; optimizer.step(); scheduler.step(); dynamic.step()
+
+    The rate of a parameter is the scheduled one times n^-(c - c_static), with n its own fan_in, applied around each
+    optimizer step: schedulers never see it. Scheduler and `step` may be called in either order.
+
+    Args:
+        result: what `transform` returned, with `groups="parameter"`.
+        optimizer: made from its groups, or several of them.
+        probe: inputs to measure on, instead of a part of the batch given to `capture_initial`.
+        warmup: steps before the first measure; nothing is changed during them.
+        every: steps between measures.
+        scheduler: one with a true attribute `decaying` freezes the rates' factors, as `wsd` has while it decays.
+        cap: "full" takes min(measured, "full" preset) and lets no c exceed its full-alignment value; None does neither.
+        smoothing: weight of the past in the moving average of alignments, which starts at the preset.
+        trust: largest factor, and one over the smallest.
+        center: divide the factors by their geometric mean over matrices, so that the tuned lr keeps its meaning.
+        apply: False only measures and records.
+        max_tokens: of a batch of sequences, how many tokens the probe has.
+
+    Raises:
+        InvalidInputError: groups that hold several parameters, or options out of range.
+    """
+
+    def __init__(
+        self,
+        result: Transformed,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        *,
+        probe: Any = None,
+        warmup: int = 100,
+        every: int = 10,
+        scheduler: Any = None,
+        cap: str | None = "full",
+        smoothing: float = 0.8,
+        trust: float = 16.0,
+        center: bool = True,
+        apply: bool = True,
+        max_tokens: int = TOKENS,
+    ) -> None:
+        if result.analysis is None:
+            raise InvalidInputError("DynamicAlignment: this result was not made by transform.")
+        _check_options(warmup, every, cap, smoothing, trust)
+        self.result, self.warmup, self.every, self.smoothing = result, warmup, every, smoothing
+        self.cap, self.trust, self.center, self.apply = cap, trust, center, apply
+        self.scheduler, self.max_tokens, self._given_probe = scheduler, max_tokens, probe
+        self.optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        self._names = [_names_of_groups(each, result) for each in self.optimizers]
+        self.steps = 0
+        self.history: list[dict[str, Any]] = []
+        self.factors: dict[str, float] = {}
+        self._rates = _Rates(result.analysis, cap)
+        self._smoothed = dict(result.analysis.alignment)
+        self._probe: Probe | None = None
+        self._first: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {})
+        self._handles: list[RemovableHandle] = []
+        for each, names in zip(self.optimizers, self._names, strict=True):
+            _MultipliedRates(self, each, names).attach(self._handles)
+
+    def capture_initial(self, batch: Any = None) -> None:
+        """Remember inputs and weights of every layer as they are now, on a part of the batch (or the given probe)."""
+        analysis = self._analysis
+        given = self._given_probe if self._given_probe is not None else batch
+        if given is None:
+            raise InvalidInputError("capture_initial: expected a batch, got None. To fix: capture_initial(inputs)")
+        self._probe = Probe(analysis.captured, given, self.max_tokens)
+        self._first = self._probe.inputs(), self._probe.weights()
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Weight ops whose input cannot be seen from outside (recurrent cells, say): they keep the preset."""
+        return tuple(self._probe.left_out) if self._probe is not None else ()
+
+    @property
+    def _analysis(self) -> Analysis:
+        assert self.result.analysis is not None
+        return self.result.analysis
+
+    def step(self) -> None:
+        """Count one optimizer step; measure and move the rates when it is time."""
+        if self._probe is None:
+            raise InvalidInputError(
+                "DynamicAlignment.step() before capture_initial(): there is nothing to compare with.\n"
+                "  To fix: dynamic.capture_initial(batch) before the first step of training."
+            )
+        self.steps += 1
+        frozen = bool(getattr(self.scheduler, "decaying", False))
+        if self.steps > self.warmup and (self.steps - self.warmup - 1) % self.every == 0 and not frozen:
+            self._update(self._probe)
+
+    def _update(self, probe: Probe) -> None:
+        measured = self._measured(probe)
+        preset = self._analysis.alignment
+        for node, found in measured.items():
+            terms = []
+            for value, past, default in zip(found, self._smoothed[node], preset[node], strict=True):
+                now = default if value is None else min(max(value, _LOW), _HIGH)
+                terms.append(self.smoothing * past + (1 - self.smoothing) * now)
+            self._smoothed[node] = Alignment(*terms)
+        c = self._rates.solve(self._smoothed)
+        decided = self._analysis.setting.parameters
+        # Where nothing is summed over a dim that grows, alignment has no say: embeddings keep their rate.
+        fan_in = {each.parameter: each.fan_in for each in probe.layers if decided[each.parameter].e_in > 0}
+        logs = {name: (self._rates.static[name] - c[name]) * math.log(n) for name, n in fan_in.items() if name in c}
+        mean = sum(logs.values()) / len(logs) if self.center and logs else 0.0
+        limit = math.log(self.trust)
+        factors = {name: math.exp(min(max(value - mean, -limit), limit)) for name, value in logs.items()}
+        if self.apply:
+            self.factors = factors
+        self._record(measured, c, probe)
+
+    def _measured(self, probe: Probe) -> dict[str, tuple[float | None, ...]]:
+        inputs, weights = probe.inputs(), probe.weights()
+        first_inputs, first_weights = self._first
+        fan_in = {layer.node: layer.fan_in for layer in probe.layers}
+        nodes = [node for node in inputs if node in first_inputs]
+        found = [moments(first_inputs[n], first_weights[n], inputs[n], weights[n]) for n in nodes]
+        if distributed.is_available() and distributed.is_initialized() and found:
+            joined = torch.tensor(found, dtype=torch.float64, device=inputs[nodes[0]].device)
+            distributed.all_reduce(joined)
+            joined /= distributed.get_world_size()
+            found = [tuple(Moments(*term) for term in terms) for terms in joined.tolist()]  # type: ignore[misc]
+        return {n: tuple(term.alignment(fan_in[n]) for term in terms) for n, terms in zip(nodes, found, strict=True)}
+
+    def _record(self, measured: Mapping[str, tuple[float | None, ...]], c: Mapping[str, float], probe: Probe) -> None:
+        rates = {name: float(group["lr"]) for name, group in self._groups()}
+        for layer in probe.layers:
+            if layer.node in measured and layer.parameter in rates:
+                lr = rates[layer.parameter] * self.factors.get(layer.parameter, 1.0)
+                row = {"step": self.steps, "parameter": layer.parameter, "node": layer.node}
+                terms = dict(zip(TERMS, measured[layer.node], strict=True))
+                self.history.append(row | terms | {"c": c.get(layer.parameter), "lr": lr})
+
+    def _groups(self) -> list[tuple[str, dict[str, Any]]]:
+        return [
+            pair
+            for each, names in zip(self.optimizers, self._names, strict=True)
+            for pair in zip(names, each.param_groups, strict=True)
+        ]
+
+    def detach(self) -> None:
+        """Leave the optimizers alone from now on."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a run continues from, bit for bit: with the model's, the optimizer's and the scheduler's own."""
+        if self._probe is None:
+            raise InvalidInputError("DynamicAlignment.state_dict() before capture_initial(): there is no state yet.")
+        return {
+            "steps": self.steps,
+            "factors": dict(self.factors),
+            "alignment": {node: tuple(terms) for node, terms in self._smoothed.items()},
+            "inputs": self._first[0],
+            "weights": self._first[1],
+            "probe": self._probe.flat,
+            "history": copy.deepcopy(self.history),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`; `capture_initial` is then not called."""
+        probe = Probe.of_flat(self._analysis.captured, list(state["probe"]))
+        nodes = {layer.node for layer in probe.layers}
+        if unknown := set(state["weights"]) - nodes:
+            raise InvalidInputError(f"load_state_dict: {sorted(unknown)[0]!r} is no layer of this model.")
+        self._probe, self._first = probe, (dict(state["inputs"]), dict(state["weights"]))
+        self.steps, self.factors = int(state["steps"]), dict(state["factors"])
+        self._smoothed = {node: Alignment(*terms) for node, terms in state["alignment"].items()}
+        self.history = copy.deepcopy(list(state["history"]))
+
+    def plot(self, path: str | None = None) -> Any:
+        """Alignments and rates of every layer over time, as a matplotlib figure; written to `path` if one is given."""
+        from abcfx.plots import plot_history
+
+        return plot_history(self.history, path)
+
+
+class _Rates:
+    """The LP, solved again and again from its last optimum."""
+
+    def __init__(self, analysis: Analysis, cap: str | None) -> None:
+        self.cap = cap
+        inner, readout = alignment_preset("full")
+        parameters = analysis.setting.parameters
+        self.full = {
+            node: readout if parameters[layer.parameter].role == "readout" else inner
+            for node, layer in analysis.setting.dag.layers()
+        }
+        self.static = System(analysis.setting, analysis.alignment).solve().c
+        caps = System(analysis.setting, self.full).solve().c if cap == "full" else None
+        self.system = System(analysis.setting, analysis.alignment, caps)
+
+    def solve(self, alignment: Mapping[str, Alignment]) -> dict[str, float]:
+        """c of every weight."""
+        if self.cap == "full":
+            alignment = {node: Alignment(*map(min, terms, self.full[node])) for node, terms in alignment.items()}
+        return self.system.rates(alignment)
+
+
+class _MultipliedRates:
+    """Multiplies the rates of an optimizer's groups for the length of its step."""
+
+    def __init__(self, dynamic: DynamicAlignment, optimizer: torch.optim.Optimizer, names: list[str]) -> None:
+        self.dynamic, self.optimizer, self.names = dynamic, optimizer, names
+        self._scheduled: list[Any] = []
+
+    def attach(self, handles: list[RemovableHandle]) -> None:
+        handles.append(self.optimizer.register_step_pre_hook(self._before))
+        handles.append(self.optimizer.register_step_post_hook(self._after))
+
+    def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._scheduled = [group["lr"] for group in optimizer.param_groups]
+        for name, group in zip(self.names, optimizer.param_groups, strict=True):
+            group["lr"] = group["lr"] * self.dynamic.factors.get(name, 1.0)
+
+    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for group, lr in zip(optimizer.param_groups, self._scheduled, strict=True):
+            group["lr"] = lr
+
+
+def wsd(
+    optimizer: torch.optim.Optimizer, total: int, *, warmup: int = 0, decay: float = 0.2
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Warm-up, stable, decay: linear up to the groups' rates in `warmup` steps, linear to 0 in the last share `decay`.
+
+    Its attribute `decaying` tells `DynamicAlignment(scheduler=...)` to leave the factors as they are.
+    """
+    start = round(total * (1 - decay))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 1.0 if step < start else max(0.0, (total - step) / max(1, total - start))
+
+    class Wsd(torch.optim.lr_scheduler.LambdaLR):
+        @property
+        def decaying(self) -> bool:
+            return bool(self.last_epoch >= start)
+
+    return Wsd(optimizer, factor)
+
+
+def _check_options(warmup: int, every: int, cap: str | None, smoothing: float, trust: float) -> None:
+    wrong = {
+        "warmup": (warmup, "a number of steps, at least 0", warmup >= 0),
+        "every": (every, "a number of steps, at least 1", every >= 1),
+        "cap": (cap, "'full' or None", cap in ("full", None)),
+        "smoothing": (smoothing, "a number in [0, 1)", 0 <= smoothing < 1),
+        "trust": (trust, "a number above 1", trust > 1),
+    }
+    for name, (value, expected, right) in wrong.items():
+        if not right:
+            raise InvalidInputError(f"DynamicAlignment: {name}={value!r}; expected {expected}.")
+
+
+def _names_of_groups(optimizer: torch.optim.Optimizer, result: Transformed) -> list[str]:
+    """Name of the parameter of each group. Raises InvalidInputError for a group of several, or of another model."""
+    names = {id(parameter): name for name, parameter in result.module.named_parameters()}
+    found = []
+    for index, group in enumerate(optimizer.param_groups):
+        if len(group["params"]) != 1:
+            raise InvalidInputError(
+                f"DynamicAlignment: group {index} of the optimizer holds {len(group['params'])} parameters; each needs "
+                f"a rate of its own.\n  To fix: abcfx.transform(..., groups='parameter')"
+            )
+        name = names.get(id(group["params"][0]), group.get("param_names", [""])[0])
+        if name not in result.spec:
+            raise InvalidInputError(f"DynamicAlignment: group {index} is not of the transformed model.")
+        found.append(name)
+    return found

@@ -1,0 +1,222 @@
+"""DynamicAlignment: measures, moves rates around the optimizer's step, composes with schedulers, resumes exactly."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import lr_scheduler
+
+import abcfx
+from abcfx.dynamic import wsd
+
+X = torch.randn(128, 64, generator=torch.Generator().manual_seed(0))
+Y = torch.randint(0, 10, (128,), generator=torch.Generator().manual_seed(1))
+
+
+def mlp(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
+
+
+class Run:
+    """A small training run with DynamicAlignment."""
+
+    def __init__(self, make_scheduler=None, width: int = 128, batch=X, **options) -> None:
+        torch.manual_seed(0)
+        self.result = abcfx.transform(mlp(width), X, base=mlp(32), optimizer="adam", lr=3e-3, groups="parameter")
+        self.optimizer = torch.optim.Adam(self.result.param_groups)
+        self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
+        self.dynamic = abcfx.DynamicAlignment(self.result, self.optimizer, **({"warmup": 2, "every": 1} | options))
+        if batch is not None:
+            self.dynamic.capture_initial(batch)
+        self.used: list[list[float]] = []
+        self.optimizer.register_step_pre_hook(lambda o, *_: self.used.append([g["lr"] for g in o.param_groups]))
+
+    def step(self) -> float:
+        loss = F.cross_entropy(self.result.module(X), Y)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.dynamic.step()
+        return loss.item()
+
+    def rates(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+
+def test_warm_up_changes_nothing_and_then_rates_move():
+    run = Run(warmup=2)
+    planned = run.rates()
+    for _ in range(3):
+        run.step()
+    assert run.used[:3] == [planned] * 3 and len(run.dynamic.history) == 3
+    run.step()
+    assert run.used[3] != planned
+    assert run.rates() == planned  # what schedulers see
+    row = run.dynamic.history[-1]
+    assert {"step", "parameter", "alpha", "omega", "u", "c", "lr"} <= set(row)
+    assert row["lr"] == pytest.approx(run.dynamic.factors["4.weight"] * planned[4])
+
+
+def test_it_learns():
+    run = Run(warmup=10, every=5, width=256)
+    losses = [run.step() for _ in range(200)]
+    assert 2.0 < losses[0] < 2.7 and losses[-1] < 0.4
+    terms = [row[key] for row in run.dynamic.history for key in ("alpha", "omega", "u") if row[key] is not None]
+    assert all(math.isfinite(value) for value in [*losses, *terms])
+    first = [row for row in run.dynamic.history if row["node"] == "0"]
+    assert all(row["omega"] is None and row["u"] is None for row in first)  # its input never changes
+
+
+def test_centred_factors_have_mean_one_and_leave_embeddings_alone():
+    run = Run()
+    for _ in range(6):
+        run.step()
+    factors = run.dynamic.factors
+    assert set(factors) == {"2.weight", "4.weight"}
+    assert math.prod(factors.values()) == pytest.approx(1.0)
+    raw = Run(center=False)
+    for _ in range(6):
+        raw.step()
+    assert all(value >= 1 for value in raw.dynamic.factors.values())  # no c above the full one
+
+
+def test_measuring_alone_changes_no_rate():
+    run, plain = Run(apply=False), Run(warmup=1000)
+    assert [run.step() for _ in range(8)] == [plain.step() for _ in range(8)]
+    assert run.dynamic.history and not run.dynamic.factors
+
+
+SCHEDULERS = {
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 200, eta_min=1e-4),
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(
+        o, [g["lr"] for g in o.param_groups], total_steps=201, cycle_momentum=False
+    ),
+    "linear": lambda o: lr_scheduler.LinearLR(o, total_iters=100),
+    "sequential": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.ConstantLR(o, 0.1, 50), lr_scheduler.ExponentialLR(o, 0.99)], [50]
+    ),
+    "lambda": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
+    "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=3, threshold=0.1),
+    "wsd": lambda o: wsd(o, 200, warmup=20),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of SequentialLR's own
+@pytest.mark.parametrize("after", [True, False], ids=["scheduler last", "dynamic last"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_rate_is_the_scheduled_one_times_the_factor(name, after):
+    run = Run(SCHEDULERS[name], warmup=5, every=20, width=64)
+    names = [g["param_names"][0] for g in run.optimizer.param_groups]
+    planned = [run.result.spec[each]["lr"] for each in names]
+    alone = torch.optim.Adam([{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in planned])
+    reference = SCHEDULERS[name](alone)
+    for index in range(200):
+        factors = [run.dynamic.factors.get(each, 1.0) for each in names]
+        expected = [group["lr"] * factor for group, factor in zip(alone.param_groups, factors, strict=True)]
+        loss = F.cross_entropy(run.result.module(X), Y)
+        run.optimizer.zero_grad()
+        loss.backward()
+        run.optimizer.step()
+        alone.step()
+        assert run.used[index] == pytest.approx(expected, rel=1e-12)
+        if not after:
+            run.scheduler.step(*([loss] if name == "plateau" else []))
+        run.dynamic.step()
+        if after:
+            run.scheduler.step(*([loss] if name == "plateau" else []))
+        reference.step(*([loss] if name == "plateau" else []))
+
+
+def test_factors_stay_while_the_rates_decay():
+    run = Run(lambda o: wsd(o, 20, decay=0.5), warmup=2, every=1)
+    run.dynamic.scheduler = run.scheduler
+    seen = []
+    for _ in range(20):
+        run.step()
+        run.scheduler.step()
+        seen.append(dict(run.dynamic.factors))
+    assert seen[8] != seen[9] and all(each == seen[10] for each in seen[11:])
+
+
+@pytest.mark.parametrize("stop", [1, 7])
+def test_a_resumed_run_is_the_same_bit_for_bit(stop):
+    straight, losses = Run(warmup=3, every=2), []
+    for _ in range(14):
+        losses.append(straight.step())
+    first = Run(warmup=3, every=2)
+    for _ in range(stop):
+        first.step()
+    file = io.BytesIO()
+    parts = {"model": first.result.module, "optimizer": first.optimizer, "dynamic": first.dynamic}
+    torch.save({name: part.state_dict() for name, part in parts.items()}, file)
+    file.seek(0)
+    state, again = torch.load(file, weights_only=True), Run(warmup=3, every=2, batch=None)
+    again.result.module.load_state_dict(state["model"])
+    again.optimizer.load_state_dict(state["optimizer"])
+    again.dynamic.load_state_dict(state["dynamic"])
+    assert [again.step() for _ in range(14 - stop)] == losses[stop:]
+    assert again.dynamic.history == straight.dynamic.history
+
+
+def test_bad_use_is_refused():
+    run = Run(batch=None)
+    with pytest.raises(abcfx.InvalidInputError, match=r"before capture_initial"):
+        run.dynamic.step()
+    merged = abcfx.transform(mlp(64), X, base=mlp(32))
+    with pytest.raises(abcfx.InvalidInputError, match="groups='parameter'"):
+        abcfx.DynamicAlignment(merged, torch.optim.Adam(merged.param_groups))
+    for wrong in ({"every": 0}, {"smoothing": 1.0}, {"cap": "half"}, {"trust": 1.0}):
+        with pytest.raises(abcfx.InvalidInputError, match=next(iter(wrong))):
+            Run(**wrong)
+    with pytest.raises(abcfx.InvalidInputError, match="cannot be called with this batch"):
+        Run(batch=(X, Y))
+
+
+class Net(nn.Module):
+    """Convolutions, a recurrent layer, attention from a fused layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, width, 3, groups=2)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.rnn, self.head = nn.GRU(width, width, batch_first=True), nn.Linear(width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.conv(torch.relu(self.stem(x)))).flatten(2).transpose(1, 2)
+        q, k, v = (z.unflatten(-1, (-1, 8)).transpose(1, 2) for z in self.qkv(x).chunk(3, -1))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("options", [{}, {"scales": "absorb", "inplace": True}, {"capture": "export"}])
+def test_other_layers_and_ways_to_apply(options):
+    x, y = torch.randn(40, 3, 6, 6), torch.randint(0, 5, (40,))
+    result = abcfx.transform(Net(32), x, base=Net(16), groups="parameter", lr=1e-2, **options)
+    optimizer = torch.optim.Adam(result.param_groups)
+    dynamic = abcfx.DynamicAlignment(result, optimizer, warmup=0, every=1)
+    dynamic.capture_initial(x)
+    for _ in range(4):
+        optimizer.zero_grad()
+        F.cross_entropy(result.module(x), y).backward()
+        optimizer.step()
+        dynamic.step()
+    measured = {row["node"] for row in dynamic.history}
+    assert {"conv", "qkv", "out", "head"} <= measured
+    assert any("rnn" in node for node in dynamic.left_out)
+    kept = [row["alpha"] for row in dynamic.history if row["alpha"] is not None]
+    assert all(0.2 < value < 1.1 for value in kept)
+
+
+def test_memory_is_a_small_part_of_the_models():
+    model = nn.Sequential(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 1024))
+    result = abcfx.transform(model, X, groups="parameter")
+    dynamic = abcfx.DynamicAlignment(result, torch.optim.Adam(result.param_groups))
+    dynamic.capture_initial(X)
+    state = dynamic.state_dict()
+    held = sum(t.numel() for part in ("inputs", "weights") for t in state[part].values())
+    assert held < 0.08 * sum(p.numel() for p in model.parameters())
