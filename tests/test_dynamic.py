@@ -220,3 +220,41 @@ def test_memory_is_a_small_part_of_the_models():
     state = dynamic.state_dict()
     held = sum(t.numel() for part in ("inputs", "weights") for t in state[part].values())
     assert held < 0.08 * sum(p.numel() for p in model.parameters())
+
+
+def _rank(rank: int, world: int, address: str, results) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    torch.manual_seed(0)
+    result = abcfx.transform(mlp(64), X, base=mlp(32), optimizer="adam", lr=3e-3, groups="parameter")
+    module = nn.parallel.DistributedDataParallel(result.module)
+    optimizer = torch.optim.Adam(result.param_groups)
+    dynamic = abcfx.DynamicAlignment(result, optimizer, warmup=0, every=1)
+    part = slice(16 * rank, 16 * rank + 32 // world)
+    dynamic.capture_initial(X[part])
+    for _ in range(4):
+        optimizer.zero_grad()
+        F.cross_entropy(module(X[part]), Y[part]).backward()
+        optimizer.step()
+        dynamic.step()
+    results.put((rank, dynamic.factors))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_have_the_rates_of_one_process_on_the_joined_batch(tmp_path):
+    factors = []
+    for world in (1, 2):
+        context = torch.multiprocessing.get_context("spawn")
+        results = context.SimpleQueue()
+        address = f"file://{tmp_path}/{world}"
+        ranks = [context.Process(target=_rank, args=(rank, world, address, results)) for rank in range(world)]
+        for each in ranks:
+            each.start()
+        for each in ranks:
+            each.join(120)
+            assert each.exitcode == 0
+        factors += [results.get()[1] for _ in ranks]
+    alone, first, second = factors
+    assert first == second
+    assert first == pytest.approx(alone, rel=1e-6)

@@ -69,6 +69,12 @@ def test_the_rules_of_the_docs_work(monkeypatch):
     assert "pointwise" in kinds
 
 
+def test_the_page_on_measured_alignment_runs(capsys):
+    (snippet,) = snippets(ROOT / "docs" / "dynamic.md")
+    exec(compile(snippet, "dynamic.md", "exec"), {"__name__": "docs"})
+    assert "'alpha'" in capsys.readouterr().out
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
 def test_the_page_on_using_it_runs(capsys):
     namespace = {"__name__": "docs"}
