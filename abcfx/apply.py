@@ -172,13 +172,10 @@ def _branch_scales(
     if not branches:
         return []
     scales = []
-    for merge, (twin, inside) in zip(
-        residual_branches(dag, blocks), residual_branches(of, blocks).items(), strict=True
-    ):
+    twins = residual_branches(of, blocks).items()
+    for (merge, here), (twin, there) in zip(residual_branches(dag, blocks).items(), twins, strict=True):
         if merge in branches:
             data = of.graph.nodes[twin]
-            formula = f"{depth.ratio:g}^{-depth.a:g}"
-            factor = float(depth.ratio**-depth.a)
-            operand = data["operands"][inside.branch]
-            scales.append(Scale(data["fx_node"], operand, factor, f"{merge} branch", formula))
+            factor, formula = float(here.ratio**-depth.a), f"{here.ratio:g}^{-depth.a:g}"
+            scales.append(Scale(data["fx_node"], data["operands"][there.node], factor, f"{merge} branch", formula))
     return scales

@@ -109,6 +109,9 @@ class LayerDag:
         kind = self.kind(node)
         if isinstance(kind, Scale):
             return self.takers(kind.input)
+        if isinstance(kind, Product):  # linear in each factor: a written-out gain first
+            vectors = [n for n in kind.sources if isinstance(self.kind(n), Vector)]
+            return next((names for n in (*vectors, *kind.sources) if (names := self.takers(n))), ())
         if isinstance(kind, Merge):
             found = [self.takers(source) for source in kind.sources]
             return tuple(name for names in found for name in names) if all(found) else ()
@@ -117,8 +120,6 @@ class LayerDag:
             nodes = (node, *kind.vectors)
         elif isinstance(kind, Norm):
             nodes = kind.vectors
-        elif isinstance(kind, Product) and not kind.contracted:
-            nodes = tuple(n for n in kind.sources if isinstance(self.kind(n), Vector))[:1]
         elif isinstance(kind, Vector):
             nodes = (node,)
         uses = self.uses()

@@ -7,7 +7,8 @@ branches follow (L / L0)^(x - 1), for SGD (L / L0)^(2x - 1); gradients, and so e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import networkx as nx
@@ -38,27 +39,29 @@ class DepthExponents:
 
 @dataclass(frozen=True)
 class DepthScaling:
-    """`ratio`: blocks of the target over those of the base. `branches`: merge -> the node that is its branch.
+    """What the option `depth` comes to.
 
-    `a`: exponent of every branch. `inserted` and `absorbed`: exponents of each parameter inside a branch, with factors
-    on the branches or without. `left`: merges whose factor no parameter can take.
+    `a`: exponent of every branch. `branches`: merge -> its branch. `ratios`: blocks of the target over those of the
+    base, for each parameter inside a branch. `inserted` and `absorbed`: exponents of such a parameter, with factors on
+    the branches or without. `left`: merges whose factor no parameter can take. `notes`: for the report.
     """
 
-    ratio: float = 1.0
     a: float = 0.0
-    branches: Mapping[str, str] = field(default_factory=dict)
+    branches: Mapping[str, Branch] = field(default_factory=dict)
+    ratios: Mapping[str, float] = field(default_factory=dict)
     inserted: Mapping[str, DepthExponents] = field(default_factory=dict)
     absorbed: Mapping[str, DepthExponents] = field(default_factory=dict)
     left: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
-    def note(self, option: str) -> tuple[str, ...]:
-        """What the report says of depth."""
-        if self.ratio == 1.0:
-            return ()
-        if option == "none":
-            return (f"depth: {self.ratio:g} times the base's blocks; depth='none' leaves branches and rates alone",)
-        branches = f"{len(self.branches)} residual branches are multiplied by {self.ratio:g}^-{self.a:g}"
-        return (f"depth: {self.ratio:g} times the base's blocks: {branches} (depth={option!r})",)
+
+@dataclass(frozen=True)
+class Branch:
+    """`node`: what is added to the stream. `inside`: the nodes of it alone. `ratio`: of numbers of blocks."""
+
+    node: str
+    inside: frozenset[str]
+    ratio: float
 
 
 def scale_depth(option: str, dag: LayerDag, blocks: Blocks, families: Mapping[str, Family], decay: str) -> DepthScaling:
@@ -76,25 +79,31 @@ def scale_depth(option: str, dag: LayerDag, blocks: Blocks, families: Mapping[st
     """
     if option not in BRANCH_EXPONENT:
         raise InvalidInputError(f"depth={option!r}; expected one of {', '.join(BRANCH_EXPONENT)}.")
-    if not blocks.index or option == "none":
-        return DepthScaling(blocks.ratio if blocks.index else 1.0)
-    a = BRANCH_EXPONENT[option]
-    insides = residual_branches(dag, blocks)
-    if not insides:
+    if not blocks.index:
+        return DepthScaling()
+    a, branches = BRANCH_EXPONENT[option], residual_branches(dag, blocks)
+    if option == "none":
+        return DepthScaling(notes=_described(branches, "depth='none' leaves branches and rates alone"))
+    serial = [container for container in blocks.index if _is_serial(container, dag, blocks)]
+    if not branches and not serial:  # experts, heads: no matter of depth
+        return DepthScaling()
+    if not branches:
         raise InvalidInputError(
-            f"depth={option!r}: the repeated blocks ({', '.join(blocks.index)}) have no residual branches.\n"
+            f"depth={option!r}: the repeated blocks ({', '.join(serial)}) have no residual branches.\n"
             f"  expected: x + f(x) inside each block. To fix: depth='none'."
         )
     inserted: dict[str, DepthExponents] = {}
-    for inside in insides.values():
-        for node in inside.nodes:
+    ratios: dict[str, float] = {}
+    for branch in branches.values():
+        for node in branch.inside:
             kind = dag.kind(node)
             if isinstance(kind, Layer | Vector):
                 c = (1 - 2 * a) if families[kind.parameter].update == "gradient" else 1 - a
                 inserted[kind.parameter] = DepthExponents(c=c, g=a, decay=c if decay == "independent" else 0.0)
+                ratios[kind.parameter] = branch.ratio
     absorbed, left = dict(inserted), set()
-    for merge, inside in insides.items():
-        names = dag.takers(inside.branch)
+    for merge, branch in branches.items():
+        names = dag.takers(branch.node)
         for name in names:
             absorbed[name] = absorbed[name].moved(a, families[name])
         if not names:
@@ -103,42 +112,75 @@ def scale_depth(option: str, dag: LayerDag, blocks: Blocks, families: Mapping[st
             for name in names:
                 inserted[name] = replace(inserted[name], decay=-families[name].decay_shift(a))
                 absorbed[name] = replace(absorbed[name], decay=0.0)
-    branches = {merge: inside.branch for merge, inside in insides.items()}
-    return DepthScaling(blocks.ratio, a, branches, inserted, absorbed, frozenset(left))
+    notes = _described(branches, f"residual branches are multiplied by ratio^-{a:g} (depth={option!r})")
+    return DepthScaling(a, branches, ratios, inserted, absorbed, frozenset(left), notes)
 
 
-@dataclass(frozen=True)
-class _Inside:
-    """`branch`: what is added to the stream. `nodes`: what only it is made of."""
-
-    branch: str
-    nodes: frozenset[str]
+def _described(branches: Mapping[str, Branch], what: str) -> tuple[str, ...]:
+    counts = Counter(branch.ratio for branch in branches.values())
+    return tuple(f"depth: {ratio:g} times the base's blocks ({n} branches): {what}" for ratio, n in counts.items())
 
 
-def residual_branches(dag: LayerDag, blocks: Blocks) -> dict[str, _Inside]:
-    """Merge -> its branch, for every x + f(x) whose f lies in one of the repeated blocks, as the model runs."""
-    found = {}
+def residual_branches(dag: LayerDag, blocks: Blocks) -> dict[str, Branch]:
+    """Merge -> its branch, for every f that is added to the stream in one of the repeated blocks, as the model runs.
+
+    A residual connection inside of a branch is part of the branch.
+    """
+    found: dict[str, Branch] = {}
+    earlier: dict[str, list[str]] = {}  # merge -> itself and the stream before it, the latest first
     for merge in dag.nodes_of(Merge):
         sources = [n for n in dag.kind(merge).inputs if n is not None]
         above = {n: nx.ancestors(dag.graph, n) for n in sources}
-        streams = [n for n in sources if any(n in above[other] for other in sources)]
-        branches = [n for n in sources if n not in streams]
-        if len(streams) != 1 or len(branches) != 1:
+        pairs = [
+            (stream, branch, root)
+            for stream in sources
+            for branch in sources
+            if stream != branch and (root := _first(earlier.get(stream, [stream]), above[branch])) is not None
+        ]
+        if len(sources) != 2 or len(pairs) != 1:
             continue
-        (stream,), (branch,) = streams, branches
-        nodes = (above[branch] | {branch}) - above[stream] - {stream}
-        parameters = [k.parameter for n in nodes if isinstance(k := dag.kind(n), Layer | Vector)]
-        homes = {_block_of(name, blocks) for name in parameters}
-        if len(homes) == 1 and None not in homes:
-            found[merge] = _Inside(branch, frozenset(nodes))
-    return found
+        ((stream, branch, root),) = pairs
+        inside = (above[branch] | {branch}) - nx.ancestors(dag.graph, root) - {root}
+        ratio = _ratio([k for n in inside if isinstance(k := dag.kind(n), Layer | Vector)], blocks)
+        if ratio is not None:
+            found[merge] = Branch(branch, frozenset(inside), ratio)
+            earlier[merge] = [merge, *earlier.get(stream, [stream])]
+    within = {merge for merge in found for other in found.values() if merge in other.inside}
+    return {merge: branch for merge, branch in found.items() if merge not in within}
 
 
-def _block_of(parameter: str, blocks: Blocks) -> str | None:
-    """The repeated block that a parameter belongs to, as "layers.3"."""
+def _first(nodes: Sequence[str], among: Set[str]) -> str | None:
+    return next((node for node in nodes if node in among), None)
+
+
+def _ratio(kinds: Sequence[Layer | Vector], blocks: Blocks) -> float | None:
+    """Blocks of the target over those of the base, if all parameters belong to blocks of one number."""
+    homes = [_block_of(kind.parameter, blocks) for kind in kinds]
+    if not homes or None in homes or len({home[1] for home in homes if home}) != 1:
+        return None
+    ours, theirs = max(
+        (blocks.counts[home[0]] for home, kind in zip(homes, kinds, strict=True) if home and isinstance(kind, Layer)),
+        default=(1, 1),
+    )
+    return ours / theirs
+
+
+def _is_serial(container: str, dag: LayerDag, blocks: Blocks) -> bool:
+    """Whether one block of a container feeds another."""
+    homes = {node: _block_of(layer.parameter, blocks) for node, layer in dag.layers()}
+    inside = {node: home[1] for node, home in homes.items() if home and home[0] == container}
+    return any(
+        inside[above] != number
+        for node, number in inside.items()
+        for above in nx.ancestors(dag.graph, node) & inside.keys()
+    )
+
+
+def _block_of(parameter: str, blocks: Blocks) -> tuple[str, str] | None:
+    """(container, number) of the repeated block that a parameter belongs to."""
     for container in blocks.index:
         prefix = f"{container}." if container else ""
         number = parameter[len(prefix) :].split(".")[0] if parameter.startswith(prefix) else ""
         if number.isdigit():
-            return prefix + number
+            return container, number
     return None

@@ -19,6 +19,7 @@ from abcfx.errors import PairingError
 from abcfx.location import location, module_path
 
 _BEFORE, _AFTER, _BETWEEN = ": before", ": after", ": between"
+_NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool, type(None))
 _SAME_CODE = "  To fix: build `base` by the same code as the model, with the same options and only smaller widths."
 
 
@@ -153,6 +154,8 @@ class _Pairing:
         found: dict[str, list[fx.Node]] = {}
         after = _BEFORE
         for node in graph.nodes:
+            if _is_number(node):  # the base's graph may have fixed sizes
+                continue
             block = self._block(node)
             if block is not None:
                 container, number = block
@@ -192,21 +195,24 @@ class _Pairing:
         return None
 
     def _zip(self, ours: list[fx.Node], theirs: list[fx.Node]) -> dict[fx.Node, fx.Node]:
-        for one, other in zip(ours, theirs, strict=False):
-            wanted, got = self._runs(self.target, one, self.blocks), self._runs(self.base, other, None)
-            if wanted != got:
-                raise PairingError(
-                    f"Base and target are not one architecture: their graphs first differ at {location(one)}.\n"
-                    f"  target runs {wanted}\n  base runs   {got} at {location(other)}\n{_SAME_CODE}"
-                )
-        if len(ours) != len(theirs):
-            longer = max(ours, theirs, key=len)
-            raise PairingError(
-                f"Base and target are not one architecture: the target's graph has {len(ours)} nodes where the base's "
-                f"has {len(theirs)}; the shorter one ends where the longer one runs "
-                f"{location(longer[min(len(ours), len(theirs))])}.\n{_SAME_CODE}"
-            )
-        return dict(zip(ours, theirs, strict=True))
+        pairs: dict[fx.Node, fx.Node] = {}
+        others = iter(theirs)
+        other = next(others, None)
+        for one in ours:
+            wanted = self._runs(self.target, one, self.blocks)
+            while other is not None and _is_alias(other) and not _is_alias(one):
+                other = next(others, None)
+            got = "nothing more" if other is None else self._runs(self.base, other, None)
+            if other is not None and wanted == got:
+                pairs[one] = other
+                other = next(others, None)
+            elif _keeps_all(one) and one.all_input_nodes[0] in pairs:  # fixed sizes make it nothing
+                pairs[one] = pairs[one.all_input_nodes[0]]
+            else:
+                raise _differ(one, wanted, got, other)
+        if other is not None:
+            raise _differ(ours[-1] if ours else other, "nothing more", self._runs(self.base, other, None), other)
+        return pairs
 
     @staticmethod
     def _runs(captured: CapturedGraph, node: fx.Node, blocks: Blocks | None) -> str:
@@ -218,6 +224,36 @@ class _Pairing:
         if node.op == "get_attr" and blocks:
             target = blocks.twin(str(target))
         return node.op if node.op == "placeholder" else f"{node.op} {target}"
+
+
+def _keeps_all(node: fx.Node) -> bool:
+    """Whether a node returns its input whole, as x[:, :] does, which torch.export leaves out where sizes are fixed."""
+    if _is_alias(node):
+        return True
+    if node.target is not torch.ops.aten.slice.Tensor:
+        return False
+    value, source = node.meta.get("val"), node.all_input_nodes[0].meta.get("val")
+    return isinstance(value, torch.Tensor) and isinstance(source, torch.Tensor) and value.ndim == source.ndim
+
+
+def _is_alias(node: fx.Node) -> bool:
+    """What torch.export writes for x[:, :] where sizes are fixed and x is needed as another tensor."""
+    return node.target is torch.ops.aten.alias.default
+
+
+def _differ(one: fx.Node, wanted: str, got: str, other: fx.Node | None) -> PairingError:
+    where = "" if other is None else f" at {location(other)}"
+    return PairingError(
+        f"Base and target are not one architecture: their graphs first differ at {location(one)}.\n"
+        f"  target runs {wanted}\n  base runs   {got}{where}\n{_SAME_CODE}"
+    )
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Whether a node reads a size or computes with sizes, or checks one."""
+    if node.op == "call_method" and node.target in ("size", "dim"):
+        return True
+    return node.op in ("call_function", "call_method") and isinstance(node.meta.get("val", node), _NUMBERS)
 
 
 def _region(node: fx.Node) -> fx.GraphModule | None:

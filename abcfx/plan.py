@@ -171,7 +171,7 @@ def make_plan(
         own = None if own_init is None else own_init[name]
         family = setting.families[name]
         lr = options.constant("lr", decided.role, 1e-3)
-        ratio, deep = depth.ratio, depth.inserted.get(name, DepthExponents())
+        ratio, deep = depth.ratios.get(name, 1.0), depth.inserted.get(name, DepthExponents())
         deep_absorbed = depth.absorbed.get(name, DepthExponents())
         applied = deep_absorbed if options.scales == "absorb" else deep
         faster, more_decay = options.schedule_factors(family)

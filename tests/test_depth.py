@@ -127,3 +127,49 @@ def test_same_depth_is_left_alone_and_blocks_without_branches_are_refused():
         abcfx.transform(chain(16, 4), torch.rand(3, 6), base=chain(16, 2), depth="completep")
     with pytest.raises(abcfx.InvalidInputError, match="none, mup, completep"):
         deep("sqrt")
+
+
+class Odd(nn.Module):
+    """Blocks whose residual connections are written in other ways; `extra` is another list that grows or not."""
+
+    def __init__(self, width: int, depth: int, how: str, extra: int = 0) -> None:
+        super().__init__()
+        self.how, self.stem, self.head = how, nn.Linear(6, width), nn.Linear(width, 3)
+        names = ("n", "f", "g")
+        self.blocks = nn.ModuleList(nn.ModuleDict({n: nn.Linear(width, width) for n in names}) for _ in range(depth))
+        self.heads = nn.ModuleList(nn.Linear(width, 3) for _ in range(extra))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            y = F.layer_norm(x, x.shape[-1:])
+            f, g = block["f"], block["g"]
+            if self.how == "two at once":
+                x = x + torch.tanh(f(y)) + torch.tanh(g(y))
+            elif self.how == "stream in the middle":
+                x = torch.tanh(f(y)) + x + torch.tanh(g(y))
+            elif self.how == "one inside the other":
+                y = y + torch.tanh(f(y))
+                x = x + g(y)
+            else:
+                x = x + torch.sigmoid(g(y)) * f(y)
+        return self.head(x) + sum(head(x) for head in self.heads)
+
+
+@pytest.mark.parametrize(
+    ("how", "branches"),
+    [("two at once", 6), ("stream in the middle", 6), ("one inside the other", 3), ("gated", 3)],
+)
+def test_every_branch_of_the_stream_is_scaled_once(how, branches):
+    x = torch.randn(4, 6)
+    torch.manual_seed(0)
+    model, base = Odd(16, 3, how, extra=4).double(), Odd(16, 1, how, extra=2).double()
+    result = abcfx.transform(model, x.double(), base=base, depth="completep")
+    nodes = [n for n in scale_nodes(result.module.graph) if "branch" in n.meta["abcfx"].label]
+    assert len(nodes) == branches and {n.args[1] for n in nodes} == {pytest.approx(1 / 3)}  # blocks, not heads
+    torch.testing.assert_close(result.fold()(x.double()), result.module(x.double()), rtol=1e-12, atol=1e-12)
+
+
+def test_more_heads_are_no_depth():
+    result = abcfx.transform(Odd(16, 2, "gated", 8), torch.randn(4, 6), base=Odd(16, 2, "gated", 2), depth="completep")
+    assert not [n for n in scale_nodes(result.module.graph) if "branch" in n.meta["abcfx"].label]

@@ -39,6 +39,7 @@ def capture(
     method: str = "auto",
     verify: bool = True,
     modes: tuple[str, ...] = ("train", "eval"),
+    sizes: str = "free",
 ) -> CapturedGraph:
     """Turn a model into graphs that are called exactly like it.
 
@@ -51,6 +52,7 @@ def capture(
             request: "record_values" records on the example inputs themselves, for models that branch on values.
         verify: compare with the model on other inputs, when there are example inputs, before a graph is used.
         modes: capture train mode, eval mode or both; leaving one out saves its time.
+        sizes: "free", or "fixed" to those of the examples, for a graph that is never called; saves half of an export.
 
     Raises:
         CaptureError: no way of capturing gave a correct graph; names the line of the model that is the cause.
@@ -66,7 +68,7 @@ def capture(
         args, kwargs = (), dummy
         notes = (f"no example inputs: the model's own dummy_inputs were used ({', '.join(dummy)})",)
     flags = tuple(mode == "train" for mode in modes)
-    attempts = _attempts(model, args, kwargs, flags)
+    attempts = _attempts(model, args, kwargs, flags, sizes)
     if method == "auto":
         attempts.pop("record_values", None)
     else:
@@ -100,13 +102,21 @@ def capture(
 
 
 def _attempts(
-    model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None, flags: tuple[bool, ...]
+    model: nn.Module,
+    args: tuple[Any, ...] | None,
+    kwargs: dict[str, Any] | None,
+    flags: tuple[bool, ...],
+    sizes: str,
 ) -> dict[str, _Attempt]:
     attempts: dict[str, _Attempt] = {"symbolic": lambda: _symbolic(model, args, kwargs)}
     if args is not None and kwargs is not None:
         given, named = args, kwargs
-        attempts["export"] = lambda: _with_larger_batch(partial(capture_export, modes=flags), model, given, named)
-        attempts["record"] = lambda: _with_larger_batch(partial(capture_record, modes=flags), model, given, named)
+        attempts["export"] = lambda: _with_larger_batch(
+            partial(capture_export, modes=flags, sizes=sizes), model, given, named
+        )
+        attempts["record"] = lambda: _with_larger_batch(
+            partial(capture_record, modes=flags, sizes=sizes), model, given, named
+        )
         # Python code that needs plain numbers for sizes (a dict keyed by a length) gets them in all dims but the batch.
         attempts["export, sizes fixed"] = partial(_fixed, capture_export, model, given, named, flags)
         attempts["record, sizes fixed"] = partial(_fixed, capture_record, model, given, named, flags)
@@ -147,7 +157,7 @@ def _fixed(
     kwargs: dict[str, Any],
     flags: tuple[bool, ...],
 ) -> tuple[EmittedModule, tuple[str, ...]]:
-    return _with_larger_batch(partial(capture_with, modes=flags, batch_only=True), model, args, kwargs)
+    return _with_larger_batch(partial(capture_with, modes=flags, sizes="batch"), model, args, kwargs)
 
 
 def _hides_layers(module: EmittedModule) -> bool:

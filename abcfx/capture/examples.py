@@ -38,13 +38,18 @@ def tiled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...
     return new_args, new_kwargs
 
 
-def free_dims(tensors: Mapping[str, torch.Tensor], *, batch_only: bool = False) -> dict[str, frozenset[int]]:
+def free_dims(tensors: Mapping[str, torch.Tensor], *, sizes: str = "free") -> dict[str, frozenset[int]]:
     """Which dims of each input may have other sizes later; the others are fixed, with a guard.
 
     All dims of sequences are free. Of floating-point tensors with four dims or more (images) only the batch and
     dims as long as a sequence are: algebra over free heights and widths takes torch minutes for windowed attention.
+
+    Args:
+        sizes: "free" for that; "batch": only the first dim; "fixed": none, which takes torch least time.
     """
-    if batch_only:
+    if sizes == "fixed":
+        return dict.fromkeys(tensors, frozenset())
+    if sizes == "batch":
         return {name: frozenset(range(min(tensor.dim(), 1))) for name, tensor in tensors.items()}
     sequences = [tensor for tensor in tensors.values() if not _is_image(tensor)]
     lengths = {size for tensor in sequences for size in tensor.shape[1:2]}

@@ -61,12 +61,12 @@ def capture_export(
     kwargs: dict[str, Any],
     *,
     modes: tuple[bool, ...],
-    batch_only: bool = False,
+    sizes: str = "free",
 ) -> tuple[EmittedModule, tuple[str, ...]]:
     """Export the model in the given modes (True is train).
 
     Args:
-        batch_only: fix all sizes but the batch, for Python code that needs plain numbers.
+        sizes: which sizes the graph leaves open, see `free_dims`.
 
     Raises:
         CaptureError: torch.export cannot take the model, or it has a custom autograd.Function, whose gradient
@@ -81,7 +81,7 @@ def capture_export(
     with both_modes_restored(model):
         for training in sorted(modes, key=lambda mode: mode != model.training):
             set_mode(model, training)
-            graphs[training] = _as_trained(lambda: _export(model, signature, examples, attributes, batch_only), told)
+            graphs[training] = _as_trained(lambda: _export(model, signature, examples, attributes, sizes), told)
     train = graphs.get(True, graphs.get(False))
     assert train is not None
     evaluate = graphs.get(False) if True in graphs else None
@@ -121,11 +121,11 @@ def _export(
     signature: Signature,
     examples: Mapping[str, Any],
     attributes: dict[str, Any],
-    batch_only: bool,
+    sizes: str,
 ) -> fx.Graph:
     wrapper = _FlatCall(model, signature)
     flat = off_meta(tuple(examples[name] for name in signature.slots))
-    free = free_dims(examples, batch_only=batch_only)
+    free = free_dims(examples, sizes=sizes)
     dims = tuple(dict.fromkeys(sorted(free[name]), torch.export.Dim.AUTO) for name in signature.slots)
 
     def refuse(original: Callable[..., Any], cls: type, args: Any, kwargs: Any) -> Any:

@@ -39,12 +39,12 @@ def capture_record(
     *,
     modes: tuple[bool, ...],
     values: bool = False,
-    batch_only: bool = False,
+    sizes: str = "free",
 ) -> tuple[EmittedModule, tuple[str, ...]]:
     """Record the model in the given modes (True is train).
 
     Args:
-        batch_only: fix all sizes but the batch, for Python code that needs plain numbers.
+        sizes: which sizes the graph leaves open, see `free_dims`.
         values: record on the example tensors themselves instead of fake ones. Branches on tensor values can then be
             recorded, but the graph is right only for inputs that take the same branches; so this is never automatic.
 
@@ -52,7 +52,7 @@ def capture_record(
         CaptureError: forward looks at tensor values, or does something that cannot be recorded; names the line.
     """
     signature, examples = signature_of(model, args, kwargs)
-    free = None if values else free_dims(examples, batch_only=batch_only)
+    free = None if values else free_dims(examples, sizes=sizes)
     graphs: dict[bool, fx.Graph] = {}
     constants: dict[str, torch.Tensor] = {}
     checks: list[str] = []
