@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from functools import partial
 
 import torch
-from torch import nn
 
 from abcfx.absorb import attention_left
 from abcfx.attention import attention_products
@@ -15,7 +14,7 @@ from abcfx.dag import LayerDag, build_dag
 from abcfx.depth import DepthScaling, residual_branches
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import Setting
-from abcfx.folding import FeatureScale, Fold, hook_features, hook_input, query_features, refuse_saving
+from abcfx.folding import FeatureScale, Fold, hook_features, query_features, refuse_saving
 from abcfx.init import redraw_
 from abcfx.location import location
 from abcfx.pairing import Blocks
@@ -67,7 +66,7 @@ def apply_plan(
     fold = Fold({name: row.fold for name, row in plan.items()}, left=left)
     notes: tuple[str, ...] = ()
     if inplace:
-        notes = _hook(captured, dag, attention, setting.widths, [s for s in scales if s.factor != 1.0], fold)
+        notes = _hook(captured, dag, attention, setting.widths, fold)
     else:
         factors = attention_left(setting)
         fold.find_features = partial(_query_features, captured, dag, factors, setting.widths)
@@ -105,40 +104,22 @@ def _query_features(
 
 
 def _hook(
-    captured: CapturedGraph,
-    dag: LayerDag,
-    attention: Mapping[str, float],
-    growth: Growth,
-    scales: list[Scale],
-    fold: Fold,
+    captured: CapturedGraph, dag: LayerDag, attention: Mapping[str, float], growth: Growth, fold: Fold
 ) -> tuple[str, ...]:
-    """On the model's own object, what no parameter takes is done by hooks, and saving is refused until it is folded."""
-    model = captured.model
-    owners = {scale.label: _owner(model, dag, scale) for scale in scales}
-    fold.features = _query_features(captured, dag, attention, growth)
-    for scale in scales:
-        fold.hooks.append(hook_input(owners[scale.label], scale.factor))
-    for each in fold.features:
-        fold.hooks.append(hook_features(model, each))
-    if not fold.hooks:
-        return ()
-    fold.hooks.append(refuse_saving(model))
-    where = ", ".join([*owners, *(each.owner for each in fold.features)])
-    return (f"hooks multiply what no weight can take ({where}): state_dict() is refused until result.fold()",)
-
-
-def _owner(model: nn.Module, dag: LayerDag, scale: Scale) -> nn.Module:
-    """The module whose call is the weight op."""
-    path = str(dag.graph.nodes[scale.label]["path"])
-    module: nn.Module | None = dict(model.named_modules()).get(path)
-    if module is None or not path or next(module.children(), None) is not None or scale.operand is None:
+    """On the model's own object hooks scale the queries of fused layers, and saving is refused until it is folded."""
+    if fold.left:
         raise InvalidInputError(
-            f"inplace=True: the multiplier of {scale.label} cannot be absorbed: one parameter is used there and\n"
-            f"  elsewhere with different multipliers, and no module of its own makes that use, which a hook could "
-            f"scale.\n"
+            f"inplace=True: {fold.left[0]} cannot be absorbed: one parameter is used there and elsewhere with\n"
+            f"  different multipliers, and no norm that could take one stands before it.\n"
             f"  To fix: use the module that transform returns, without inplace=True."
         )
-    return module
+    fold.features = _query_features(captured, dag, attention, growth)
+    if not fold.features:
+        return ()
+    fold.hooks += [hook_features(captured.model, each) for each in fold.features]
+    fold.hooks.append(refuse_saving(captured.model))
+    where = ", ".join(each.owner for each in fold.features)
+    return (f"hooks multiply the queries of fused layers ({where}): state_dict() is refused until result.fold()",)
 
 
 def _scales(dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: Growth) -> list[Scale]:

@@ -17,7 +17,7 @@ from abcfx.optimizers import Family
 from abcfx.parametrizations import MATRIX_ROLES, ROLES, named_exponents
 from abcfx.patterns import match_patterns
 from abcfx.rules import Layer, Number
-from abcfx.rules.kinds import Extent, Scale
+from abcfx.rules.kinds import Extent, Norm, Scale
 from abcfx.widths import Growth
 
 TOLERANCE = 1e-6
@@ -222,7 +222,9 @@ def _own_factor(dag: LayerDag, growth: Growth, node: str, role: str) -> float:
             before = kind.input
         source = None if before is None else dag.kind(before)
         is_table = isinstance(source, Layer) and not growth.dims(*source.fan_in)
-        if not (is_table and dag.graph.out_degree(before) == 1):  # else it is that table's own
+        # or what makes up for an L2 norm, whose entries are ~ 1/sqrt(d)
+        is_norms = isinstance(source, Norm) and growth.dims(*source.summed) > 0
+        if not is_norms and not (is_table and dag.graph.out_degree(before) == 1):  # else it is that table's own
             numbers += on_input
     takes_output = role in ("embedding", "readout") or dag.is_void(node, through_scales=True)
     while takes_output and at not in dag.outputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import fx, nn
@@ -19,6 +20,9 @@ from abcfx.location import location
 from abcfx.passes.scale_attention import query_parameters
 from abcfx.rules import Layer
 from abcfx.rules.kinds import ParameterDim, Scale
+
+# Model objects whose hooks multiply, so that none is transformed twice.
+_HOOKED: WeakSet[nn.Module] = WeakSet()
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class FeatureScale:
         for name, dim in self.dims.items():
             parameter = parameters[name]
             shape = [-1 if i == dim else 1 for i in range(parameter.ndim)]
-            parameter.mul_(self.features.to(parameter).view(shape))
+            parameter.mul_(self.features[: parameter.shape[dim]].to(parameter).view(shape))
 
 
 @dataclass
@@ -58,8 +62,8 @@ class Fold:
         """Multiply the parameters of a model of the original class; hooks go. Raises before anything is changed."""
         if self.left:
             raise InvalidInputError(
-                f"fold: {self.left[0]} cannot be put into weights: one parameter would need two factors.\n"
-                f"  To fix: keep the transformed module for inference, or untie the parameter before training."
+                f"fold: {self.left[0]} cannot be put into weights: no parameter can take it, or one would need two.\n"
+                f"  To fix: keep the transformed module for inference; untie a tied parameter before training."
             )
         parameters = dict(model.named_parameters())
         features = self.find_features() if self.find_features is not None else self.features
@@ -73,6 +77,7 @@ class Fold:
             self.factors, self.features = {}, ()
         while self.hooks:
             self.hooks.pop().remove()
+        _HOOKED.discard(model)
 
 
 def query_features(captured: CapturedGraph, dag: LayerDag, node: str, factor: float) -> FeatureScale:
@@ -89,8 +94,7 @@ def query_features(captured: CapturedGraph, dag: LayerDag, node: str, factor: fl
         module = captured.model.get_submodule(owner)
         assert isinstance(module, nn.MultiheadAttention)
         names = query_parameters(module, factor)
-        size = next(iter(names.values())).shape[0]
-        features = torch.ones(size)
+        features = torch.ones(max(tensor.shape[0] for tensor in names.values()))
         features[: module.embed_dim] = factor
         return FeatureScale(owner, features, {f"{owner}.{name}" if owner else name: 0 for name in names})
     at = dag.kind(node).inputs[0]
@@ -116,9 +120,9 @@ def hook_features(model: nn.Module, scale: FeatureScale) -> RemovableHandle:
     return module.register_forward_hook(lambda _, args, out: out * scale.features.to(out))
 
 
-def hook_input(module: nn.Module, factor: float) -> RemovableHandle:
-    """Multiply the first input of the module, until the handle is removed."""
-    return module.register_forward_pre_hook(lambda _, args: (args[0] * factor, *args[1:]))
+def has_hooks(model: nn.Module) -> bool:
+    """Whether hooks of an earlier transform multiply in this model object."""
+    return model in _HOOKED
 
 
 def refuse_saving(model: nn.Module) -> RemovableHandle:
@@ -130,6 +134,7 @@ def refuse_saving(model: nn.Module) -> RemovableHandle:
             "  would compute something else. To fix: result.fold() first, which puts them into the weights."
         )
 
+    _HOOKED.add(model)
     handle: RemovableHandle = model.register_state_dict_pre_hook(refuse)  # type: ignore[no-untyped-call]
     return handle
 

@@ -91,9 +91,26 @@ def check_optimizer(optimizer: torch.optim.Optimizer, result: Transformed) -> No
                     f"the transformed model's.\n  To fix: build the optimizer from abcfx.param_groups(module, spec)."
                 )
             held[name] = index, group
+    _check_family(optimizer, held, result.spec)
     _check_complete(held, result)
     for key in KEYS:
         _check_ratios(key, held, result.spec)
+
+
+def _check_family(optimizer: torch.optim.Optimizer, held: Mapping[str, Any], spec: Spec) -> None:
+    """An optimizer whose update has another size, or that decays weights in another way, needs other numbers."""
+    try:
+        own = family(optimizer)
+    except InvalidInputError:
+        return  # of a kind that nothing is known of: the user said what it is like
+    decays = any(spec[name]["weight_decay"] for name in held)
+    for name in held:
+        planned = family(spec[name]["optimizer"])
+        if (own.update, own.shape) != (planned.update, planned.shape) or (decays and own.decay != planned.decay):
+            raise InvalidInputError(
+                f"{type(optimizer).__name__} holds {name!r}, whose numbers were planned for {planned.name}: its update "
+                f"or its weight decay is another.\n  To fix: transform(..., optimizer={own.name!r})"
+            )
 
 
 def _check_complete(held: Mapping[str, Any], result: Transformed) -> None:

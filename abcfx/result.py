@@ -36,7 +36,7 @@ class Transformed:
 
     Attributes:
         module: the rewritten model; the same Parameter names and `state_dict` keys as the model.
-        param_groups: groups for any torch optimizer.
+        groups: the optimizer groups as planned; hand `param_groups`, copies of them, to an optimizer.
         dag: the layer DAG as a networkx DiGraph; nodes carry `kind`, `path`, `s`, `r`, `role`, `parameter`.
         solution: exponents found by the LP, with what binds and shadow prices.
         spec: a JSON-able row for each parameter, by name.
@@ -44,7 +44,7 @@ class Transformed:
     """
 
     module: nn.Module
-    param_groups: list[dict[str, Any]]
+    groups: list[dict[str, Any]] = field(repr=False)
     dag: nx.DiGraph
     solution: SolvedDag
     spec: dict[str, dict[str, Any]]
@@ -55,6 +55,11 @@ class Transformed:
     source: nn.Module | None = field(default=None, repr=False)
     analysis: Analysis | None = field(default=None, repr=False)
     folding: Fold = field(default_factory=Fold, repr=False)
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Groups for any torch optimizer: fresh dicts, so that what a scheduler does to them is not kept here."""
+        return [{**group, "params": list(group["params"])} for group in self.groups]
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.module, self.param_groups))

@@ -10,7 +10,7 @@ from typing import Any
 from abcfx.exponents import Setting
 from abcfx.parametrizations import Alignment
 from abcfx.rules import Bound, Layer, Vector
-from abcfx.rules.kinds import Product, Scale
+from abcfx.rules.kinds import Merge, Product, Scale
 from abcfx.solver import DECIMALS, LpSolution, Rate, Row, Solver
 
 TOLERANCE = 1e-6
@@ -113,13 +113,16 @@ class System:
         return {str(name): value for name, value in self.solver.resolve(self.alignment).c.items()}
 
     def _is_scaled(self, node: str) -> bool:
-        """Whether a tensor only goes into scales: stability is then asked of what comes out of them."""
+        """Whether a tensor only goes into scales, or sums that do: stability is asked of what comes out of them."""
         followers = list(self.dag.graph.successors(node))
-        return (
-            bool(followers)
-            and node not in self.dag.outputs
-            and all(isinstance(self.dag.kind(n), Scale) for n in followers)
-        )
+        if not followers or node in self.dag.outputs:
+            return False
+
+        def scales(n: str) -> bool:
+            kind = self.dag.kind(n)
+            return isinstance(kind, Scale) or (isinstance(kind, Merge) and self._is_scaled(n))
+
+        return all(map(scales, followers))
 
     # -- rows
 

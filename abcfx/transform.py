@@ -19,6 +19,7 @@ from abcfx.dag import LayerDag, build_dag
 from abcfx.depth import DepthScaling, scale_depth
 from abcfx.errors import CaptureError, InvalidInputError, PairingError
 from abcfx.exponents import Given, ParameterExponents, Setting, assign_exponents
+from abcfx.folding import has_hooks
 from abcfx.groups import param_groups
 from abcfx.init import OwnInit, carried_own_init, measure_own_init
 from abcfx.optimizers import Family, Optimizer, assign_families, hyperparameters
@@ -161,7 +162,7 @@ def transform(
         optimizer_groups = param_groups(captured.model, spec, groups)
     return Transformed(
         module=model if inplace else captured.module,
-        param_groups=optimizer_groups,
+        groups=optimizer_groups,
         dag=_annotated(dag, solved, plan),
         solution=solved,
         spec=spec,
@@ -241,6 +242,11 @@ def _pair(
 
 
 def _refuse_transformed(of: str, model: nn.Module) -> None:
+    if has_hooks(model):
+        raise InvalidInputError(
+            f"{of} was transformed in place before: its hooks multiply, and would count twice.\n"
+            f"  To fix: result.fold() of the earlier transform, or build the model anew."
+        )
     if isinstance(model, EmittedModule) and scale_nodes(model.graph):
         raise InvalidInputError(
             f"{of} was transformed before: its graph has {len(scale_nodes(model.graph))} scale nodes, which would "

@@ -160,3 +160,20 @@ def test_attention_module_is_scaled_inside(capture: str) -> None:
     for training in (True, False):
         torch.testing.assert_close(result.module.train(training)(x), expected, rtol=1e-10, atol=1e-10)
     assert list(result.module.state_dict()) == list(model.state_dict())
+
+
+def test_terms_that_are_summed_before_the_scale_hold_nothing_back() -> None:
+    """Shaw and Transformer-XL: (q k + q p) / sqrt(d)."""
+
+    class TwoTerms(Attention):
+        def __init__(self, width: int) -> None:
+            super().__init__(width, 4, "none")
+            self.positions = nn.Embedding(5, width // 4)
+
+        def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+            p = self.positions(torch.arange(q.shape[-2]))
+            logits = (q @ k.transpose(-1, -2) + q @ p.T) * q.shape[-1] ** -0.5
+            return logits.softmax(-1) @ v
+
+    spec = abcfx.transform(TwoTerms(64), IDS, base=TwoTerms(16)).spec
+    assert [spec[f"{name}.weight"]["c"] for name in ("q", "k", "v", "emb")] == [1.0, 1.0, 1.0, 0.5]

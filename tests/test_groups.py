@@ -76,3 +76,19 @@ def test_one_of_several_optimizers_is_checked_alone():
     result = abcfx.transform(Block(64), IDS, base=Block(16), optimizer=both)
     abcfx.check_optimizer(torch.optim.Muon(result.groups_for("muon"), weight_decay=0.0), result)
     abcfx.check_optimizer(torch.optim.AdamW(result.groups_for("adamw")), result)
+
+
+def test_schedulers_do_not_reach_the_plan(result):
+    optimizer = torch.optim.AdamW(result.param_groups)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    assert all(group["lr"] > 0 for group in result.param_groups)
+    for group, own in zip(optimizer.param_groups, result.param_groups, strict=True):  # what the message says
+        group["lr"] = own["lr"]
+    abcfx.check_optimizer(optimizer, result)
+
+
+@pytest.mark.parametrize("other", [torch.optim.SGD, torch.optim.Adam, torch.optim.Adafactor])
+def test_another_optimizer_than_planned_is_named(result, other):
+    with pytest.raises(abcfx.InvalidInputError, match="planned for adamw"):
+        abcfx.check_optimizer(other([{k: v for k, v in g.items() if k != "eps"} for g in result.param_groups]), result)
