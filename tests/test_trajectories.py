@@ -206,6 +206,6 @@ def test_each_hyperparameter_counts(key: str) -> None:
         for group in absorbed.param_groups
         for p, name in zip(group["params"], group["param_names"], strict=True)
     ]
-    absorbed.param_groups[:] = rows
+    absorbed.groups[:] = rows
     runs = [outputs("GPT with tied head", result, trained) for result in (inserted, absorbed)]
     assert largest_difference(*runs) > 1e-6
