@@ -50,6 +50,8 @@ def absorbed_gauges(setting: Setting, solved: SolvedDag, decay_mode: str) -> dic
     """The same trajectories with no multiplier, except where a parameter is used with two and no norm can take one."""
     gauges = solved_gauges(setting, solved, decay_mode)
     for name, gauge in gauges.items():
+        if gauge.decided.normalised:
+            continue  # a factor on it would be divided out again
         a = next(iter(gauge.decided.a.values()), 0.0)
         left = {node: other - a for node, other in gauge.decided.a.items()}
         gauges[name] = gauge.moved(a, setting.families[name], left)

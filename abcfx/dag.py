@@ -117,7 +117,7 @@ class LayerDag:
             return tuple(name for names in found for name in names) if all(found) else ()
         nodes: tuple[str, ...] = ()
         if isinstance(kind, Layer):
-            nodes = (node, *kind.vectors)
+            nodes = () if kind.normalised else (node, *kind.vectors)
         elif isinstance(kind, Norm):
             nodes = kind.vectors
         elif isinstance(kind, Vector):

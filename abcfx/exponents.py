@@ -16,7 +16,7 @@ from abcfx.errors import InvalidInputError
 from abcfx.optimizers import Family
 from abcfx.parametrizations import MATRIX_ROLES, ROLES, named_exponents
 from abcfx.patterns import match_patterns
-from abcfx.rules import Layer, Number
+from abcfx.rules import Kind, Layer, Number
 from abcfx.rules.kinds import Extent, Norm, Scale
 from abcfx.widths import Growth
 
@@ -39,6 +39,7 @@ class ParameterExponents:
     learns: bool = True
     is_bias: bool = False
     own: float = 0.0  # the model itself multiplies this layer with m^-own
+    normalised: bool = False  # forward divides it by a norm: its size has no effect, and its init stays
 
 
 class Setting:
@@ -182,7 +183,11 @@ def _matrix(
         row = _table_row(table, role, e_in, e_out)
         own = 0.0 if role == "plain" else _own_factor(dag, growth, node, role)
         factors.append(own)
-        sums.append((0.0, sum(row) - own) if own else row)  # it takes the place of a
+        row = (0.0, sum(row) - own) if own else row  # it takes the place of a
+        if role == "readout" and isinstance(source := _input(dag, kind), Norm):
+            row = (row[0] - growth.dims(*source.summed) / 2, row[1])  # what an L2 norm returns is ~ d^-1/2 already
+        # rows of norm O(1): its entries are ~ fan_in^-1/2 whatever its init
+        sums.append((sum(row) - e_in / 2, e_in / 2) if kind.normalised and role != "plain" else row)
     lead = next((i for i, (role, _) in enumerate(found) if role == "embedding"), 0)
     (role, why), (e_in, e_out), (a_lead, b) = found[lead], sides[lead], sums[lead]
     a = {node: sum(sums[i]) - b for i, node in enumerate(nodes)}
@@ -197,13 +202,23 @@ def _matrix(
     if tied_roles:
         why += f"; tied, also used as {' and '.join(dict.fromkeys(tied_roles))}"
         e_in = max(side[0] for side in sides)
+    normalised = any(isinstance(kind := dag.kind(node), Layer) and kind.normalised for node in nodes)
+    if normalised:
+        why += "; forward divides it by a norm of itself, so that its own init stays"
     inner = any(isinstance(kind := dag.kind(node), Layer) and kind.inner for node in nodes)
     if inner and a_lead:
         why += "; no scale node can be placed inside the op, so init and rate carry its multiplier"
     void = len(nodes) == 1 and role != "plain" and dag.is_void(nodes[0])
     if void or inner:  # a is a gauge; before a norm the one with a = 0 keeps the norm's eps negligible
         a, b = dict.fromkeys(nodes, 0.0), a_lead + b
-    return ParameterExponents(role, why, e_in, e_out, a, b, void=void, learns=role != "plain", own=own)
+    learns = role != "plain"
+    return ParameterExponents(role, why, e_in, e_out, a, b, None, void, learns, own=own, normalised=normalised)
+
+
+def _input(dag: LayerDag, layer: Layer) -> Kind | None:
+    """What a layer's input is made by."""
+    (source,) = layer.inputs
+    return None if source is None else dag.kind(source)
 
 
 def _own_factor(dag: LayerDag, growth: Growth, node: str, role: str) -> float:

@@ -250,7 +250,7 @@ def _init(
 ) -> Init:
     """What is done to a tensor. Only weights take the user's constant; vectors keep theirs at every width."""
     is_matrix = any(isinstance(setting.dag.kind(node), Layer) for node in decided.a)
-    if options.init == "keep" or decided.role == "plain":
+    if options.init == "keep" or decided.role == "plain" or decided.normalised:
         return Init.keep(parameter)
     constant = options.constant("std", decided.role, 1.0) if is_matrix else 1.0
     if setting.widths.has_base:

@@ -92,6 +92,7 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_weights_carry_their_multiplier_in_init_and_rate(kind: type[nn.RNNBase]) -> None:
     """Effective exponents a + b, a + c of muP: 0 and 0 for the input weight of layer 0, 1/2 and 1 for the others."""
+    torch.manual_seed(0)
     result = abcfx.transform(Recurrent(64, kind), torch.randn(3, 5, 6), base=Recurrent(16, kind), parametrization="ntk")
     found = {name: (row["a"], row["b"], row["c"]) for name, row in result.spec.items() if "weight" in name}
     assert found["rnn.weight_ih_l0"] == (0.0, 0.0, 0.0)
@@ -467,3 +468,45 @@ def test_an_output_changes_by_no_more_than_one_although_it_is_larger() -> None:
     result = abcfx.transform(Hyper(32), inputs, base=Hyper(8))
     (output,) = [data for _, data in result.dag.nodes.items() if data["output"]]
     assert (output["s"], output["r"]) == (-0.5, 0.0)
+
+
+class Normalised(nn.Module):
+    """A weight that forward divides by a norm of itself, as first layer, hidden layer and readout."""
+
+    def __init__(self, width: int, how: str) -> None:
+        super().__init__()
+        layers = [nn.Linear(5, width), nn.Linear(width, width), nn.Linear(width, 3)]
+        self.how = how
+        if how == "torch":
+            layers = [torch.nn.utils.parametrizations.weight_norm(layer) for layer in layers]
+        self.first, self.hidden, self.last = layers
+
+    def apply_layer(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "torch":
+            return layer(x)
+        if self.how == "cosine" and layer is self.last:
+            return F.linear(F.normalize(x, dim=-1), F.normalize(layer.weight, dim=-1))
+        return F.linear(x, layer.weight / layer.weight.norm(dim=1, keepdim=True), layer.bias)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = self.apply_layer(self.first, x)
+        return h, self.apply_layer(self.last, F.gelu(self.apply_layer(self.hidden, F.gelu(h))))
+
+
+@pytest.mark.parametrize("how", ["torch", "by hand", "cosine"])
+def test_a_weight_that_is_normalised_in_forward_keeps_its_init_and_takes_no_factor(how: str) -> None:
+    torch.manual_seed(0)
+    x, model, base = torch.randn(16, 5), Normalised(256, how), Normalised(16, how)
+    inserted, absorbed = (abcfx.transform(model, x, base=base, scales=scales) for scales in ("insert", "absorb"))
+    for left, right in zip(inserted.module(x), absorbed.module(x), strict=True):
+        torch.testing.assert_close(left, right)
+    sizes = [float(m(x)[0].detach().square().mean().sqrt()) for m in (base, inserted.module)]
+    assert 0.6 < sizes[1] / sizes[0] < 1.6  # no multiplier against an init that has no effect
+    name = "first.parametrizations.weight.original1" if how == "torch" else "first.weight"
+    assert inserted.spec[name]["init_factor"] == 1.0
+    if how == "cosine":  # a cosine is O(1) by itself
+        assert inserted.spec["last.weight"]["multiplier"] == 1.0
+        inserted.fold()
+    else:
+        with pytest.raises(abcfx.InvalidInputError, match=r"multiplier of last.* cannot be put into weights"):
+            inserted.fold()

@@ -172,7 +172,8 @@ class Layer(Kind):
     `pieces`: how many layers it counts for in the objective (fused q, k, v: 3). `inner`: no scale node can be placed at
     it, since its input exists only inside an op; then a = 0, and init and rate carry the multiplier. `factor`: a number
     that the model itself multiplies the weight with. `fan_back`: what the backward product sums over where that is not
-    all of `fan_out` (a convolution with groups).
+    all of `fan_out` (a convolution with groups). `normalised`: forward divides the weight by a norm of itself, so that
+    its size is not the parameter's.
     """
 
     parameter: str
@@ -182,6 +183,7 @@ class Layer(Kind):
     inner: bool = False
     factor: Number = Number()
     fan_back: tuple[Extent, ...] | None = None
+    normalised: bool = False
 
     def size(self, node: str, known: Known) -> float:
         product = known.a(node) + known.b(self.parameter) + known.size(self.inputs[0]) - known.growth(*self.fan_in) / 2

@@ -65,10 +65,12 @@ class Op:
         held = getattr(owner, name, None)
         if held is None:
             return None
-        gains: tuple[str, ...] = ()
+        gains, normalised = tuple[str, ...](), False
         if held not in self._names:
             held, gains = self._computed_from(owner, name, held)
-        return Value(None, None, self._names[held], tuple(range(held.ndim)), tuple(held.shape), gains=gains)
+            normalised = _is_normalised(owner, name)
+        dims = tuple(range(held.ndim))
+        return Value(None, None, self._names[held], dims, tuple(held.shape), gains=gains, normalised=normalised)
 
     def attribute(self, key: str) -> Number:
         """The Python number `key` of the module that is called; it may change with width."""
@@ -168,6 +170,7 @@ class Op:
                 inner,
                 self._factor(weight),
                 fan_back,
+                weight.normalised or self._has_norm(weight),
                 vectors=vectors,
             )
             layers.append(self._add(self._layer_name(each.parameter), kind, factors))
@@ -334,6 +337,14 @@ class Op:
             found.append(Value(None, weight.at, name, dims, shapes[name] if same_rank else weight.shape))
         return found, [name for name in shapes if name not in mains]
 
+    def _has_norm(self, weight: Value) -> bool:
+        """Whether a computed weight was divided by a norm on its way from the parameter."""
+        if weight.node is None:
+            return False
+        above = nx.ancestors(self.dag, weight.node) | {weight.node}
+        kinds = [self.dag.nodes[n]["kind"] for n in above]
+        return any(isinstance(kind, Norm) or (isinstance(kind, Power) and kind.exponent < 0) for kind in kinds)
+
     def _factor(self, weight: Value) -> Number:
         """The number that a computed weight is multiplied with, on its way from the parameter."""
         factor, node = Number(), weight.node
@@ -378,3 +389,14 @@ class Op:
 def _is_zero(constant: Value) -> bool:
     """Whether a constant is made as zeros: what is written into it keeps its scale."""
     return constant.at is not None and plain_name(constant.at.target) in ("zeros", "zeros_like", "new_zeros")
+
+
+_NORMS = ("_WeightNorm", "_SpectralNorm", "_Orthogonal")
+
+
+def _is_normalised(owner: torch.nn.Module, name: str) -> bool:
+    """Whether a weight is computed by torch's weight norm, spectral norm or orthogonal parametrization."""
+    registered = getattr(owner, "parametrizations", None)
+    if registered is not None and name in registered:
+        return any(type(each).__name__ in _NORMS for each in registered[name])
+    return hasattr(owner, f"{name}_v") or hasattr(owner, f"{name}_orig")  # the older ones, by hooks

@@ -36,6 +36,7 @@ class Value:
     `dims`: for a parameter, which of its dims each dim of the tensor is; None once a view has regrouped them.
     `shape`: sizes of the concrete tensor, when known. `statistic`: see there.
     `gains`: parameters that a reparametrized weight is multiplied with, such as the magnitude of weight norm.
+    `normalised`: a weight norm or spectral norm stands between the parameter and the tensor.
     """
 
     node: str | None = None
@@ -45,6 +46,7 @@ class Value:
     shape: tuple[int, ...] | None = None
     statistic: Statistic | None = None
     gains: tuple[str, ...] = ()
+    normalised: bool = False
 
     @property
     def is_constant(self) -> bool:
