@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -222,41 +226,19 @@ def test_memory_is_a_small_part_of_the_models():
     assert held < 0.08 * sum(p.numel() for p in model.parameters())
 
 
-def _rank(rank: int, world: int, address: str, results) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
-    torch.manual_seed(0)
-    x = X.double()  # Adam's first steps turn rounding of gradients near zero into whole steps
-    model, base = mlp(64).double(), mlp(32).double()
-    result = abcfx.transform(model, x, base=base, optimizer="adam", lr=3e-3, groups="parameter")
-    module = nn.parallel.DistributedDataParallel(result.module)
-    optimizer = torch.optim.Adam(result.param_groups)
-    dynamic = abcfx.DynamicAlignment(result, optimizer, warmup=0, every=1)
-    part = slice(16 * rank, 16 * rank + 32 // world)
-    dynamic.capture_initial(x[part])
-    for _ in range(4):
-        optimizer.zero_grad()
-        F.cross_entropy(module(x[part]), Y[part]).backward()
-        optimizer.step()
-        dynamic.step()
-    results.put((rank, dynamic.factors))
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.slow
 def test_two_ranks_have_the_rates_of_one_process_on_the_joined_batch(tmp_path):
+    script = Path(__file__).with_name("two_ranks.py")
     factors = []
     for world in (1, 2):
-        context = torch.multiprocessing.get_context("spawn")
-        results = context.SimpleQueue()
-        address = f"file://{tmp_path}/{world}"
-        ranks = [context.Process(target=_rank, args=(rank, world, address, results)) for rank in range(world)]
-        for each in ranks:
-            each.start()
-        for each in ranks:
-            each.join(120)
-            assert each.exitcode == 0
-        factors += [results.get()[1] for _ in ranks]
+        commands = [
+            [sys.executable, str(script), str(rank), str(world), f"file://{tmp_path}/{world}"] for rank in range(world)
+        ]
+        ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+        for rank in ranks:
+            output, _ = rank.communicate(timeout=200)
+            assert rank.returncode == 0
+            factors.append(json.loads(output.splitlines()[-1]))
     alone, first, second = factors
-    assert first == second
+    assert first == second and first
     assert first == pytest.approx(alone, rel=1e-6)

@@ -1,0 +1,45 @@
+"""One rank of a small data-parallel run with DynamicAlignment; prints its factors. Run by test_dynamic.py.
+
+python two_ranks.py RANK WORLD INIT_METHOD
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import abcfx
+
+
+def mlp(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
+
+
+def main(rank: int, world: int, address: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    torch.manual_seed(0)
+    # In float64: Adam's first steps turn rounding of gradients near zero into whole steps.
+    x, y = torch.randn(32, 64, dtype=torch.float64), torch.randint(0, 10, (32,))
+    model, base = mlp(64).double(), mlp(32).double()
+    result = abcfx.transform(model, x, base=base, optimizer="adam", lr=3e-3, groups="parameter")
+    module = nn.parallel.DistributedDataParallel(result.module)
+    optimizer = torch.optim.Adam(result.param_groups)
+    dynamic = abcfx.DynamicAlignment(result, optimizer, warmup=0, every=1)
+    part = slice(rank * 32 // world, (rank + 1) * 32 // world)
+    dynamic.capture_initial(x[part])
+    for _ in range(4):
+        optimizer.zero_grad()
+        F.cross_entropy(module(x[part]), y[part]).backward()
+        optimizer.step()
+        dynamic.step()
+    print(json.dumps(dynamic.factors))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
