@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from functools import partial
 
 import torch
+from torch import nn
 
 from abcfx.absorb import attention_left
 from abcfx.attention import attention_products
@@ -83,14 +84,18 @@ def apply_plan(
             multiply_marked(graph, setting.widths.scale)
         if marks:
             module.recompile()
+    _initialise(captured.model, plan)
+    return fold, notes
+
+
+def _initialise(model: nn.Module, plan: Mapping[str, ParameterPlan]) -> None:
     with torch.no_grad():
-        for name, parameter in captured.model.named_parameters():
+        for name, parameter in model.named_parameters():
             init = plan[name].init
             if init.redraw and init.std is not None:
                 redraw_(parameter, init.std)
             elif init.factor != 1.0:
                 parameter.mul_(init.factor)
-    return fold, notes
 
 
 def _without_place(plan: Mapping[str, ParameterPlan]) -> list[str]:

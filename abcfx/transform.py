@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import networkx as nx
@@ -234,10 +234,8 @@ def _pair(
         return measure_growth(captured, dag, graph)
 
     if method == "export":
-        try:
+        with suppress(PairingError, CaptureError):  # raised again below, unless fixed sizes are the cause
             return paired("fixed")
-        except (PairingError, CaptureError):
-            pass  # said below, if it is no matter of sizes
     return paired("free")
 
 

@@ -75,7 +75,11 @@ def test_one_of_several_optimizers_is_checked_alone():
     both = {"hidden": "muon", "default": "adamw"}
     result = abcfx.transform(Block(64), IDS, base=Block(16), optimizer=both)
     abcfx.check_optimizer(torch.optim.Muon(result.groups_for("muon"), weight_decay=0.0), result)
-    abcfx.check_optimizer(torch.optim.AdamW(result.groups_for("adamw")), result)
+    adamw = torch.optim.AdamW(result.groups_for("adamw"))
+    abcfx.check_optimizer(adamw, result)
+    adamw.param_groups[0]["lr"] *= 2
+    with pytest.raises(abcfx.InvalidInputError, match="lr ="):
+        abcfx.check_optimizer(adamw, result)
 
 
 def test_schedulers_do_not_reach_the_plan(result):

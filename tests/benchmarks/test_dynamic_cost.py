@@ -38,7 +38,7 @@ def build(kind: str) -> tuple[abcfx.Transformed, torch.Tensor, torch.Tensor]:
     return result, inputs, labels
 
 
-def trainer(kind: str, every: int | None) -> Callable[[], None]:
+def trainer(kind: str, every: int | None) -> Callable[[], float]:
     result, inputs, labels = build(kind)
     optimizer = torch.optim.Adam(result.param_groups)
     dynamic = None
@@ -46,13 +46,14 @@ def trainer(kind: str, every: int | None) -> Callable[[], None]:
         dynamic = abcfx.DynamicAlignment(result, optimizer, warmup=0, every=every)
         dynamic.capture_initial(inputs)
 
-    def step() -> None:
+    def step() -> float:
         loss = F.cross_entropy(result.module(inputs).flatten(0, -2), labels.flatten())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if dynamic is not None:
             dynamic.step()
+        return loss.item()
 
     return step
 
@@ -74,6 +75,8 @@ def test_training_step_with_and_without(benchmark: BenchmarkFixture, kind: str, 
     benchmark.pedantic(one_round, rounds=rounds, warmup_rounds=min(rounds - 1, 2))
     plain, dynamic = (median(times[-rounds:]) for times in seconds)
     benchmark.extra_info["ratio"] = dynamic / plain
+    after = [[run() for _ in range(3)][-1] for run in runs]
+    assert after[0] != after[1] and all(0 < loss < 6 for loss in after)  # both train, at other rates
     print(f"\n{kind}, every {every}: {dynamic / plain:.3f} of {plain * 1e3:.2f} ms")
 
 
