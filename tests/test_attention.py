@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import trained
 from torch import nn
 
 import abcfx
@@ -109,24 +110,12 @@ def test_fixed_head_dim_changes_nothing_and_says_so() -> None:
     assert any("head_dim is the same" in note for note in result.notes)
 
 
-def trained(result: abcfx.Transformed, steps: int = 10) -> list[torch.Tensor]:
-    optimizer = torch.optim.AdamW(result.param_groups)
-    outputs = []
-    for _ in range(steps):
-        out = result.module(IDS)
-        outputs.append(out.detach())
-        optimizer.zero_grad()
-        F.cross_entropy(out.flatten(0, 1), (IDS.flatten() * 3 + 1) % 11).backward()
-        optimizer.step()
-    return outputs
-
-
 @pytest.mark.parametrize("how", ["sdpa with scale", "scaled before", "normed", "after a bias"])
 def test_absorbed_into_the_query_it_trains_the_same(how: str) -> None:
     options = {"optimizer": "adamw", "weight_decay": 0.1, "lr": 0.02}
     inserted, absorbed = transformed(how, **options), transformed(how, scales="absorb", **options)
     assert not scale_nodes(absorbed.module.graph)
-    for left, right in zip(trained(inserted), trained(absorbed), strict=True):
+    for left, right in zip(trained(inserted, IDS, 10), trained(absorbed, IDS, 10), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-11, atol=1e-11)
 
 

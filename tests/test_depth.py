@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import trained
 from torch import nn
 
 import abcfx
@@ -53,18 +54,6 @@ def deep(depth: str, layers: int = 8, kind: str = "plain", width: int = 32, **op
     return abcfx.transform(model, IDS, base=base, depth=depth, **({"optimizer": "adamw", "lr": 0.01} | options))
 
 
-def train(result: abcfx.Transformed, steps: int = 6, sgd: bool = False) -> list[torch.Tensor]:
-    optimizer = torch.optim.SGD(result.param_groups) if sgd else torch.optim.AdamW(result.param_groups)
-    outputs = []
-    for _ in range(steps):
-        out = result.module(IDS)
-        outputs.append(out.detach())
-        optimizer.zero_grad()
-        F.cross_entropy(out.flatten(0, 1), (IDS.flatten() * 3 + 1) % 11).backward()
-        optimizer.step()
-    return outputs
-
-
 # exponents of the ratio of depths, here 4
 @pytest.mark.parametrize(
     ("depth", "optimizer", "branch", "lr", "eps"),
@@ -89,19 +78,17 @@ def test_numbers_of_the_published_table(depth, optimizer, branch, lr, eps):
 @pytest.mark.parametrize(("depth", "optimizer"), [("completep", "adamw"), ("mup", "sgd")])
 def test_absorbed_factors_train_the_same(kind, depth, optimizer):
     options = {"kind": kind, "optimizer": optimizer, "weight_decay": 0.1}
-    inserted = deep(depth, **options)
+    inserted, sgd = deep(depth, **options), optimizer == "sgd"
     absorbed = deep(depth, scales="absorb", **options)
     assert not scale_nodes(absorbed.module.graph)
-    for left, right in zip(
-        train(inserted, sgd=optimizer == "sgd"), train(absorbed, sgd=optimizer == "sgd"), strict=True
-    ):
+    for left, right in zip(trained(inserted, IDS, 6, sgd), trained(absorbed, IDS, 6, sgd), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(inserted.fold()(IDS), inserted.module(IDS), rtol=1e-10, atol=1e-10)
 
 
 def change(depth: str, layers: int) -> float:
     result = deep(depth, layers, width=16, lr=1e-4)
-    first, *_, last = train(result, steps=4)
+    first, *_, last = trained(result, IDS, 4)
     return float((last - first).square().mean().sqrt())
 
 
