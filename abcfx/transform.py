@@ -156,7 +156,7 @@ def transform(
         deep = scale_depth(depth, dag, growth.blocks, families, weight_decay_mode)
         plan = make_plan(setting, solved, parameters, own, options, deep)
     with clock("rewrite"):
-        notes = captured.notes + dag.notes + warnings(setting, solved) + describe(logits) + deep.notes
+        notes = captured.notes + dag.notes + growth.notes + warnings(setting, solved) + describe(logits) + deep.notes
         fold, more = apply_plan(captured, setting, plan, deep, scales == "absorb", inplace, unknown)
         spec = {name: row.row() for name, row in plan.items()}
         optimizer_groups = param_groups(captured.model, spec, groups)

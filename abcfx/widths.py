@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch.fx as fx
 from abcfx.capture import CapturedGraph
 from abcfx.dag import LayerDag
 from abcfx.errors import InvalidInputError, PairingError
+from abcfx.factors import Factors, factor_models, has_segments, largest_ratio
 from abcfx.location import location
 from abcfx.pairing import NO_BLOCKS, Blocks, match_blocks, pair_graphs, pair_parameters
 from abcfx.rules import Layer, Number, Vector
@@ -45,6 +47,7 @@ class Growth(ABC):
     has_base: bool
     blocks: Blocks = NO_BLOCKS
     base_parameters: Mapping[str, torch.Tensor]
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def dim(self, dim: Dim) -> float:
@@ -170,6 +173,7 @@ class PairedGrowth(SizeGrowth):
         self.blocks = match_blocks(ours, theirs)
         super().__init__(ours, pair_parameters(ours, theirs, self.blocks))
         self._twin = pair_graphs(target, base, self.blocks)
+        self._captured = target, base
         self._modules = target.module, base.module
 
     def _both(self, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> tuple[Any, Any]:
@@ -177,9 +181,38 @@ class PairedGrowth(SizeGrowth):
         ours, theirs = self._modules
         return _value(ours, scalar.node, scalar), _value(theirs, self._twin[scalar.node], scalar)
 
+    @cached_property
+    def _factors(self) -> Factors | None:
+        """Factors of all dims, which are only needed where some dim grows neither like m nor not at all."""
+        target, base = self._captured
+        exponents = {self._exponent(ratio) for ratios in self._ratios.values() for ratio in ratios}
+        if not exponents - {0.0, 1.0} or target.args is None:
+            return None
+        pairs = (base.model, target.model), (base.module, target.module)
+        try:
+            found = factor_models(*pairs, args=target.args, kwargs=target.kwargs, blocks=self.blocks)
+        except PairingError as error:
+            self.notes = (f"fused rows that grow in part count with the ratio of their sizes: {error}",)
+            return None
+        return found
+
+    def _rows(self, dim: ParameterDim) -> float | None:
+        """Of a dim that no product sums over: the growth of the segment that grows most; None where it has none.
+
+        The rows of a fused projection are as many layers side by side.
+        """
+        name = self.blocks.twin(dim.parameter)
+        factors = self._factors
+        if factors is None or (name, dim.index) in factors.contracted or name not in factors.large.parameters:
+            return None
+        of_dim = factors.parameter(name)[dim.index]
+        return self._exponent(float(largest_ratio(of_dim))) if has_segments(of_dim) else None
+
     def dim(self, dim: Dim) -> float:
         if isinstance(dim, ParameterDim):
-            return super().dim(dim)
+            whole = super().dim(dim)
+            rows = self._rows(dim) if whole not in (0.0, 1.0) else None
+            return whole if rows is None else rows
         if self.scale == 1.0:
             return 0.0
         sizes, base_sizes = shape_of(dim.node), shape_of(self._twin[dim.node])

@@ -1,0 +1,186 @@
+"""Fill a wide model with copies of the entries of a narrow one, from plain data.
+
+A dim of a tensor is described by its factors, row-major: a pair [small, large], or {"segments": [dim, dim, ...]} for
+dims one behind another, or {"pad": [small, large]} for a dim whose new entries keep what the large model has there.
+Along a factor that grows entry i of the large one is a copy of entry i mod small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+Factors = Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Widening:
+    """How one tensor of the large model is made.
+
+    Attributes:
+        source: name of the small model's tensor.
+        dims: the factors of each dim.
+        factor: what every entry is multiplied with, besides: along a contracted dim an entry is multiplied with
+            (large / small) / (number of its copies), which is 1 where all have equally many.
+        contracted: dims that products sum over.
+    """
+
+    source: str
+    dims: tuple[Factors, ...]
+    factor: float = 1.0
+    contracted: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "dims": list(self.dims),
+            "factor": self.factor,
+            "contracted": list(self.contracted),
+        }
+
+
+def sizes(factors: Factors) -> tuple[int, int]:
+    """Number of entries of a dim in the small and in the large model."""
+    small = large = 1
+    for factor in factors:
+        pairs = [factor]
+        if isinstance(factor, Mapping):
+            pairs = [sizes(each) for each in factor["segments"]] if "segments" in factor else [factor["pad"]]
+        small, large = small * sum(pair[0] for pair in pairs), large * sum(pair[1] for pair in pairs)
+    return small, large
+
+
+def index_map(factors: Factors) -> torch.Tensor:
+    """For every index of the large dim the index of the small one that it is a copy of: (large,) of int64."""
+    found = torch.zeros(1, dtype=torch.int64)
+    for factor in factors:
+        if isinstance(factor, Mapping) and "pad" in factor:
+            small = factor["pad"][0]
+            own = torch.arange(factor["pad"][1]).clamp_max(small - 1)
+        elif isinstance(factor, Mapping):
+            parts, small = [], 0
+            for segment in factor["segments"]:
+                parts.append(index_map(segment) + small)
+                small += sizes(segment)[0]
+            own = torch.cat(parts)
+        else:
+            small = factor[0]
+            own = torch.arange(factor[1]) % small
+        found = (found[:, None] * small + own[None, :]).reshape(-1)
+    return found
+
+
+def copies(factors: Factors) -> torch.Tensor:
+    """For every index of the small dim, how many of the large one are copies of it: (small,) of int64."""
+    return torch.bincount(index_map(factors), minlength=sizes(factors)[0])
+
+
+def grows(factors: Factors) -> bool:
+    return any(
+        any(map(grows, factor.get("segments", [[[1, 2]]]))) if isinstance(factor, Mapping) else factor[0] != factor[1]
+        for factor in factors
+    )
+
+
+def padded(factors: Factors) -> int | None:
+    """Number of old entries in front of the new ones, where the dim is padded."""
+    pads = [factor["pad"][0] for factor in factors if isinstance(factor, Mapping) and "pad" in factor]
+    return pads[0] if pads else None
+
+
+def tiled(tensor: torch.Tensor, dims: Sequence[Factors]) -> torch.Tensor:
+    """The tensor with its entries repeated along the dims that grow."""
+    for place, factors in enumerate(dims):
+        if grows(factors):
+            tensor = tensor.index_select(place, index_map(factors).to(tensor.device))
+    return tensor
+
+
+def averaged(tensor: torch.Tensor, dims: Sequence[Factors]) -> torch.Tensor:
+    """The mean over the copies of each entry: the inverse of `tiled`."""
+    for place, factors in enumerate(dims):
+        if grows(factors):
+            index, count = index_map(factors).to(tensor.device), copies(factors).to(tensor.device)
+            shape = list(tensor.shape)
+            shape[place] = sizes(factors)[0]
+            summed = tensor.new_zeros(shape).index_add_(place, index, tensor)
+            tensor = summed / _along(count.to(tensor.dtype), place, tensor.ndim)
+    return tensor
+
+
+def multiplier(widening: Widening) -> torch.Tensor | float:
+    """What the copies of the small tensor are multiplied with: a number, or a tensor that broadcasts."""
+    found: torch.Tensor | float = widening.factor
+    for place in widening.contracted:
+        factors = widening.dims[place]
+        count = copies(factors)
+        if grows(factors) and not bool((count == count[0]).all()):
+            small, large = sizes(factors)
+            share = (large / small) / count[index_map(factors)].double()
+            found = found * _along(share, place, len(widening.dims))
+    return found
+
+
+def _along(vector: torch.Tensor, place: int, ndim: int) -> torch.Tensor:
+    return vector.view([-1 if i == place else 1 for i in range(ndim)])
+
+
+def widened(tensor: torch.Tensor, widening: Widening) -> torch.Tensor:
+    """The large tensor."""
+    by = multiplier(widening)
+    large = tiled(tensor, widening.dims)
+    if isinstance(by, torch.Tensor):
+        return (large.double() * by.to(large.device)).to(large.dtype)
+    return large if by == 1.0 else large * by
+
+
+def zero_sum_noise(like: torch.Tensor, widening: Widening, relative: float, generator: torch.Generator) -> torch.Tensor:
+    """Normal noise with `relative` times the RMS of `like` that adds up to zero over the copies of every input.
+
+    All inputs that are copies are equal, so the noise changes no product, however large it is. Zeros where no
+    contracted dim grows.
+    """
+    place = next((i for i in widening.contracted if grows(widening.dims[i])), None)
+    if place is None or not relative:
+        return torch.zeros_like(like)
+    noise = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+    only = [widening.dims[i] if i == place else [[size, size]] for i, size in enumerate(like.shape)]
+    noise -= tiled(averaged(noise, only), only)
+    noise *= relative * like.double().pow(2).mean().sqrt().cpu() / noise.pow(2).mean().sqrt().clamp_min(1e-30)
+    return noise.to(like)
+
+
+def widen(
+    large: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    plan: Mapping[str, Widening],
+    noise: float = 0.0,
+    noised: Sequence[str] = (),
+    seed: int = 0,
+) -> None:
+    """Write the copies into the large model's parameters and buffers.
+
+    Args:
+        large: the model that is filled, in place.
+        tensors: the small model's parameters and buffers.
+        plan: for names in the large model, how each is made.
+        noise: standard deviation of zero-sum noise, relative to the RMS of the weight.
+        noised: names that get noise.
+        seed: of the noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    own = dict(large.named_parameters()) | dict(large.named_buffers())
+    with torch.no_grad():
+        for name, widening in plan.items():
+            grown = widened(tensors[widening.source], widening)
+            if name in noised:
+                grown = grown + zero_sum_noise(grown, widening, noise, generator)
+            target = own[name]
+            for place, factors in enumerate(widening.dims):
+                if (old := padded(factors)) is not None:
+                    target, grown = target.narrow(place, 0, old), grown.narrow(place, 0, old)
+            target.copy_(grown)
