@@ -21,6 +21,7 @@ from abcfx.rules.kinds import Extent, Norm, Scale
 from abcfx.widths import Growth
 
 TOLERANCE = 1e-6
+GIVEN_ROLE = "as given in `roles`"
 Given = Mapping[str, Sequence[float]] | Sequence[Sequence[float]]
 
 
@@ -177,7 +178,7 @@ def _matrix(
         kind = dag.kind(node)
         assert isinstance(kind, Layer)
         e_in, e_out = growth.dims(*kind.fan_in), growth.dims(*kind.fan_out)
-        role, why = _role(dag, node, e_in, e_out) if wanted is None else (wanted, "as given in `roles`")
+        role, why = _role(dag, node, e_in, e_out) if wanted is None else (wanted, GIVEN_ROLE)
         sides.append((e_in, e_out))
         found.append((role, why))
         row = _table_row(table, role, e_in, e_out)

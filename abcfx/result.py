@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 from torch import nn
 
 from abcfx.capture import CapturedGraph
 from abcfx.capture.state import copied
+from abcfx.depth import DepthScaling
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import Setting
 from abcfx.folding import Fold
@@ -18,16 +19,22 @@ from abcfx.groups import groups_of
 from abcfx.init import Init, initialise
 from abcfx.optimizers import Optimizer
 from abcfx.parametrizations import Alignment
+from abcfx.plan import Options
 from abcfx.system import SolvedDag
+
+if TYPE_CHECKING:
+    from abcfx.explain import Explanation
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was solved, to be solved again with other alignments: graphs, exponents before the LP, alignments."""
+    """What was solved, to be solved again with other alignments: graphs, exponents before the LP, options."""
 
     captured: CapturedGraph
     setting: Setting
     alignment: Mapping[str, Alignment]
+    options: Options
+    depth: DepthScaling
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,19 @@ class Transformed:
         model = self.source if self.module is self.source else copied(self.source)
         self.folding.apply_to(model)
         return model.train(self.module.training)
+
+    def explain(self, name: str) -> Explanation:
+        """In words: why a parameter has its role, how it grows, what holds its c, what would loosen it, what follows.
+
+        Args:
+            name: of a parameter, a name tied to it, or the module whose weight it is ("blocks.3.attn.qkv").
+
+        Raises:
+            InvalidInputError: there is none of that name; the message has those that are close.
+        """
+        from abcfx.explain import Explainer
+
+        return Explainer(self).explain(name)
 
     def groups_for(self, optimizer: Optimizer) -> list[dict[str, Any]]:
         """The groups of one optimizer among several: `Muon(result.groups_for("muon"))`.

@@ -67,7 +67,7 @@ class SolvedDag:
 class System:
     """The LP of one layer DAG. `solve` may be called again with other alignments; it starts from the last optimum.
 
-    `caps`: the largest c that a parameter may get.
+    `caps`: the largest c that a parameter may get. `lower`: what each level must be at least.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class System:
         rows = [row for node in self.dag.order for row in self._change_rows(node)]
         if self._by_gradient:
             rows += [row for node in reversed(self.dag.order) for row in self._gradient_rows(node)]
-        lower: dict[Any, float] = {
+        self.lower: dict[Any, float] = {
             ("r", n): 0.0 if n in self.dag.outputs else min(0.0, setting.size(n))  # a growing tensor may meet a norm
             for n in self.dag.order
             if setting.changes(n) and not self._is_scaled(n)
         }
-        self.solver = Solver(rows, self._rates(), lower, self.alignment)
+        self.solver = Solver(rows, self._rates(), self.lower, self.alignment)
 
     def solve(self, alignment: Mapping[str, Alignment] | None = None) -> SolvedDag:
         """Raises InfeasibleError when fixed rates leave no solution; its message names the conflict."""

@@ -172,7 +172,7 @@ def transform(
         header=_header(captured, growth, parametrization, families, alignment, options, setting, deep, solved),
         source=captured.model,
         folding=fold,
-        analysis=Analysis(captured, setting, alignments),
+        analysis=Analysis(captured, setting, alignments, options, deep),
     )
 
 
