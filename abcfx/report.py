@@ -67,6 +67,20 @@ def render(result: Transformed, width: int = 100) -> str:
     return "\n\n".join(_text(section, width) for section in sections if section) + "\n"
 
 
+def as_dict(result: Transformed) -> dict[str, Any]:
+    """The report as JSON-able values."""
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in result.groups]
+    return {
+        "header": result.header,
+        "parameters": result.spec,
+        "groups": groups,
+        "shadow_prices": result.solution.shadow_prices,
+        "objective": result.solution.solution.objective,
+        "notes": list(result.notes),
+        "seconds": result.timings,
+    }
+
+
 def _text(section: Sequence[str | Table], width: int) -> str:
     """Paragraphs wrapped with a hanging indent, tables drawn; no colours, no markup, no space at the end of a line."""
     lines: list[str] = []

@@ -112,6 +112,18 @@ class Transformed:
 
         return Explainer(self).explain(name)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that was found, as JSON-able values: header, rows, groups, what binds, shadow prices, notes."""
+        from abcfx.report import as_dict
+
+        return as_dict(self)
+
+    def to_mermaid(self) -> str:
+        """The layer DAG as a Mermaid flowchart, as GitHub draws it: repeated blocks once, a colour for each role."""
+        from abcfx.drawing import mermaid
+
+        return mermaid(self)
+
     def groups_for(self, optimizer: Optimizer) -> list[dict[str, Any]]:
         """The groups of one optimizer among several: `Muon(result.groups_for("muon"))`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
 import networkx as nx
@@ -57,6 +57,9 @@ def _braces(values: Sequence[str]) -> str:
     if len(values) == 1:
         return values[0]
     numbers = sorted(map(int, values))
+    steps = {after - before for before, after in pairwise(numbers)}
+    if len(numbers) > 3 and len(steps) == 1 and steps != {1}:
+        return f"{{{numbers[0]}..{numbers[-1]}..{steps.pop()}}}"  # as shells write it
     runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
     shown = [f"{run[0]}..{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs]
     return "{" + ",".join(shown) + "}"

@@ -1,11 +1,13 @@
 """The command line: `abcfx demo` end to end with few steps, and errors as one readable message."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 
 from abcfx import cli, demo
+from abcfx.cli import demo as cli_demo
 
 TINY = ["--base-width", "16", "--width", "32", "--steps", "4"]
 
@@ -51,7 +53,7 @@ def test_demo_without_a_picture(capsys, tmp_path):
 
 
 def test_demo_without_matplotlib_says_how_to_get_it(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli_demo, "find_spec", lambda name: None)
     assert cli.main(["demo", *TINY]) == 0
     assert "pip install 'abcfx[plot]'" in capsys.readouterr().out
 
@@ -62,6 +64,14 @@ def test_sweep_trains_the_base_width_only_and_names_the_best(capsys, monkeypatch
     printed = capsys.readouterr().out
     assert "width 16" in printed
     assert "Best: --lr 0.01" in printed
+
+
+def test_demo_as_json(capsys):
+    assert cli.main(["demo", *TINY, "--no-plot", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["task"]["width"] == 32
+    assert [(run["model"], run["width"]) for run in found["runs"]][:2] == [("as written", 16), ("as written", 32)]
+    assert all(0 < run["loss"] < 6 for run in found["runs"])
 
 
 def test_the_default_rate_is_one_of_the_sweep():

@@ -1,0 +1,7 @@
+"""`python -m abcfx`: the command line."""
+
+import sys
+
+from abcfx.cli import main
+
+sys.exit(main())

@@ -1,0 +1,58 @@
+"""The command `abcfx`: parses arguments, runs one command, turns errors into one readable message.
+
+A command is a module here with a `COMMAND`; it is added to `COMMANDS`. Only this package of the library prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from rich.console import Console
+
+from abcfx.cli import demo, report, solve
+from abcfx.cli.shared import Command, make_console
+from abcfx.errors import AbcfxError
+
+COMMANDS: tuple[Command, ...] = (report.COMMAND, solve.COMMAND, demo.COMMAND)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns the exit status: 0 for success (of a check: PASS), 1 otherwise, 2 for wrong usage."""
+    arguments = _parser().parse_args(argv)
+    errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    try:
+        command: Command = arguments.command
+        return 1 if command.run(arguments, make_console()) is False else 0
+    except KeyboardInterrupt:
+        errors.print("abcfx: interrupted")
+        return 130
+    except Exception as error:
+        if arguments.debug:
+            raise
+        kind = "" if isinstance(error, AbcfxError) else f"{type(error).__name__}: "
+        errors.print(f"abcfx: {kind}{error}")
+        if kind:
+            errors.print("  --debug shows where")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="abcfx", description="Hyperparameters that hold at every width of a model.")
+    parser.add_argument("--version", action="version", version=f"abcfx {version('abcfx')}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for command in COMMANDS:
+        own = commands.add_parser(
+            command.name,
+            parents=[common],
+            help=command.help.partition("\n")[0],
+            description=command.help,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(own)
+        own.set_defaults(command=command)
+    return parser

@@ -1,0 +1,90 @@
+"""`abcfx report`: transform a model named on the command line and say what was found, in the form asked for."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from typing import Any
+
+from rich.console import Console
+
+from abcfx.cli.load import FORMS, Named, assignments, example_inputs, one_or_by_role, plain_value
+from abcfx.cli.shared import PAGE_WIDTH, Command, print_json, print_text
+from abcfx.errors import InvalidInputError
+from abcfx.report import render
+from abcfx.result import Transformed
+from abcfx.transform import transform
+
+HELP = """Transform a model and print the report, an explanation, a picture, or JSON.
+
+  abcfx report models.py:make_gpt --kwargs width=256 --base-kwargs width=64 --inputs make_tokens
+  abcfx report 'models.py:GPT(width=256)' --base 'GPT(width=64)' --inputs 'torch.zeros(2, 64).long()'
+  abcfx report models.py:make_gpt --explain blocks.0.attn.qkv --set alignment=no --set depth=completep"""
+OWN = ("model", "args", "kwargs", "base", "optimizer", "lr", "inplace", "init_like")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=FORMS)
+    parser.add_argument("--kwargs", metavar="K=V,...", help="keyword arguments of the factory, or a JSON object")
+    parser.add_argument("--base", metavar="BASE", help="the same at the width where lr was tuned; in MODEL's file")
+    parser.add_argument("--base-kwargs", metavar="K=V,...", help="the base is MODEL's factory called with these")
+    parser.add_argument(
+        "--inputs", metavar="INPUTS", help="a tensor, tuple or dict of example inputs, or what returns it"
+    )
+    parser.add_argument("--optimizer", default="adamw", help="adamw (default), sgd, ... or hidden=muon,default=adamw")
+    parser.add_argument("--lr", help="learning rate at the base width, or hidden=0.02,default=0.01")
+    parser.add_argument(
+        "--set", metavar="K=V", action="append", default=[], help="any other option of abcfx.transform; may be repeated"
+    )
+    parser.add_argument("--mermaid", action="store_true", help="print the layer DAG as a Mermaid graph")
+    parser.add_argument(
+        "--explain", metavar="NAME", action="append", default=[], help="explain a parameter in words; may be repeated"
+    )
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> None:
+    result = _transformed(arguments)
+    explained = [result.explain(name) for name in arguments.explain]
+    if arguments.json:
+        print_json([each.to_dict() for each in explained] if explained else result.to_dict(), console)
+        return
+    for each in explained:
+        console.print(each)
+        console.print()
+    if arguments.mermaid:
+        print_text(result.to_mermaid(), console)
+    if not (explained or arguments.mermaid):
+        print_text(render(result, min(PAGE_WIDTH, console.width)), console)
+
+
+def _transformed(arguments: argparse.Namespace) -> Transformed:
+    named = Named("MODEL", arguments.model)
+    base = None
+    if arguments.base and arguments.base_kwargs and not callable(Named("--base", arguments.base, named).value()):
+        raise InvalidInputError("--base is a module already; leave out --base-kwargs, or name a factory")
+    if arguments.base or arguments.base_kwargs:
+        of_base = Named("--base", arguments.base, named) if arguments.base else named
+        base = of_base.build(assignments("--base-kwargs", arguments.base_kwargs))
+    model = named.build(assignments("--kwargs", arguments.kwargs))
+    inputs = Named("--inputs", arguments.inputs, named) if arguments.inputs else None
+    args, kwargs = example_inputs(inputs)
+    options = _options(arguments.set)
+    if arguments.lr is not None:
+        options["lr"] = one_or_by_role("--lr", arguments.lr)
+    optimizer = one_or_by_role("--optimizer", arguments.optimizer)
+    return transform(model, args, kwargs, base=base, optimizer=optimizer, **options)
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    """Keyword arguments of `transform`, each given as name=value."""
+    known = [name for name in inspect.signature(transform).parameters if name not in OWN]
+    found = {}
+    for each in given:
+        name, equals, text = each.partition("=")
+        if not equals or name not in known:
+            raise InvalidInputError(f"--set {each}: expected name=value, with one of {', '.join(known)}")
+        found[name] = plain_value(text)
+    return found
+
+
+COMMAND = Command("report", HELP, _add_arguments, _run)

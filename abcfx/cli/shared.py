@@ -1,0 +1,67 @@
+"""What commands share: how one is declared, the console, tables, JSON, a progress bar."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PAGE_WIDTH = 100
+
+
+class Command(NamedTuple):
+    """A subcommand. `help`: its first line goes into the list of commands. `run` returns False where a check fails."""
+
+    name: str
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, Console], bool | None]
+
+
+def make_console() -> Console:
+    """Stdout: as wide as the terminal, or PAGE_WIDTH where there is none (a file, a pipe)."""
+    console = Console(markup=False, highlight=False)
+    return console if console.is_terminal else Console(markup=False, highlight=False, width=PAGE_WIDTH)
+
+
+def print_text(text: str, console: Console) -> None:
+    """Text whose lines are as they should be."""
+    console.print(text.rstrip("\n"), soft_wrap=True)
+
+
+def print_json(data: Any, console: Console) -> None:
+    """JSON that every parser reads: numbers that are not finite become null."""
+    print_text(json.dumps(_finite(data), indent=2, allow_nan=False), console)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, Mapping):
+        return {str(key): _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def make_table(*columns: str, left: Sequence[str] = ()) -> Table:
+    """A flat table; numbers to the right, the columns in `left` to the left."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right")
+    return table
+
+
+@contextmanager
+def progress_bar(what: str, steps: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr; gives the function to call after each step."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(what, total=steps)
+        yield lambda: progress.advance(bar)

@@ -1,0 +1,108 @@
+"""`abcfx solve`: the learning-rate exponents of a chain or a graph of layers that is written down in JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+from rich.console import Console
+
+from abcfx.cli.shared import Command, make_table, print_json, print_text
+from abcfx.errors import InvalidInputError
+from abcfx.find_c import Solution, find_c, find_c_dag
+
+HELP = """Solve for the learning-rate exponents of a chain or graph of layers given as JSON; "-" reads standard input.
+
+A chain, embedding first, as abcfx.find_c takes it:
+  {"a": [-0.5, 0, 0.5], "b": [0.5, 0.5, 0.5], "alpha": 1, "omega": 0.5, "u": 1}
+A graph, as abcfx.find_c_dag takes it; alpha, omega and u stand for every node that has none of its own:
+  {"nodes": {"in": {"a": -0.5, "b": 0.5}, "mid": {"a": 0, "b": 0.5}, "add": {"a": 0, "has_weight": false},
+             "out": {"a": 0.5, "b": 0.5}},
+   "edges": [["in", "mid"], ["mid", "add"], ["in", "add"], ["add", "out"]], "alpha": 1, "omega": 0.5, "u": 1}
+Both may have "optimizer" ("adam" or "sgd") and "feature_learning" (true or false). An edge may be
+[tail, head, 2]: its input is used twice."""
+OPTIONS = ("optimizer", "feature_learning")
+ALIGNMENTS = ("alpha", "omega", "u")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE.json", help='a chain or a graph; "-" for standard input')
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> None:
+    problem = _read(arguments.file)
+    options = {key: problem[key] for key in OPTIONS if key in problem}
+    if "nodes" in problem:
+        _check_keys(problem, ("nodes", "edges", *ALIGNMENTS, *OPTIONS), required=("nodes", "edges"))
+        solution = find_c_dag(_graph(problem), **options)
+        c, r = dict(solution.c), dict(solution.r)
+    else:
+        _check_keys(problem, ("a", "b", *ALIGNMENTS, *OPTIONS), required=("a", "b", *ALIGNMENTS))
+        solution = find_c(problem["a"], problem["b"], *(problem[key] for key in ALIGNMENTS), **options)
+        c, r = dict(enumerate(solution.c)), dict(enumerate(solution.r))
+    if arguments.json:
+        binding = {str(key): list(names) for key, names in solution.binding.items()}
+        found = {"c": solution.c, "r": solution.r, "objective": solution.objective, "binding": binding}
+        print_json({**found, "shadow_prices": solution.shadow_prices}, console)
+    else:
+        _print(solution, c, r, console)
+
+
+def _read(file: str) -> Mapping[str, Any]:
+    path = Path(file)
+    if file != "-" and not path.is_file():
+        raise InvalidInputError(f"there is no file {file}")
+    text = sys.stdin.read() if file == "-" else path.read_text(encoding="utf-8")
+    try:
+        problem = json.loads(text)
+    except ValueError as error:
+        raise InvalidInputError(f"{file} is no JSON: {error}") from None
+    if not isinstance(problem, Mapping):
+        raise InvalidInputError(f"{file}: expected a JSON object, got {type(problem).__name__}; abcfx solve --help")
+    return problem
+
+
+def _check_keys(problem: Mapping[str, Any], known: tuple[str, ...], required: tuple[str, ...]) -> None:
+    for key in problem:
+        if key not in known:
+            raise InvalidInputError(f"{key!r} is not known; expected {', '.join(known)}; abcfx solve --help")
+    for key in required:
+        if key not in problem:
+            raise InvalidInputError(f"{key!r} is missing; expected {', '.join(required)}; abcfx solve --help")
+
+
+def _graph(problem: Mapping[str, Any]) -> nx.DiGraph:
+    nodes, edges = problem["nodes"], problem["edges"]
+    if not isinstance(nodes, Mapping) or not all(isinstance(values, Mapping) for values in nodes.values()):
+        raise InvalidInputError('"nodes" must be an object of name to attributes, as {"in": {"a": -0.5, "b": 0.5}}')
+    common = {key: problem[key] for key in ALIGNMENTS if key in problem}
+    graph = nx.DiGraph()
+    for name, values in nodes.items():
+        graph.add_node(name, **{**common, **values})
+    for edge in edges:
+        if not isinstance(edge, list) or len(edge) not in (2, 3) or any(name not in nodes for name in edge[:2]):
+            raise InvalidInputError(f"edge {edge}: expected [tail, head] or [tail, head, count], both ends among nodes")
+        graph.add_edge(edge[0], edge[1], multiplicity=edge[2] if len(edge) == 3 else 1)
+    return graph
+
+
+def _print(solution: Solution, c: Mapping[Any, float], r: Mapping[Any, float], console: Console) -> None:
+    table = make_table("layer", "c", "r", "held by", left=("layer", "held by"))
+    for layer in r:
+        rate = f"{c[layer]:.4g}" if layer in c else "-"
+        held = ", ".join(name.partition(": ")[2] or name for name in solution.binding.get(layer, ()))
+        table.add_row(str(layer), rate, f"{r[layer] + 0.0:.4g}", held)
+    console.print(table)
+    print_text(f"\nSum of all c: {solution.objective:.6g}", console)
+    if solution.shadow_prices:
+        print_text("Shadow prices: the sum falls by this much per unit that a constraint is loosened", console)
+        for name, price in sorted(solution.shadow_prices.items(), key=lambda item: -abs(item[1])):
+            print_text(f"  {abs(price):.3g}  {name}", console)
+
+
+COMMAND = Command("solve", HELP, _add_arguments, _run)

@@ -1,0 +1,5 @@
+"""Pictures of the layer DAG: boxes, repeated blocks, a layered layout, Mermaid, and the interactive HTML page."""
+
+from abcfx.drawing.mermaid import mermaid
+
+__all__ = ["mermaid"]
