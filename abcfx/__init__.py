@@ -1,5 +1,7 @@
 """Scales, init and learning rates that hold at any width, for any PyTorch model: a compiler pass and an LP."""
 
+from typing import TYPE_CHECKING, Any
+
 from abcfx import alignment
 from abcfx.dynamic import DynamicAlignment
 from abcfx.errors import (
@@ -17,6 +19,9 @@ from abcfx.rules import register_rule
 from abcfx.scaled import scaled
 from abcfx.transform import transform
 
+if TYPE_CHECKING:
+    from abcfx.checks import coord_check
+
 __all__ = [
     "AbcfxError",
     "CaptureError",
@@ -29,6 +34,7 @@ __all__ = [
     "UnknownOpError",
     "alignment",
     "check_optimizer",
+    "coord_check",
     "find_c",
     "find_c_dag",
     "param_groups",
@@ -36,3 +42,14 @@ __all__ = [
     "scaled",
     "transform",
 ]
+
+_CHECKS = ("coord_check",)
+
+
+def __getattr__(name: str) -> Any:
+    """Checks train models: what they need is imported when the first of them is asked for."""
+    if name in _CHECKS:
+        from abcfx import checks
+
+        return getattr(checks, name)
+    raise AttributeError(f"module 'abcfx' has no attribute {name!r}")

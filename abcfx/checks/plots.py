@@ -1,0 +1,125 @@
+"""Figures of checks; need the extra `plot` (matplotlib)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from abcfx.checks.expected import CHANGE, UPDATE
+from abcfx.checks.slopes import TOLERANCE
+from abcfx.checks.trainees import STANDARD, TRANSFORMED
+from abcfx.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from abcfx.checks.coord_result import CoordCheck
+
+VERDICT_COLOURS = {"PASS": "tab:green", "FAIL": "tab:red", "WEAK": "tab:orange", "INCONCLUSIVE": "tab:orange"}
+TITLES = {TRANSFORMED: "transformed", STANDARD: "as written"}
+MOST_BARS = 60  # of them: names that can still be read
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure. Raises InvalidInputError where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InvalidInputError("plot needs matplotlib.\n  To fix: pip install 'abcfx[plot]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plot_coord(check: CoordCheck, path: str | None = None) -> Any:
+    """Updates and changes of every layer over width, relative to the smallest; and slopes of updates with intervals."""
+    nodes = [node for node in check.nodes if _judged(check, node) is not None]
+    models = [TRANSFORMED] + ([STANDARD] if check.control is not None else [])
+    bars = sorted(nodes, key=lambda node: check.nodes[node] == "PASS")[:MOST_BARS]
+    bars = [node for node in nodes if node in bars]
+    figure = new_figure(13, max(5.6, 0.22 * len(bars) + 1.6))
+    left, right = figure.subfigures(1, 2, width_ratios=[1.25, 1])
+    grid = left.subplots(len(models), 2, sharex=True, sharey=True, squeeze=False)
+    colours = {node: _colour(i, len(nodes)) for i, node in enumerate(nodes)}
+    for row, model in zip(grid, models, strict=True):
+        for axis, statistic in zip(row, (UPDATE, CHANGE), strict=True):
+            _draw_curves(axis, check, model, statistic, colours)
+            axis.set_title(f"{TITLES[model]}: {'update dW x' if statistic == UPDATE else 'change since init'}", size=10)
+    for axis in grid[-1]:
+        axis.set_xlabel("width")
+    for row in grid:
+        row[0].set_ylabel(f"RMS / RMS at width {check.widths[0]}")
+    _draw_bars(right.subplots(), check, bars)
+    figure.suptitle(
+        f"coordinate check: {check.verdict}, {len(check.seeds)} seeds, after {check.steps} steps; early layers dark",
+        size=11,
+    )
+    if path is not None:
+        figure.savefig(path, dpi=110)
+    return figure
+
+
+def _judged(check: CoordCheck, node: str) -> str | None:
+    """The statistic that says most of a layer: its update, or the change of attention logits."""
+    for statistic in (UPDATE, CHANGE):
+        if any(s.node == node and s.statistic == statistic and s.step == check.steps for s in check.slopes):
+            return statistic
+    return None
+
+
+def _colour(index: int, count: int) -> tuple[float, float, float]:
+    depth = index / max(1, count - 1)
+    return 0.1 + 0.75 * depth, 0.25, 0.75 - 0.55 * depth
+
+
+def _draw_curves(axis: Any, check: CoordCheck, model: str, statistic: str, colours: Mapping[str, Any]) -> None:
+    for node, colour in colours.items():
+        by_width = _values(check, model, node, statistic)
+        if not by_width or any(min(values) <= 0 for values in by_width.values()):
+            continue
+        means = [fmean(values) for values in by_width.values()]
+        errors = [stdev(v) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in by_width.values()]
+        scaled = [mean / means[0] for mean in means]
+        axis.plot(list(by_width), scaled, color=colour, lw=1.3, marker="o", ms=2.5)
+        low = [(m - e) / means[0] for m, e in zip(means, errors, strict=True)]
+        high = [(m + e) / means[0] for m, e in zip(means, errors, strict=True)]
+        axis.fill_between(list(by_width), low, high, color=colour, alpha=0.15, lw=0)
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log", base=2)
+    axis.set_xticks(check.widths, [str(width) for width in check.widths])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+
+
+def _values(check: CoordCheck, model: str, node: str, statistic: str) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {}
+    for row in check.rows:
+        if (row["model"], row["node"], row["statistic"], row["step"]) == (model, node, statistic, check.steps):
+            found.setdefault(row["width"], []).append(row["value"])
+    return found
+
+
+def _written(check: CoordCheck, node: str, statistic: str) -> float | None:
+    """Slope of the model as written; None without a control, or where it was zero."""
+    found = (s for s in check.slopes if (s.model, s.node, s.statistic) == (STANDARD, node, statistic))
+    return next((s.mean for s in found if s.step == check.steps), None)
+
+
+def _draw_bars(axis: Any, check: CoordCheck, nodes: Sequence[str]) -> None:
+    """One row for each layer: allowed slopes in grey, measured with two standard errors, as written as a cross."""
+    for y, node in enumerate(nodes):
+        statistic = _judged(check, node)
+        assert statistic is not None
+        slope = check.slope(node, statistic)
+        if slope.low is not None and slope.high is not None:
+            tolerance = TOLERANCE[statistic]
+            span = slope.high - slope.low + 2 * tolerance
+            axis.barh(y, span, left=slope.low - tolerance, height=0.8, color="0.9", zorder=0)
+        if slope.mean is not None:
+            colour = VERDICT_COLOURS.get(check.nodes[node], "0.5")
+            axis.errorbar(slope.mean, y, xerr=2 * slope.error, fmt="o", ms=4, color=colour, capsize=2)
+        if (written := _written(check, node, statistic)) is not None:
+            axis.plot(written, y, "x", color="0.35", ms=5)
+    axis.set_yticks(range(len(nodes)), nodes, size=8 if len(nodes) < 40 else 6)
+    axis.invert_yaxis()
+    axis.axvline(0, color="0.6", lw=0.8)
+    axis.set_xlabel("slope over log2 width; grey: allowed; x: as written")
+    axis.set_title("update dW x (logits: change), by layer", size=10)
+    axis.grid(alpha=0.3, axis="x")

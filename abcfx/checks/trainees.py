@@ -1,0 +1,167 @@
+"""What a check trains: the model of a width, transformed or as written, drawn anew from a seed, with its optimizers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from abcfx.checks.batches import call_of, seeded
+from abcfx.errors import InvalidInputError
+from abcfx.groups import groups_of, param_groups
+from abcfx.init import redraw_
+from abcfx.optimizers import Optimizer, family
+from abcfx.result import Transformed
+from abcfx.transform import transform
+
+MakeModel = Callable[[int], nn.Module]
+Optimizers = Sequence[torch.optim.Optimizer]
+Prepare = Callable[[Transformed, int], torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None]
+TRANSFORMED, STANDARD = "transformed", "standard"
+
+_TORCH: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adamax": torch.optim.Adamax,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "adafactor": torch.optim.Adafactor,
+    "sgd": torch.optim.SGD,
+    "muon": torch.optim.Muon,
+    "muon_rms": lambda groups, **more: torch.optim.Muon(groups, adjust_lr_fn="match_rms_adamw", **more),
+}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Small runs are faster on one thread, and their figures do not depend on the number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dataclass
+class Family:
+    """One architecture at several widths: each is captured and planned once, then drawn anew for every seed.
+
+    Attributes:
+        make_model: builds the model of a width, drawing its weights from torch's default generator.
+        batch: what it is captured on.
+        base_width: where transformed and standard model are the same.
+        optimizer: as for `transform`.
+        options: of `transform`.
+        prepare: see `coord_check`.
+    """
+
+    make_model: MakeModel
+    batch: Any
+    base_width: int
+    optimizer: Optimizer | Mapping[str, Optimizer]
+    options: Mapping[str, Any]
+    prepare: Prepare | None = None
+    _results: dict[int, Transformed] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("model", "args", "kwargs", "base", "inplace", "optimizer"):
+            if name in self.options:
+                raise InvalidInputError(
+                    f"{name}= is not an option here: make_model(width) gives model and base, the batch its inputs.\n"
+                    f"  To fix: leave it out; base_width= says which width is the base."
+                )
+
+    def build(self, width: int, seed: int) -> nn.Module:
+        """The model as written. Raises InvalidInputError where `make_model` gives something else than a module."""
+        with seeded(seed):
+            model = self.make_model(width)
+        if not isinstance(model, nn.Module):
+            raise InvalidInputError(f"make_model({width}) returned {type(model).__name__}; expected a torch module.")
+        return model.train()
+
+    def result(self, width: int) -> Transformed:
+        """The transformed model of a width. Only the first is verified against the model: the others are alike."""
+        if width not in self._results:
+            model = self.build(width, 0)
+            args, kwargs = call_of(model, self.batch)
+            options = {"verify": not self._results, **self.options}
+            base = self.build(self.base_width, 0)
+            self._results[width] = transform(model, args, kwargs, base=base, optimizer=self.optimizer, **options)
+        return self._results[width]
+
+    def forget(self, width: int) -> None:
+        """Free the memory of a width."""
+        self._results.pop(width, None)
+
+    def transformed(self, width: int, seed: int) -> tuple[nn.Module, Optimizers]:
+        """The transformed model with weights of a seed, and its optimizers."""
+        result = self.result(width)
+        draw(result, self.build(width, seed))
+        made = None if self.prepare is None else self.prepare(result, width)
+        if made is None:
+            made = make_optimizers(result.param_groups, result.spec, self.optimizer)
+        return result.module, [made] if isinstance(made, torch.optim.Optimizer) else list(made)
+
+    def standard(self, width: int, seed: int) -> tuple[nn.Module, Optimizers]:
+        """The model as written, with the hyperparameters of the base width: standard parametrization."""
+        model, spec = self.build(width, seed), self.result(self.base_width).spec
+        return model, make_optimizers(param_groups(model, spec), spec, self.optimizer)
+
+
+def draw(result: Transformed, model: nn.Module) -> None:
+    """Start the transformed model again from the weights and buffers of another draw of the model as written."""
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    result.module.train()
+    with torch.no_grad():
+        for name, parameter in result.module.named_parameters():
+            init = result.inits[name]
+            parameter.copy_(parameters[name] if init.redraw else parameters[name] * init.factor)
+            parameter.grad = None
+            if init.redraw and init.std is not None:
+                redraw_(parameter, init.std)
+        for name, buffer in result.module.named_buffers():
+            if name in buffers and buffers[name].shape == buffer.shape:
+                buffer.copy_(buffers[name])
+
+
+def make_optimizers(
+    groups: list[dict[str, Any]],
+    spec: Mapping[str, Mapping[str, Any]],
+    optimizer: Optimizer | Mapping[str, Optimizer],
+) -> Optimizers:
+    """torch's optimizers for groups of a plan.
+
+    Raises:
+        InvalidInputError: torch has none of that name.
+    """
+    if isinstance(optimizer, Mapping):
+        return [_make(groups_of(groups, spec, each), each) for each in _distinct(optimizer.values())]
+    return [_make(groups, optimizer)]
+
+
+def _distinct(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    return list({family(each).name: each for each in optimizers}.values())
+
+
+def _make(groups: list[dict[str, Any]], optimizer: Optimizer) -> torch.optim.Optimizer:
+    if isinstance(optimizer, torch.optim.Optimizer):
+        taken = inspect.signature(type(optimizer).__init__).parameters
+        defaults = {key: value for key, value in optimizer.defaults.items() if key in taken}
+        return type(optimizer)(groups, **defaults)
+    if isinstance(optimizer, type):
+        return optimizer(groups)  # type: ignore[call-arg]
+    key = optimizer.lower().replace("-", "")
+    if key not in _TORCH:
+        raise InvalidInputError(
+            f"optimizer={optimizer!r}: torch has no optimizer of this name to train with.\n"
+            f"  To fix: prepare=lambda result, width: YourOptimizer(result.param_groups)"
+        )
+    return _TORCH[key](groups)
