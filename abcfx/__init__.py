@@ -20,7 +20,7 @@ from abcfx.scaled import scaled
 from abcfx.transform import transform
 
 if TYPE_CHECKING:
-    from abcfx.checks import coord_check
+    from abcfx.checks import coord_check, transfer_check
 
 __all__ = [
     "AbcfxError",
@@ -40,10 +40,11 @@ __all__ = [
     "param_groups",
     "register_rule",
     "scaled",
+    "transfer_check",
     "transform",
 ]
 
-_CHECKS = ("coord_check",)
+_CHECKS = ("coord_check", "transfer_check")
 
 
 def __getattr__(name: str) -> Any:

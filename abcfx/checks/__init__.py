@@ -1,6 +1,8 @@
-"""Checks on a user's own model: the coordinate check."""
+"""Checks on a user's own model: how every layer moves, where the best learning rate lies, and a search for it."""
 
 from abcfx.checks.coord import coord_check
 from abcfx.checks.coord_result import CoordCheck
+from abcfx.checks.transfer import transfer_check
+from abcfx.checks.transfer_result import TransferCheck
 
-__all__ = ["CoordCheck", "coord_check"]
+__all__ = ["CoordCheck", "TransferCheck", "coord_check", "transfer_check"]

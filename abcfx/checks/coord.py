@@ -83,7 +83,7 @@ def coord_check(
     Raises:
         InvalidInputError: arguments that do not fit; and whatever `transform` raises.
     """
-    widths = _checked_widths(widths)
+    widths = checked_widths(widths)
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not chosen or steps < 1:
         raise InvalidInputError(f"coord_check: steps={steps}, seeds={seeds}; expected at least one of each.")
@@ -113,7 +113,7 @@ def coord_check(
     )
 
 
-def _checked_widths(widths: Sequence[int]) -> list[int]:
+def checked_widths(widths: Sequence[int]) -> list[int]:
     found = sorted(set(widths))
     if len(found) < 2 or found[0] <= 0:
         raise InvalidInputError(f"widths={list(widths)}; expected at least two different positive widths.")

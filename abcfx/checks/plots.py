@@ -13,6 +13,7 @@ from abcfx.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from abcfx.checks.coord_result import CoordCheck
+    from abcfx.checks.transfer_result import TransferCheck
 
 VERDICT_COLOURS = {"PASS": "tab:green", "FAIL": "tab:red", "WEAK": "tab:orange", "INCONCLUSIVE": "tab:orange"}
 TITLES = {TRANSFORMED: "transformed", STANDARD: "as written"}
@@ -123,3 +124,30 @@ def _draw_bars(axis: Any, check: CoordCheck, nodes: Sequence[str]) -> None:
     axis.set_xlabel("slope over log2 width; grey: allowed; x: as written")
     axis.set_title("update dW x (logits: change), by layer", size=10)
     axis.grid(alpha=0.3, axis="x")
+
+
+def plot_transfer(check: TransferCheck, path: str | None = None) -> Any:
+    """Loss over learning rate for each width, narrow ones dark; a star is the minimum of each."""
+    models = list(check.shifts)
+    figure = new_figure(5.6 * len(models), 4.4)
+    row = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+    lowest = min(curve.loss for curve in check.curves)
+    for axis, model in zip(row, models, strict=True):
+        for i, width in enumerate(check.widths):
+            curve, colour = check.curve(width, model), _colour(i, len(check.widths))
+            rates = [(check.centre or 1.0) * factor for factor in curve.factors]
+            axis.errorbar(rates, curve.losses, curve.errors, color=colour, marker="o", ms=3, lw=1.3, label=str(width))
+            axis.plot((check.centre or 1.0) * curve.best, curve.loss, "*", color=colour, ms=13, mec="white", zorder=5)
+        shift = check.shifts[model]
+        axis.set_title(f"{TITLES[model]}: {shift.mean:+.2f} ± {shift.error:.2f} log2 per octave", size=10)
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("learning rate" if check.centre else "factor on tuned rates")
+        axis.grid(alpha=0.3)
+    worst_best = max(curve.loss for curve in check.curves)
+    row[0].set_ylim(lowest - 0.1 * (worst_best - lowest + 0.1), worst_best + 3 * (worst_best - lowest + 0.1))
+    row[0].set_ylabel(f"loss, mean of {len(check.seeds)} seeds")
+    row[-1].legend(title="width", frameon=False)
+    figure.suptitle(f"transfer check: {check.verdict}", size=11)
+    if path is not None:
+        figure.savefig(path, dpi=110)
+    return figure

@@ -13,7 +13,7 @@ from torch import nn
 
 from abcfx.checks.batches import call_of, seeded
 from abcfx.errors import InvalidInputError
-from abcfx.groups import groups_of, param_groups
+from abcfx.groups import Spec, groups_of, param_groups
 from abcfx.init import redraw_
 from abcfx.optimizers import Optimizer, family
 from abcfx.result import Transformed
@@ -22,6 +22,7 @@ from abcfx.transform import transform
 MakeModel = Callable[[int], nn.Module]
 Optimizers = Sequence[torch.optim.Optimizer]
 Prepare = Callable[[Transformed, int], torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None]
+Factors = Mapping[str, float]  # by role; "default" for all others
 TRANSFORMED, STANDARD = "transformed", "standard"
 
 _TORCH: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
@@ -79,6 +80,10 @@ class Family:
                     f"  To fix: leave it out; base_width= says which width is the base."
                 )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was planned: a worker plans for itself."""
+        return {**self.__dict__, "_results": {}}
+
     def build(self, width: int, seed: int) -> nn.Module:
         """The model as written. Raises InvalidInputError where `make_model` gives something else than a module."""
         with seeded(seed):
@@ -97,23 +102,29 @@ class Family:
             self._results[width] = transform(model, args, kwargs, base=base, optimizer=self.optimizer, **options)
         return self._results[width]
 
-    def forget(self, width: int) -> None:
-        """Free the memory of a width."""
-        self._results.pop(width, None)
-
-    def transformed(self, width: int, seed: int) -> tuple[nn.Module, Optimizers]:
-        """The transformed model with weights of a seed, and its optimizers."""
+    def transformed(self, width: int, seed: int, factors: Factors | None = None) -> tuple[nn.Module, Optimizers]:
+        """The transformed model with weights of a seed, and its optimizers; `factors` multiply rates by role."""
         result = self.result(width)
         draw(result, self.build(width, seed))
         made = None if self.prepare is None else self.prepare(result, width)
         if made is None:
-            made = make_optimizers(result.param_groups, result.spec, self.optimizer)
-        return result.module, [made] if isinstance(made, torch.optim.Optimizer) else list(made)
+            return result.module, self._optimizers(result.module, result.spec, factors)
+        optimizers = [made] if isinstance(made, torch.optim.Optimizer) else list(made)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] *= (factors or {}).get("default", 1.0)
+        return result.module, optimizers
 
-    def standard(self, width: int, seed: int) -> tuple[nn.Module, Optimizers]:
+    def standard(self, width: int, seed: int, factors: Factors | None = None) -> tuple[nn.Module, Optimizers]:
         """The model as written, with the hyperparameters of the base width: standard parametrization."""
         model, spec = self.build(width, seed), self.result(self.base_width).spec
-        return model, make_optimizers(param_groups(model, spec), spec, self.optimizer)
+        return model, self._optimizers(model, spec, factors)
+
+    def _optimizers(self, module: nn.Module, spec: Spec, factors: Factors | None) -> Optimizers:
+        if factors:
+            default = factors.get("default", 1.0)
+            spec = {name: {**row, "lr": row["lr"] * factors.get(row["role"], default)} for name, row in spec.items()}
+        return make_optimizers(param_groups(module, spec), spec, self.optimizer)
 
 
 def draw(result: Transformed, model: nn.Module) -> None:
@@ -134,7 +145,7 @@ def draw(result: Transformed, model: nn.Module) -> None:
 
 def make_optimizers(
     groups: list[dict[str, Any]],
-    spec: Mapping[str, Mapping[str, Any]],
+    spec: Spec,
     optimizer: Optimizer | Mapping[str, Optimizer],
 ) -> Optimizers:
     """torch's optimizers for groups of a plan.
