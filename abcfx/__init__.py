@@ -1,5 +1,6 @@
 """Scales, init and learning rates that hold at any width, for any PyTorch model: a compiler pass and an LP."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from abcfx import alignment
@@ -7,6 +8,7 @@ from abcfx.dynamic import DynamicAlignment
 from abcfx.errors import (
     AbcfxError,
     CaptureError,
+    GrowthError,
     InfeasibleError,
     InvalidInputError,
     PairingError,
@@ -21,11 +23,13 @@ from abcfx.transform import transform
 
 if TYPE_CHECKING:
     from abcfx.checks import coord_check, transfer_check
+    from abcfx.growth import grow
 
 __all__ = [
     "AbcfxError",
     "CaptureError",
     "DynamicAlignment",
+    "GrowthError",
     "InfeasibleError",
     "InvalidInputError",
     "PairingError",
@@ -37,6 +41,7 @@ __all__ = [
     "coord_check",
     "find_c",
     "find_c_dag",
+    "grow",
     "param_groups",
     "register_rule",
     "scaled",
@@ -44,13 +49,11 @@ __all__ = [
     "transform",
 ]
 
-_CHECKS = ("coord_check", "transfer_check")
+_LATER = {"coord_check": "abcfx.checks", "transfer_check": "abcfx.checks", "grow": "abcfx.growth"}
 
 
 def __getattr__(name: str) -> Any:
-    """Checks train models: what they need is imported when the first of them is asked for."""
-    if name in _CHECKS:
-        from abcfx import checks
-
-        return getattr(checks, name)
+    """What few runs need is imported when it is first asked for."""
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module 'abcfx' has no attribute {name!r}")

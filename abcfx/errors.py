@@ -23,3 +23,7 @@ class CaptureError(AbcfxError):
 
 class PairingError(AbcfxError):
     """The graphs of the base and the target model are not instances of one architecture."""
+
+
+class GrowthError(AbcfxError):
+    """A larger model cannot be filled so that it computes what the smaller one does, or was not."""

@@ -118,7 +118,8 @@ def batch_norm(step: Step) -> list[Dims]:
     for name in ("running_mean", "running_var"):
         if isinstance(ref := step.optional(name), Ref):
             step.factors.statistics.update(leg.origin[0] for leg in step.dims(ref)[0] if leg.origin)
-    return [x, *((x[1],) if len(step.shape(ref)) == 1 else step.unknown(ref) for ref in step.call.outs[1:])]
+    rest = [step.shape(ref) for ref in step.call.outs[1:]]  # empty in eval mode
+    return [x, *((x[1],) if shape == [sizes(x[1])] else tuple(map(fresh, shape)) for shape in rest)]
 
 
 def _unify_vectors(step: Step, names: Sequence[str], channels: Dim) -> None:

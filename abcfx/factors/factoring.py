@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from abcfx.errors import PairingError
 from abcfx.factors import compute, moves
@@ -86,7 +85,7 @@ class Step:
         self.call = self.calls[1]
 
     def tensors(self) -> list[Ref]:
-        return [leaf for leaf in pytree.tree_leaves((self.call.args, self.call.kwargs)) if isinstance(leaf, Ref)]
+        return self.call.inputs
 
     def dims(self, ref: Ref) -> Dims:
         return self.factors.of(ref)
@@ -158,7 +157,7 @@ class Step:
         rule = RULES.get(name) or RULES.get(name.removesuffix("_"))
         if rule is None and torch.Tag.pointwise in self.call.op.tags:
             rule = compute.pointwise
-        if any(0 in pair for ref in results for pair in self.shape(ref)):
+        if results and any(0 in pair for pair in self.shape(results[0])):
             rule = Step.without_entries
         try:
             if rule is None:
@@ -227,7 +226,7 @@ def _kind(call: Call) -> str:
 
 
 def _refs(call: Call) -> Sequence[Ref]:
-    return [leaf for leaf in pytree.tree_leaves((call.args, call.kwargs, call.results)) if isinstance(leaf, Ref)]
+    return [*call.inputs, *call.outs]
 
 
 def _difference(one: Call, other: Call | None) -> str:

@@ -49,6 +49,11 @@ class Call:
         return str(self.op._schema.name.split("::")[-1])
 
     @property
+    def inputs(self) -> list[Ref]:
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return [leaf for leaf in leaves if isinstance(leaf, Ref)]
+
+    @property
     def outs(self) -> list[Ref]:
         return [leaf for leaf in pytree.tree_leaves(self.results) if isinstance(leaf, Ref)]
 

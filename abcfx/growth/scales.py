@@ -88,6 +88,9 @@ class _Scaling:
             for why, row in self._must(node):
                 if not self.equations.require(row):
                     raise self._contradiction(node, why, row)
+        for node in self.dag.order:
+            if node in self.dag.outputs and self._goes_on(node):
+                self.equations.require(self.forms[node])  # where that can be
         outputs, finite, contracted = list[Form](), list[Form](), list[Form]()
         for node, kind in self.dag.layers():
             for end in self._ends(node):
@@ -114,7 +117,7 @@ class _Scaling:
                 factors = ((1, self._of(x)) for x in kind.inputs)
                 own = combined(*factors, (1, contracted), (-1, self._multiplier(node, contracted)))
             case Norm():
-                own = combined((-Fraction(1, 2), self._extents(*kind.summed)))
+                own = combined((-1 / as_fraction(kind.power), self._extents(*kind.summed)))
             case Pointwise():
                 own = ZERO
             case Power():
@@ -138,14 +141,19 @@ class _Scaling:
         for vector in kind.vectors:
             if vector not in self.dag.graph.nodes[node]["gains"]:
                 yield f"{vector} is added to what must be as large", combined((1, self._of(vector)), (-1, form))
-        if isinstance(kind, Norm | Pointwise | Softmax):
+        divides_by_sum = isinstance(kind, Norm) and kind.power == 1.0  # without an eps
+        if isinstance(kind, Norm | Pointwise | Softmax) and not divides_by_sum:
             yield f"what enters {kind.name} must keep its size", self._of(kind.inputs[0])
         if self.dag.graph.nodes[node]["pinned"]:
             yield "it enters a function that is not homogeneous, and must keep its size", form
         if isinstance(kind, Vector) and kind.parameter in self.dag.graph.graph.get("pinned", ()):
             yield "it enters a function that is not homogeneous, and must keep its size", form
-        if node in self.dag.outputs:
+        if node in self.dag.outputs and not self._goes_on(node):
             yield "an output of the model must keep its size", form
+
+    def _goes_on(self, node: str) -> bool:
+        """Whether what the model returns is a by-product that it uses itself: a cache of keys, hidden states."""
+        return bool(self.dag.graph.out_degree(node))
 
     def _ends(self, node: str) -> list[str]:
         """What should keep its size at a layer: its output, or that times numbers, where nothing else takes it up."""

@@ -326,16 +326,18 @@ class Unary(Kind):
 class Norm(Unary):
     """Layer, RMS, batch, group norm: the size becomes 0, so that the multiplier of a layer before it is void.
 
-    An L2 norm divides by a sum over the dims `summed`, not by a mean: its entries are ~ 1/sqrt(their size).
+    A norm that divides by a sum over the dims `summed` of powers of entries, not by their mean, leaves entries of about
+    size^(-1/power): 2 for an L2 norm; 1 for x / sum(x), as routers do with the weights of the chosen experts.
     """
 
     summed: tuple[Dim, ...] = ()
+    power: float = 2.0
 
     def size(self, node: str, known: Known) -> float:
-        return known.growth(*self.summed) / 2
+        return known.growth(*self.summed) / self.power
 
     def shift(self, known: Known) -> float:
-        return known.growth(*self.summed) / 2 - known.size(self.input)
+        return self.size("", known) - known.size(self.input)
 
 
 @dataclass(frozen=True)

@@ -252,7 +252,8 @@ class Op:
         stat = self._statistic(x)
         if stat is None:
             return y
-        return replace(y, statistic=replace(stat, reduced=True, summed=stat.summed if mean else over))
+        power = stat.power if stat.reduced else stat.degree
+        return replace(y, statistic=replace(stat, reduced=True, power=power, summed=stat.summed if mean else over))
 
     def spread(self, x: Value, dims: Sequence[int] | int | None, power: float) -> Value:
         """(mean of (x - mean)^2) ** power over dims: variance at power 1, standard deviation at 1/2."""
@@ -356,7 +357,7 @@ class Op:
     def _normed(self, node: str, stat: Statistic) -> Value | None:
         """`node` divided by a norm of `stat.node`: a Norm, if it is that node or a product of it with other factors."""
         if node == stat.node:
-            return self._add(self.at.name, Norm((node,), stat.summed))
+            return self._add(self.at.name, Norm((node,), stat.summed, stat.power))
         kind = self.dag.nodes[node]["kind"]
         if isinstance(kind, Product) and not kind.contracted:
             for this, other in (kind.inputs, kind.inputs[::-1]):
@@ -387,8 +388,10 @@ class Op:
 
 
 def _is_zero(constant: Value) -> bool:
-    """Whether a constant is made as zeros: what is written into it keeps its scale."""
-    return constant.at is not None and plain_name(constant.at.target) in ("zeros", "zeros_like", "new_zeros")
+    """Whether a constant is made as zeros, or empty: what is written into it or put behind it keeps its scale."""
+    if constant.at is None:
+        return False
+    return 0 in (shape_of(constant.at) or ()) or plain_name(constant.at.target) in ("zeros", "zeros_like", "new_zeros")
 
 
 _NORMS = ("_WeightNorm", "_SpectralNorm", "_Orthogonal")

@@ -17,6 +17,8 @@ DATA = -1
 class Statistic:
     """What a tensor is when it was made from another one by powers and means: `degree`-homogeneous in DAG node `node`.
 
+    `power`: of the entries when they were summed over the dims `summed`, 2 for an L2 norm and 1 for a plain sum.
+
     It lets a norm be seen for what it is however it is written: x * rsqrt(mean(x^2) + eps), (x - mean) / std, x / |x|.
     """
 
@@ -24,6 +26,7 @@ class Statistic:
     degree: float
     reduced: bool = False
     summed: tuple[Dim, ...] = ()
+    power: float = 2.0
 
 
 @dataclass(frozen=True)

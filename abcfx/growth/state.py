@@ -1,0 +1,118 @@
+"""Optimizer state and hyperparameters of a grown model, such that it goes on training as the small one would have.
+
+With w_L = s copies(w) a gradient is g_L = rho copies(g), rho = 1 / (s x number of copies). A moment of the gradient of
+degree k is multiplied with rho^k, and what the optimizer adds to w_L must be s times what it adds to w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from abcfx.errors import GrowthError
+from abcfx.optimizers import Family, family
+from abcfx.passes.widen import Widening, multiplier, sizes, tiled
+
+DEGREES = {
+    "exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "momentum_buffer": 1, "exp_inf": 1, "square_avg": 2,
+    "grad_avg": 1, "sum": 2, "prev": 1, "exp_avg_sq_row": 2, "exp_avg_sq_col": 2, "row_var": 2, "col_var": 2,
+    "variance": 2,
+}  # fmt: skip
+"""State that torch's optimizers keep -> its degree in the gradient."""
+
+
+@dataclass(frozen=True)
+class Grown:
+    """One parameter's s, number of copies and rho."""
+
+    s: float
+    rho: float
+
+
+def growth_of(widening: Widening) -> Grown:
+    """s and rho of a parameter; averages where entries along a contracted dim have unequal numbers of copies."""
+    by = multiplier(widening)
+    s = float(by.mean()) if isinstance(by, torch.Tensor) else by
+    copies = 1.0
+    for factors in widening.dims:
+        small, large = sizes(factors)
+        padded = any(isinstance(factor, Mapping) and "pad" in factor for factor in factors)
+        copies *= 1.0 if padded else large / small
+    return Grown(s, 1.0 / (s * copies))
+
+
+def grown_groups(
+    optimizer: torch.optim.Optimizer, names: Mapping[str, Widening], small: nn.Module, large: nn.Module
+) -> list[dict[str, Any]]:
+    """One group for each parameter of the large model, with the hyperparameters that keep the course.
+
+    Args:
+        optimizer: the small model's optimizer.
+        names: name in the large model -> how it is made.
+        small, large: the models.
+    """
+    of = {id(p): dict(group) for group in optimizer.param_groups for p in group["params"]}
+    ours, theirs = dict(large.named_parameters()), dict(small.named_parameters())
+    made, which = [], family(optimizer)
+    for name, widening in names.items():
+        if name not in ours or (group := of.get(id(theirs[widening.source]))) is None:
+            continue
+        change = hyperparameters(which, growth_of(widening), group)
+        made.append({**group, **change, "params": [ours[name]], "param_names": [name]})
+    return made
+
+
+def hyperparameters(which: Family, grown: Grown, group: Mapping[str, Any]) -> dict[str, Any]:
+    """lr, eps and weight decay of a parameter after growth (docs/growth.md has the derivation)."""
+    s, rho = grown.s, grown.rho
+    rate = {"gradient": s / rho, "relative": 1.0}.get(which.update, s)
+    found: dict[str, Any] = {"lr": group["lr"] * rate}
+    if "eps" in group and isinstance(group["eps"], float) and which.has_eps:
+        found["eps"] = group["eps"] * rho
+    decay = group.get("weight_decay") or 0.0
+    if decay:
+        found["weight_decay"] = decay * (rho / s if which.decay == "gradient" else 1.0 / rate)
+    return found
+
+
+def grown_state(
+    optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], names: Mapping[str, Widening], small: nn.Module
+) -> dict[str, Any]:
+    """A state_dict for an optimizer of the same class over `groups`, with state for the parameters in `names`.
+
+    Raises:
+        GrowthError: the optimizer keeps something of which is not known how it depends on the gradient.
+    """
+    theirs = dict(small.named_parameters())
+    state: dict[int, dict[str, Any]] = {}
+    for index, group in enumerate(groups):
+        (name,) = group["param_names"]
+        widening = names.get(name)
+        own = optimizer.state.get(theirs[widening.source], {}) if widening else {}
+        if own and widening:
+            state[index] = {key: _grown_entry(key, value, widening, name) for key, value in own.items()}
+    packed = [{**{k: v for k, v in group.items() if k != "params"}, "params": [i]} for i, group in enumerate(groups)]
+    return {"state": state, "param_groups": packed}
+
+
+def _grown_entry(key: str, value: Any, widening: Widening, name: str) -> Any:
+    if not isinstance(value, torch.Tensor) or value.dim() == 0:
+        return value.clone() if isinstance(value, torch.Tensor) else value
+    if key not in DEGREES:
+        raise GrowthError(
+            f"The optimizer keeps {key!r} for {name}, and how that depends on the gradient is not known.\n"
+            f"  expected one of {', '.join(sorted(DEGREES))}.\n"
+            f"  To fix: abcfx.grow(..., optimizer=None) and start the optimizer anew, with a short warm-up."
+        )
+    shape = tuple(sizes(factors)[0] for factors in widening.dims)
+    dims = widening.dims
+    if tuple(value.shape) != shape:  # factored second moments, one entry for each row or column
+        if value.dim() != len(shape):
+            raise GrowthError(f"State {key!r} of {name} has shape {tuple(value.shape)} for a weight of shape {shape}.")
+        dims = tuple(d if n == size else [[n, n]] for d, n, size in zip(dims, value.shape, shape, strict=True))
+    by: torch.Tensor | float = growth_of(widening).rho ** DEGREES[key]
+    return tiled(value, dims) * by
