@@ -145,7 +145,7 @@ def _parameters(result: Transformed, width: int) -> list[str | Table]:
     columns += ["decay"] if any(row["weight_decay"] for row in spec.values()) else []
     columns += ["r", "binds"]
     body: list[list[str]] = []
-    folded = fold({name: _key(row, has_base) for name, row in spec.items()})
+    folded = fold({name: row_key(row, has_base) for name, row in spec.items()})
     prefixes = Counter(_prefix(part.shown) for part in folded)
     cells = [_cells(part, spec, columns) for part in folded]
     stacked = zip(columns, *cells, strict=True)
@@ -162,10 +162,11 @@ def _parameters(result: Transformed, width: int) -> list[str | Table]:
     table = _table("parameter", *columns, left=("parameter", "role", "growth", "binds"), flexible="binds")
     for line in body:
         table.add_row(*line)
-    return [table, "", *_legend(result)]
+    return [table, "", *legend(result)]
 
 
-def _legend(result: Transformed) -> list[str]:
+def legend(result: Transformed) -> list[str]:
+    """What the columns of a parameter's row mean."""
     m = "m" if result.header["has_base"] else "n"
     return [
         f"A weight is multiplied by {m}^-a, starts with standard deviation ~ {m}^-b and learns at a rate ~ {m}^-c; "
@@ -174,7 +175,7 @@ def _legend(result: Transformed) -> list[str]:
     ]
 
 
-def _key(row: Mapping[str, Any], has_base: bool) -> Hashable:
+def row_key(row: Mapping[str, Any], has_base: bool) -> tuple[Hashable, ...]:
     """What a row shows, but for its std, a random draw, and its multipliers by node, whose names differ."""
     use = tuple(row["a"].values()) if isinstance(row["a"], dict) else row["a"]
     shown = ("role", "why", "b", "c", "void", "r", "lr", "eps", "weight_decay", "width")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import networkx as nx
@@ -123,6 +125,15 @@ class Transformed:
         from abcfx.drawing import mermaid
 
         return mermaid(self)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the interactive report: one HTML file that needs no network.
+
+        The layer graph with repeated blocks drawn once, every parameter's row and reasons, what binds, the groups.
+        """
+        from abcfx.drawing import page
+
+        Path(path).write_text(page(self), encoding="utf-8")
 
     def groups_for(self, optimizer: Optimizer) -> list[dict[str, Any]]:
         """The groups of one optimizer among several: `Muon(result.groups_for("muon"))`.

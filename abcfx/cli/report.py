@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from abcfx.transform import transform
 HELP = """Transform a model and print the report, an explanation, a picture, or JSON.
 
   abcfx report models.py:make_gpt --kwargs width=256 --base-kwargs width=64 --inputs make_tokens
-  abcfx report 'models.py:GPT(width=256)' --base 'GPT(width=64)' --inputs 'torch.zeros(2, 64).long()'
+  abcfx report 'models.py:GPT(width=256)' --base 'GPT(width=64)' --inputs 'torch.zeros(2, 64).long()' --html gpt.html
   abcfx report models.py:make_gpt --explain blocks.0.attn.qkv --set alignment=no --set depth=completep"""
 OWN = ("model", "args", "kwargs", "base", "optimizer", "lr", "inplace", "init_like")
 
@@ -36,6 +37,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", metavar="K=V", action="append", default=[], help="any other option of abcfx.transform; may be repeated"
     )
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write the interactive report, one file")
     parser.add_argument("--mermaid", action="store_true", help="print the layer DAG as a Mermaid graph")
     parser.add_argument(
         "--explain", metavar="NAME", action="append", default=[], help="explain a parameter in words; may be repeated"
@@ -45,6 +47,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace, console: Console) -> None:
     result = _transformed(arguments)
     explained = [result.explain(name) for name in arguments.explain]
+    if arguments.html:
+        result.to_html(arguments.html)
     if arguments.json:
         print_json([each.to_dict() for each in explained] if explained else result.to_dict(), console)
         return
@@ -53,7 +57,9 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
         console.print()
     if arguments.mermaid:
         print_text(result.to_mermaid(), console)
-    if not (explained or arguments.mermaid):
+    if arguments.html:
+        print_text(f"Report: {arguments.html}", console)
+    if not (explained or arguments.mermaid or arguments.html):
         print_text(render(result, min(PAGE_WIDTH, console.width)), console)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,6 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from abcfx.summary import finite
 
 PAGE_WIDTH = 100
 
@@ -39,15 +40,7 @@ def print_text(text: str, console: Console) -> None:
 
 def print_json(data: Any, console: Console) -> None:
     """JSON that every parser reads: numbers that are not finite become null."""
-    print_text(json.dumps(_finite(data), indent=2, allow_nan=False), console)
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {str(key): _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
+    print_text(json.dumps(finite(data), indent=2, allow_nan=False), console)
 
 
 def make_table(*columns: str, left: Sequence[str] = ()) -> Table:

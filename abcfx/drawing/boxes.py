@@ -101,8 +101,9 @@ def _box(
 ) -> Box:
     main = next((n for n in nodes if isinstance(dag.nodes[n]["kind"], Layer)), None)
     main = main or next((n for n in nodes if isinstance(dag.nodes[n]["kind"], Norm)), nodes[0])
-    parameters = tuple(dict.fromkeys(data["parameter"] for n in nodes if (data := dag.nodes[n])["parameter"]))
     weights = [data["parameter"] for n in nodes if isinstance((data := dag.nodes[n])["kind"], Layer)]
+    others = [data["parameter"] for n in nodes if (data := dag.nodes[n])["parameter"]]
+    parameters = tuple(dict.fromkeys([*weights, *others]))
     first = (weights or parameters or ("",))[0]
     path = str(dag.nodes[main].get("path") or "")
     has_own_path = bool(parameters) and bool(path)

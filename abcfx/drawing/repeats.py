@@ -24,7 +24,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Frame:
-    """Boxes with a frame around them: a unit that stands for `count`, or one of a run that is drawn in full."""
+    """Boxes with a frame around them: a unit that stands for `count`; a run that is drawn in full, or a unit of it."""
 
     title: str
     count: int
@@ -136,7 +136,8 @@ def _frames(number: int, run: Run, is_expanded: bool, drawn: Collection[str]) ->
         return []
     if not is_expanded:
         return [Frame(run.title, len(run.units), tuple(n for n in run.units[0] if n in drawn), number)]
-    return [
-        Frame(title, 1, tuple(n for n in unit if n in drawn), number)
-        for title, unit in zip(run.titles, run.units, strict=True)
-    ]
+    units = [tuple(n for n in unit if n in drawn) for unit in run.units]
+    around = Frame(run.title, 1, tuple(n for unit in units for n in unit), number)
+    if len(units[0]) == 1:
+        return [around]
+    return [around, *(Frame(title, 1, unit, number) for title, unit in zip(run.titles, units, strict=True))]

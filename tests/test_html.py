@@ -1,0 +1,247 @@
+"""The HTML report: well formed, accessible by its structure, complete, without a network, small and quick to write."""
+
+import itertools
+import json
+import re
+import time
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from torch import nn
+
+import abcfx
+from abcfx import cli
+from abcfx.drawing import page
+from abcfx.drawing.page import page_data
+from abcfx.examples.gpt import GPT, GPTConfig
+
+IDS = torch.zeros(2, 16, dtype=torch.long)
+VOID = {"meta", "link", "input", "br", "hr", "img", "wbr"}
+
+
+def seeded(build, *args):
+    torch.manual_seed(0)
+    return build(*args)
+
+
+def gpt(width):
+    return GPT(GPTConfig(d_model=width, n_layer=3, block_size=16))
+
+
+@pytest.fixture(scope="module")
+def result():
+    return abcfx.transform(seeded(gpt, 64), IDS, base=seeded(gpt, 16), optimizer="adamw", weight_decay=0.1)
+
+
+@pytest.fixture(scope="module")
+def text(result):
+    return page(result)
+
+
+class Page(HTMLParser):
+    """Elements as (tag, attributes, text, tags around it); fails on a tag that is closed where it was not opened."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.elements = [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        assert len(dict(attrs)) == len(attrs), f"an attribute twice in <{tag}>"
+        element = {"tag": tag, "text": "", "around": [e["tag"] for e in self.open], **{f"@{k}": v for k, v in attrs}}
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop()["tag"] == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        for element in self.open:
+            element["text"] += data
+
+    def all(self, *tags):
+        return [e for e in self.elements if e["tag"] in tags]
+
+
+@pytest.fixture(scope="module")
+def parsed(text):
+    return Page(text)
+
+
+def data_of(text):
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    return json.loads(found)
+
+
+def test_structure(parsed):
+    assert parsed.elements[0]["tag"] == "html"
+    assert parsed.elements[0]["@lang"] == "en"
+    assert parsed.all("title")[0]["text"] == "abcfx: GPT, scaled"
+    assert [e["@name"] for e in parsed.all("meta") if "@name" in e] == ["viewport"]
+    for tag in ("main", "header", "h1"):
+        assert len(parsed.all(tag)) == 1
+    levels = [int(e["tag"][1]) for e in parsed.all("h1", "h2", "h3")]
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_ids_are_unique_and_references_lead_somewhere(parsed):
+    ids = [e["@id"] for e in parsed.elements if "@id" in e]
+    assert len(ids) == len(set(ids))
+    for element in parsed.elements:
+        for key in ("@aria-labelledby", "@for", "@aria-controls"):
+            assert element.get(key) in (None, *ids)
+        if element.get("@href", "").startswith("#"):
+            assert element["@href"][1:] in ids
+
+
+def test_everything_that_takes_input_has_a_name(parsed):
+    for element in parsed.all("input", "select"):
+        assert "label" in element["around"] or "@aria-label" in element
+    for element in parsed.all("button"):
+        assert element["@type"] == "button"
+        assert element["text"].strip()
+    for element in parsed.all("section"):
+        assert "@aria-labelledby" in element or "@aria-label" in element
+    for element in parsed.all("th"):
+        assert element["@scope"] == "col"
+    names = [e.get("@aria-label") for e in parsed.all("section") if "@aria-label" in e]
+    assert len(names) == len(set(names))
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    light, dark = sorted(map(luminance, (one, other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_contrast_of_text_in_both_schemes(text):
+    light, dark = re.findall(r":root \{(.*?)\}", text, re.S)
+    for scheme in (light, dark):
+        colours = dict(re.findall(r"--([\w-]+): (#\w{6})", scheme))
+        grounds = ["ground", "panel", "embedding", "hidden", "readout", "vector", "scalar", "plain", "op"]
+        assert min(contrast(colours["text"], colours[g]) for g in grounds) > 7
+        assert min(contrast(colours[c], colours[g]) for c in ("quiet", "accent") for g in ("ground", "panel")) > 4.5
+        assert min(contrast(colours[f"{g}-line"], colours["ground"]) for g in grounds[2:]) > 3
+
+
+def test_no_network(text):
+    assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#|data:,)""", text)
+    assert "url(http" not in text
+    assert "@import" not in text
+    addresses = set(re.findall(r"https?://[^\s\"'<]+", text))
+    assert addresses <= {"http://www.w3.org/2000/svg"}  # a name space, not asked for
+
+
+def test_everything_is_in_it(result, text):
+    data = data_of(text)
+    assert data["report"]["parameters"] == json.loads(json.dumps(result.spec))
+    assert data["report"] == json.loads(json.dumps(result.to_dict()))
+    assert {name for box in data["boxes"] for name in box["parameters"]} == set(range(len(result.spec)))
+    assert sorted(i for part in data["folds"] for i in part["names"]) == list(range(len(result.spec)))
+    names = list(result.spec)
+    for i, fold in enumerate(data["fold_of"]):
+        told = data["explanations"][fold]
+        assert i in data["folds"][fold]["names"]
+        own = result.explain(names[i])
+        assert told["paragraphs"][1] == json.loads(json.dumps(own.paragraphs[1]._asdict()))
+    assert all(data["boxes"][data["box_of"][i]]["parameters"].count(i) for i in range(len(names)))
+
+
+def test_views(text):
+    folded, full = data_of(text)["views"]
+    assert [len(view["nodes"]) for view in (folded, full)] == [14, 32]
+    (frame,) = folded["frames"]
+    assert (frame["title"], frame["count"], frame["opens"]) == ("blocks.{0..2}", 3, 1)
+    assert sorted(map(len, folded["stands_for"].values())) == [3] * 9
+    assert [f["title"] for f in full["frames"]] == ["blocks.{0..2}", "blocks.0", "blocks.1", "blocks.2"]
+    assert full["frames"][0]["opens"] == 0
+
+
+def test_names_of_the_user_cannot_break_out():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.first(x)))
+
+    Net.__name__ = "</title><script>alert(1)</script>&amp;"
+    text = page(abcfx.transform(seeded(Net), torch.zeros(2, 4)))
+    parsed = Page(text)
+    assert len(parsed.all("script")) == 2
+    assert parsed.all("h1")[0]["text"] == f"{Net.__name__}, scaled"
+    assert data_of(text)["report"]["header"]["model"] == Net.__name__
+
+
+@pytest.mark.slow
+def test_a_model_of_a_thousand_layers():
+    def deep(width):
+        layers = [m for _ in range(998) for m in (nn.Linear(width, width), nn.ReLU())]
+        return nn.Sequential(nn.Linear(10, width), nn.ReLU(), *layers, nn.Linear(width, 4))
+
+    result = abcfx.transform(seeded(deep, 8), torch.zeros(2, 10), base=seeded(deep, 4), verify=False)
+    start = time.process_time()
+    text = page(result)
+    assert time.process_time() - start < 2
+    assert len(text) < 2_000_000
+    assert [len(view["nodes"]) for view in data_of(text)["views"]] == [3, 1000]
+    assert len(data_of(text)["explanations"]) == 5
+
+
+def test_repeated_blocks_can_be_opened_one_by_one():
+    class Two(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.stem, self.head = nn.Linear(10, width), nn.Linear(width, 4)
+            self.down = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
+            self.up = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(3))
+
+        def forward(self, x):
+            x = self.stem(x)
+            for layer in (*self.down, *self.up):
+                x = torch.relu(layer(x))
+            return self.head(x)
+
+    views = page_data(abcfx.transform(seeded(Two, 16), torch.zeros(2, 10), base=seeded(Two, 8)))["views"]
+    assert [len(view["nodes"]) for view in views] == [4, 7, 6, 9]
+    assert [frame["opens"] for frame in views[0]["frames"]] == [1, 2]
+
+
+def test_a_frozen_tied_model_without_weights_and_without_a_base():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(10, 8), nn.Linear(8, 10, bias=False)
+            self.head.weight = self.table.weight
+            self.gain = nn.Parameter(torch.ones(8), requires_grad=False)
+
+        def forward(self, ids):
+            return self.head(self.table(ids) * self.gain)
+
+    with torch.device("meta"):
+        model = Tied()
+    data = data_of(page(abcfx.transform(model, torch.zeros(2, 4, dtype=torch.long, device="meta"))))
+    assert data["base_shapes"] == [None, None]
+    assert {box["label"] for box in data["boxes"]} >= {"table", "head"}
+
+
+def test_the_command_writes_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "html_models.py").write_text(
+        "from torch import nn\n\n"
+        "def net(width=8):\n    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))\n"
+    )
+    named = ["report", "html_models.py:net", "--base-kwargs", "width=4", "--html", "out.html"]
+    assert cli.main(named) == 0
+    assert capsys.readouterr().out == "Report: out.html\n"
+    Page((tmp_path / "out.html").read_text(encoding="utf-8"))
