@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,14 +10,17 @@ import torch
 import torch.distributed as distributed
 from torch.utils.hooks import RemovableHandle
 
-from abcfx.alignment import Moments, moments
+from abcfx.alignment import Moments
 from abcfx.errors import InvalidInputError
+from abcfx.first import FirstWeights
 from abcfx.parametrizations import Alignment, alignment_preset
 from abcfx.probe import TOKENS, Probe
 from abcfx.result import Analysis, Transformed
 from abcfx.system import System
 
-TERMS = ("alpha", "omega", "u")
+COLUMNS = ("step", "parameter", "node", "alpha", "omega", "u", "c", "lr")
+WARMUP, SHARE = 100, 0.1
+DECIMALS = 9  # of c: a resumed run solves its LP from another start, and has to find the same bits
 _LOW, _HIGH = 0.5, 1.0
 
 
@@ -37,15 +39,21 @@ class DynamicAlignment:
         result: what `transform` returned, with `groups="parameter"`.
         optimizer: made from its groups, or several of them.
         probe: inputs to measure on, instead of a part of the batch given to `capture_initial`.
-        warmup: steps before the first measure; nothing is changed during them.
+        warmup: steps before the first measure; nothing is changed during them. None: a tenth of the run where its
+            length is known, else 100.
         every: steps between measures.
-        scheduler: one with a true attribute `decaying` freezes the rates' factors, as `wsd` has while it decays.
+        scheduler: one with a true attribute `decaying` freezes the rates' factors, as `wsd` has while it decays. The
+            length of the run is read off it (`total_steps` of OneCycleLR and `wsd`, `T_max` of CosineAnnealingLR).
         cap: "full" takes min(measured, "full" preset) and lets no c exceed its full-alignment value; None does neither.
         smoothing: weight of the past in the moving average of alignments, which starts at the preset.
         trust: largest factor, and one over the smallest.
         center: divide the factors by their geometric mean over matrices, so that the tuned lr keeps its meaning.
         apply: False only measures and records.
         max_tokens: of a batch of sequences, how many tokens the probe has.
+        w0: how first weights are remembered: "sample" keeps 16 to 64 rows of each; "keep" all of them, as much memory
+            as the weights take; "redraw" none: they are drawn again at each measure from `seed`, which takes time.
+        seed: for w0="redraw", that of `torch.manual_seed(seed); result.init_weights()`.
+        total_steps: length of the run, for `warmup`.
 
     Raises:
         InvalidInputError: groups that hold several parameters, or options out of range.
@@ -57,7 +65,7 @@ class DynamicAlignment:
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
         *,
         probe: Any = None,
-        warmup: int = 100,
+        warmup: int | None = None,
         every: int = 10,
         scheduler: Any = None,
         cap: str | None = "full",
@@ -66,34 +74,47 @@ class DynamicAlignment:
         center: bool = True,
         apply: bool = True,
         max_tokens: int = TOKENS,
+        w0: str = "sample",
+        seed: int | None = None,
+        total_steps: int | None = None,
     ) -> None:
         if result.analysis is None:
             raise InvalidInputError("DynamicAlignment: this result was not made by transform.")
-        _check_options(warmup, every, cap, smoothing, trust)
-        self.result, self.warmup, self.every, self.smoothing = result, warmup, every, smoothing
-        self.cap, self.trust, self.center, self.apply = cap, trust, center, apply
+        self.warmup = _default_warmup(scheduler, total_steps) if warmup is None else warmup
+        _check_options(self.warmup, every, cap, smoothing, trust)
+        self.result, self.every, self.smoothing = result, every, smoothing
+        self.trust, self.center, self.apply = trust, center, apply
         self.scheduler, self.max_tokens, self._given_probe = scheduler, max_tokens, probe
         self.optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         self._names = [_names_of_groups(each, result) for each in self.optimizers]
+        self._group = {name: (i, k) for i, names in enumerate(self._names) for k, name in enumerate(names)}
         self.steps = 0
-        self.history: list[dict[str, Any]] = []
         self.factors: dict[str, float] = {}
         self._rates = _Rates(result.analysis, cap)
         self._smoothed = dict(result.analysis.alignment)
+        self._first = FirstWeights(w0, seed, result.inits)
         self._probe: Probe | None = None
-        self._first: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]] = ({}, {})
+        self._rows: list[tuple[Any, ...]] = []
         self._handles: list[RemovableHandle] = []
         for each, names in zip(self.optimizers, self._names, strict=True):
             _MultipliedRates(self, each, names).attach(self._handles)
 
     def capture_initial(self, batch: Any = None) -> None:
         """Remember inputs and weights of every layer as they are now, on a part of the batch (or the given probe)."""
-        analysis = self._analysis
         given = self._given_probe if self._given_probe is not None else batch
         if given is None:
             raise InvalidInputError("capture_initial: expected a batch, got None. To fix: capture_initial(inputs)")
-        self._probe = Probe(analysis.captured, given, self.max_tokens)
-        self._first = self._probe.inputs(), self._probe.weights()
+        probe = self._new_probe()
+        probe.take(given, self.max_tokens)
+        self._probe = probe
+
+    def _new_probe(self) -> Probe:
+        return Probe(self._analysis.captured, self.result.module, self._first)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A row for each layer and measure: step, parameter, node, alpha, omega, u (None: absent), c, lr (absolute)."""
+        return [dict(zip(COLUMNS, row, strict=True)) for row in self._rows]
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -119,53 +140,50 @@ class DynamicAlignment:
 
     def _update(self, probe: Probe) -> None:
         measured = self._measured(probe)
-        preset = self._analysis.alignment
-        for node, found in measured.items():
-            terms = []
-            for value, past, default in zip(found, self._smoothed[node], preset[node], strict=True):
-                now = default if value is None else min(max(value, _LOW), _HIGH)
-                terms.append(self.smoothing * past + (1 - self.smoothing) * now)
-            self._smoothed[node] = Alignment(*terms)
+        preset, keep = self._analysis.alignment, self.smoothing
+        for layer, found in zip(probe.measured, measured, strict=True):
+            terms = zip(found, self._smoothed[layer.node], preset[layer.node], strict=True)
+            self._smoothed[layer.node] = Alignment(
+                *[
+                    keep * past + (1 - keep) * (default if now is None else min(max(now, _LOW), _HIGH))
+                    for now, past, default in terms
+                ]
+            )
         c = self._rates.solve(self._smoothed)
-        decided = self._analysis.setting.parameters
-        # Where nothing is summed over a dim that grows, alignment has no say: embeddings keep their rate.
-        fan_in = {each.parameter: each.fan_in for each in probe.layers if decided[each.parameter].e_in > 0}
-        logs = {name: (self._rates.static[name] - c[name]) * math.log(n) for name, n in fan_in.items() if name in c}
-        mean = sum(logs.values()) / len(logs) if self.center and logs else 0.0
-        limit = math.log(self.trust)
-        factors = {name: math.exp(min(max(value - mean, -limit), limit)) for name, value in logs.items()}
         if self.apply:
-            self.factors = factors
+            self.factors = self._factors(probe, c)
         self._record(measured, c, probe)
 
-    def _measured(self, probe: Probe) -> dict[str, tuple[float | None, ...]]:
-        inputs, weights = probe.inputs(), probe.weights()
-        first_inputs, first_weights = self._first
-        fan_in = {layer.node: layer.fan_in for layer in probe.layers}
-        nodes = [node for node in inputs if node in first_inputs]
-        found = [moments(first_inputs[n], first_weights[n], inputs[n], weights[n]) for n in nodes]
-        if distributed.is_available() and distributed.is_initialized() and found:
-            joined = torch.tensor(found, dtype=torch.float64, device=inputs[nodes[0]].device)
-            distributed.all_reduce(joined)
-            joined /= distributed.get_world_size()
-            found = [tuple(Moments(*term) for term in terms) for terms in joined.tolist()]  # type: ignore[misc]
-        return {n: tuple(term.alignment(fan_in[n]) for term in terms) for n, terms in zip(nodes, found, strict=True)}
+    def _factors(self, probe: Probe, c: Mapping[str, float]) -> dict[str, float]:
+        """n^-(c - c_static) of each matrix, n its fan_in; centred and bounded."""
+        decided, static = self._analysis.setting.parameters, self._rates.static
+        # Where nothing is summed over a dim that grows, alignment has no say: embeddings keep their rate.
+        logs = {
+            layer.parameter: (static[layer.parameter] - c[layer.parameter]) * math.log(layer.fan_in)
+            for layer in probe.layers
+            if layer.parameter in c and decided[layer.parameter].e_in > 0
+        }
+        mean = sum(logs.values()) / len(logs) if self.center and logs else 0.0
+        limit = math.log(self.trust)
+        return {name: math.exp(min(max(value - mean, -limit), limit)) for name, value in logs.items()}
 
-    def _record(self, measured: Mapping[str, tuple[float | None, ...]], c: Mapping[str, float], probe: Probe) -> None:
-        rates = {name: float(group["lr"]) for name, group in self._groups()}
-        for layer in probe.layers:
-            if layer.node in measured and layer.parameter in rates:
-                lr = rates[layer.parameter] * self.factors.get(layer.parameter, 1.0)
-                row = {"step": self.steps, "parameter": layer.parameter, "node": layer.node}
-                terms = dict(zip(TERMS, measured[layer.node], strict=True))
-                self.history.append(row | terms | {"c": c.get(layer.parameter), "lr": lr})
-
-    def _groups(self) -> list[tuple[str, dict[str, Any]]]:
+    def _measured(self, probe: Probe) -> list[tuple[float | None, ...]]:
+        """(alpha, omega, u) of every layer that the probe measures, the same on every rank."""
+        found = probe.measure()
+        if distributed.is_available() and distributed.is_initialized():
+            found = _mean_over_ranks(found, next(self.result.module.parameters()).device)
         return [
-            pair
-            for each, names in zip(self.optimizers, self._names, strict=True)
-            for pair in zip(names, each.param_groups, strict=True)
+            tuple([term.alignment(layer.fan_in) for term in terms])
+            for layer, terms in zip(probe.measured, found, strict=True)
         ]
+
+    def _record(self, measured: Sequence[tuple[float | None, ...]], c: Mapping[str, float], probe: Probe) -> None:
+        for layer, terms in zip(probe.measured, measured, strict=True):
+            name = layer.parameter
+            if name in self._group:
+                i, k = self._group[name]
+                lr = float(self.optimizers[i].param_groups[k]["lr"]) * self.factors.get(name, 1.0)
+                self._rows.append((self.steps, name, layer.node, *terms, c.get(name), lr))
 
     def detach(self) -> None:
         """Leave the optimizers alone from now on."""
@@ -180,22 +198,17 @@ class DynamicAlignment:
             "steps": self.steps,
             "factors": dict(self.factors),
             "alignment": {node: tuple(terms) for node, terms in self._smoothed.items()},
-            "inputs": self._first[0],
-            "weights": self._first[1],
-            "probe": self._probe.flat,
-            "history": copy.deepcopy(self.history),
+            "probe": self._probe.state_dict(),
+            "rows": list(self._rows),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`; `capture_initial` is then not called."""
-        probe = Probe.of_flat(self._analysis.captured, list(state["probe"]))
-        nodes = {layer.node for layer in probe.layers}
-        if unknown := set(state["weights"]) - nodes:
-            raise InvalidInputError(f"load_state_dict: {sorted(unknown)[0]!r} is no layer of this model.")
-        self._probe, self._first = probe, (dict(state["inputs"]), dict(state["weights"]))
-        self.steps, self.factors = int(state["steps"]), dict(state["factors"])
+        probe = self._new_probe()
+        probe.load_state_dict(state["probe"])
+        self._probe, self.steps, self.factors = probe, int(state["steps"]), dict(state["factors"])
         self._smoothed = {node: Alignment(*terms) for node, terms in state["alignment"].items()}
-        self.history = copy.deepcopy(list(state["history"]))
+        self._rows = [tuple(row) for row in state["rows"]]
 
     def plot(self, path: str | None = None) -> Any:
         """Alignments and rates of every layer over time, as a matplotlib figure; written to `path` if one is given."""
@@ -215,7 +228,9 @@ class _Rates:
             node: readout if parameters[layer.parameter].role == "readout" else inner
             for node, layer in analysis.setting.dag.layers()
         }
-        self.static = System(analysis.setting, analysis.alignment).solve().c
+        self.static = {
+            name: round(c, DECIMALS) for name, c in System(analysis.setting, analysis.alignment).solve().c.items()
+        }
         caps = System(analysis.setting, self.full).solve().c if cap == "full" else None
         self.system = System(analysis.setting, analysis.alignment, caps)
 
@@ -223,7 +238,7 @@ class _Rates:
         """c of every weight."""
         if self.cap == "full":
             alignment = {node: Alignment(*map(min, terms, self.full[node])) for node, terms in alignment.items()}
-        return self.system.rates(alignment)
+        return {name: round(c, DECIMALS) for name, c in self.system.rates(alignment).items()}
 
 
 class _MultipliedRates:
@@ -239,8 +254,10 @@ class _MultipliedRates:
 
     def _before(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._scheduled = [group["lr"] for group in optimizer.param_groups]
+        factors = self.dynamic.factors
         for name, group in zip(self.names, optimizer.param_groups, strict=True):
-            group["lr"] = group["lr"] * self.dynamic.factors.get(name, 1.0)
+            if name in factors:
+                group["lr"] = group["lr"] * factors[name]
 
     def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for group, lr in zip(optimizer.param_groups, self._scheduled, strict=True):
@@ -262,11 +279,30 @@ def wsd(
         return 1.0 if step < start else max(0.0, (total - step) / max(1, total - start))
 
     class Wsd(torch.optim.lr_scheduler.LambdaLR):
+        total_steps = total
+
         @property
         def decaying(self) -> bool:
             return bool(self.last_epoch >= start)
 
     return Wsd(optimizer, factor)
+
+
+def _default_warmup(scheduler: Any, total_steps: int | None) -> int:
+    """A tenth of the run where its length is known."""
+    length = total_steps or getattr(scheduler, "total_steps", None)
+    if length is None and isinstance(scheduler, torch.optim.lr_scheduler.CosineAnnealingLR):
+        length = scheduler.T_max
+    return WARMUP if length is None else round(SHARE * length)
+
+
+def _mean_over_ranks(
+    found: Sequence[tuple[Moments, Moments, Moments]], device: torch.device
+) -> list[tuple[Moments, Moments, Moments]]:
+    joined = torch.tensor(found, dtype=torch.float64, device=device)
+    distributed.all_reduce(joined)
+    joined /= distributed.get_world_size()
+    return [(Moments(*alpha), Moments(*omega), Moments(*u)) for alpha, omega, u in joined.tolist()]
 
 
 def _check_options(warmup: int, every: int, cap: str | None, smoothing: float, trust: float) -> None:

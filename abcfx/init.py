@@ -62,6 +62,12 @@ class Init:
         """Left alone."""
         return cls() if parameter.is_meta else cls(std=rms(parameter), fill=_constant(parameter))
 
+    def draw(self, tensor: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Fill a tensor as planned, from nothing; returns it."""
+        if self.fill is not None:
+            return tensor.fill_(self.fill)
+        return tensor.normal_(0.0, self.std or 0.0, generator=generator)
+
     def times(self, factor: float) -> Init:
         """Multiplied by one more factor."""
         std, fill = (None if value is None else value * factor for value in (self.std, self.fill))
@@ -220,8 +226,4 @@ def initialise(module: torch.nn.Module, inits: Mapping[str, Init]) -> None:
             )
     with torch.no_grad():
         for name, parameter in parameters.items():
-            init = inits[name]
-            if init.fill is not None:
-                parameter.fill_(init.fill)
-            else:
-                parameter.normal_(0.0, init.std or 0.0)
+            inits[name].draw(parameter)

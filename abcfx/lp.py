@@ -10,7 +10,7 @@ import highspy
 import numpy as np
 
 from abcfx.errors import AbcfxError
-from abcfx.levels import TOLERANCE, Floats
+from abcfx.levels import TOLERANCE, Floats, Ints
 
 _OPTIMAL = (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kModelEmpty)
 _INFEASIBLE = highspy.HighsModelStatus.kInfeasible
@@ -35,6 +35,15 @@ class Point(NamedTuple):
         return (round(self.objective, 9), round(self.tie, 9))
 
 
+class Vertex(NamedTuple):
+    """A basis that is optimal whatever the right side, as long as it is feasible: its columns, and what stays fixed."""
+
+    basic: Ints
+    columns: Ints
+    x: Floats
+    fixed: Floats
+
+
 class Lp:
     """Rows `matrix @ x <= right` in one persistent HiGHS object, minimised by cost and, among its optima, by weight."""
 
@@ -47,6 +56,9 @@ class Lp:
         self._blend = cost + self.weight / 1000
         self.iterations = 0
         self._num_rows, self._num_columns = len(matrix[0]) - 1, len(cost)
+        start, self._column, self._value = map(np.asarray, matrix)
+        self._row = np.repeat(np.arange(self._num_rows), np.diff(start))
+        self._vertex: Vertex | None = None
         self._every_row = np.arange(self._num_rows, dtype=np.int32)
         self._every_column = np.arange(self._num_columns, dtype=np.int32)
         lp = highspy.HighsLp()
@@ -73,6 +85,7 @@ class Lp:
 
         Starts from the last basis, or from that in which the columns of `basic` are determined by its rows.
         """
+        self._vertex = None
         floor = np.full(self._num_rows, -math.inf)
         floor[list(tight)] = right[list(tight)]
         self._set_bounds(floor, right, self.lower, self.upper)
@@ -95,7 +108,37 @@ class Lp:
             self._rerun(self.weight)
             solution = self._highs.getSolution()
         x = np.array(solution.col_value) + 0.0  # no -0.0
+        if is_unique and self.iterations == pivots and not tight:
+            self._vertex = self._read_vertex(x)
         return Point(x, float(self.cost @ x), float(self.weight @ x), row_dual, column_dual)
+
+    def revisit(self, right: Floats) -> Floats | None:
+        """The lexicographic optimum, without pivots; None where another basis than the last may be optimal.
+
+        Costs, which have not changed, make that basis optimal wherever it is feasible: what it determines is computed.
+        """
+        if self._vertex is None:
+            return None
+        status, found = self._highs.getBasisSolve(right - self._vertex.fixed)
+        if status != highspy.HighsStatus.kOk:
+            return None
+        x = self._vertex.x.copy()
+        x[self._vertex.columns] = np.asarray(found)[self._vertex.basic]
+        inside = (x >= self.lower - TOLERANCE).all() and (x <= self.upper + TOLERANCE).all()
+        return x if inside and (self._activity(x) <= right + TOLERANCE).all() else None
+
+    def _read_vertex(self, x: Floats) -> Vertex | None:
+        status, variables = self._highs.getBasicVariables()
+        if status != highspy.HighsStatus.kOk:
+            return None
+        basic = np.flatnonzero(np.asarray(variables) >= 0)  # the others are rows that are not tight
+        columns = np.asarray(variables)[basic]
+        at_bounds = x.copy()
+        at_bounds[columns] = 0.0
+        return Vertex(basic, columns, at_bounds, self._activity(at_bounds))
+
+    def _activity(self, x: Floats) -> Floats:
+        return np.asarray(np.bincount(self._row, self._value * x[self._column], self._num_rows), dtype=np.float64)
 
     def _count_priced(self) -> int:
         solution = self._highs.getSolution()

@@ -1,133 +1,183 @@
-"""What goes into every weight op on a fixed probe, and samples of weights: all that measuring alignment needs."""
+"""Runs the model as it is now on a fixed part of a batch and measures every weight op against what it was at first."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as distributed
 from torch import fx, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.utils import _pytree as pytree
 
+from abcfx.alignment import Layer, Moments, moments, products_of_many, rms, workable
 from abcfx.capture import CapturedGraph
+from abcfx.capture.emitted import EmittedModule
 from abcfx.dag import build_dag
 from abcfx.errors import InvalidInputError
+from abcfx.first import FirstWeights
 from abcfx.passes import probe_activations
-from abcfx.rules import Layer
-from abcfx.rules.kinds import ParameterDim
+from abcfx.sampling import sample_layers
 
 TOKENS, SEQUENCES, SAMPLES = 128, 16, 32
-KEPT_TOKENS, MOST_ROWS, FEWEST_ROWS, ROWS_SHARE = 32, 64, 16, 1 / 32
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """One weight op: where its input comes from and which rows of its weight are looked at.
-
-    `out` and `into` are the dims of the parameter that run along outputs and along what is summed; `rows` indexes the
-    former, flattened; `fan_in` is the number of terms of a sum.
-    """
-
-    node: str
-    parameter: str
-    operand: fx.Node
-    out: tuple[int, ...]
-    into: tuple[int, ...]
-    rows: torch.Tensor
-    fan_in: int
-    kernel: tuple[int, ...] = ()
-
-    def weight(self, parameter: torch.Tensor) -> torch.Tensor:
-        """(rows, fan_in) of the parameter."""
-        moved = parameter.detach().permute(*self.out, *self.into)
-        index = torch.unravel_index(self.rows.to(parameter.device), moved.shape[: len(self.out)])
-        return moved[index].flatten(1)
-
-    def input(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """At most `KEPT_TOKENS` rows of (..., fan_in) of what goes in, evenly spread; None where it does not fit."""
-        tensor = tensor.detach()
-        if self.kernel:
-            return self._patches(tensor)
-        dims, size = 0, 1
-        while size < self.fan_in and dims < tensor.ndim:
-            dims += 1
-            size *= tensor.shape[-dims]
-        if size != self.fan_in or not tensor.numel():
-            return None
-        flat = tensor.reshape(-1, self.fan_in)
-        return flat[_spread(flat.shape[0], KEPT_TOKENS, tensor.device)]
-
-    def _patches(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """What single output pixels of a convolution see, at stride 1; of one group where there are several."""
-        channels = self.fan_in // math.prod(self.kernel)
-        spatial = len(self.kernel)
-        if tensor.ndim != spatial + 2 or tensor.shape[1] < channels:
-            return None
-        tensor = tensor[:, :channels]
-        for i, size in enumerate(self.kernel):
-            dim = 2 + i
-            if tensor.shape[dim] < size:
-                tensor = nn.functional.pad(tensor, [0, 0] * (spatial - 1 - i) + [0, size - tensor.shape[dim]])
-            tensor = tensor.unfold(dim, size, 1)
-        places = (tensor.shape[0], *tensor.shape[2 : 2 + spatial])
-        index = torch.unravel_index(_spread(math.prod(places), KEPT_TOKENS, tensor.device), places)
-        return tensor.movedim(1, 1 + spatial)[index].flatten(1)
+SHARE, FEWEST_SAMPLES, MANY_TOKENS = 1 / 4, 4, 8  # of samples that are many tokens each, such as images
+_AUTOCASTING = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 class Probe:
-    """Runs the captured model on a few fixed samples up to its last weight op; no gradient, no dropout.
+    """Fixed inputs, the first activations and weights of every layer, and how both stand to those of now.
+
+    The graph is run up to its last weight op, in eval mode, without gradients and autocast, on the live module.
 
     Args:
         captured: the transformed model's graphs.
-        batch: as the model is called: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        max_tokens: of a batch of sequences that many tokens are run, from at least 16 sequences if there are so many.
+        module: what is trained, as `transform` returned it; it may have been sharded by `fully_shard` since.
+        first: keeps the first weights.
+
+    Attributes:
+        layers: the weight ops; `measured`: those whose inputs fit, in the order of `measure`; `left_out`: the others.
+        flat: the inputs, as the graph's placeholders take them.
     """
 
-    def __init__(self, captured: CapturedGraph, batch: Any, max_tokens: int = TOKENS) -> None:
-        self._prepare(captured)
-        self.flat = self._chosen(_flat(self.graph, batch), max_tokens)
-
-    @classmethod
-    def of_flat(cls, captured: CapturedGraph, flat: list[Any]) -> Probe:
-        """With the inputs of an earlier probe (its `flat`)."""
-        new = cls.__new__(cls)
-        new._prepare(captured)
-        new.flat = flat
-        return new
-
-    flat: list[Any]
-
-    def _prepare(self, captured: CapturedGraph) -> None:
-        module = captured.module
-        self.graph = module.graph if module.eval_graph is None else module.eval_graph
+    def __init__(self, captured: CapturedGraph, module: nn.Module, first: FirstWeights) -> None:
+        self.module, self.first = module, first
+        self._emitted = captured.module
+        self.graph = captured.module.graph if captured.module.eval_graph is None else captured.module.eval_graph
         dag = build_dag(captured, self.graph, unknown="report")
-        parameters = dict(captured.model.named_parameters())
-        self.layers: list[Sampled] = []
-        self.left_out: list[str] = []
-        for node, layer in dag.layers():
-            data = dag.graph.nodes[node]
-            slides = _is_convolution(captured, data["fx_node"])
-            # a tensor that is made inside the op cannot be seen
-            operand = None if data["operand"] is data["fx_node"] else data["operand"]
-            sampled = _sampled(node, layer, operand, parameters[layer.parameter], slides)
-            if sampled is not None:
-                self.layers.append(sampled)
-            elif any(isinstance(dim, ParameterDim) for dim in layer.fan_in):
-                self.left_out.append(node)
+        self.layers, self.left_out = sample_layers(captured, dag, dict(module.named_parameters()), first.whole)
+        self.measured = list(self.layers)
+        self._owners = {
+            name: (module.get_submodule(path), attribute)
+            for name, _ in module.named_parameters()
+            for path, _, attribute in [name.rpartition(".")]
+        }
         operands = list(dict.fromkeys(layer.operand for layer in self.layers))
         self._position = {operand: i for i, operand in enumerate(operands)}
-        self._module = probe_activations(module, self.graph, operands)
-        self.parameters = parameters
+        probe = probe_activations(self._emitted, self.graph, operands)
+        self._forward: Callable[..., tuple[torch.Tensor, ...]] = type(probe).forward
+        leaves = [self._emitted.get_submodule(str(n.target)) for n in probe.graph.nodes if n.op == "call_module"]
+        self._moded = list(dict.fromkeys(m for leaf in leaves for m in leaf.modules()))
+        self.flat: list[Any] = []
+        self.inputs: dict[str, torch.Tensor] = {}
+        self._sizes: dict[str, tuple[float, float]] = {}
+
+    def take(self, batch: Any, max_tokens: int = TOKENS) -> None:
+        """Choose the inputs out of a batch; remember activations and weights as they are.
+
+        Args:
+            batch: as the model is called: a tensor, a tuple of arguments, or a dict of keyword arguments.
+            max_tokens: of a batch of sequences that many are run, of at least 16 sequences if there are so many.
+        """
+        with self._live():
+            self.flat = self._chosen(_flat(self.graph, batch), max_tokens)
+            self.inputs = self._first_inputs()
+            parameters = self._parameters()
+            self.first.take(self.layers, parameters)
+            self._settle(parameters)
+
+    def _settle(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        """What follows from the first activations and weights."""
+        self.measured = [layer for layer in self.layers if layer.node in self.inputs]
+        self.left_out += [layer.node for layer in self.layers if layer.node not in self.inputs]
+        self._sizes = {
+            layer.node: (rms(workable(self.inputs[layer.node])), rms(workable(w0)))
+            for layer, w0 in self.first.weights(self.measured, parameters)
+        }
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        """Parameters by name as they are now: sharding, `.to` and assigning put others in their place."""
+        return {name: getattr(owner, attribute) for name, (owner, attribute) in self._owners.items()}
+
+    def measure(self) -> list[tuple[Moments, Moments, Moments]]:
+        """Moments of every layer of `measured`."""
+        with self._live():
+            layers = self._layers(self._run(self.flat))
+            if self.first.whole:  # not all of them in memory at once
+                found = {node: products_of_many([layer])[0] for node, layer in layers}
+            else:
+                at_once = dict(layers)
+                found = dict(zip(at_once, products_of_many(list(at_once.values())), strict=True))
+        return [moments((*self._sizes[layer.node], *found[layer.node])) for layer in self.measured]
+
+    def _layers(self, results: tuple[torch.Tensor, ...]) -> Iterator[tuple[str, Layer]]:
+        """Weight op -> its inputs and weights, at first and now."""
+        parameters = self._parameters()
+        for layer, w0 in self.first.weights(self.measured, parameters):
+            z0 = workable(self.inputs[layer.node])
+            z = None if layer.fixed else layer.input(results[self._position[layer.operand]])
+            w = layer.weight(parameters[layer.parameter])
+            yield layer.node, (z0, workable(w0), None if z is None else workable(z), workable(w))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"flat": self.flat, "inputs": dict(self.inputs), "first": self.first.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave, possibly on another device. Raises InvalidInputError for another model's."""
+        with self._live():
+            parameters = self._parameters()
+            self.first.load_state_dict(state["first"], self.layers, parameters)
+            device = next(iter(parameters.values())).device
+            self.flat = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), list(state["flat"]))
+            self.inputs = {node: tensor.to(device) for node, tensor in state["inputs"].items()}
+            self._settle(parameters)
+
+    def _first_inputs(self) -> dict[str, torch.Tensor]:
+        """Weight op -> a sample of what goes in; one tensor for all that share it, as queries, keys and values do."""
+        results = self._run(self.flat)
+        found: dict[str, torch.Tensor] = {}
+        known: dict[Any, torch.Tensor | None] = {}
+        for layer in self.layers:
+            key = (layer.operand, layer.fan_in, layer.kernel, layer.over, layer.paired)
+            if key not in known:
+                sample = layer.input(results[self._position[layer.operand]])
+                known[key] = None if sample is None else sample.clone()
+            if (tensor := known[key]) is not None:
+                found[layer.node] = tensor
+        return found
+
+    def _tokens(self, results: tuple[torch.Tensor, ...]) -> int:
+        """The largest number of inputs, of all samples together, that a layer gets."""
+        channels = {layer.operand: layer.fan_in // math.prod(layer.kernel) for layer in self.layers}
+        return max((results[k].numel() // channels[operand] for operand, k in self._position.items()), default=0)
+
+    def _run(self, flat: list[Any]) -> tuple[torch.Tensor, ...]:
+        return self._forward(self._emitted, *flat)
+
+    @contextmanager
+    def _live(self) -> Iterator[None]:
+        """Whole parameters, eval mode, no gradients, no autocast; all as it was afterwards."""
+        training = [module for module in self._moded if module.training]
+        with torch.no_grad(), ExitStack() as stack:
+            for device in _AUTOCASTING:
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            if distributed.is_available() and distributed.is_initialized():
+                stack.enter_context(_unsharded(self.module))
+            if self.module is not self._emitted:
+                _adopt(self._emitted, self.module)
+            try:
+                for module in training:
+                    module.training = False
+                yield
+            finally:
+                for module in training:
+                    module.training = True
 
     def _chosen(self, flat: list[Any], max_tokens: int) -> list[Any]:
-        """A part of the batch: short pieces of many sequences where the graph takes them, else whole samples."""
+        """A part of the batch: short pieces of many sequences where the graph takes them, else whole samples.
+
+        Samples that are images or other fields of many tokens: no more than a quarter of the batch.
+        """
         sequences = next((t for t in flat if isinstance(t, torch.Tensor) and t.ndim >= 2 and not _is_float(t)), None)
         count = SAMPLES if sequences is None else SEQUENCES
         some = [t[:count].clone() if isinstance(t, torch.Tensor) and t.ndim else t for t in flat]
         if sequences is None:
+            size = max((len(t) for t in flat if isinstance(t, torch.Tensor) and t.ndim), default=0)
+            share = max(FEWEST_SAMPLES, int(size * SHARE))
+            if share < min(size, count) and self._tokens(self._run(some)) >= MANY_TOKENS * min(size, count):
+                some = [t[:share].clone() if isinstance(t, torch.Tensor) and t.ndim else t for t in flat]
             return some
         length = max(1, max_tokens // min(count, sequences.shape[0]))
 
@@ -143,51 +193,30 @@ class Probe:
         except Exception:  # fixed to a length: whole sequences, then
             return some
 
-    def _run(self, flat: list[Any]) -> tuple[torch.Tensor, ...]:
-        training = self._module.training
-        try:
-            self._module.eval()
-            with torch.no_grad():
-                results: tuple[torch.Tensor, ...] = self._module(*flat)
-                return results
-        finally:
-            self._module.train(training)
 
-    def inputs(self) -> dict[str, torch.Tensor]:
-        """Weight op -> a sample of what goes in now, (tokens, fan_in)."""
-        results = self._run(self.flat)
-        found = {layer.node: layer.input(results[self._position[layer.operand]]) for layer in self.layers}
-        return {node: tensor for node, tensor in found.items() if tensor is not None}
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Weight op -> a sample of its weight now, (rows, fan_in)."""
-        return {layer.node: layer.weight(self.parameters[layer.parameter]) for layer in self.layers}
+def _adopt(emitted: EmittedModule, model: nn.Module) -> None:
+    """Parameters and buffers that `model` itself holds: with `inplace` they are the model's, and may have changed."""
+    for name, parameter in model.named_parameters(recurse=False):
+        if getattr(emitted, name, None) is not parameter:
+            emitted.register_parameter(name, parameter)
+    for name, buffer in model.named_buffers(recurse=False):
+        if getattr(emitted, name, None) is not buffer:
+            setattr(emitted, name, buffer)
 
 
-def _is_convolution(captured: CapturedGraph, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(captured.module.get_submodule(str(node.target)), _ConvNd)
-    return "conv" in str(getattr(node.target, "__name__", node.target))
+@contextmanager
+def _unsharded(module: nn.Module) -> Iterator[None]:
+    """Whole parameters of whatever `fully_shard` has sharded, on every rank."""
+    from torch.distributed.fsdp import FSDPModule
 
-
-def _sampled(node: str, layer: Layer, operand: fx.Node | None, parameter: torch.Tensor, slides: bool) -> Sampled | None:
-    into = tuple(dim.index for dim in layer.fan_in if isinstance(dim, ParameterDim))
-    if operand is None or not into or len(into) != len(layer.fan_in):
-        return None
-    out = tuple(i for i in range(parameter.ndim) if i not in into)
-    count = math.prod(parameter.shape[i] for i in out)
-    fan_in = math.prod(parameter.shape[i] for i in into)
-    rows = min(count, max(FEWEST_ROWS, min(MOST_ROWS, int(count * ROWS_SHARE))))
-    kernel = tuple(parameter.shape[i] for i in into[1:]) if slides else ()
-    return Sampled(node, layer.parameter, operand, out, into, _spread(count, rows), fan_in, kernel)
-
-
-def _spread(size: int, count: int, device: torch.device | None = None) -> torch.Tensor:
-    """`count` indices below `size`, the same ones every time, irregular enough to meet no period."""
-    if size <= count:
-        return torch.arange(size, device=device)
-    generator = torch.Generator().manual_seed(size)
-    return torch.randperm(size, generator=generator)[:count].sort().values.to(device or "cpu")
+    sharded = [each for each in module.modules() if isinstance(each, FSDPModule)]
+    try:
+        for each in sharded:
+            each.unshard()
+        yield
+    finally:
+        for each in sharded:
+            each.reshard()
 
 
 def _is_float(tensor: torch.Tensor) -> bool:

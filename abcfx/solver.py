@@ -135,15 +135,8 @@ class Solver:
             InfeasibleError: no exponents satisfy the rows; the message names a set in conflict, no part of which is.
         """
         start = time.perf_counter()
-        is_first = self._lp is None
-        lp, greedy = self._lp = self._lp or self._load()
-        lp.iterations = 0
-        try:
-            point = self._search(lp, greedy.basis(self._right) if is_first or greedy.is_optimal else None)
-        except UnboundedError as error:
-            names = ", ".join(_label(self._names[j]) for j in error.args if j < self._count)
-            raise InvalidInputError(f"{names or 'a rate'} can fall without end while others rise: bound it") from None
-        c = np.round(point.x[: self._count], DECIMALS) + 0.0
+        lp, point = self._optimum()
+        c = self._rounded(point.x)
         values = np.array(self._levels.recurse(self._right, c, near=point.x))
         if (values < self._lower - 1e-6).any():
             raise AbcfxError(f"HiGHS returned a point below a bound by {np.max(self._lower - values):.1e}")
@@ -162,6 +155,28 @@ class Solver:
         """Solve at new alignments: only row bounds change, and HiGHS starts from a basis near the optimum."""
         self._right = self._right_hand_sides(alignment)
         return self.solve()
+
+    def rates_at(self, alignment: Alignment) -> dict[Hashable, float]:
+        """The rates that `resolve` finds and nothing else, in less time where the last basis is still optimal."""
+        self._right = self._right_hand_sides(alignment)
+        x = self._lp[0].revisit(self._right) if self._lp is not None and not self._exact else None
+        if x is None:
+            x = self._optimum()[1].x
+        return dict(zip(self.rates, self._rounded(x).tolist(), strict=True))
+
+    def _optimum(self) -> tuple[Lp, Point]:
+        is_first = self._lp is None
+        lp, greedy = self._lp = self._lp or self._load()
+        lp.iterations = 0
+        try:
+            return lp, self._search(lp, greedy.basis(self._right) if is_first or greedy.is_optimal else None)
+        except UnboundedError as error:
+            names = ", ".join(_label(self._names[j]) for j in error.args if j < self._count)
+            raise InvalidInputError(f"{names or 'a rate'} can fall without end while others rise: bound it") from None
+
+    def _rounded(self, x: Floats) -> Floats:
+        """The rates of a point."""
+        return np.asarray(np.round(x[: self._count], DECIMALS) + 0.0, dtype=np.float64)
 
     def required(self, solution: LpSolution) -> dict[Hashable, float]:
         """For each level, the least value it must keep, all else equal, for every level to stay at its lower bound.

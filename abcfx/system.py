@@ -110,7 +110,7 @@ class System:
     def rates(self, alignment: Mapping[str, Alignment]) -> dict[str, float]:
         """c of every weight that learns, and nothing else: what is needed at every measure while training."""
         self.alignment.update(alignment)
-        return {str(name): value for name, value in self.solver.resolve(self.alignment).c.items()}
+        return {str(name): value for name, value in self.solver.rates_at(self.alignment).items()}
 
     def _is_scaled(self, node: str) -> bool:
         """Whether a tensor only goes into scales, or sums that do: stability is asked of what comes out of them."""

@@ -12,4 +12,4 @@ from abcfx.rules.values import Value
 @register_rule("grouped_mm", "transformers::grouped_mm_fallback")
 def grouped_mm(op: Op, x: Value, weight: Value, *_: Any, **__: Any) -> Value:
     """x (tokens, in) times the matrix of each token's expert, of weight (experts, in, out)."""
-    return op.layer(x, weight, fan_in=[-2], fan_out=[-1])
+    return op.layer(x, weight, fan_in=[-2], fan_out=[-1], over=())  # which token is where follows the router

@@ -81,9 +81,11 @@ def weight_norm(op: Op, direction: Value, gain: Value, *_: Any) -> Value:
 def matmul(op: Op, x: Value, y: Value) -> Value:
     if op.is_weight(y) and not op.is_weight(x):
         vector = y.ndim == 1
-        return op.layer(x, y, fan_in=[0] if vector else [-2], fan_out=[] if vector else [-1])
+        paired = {i: i for i in range(-(y.ndim or 0), -2)}
+        return op.layer(x, y, fan_in=[0] if vector else [-2], fan_out=[] if vector else [-1], paired=paired)
     if op.is_weight(x) and not op.is_weight(y):
-        return op.layer(y, x, fan_in=[-1], fan_out=[] if x.ndim == 1 else [-2])
+        over, paired = [-1] if y.ndim == 1 else [-2], {i: i for i in range(-(x.ndim or 0), -2)}
+        return op.layer(y, x, fan_in=[-1], fan_out=[] if x.ndim == 1 else [-2], over=over, paired=paired)
     contracted = x.dim(-1)
     return op.product(x, y, () if contracted is None else (contracted,))
 
@@ -140,6 +142,20 @@ def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kep
 
     if op.is_weight(y) and not op.is_weight(x):
         fan_out = [c for c in y_letters if c in kept and c not in x_letters and c != "."]
-        return op.layer(x, y, [position(y_letters, c) for c in contracted], [position(y_letters, c) for c in fan_out])
+        both = [c for c in y_letters if c in kept and c in x_letters and c != "."]
+        return op.layer(
+            x,
+            y,
+            [position(y_letters, c) for c in contracted],
+            [position(y_letters, c) for c in fan_out],
+            over=[_from_last(x_letters, c) for c in contracted],
+            paired={position(y_letters, c): _from_last(x_letters, c) for c in both},
+        )
     dims = (x.dim(position(x_letters, c)) for c in contracted)
     return op.product(x, y, tuple(d for d in dims if d is not None))
+
+
+def _from_last(letters: str, c: str) -> int:
+    """Where a dim is, counted from the last one. Letters before an ellipsis are first, so counted from there."""
+    before, dots, after = letters.partition("...")
+    return before.index(c) if dots and c in before else (after or before).index(c) - len(after or before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -142,8 +142,13 @@ class Op:
         inner: bool = False,
         pieces: int = 1,
         fan_back: tuple[Extent, ...] | None = None,
+        over: Sequence[int] | None = None,
+        paired: Mapping[int, int] | None = None,
     ) -> Value:
         """A weight op: contracts dims `fan_in` of `weight` with x (None: a lookup in a table), gives dims `fan_out`.
+
+        `over`: the dims of x that are contracted, where these are not its last ones; () where x has its rows in another
+        order each time. `paired`: dims of the weight that count matrices -> the dims of x that run along with them.
 
         A weight that is computed from parameters alone (masked, standardised, a sum of several) is a layer of each of
         the matrices among them; the others count as gains.
@@ -174,7 +179,9 @@ class Op:
                 vectors=vectors,
             )
             layers.append(self._add(self._layer_name(each.parameter), kind, factors))
-            self.dag.nodes[layers[-1].node]["operand"] = None if x is None else x.at
+            along = {d.index: i for k, i in (paired or {}).items() if (d := each.dim(k)) is not None}
+            seen = {"operand": None if x is None else x.at, "over": None if over is None else tuple(over)}
+            self.dag.nodes[layers[-1].node].update(seen, paired=along)
         return layers[0] if len(layers) == 1 else self.merge(layers)
 
     def merge(self, values: Iterable[Value]) -> Value:
