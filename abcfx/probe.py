@@ -62,6 +62,7 @@ class Probe:
         self.flat: list[Any] = []
         self.inputs: dict[str, torch.Tensor] = {}
         self._sizes: dict[str, tuple[float, float]] = {}
+        self._sharded: list[Any] = []
 
     def take(self, batch: Any, max_tokens: int = TOKENS) -> None:
         """Choose the inputs out of a batch; remember activations and weights as they are.
@@ -86,8 +87,13 @@ class Probe:
             for layer, w0 in self.first.weights(self.measured, parameters)
         }
 
+    def _gather(self) -> None:
+        for sharded in self._sharded:
+            sharded.unshard()
+
     def _parameters(self) -> dict[str, torch.Tensor]:
         """Parameters by name as they are now: sharding, `.to` and assigning put others in their place."""
+        self._gather()  # a module that was called has let go of its weights
         return {name: getattr(owner, attribute) for name, (owner, attribute) in self._owners.items()}
 
     def measure(self) -> list[tuple[Moments, Moments, Moments]]:
@@ -153,17 +159,19 @@ class Probe:
             for device in _AUTOCASTING:
                 if torch.is_autocast_enabled(device):
                     stack.enter_context(torch.autocast(device, enabled=False))
-            if distributed.is_available() and distributed.is_initialized():
-                stack.enter_context(_unsharded(self.module))
-            if self.module is not self._emitted:
-                _adopt(self._emitted, self.module)
+            self._sharded = _sharded(self.module)
             try:
                 for module in training:
                     module.training = False
+                self._gather()
+                if self.module is not self._emitted:
+                    _adopt(self._emitted, self.module)
                 yield
             finally:
                 for module in training:
                     module.training = True
+                for sharded in self._sharded:
+                    sharded.reshard()
 
     def _chosen(self, flat: list[Any], max_tokens: int) -> list[Any]:
         """A part of the batch: short pieces of many sequences where the graph takes them, else whole samples.
@@ -204,19 +212,27 @@ def _adopt(emitted: EmittedModule, model: nn.Module) -> None:
             setattr(emitted, name, buffer)
 
 
-@contextmanager
-def _unsharded(module: nn.Module) -> Iterator[None]:
-    """Whole parameters of whatever `fully_shard` has sharded, on every rank."""
+def _call_idly(module: nn.Module) -> None:
+    """Run the hooks of a call and nothing else: of all sharded modules the outermost has to be called first."""
+    own = module.__dict__.get("forward")
+    try:
+        module.__dict__["forward"] = lambda: None
+        module()
+    finally:
+        del module.__dict__["forward"]
+        if own is not None:
+            module.__dict__["forward"] = own
+
+
+def _sharded(module: nn.Module) -> list[Any]:
+    """The modules that `fully_shard` was applied to."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return []
     from torch.distributed.fsdp import FSDPModule
 
-    sharded = [each for each in module.modules() if isinstance(each, FSDPModule)]
-    try:
-        for each in sharded:
-            each.unshard()
-        yield
-    finally:
-        for each in sharded:
-            each.reshard()
+    if isinstance(module, FSDPModule):
+        _call_idly(module)
+    return [each for each in module.modules() if isinstance(each, FSDPModule)]
 
 
 def _is_float(tensor: torch.Tensor) -> bool:

@@ -227,13 +227,13 @@ def test_memory_is_a_small_part_of_the_models():
 
 
 @pytest.mark.slow
-def test_two_ranks_have_the_rates_of_one_process_on_the_joined_batch(tmp_path):
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_two_ranks_have_the_rates_of_one_process_on_the_joined_batch(tmp_path, how):
     script = Path(__file__).with_name("two_ranks.py")
     factors = []
     for world in (1, 2):
-        commands = [
-            [sys.executable, str(script), str(rank), str(world), f"file://{tmp_path}/{world}"] for rank in range(world)
-        ]
+        address = f"file://{tmp_path}/{world}"
+        commands = [[sys.executable, str(script), str(rank), str(world), address, how] for rank in range(world)]
         ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
         for rank in ranks:
             output, _ = rank.communicate(timeout=200)

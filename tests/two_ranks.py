@@ -1,6 +1,6 @@
 """One rank of a small data-parallel run with DynamicAlignment; prints its factors. Run by test_dynamic.py.
 
-python two_ranks.py RANK WORLD INIT_METHOD
+python two_ranks.py RANK WORLD INIT_METHOD ddp|fsdp
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import sys
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import abcfx
 
@@ -19,7 +21,7 @@ def mlp(width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
 
 
-def main(rank: int, world: int, address: str) -> None:
+def main(rank: int, world: int, address: str, how: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
     torch.manual_seed(0)
@@ -27,8 +29,15 @@ def main(rank: int, world: int, address: str) -> None:
     x, y = torch.randn(32, 64, dtype=torch.float64), torch.randint(0, 10, (32,))
     model, base = mlp(64).double(), mlp(32).double()
     result = abcfx.transform(model, x, base=base, optimizer="adam", lr=3e-3, groups="parameter")
-    module = nn.parallel.DistributedDataParallel(result.module)
-    optimizer = torch.optim.Adam(result.param_groups)
+    module, groups = result.module, result.param_groups
+    if how == "ddp":
+        module = nn.parallel.DistributedDataParallel(module)
+    else:
+        mesh = init_device_mesh("cpu", (world,))
+        fully_shard(module.get_submodule("2"), mesh=mesh)
+        fully_shard(module, mesh=mesh)
+        groups = abcfx.param_groups(module, result.spec, groups="parameter")
+    optimizer = torch.optim.Adam(groups)
     dynamic = abcfx.DynamicAlignment(result, optimizer, warmup=0, every=1)
     part = slice(rank * 32 // world, (rank + 1) * 32 // world)
     dynamic.capture_initial(x[part])
@@ -42,4 +51,4 @@ def main(rank: int, world: int, address: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
