@@ -67,7 +67,9 @@ def measure(
         fan_in: number of terms that one output entry sums; the base of the logarithm.
         norm: "rms", or "spectral", the ratio |dW x| / (|dW| |x|) turned into an exponent: the same number, since the
             norms that it divides by are put back.
-        multiply: the product of input and weight where it is none of matrices, such as a convolution.
+        multiply: the product of input and weight where it is none of matrices: `torch.nn.functional.conv2d`, say.
+            Stacks of matrices need none: experts (e, tokens, fan_in) and (e, fan_out, fan_in); for attention logits,
+            queries as z and keys as w, (..., tokens, head_dim). A lookup has fan_in 1, and no alignment.
 
     Returns:
         Exponents, usually in [1/2, 1], not clipped. A term whose factor is zero is absent (None), not 0.
@@ -77,7 +79,7 @@ def measure(
     """
     if norm not in ("rms", "spectral"):
         raise InvalidInputError(f"norm={norm!r}; expected 'rms' or 'spectral'.")
-    if z0.shape != z.shape or w0.shape != w.shape or (multiply is None and z.shape[-1] != w.shape[-1]):
+    if z0.shape != z.shape or w0.shape != w.shape or (multiply is None and fan_in > 1 and z.shape[-1] != w.shape[-1]):
         raise InvalidInputError(
             f"measure: expected z0 and z of one shape (..., fan_in), w0 and w of one shape (fan_out, fan_in); "
             f"got {tuple(z0.shape)}, {tuple(z.shape)}, {tuple(w0.shape)}, {tuple(w.shape)}."

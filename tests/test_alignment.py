@@ -62,6 +62,44 @@ def test_a_convolution_is_measured_by_its_own_product():
     assert found == pytest.approx((0.5, 0.5, 0.5), abs=0.03)
 
 
+def aligned(*shape: int) -> torch.Tensor:
+    """Rows along one direction for each leading index, so that products of such tensors sum terms of one sign."""
+    direction = torch.randn(shape[-1], generator=torch.Generator().manual_seed(5))
+    return torch.randn(*shape[:-1], 1) * direction
+
+
+@pytest.mark.parametrize("kind", ["experts", "attention logits", "convolution", "transformed by einsum"])
+@pytest.mark.parametrize("expected, draw", [(0.5, torch.randn), (1.0, aligned)])
+def test_products_of_other_layers(kind, expected, draw):
+    multiply, fan_in = None, N
+    if kind == "experts":  # a stack of matrices, each with tokens of its own
+        z, w, dz, dw = (draw(4, rows, N) for rows in (16, 32, 16, 32))
+    elif kind == "attention logits":  # queries for z, keys for w: (batch, heads, tokens, head_dim)
+        z, w, dz, dw = (draw(2, 2, 16, N) for _ in range(4))
+    elif kind == "convolution":
+        z, dz = (draw(4, 6, 6, 512).movedim(-1, 1) for _ in range(2))
+        w, dw = (draw(32, 3, 3, 512).movedim(-1, 1) for _ in range(2))
+        multiply, fan_in = F.conv2d, 512 * 9
+    else:
+        z, dz, w, dw = draw(16, N), draw(16, N), draw(4, 8, N), draw(4, 8, N)
+        multiply = lambda x, y: torch.einsum("tn,ern->tre", x, y)  # noqa: E731
+    found = measure(z, w, z + dz, w + dw, fan_in, multiply=multiply)
+    slack = 0.02 if kind != "convolution" or expected == 0.5 else 0.15  # nine places of one kernel are not aligned
+    assert found == pytest.approx((expected,) * 3, abs=slack)
+
+
+def test_a_lookup_aligns_with_nothing():
+    ids, table = torch.tensor([1, 3]), torch.randn(8, 16)
+    assert measure(ids, table, ids, table + 1.0, 1) == (None, None, None)
+
+
+def test_numbers_that_are_none_leave_a_term_absent():
+    z0, w0 = torch.randn(8, 64), torch.randn(16, 64)
+    w = w0 + 1.0
+    w[0, 0] = float("nan")
+    assert measure(z0, w0, z0 + 1.0, w, 64)[0] is None
+
+
 def test_shapes_that_do_not_fit_are_refused():
     with pytest.raises(abcfx.InvalidInputError, match=r"one shape .*\(3, 4\)"):
         measure(torch.ones(3, 4), torch.ones(5, 6), torch.ones(3, 4), torch.ones(5, 6), 4)
