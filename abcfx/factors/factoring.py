@@ -51,7 +51,7 @@ class Factors:
     """Dims of every tensor of the two traces, in the atoms that they share.
 
     `contracted`: (parameter, dim) of each dim of a parameter that some product sums over. `indexed`: rows of tables
-    that are looked up. `statistics`: buffers that training changes.
+    that are looked up. `statistics`: buffers that training changes. `unfollowed`: dims that do not grow by tiling.
     """
 
     small: Trace
@@ -61,6 +61,7 @@ class Factors:
     contracted: set[tuple[str, int]] = field(default_factory=set)
     indexed: list[Dim] = field(default_factory=list)
     statistics: set[str] = field(default_factory=set)
+    unfollowed: list[Dim] = field(default_factory=list)
     _even: list[tuple[int, Dim]] = field(default_factory=list)
 
     def of(self, ref: Ref) -> Dims:
@@ -96,10 +97,18 @@ class Step:
         return list(zip(self.factors.small.shapes[index], self.factors.large.shapes[index], strict=True))
 
     def is_floating(self, ref: Ref) -> bool:
-        return self.factors.large.floating[ref.index]
+        dtype = self.factors.large.dtypes[ref.index]
+        return dtype.is_floating_point or dtype.is_complex
 
     def unknown(self, ref: Ref) -> Dims:
-        return tuple(fresh(size) for size in self.shape(ref))
+        return tuple(map(self.unfollowed, self.shape(ref)))
+
+    def unfollowed(self, size: Pair) -> Dim:
+        """A dim that may grow in another way than by tiling."""
+        dim = fresh(size)
+        if size[0] != size[1]:
+            self.factors.unfollowed.append(dim)
+        return dim
 
     def optional(self, name: str) -> Any:
         """The argument of that name; None where the op has none."""

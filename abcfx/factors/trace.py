@@ -70,17 +70,18 @@ class Call:
 class Trace:
     """The calls of one run.
 
-    `shapes`: sizes of every tensor. `parameters` and `buffers`: name -> the tensor. `outputs`: what the model returned.
-    `values`: the tensors themselves, where they were asked for.
+    `shapes`, `dtypes`: of every tensor. `parameters`, `buffers`: name -> the tensor. `outputs`: what it returned.
+    `values`: for every call the tensors that it returned, None for those computed from weights alone; only where they
+    were asked for.
     """
 
     calls: list[Call] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
-    floating: list[bool] = field(default_factory=list)
+    dtypes: list[torch.dtype] = field(default_factory=list)
     parameters: dict[str, Ref] = field(default_factory=dict)
     buffers: dict[str, Ref] = field(default_factory=dict)
     outputs: list[Ref] = field(default_factory=list)
-    values: list[torch.Tensor] | None = None
+    values: list[list[torch.Tensor | None]] | None = None
 
 
 def trace(
@@ -117,6 +118,7 @@ def trace(
         log.paths = stack.enter_context(_module_paths(model))
         log.trace.parameters = {name: log.ref(p) for name, p in model.named_parameters()}
         log.trace.buffers = {name: log.ref(b) for name, b in model.named_buffers()}
+        log.start()
         results = pytree.tree_leaves(_run(model, log.paths, *given[0], **given[1]))
         log.trace.outputs = [log.ref(leaf) for leaf in results if isinstance(leaf, torch.Tensor)]
     return log.trace
@@ -172,6 +174,7 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace = Trace(values=[] if values else None)
         self.paths = [""]
+        self._of_weights = set[int]()
         self._seen: dict[int, tuple[Ref, torch.Tensor]] = {}  # tensors are kept, so that no id comes twice
 
     def ref(self, value: torch.Tensor) -> Ref:
@@ -179,9 +182,7 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if known is None:
             known = self._seen[id(value)] = Ref(len(self.trace.shapes)), value
             self.trace.shapes.append(tuple(value.shape))
-            self.trace.floating.append(value.is_floating_point() or value.is_complex())
-            if self.trace.values is not None:
-                self.trace.values.append(value.detach().clone())
+            self.trace.dtypes.append(value.dtype)
         return known[0]
 
     def _refs(self, tree: Any) -> Any:
@@ -194,5 +195,21 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func in _COPIES:
             self._seen.setdefault(id(out), (given[0][0], out))
         elif func.namespace != "prim":
-            self.trace.calls.append(Call(func, given[0], given[1], self._refs(out), self.paths[-1]))
+            call = Call(func, given[0], given[1], self._refs(out), self.paths[-1])
+            self.trace.calls.append(call)
+            if self.trace.values is not None:
+                self.trace.values.append(self._kept(call, out))
         return out
+
+    def start(self) -> None:
+        """What has been seen by now are weights."""
+        self._of_weights = set(range(len(self.trace.shapes)))
+
+    def _kept(self, call: Call, out: Any) -> list[torch.Tensor | None]:
+        """Copies of the results, which later calls may write into; of weights there is no need of any."""
+        tensors = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        inputs = {ref.index for ref in call.inputs}
+        if inputs and inputs <= self._of_weights:
+            self._of_weights |= {ref.index for ref in call.outs}
+            return [None] * len(tensors)
+        return [tensor.detach().clone() for tensor in tensors]

@@ -13,7 +13,7 @@ from abcfx.capture.examples import canonical
 from abcfx.depth import residual_branches
 from abcfx.errors import GrowthError, InvalidInputError
 from abcfx.factors import as_deep_as_base
-from abcfx.growth.parity import TOLERANCES, difference, evaluating, outputs_of
+from abcfx.growth.parity import difference, evaluating, outputs_of, tolerance
 from abcfx.growth.plan import GrowthPlan, plan_growth
 from abcfx.growth.refusals import refusals
 from abcfx.growth.state import grown_groups, grown_state, growth_of
@@ -126,7 +126,7 @@ def grow(
         copies = _copies(blocks, originals)
         deepen(large, copies, zeroed)
         gap = _gap(plan, small, large, given, named)
-        steps.append(_deepened(copies, zeroed, gap, large, zero_output))
+        steps.append(_deepened(copies, zeroed, gap, gap <= tolerance(plan.factors), zero_output))
     names = {name: plan.widenings[blocks.twin(name)] for name, _ in large.named_parameters()}
     groups, state = list[dict[str, Any]](), None
     if optimizer is not None:
@@ -189,7 +189,7 @@ def _widened(
     seed: int,
 ) -> Step:
     gap = _gap(plan, small, large, args, kwargs)
-    limit = _limit(large)
+    limit = tolerance(plan.factors)
     if not gap <= limit:
         raise GrowthError(
             f"The large model was filled, and its outputs are {gap:.2g} (relative) off: more than {limit:g}.\n"
@@ -198,11 +198,6 @@ def _widened(
         )
     tensors = {name: each.to_json() for name, each in plan.widenings.items()}
     return Step("widen", {"tensors": tensors, "noise": noise, "noised": list(plan.noised), "seed": seed}, gap)
-
-
-def _limit(model: nn.Module) -> float:
-    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    return max((TOLERANCES.get(dtype, 0.1) for dtype in dtypes), default=1e-4)
 
 
 def _new_blocks(plan: GrowthPlan, blocks: Blocks, zero: bool) -> tuple[list[str], dict[str, dict[str, str]]]:
@@ -234,9 +229,8 @@ def _copies(blocks: Blocks, originals: Mapping[str, Mapping[str, str]]) -> dict[
     }
 
 
-def _deepened(copies: dict[str, str], zeroed: list[str], gap: float, large: nn.Module, zero: bool) -> Step:
+def _deepened(copies: dict[str, str], zeroed: list[str], gap: float, kept: bool, zero: bool) -> Step:
     notes: tuple[str, ...] = ()
-    kept = gap <= _limit(large)
     if zero and not kept:
         notes = ("new blocks change the function although what they add was set to zero: "
                  "the stream itself goes through them (a norm after the sum)",)  # fmt: skip

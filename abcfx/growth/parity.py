@@ -11,10 +11,17 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from abcfx.capture.state import both_modes_restored, preserved_rng, set_mode
+from abcfx.factors import Factors as Factored
 from abcfx.passes.widen import Factors, padded, tiled
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.1}
 """Relative to the RMS; measured errors of right growth are 8e-15, 1e-5 and 4e-2 in float64, float32 and bfloat16."""
+
+
+def tolerance(factors: Factored) -> float:
+    """Of a run: that of the coarsest dtype that it computes in."""
+    dtypes = {factors.large.dtypes[ref.index] for call in factors.large.calls for ref in call.outs}
+    return max((TOLERANCES.get(dtype, 0.1) for dtype in dtypes if dtype.is_floating_point), default=1e-4)
 
 
 @contextmanager

@@ -101,9 +101,9 @@ def padded_atoms(factors: Factors) -> Iterator[Atom]:
     returned = [dim for ref in factors.large.outputs for dim in factors.of(ref)]
     for dim in (*indexed, *returned):
         whole = legs(dim)
-        if len(whole) == 1 and (atom := root(whole[0].atom)).large > atom.small:
-            if id(atom) not in contracted and not atom.segments:
-                yield atom
+        atom = root(whole[0].atom) if len(whole) == 1 else None
+        if atom and atom.large > atom.small and id(atom) not in contracted and not atom.segments:
+            yield atom
 
 
 def _with_pads(dim: Dim, padded: set[int]) -> list[Any]:
