@@ -97,7 +97,8 @@ def first_column(browser):
 def screenshot(browser, name):
     folder = os.environ.get("ABCFX_SCREENSHOTS")
     if folder:
-        image = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+        clip = {"x": 0, "y": 0, "width": browser.execute_script("return innerWidth"), "height": 1250, "scale": 0.8}
+        image = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
         (Path(folder) / name).write_bytes(base64.b64decode(image["data"]))
 
 
@@ -118,7 +119,7 @@ def test_the_page_is_no_wider_than_the_window(browser, files, width):
     detail = all_of(browser, "#detail")[0].rect
     side_by_side = detail["x"] >= graph["x"] + graph["width"]
     assert side_by_side == (width == 1280)
-    screenshot(browser, f"gpt_{width}.png")
+    screenshot(browser, f"report_{width}.png")
 
 
 def test_a_click_explains(browser, files):
@@ -151,7 +152,7 @@ def test_repeated_blocks_are_opened(browser, files):
     once, full = all_of(browser, "#view-buttons button")
     full.click()
     assert len(all_of(browser, "g.box")) == 14 + 11 * 9
-    screenshot(browser, "gpt_full.png")
+    screenshot(browser, "report_full.png")
     click(browser, all_of(browser, ".frame .open")[0])
     assert len(all_of(browser, "g.box")) == 14
     assert once.get_attribute("aria-pressed") == "true"

@@ -1,21 +1,26 @@
 """The README's and the docs' Python runs, and the report in the README is the one that is printed today.
 
-`python tests/test_readme.py` writes the report anew.
+`python tests/test_readme.py` writes report and graph anew.
 """
 
 import contextlib
 import io
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 import abcfx
+from abcfx import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 REPORT = re.compile(r"(<!-- report: [^\n]*-->\n```text\n)(.*?)(```\n)", re.S)
+
+
+GRAPH = re.compile(r"(<!-- graph: [^\n]*-->\n```mermaid\n)(.*?)(```\n)", re.S)
 
 
 def snippets(path):
@@ -23,11 +28,11 @@ def snippets(path):
 
 
 def printed_report():
-    """What the README's first snippet prints."""
-    output = io.StringIO()
+    """What the README's first snippet prints, and the graph of its result."""
+    output, names = io.StringIO(), {}
     with contextlib.redirect_stdout(output), torch.random.fork_rng(devices=[]):
-        exec(compile(snippets(README)[0], str(README), "exec"), {})
-    return output.getvalue().rstrip("\n") + "\n"
+        exec(compile(snippets(README)[0], str(README), "exec"), names)
+    return output.getvalue().rstrip("\n") + "\n", names["result"].to_mermaid()
 
 
 def without_times(report):
@@ -38,7 +43,10 @@ def without_times(report):
 def test_the_report_in_the_readme_is_the_one_that_is_printed():
     (shown,) = REPORT.findall(README.read_text(encoding="utf-8"))
     assert "blocks.{0,1}" in shown[1]
-    assert without_times(shown[1]) == without_times(printed_report()), "to fix: python tests/test_readme.py"
+    (graph,) = GRAPH.findall(README.read_text(encoding="utf-8"))
+    report, drawn = printed_report()
+    assert without_times(shown[1]) == without_times(report), "to fix: python tests/test_readme.py"
+    assert graph[1] == drawn, "to fix: python tests/test_readme.py"
 
 
 def test_the_other_snippet_of_the_readme_runs():
@@ -75,6 +83,20 @@ def test_the_page_on_measured_alignment_runs(capsys):
     assert "'alpha'" in capsys.readouterr().out
 
 
+def test_the_page_on_reports_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "docs"}
+    page = ROOT / "docs" / "reports.md"
+    for snippet in snippets(page):
+        exec(compile(snippet, "reports.md", "exec"), namespace)
+    assert "What holds c = 1" in capsys.readouterr().out
+    assert (tmp_path / "gpt.html").exists()
+    (chain,) = re.findall(r"```json\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    (tmp_path / "chain.json").write_text(chain)
+    for command in re.findall(r"^abcfx (?:report|solve) .*$", page.read_text(encoding="utf-8"), re.M):
+        assert cli.main(shlex.split(command)[1:]) == 0, command
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
 def test_the_page_on_using_it_runs(capsys):
     namespace = {"__name__": "docs"}
@@ -91,4 +113,6 @@ def test_links_lead_somewhere(path):
 
 if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
-    README.write_text(REPORT.sub(lambda found: found[1] + printed_report() + found[3], text), encoding="utf-8")
+    report, drawn = printed_report()
+    text = REPORT.sub(lambda found: found[1] + report + found[3], text)
+    README.write_text(GRAPH.sub(lambda found: found[1] + drawn + found[3], text), encoding="utf-8")

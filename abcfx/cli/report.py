@@ -53,7 +53,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
         print_json([each.to_dict() for each in explained] if explained else result.to_dict(), console)
         return
     for each in explained:
-        console.print(each)
+        console.print(each) if console.is_terminal else print_text(str(each), console)
         console.print()
     if arguments.mermaid:
         print_text(result.to_mermaid(), console)
