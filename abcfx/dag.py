@@ -162,4 +162,12 @@ def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, unknown: s
     outputs = frozenset(v.node for v in tensors(returned) if v.node is not None)
     alive = set(outputs).union(*(nx.ancestors(dag, node) for node in outputs))
     order = tuple(node for node in dag if node in alive)
-    return LayerDag(dag.subgraph(order).copy(), outputs, order, tuple(interpreter.notes))
+    return LayerDag(_restricted(dag, order), outputs, order, tuple(interpreter.notes))
+
+
+def _restricted(dag: nx.DiGraph, order: tuple[str, ...]) -> nx.DiGraph:
+    """The nodes given, in that order; a subgraph view of few among many would have them in the order of a set."""
+    kept = nx.DiGraph(**dag.graph)
+    kept.add_nodes_from((node, dag.nodes[node]) for node in order)
+    kept.add_edges_from((node, after) for node in order for after in dag.successors(node) if after in kept)
+    return kept

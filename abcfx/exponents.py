@@ -18,6 +18,7 @@ from abcfx.parametrizations import MATRIX_ROLES, ROLES, named_exponents
 from abcfx.patterns import match_patterns
 from abcfx.rules import Kind, Layer, Number
 from abcfx.rules.kinds import Extent, Norm, Scale
+from abcfx.streams import generators
 from abcfx.widths import Growth
 
 TOLERANCE = 1e-6
@@ -262,6 +263,8 @@ def _role(dag: LayerDag, node: str, e_in: float, e_out: float) -> tuple[str, str
         return "scalar", "neither fan_in nor fan_out grows"
     if dag.feeds_output(node):
         return "readout", "fan_in grows, fan_out does not, and it feeds an output of the model"
+    if node in generators(dag):
+        return "readout", "fan_in grows, fan_out does not, and it weighs the streams it is computed from (a generator)"
     if dag.feeds_softmax(node):
         return "readout", "fan_in grows, fan_out does not, and it feeds a softmax (a router)"
     return "hidden", "an inner bottleneck: fan_in grows, fan_out does not, other layers follow"

@@ -15,7 +15,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from abcfx.rules import Layer, Vector
-from abcfx.rules.kinds import Merge, Norm, Product
+from abcfx.rules.kinds import Merge, Mix, Norm, Product
 from abcfx.summary import (
     Folded,
     binding_tags,
@@ -272,7 +272,8 @@ def _graph(result: Transformed) -> list[str | Table]:
         "layer": sum(isinstance(k, Layer) for k in kinds),
         "norm": sum(isinstance(k, Norm) for k in kinds),
         "merge": sum(isinstance(k, Merge) for k in kinds),
-        "product": sum(isinstance(k, Product) for k in kinds),
+        "product": sum(isinstance(k, Product) and not isinstance(k, Mix) for k in kinds),
+        "mix": sum(isinstance(k, Mix) for k in kinds),
         "fork": sum(dag.out_degree(n) > 1 for n, data in dag.nodes.items() if not isinstance(data["kind"], Vector)),
         "output": sum(bool(data.get("output")) for data in dag.nodes.values()),
     }
@@ -295,7 +296,8 @@ def _graph(result: Transformed) -> list[str | Table]:
 
 
 def _count(count: int, what: str) -> str:
-    return f"{count} {what}{'s' * (count != 1)}"
+    plural = "es" if what.endswith("x") else "s"
+    return f"{count} {what}{plural * (count != 1)}"
 
 
 def _at(value: float | Mapping[str, float], node: str) -> str:

@@ -36,6 +36,7 @@ from abcfx.rules.kinds import (
 )
 from abcfx.rules.registry import plain_name
 from abcfx.rules.values import DATA, shape_of
+from abcfx.streams import generators
 
 CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16", "to_copy"})
 
@@ -80,6 +81,8 @@ class Growth(ABC):
 class StructuralGrowth(Growth):
     """Without a base: a layer's dims grow (exponent 1) where another layer stands on that side; nothing else does.
 
+    The few outputs of a generator of stream weights do not, though layers follow.
+
     With a base of the same sizes (`base`) the exponents are for the report only: the scale is 1.
     """
 
@@ -96,11 +99,13 @@ class StructuralGrowth(Growth):
         self._grows: dict[Dim, float] = {}
         above = self._beside_layers(dag, upstream=True)
         below = self._beside_layers(dag, upstream=False)
+        weighing = generators(dag)
+        of_streams = frozenset().union(*weighing.values())
         for node, layer in dag.layers():
             self._mark(layer.fan_in, above[node])
-            self._mark(layer.fan_out, below[node])
+            self._mark(layer.fan_out, below[node] and node not in weighing)
         for node, vector in dag.vectors():
-            consumers = list(dag.graph.successors(node))
+            consumers = [n for n in dag.graph.successors(node) if n not in of_streams]
             self._mark_vector(vector, dag, any(self._is_inner(dag, n, above, below) for n in consumers))
 
     @staticmethod

@@ -24,7 +24,7 @@ def _attend(
         logits = op.scale(logits, scale)
     if isinstance(mask, Value):
         logits = op.merge([logits, mask])
-    return op.product(op.softmax_over_tokens(logits), value)
+    return op.product(op.softmax_over_tokens(logits), value, broadcast=(() if head is None else (head,), ()))
 
 
 @register_rule("scaled_dot_product_attention")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch.nn as nn
@@ -9,7 +10,7 @@ import torch.nn as nn
 from abcfx.rules.kinds import Number
 from abcfx.rules.op import Op
 from abcfx.rules.registry import plain_name, register_rule
-from abcfx.rules.values import Value
+from abcfx.rules.values import Simplex, Value
 
 # phi(kx) = k phi(x) for k > 0
 HOMOGENEOUS = (
@@ -25,7 +26,7 @@ KEEPS_ZERO = (
 )  # fmt: skip
 # phi(0) != 0, or not homogeneous at all: O(1) whatever comes in
 FORGETS_SIZE = (
-    "sigmoid", "hardsigmoid", "logsigmoid", "log_sigmoid", "softplus", "exp", "exp2", "cos", "cosh", "log", "log2",
+    "sigmoid", "hardsigmoid", "logsigmoid", "log_sigmoid", "softplus", "exp2", "cos", "cosh", "log", "log2",
     "log10", "erfc", "acos", "sinc", "threshold",
 )  # fmt: skip
 
@@ -56,6 +57,11 @@ def keeps_zero_module(op: Op, module: nn.Module, x: Value, *_: Any) -> Value:
 @register_rule(*FORGETS_SIZE)
 def forgets_size(op: Op, x: Value, *_: Any, **__: Any) -> Value:
     return op.pointwise(x)
+
+
+@register_rule("exp")
+def exp(op: Op, x: Value) -> Value:
+    return op.exponential(x)
 
 
 @register_rule(nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softplus, nn.Threshold)
@@ -98,6 +104,11 @@ def add(op: Op, x: Any, y: Any = None, *_: Any, **__: Any) -> Value | tuple[Valu
         stat = other.statistic
         if stat is not None and stat.reduced and stat.degree == 1 and stat.node == tensor.node:
             return op.same(tensor)  # x - mean(x): centred, still x
+        if other.log_total and other.node == tensor.node:  # logarithms of weights; their own potentials add up
+            if tensor.log_total:
+                return replace(op.same(tensor), log_total=(*tensor.log_total, *other.log_total))
+            logs = tensor.simplex if tensor.simplex is not None and tensor.simplex.is_log else Simplex(is_log=True)
+            return replace(op.same(tensor), simplex=logs.divided(other.log_total))
     return op.merge([x, y])
 
 
@@ -112,8 +123,8 @@ def extremum(op: Op, x: Value, *_: Any, **__: Any) -> Value:
 
 
 @register_rule("logsumexp")
-def logsumexp(op: Op, x: Value, *_: Any, **__: Any) -> Value:
-    return op.nonlinear(x)
+def logsumexp(op: Op, x: Value, dim: Any, *_: Any, **__: Any) -> Value:
+    return op.log_total(x, dim)
 
 
 @register_rule(
@@ -181,13 +192,13 @@ def where(op: Op, condition: Value, x: Any, y: Any) -> Value:
 
 
 @register_rule("softmax", "log_softmax", "gumbel_softmax", "softmin")
-def softmax(op: Op, x: Value, dim: int = -1, *_: Any, **__: Any) -> Value:
-    return op.softmax(x, dim)
+def softmax(op: Op, x: Value, dim: int | None = None, *_: Any, **__: Any) -> Value:
+    return op.softmax(x, -1 if dim is None else dim, is_log=plain_name(op.at.target) == "log_softmax")
 
 
 @register_rule(nn.Softmax, nn.LogSoftmax)
-def softmax_module(op: Op, module: nn.Softmax, x: Value) -> Value:
-    return op.softmax(x, -1 if module.dim is None else module.dim)
+def softmax_module(op: Op, module: nn.Softmax | nn.LogSoftmax, x: Value) -> Value:
+    return op.softmax(x, -1 if module.dim is None else module.dim, is_log=isinstance(module, nn.LogSoftmax))
 
 
 @register_rule("mean")

@@ -267,9 +267,14 @@ class Merge(Kind):
 
 @dataclass(frozen=True)
 class Product(Kind):
-    """x times y, entry by entry or contracted over `contracted`: d(xy) = x dy + y dx + dx dy."""
+    """x times y, entry by entry or contracted over `contracted`: d(xy) = x dy + y dx + dx dy.
+
+    `broadcast`: dims that x does not have and y has, and the other way round: a gate on all entries of a vector. Its
+    gradient is a sum over them, of random signs at init and of one sign once it has been trained on.
+    """
 
     contracted: tuple[Extent, ...] = ()
+    broadcast: tuple[tuple[Extent, ...], tuple[Extent, ...]] = ((), ())
 
     def size(self, node: str, known: Known) -> float:
         x, y = self.inputs
@@ -287,10 +292,28 @@ class Product(Kind):
 
     def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
         x, y = self.inputs
-        if x is not None:
-            yield x, Bound(f"from {node}", (("G", node),), known.size(y) + known.a(node))
-        if y is not None:
-            yield y, Bound(f"from {node}", (("G", node),), known.size(x) + known.a(node))
+        for this, other, missing in ((x, y, self.broadcast[0]), (y, x, self.broadcast[1])):
+            if this is not None:
+                entry, summed = known.size(other) + known.a(node), known.growth(*missing)
+                yield this, Bound(f"from {node}", (("G", node),), entry - summed / 2)
+                if summed > 0:
+                    yield this, Bound("update", (("G", node),), entry - summed)
+
+
+@dataclass(frozen=True)
+class Mix(Product):
+    """Weights times x, where the weights are doubly stochastic: a convex combination, never larger than x is."""
+
+    def size(self, node: str, known: Known) -> float:
+        return known.size(self.inputs[1])
+
+    def change(self, node: str, known: Known) -> Iterator[Bound]:
+        weights, x = self.inputs
+        if x is not None and known.changes(x):
+            yield Bound(f"change of {x}", (("r", x),), 0.0)
+        if weights is not None and known.changes(weights):
+            moved = -known.growth(*self.contracted)
+            yield Bound(f"change of {weights}", (("r", weights),), known.size(x) + moved)
 
 
 @dataclass(frozen=True)

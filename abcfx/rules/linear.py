@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.nn as nn
 
-from abcfx.rules.kinds import Number
+from abcfx.rules.kinds import Dim, Number
 from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
 from abcfx.rules.values import Value
@@ -87,7 +87,14 @@ def matmul(op: Op, x: Value, y: Value) -> Value:
         over, paired = [-1] if y.ndim == 1 else [-2], {i: i for i in range(-(x.ndim or 0), -2)}
         return op.layer(y, x, fan_in=[-1], fan_out=[] if x.ndim == 1 else [-2], over=over, paired=paired)
     contracted = x.dim(-1)
-    return op.product(x, y, () if contracted is None else (contracted,))
+    rows, columns = _matrix_dim(x, -2), _matrix_dim(y, -1)
+    return op.product(x, y, () if contracted is None else (contracted,), (columns, rows))
+
+
+def _matrix_dim(x: Value, index: int) -> tuple[Dim, ...]:
+    """A dim of a matrix, or of a batch of them; none of a vector, or where shapes are not known."""
+    dim = x.dim(index) if (x.ndim or 0) > 1 else None
+    return () if dim is None else (dim,)
 
 
 @register_rule(
@@ -151,8 +158,15 @@ def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kep
             over=[_from_last(x_letters, c) for c in contracted],
             paired={position(y_letters, c): _from_last(x_letters, c) for c in both},
         )
-    dims = (x.dim(position(x_letters, c)) for c in contracted)
-    return op.product(x, y, tuple(d for d in dims if d is not None))
+
+    def missing(x_letters: str, y: Value, y_letters: str) -> tuple[Dim, ...]:
+        """The dims of y that x does not have."""
+        letters = [c for c in y_letters if c not in x_letters and c != "."] if y.ndim is not None else []
+        return tuple(d for c in letters if (d := y.dim(position(y_letters, c))) is not None)
+
+    dims = tuple(d for c in contracted if (d := x.dim(position(x_letters, c))) is not None)
+    broadcast = missing(x_letters, y, y_letters), missing(y_letters, x, x_letters)
+    return op.product(x, y, dims, broadcast)
 
 
 def _from_last(letters: str, c: str) -> int:

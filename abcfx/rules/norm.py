@@ -37,8 +37,7 @@ def norm_module(op: Op, module: nn.Module, x: Value) -> Value:
 
 @register_rule("normalize")
 def normalize(op: Op, x: Value, p: float = 2.0, dim: int = 1, **_: Any) -> Value:
-    norm = op.power(op.reduce(op.power(x, 2.0), dim, mean=False, dims_of=x), -0.5)
-    return op.product(x, norm)
+    return op.product(x, op.power(vector_norm(op, x, p, dim), -1.0))
 
 
 @register_rule("cosine_similarity")
@@ -49,4 +48,5 @@ def cosine_similarity(op: Op, x: Value, y: Value, dim: int = 1, eps: float = 1e-
 
 @register_rule("norm", "vector_norm", "linalg_vector_norm", "linalg_norm", "frobenius_norm")
 def vector_norm(op: Op, x: Value, ord: Any = 2, dim: Any = None, *_: Any, **__: Any) -> Value:
-    return op.power(op.reduce(op.power(x, 2.0), dim, mean=False, dims_of=x), 0.5)
+    power = 1.0 if ord == 1 else 2.0
+    return op.power(op.reduce(op.power(x, power), dim, mean=False, dims_of=x), 1.0 / power)

@@ -14,10 +14,12 @@ from abcfx.errors import UnknownOpError
 from abcfx.location import location
 from abcfx.rules.kinds import (
     ConstantTensor,
+    Dim,
     Extent,
     Kind,
     Layer,
     Merge,
+    Mix,
     ModuleAttribute,
     Norm,
     Number,
@@ -32,7 +34,9 @@ from abcfx.rules.kinds import (
     Vector,
 )
 from abcfx.rules.registry import plain_name
-from abcfx.rules.values import Statistic, Value, shape_of
+from abcfx.rules.values import Simplex, Statistic, Value, shape_of
+
+Broadcast = tuple[tuple[Extent, ...], tuple[Extent, ...]]
 
 
 class Op:
@@ -127,6 +131,8 @@ class Op:
 
     def view(self, x: Value, order: tuple[int, ...] | None = None) -> Value:
         """x with its dims in another order; without `order`, a regrouping of dims."""
+        if order is not None and x.simplex is not None:
+            x = replace(x, simplex=x.simplex.permuted(order))
         if order is None or x.dims is None:
             return self.same(x)
         shape = None if x.shape is None else tuple(x.shape[i] for i in order)
@@ -199,11 +205,19 @@ class Op:
         self.dag.nodes[made.node]["operands"] = {self._node(v): v.at for v in values if v.at in self.at.all_input_nodes}
         return made
 
-    def product(self, x: Value, y: Value, contracted: tuple[Extent, ...] = ()) -> Value:
-        """x * y entry by entry, or contracted over the dims given. x times 1 / (a norm of x) is a norm."""
+    def product(
+        self, x: Value, y: Value, contracted: tuple[Extent, ...] = (), broadcast: Broadcast | None = None
+    ) -> Value:
+        """x * y entry by entry, or contracted over the dims given. x times 1 / (a norm of x) is a norm.
+
+        Doubly stochastic weights times an activation are a mix of it. `broadcast`: dims that x lacks, and that y lacks;
+        read off the shapes where x and y are multiplied entry by entry.
+        """
         for tensor, factor in ((x, y), (y, x)):
             stat = factor.statistic
             if stat is not None and stat.reduced and stat.degree == -1 and tensor.node is not None and not contracted:
+                if tensor.node == stat.node and tensor.simplex is not None and stat.power == 1 and stat.summed:
+                    return self.simplex(tensor, stat.over, stat.summed)
                 normed = self._normed(tensor.node, stat)
                 if normed is not None:
                     return normed
@@ -212,7 +226,14 @@ class Op:
             return self.constant()
         if not contracted and (left is None or right is None):
             return Value(left or right, self.at, shape=shape_of(self.at))
-        made = self._add(self.at.name, Product((left, right), contracted))
+        missing = broadcast or (((), ()) if contracted else (_missing(x, y), _missing(y, x)))
+        for weights, pair, lacking in ((x, (left, right), missing), (y, (right, left), (missing[1], missing[0]))):
+            if weights.simplex is not None and weights.simplex.is_doubly_stochastic and None not in pair:
+                return self._contraction(x, Mix(pair, contracted, lacking))
+        return self._contraction(x, Product((left, right), contracted, missing))
+
+    def _contraction(self, x: Value, kind: Product) -> Value:
+        made = self._add(self.at.name, kind)
         self.dag.nodes[made.node]["operand"] = x.at if x.at in self.at.all_input_nodes else None
         return made
 
@@ -240,9 +261,30 @@ class Op:
         """x times a Python number that may differ between the base and the target model."""
         return self._unary(x, lambda node: Scale((node,), factor))
 
-    def softmax(self, x: Value, dim: int) -> Value:
+    def softmax(self, x: Value, dim: int, is_log: bool = False) -> Value:
         over = x.dim(dim)
-        return self._unary(x, lambda node: Softmax((node,), () if over is None else (over,)))
+        if x.simplex is None or not x.simplex.is_log:
+            x = replace(x, simplex=Simplex(is_log=True))  # the logarithms of exp(x)
+        y = self.simplex(x, (x.from_end(dim),), () if over is None else (over,))
+        return y if y.simplex is None else replace(y, simplex=replace(y.simplex, is_log=is_log))
+
+    def simplex(self, x: Value, over: tuple[int, ...], dims: tuple[Dim, ...]) -> Value:
+        """Positive x divided by its sums over `dims`: a softmax. What sums to 1 already keeps its size and change."""
+        assert x.simplex is not None
+        y = self.same(x) if x.simplex.over else self._unary(x, lambda node: Softmax((node,), dims))
+        return replace(y, simplex=x.simplex.divided(over))
+
+    def exponential(self, x: Value) -> Value:
+        """exp(x): positive; of the logarithms of weights that sum to 1, those weights."""
+        if x.simplex is not None and x.simplex.is_log and x.simplex.over:
+            return replace(self.same(x), simplex=replace(x.simplex, is_log=False))
+        y = self.pointwise(x)
+        return y if y.node is None else replace(y, simplex=Simplex())
+
+    def log_total(self, x: Value, dims: Sequence[int] | int) -> Value:
+        """logsumexp of x over dims: subtracted from x it leaves logarithms of what sums to 1."""
+        indices = [dims] if isinstance(dims, int) else dims
+        return replace(self.nonlinear(x), simplex=None, log_total=tuple(x.from_end(i) for i in indices))
 
     def softmax_over_tokens(self, x: Value) -> Value:
         """Softmax over a dim that has nothing to do with width."""
@@ -260,7 +302,9 @@ class Op:
         if stat is None:
             return y
         power = stat.power if stat.reduced else stat.degree
-        return replace(y, statistic=replace(stat, reduced=True, power=power, summed=stat.summed if mean else over))
+        counted = tuple(given.from_end(i) for i in indices or ())
+        reduced = replace(stat, reduced=True, power=power, summed=stat.summed if mean else over, over=counted)
+        return replace(y, statistic=reduced)
 
     def spread(self, x: Value, dims: Sequence[int] | int | None, power: float) -> Value:
         """(mean of (x - mean)^2) ** power over dims: variance at power 1, standard deviation at 1/2."""
@@ -392,6 +436,14 @@ class Op:
         self.dag.add_node(unique, **attributes, parametric=parametric)
         self.dag.add_edges_from((source, unique) for source in kind.sources)
         return Value(unique, self.at, shape=shape_of(self.at))
+
+
+def _missing(x: Value, y: Value) -> tuple[Dim, ...]:
+    """The dims of y along which x is repeated when both are multiplied entry by entry."""
+    if x.shape is None or y.shape is None:
+        return ()
+    repeated = [i for i in range(-len(y.shape), 0) if y.shape[i] != 1 and (-i > len(x.shape) or x.shape[i] == 1)]
+    return tuple(d for i in repeated if (d := y.dim(i)) is not None)
 
 
 def _is_zero(constant: Value) -> bool:

@@ -33,15 +33,21 @@ def regroup_module(op: Op, module: nn.Module, x: Value) -> Value:
 
 @register_rule("transpose")
 def transpose(op: Op, x: Value, dim0: int, dim1: int) -> Value:
-    order = list(range(x.ndim or 0))
+    ndim = x.ndim or (2 if {dim0, dim1} == {-1, -2} else 0)  # the last two dims swap whatever stands before them
+    order = list(range(ndim))
     if order:
         order[dim0], order[dim1] = order[dim1], order[dim0]
     return op.view(x, tuple(order) if order else None)
 
 
-@register_rule("t", "T", "mT", "H", "numpy_T", "adjoint")
+@register_rule("t", "T", "H", "numpy_T")
 def flipped(op: Op, x: Value) -> Value:
     return op.view(x, tuple(reversed(range(x.ndim))) if x.ndim == 2 else None)
+
+
+@register_rule("mT", "mH", "adjoint")
+def flipped_matrices(op: Op, x: Value) -> Value:
+    return transpose(op, x, -1, -2)
 
 
 @register_rule("permute")
@@ -83,8 +89,10 @@ def attribute(op: Op, x: Any, name: str) -> Any:
         return x[named[0] if named else {"values": 0, "indices": 1}[name]]
     if name == "shape":
         return Sizes(x)
-    if name in ("T", "mT", "H"):
+    if name in ("T", "H"):
         return flipped(op, x)
+    if name in ("mT", "mH"):
+        return flipped_matrices(op, x)
     return op.same(x) if name in ("data", "real", "imag") else None
 
 

@@ -17,7 +17,8 @@ DATA = -1
 class Statistic:
     """What a tensor is when it was made from another one by powers and means: `degree`-homogeneous in DAG node `node`.
 
-    `power`: of the entries when they were summed over the dims `summed`, 2 for an L2 norm and 1 for a plain sum.
+    `power`: of the entries when they were summed over the dims `summed`, 2 for an L2 norm and 1 for a plain sum; `over`
+    are the indices of these dims (see Simplex).
 
     It lets a norm be seen for what it is however it is written: x * rsqrt(mean(x^2) + eps), (x - mean) / std, x / |x|.
     """
@@ -27,6 +28,32 @@ class Statistic:
     reduced: bool = False
     summed: tuple[Dim, ...] = ()
     power: float = 2.0
+    over: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Simplex:
+    """Positive entries that sum to 1 along the dims with indices `over`, or the logarithms of such entries.
+
+    Indices count from the end where the number of dims is known. With nothing in `over`: only positive. Softmax makes
+    one; dividing by sums over another dim in turn (Sinkhorn's iterations, also on logarithms) makes it doubly
+    stochastic, which is seen however it is written.
+    """
+
+    over: tuple[int, ...] = ()
+    is_log: bool = False
+
+    @property
+    def is_doubly_stochastic(self) -> bool:
+        return len(self.over) > 1 and not self.is_log
+
+    def divided(self, over: tuple[int, ...]) -> Simplex:
+        """After division by its sums over one more dim."""
+        return replace(self, over=tuple(sorted({*self.over, *over})))
+
+    def permuted(self, order: tuple[int, ...]) -> Simplex:
+        ndim = len(order)
+        return replace(self, over=tuple(sorted(order.index(i % ndim) - ndim for i in self.over)))
 
 
 @dataclass(frozen=True)
@@ -40,6 +67,8 @@ class Value:
     `shape`: sizes of the concrete tensor, when known. `statistic`: see there.
     `gains`: parameters that a reparametrized weight is multiplied with, such as the magnitude of weight norm.
     `normalised`: a weight norm or spectral norm stands between the parameter and the tensor.
+    `simplex`: see there. `log_total`: it is the logsumexp of a tensor with the same node, over the dims with these
+    indices.
     """
 
     node: str | None = None
@@ -50,6 +79,8 @@ class Value:
     statistic: Statistic | None = None
     gains: tuple[str, ...] = ()
     normalised: bool = False
+    simplex: Simplex | None = None
+    log_total: tuple[int, ...] = ()
 
     @property
     def is_constant(self) -> bool:
@@ -69,6 +100,10 @@ class Value:
             return None
         ndim = self.ndim
         return TensorDim(self.at, index if ndim is None else index % ndim)
+
+    def from_end(self, index: int) -> int:
+        """A dim's index counted from the end, where the number of dims is known."""
+        return index if self.ndim is None or index < 0 else index - self.ndim
 
     def all_dims(self) -> tuple[Dim, ...]:
         """Every dim of the tensor; empty when their number is not known."""

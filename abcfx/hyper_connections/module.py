@@ -1,0 +1,159 @@
+"""Manifold-constrained hyper-connections as modules: n residual streams, read, written and mixed by learned weights."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from abcfx.errors import InvalidInputError
+from abcfx.hyper_connections.sinkhorn import normalised
+
+INIT_SCALE = 0.1
+
+
+class StreamWeights(NamedTuple):
+    """How a hyper-connection uses its n streams: `read` (..., n), `write` (..., n), `mix` (..., n, n)."""
+
+    read: Tensor
+    write: Tensor
+    mix: Tensor
+
+
+def mixing_values(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """What the generator says of each token: weight @ x / rms(x).
+
+    Args:
+        x: streams (..., n, d).
+        weight: (k, n d), with k = (2 + n) n for a hyper-connection and n for a head.
+        eps: added to the mean square.
+
+    Returns:
+        (..., k), in the precision of the weight.
+    """
+    flat = x.flatten(-2).to(weight.dtype)
+    return F.linear(flat, weight) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
+
+
+def split_values(values: Tensor, scale: Tensor, base: Tensor, streams: int) -> StreamWeights:
+    """The logits of read and write gates and of the mixing matrix: values * scale + base, cut and shaped."""
+    n = streams
+    read, write, mix = torch.split(values, [n, n, n * n], -1)
+    read_base, write_base, mix_base = torch.split(base, [n, n, n * n])
+    return StreamWeights(
+        read * scale[0] + read_base,
+        write * scale[1] + write_base,
+        torch.unflatten(mix * scale[2] + mix_base, -1, (n, n)),
+    )
+
+
+def stream_weights(
+    x: Tensor, weight: Tensor, scale: Tensor, base: Tensor, streams: int, iters: int = 20, eps: float = 1e-6
+) -> StreamWeights:
+    """The gates and the mixing matrix of each token, as in DeepSeek V4's inference code.
+
+    m = weight @ x / rms(x), cut into read | write | mix; read = sigmoid(m s0 + b) + eps, write = 2 sigmoid(m s1 + b),
+    mix = sinkhorn(m s2 + b).
+
+    Args:
+        x: streams (..., n, d).
+        weight: the generator, ((2 + n) n, n d).
+        scale: (3,), of read, write and mix.
+        base: ((2 + n) n,).
+        streams: n.
+        iters, eps: of `sinkhorn`; eps also of the norm and of the read gate.
+    """
+    logits = split_values(mixing_values(x, weight, eps), scale, base, streams)
+    return StreamWeights(
+        torch.sigmoid(logits.read) + eps, 2 * torch.sigmoid(logits.write), normalised(logits.mix, iters, eps)
+    )
+
+
+class HyperConnection(nn.Module):
+    """One residual connection over n streams of width d, around one layer: y = layer(read x), x <- write y + mix^T x.
+
+        y, write, mix = connection(x)
+        x = connection.update(x, layer(y), write, mix)
+
+    The state x is (..., n, d); it starts as n copies of the embedding and ends in a `HyperHead`. The weights are
+    computed from x itself, token by token (see `stream_weights`), and mixing uses the TRANSPOSED matrix:
+    x'_k = write_k layer(y) + sum_j mix[j, k] x_j.
+
+    At init gates are near their middle (read 1/2, write 1) and the mix is near 1/n everywhere, which makes independent
+    streams alike. For a residual that starts as the identity, set the diagonal of the mix's base to 4 or more:
+    `connection.base.data[2 * n :].view(n, n).fill_diagonal_(6.0)`.
+
+    Args:
+        dim: width d of a stream.
+        streams: n.
+        sinkhorn_iters: iterations that make the mixing matrix doubly stochastic.
+        eps: of the norm, the read gate and `sinkhorn`.
+    """
+
+    def __init__(self, dim: int, streams: int = 4, sinkhorn_iters: int = 20, eps: float = 1e-6) -> None:
+        super().__init__()
+        _check(dim, streams, sinkhorn_iters)
+        self.dim, self.streams, self.sinkhorn_iters, self.eps = dim, streams, sinkhorn_iters, eps
+        self.weight = nn.Parameter(torch.empty((2 + streams) * streams, streams * dim))
+        self.scale = nn.Parameter(torch.empty(3))
+        self.base = nn.Parameter(torch.empty((2 + streams) * streams))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Generator N(0, 1 / fan_in), scales 0.1, bases 0."""
+        _reset(self.weight, self.scale, self.base)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Streams (..., n, d) -> what the layer reads (..., d), write gates (..., n), mixing matrix (..., n, n)."""
+        read, write, mix = self.weights(x)
+        return (read.to(x.dtype).unsqueeze(-1) * x).sum(-2), write.to(x.dtype), mix.to(x.dtype)
+
+    def weights(self, x: Tensor) -> StreamWeights:
+        """Gates and mixing matrix of streams x (..., n, d), in the precision of the parameters."""
+        return stream_weights(x, self.weight, self.scale, self.base, self.streams, self.sinkhorn_iters, self.eps)
+
+    def update(self, x: Tensor, out: Tensor, write: Tensor, mix: Tensor) -> Tensor:
+        """Streams x after the layer returned `out` (..., d)."""
+        return write.unsqueeze(-1) * out.unsqueeze(-2) + mix.mT @ x
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, streams={self.streams}, sinkhorn_iters={self.sinkhorn_iters}, eps={self.eps}"
+
+
+class HyperHead(nn.Module):
+    """Streams (..., n, d) -> one stream (..., d), by a read gate of its own: sum_j sigmoid(m_j s + b_j) x_j."""
+
+    def __init__(self, dim: int, streams: int = 4, eps: float = 1e-6) -> None:
+        super().__init__()
+        _check(dim, streams, 1)
+        self.dim, self.streams, self.eps = dim, streams, eps
+        self.weight = nn.Parameter(torch.empty(streams, streams * dim))
+        self.scale = nn.Parameter(torch.empty(1))
+        self.base = nn.Parameter(torch.empty(streams))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Generator N(0, 1 / fan_in), scale 0.1, bases 0."""
+        _reset(self.weight, self.scale, self.base)
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = torch.sigmoid(mixing_values(x, self.weight, self.eps) * self.scale + self.base) + self.eps
+        return (read.to(x.dtype).unsqueeze(-1) * x).sum(-2)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, streams={self.streams}, eps={self.eps}"
+
+
+def _reset(weight: Tensor, scale: Tensor, base: Tensor) -> None:
+    nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+    nn.init.constant_(scale, INIT_SCALE)
+    nn.init.zeros_(base)
+
+
+def _check(dim: int, streams: int, iters: int) -> None:
+    if dim < 1 or streams < 1 or iters < 1:
+        raise InvalidInputError(
+            f"hyper-connection: dim={dim}, streams={streams}, sinkhorn_iters={iters}; expected each to be at least 1."
+        )

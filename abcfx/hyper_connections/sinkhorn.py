@@ -1,0 +1,93 @@
+"""Sinkhorn normalisation of a matrix of logits, its Jacobian, and the directions of the logits that it cannot see.
+
+n x n logits Z become positive matrices C whose rows and columns sum to 1. Adding a number to a row or to a column of Z
+changes nothing in the limit of many iterations: these 2n - 1 *gauge* directions are what C is blind to.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from abcfx.errors import InvalidInputError
+
+
+def sinkhorn(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Tensor:
+    """Matrices whose columns sum to 1, and whose rows do in the limit of many iterations.
+
+    C = softmax(Z, rows) + eps, divided by (column sums + eps); then iters - 1 times divided by (row sums + eps) and by
+    (column sums + eps): the arithmetic of DeepSeek V4's inference code. The last division is by columns, so it is C
+    transposed, applied to streams, that keeps identical streams identical.
+
+    Args:
+        logits: (..., n, n).
+        iters: how many times columns are normalised, at least 1.
+        eps: added to entries and sums; the error of the sums never falls below it.
+
+    Raises:
+        InvalidInputError: logits that are not square matrices, or iters below 1.
+    """
+    check_logits(logits, iters)
+    return normalised(logits, iters, eps)
+
+
+def normalised(logits: Tensor, iters: int, eps: float) -> Tensor:
+    """`sinkhorn` without its checks, which a symbolic trace cannot follow."""
+    mix = torch.softmax(logits, -1) + eps
+    mix = mix / (mix.sum(-2, keepdim=True) + eps)
+    for _ in range(iters - 1):
+        mix = mix / (mix.sum(-1, keepdim=True) + eps)
+        mix = mix / (mix.sum(-2, keepdim=True) + eps)
+    return mix
+
+
+def check_logits(logits: Tensor, iters: int) -> None:
+    """Raises InvalidInputError."""
+    if logits.ndim < 2 or logits.shape[-1] != logits.shape[-2]:
+        raise InvalidInputError(f"sinkhorn: expected logits of shape (..., n, n); got {tuple(logits.shape)}.")
+    if iters < 1:
+        raise InvalidInputError(f"sinkhorn: iters={iters}; expected at least 1.")
+
+
+def sinkhorn_jacobian(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Tensor:
+    """dC / dZ, (..., n^2, n^2): rows are entries of C, columns entries of Z, both row by row.
+
+    All n^2 tangents go through the iterations together, so there is no loop over entries and nothing to trace.
+    """
+    check_logits(logits, iters)
+    n = logits.shape[-1]
+    soft = torch.softmax(logits, -1)
+    units = torch.eye(n * n, dtype=logits.dtype, device=logits.device).view(n * n, n, n)
+    mix, soft = (soft + eps).unsqueeze(-3), soft.unsqueeze(-3)
+    tangent = soft * (units - (soft * units).sum(-1, keepdim=True))
+    mix, tangent = _divided(mix, tangent, -2, eps)
+    for _ in range(iters - 1):
+        mix, tangent = _divided(mix, tangent, -1, eps)
+        mix, tangent = _divided(mix, tangent, -2, eps)
+    return tangent.flatten(-2).mT
+
+
+def _divided(mix: Tensor, tangent: Tensor, dim: int, eps: float) -> tuple[Tensor, Tensor]:
+    """A matrix and its tangents, divided by the matrix's own sums."""
+    sums = mix.sum(dim, keepdim=True) + eps
+    mix = mix / sums
+    return mix, (tangent - mix * tangent.sum(dim, keepdim=True)) / sums
+
+
+def gauge_projector(streams: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
+    """Projector (n^2, n^2) onto the logits that C can see: those whose rows and columns sum to 0.
+
+    (I - 11^T/n) kron (I - 11^T/n), of rank (n - 1)^2. What is left, I minus it, is onto the gauge directions.
+    """
+    centred = torch.eye(streams, dtype=dtype, device=device) - 1 / streams
+    return torch.kron(centred, centred)
+
+
+def gauge_basis(streams: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
+    """An orthonormal basis (n^2, (n - 1)^2) of the range of `gauge_projector`: Helmert contrasts on both sides."""
+    n = streams
+    contrasts = torch.zeros(n, n - 1, dtype=dtype, device=device)
+    for k in range(1, n):
+        contrasts[:k, k - 1] = (k * (k + 1)) ** -0.5
+        contrasts[k, k - 1] = -((k / (k + 1)) ** 0.5)
+    return torch.kron(contrasts, contrasts)
