@@ -12,7 +12,7 @@ from abcfx.dag import LayerDag
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import Setting
 from abcfx.location import location
-from abcfx.rules.kinds import Layer, Norm, Product, Scale, Softmax
+from abcfx.rules.kinds import Layer, Norm, Product, Reduce, Scale, Softmax
 
 TOLERANCE = 1e-6
 
@@ -75,7 +75,10 @@ def attention_products(dag: LayerDag) -> dict[str, list[str]]:
 
 
 def _to_softmax(dag: LayerDag, node: str) -> list[str] | None:
-    """The nodes on the way from a product to a softmax; None when a layer, a norm or another sum comes first."""
+    """The nodes on the way from a product to a softmax; None when a layer, a norm or another sum comes first.
+
+    A norm that is written out is such a sum.
+    """
     came_from: dict[str, str] = {}
     waiting = [node]
     while waiting:
@@ -87,7 +90,7 @@ def _to_softmax(dag: LayerDag, node: str) -> list[str] | None:
                 while path[-1] != node:
                     path.append(came_from[path[-1]])
                 return path[:-1]
-            summed = isinstance(kind, Layer | Norm) or (isinstance(kind, Product) and kind.contracted)
+            summed = isinstance(kind, Layer | Norm | Reduce) or (isinstance(kind, Product) and kind.contracted)
             if after not in came_from and not summed:
                 came_from[after] = at
                 waiting.append(after)

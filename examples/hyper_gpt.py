@@ -26,6 +26,8 @@ class HyperBlock(nn.Module):
         self.mlp_hc = HyperConnection(config.d_model, config.streams, config.sinkhorn_iters)
         self.norm2 = nn.LayerNorm(config.d_model)
         self.mlp = MLP(config)
+        for connection in (self.attn_hc, self.mlp_hc):
+            nn.init.normal_(connection.base)  # gates that differ from the start: each stream has a part of its own
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y, write, mix = self.attn_hc(x)
@@ -39,9 +41,10 @@ class HyperGPT(nn.Module):
 
     def __init__(self, config: HyperGPTConfig) -> None:
         super().__init__()
-        self.streams = config.streams
         self.tok = nn.Embedding(config.vocab_size, config.d_model)
         self.pos = nn.Parameter(0.02 * torch.randn(1, config.block_size, config.d_model))
+        # streams that start alike would send no gradient to the read gates and the mix
+        self.start = nn.Parameter(torch.randn(config.streams, config.d_model))
         self.blocks = nn.ModuleList(HyperBlock(config) for _ in range(config.n_layer))
         self.collapse = HyperHead(config.d_model, config.streams)
         self.norm = nn.LayerNorm(config.d_model)
@@ -49,7 +52,7 @@ class HyperGPT(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.tok(ids) + self.pos[:, : ids.size(1)]
-        x = x.unsqueeze(2).expand(-1, -1, self.streams, -1)
+        x = x.unsqueeze(2) + self.start
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(self.collapse(x)))

@@ -6,25 +6,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from slopes import Slope, slopes, updates
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import abcfx
 from abcfx.examples.hyper_gpt import HyperGPT, HyperGPTConfig
 
-WIDTHS, LR, STEPS, TOLERANCE = (64, 128, 256, 512), 1e-3, 10, 0.15
+WIDTHS, STEPS = (64, 128, 256, 512), 4
 TOKENS = (torch.arange(8) * 7 % 8).repeat(2, 1)
-TARGETS = torch.arange(8) * 3 % 128
 
 
-def gpt(width: int, seed: int = 0, layers: int = 1) -> HyperGPT:
-    torch.manual_seed(seed)
-    return HyperGPT(HyperGPTConfig(d_model=width, n_layer=layers))
-
-
-def loss(model: nn.Module) -> Tensor:
-    return F.cross_entropy(model(TOKENS).flatten(0, 1), TARGETS.repeat(2))
+def gpt(width: int) -> HyperGPT:
+    return HyperGPT(HyperGPTConfig(d_model=width, n_layer=1))
 
 
 # -- variants as people write them
@@ -188,6 +181,7 @@ def check(result: abcfx.Transformed, generators: list[str]) -> None:
 @pytest.mark.parametrize("capture", ["symbolic", "export"])
 def test_the_module_gets_the_exponents_of_a_readout(capture):
     result = abcfx.transform(gpt(256), TOKENS, base=gpt(64), capture=capture, optimizer="adamw")
+    assert any("1 product (scaled_dot_product_attention)" in note for note in result.notes), result.notes
     for name in ("blocks.0.attn_hc", "blocks.0.mlp_hc", "collapse"):
         weight = result.spec[f"{name}.weight"]
         assert (weight["role"], weight["a"], weight["b"], weight["c"]) == ("readout", 0.5, 0.5, 0.5)
@@ -219,37 +213,24 @@ def test_a_bottleneck_and_a_gate_that_do_not_weigh_their_own_input_keep_the_fan_
         assert (result.spec[name]["role"], result.spec[name]["b"]) == ("hidden", 0.5)
 
 
-def measure(widths: tuple[int, ...], seeds: int) -> tuple[dict[str, Slope], dict[str, Slope]]:
-    """(slopes transformed, slopes as written) of the isolated update of every weight; the base is the first width."""
-
-    def as_written(width: int, seed: int) -> dict[str, float]:
-        model = gpt(width, seed)
-        return updates(model, model.parameters(), loss, STEPS, lr=LR, weight_decay=0.0)
-
-    def transformed(width: int, seed: int) -> dict[str, float]:
-        base = gpt(widths[0], seed)
-        result = abcfx.transform(gpt(width, seed), TOKENS, base=base, optimizer="adamw", lr=LR, verify=False)
-        return updates(result.module, result.param_groups, loss, STEPS)
-
-    plain = [[as_written(width, seed) for seed in range(seeds)] for width in widths]
-    ours = [[transformed(width, seed) for seed in range(seeds)] for width in widths[1:]]
-    return slopes(widths, plain[:1] + ours), slopes(widths, plain)  # at the base width nothing changes
-
-
-def compare(widths: tuple[int, ...], seeds: int) -> None:
-    ours, plain = measure(widths, seeds)
-    generators = [key for key in ours if "hc" in key or "collapse" in key]
+def check_slopes(widths: tuple[int, ...], seeds: int, tolerance: float) -> None:
+    result = abcfx.coord_check(
+        lambda width: gpt(width), TOKENS, widths=widths, seeds=range(seeds), steps=STEPS, verify=False
+    )
+    print(result)
+    last = [s for s in result.slopes if s.statistic == "update" and s.step == STEPS]
+    ours, plain = ({s.node: s.mean for s in last if s.model == model} for model in ("transformed", "standard"))
+    generators = [node for node in ours if "hc" in node or "collapse" in node]
     assert len(generators) == 3
-    for key, slope in ours.items():
-        print(f"{key:32} {slope.mean:+.2f} +- {slope.error:.2f}, as written {plain[key].mean:+.2f}")
-    assert max(abs(slope.mean) for slope in ours.values()) < TOLERANCE
-    assert min(plain[key].mean for key in generators) > 0.5
+    assert max(abs(slope) for slope in ours.values()) < tolerance
+    assert min(plain[node] for node in generators) > 0.4
+    assert result.control == "FAIL"
 
 
 def test_updates_of_every_layer_keep_their_size():
-    compare(WIDTHS[:3], seeds=2)
+    check_slopes((64, 256), seeds=2, tolerance=0.4)
 
 
 @pytest.mark.slow
 def test_updates_of_every_layer_keep_their_size_up_to_width_512():
-    compare(WIDTHS, seeds=6)
+    check_slopes(WIDTHS, seeds=10, tolerance=0.15)

@@ -17,6 +17,7 @@ TABLES = {ATEN.embedding.default, ATEN.index.Tensor}
 MATRIX_PRODUCTS = {ATEN.mm.default, ATEN.bmm.default, ATEN.mv.default, ATEN.addmm.default, ATEN.baddbmm.default}
 WEIGHT_OPS = {*MATRIX_PRODUCTS, *TABLES, *ADDED}
 NORMS = {ATEN.native_layer_norm.default, ATEN.native_group_norm.default, ATEN.native_batch_norm.default}
+SUMS = {ATEN.mean.dim, ATEN.sum.dim_IntList, ATEN.linalg_vector_norm.default}  # of a norm that is written out
 MASKED = -1e4  # logits below it are masked out
 LOOKUP, PRODUCT, LOGITS = "lookup", "product", "attention logits"
 
@@ -140,7 +141,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._attend(args[0])
         elif func.__name__.startswith("_scaled_dot_product"):
             self._attend(_fused_logits(args, kwargs))
-        elif isinstance(out, torch.Tensor) and func not in NORMS and any(_place(arg) in self._logits for arg in args):
+        elif (
+            isinstance(out, torch.Tensor)
+            and func not in NORMS | SUMS
+            and any(_place(arg) in self._logits for arg in args)
+        ):
             self._logits[_place(out)] = out
 
     def _weight_op(self, func: Any, args: Any, kwargs: Any, position: int, name: str, out: torch.Tensor) -> None:
