@@ -35,7 +35,7 @@ def probe_activations(gm: fx.GraphModule, graph: fx.Graph, nodes: Sequence[fx.No
 
 
 def _needed(graph: fx.Graph, nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """The nodes and all that they are made of, ops that write into one of these tensors included."""
+    """The nodes and all that they are made of, ops that write into one of these tensors or a view of it included."""
     found = set[fx.Node]()
 
     def add(node: fx.Node) -> None:
@@ -48,10 +48,26 @@ def _needed(graph: fx.Graph, nodes: Sequence[fx.Node]) -> set[fx.Node]:
 
     for node in nodes:
         add(node)
-    last = max(list(graph.nodes).index(node) for node in nodes) if nodes else 0
-    for node in list(graph.nodes)[:last]:
-        name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
-        writes = node.op in ("call_function", "call_method") and name.endswith("_") and not name.endswith("__")
-        if writes and node.all_input_nodes and node.all_input_nodes[0] in found:
+    order = list(graph.nodes)
+    last = max(order.index(node) for node in nodes) if nodes else 0
+    writes = [node for node in order[:last] if _writes(node)]
+    while more := [node for node in writes if node not in found and not found.isdisjoint(_firsts(node))]:
+        for node in more:
             add(node)
+    return found
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether an op writes into its first argument: `add_`, `index_put_`, `x[i] = y`."""
+    name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+    in_place = name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+    return in_place and node.op in ("call_function", "call_method") and bool(node.all_input_nodes)
+
+
+def _firsts(node: fx.Node) -> set[fx.Node]:
+    """What an op writes into, and all that this may be a view of."""
+    found = set[fx.Node]()
+    while node.all_input_nodes:
+        node = node.all_input_nodes[0]
+        found.add(node)
     return found

@@ -230,3 +230,33 @@ def test_experts_and_a_matrix_on_the_left_are_measured_with_their_own_inputs():
         result.module.up.data = before["up"] + mean_input.roll(shift, 0)[:, :, None] * torch.randn(4, 1, 128)
         at = [layer.node for layer in probe.measured].index("up")
         assert low < probe.measure()[at][0].alignment(64) < high
+
+
+class Sorted(nn.Module):
+    """Writes into tensors by index and through a view, as routers of experts do."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inp, self.mid, self.head = nn.Linear(8, width), nn.Linear(width, width), nn.Linear(width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        order = torch.argsort(x[:, 0])
+        back = torch.zeros_like(order)
+        back[order] = torch.arange(8)
+        h = self.inp(x)[order]
+        y = torch.relu(self.mid(h)).clone()
+        y[:, :4].mul_(3.0)
+        return self.head(y[back])
+
+
+def test_what_is_written_in_place_is_there_at_the_measure():
+    torch.manual_seed(0)
+    x = torch.randn(8, 8)
+    result = abcfx.transform(Sorted(32), x, base=Sorted(32), groups="parameter")  # no multipliers
+    model, seen = Sorted(32), []
+    model.load_state_dict(result.module.state_dict())
+    model.head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    model(x)
+    dynamic = abcfx.DynamicAlignment(result, torch.optim.AdamW(result.param_groups))
+    dynamic.capture_initial(x)
+    torch.testing.assert_close(dynamic._probe.inputs["head"], seen[0].detach())
