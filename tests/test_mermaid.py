@@ -151,5 +151,6 @@ def test_a_tied_head_is_a_box_of_its_own():
             return self.head(torch.relu(self.table(ids)))
 
     text = abcfx.transform(seeded(Tied, 16), IDS % 10, base=seeded(Tied, 8)).to_mermaid()
-    assert 'n1["head<br/>' in text
+    assert 'n0["table<br/>embedding"]' in text
+    assert 'n1["head<br/>embedding, tied"]' in text
     assert "n0 --> n1" in text

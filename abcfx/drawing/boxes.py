@@ -31,6 +31,7 @@ class Box:
         kinds: kinds of its DAG nodes, as they run.
         nodes: its DAG nodes.
         parameters: names, as in the spec.
+        is_tied: whether an earlier box has its first weight too.
         is_output: whether the model returns its tensor.
         alike: what boxes must have in common to be drawn as one that is repeated.
     """
@@ -42,6 +43,7 @@ class Box:
     kinds: tuple[str, ...]
     nodes: tuple[str, ...]
     parameters: tuple[str, ...]
+    is_tied: bool
     is_output: bool
     alike: Hashable
 
@@ -62,7 +64,11 @@ def make_diagram(result: Transformed) -> Diagram:
     for node in dag:
         members.setdefault(owner[node], []).append(node)
     shapes = {name: tuple(parameter.shape) for name, parameter in result.module.named_parameters()}
-    boxes = [_box(nodes, dag, spec, shapes) for nodes in members.values()]
+    boxes: list[Box] = []
+    taken: set[str] = set()
+    for nodes in members.values():
+        boxes.append(_box(nodes, dag, spec, shapes, taken))
+        taken.update(boxes[-1].parameters)
     name_of = {node: box.name for box in boxes for node in box.nodes}
     position = {box.name: i for i, box in enumerate(boxes)}
     edges = dict.fromkeys((name_of[tail], name_of[head]) for tail, head in dag.edges)
@@ -97,7 +103,11 @@ def _op(node: str) -> str:
 
 
 def _box(
-    nodes: list[str], dag: nx.DiGraph, spec: Mapping[str, Mapping[str, Any]], shapes: Mapping[str, Hashable]
+    nodes: list[str],
+    dag: nx.DiGraph,
+    spec: Mapping[str, Mapping[str, Any]],
+    shapes: Mapping[str, Hashable],
+    taken: set[str],
 ) -> Box:
     main = next((n for n in nodes if isinstance(dag.nodes[n]["kind"], Layer)), None)
     main = main or next((n for n in nodes if isinstance(dag.nodes[n]["kind"], Norm)), nodes[0])
@@ -120,6 +130,7 @@ def _box(
         kinds=kinds,
         nodes=tuple(nodes),
         parameters=parameters,
+        is_tied=first in taken,
         is_output=any(bool(dag.nodes[n].get("output")) for n in nodes),
         alike=(kinds, tuple(numbers)),
     )

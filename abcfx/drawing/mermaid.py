@@ -76,7 +76,7 @@ def _node(box: Box, ids: dict[str, str], frame: str) -> str:
     label = _quoted(short_label(box, bool(frame)))
     if not box.role:
         return f'{ids[box.name]}(["{label}"]):::op'
-    return f'{ids[box.name]}["{label}<br/>{_quoted(box.role)}"]:::{_class(box)}'
+    return f'{ids[box.name]}["{label}<br/>{box.role}{", tied" if box.is_tied else ""}"]:::{_class(box)}'
 
 
 def short_label(box: Box, in_frame: bool) -> str:

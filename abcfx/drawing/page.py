@@ -130,7 +130,7 @@ def _box(box: Box, result: Transformed, index: Mapping[str, int], in_frame: bool
     row = result.spec[box.parameters[0]] if box.parameters else None
     weights = [name for name in box.parameters if result.spec[name]["role"] == box.role]
     row = result.spec[weights[0]] if weights else row
-    sub = "" if row is None else f"{box.role}, lr {number(row['lr'])}"
+    sub = "" if row is None else f"{box.role}{', tied' if box.is_tied else ''}, lr {number(row['lr'])}"
     changes = [f"{node}: r = {number(r)}" for node in box.nodes[-1:] if (r := result.solution.r.get(node)) is not None]
     kinds = "; ".join(
         KIND_WORDS.get(kind, kind) for kind in dict.fromkeys(box.kinds) if kind != "vector" or not box.role
