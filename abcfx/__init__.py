@@ -23,7 +23,7 @@ from abcfx.transform import transform
 
 if TYPE_CHECKING:
     from abcfx.checks import coord_check, transfer_check
-    from abcfx.growth import grow
+    from abcfx.growth import grow, verify_growth
 
 __all__ = [
     "AbcfxError",
@@ -47,9 +47,15 @@ __all__ = [
     "scaled",
     "transfer_check",
     "transform",
+    "verify_growth",
 ]
 
-_LATER = {"coord_check": "abcfx.checks", "transfer_check": "abcfx.checks", "grow": "abcfx.growth"}
+_LATER = {
+    "coord_check": "abcfx.checks",
+    "transfer_check": "abcfx.checks",
+    "grow": "abcfx.growth",
+    "verify_growth": "abcfx.growth",
+}
 
 
 def __getattr__(name: str) -> Any:

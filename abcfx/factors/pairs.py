@@ -50,6 +50,8 @@ def as_deep_as_base(large: nn.Module, blocks: Blocks) -> Iterator[None]:
     try:
         for container, twins in blocks.index.items():
             module = large.get_submodule(container)
+            if not twins.keys() <= module._modules.keys():
+                continue  # it is so already
             saved.append((module, dict(module._modules)))
             first: dict[str, nn.Module | None] = {}
             for block, twin in twins.items():

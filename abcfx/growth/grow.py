@@ -112,7 +112,7 @@ def grow(
     large = into if isinstance(into, nn.Module) else into()
     given, named = canonical(args, kwargs)
     given, named = given or (), named or {}
-    blocks = _blocks(small, large, depth)
+    blocks = pair_blocks(small, large, depth)
     with as_deep_as_base(large, blocks):
         plan = plan_growth(small, large, given, named)
         against = refusals(plan, small, large)
@@ -137,7 +137,7 @@ def grow(
     return Grown(large, groups, state, tuple(steps), rates)
 
 
-def _blocks(small: nn.Module, large: nn.Module, order: str) -> Blocks:
+def pair_blocks(small: nn.Module, large: nn.Module, order: str) -> Blocks:
     """Which block of the small model each block of the large one is a copy of."""
     found = match_blocks(dict(large.named_parameters()), dict(small.named_parameters()))
     index = {}

@@ -1,0 +1,114 @@
+"""C5: whether the grown model trains along the small one's course, with noise taken out, in float64."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from abcfx.growth.finding import Finding
+from abcfx.growth.pair import Pair
+from abcfx.growth.parity import difference, evaluating, outputs_of
+from abcfx.growth.state import grown_groups
+from abcfx.passes.widen import averaged, padded, tiled
+
+STEPS, RATE = 3, 1e-3
+LIMIT, COARSE_LIMIT = 1e-9, 1e-3
+"""The second where the model itself computes in a smaller dtype: rounding then decides the sign of small gradients."""
+
+
+def course(pair: Pair) -> Finding:
+    """C5: the outputs of both models agree after each of some further steps on the batch."""
+    name = "C5 trajectory"
+    small, large = _doubled(pair)
+    args, kwargs, batch = pytree.tree_map_only(torch.Tensor, _double, (pair.args, pair.kwargs, pair.batch))
+    optimizers = _optimizers(pair, small, large)
+    limit = COARSE_LIMIT if casts_inside(pair) else LIMIT
+    worst, at = 0.0, 0
+    for step in range(STEPS + 1):
+        gap = _gap(pair, small, large, args, kwargs)
+        if not gap <= worst:
+            worst, at = gap, step
+        for model, optimizer in zip((small, large), optimizers, strict=True):
+            optimizer.zero_grad()
+            with evaluating(model), torch.enable_grad():
+                pair.loss(model(*args, **kwargs), batch).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    given = "with the optimizers given" if pair.optimizers else "with AdamW from the start"
+    details = (f"{STEPS} steps {given}, noise taken out: largest difference {worst:.2g} after step {at}",)
+    if not worst <= limit:
+        return Finding(
+            name, "FAIL", worst, limit, "outputs", "",
+            f"after {at} steps the outputs differ: the optimizer does not move the copies as it moves the originals",
+            "take param_groups and optimizer_state from abcfx.grow(..., optimizer=...): rates, eps, weight decay and "
+            "moments scale with width", details,
+        )  # fmt: skip
+    return Finding(name, "PASS", worst, limit, "outputs", details=details)
+
+
+def casts_inside(pair: Pair) -> bool:
+    """Whether the model computes in another dtype than that of its weights."""
+    trace = pair.plan.factors.large
+    own = {trace.dtypes[ref.index] for ref in trace.parameters.values()}
+    made = {trace.dtypes[ref.index] for call in trace.calls for ref in call.outs}
+    return any(dtype.is_floating_point and dtype not in own for dtype in made)
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _doubled(pair: Pair) -> tuple[nn.Module, nn.Module]:
+    """Copies in float64, equally deep; every tensor of the large one the mean over its copies."""
+    with pair.equally_deep():
+        small, large = (copy.deepcopy(model).double() for model in (pair.small, pair.large))
+    own = dict(large.named_parameters())
+    with torch.no_grad():
+        for name, widening in pair.plan.widenings.items():
+            if name in own and not any(padded(factors) is not None for factors in widening.dims):
+                own[name].copy_(tiled(averaged(own[name], widening.dims), widening.dims))
+    return small, large
+
+
+def _optimizers(pair: Pair, small: nn.Module, large: nn.Module) -> list[torch.optim.Optimizer]:
+    if pair.optimizers is None:
+        first: torch.optim.Optimizer = torch.optim.AdamW(small.parameters(), lr=RATE)
+        groups = grown_groups(first, pair.plan.widenings, small, large)
+        return [first, torch.optim.AdamW(groups, lr=RATE)]
+    originals = dict(pair.small.named_parameters()), pair.parameters()
+    return [
+        _rebuilt(optimizer, names, dict(model.named_parameters()))
+        for optimizer, names, model in zip(pair.optimizers, originals, (small, large), strict=True)
+    ]
+
+
+def _rebuilt(
+    optimizer: torch.optim.Optimizer, names: dict[str, nn.Parameter], to: dict[str, nn.Parameter]
+) -> torch.optim.Optimizer:
+    """The same optimizer with its state over other parameters of the same names, those that it has there."""
+    name_of = {id(parameter): name for name, parameter in names.items()}
+    groups: list[dict[str, Any]] = []
+    states: dict[int, Any] = {}
+    for group in optimizer.param_groups:
+        known = [p for p in group["params"] if id(p) in name_of]
+        for parameter in known:
+            states[sum(len(g["params"]) for g in groups) + known.index(parameter)] = optimizer.state.get(parameter, {})
+        groups.append({**group, "params": [to[name_of[id(p)]] for p in known]})
+    groups = [group for group in groups if group["params"]]
+    kind: Any = type(optimizer)
+    made: torch.optim.Optimizer = kind(groups, **{k: v for k, v in optimizer.defaults.items() if k == "lr"})
+    packed = made.state_dict()
+    packed["state"] = copy.deepcopy({i: dict(state) for i, state in states.items() if state})
+    made.load_state_dict(packed)
+    return made
+
+
+def _gap(pair: Pair, small: nn.Module, large: nn.Module, args: Any, kwargs: Any) -> float:
+    with evaluating(small, large):
+        ours, theirs = (outputs_of(model, args, kwargs) for model in (large, small))
+    dims = dict(zip(theirs, pair.plan.output_dims(), strict=True))
+    floats = [p for p, tensor in theirs.items() if tensor.is_floating_point() and dims[p] is not None]
+    return max((difference(theirs[p], ours[p], dims[p] or ()) for p in floats), default=0.0)
