@@ -22,7 +22,7 @@ from abcfx.scaled import scaled
 from abcfx.transform import transform
 
 if TYPE_CHECKING:
-    from abcfx.checks import coord_check, transfer_check
+    from abcfx.checks import coord_check, transfer_check, tune
     from abcfx.growth import grow, verify_growth
 
 __all__ = [
@@ -47,12 +47,14 @@ __all__ = [
     "scaled",
     "transfer_check",
     "transform",
+    "tune",
     "verify_growth",
 ]
 
 _LATER = {
     "coord_check": "abcfx.checks",
     "transfer_check": "abcfx.checks",
+    "tune": "abcfx.checks",
     "grow": "abcfx.growth",
     "verify_growth": "abcfx.growth",
 }

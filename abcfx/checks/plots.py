@@ -14,6 +14,7 @@ from abcfx.errors import InvalidInputError
 if TYPE_CHECKING:
     from abcfx.checks.coord_result import CoordCheck
     from abcfx.checks.transfer_result import TransferCheck
+    from abcfx.checks.tune_result import Tuned
 
 VERDICT_COLOURS = {"PASS": "tab:green", "FAIL": "tab:red", "WEAK": "tab:orange", "INCONCLUSIVE": "tab:orange"}
 TITLES = {TRANSFORMED: "transformed", STANDARD: "as written"}
@@ -148,6 +149,37 @@ def plot_transfer(check: TransferCheck, path: str | None = None) -> Any:
     row[0].set_ylabel(f"loss, mean of {len(check.seeds)} seeds")
     row[-1].legend(title="width", frameon=False)
     figure.suptitle(f"transfer check: {check.verdict}", size=11)
+    if path is not None:
+        figure.savefig(path, dpi=110)
+    return figure
+
+
+def plot_tuned(tuned: Tuned, path: str | None = None) -> Any:
+    """Loss of every trial over the rate of each role; coloured by order, the chosen rate marked."""
+    roles = list(tuned.rates)
+    figure = new_figure(3.4 * len(roles), 3.6)
+    row = figure.subplots(1, len(roles), sharey=True, squeeze=False)[0]
+    losses = sorted(trial.loss for trial in tuned.trials)
+    top = losses[len(losses) // 2] + (losses[len(losses) // 2] - losses[0])
+    for axis, role in zip(row, roles, strict=True):
+        rates = [trial.rates[role] for trial in tuned.trials]
+        values = [trial.loss for trial in tuned.trials]
+        axis.scatter(rates, values, c=range(len(rates)), cmap="viridis", s=14)
+        lowest: dict[float, float] = {}
+        for rate, value in zip(rates, values, strict=True):
+            lowest[rate] = min(value, lowest.get(rate, value))
+        axis.plot(*zip(*sorted(lowest.items()), strict=True), color="0.7", lw=1, zorder=0)
+        axis.axvline(tuned.rates[role], color="tab:red", lw=1)
+        axis.set_xscale("log", base=2)
+        axis.set_title(role, size=10)
+        axis.set_xlabel("learning rate")
+        axis.grid(alpha=0.3)
+    row[0].set_ylim(losses[0] - 0.1 * (top - losses[0]), top)
+    row[0].set_ylabel(f"loss, mean of {len(tuned.seeds)} seeds")
+    figure.suptitle(
+        f"tune, width {tuned.width}: gain {tuned.gain:.3f} ± {tuned.gain_error:.3f} over one rate; late trials bright",
+        size=11,
+    )
     if path is not None:
         figure.savefig(path, dpi=110)
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
 from typing import Any
 
 from abcfx.checks.expected import CHANGE, INIT, UPDATE, Interval, least_squares
@@ -56,12 +57,14 @@ class Slope:
 def fit(log_widths: Sequence[float], values: Mapping[int, Sequence[float]]) -> tuple[float, float, float]:
     """(mean slope, standard error over seeds, slope between the last two widths) of log2 of positive values by seed."""
     each = [least_squares(log_widths, [math.log2(v) for v in seed]) for seed in values.values()]
-    mean = sum(each) / len(each)
-    spread = sum((slope - mean) ** 2 for slope in each)
-    error = math.sqrt(spread / (len(each) - 1) / len(each)) if len(each) > 1 else 0.0
     step = log_widths[-1] - log_widths[-2]
-    tail = sum(math.log2(seed[-1] / seed[-2]) / step for seed in values.values()) / len(each)
-    return mean, error, tail
+    tail = fmean(math.log2(seed[-1] / seed[-2]) / step for seed in values.values())
+    return fmean(each), standard_error(each), tail
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean; 0 for one value."""
+    return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def judge(mean: float, error: float, expected: Interval, statistic: str) -> tuple[str, str]:

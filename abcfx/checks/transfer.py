@@ -11,7 +11,7 @@ from typing import Any
 from abcfx.checks.batches import Loss, default_loss
 from abcfx.checks.coord import checked_widths
 from abcfx.checks.expected import least_squares
-from abcfx.checks.slopes import FAIL, INCONCLUSIVE, PASS, WEAK
+from abcfx.checks.slopes import FAIL, INCONCLUSIVE, PASS, WEAK, standard_error
 from abcfx.checks.sweep import Batches, Job, Run, Sweep
 from abcfx.checks.trainees import STANDARD, TRANSFORMED, Family, MakeModel, Prepare
 from abcfx.checks.transfer_result import Curve, Shift, TransferCheck
@@ -171,13 +171,13 @@ class _Study:
             width=width,
             factors=tuple(factors),
             losses=tuple(means[factor] for factor in factors),
-            errors=tuple(_error([run.capped for run in runs[factor].values()]) for factor in factors),
+            errors=tuple(standard_error([run.capped for run in runs[factor].values()]) for factor in factors),
             best=2.0 ** _minimum(factors, [means[factor] for factor in factors]),
             loss=fmean(losses),
-            error=_error(losses),
+            error=standard_error(losses),
             on_edge=best in (factors[0], factors[-1]),
             regret=fmean(regrets),
-            regret_error=_error(regrets),
+            regret_error=standard_error(regrets),
         )
 
     def shift(self, model: str) -> Shift:
@@ -191,7 +191,7 @@ class _Study:
                 runs = self.runs[model, width]
                 minima.append(_minimum(sorted(runs), [runs[factor][seed].capped for factor in sorted(runs)]))
             each.append(least_squares(log_widths, minima))
-        return Shift(mean, _error(each), tuple(each))
+        return Shift(mean, standard_error(each), tuple(each))
 
     def rows(self, centre: float | None) -> list[dict[str, Any]]:
         return [
@@ -208,12 +208,6 @@ class _Study:
             for factor, by_seed in sorted(by_factor.items())
             for seed, run in sorted(by_seed.items())
         ]
-
-
-def _error(values: Sequence[float]) -> float:
-    """Standard error of the mean; 0 for one value."""
-    mean, count = fmean(values), len(values)
-    return math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1) / count) if count > 1 else 0.0
 
 
 def _minimum(factors: Sequence[float], losses: Sequence[float]) -> float:
