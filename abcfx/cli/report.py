@@ -74,14 +74,14 @@ def _transformed(arguments: argparse.Namespace) -> Transformed:
     model = named.build(assignments("--kwargs", arguments.kwargs))
     inputs = Named("--inputs", arguments.inputs, named) if arguments.inputs else None
     args, kwargs = example_inputs(inputs)
-    options = _options(arguments.set)
+    options = transform_options(arguments.set)
     if arguments.lr is not None:
         options["lr"] = one_or_by_role("--lr", arguments.lr)
     optimizer = one_or_by_role("--optimizer", arguments.optimizer)
     return transform(model, args, kwargs, base=base, optimizer=optimizer, **options)
 
 
-def _options(given: list[str]) -> dict[str, Any]:
+def transform_options(given: list[str]) -> dict[str, Any]:
     """Keyword arguments of `transform`, each given as name=value."""
     known = [name for name in inspect.signature(transform).parameters if name not in OWN]
     found = {}
