@@ -56,6 +56,8 @@ class _Walk:
             return special(small, large, known) * self._sum(large, name)  # type: ignore[operator]
         if name in ("_softmax", "_safe_softmax"):
             return 1 / self._ratio(inputs[0], large.argument("dim"))
+        if name.startswith(("scatter", "index_", "slice_scatter", "select_scatter", "masked_scatter", "copy")):
+            return known[-1]  # what is written, into zeros
         moved = RULES.get(large.name)
         moves_entries = moved is not None and moved.__module__ == moves.__name__
         if moves_entries or name in HOMOGENEOUS:

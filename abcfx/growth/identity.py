@@ -194,7 +194,7 @@ def outputs(pair: Pair) -> Finding:
     """C6: outputs are equal for two other batch sizes and lengths too, those that both models accept."""
     name, limit = "C6 outputs", pair.tolerance
     dims = pair.plan.output_dims()
-    worst, label, details = -1.0, "", []
+    worst, label, details = -1.0, "", list[str]()
     whole = _keeps_depth(pair)
     for inputs in variations(pair.args, pair.kwargs):
         if len(details) == 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Pair:
     def tolerance(self) -> float:
         """By the coarsest dtype of the run, and with the square root of depth beyond 32 blocks."""
         deepest = max((len(twins) for twins in self.blocks.index.values()), default=1)
-        return tolerance(self.plan.factors) * max(1.0, (deepest / 32) ** 0.5)
+        return tolerance(self.plan.factors) * max(1.0, math.sqrt(deepest / 32))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The large model's, under the names of the plan."""

@@ -23,6 +23,8 @@ DEGREES = {
     "variance": 2,
 }  # fmt: skip
 """State that torch's optimizers keep -> its degree in the gradient."""
+OF_UPDATES = frozenset({("RMSprop", "momentum_buffer")})
+"""What an optimizer keeps of its updates, which are those of the small model times the change of the rate."""
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,19 @@ def grown_state(
         widening = names.get(name)
         own = optimizer.state.get(theirs[widening.source], {}) if widening else {}
         if own and widening:
-            state[index] = {key: _grown_entry(key, value, widening, name) for key, value in own.items()}
+            kind = type(optimizer).__name__
+            state[index] = {
+                key: _grown_entry(0 if (kind, key) in OF_UPDATES else DEGREES.get(key), key, value, widening, name)
+                for key, value in own.items()
+            }
     packed = [{**{k: v for k, v in group.items() if k != "params"}, "params": [i]} for i, group in enumerate(groups)]
     return {"state": state, "param_groups": packed}
 
 
-def _grown_entry(key: str, value: Any, widening: Widening, name: str) -> Any:
+def _grown_entry(degree: int | None, key: str, value: Any, widening: Widening, name: str) -> Any:
     if not isinstance(value, torch.Tensor) or value.dim() == 0:
         return value.clone() if isinstance(value, torch.Tensor) else value
-    if key not in DEGREES:
+    if degree is None:
         raise GrowthError(
             f"The optimizer keeps {key!r} for {name}, and how that depends on the gradient is not known.\n"
             f"  expected one of {', '.join(sorted(DEGREES))}.\n"
@@ -114,5 +120,5 @@ def _grown_entry(key: str, value: Any, widening: Widening, name: str) -> Any:
         if value.dim() != len(shape):
             raise GrowthError(f"State {key!r} of {name} has shape {tuple(value.shape)} for a weight of shape {shape}.")
         dims = tuple(d if n == size else [[n, n]] for d, n, size in zip(dims, value.shape, shape, strict=True))
-    by: torch.Tensor | float = growth_of(widening).rho ** DEGREES[key]
+    by: torch.Tensor | float = growth_of(widening).rho**degree
     return tiled(value, dims) * by

@@ -132,6 +132,8 @@ def einsum(op: Op, equation: str, *operands: Any) -> Value:
     seen = letters[0]
     for k in range(1, len(tensors)):
         later = output + "".join(letters[k + 1 :])
+        if k > 1:  # what is made inside the op has no dims that can be looked up
+            value = replace(value, at=None, shape=None)
         value = _einsum_pair(op, value, seen, tensors[k], letters[k], later)
         seen = "".join(dict.fromkeys(c for c in seen + letters[k] if c in later))
     return value
@@ -164,7 +166,7 @@ def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kep
         letters = [c for c in y_letters if c not in x_letters and c != "."] if y.ndim is not None else []
         return tuple(d for c in letters if (d := y.dim(position(y_letters, c))) is not None)
 
-    dims = tuple(d for c in contracted if (d := x.dim(position(x_letters, c))) is not None)
+    dims = tuple(d for c in contracted if (d := y.dim(position(y_letters, c))) is not None)
     broadcast = missing(x_letters, y, y_letters), missing(y_letters, x, x_letters)
     return op.product(x, y, dims, broadcast)
 

@@ -34,7 +34,7 @@ from abcfx.rules.kinds import (
     Vector,
 )
 from abcfx.rules.registry import plain_name
-from abcfx.rules.values import Simplex, Statistic, Value, shape_of
+from abcfx.rules.values import Simplex, Statistic, Value, is_discrete, shape_of
 
 Broadcast = tuple[tuple[Extent, ...], tuple[Extent, ...]]
 
@@ -447,9 +447,11 @@ def _missing(x: Value, y: Value) -> tuple[Dim, ...]:
 
 
 def _is_zero(constant: Value) -> bool:
-    """Whether a constant is made as zeros, or empty: what is written into it or put behind it keeps its scale."""
+    """Whether a constant is made as zeros, is empty or no quantity: what stands beside it keeps its scale."""
     if constant.at is None:
         return False
+    if is_discrete(constant.at):  # an index: where to write, not what
+        return True
     return 0 in (shape_of(constant.at) or ()) or plain_name(constant.at.target) in ("zeros", "zeros_like", "new_zeros")
 
 

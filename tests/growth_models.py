@@ -1,0 +1,129 @@
+"""Models that tests grow, each built from its widths, with everything that inits leave at 0 or 1 drawn at random."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+VOCABULARY, LENGTH = 23, 6
+
+
+def drawn(model, seed=0, std=0.1):
+    """The model in float64 with noise on every parameter, so that no bias is 0 and no gain 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.double().parameters():
+            parameter += std * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        for buffer in model.buffers():
+            if buffer.is_floating_point() and buffer.ndim == 1:
+                buffer += 0.3 * torch.rand(buffer.shape, generator=generator, dtype=buffer.dtype)
+    return model
+
+
+def tokens(*shape, seed=0):
+    return torch.randint(0, VOCABULARY, shape or (2, LENGTH), generator=torch.Generator().manual_seed(seed))
+
+
+def rotate(x, table):
+    """Rotary positions: `table` (length, head_dim / 2) of angles."""
+    one, two = x.chunk(2, -1)
+    cos, sin = table.cos(), table.sin()
+    return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
+
+
+class Block(nn.Module):
+    """Attention with fused q, k, v (grouped where `kv_heads` is less), rotary or not, then a gated MLP."""
+
+    def __init__(self, width, heads, kv_heads, inner, rotary, norm, eps):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, width // heads
+        self.rows = [width, kv_heads * self.head_dim, kv_heads * self.head_dim]
+        self.norm1, self.norm2 = norm(width, eps=eps), norm(width, eps=eps)
+        self.qkv, self.proj = nn.Linear(width, sum(self.rows)), nn.Linear(width, width)
+        self.gate, self.up, self.down = nn.Linear(width, inner), nn.Linear(width, inner), nn.Linear(inner, width)
+        half = self.head_dim // 2
+        table = torch.arange(64.0)[:, None] / 100.0 ** (torch.arange(half) / half)
+        self.register_buffer("table", table if rotary else None, persistent=False)
+
+    def forward(self, x):
+        q, k, v = (
+            y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(self.rows, -1)
+        )
+        if self.table is not None:
+            q, k = (rotate(y, self.table[: x.shape[1]]) for y in (q, k))
+        k, v = (y.repeat_interleave(self.heads // self.kv_heads, 1) for y in (k, v))
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        y = self.norm2(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Gpt(nn.Module):
+    def __init__(self, width=16, heads=2, kv_heads=None, inner=24, layers=2, tied=False, rotary=True,
+                 norm=nn.RMSNorm, eps=1e-5, vocabulary=VOCABULARY):  # fmt: skip
+        super().__init__()
+        self.tok = nn.Embedding(vocabulary, width)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, kv_heads or heads, inner, rotary, norm, eps) for _ in range(layers)
+        )
+        self.norm, self.head = norm(width), nn.Linear(width, vocabulary, bias=False)
+        if tied:
+            self.head.weight = self.tok.weight
+
+    def forward(self, tokens):
+        x = self.tok(tokens)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+class Experts(nn.Module):
+    """Top-k of experts, weights renormalised; every expert on every token, as small models do."""
+
+    def __init__(self, width, inner, experts, k):
+        super().__init__()
+        self.router, self.k = nn.Linear(width, experts, bias=False), k
+        self.up = nn.Parameter(torch.randn(experts, width, inner) * width**-0.5)
+        self.down = nn.Parameter(torch.randn(experts, inner, width) * inner**-0.5)
+
+    def forward(self, x):
+        chosen, index = self.router(x).softmax(-1).topk(self.k, -1)
+        chosen = chosen / chosen.sum(-1, keepdim=True)
+        weights = torch.zeros(*x.shape[:-1], self.up.shape[0], dtype=x.dtype).scatter(-1, index, chosen)
+        inner = F.gelu(torch.einsum("btd,edf->btef", x, self.up))
+        return torch.einsum("btef,efd,bte->btd", inner, self.down, weights)
+
+
+class Moe(nn.Module):
+    def __init__(self, width=16, inner=24, experts=4, k=2):
+        super().__init__()
+        self.tok, self.norm = nn.Embedding(VOCABULARY, width), nn.LayerNorm(width)
+        self.experts, self.head = Experts(width, inner, experts, k), nn.Linear(width, VOCABULARY)
+
+    def forward(self, tokens):
+        x = self.tok(tokens)
+        return self.head(x + self.experts(self.norm(x)))
+
+
+class Residual(nn.Module):
+    """A small ResNet; `norm(channels)`."""
+
+    def __init__(self, channels=8, norm=nn.BatchNorm2d, groups=1):
+        super().__init__()
+        self.stem, self.norm1 = nn.Conv2d(3, channels, 3, padding=1), norm(channels)
+        self.conv, self.norm2 = nn.Conv2d(channels, channels, 3, padding=1, groups=groups), norm(channels)
+        self.head = nn.Linear(channels, 5)
+
+    def forward(self, x):
+        x = F.relu(self.norm1(self.stem(x)))
+        return self.head((x + self.norm2(self.conv(x))).mean((2, 3)))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width=8, hidden=None):
+        super().__init__()
+        hidden = hidden or width
+        self.first, self.hidden, self.last = nn.Linear(6, width), nn.Linear(width, hidden), nn.Linear(hidden, 4)
+
+    def forward(self, x):
+        return self.last(F.gelu(self.hidden(F.gelu(self.first(x)))))

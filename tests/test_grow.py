@@ -1,0 +1,173 @@
+"""Growing: the function is kept to rounding, training goes on along the same course, and what cannot be is refused."""
+
+from __future__ import annotations
+
+import copy
+
+import growth_models as models
+import pytest
+import torch
+from torch import nn
+
+import abcfx
+from abcfx.errors import GrowthError, InfeasibleError, InvalidInputError, PairingError
+from abcfx.passes.widen import index_map, zero_sum_noise
+
+IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+ROWS = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+GROWTHS = {
+    "mlp x2": (models.Mlp(8), models.Mlp(16), ROWS),
+    "mlp, hidden only x3": (models.Mlp(8, 8), models.Mlp(8, 24), ROWS),
+    "mlp x1.5": (models.Mlp(8), models.Mlp(12), ROWS),
+    "gpt": (models.Gpt(16, 2), models.Gpt(32, 4, inner=48), models.tokens()),
+    "gpt x3": (models.Gpt(16, 2), models.Gpt(48, 6, inner=72), models.tokens()),
+    "gpt tied": (models.Gpt(16, 2, tied=True), models.Gpt(32, 4, tied=True), models.tokens()),
+    "gpt, layer norm": (models.Gpt(norm=nn.LayerNorm), models.Gpt(32, 4, norm=nn.LayerNorm), models.tokens()),
+    "gpt, head_dim": (models.Gpt(16, 2, rotary=False), models.Gpt(32, 2, rotary=False), models.tokens()),
+    "gpt, key-value heads grow": (models.Gpt(32, 4, 2), models.Gpt(64, 8, 4), models.tokens()),
+    "gpt, key-value heads stay": (models.Gpt(32, 4, 2), models.Gpt(64, 8, 2), models.tokens()),
+    "gpt, inner only": (models.Gpt(16, 2, inner=24), models.Gpt(16, 2, inner=72), models.tokens()),
+    "gpt, deeper": (models.Gpt(16, 2), models.Gpt(16, 2, layers=5), models.tokens()),
+    "gpt, wider and deeper": (models.Gpt(16, 2), models.Gpt(32, 4, layers=4), models.tokens()),
+    "experts, wider": (models.Moe(), models.Moe(32, 48), models.tokens()),
+    "experts and top_k": (models.Moe(), models.Moe(16, 24, 8, 4), models.tokens()),
+    "resnet, batch norm": (models.Residual(8), models.Residual(24), IMAGES),
+    "resnet, group norm": (models.Residual(8, lambda c: nn.GroupNorm(2, c), 2),
+                           models.Residual(16, lambda c: nn.GroupNorm(2, c), 2), IMAGES),
+}  # fmt: skip
+
+
+def pair_of(name):
+    small, large, inputs = GROWTHS[name]
+    return models.drawn(copy.deepcopy(small)), copy.deepcopy(large).double(), inputs
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize("name", GROWTHS)
+def test_the_function_is_kept(name, noise):
+    small, large, inputs = pair_of(name)
+    grown = abcfx.grow(small, large, inputs, noise=noise, seed=3)
+    assert grown.module is large
+    with torch.no_grad():
+        small.eval(), large.eval()
+        expected, got = small(inputs), large(inputs)
+    assert (got - expected).abs().max() <= 1e-12 * expected.pow(2).mean().sqrt()
+    assert all(step.kept for step in grown.steps)
+
+
+@pytest.mark.parametrize("optimizer", [
+    lambda p: torch.optim.AdamW(p, 1e-2, weight_decay=0.1, betas=(0.8, 0.9)),
+    lambda p: torch.optim.SGD(p, 1e-2, momentum=0.9, weight_decay=0.01),
+    lambda p: torch.optim.Adam(p, 1e-2, amsgrad=True),
+    lambda p: torch.optim.RMSprop(p, 1e-3, momentum=0.5, centered=True),
+], ids=["adamw", "sgd", "amsgrad", "rmsprop"])  # fmt: skip
+@pytest.mark.parametrize("name", ["mlp x2", "gpt", "gpt tied", "experts, wider", "gpt, head_dim"])
+def test_training_goes_on_along_the_same_course(name, optimizer):
+    small, large, inputs = pair_of(name)
+    batches = [inputs if inputs.is_floating_point() else models.tokens(2, 6, seed=i) for i in range(25)]
+    first = optimizer(small.parameters())
+
+    def step(model, taken, batch):
+        taken.zero_grad()
+        output = model(batch)
+        (output.tanh() * torch.linspace(-1, 1, output.shape[-1])).pow(2).sum().backward()
+        taken.step()
+        return output.detach()
+
+    for batch in batches[:5]:
+        step(small, first, batch)
+    grown = abcfx.grow(small, large, inputs, optimizer=first, noise=0.0)
+    second = type(first)(grown.param_groups)
+    second.load_state_dict(grown.optimizer_state)
+    for batch in batches[5:]:
+        expected, got = step(small, first, batch), step(large, second, batch)
+        assert (got - expected).abs().max() <= 1e-10 * expected.pow(2).mean().sqrt()
+
+
+def test_rates_are_those_of_the_plan():
+    """-log of the factor is the exponent that the LP finds for Adam under full alignment."""
+    small, large, inputs = pair_of("gpt")
+    spec = abcfx.transform(copy.deepcopy(large), (inputs,), base=copy.deepcopy(small), scales="absorb").spec
+    rates = abcfx.grow(small, large, inputs).rates
+    for name, row in spec.items():
+        assert rates[name] == pytest.approx(2.0 ** -row["c"] * 2.0 ** -row["a"] if row["a"] else row["lr"] / 1e-3), name
+
+
+@pytest.mark.parametrize(("small", "large", "match"), [
+    (models.Gpt(16, 2, norm=nn.LayerNorm), models.Gpt(24, 3, norm=nn.LayerNorm), "unequal numbers of copies"),
+    (models.Gpt(16, 2), models.Gpt(32, 2), r"table, constant.*not a tiling"),
+    (models.Gpt(16, 2, rotary=False), models.Gpt(16, 4, rotary=False), "shrinks, 8 -> 4"),
+    (models.Gpt(16, 2), models.Gpt(32, 4, eps=1e-3), "a number in the graph is 0.001"),
+    (models.Moe(), models.Moe(16, 24, 8, 2), "over a dim that grows"),
+], ids=["uneven", "rotary", "shrinking", "eps", "experts"])  # fmt: skip
+def test_what_cannot_be_kept_is_refused_before_anything_is_written(small, large, match):
+    large = copy.deepcopy(large)
+    before = copy.deepcopy(large.state_dict())
+    with pytest.raises(GrowthError, match=match):
+        abcfx.grow(copy.deepcopy(small), large, models.tokens())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in large.state_dict().items())
+
+
+def test_a_tied_head_without_a_gain_before_it_is_refused():
+    class Bare(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.tok, self.norm = nn.Embedding(9, width), nn.LayerNorm(width, 1e-5, False)
+
+        def forward(self, tokens):
+            return self.norm(self.tok(tokens)) @ self.tok.weight.T
+
+    with pytest.raises(InfeasibleError, match="function preserving"):
+        abcfx.grow(Bare(8), Bare(16), models.tokens() % 9)
+
+
+def test_fewer_blocks_and_other_architectures_are_refused():
+    with pytest.raises(GrowthError, match="blocks has 3 blocks in the small model and 2"):
+        abcfx.grow(models.Gpt(layers=3), models.Gpt(layers=2), models.tokens())
+    with pytest.raises(PairingError):
+        abcfx.grow(models.Mlp(8), nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)), ROWS.float())
+    with pytest.raises(InvalidInputError, match="stack, interleave, append"):
+        abcfx.grow(models.Mlp(8), models.Mlp(16), ROWS.float(), depth="twice")
+
+
+@pytest.mark.parametrize(("depth", "sources"), [("stack", "0101"), ("interleave", "0011"), ("append", "0111")])
+def test_where_new_blocks_go(depth, sources):
+    small, large = models.drawn(models.Gpt(layers=2)), models.Gpt(layers=4).double()
+    grown = abcfx.grow(small, large, models.tokens(), depth=depth, noise=0.0)
+    for block, source in zip(large.blocks, sources, strict=True):
+        assert torch.equal(block.qkv.weight, small.blocks[int(source)].qkv.weight)
+    assert grown.steps[-1].difference < 1e-12
+
+
+def test_whole_copies_change_the_function_and_the_report_says_so():
+    small, large = models.drawn(models.Gpt(layers=2)), models.Gpt(layers=4).double()
+    grown = abcfx.grow(small, large, models.tokens(), zero_output=False)
+    assert not grown.steps[-1].kept
+    assert grown.steps[-1].difference > 0.1
+    assert "FUNCTION CHANGED" in grown.report
+
+
+def test_a_larger_vocabulary_keeps_the_old_columns():
+    small, large = models.drawn(models.Gpt(16, 2)), models.Gpt(32, 4, vocabulary=31).double()
+    own = large.head.weight.detach().clone()
+    abcfx.grow(small, large, models.tokens())
+    torch.testing.assert_close(large(models.tokens())[..., : models.VOCABULARY], small(models.tokens()))
+    assert torch.equal(large.head.weight[models.VOCABULARY :], own[models.VOCABULARY :])
+
+
+def test_the_plan_says_how_every_tensor_was_made():
+    small, large, inputs = pair_of("gpt, key-value heads stay")
+    (widen,) = abcfx.grow(small, large, inputs, noise=0.0).plan
+    for name, entry in widen["tensors"].items():
+        tensor = dict(small.named_parameters())[entry["source"]]
+        for place, dim in enumerate(entry["dims"]):
+            tensor = tensor.index_select(place, index_map(dim))
+        assert torch.equal(tensor * entry["factor"], dict(large.named_parameters())[name]), name
+
+
+def test_noise_adds_up_to_zero_over_the_copies_of_an_input():
+    widening = abcfx.passes.widen.Widening("w", ([[4, 8]], [[3, 9]]), 1 / 3, (1,))
+    noise = zero_sum_noise(torch.ones(8, 9), widening, 0.3, torch.Generator().manual_seed(0))
+    assert noise.view(8, 3, 3).sum(1).abs().max() < 1e-6
+    assert noise.pow(2).mean().sqrt() == pytest.approx(0.3, rel=1e-5)
