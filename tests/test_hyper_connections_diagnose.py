@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import abcfx
+from abcfx import cli
 from abcfx.examples.hyper_gpt import HyperGPT, HyperGPTConfig
 from abcfx.hyper_connections import (
     HyperConnection,
@@ -314,6 +315,31 @@ def test_json_table_and_figure(tmp_path):
         figure = result.plot(str(tmp_path / "figure.png"))
         assert len(figure.axes) == 6
         assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+MODELS = """
+import torch
+from abcfx.examples.hyper_gpt import HyperGPT, HyperGPTConfig
+
+def make(width=32): return HyperGPT(HyperGPTConfig(d_model=width, n_layer=1))
+def tokens(): return torch.arange(16).view(2, 8)
+"""
+
+
+def test_the_command(tmp_path, capsys):
+    assert cli.main(["hyper-connections", "--widths", "32,64", "--samples", "4", "--seed", "3"]) == 0
+    assert "hyper-connections: PASS" in capsys.readouterr().out
+    assert cli.main(["hyper-connections", "--widths", "32,256", "--init", "constant", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["verdict"] == "FAIL"
+    (tmp_path / "models.py").write_text(MODELS)
+    torch.manual_seed(1)
+    torch.save(HyperGPT(HyperGPTConfig(d_model=32, n_layer=1)).state_dict(), tmp_path / "model.pt")
+    named = [f"{tmp_path}/models.py:make", "--inputs", "tokens", "--checkpoint", f"{tmp_path}/model.pt"]
+    assert cli.main(["hyper-connections", *named, "--plot", f"{tmp_path}/six.png"]) == 0
+    assert "blocks.0.attn_hc" in capsys.readouterr().out
+    assert (tmp_path / "six.png").exists()
+    assert cli.main(["hyper-connections", f"{tmp_path}/models.py:make"]) == 1
+    assert "inputs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

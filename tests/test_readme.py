@@ -113,6 +113,13 @@ def test_the_page_on_checks_runs(capsys):
     assert "coordinate check: PASS" in capsys.readouterr().out
 
 
+def test_the_page_on_hyper_connections_runs(capsys):
+    namespace = {"__name__": "docs"}
+    for snippet in snippets(ROOT / "docs" / "hyper_connections.md"):
+        exec(compile(snippet, "hyper_connections.md", "exec"), namespace)
+    assert "hyper-connections: PASS" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):

@@ -11,11 +11,17 @@ from importlib.metadata import version
 
 from rich.console import Console
 
-from abcfx.cli import checks, demo, report, solve
+from abcfx.cli import checks, demo, hyper_connections, report, solve
 from abcfx.cli.shared import Command, make_console
 from abcfx.errors import AbcfxError
 
-COMMANDS: tuple[Command, ...] = (report.COMMAND, *checks.COMMANDS, solve.COMMAND, demo.COMMAND)
+COMMANDS: tuple[Command, ...] = (
+    report.COMMAND,
+    *checks.COMMANDS,
+    hyper_connections.COMMAND,
+    solve.COMMAND,
+    demo.COMMAND,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import nn
 
 from abcfx.cli.load import FORMS, Named, assignments, one_or_by_role
 from abcfx.cli.report import transform_options
-from abcfx.cli.shared import Command, print_json, print_text
+from abcfx.cli.shared import Command, show_result
 from abcfx.errors import InvalidInputError
 
 COORD_HELP = """Train a few steps at several widths; check that every layer moves as it should. Status 0 only on PASS.
@@ -147,7 +146,7 @@ def _coord(arguments: argparse.Namespace, console: Console) -> bool:
     batch = _value("--batch", arguments.batch, arguments.model)
     batch = batch() if callable(batch) else batch
     options = {"widths": arguments.widths, "control": not arguments.no_control} | _common(arguments)
-    return _show(coord_check(_make(arguments), batch, **options), arguments, console)
+    return show_result(coord_check(_make(arguments), batch, **options), arguments, console)
 
 
 def _transfer(arguments: argparse.Namespace, console: Console) -> bool:
@@ -155,7 +154,7 @@ def _transfer(arguments: argparse.Namespace, console: Console) -> bool:
 
     options = {"widths": arguments.widths, "control": not arguments.no_control} | _sweep(arguments)
     options["lrs"] = [float(part) for part in arguments.lrs.split(",")] if arguments.lrs else None
-    return _show(transfer_check(_make(arguments), _batches(arguments), **options), arguments, console)
+    return show_result(transfer_check(_make(arguments), _batches(arguments), **options), arguments, console)
 
 
 def _tune(arguments: argparse.Namespace, console: Console) -> bool:
@@ -163,20 +162,8 @@ def _tune(arguments: argparse.Namespace, console: Console) -> bool:
 
     options = {"width": arguments.width, "budget": arguments.budget, "method": arguments.method} | _sweep(arguments)
     options["roles"] = tuple(arguments.roles.split(","))
-    _show(tune(_make(arguments), _batches(arguments), **options), arguments, console)
+    show_result(tune(_make(arguments), _batches(arguments), **options), arguments, console)
     return True
-
-
-def _show(result: Any, arguments: argparse.Namespace, console: Console) -> bool:
-    if arguments.plot:
-        result.plot(str(arguments.plot))
-    if arguments.json:
-        print_json(json.loads(result.to_json()), console)
-    elif console.is_terminal:
-        console.print(result)
-    else:
-        print_text(str(result), console)
-    return bool(result)
 
 
 COMMANDS = (

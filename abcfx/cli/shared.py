@@ -43,6 +43,19 @@ def print_json(data: Any, console: Console) -> None:
     print_text(json.dumps(finite(data), indent=2, allow_nan=False), console)
 
 
+def show_result(result: Any, arguments: argparse.Namespace, console: Console) -> bool:
+    """Draws (--plot) and prints (--json) the result of a check; True where it passes."""
+    if arguments.plot:
+        result.plot(str(arguments.plot))
+    if arguments.json:
+        print_json(json.loads(result.to_json()), console)
+    elif console.is_terminal:
+        console.print(result)
+    else:
+        print_text(str(result), console)
+    return bool(result)
+
+
 def make_table(*columns: str, left: Sequence[str] = ()) -> Table:
     """A flat table; numbers to the right, the columns in `left` to the left."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)

@@ -120,5 +120,5 @@ def _grown_entry(degree: int | None, key: str, value: Any, widening: Widening, n
         if value.dim() != len(shape):
             raise GrowthError(f"State {key!r} of {name} has shape {tuple(value.shape)} for a weight of shape {shape}.")
         dims = tuple(d if n == size else [[n, n]] for d, n, size in zip(dims, value.shape, shape, strict=True))
-    by: torch.Tensor | float = growth_of(widening).rho**degree
+    by: torch.Tensor | float = growth_of(widening).rho ** degree
     return tiled(value, dims) * by
