@@ -91,17 +91,16 @@ def _rebuilt(
     """The same optimizer with its state over other parameters of the same names, those that it has there."""
     name_of = {id(parameter): name for name, parameter in names.items()}
     groups: list[dict[str, Any]] = []
-    states: dict[int, Any] = {}
+    states: list[Any] = []
     for group in optimizer.param_groups:
         known = [p for p in group["params"] if id(p) in name_of]
-        for parameter in known:
-            states[sum(len(g["params"]) for g in groups) + known.index(parameter)] = optimizer.state.get(parameter, {})
+        states += [dict(optimizer.state.get(parameter, {})) for parameter in known]
         groups.append({**group, "params": [to[name_of[id(p)]] for p in known]})
     groups = [group for group in groups if group["params"]]
     kind: Any = type(optimizer)
     made: torch.optim.Optimizer = kind(groups, **{k: v for k, v in optimizer.defaults.items() if k == "lr"})
     packed = made.state_dict()
-    packed["state"] = copy.deepcopy({i: dict(state) for i, state in states.items() if state})
+    packed["state"] = copy.deepcopy({i: state for i, state in enumerate(states) if state})
     made.load_state_dict(packed)
     return made
 

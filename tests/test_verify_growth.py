@@ -1,0 +1,225 @@
+"""Checks of a growth: a right one passes all; every planted fault makes the check meant for it fail first, in place."""
+
+from __future__ import annotations
+
+import copy
+
+import growth_models as models
+import pytest
+import torch
+from torch import nn
+
+import abcfx
+from abcfx.errors import GrowthError
+
+
+def loss(output, batch):
+    targets = models.tokens(*batch.shape, seed=9)
+    return nn.functional.cross_entropy(output.flatten(0, 1), targets.flatten())
+
+
+def gpt(seed=0, noise=0.3, **large):
+    """(small, large, their optimizers) of a grown GPT after a few steps of the small one."""
+    torch.manual_seed(seed)
+    small = models.drawn(models.Gpt(32, 4, 2), seed)
+    optimizer = torch.optim.AdamW(small.parameters(), 1e-2, weight_decay=0.1)
+    for i in range(3):
+        optimizer.zero_grad()
+        loss(small(models.tokens(seed=i)), models.tokens(seed=i)).backward()
+        optimizer.step()
+    bigger = models.Gpt(**({"width": 64, "heads": 8, "kv_heads": 4, "inner": 48} | large)).double()
+    grown = abcfx.grow(small, bigger, models.tokens(), optimizer=optimizer, noise=noise, seed=seed)
+    second = torch.optim.AdamW(grown.param_groups)
+    second.load_state_dict(grown.optimizer_state)
+    return small, bigger, (optimizer, second)
+
+
+def moe(seed=0):
+    torch.manual_seed(seed)
+    small, large = models.drawn(models.Moe(), seed), models.Moe(32, 48).double()
+    abcfx.grow(small, large, models.tokens(), noise=0.3)
+    return small, large, None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_right_growth_passes_all_checks(seed):
+    small, large, optimizers = gpt(seed)
+    checked = abcfx.verify_growth(small, large, models.tokens(3, 6, seed=seed), loss=loss, optimizers=optimizers)
+    assert [each.status for each in checked] == ["PASS", "PASS", "SKIP", "PASS", "PASS", "PASS", "PASS"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_it_does_for_twenty_seeds(seed):
+    small, large, optimizers = gpt(seed, layers=3)
+    assert abcfx.verify_growth(small, large, models.tokens(3, 6, seed=seed), loss=loss, optimizers=optimizers)
+    small, large, _ = moe(seed)
+    assert abcfx.verify_growth(small, large, models.tokens(3, 6, seed=seed), loss=loss)
+
+
+def undivided_router(small, large):
+    large.experts.router.weight.mul_(2)
+
+
+def swapped_experts(small, large):
+    for weight in (large.experts.up, large.experts.down):
+        weight.copy_(weight[[1, 0, 2, 3]])
+
+
+def halved_rotary_table(small, large):
+    large.blocks[1].table.mul_(0.5)
+
+
+def other_theta(small, large):
+    angles = 1000.0 ** (-torch.arange(4.0) / 4)
+    for block in large.blocks:
+        block.table.copy_(torch.arange(64.0)[:, None] * angles)
+
+
+def norm_eps(small, large):
+    large.blocks[0].norm2.eps = 1e-3
+
+
+def naive_tiling_of_fused_rows(small, large):
+    """All rows tiled as one block, as if q, k and v were not fused."""
+    weight = small.blocks[1].qkv.weight
+    large.blocks[1].qkv.weight.copy_(weight.repeat(2, 2) / 2)
+
+
+def interleaved_key_value_heads(small, large):
+    rows = large.blocks[0].qkv.weight
+    k, v = slice(64, 96), slice(96, 128)
+    for part in (k, v):
+        rows[part] = small.blocks[0].qkv.weight[32 + 16 * (part is v) :][:16].view(2, 8, 32).repeat_interleave(
+            2, 0).flatten(0, 1).repeat(1, 2) / 2  # fmt: skip
+
+
+def halved_embedding(small, large):
+    large.tok.weight.mul_(0.5)
+
+
+def undivided_down_projection(small, large):
+    large.blocks[0].down.weight.mul_(2)
+
+
+def undivided_head(small, large):
+    large.head.weight.mul_(2)
+
+
+def plain_noise(small, large):
+    weight = large.blocks[1].up.weight
+    weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * 0.1 * weight.std())
+
+
+def bias_forgotten(small, large):
+    large.blocks[1].proj.bias.zero_()
+
+
+def infinite_weight(small, large):
+    large.blocks[0].gate.weight[0, 0] = float("inf")
+
+
+FAULTS = [
+    (moe, undivided_router, "C2", "experts"),
+    (moe, swapped_experts, "C4", "experts"),
+    (gpt, halved_rotary_table, "C1", "blocks.1.table"),
+    (gpt, other_theta, "C1", "blocks.0.table"),
+    (gpt, norm_eps, "C1", "blocks.0.norm2"),
+    (gpt, naive_tiling_of_fused_rows, "C4", "blocks.1.qkv"),
+    (gpt, interleaved_key_value_heads, "C4", "blocks.0.qkv"),
+    (gpt, halved_embedding, "C4", "tok"),
+    (gpt, undivided_down_projection, "C4", "blocks.0.down"),
+    (gpt, undivided_head, "C4", "head"),
+    (gpt, plain_noise, "C3", "blocks.1.up"),
+    (gpt, bias_forgotten, "C4", "blocks.1.proj"),
+    (gpt, infinite_weight, "C0", "blocks.0.gate"),
+]
+
+
+@pytest.mark.parametrize(("make", "fault", "check", "place"), FAULTS, ids=[fault[1].__name__ for fault in FAULTS])
+def test_a_planted_fault_fails_its_check_first_and_is_named(make, fault, check, place):
+    small, large, _ = make()
+    with torch.no_grad():
+        fault(small, large)
+    found = abcfx.verify_growth(small, large, models.tokens(3, 6), loss=loss, raises=False).first_failure
+    assert found is not None
+    assert found.check.startswith(check), str(found)
+    assert found.path.startswith(place), str(found)
+    assert found.cause
+    assert found.fix
+
+
+def test_without_noise_copies_stay_equal():
+    small, large, _ = gpt(noise=0.0)
+    found = abcfx.verify_growth(small, large, models.tokens(3, 6), loss=loss, raises=False).first_failure
+    assert found.check.startswith("C3")
+    assert found.value < 1e-12
+    assert "noise" in found.fix
+
+
+@pytest.mark.parametrize("what", ["moments", "rates"])
+def test_an_optimizer_that_was_not_carried_along(what):
+    small, large, (first, second) = gpt()
+    for group in second.param_groups if what == "rates" else ():
+        group["lr"] = 1e-2
+    if what == "moments":
+        for parameter, state in second.state.items():
+            if parameter.ndim == 2:
+                state["exp_avg_sq"] *= 4
+    found = abcfx.verify_growth(
+        small, large, models.tokens(3, 6), loss=loss, optimizers=(first, second), raises=False
+    ).first_failure
+    assert found.check.startswith("C5")
+
+
+def test_new_blocks_that_add_something_are_a_warning():
+    small, deep = models.drawn(models.Gpt(32, 4, 2)), models.Gpt(32, 4, 2, layers=3).double()
+    abcfx.grow(small, deep, models.tokens(), zero_output=False)
+    checked = abcfx.verify_growth(small, deep, models.tokens(3, 6), loss=loss, raises=False)
+    assert checked["C4"].status == "WARN"
+    assert checked["C4"].path == "blocks.2"
+
+
+def test_a_failure_raises_with_its_place_and_what_to_write():
+    small, large, _ = gpt()
+    with torch.no_grad():
+        undivided_down_projection(small, large)
+    with pytest.raises(GrowthError, match=r"(?s)C4 layers: FAIL at blocks.0.down.weight.*off, x1.8.*To fix"):
+        abcfx.verify_growth(small, large, models.tokens(), loss=loss)
+
+
+def test_two_architectures_fail_at_the_first_difference():
+    small, _, _ = moe()
+    found = abcfx.verify_growth(small, models.Gpt(32, 4).double(), models.tokens(), loss=loss, raises=False)
+    assert found["C1"].status == "FAIL"
+    assert found["C4"].status == "SKIP"
+
+
+def test_it_works_on_what_other_code_has_grown():
+    """Tiled and divided by hand, with noise of its own."""
+    small = models.drawn(models.Mlp(8))
+    large = models.Mlp(16).double()
+    noise = torch.randn(16, 8, dtype=torch.float64) * 0.1
+    with torch.no_grad():
+        large.first.weight.copy_(small.first.weight.repeat(2, 1))
+        large.first.bias.copy_(small.first.bias.repeat(2))
+        large.hidden.weight.copy_(small.hidden.weight.repeat(2, 2) / 2 + torch.cat([noise, -noise], 1))
+        large.hidden.bias.copy_(small.hidden.bias.repeat(2))
+        large.last.weight.copy_(small.last.weight.repeat(1, 2) / 2 + torch.cat([noise[:4], -noise[:4]], 1))
+        large.last.bias.copy_(small.last.bias)
+    rows = torch.randn(5, 6, dtype=torch.float64)
+    checked = abcfx.verify_growth(small, large, rows, loss=lambda y, _: (y - 1).pow(2).mean())
+    assert checked
+    assert "verdict: PASS" in str(checked)
+
+
+def test_models_are_left_as_they_were():
+    small, large, optimizers = gpt()
+    before = copy.deepcopy((small.state_dict(), large.state_dict()))
+    large.train(), small.eval()
+    abcfx.verify_growth(small, large, models.tokens(), loss=loss, optimizers=optimizers)
+    assert large.training
+    assert not small.training
+    for model, state in zip((small, large), before, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+        assert all(parameter.grad is None for parameter in large.parameters())
