@@ -160,6 +160,9 @@ def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, unknown: s
     interpreter = Interpreter(module, dag, names, unknown == "report")
     returned = interpreter.run(graph or module.graph)
     outputs = frozenset(v.node for v in tensors(returned) if v.node is not None)
+    caches = frozenset(node for node in outputs if _is_cache(dag, node))
+    if caches < outputs:
+        outputs -= caches
     alive = set(outputs).union(*(nx.ancestors(dag, node) for node in outputs))
     order = tuple(node for node in dag if node in alive)
     return LayerDag(_restricted(dag, order), outputs, order, tuple(interpreter.notes))
@@ -171,3 +174,24 @@ def _restricted(dag: nx.DiGraph, order: tuple[str, ...]) -> nx.DiGraph:
     kept.add_nodes_from((node, dag.nodes[node]) for node in order)
     kept.add_edges_from((node, after) for node in order for after in dag.successors(node) if after in kept)
     return kept
+
+
+def _is_cache(dag: nx.DiGraph, node: str) -> bool:
+    """Whether a returned tensor only goes into attention inside the model: keys and values kept for later.
+
+    A loss is no function of it, so it is no output for the LP.
+    """
+    followers = list(dag.successors(node))
+    return bool(followers) and all(_is_attention(dag, n) for n in followers)
+
+
+def _is_attention(dag: nx.DiGraph, node: str) -> bool:
+    """Whether a product makes attention logits or sums values with their softmax."""
+    if not isinstance(dag.nodes[node]["kind"], Product):
+        return False
+    if any(isinstance(dag.nodes[n]["kind"], Softmax) for n in dag.predecessors(node)):
+        return True
+    ahead = list(dag.successors(node))
+    while ahead and all(isinstance(dag.nodes[n]["kind"], Scale | Merge) for n in ahead):
+        ahead = [after for n in ahead for after in dag.successors(n)]
+    return any(isinstance(dag.nodes[n]["kind"], Softmax) for n in ahead)

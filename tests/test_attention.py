@@ -166,3 +166,33 @@ def test_terms_that_are_summed_before_the_scale_hold_nothing_back() -> None:
 
     spec = abcfx.transform(TwoTerms(64), IDS, base=TwoTerms(16)).spec
     assert [spec[f"{name}.weight"]["c"] for name in ("q", "k", "v", "emb")] == [1.0, 1.0, 1.0, 0.5]
+
+
+class Caching(nn.Module):
+    """Returns keys and values beside its result, as models do that keep them for the next token."""
+
+    def __init__(self, width, returns):
+        super().__init__()
+        self.returns, self.tok, self.head = returns, nn.Embedding(11, width), nn.Linear(width, 11)
+        self.q, self.o = nn.Linear(width, width), nn.Linear(width, width)
+        self.k, self.v = nn.Linear(width, 8), nn.Linear(width, 8)
+
+    def forward(self, tokens):
+        x = self.tok(tokens)
+        q = self.q(x).unflatten(-1, (-1, 8)).transpose(1, 2)
+        k, v = self.k(x).unsqueeze(1), self.v(x).unsqueeze(1)
+        y = F.scaled_dot_product_attention(q, k.expand_as(q), v.expand_as(q)).transpose(1, 2).flatten(2)
+        y = self.head(x + self.o(y))
+        return (y, k, v) if self.returns else y
+
+
+def test_cached_keys_and_values_are_no_outputs_of_the_model():
+    tokens = torch.arange(10).view(2, 5)
+    with_cache, without = (
+        abcfx.transform(Caching(64, returns), (tokens,), base=Caching(16, returns)).spec for returns in (True, False)
+    )
+    for name, row in without.items():
+        assert {key: with_cache[name][key] for key in ("role", "a", "b", "c", "g")} == {
+            key: row[key] for key in ("role", "a", "b", "c", "g")
+        }, name
+    assert without["k.weight"]["role"] == "hidden"
