@@ -113,7 +113,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.first = first
         self.found: dict[Use, Seen] = {}
         self._changes: dict[str, torch.Tensor] = {}
-        self._looked_up: tuple[Use, int] | None = None
+        self._looked_up: tuple[Use, torch.Tensor] | None = None  # held, as those below
         self._logits: dict[int, torch.Tensor] = {}  # by storage; held, so that no storage is used again
         self._attentions = 0
 
@@ -124,7 +124,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def _look(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        if func is ATEN.mul.Tensor and self._looked_up is not None and _place(args[0]) == self._looked_up[1]:
+        if func is ATEN.mul.Tensor and self._looked_up is not None and _place(args[0]) == _place(self._looked_up[1]):
             self._multiply(self._looked_up[0], args[1], out)
         if func in WEIGHT_OPS:
             weights = [
@@ -159,7 +159,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = func(*plain, **kwargs)
         seen.outputs.append(out.detach().clone())
         if is_table:
-            self._looked_up = use, _place(out)
+            self._looked_up = use, out
         else:
             self._look_at_input(seen, func, args, position, out)
         if self.first is not None:
@@ -192,7 +192,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What is looked up in a table may be multiplied by numbers after it, by a scale node or by the model."""
         if not isinstance(factor, torch.Tensor) or factor.ndim == 0:
             self.found[use].multiply_last(float(factor))
-            self._looked_up = use, _place(out)
+            self._looked_up = use, out
 
     def _attend(self, logits: torch.Tensor) -> None:
         seen = self.found.setdefault(Use("", LOGITS, self._attentions), Seen())
