@@ -215,10 +215,11 @@ class _Study:
 
     def _interval(self, expected: Intervals, use: Use, statistic: str, log_widths: list[float]) -> Interval | None:
         interval = expected.get((use, statistic))
-        if interval is None or statistic != UPDATE or use.kind != PRODUCT:
+        terms = self.terms[use]
+        if interval is None or statistic != UPDATE or use.kind != PRODUCT or len(terms) < len(self.widths):
             return interval
-        rows = max(rows for rows, _ in self.terms[use].values())
-        fan_in = [self.terms[use][width][1] for width in self.widths]
+        rows = max(rows for rows, _ in terms.values())
+        fan_in = [terms[width][1] for width in self.widths]
         return replace(interval, low=interval.low - alignment_shortfall(rows, fan_in, log_widths))
 
     def _slope(
