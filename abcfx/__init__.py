@@ -23,7 +23,7 @@ from abcfx.transform import transform
 
 if TYPE_CHECKING:
     from abcfx.checks import coord_check, transfer_check, tune
-    from abcfx.growth import grow, verify_growth
+    from abcfx.growth import grow, upcycle, verify_growth
 
 __all__ = [
     "AbcfxError",
@@ -48,6 +48,7 @@ __all__ = [
     "transfer_check",
     "transform",
     "tune",
+    "upcycle",
     "verify_growth",
 ]
 
@@ -56,6 +57,7 @@ _LATER = {
     "transfer_check": "abcfx.checks",
     "tune": "abcfx.checks",
     "grow": "abcfx.growth",
+    "upcycle": "abcfx.growth",
     "verify_growth": "abcfx.growth",
 }
 

@@ -127,3 +127,61 @@ class Mlp(nn.Module):
 
     def forward(self, x):
         return self.last(F.gelu(self.hidden(F.gelu(self.first(x)))))
+
+
+class DenseMlp(nn.Module):
+    def __init__(self, width, inner):
+        super().__init__()
+        self.gate, self.up = nn.Linear(width, inner, bias=False), nn.Linear(width, inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x):
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class ListedExperts(nn.Module):
+    """Experts as submodules, every expert on every token."""
+
+    def __init__(self, width, inner, experts=4, k=2, renormalise=True):
+        super().__init__()
+        self.router, self.k, self.renormalise = nn.Linear(width, experts, bias=False), k, renormalise
+        self.experts = nn.ModuleList(DenseMlp(width, inner) for _ in range(experts))
+
+    def forward(self, x):
+        chosen, index = self.router(x).softmax(-1).topk(self.k, -1)
+        chosen = chosen / chosen.sum(-1, keepdim=True) if self.renormalise else chosen
+        weights = torch.zeros(*x.shape[:-1], len(self.experts), dtype=x.dtype).scatter(-1, index, chosen)
+        return torch.stack([expert(x) for expert in self.experts], -1).mul(weights.unsqueeze(-2)).sum(-1)
+
+
+class FusedExperts(nn.Module):
+    """Experts in tensors (experts, in, out), gate and up in one, entry by entry in turn."""
+
+    def __init__(self, width, inner, experts=4, k=2):
+        super().__init__()
+        self.router, self.k = nn.Linear(width, experts), k
+        self.gate_up = nn.Parameter(torch.randn(experts, width, 2 * inner) * width**-0.5)
+        self.down = nn.Parameter(torch.randn(experts, inner, width) * inner**-0.5)
+
+    def forward(self, x):
+        chosen, index = self.router(x).topk(self.k, -1)
+        weights = torch.zeros(*x.shape[:-1], self.down.shape[0], dtype=x.dtype).scatter(-1, index, chosen.softmax(-1))
+        both = torch.einsum("btd,edf->btef", x, self.gate_up)
+        inner = F.silu(both[..., 0::2]) * both[..., 1::2]
+        return torch.einsum("btef,efd,bte->btd", inner, self.down, weights)
+
+
+class Stream(nn.Module):
+    """Tokens, blocks of x + mlp(norm(x)), head; `mlp(width, inner)`."""
+
+    def __init__(self, mlp, width=16, inner=24, layers=2):
+        super().__init__()
+        self.tok, self.head = nn.Embedding(VOCABULARY, width), nn.Linear(width, VOCABULARY)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+        self.mlps = nn.ModuleList(mlp(width, inner) for _ in range(layers))
+
+    def forward(self, tokens):
+        x = self.tok(tokens)
+        for norm, mlp in zip(self.norms, self.mlps, strict=True):
+            x = x + mlp(norm(x))
+        return self.head(x)

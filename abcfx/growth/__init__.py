@@ -4,6 +4,7 @@ from abcfx.growth.finding import Finding, Verification
 from abcfx.growth.grow import Grown, Step, grow
 from abcfx.growth.plan import GrowthPlan, plan_growth
 from abcfx.growth.scales import Scales, clone_exponents, solve_scales
+from abcfx.growth.upcycle import upcycle
 from abcfx.growth.verify import verify_growth
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "grow",
     "plan_growth",
     "solve_scales",
+    "upcycle",
     "verify_growth",
 ]

@@ -17,16 +17,17 @@ from abcfx.passes.widen import averaged, padded, tiled
 
 STEPS, RATE = 3, 1e-3
 LIMIT, COARSE_LIMIT = 1e-9, 1e-3
-"""The second where the model itself computes in a smaller dtype: rounding then decides the sign of small gradients."""
+"""The second where weights are kept or the model computes in a smaller dtype: rounding then decides the sign of small
+gradients."""
 
 
 def course(pair: Pair) -> Finding:
     """C5: the outputs of both models agree after each of some further steps on the batch."""
     name = "C5 trajectory"
-    small, large = _doubled(pair)
-    args, kwargs, batch = pytree.tree_map_only(torch.Tensor, _double, (pair.args, pair.kwargs, pair.batch))
+    small, large, inputs = _copies(pair)
+    args, kwargs, batch = inputs
     optimizers = _optimizers(pair, small, large)
-    limit = COARSE_LIMIT if casts_inside(pair) else LIMIT
+    limit = COARSE_LIMIT if is_coarse(pair) else LIMIT
     worst, at = 0.0, 0
     for step in range(STEPS + 1):
         gap = _gap(pair, small, large, args, kwargs)
@@ -49,28 +50,34 @@ def course(pair: Pair) -> Finding:
     return Finding(name, "PASS", worst, limit, "outputs", details=details)
 
 
-def casts_inside(pair: Pair) -> bool:
-    """Whether the model computes in another dtype than that of its weights."""
-    trace = pair.plan.factors.large
-    own = {trace.dtypes[ref.index] for ref in trace.parameters.values()}
-    made = {trace.dtypes[ref.index] for call in trace.calls for ref in call.outs}
-    return any(dtype.is_floating_point and dtype not in own for dtype in made)
+def is_coarse(pair: Pair) -> bool:
+    """Whether some tensor of a run, weights included, has a smaller dtype than float64."""
+    dtypes = {dtype for dtype in pair.plan.factors.large.dtypes if dtype.is_floating_point}
+    return bool(dtypes - {torch.float64})
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _doubled(pair: Pair) -> tuple[nn.Module, nn.Module]:
-    """Copies in float64, equally deep; every tensor of the large one the mean over its copies."""
+def _copies(pair: Pair) -> tuple[nn.Module, nn.Module, Any]:
+    """Copies, equally deep, of both models and the inputs: in float64, or as they are where an op has no float64."""
     with pair.equally_deep():
-        small, large = (copy.deepcopy(model).double() for model in (pair.small, pair.large))
+        small, large = copy.deepcopy(pair.small), copy.deepcopy(pair.large)
+    inputs = (pair.args, pair.kwargs, pair.batch)
+    doubled = pytree.tree_map_only(torch.Tensor, _double, inputs)
+    try:
+        with evaluating(small.double()):
+            outputs_of(small, doubled[0], doubled[1])
+        inputs, large = doubled, large.double()
+    except RuntimeError:
+        small = copy.deepcopy(pair.small)
     own = dict(large.named_parameters())
     with torch.no_grad():
         for name, widening in pair.plan.widenings.items():
             if name in own and not any(padded(factors) is not None for factors in widening.dims):
                 own[name].copy_(tiled(averaged(own[name], widening.dims), widening.dims))
-    return small, large
+    return small, large, inputs
 
 
 def _optimizers(pair: Pair, small: nn.Module, large: nn.Module) -> list[torch.optim.Optimizer]:

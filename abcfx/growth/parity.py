@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from abcfx.capture.state import both_modes_restored, preserved_rng, set_mode
 from abcfx.factors import Factors as Factored
+from abcfx.factors import sizes as sized
 from abcfx.passes.widen import Factors, padded, tiled
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.1}
@@ -19,9 +21,11 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.1, torc
 
 
 def tolerance(factors: Factored) -> float:
-    """Of a run: that of the coarsest dtype that it computes in."""
+    """Of a run: that of the coarsest dtype that it computes in, times the square root of the longest sum over 256."""
     dtypes = {factors.large.dtypes[ref.index] for call in factors.large.calls for ref in call.outs}
-    return max((TOLERANCES.get(dtype, 0.1) for dtype in dtypes if dtype.is_floating_point), default=1e-4)
+    limit = max((TOLERANCES.get(dtype, 0.1) for dtype in dtypes if dtype.is_floating_point), default=1e-4)
+    sums = [sized(factors.parameter(name)[place])[1] for name, place in factors.contracted]
+    return limit * max(1.0, math.sqrt(max(sums, default=1) / 256))
 
 
 @contextmanager
@@ -57,5 +61,7 @@ def difference(small: torch.Tensor, large: torch.Tensor, dims: Sequence[Factors]
         return 0.0
     gap = (large.double() - expected).abs()
     same = expected == large  # infinite masks too
+    if bool(same.all()):
+        return 0.0
     rms = expected[expected.isfinite()].pow(2).mean().sqrt()
     return float(gap.masked_fill(same, 0.0).max() / rms.clamp_min(torch.finfo(torch.float64).tiny))

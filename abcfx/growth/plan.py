@@ -11,7 +11,7 @@ from torch import nn
 
 from abcfx.capture import CapturedGraph, capture
 from abcfx.dag import LayerDag, build_dag
-from abcfx.factors import Dim, Factors, factor_models, factors_of
+from abcfx.factors import Dim, Factors, factor_models, factors_of, sizes
 from abcfx.factors.atoms import Atom, legs, plain_atoms, root
 from abcfx.growth.linear import Form
 from abcfx.growth.scales import Scales, solve_scales
@@ -67,12 +67,12 @@ def plan_growth(small: nn.Module, large: nn.Module, args: Sequence[Any], kwargs:
         if name in factors.large.buffers and name not in factors.statistics:
             continue
         dims = factors.of(ref)
-        widenings[name] = Widening(
-            source=name,
-            dims=tuple(_with_pads(dim, padded) for dim in dims),
-            factor=_factor(scales.exponents.get(name, {}), growth.scale),
-            contracted=tuple(i for i in range(len(dims)) if (name, i) in factors.contracted),
-        )
+        contracted = tuple(i for i in range(len(dims)) if (name, i) in factors.contracted)
+        if name in scales.exponents or name not in factors.large.parameters:
+            factor = _factor(scales.exponents.get(name, {}), growth.scale)
+        else:  # no output depends on it
+            factor = math.prod(sizes(dims[i])[0] / sizes(dims[i])[1] for i in contracted)
+        widenings[name] = Widening(name, tuple(_with_pads(dim, padded) for dim in dims), factor, contracted)
     once = {name for name, nodes in dag.uses().items() if len(nodes) == 1}
     noised = tuple(name for name, each in widenings.items() if each.contracted and name in once)
     return GrowthPlan(widenings, factors, scales, dag, noised)

@@ -24,7 +24,7 @@ def render(grown: Grown, width: int = 100) -> str:
     for number, step in enumerate(grown.steps, 1):
         kept = "function kept" if step.kept else "FUNCTION CHANGED"
         console.print(f"{number}. {step.name}: {kept}, outputs differ by {step.difference:.1e} of their RMS")
-        console.print(_widened(step) if step.name == "widen" else _deepened(step))
+        console.print({"widen": _widened, "deepen": _deepened, "upcycle": _upcycled}[step.name](step))
         for note in step.notes:
             console.print(f"   note: {note}")
     if grown.param_groups:
@@ -57,3 +57,14 @@ def _dim(factors: Any) -> str:
 def _deepened(step: Step) -> str:
     copies = ", ".join(f"{block} from {source}" for block, source in step.data["copies"].items())
     return f"   {copies}\n   zero: {', '.join(step.data['zeroed']) or 'nothing'}"
+
+
+def _upcycled(step: Step) -> Table:
+    table = Table("experts", "made of", "layout", box=SIMPLE_HEAD, pad_edge=False)
+    keys = {
+        n: (tuple(s.rsplit(".", 2)[-2] for s in e["sources"]), e["layout"]) for n, e in step.data["tensors"].items()
+    }
+    for folded in fold(keys):
+        sources, layout = keys[folded.names[0]]
+        table.add_row(folded.shown, ", ".join(sources), layout)
+    return table

@@ -6,7 +6,7 @@ degree k is multiplied with rho^k, and what the optimizer adds to w_L must be s 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,8 +101,7 @@ def grown_state(
                 key: _grown_entry(0 if (kind, key) in OF_UPDATES else DEGREES.get(key), key, value, widening, name)
                 for key, value in own.items()
             }
-    packed = [{**{k: v for k, v in group.items() if k != "params"}, "params": [i]} for i, group in enumerate(groups)]
-    return {"state": state, "param_groups": packed}
+    return _packed(groups, state)
 
 
 def _grown_entry(degree: int | None, key: str, value: Any, widening: Widening, name: str) -> Any:
@@ -122,3 +121,34 @@ def _grown_entry(degree: int | None, key: str, value: Any, widening: Widening, n
         dims = tuple(d if n == size else [[n, n]] for d, n, size in zip(dims, value.shape, shape, strict=True))
     by: torch.Tensor | float = growth_of(widening).rho ** degree
     return tiled(value, dims) * by
+
+
+def plain_groups(
+    optimizer: torch.optim.Optimizer,
+    small: nn.Module,
+    large: nn.Module,
+    origin: Mapping[str, str],
+    kept: Collection[str],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """(groups, state) where nothing is scaled: each parameter with the hyperparameters of its origin.
+
+    Args:
+        origin: name in the large model -> name in the small one.
+        kept: names whose state is taken over as it is.
+    """
+    of = {id(p): dict(group) for group in optimizer.param_groups for p in group["params"]}
+    ours, theirs = dict(large.named_parameters()), dict(small.named_parameters())
+    groups, state = list[dict[str, Any]](), dict[int, dict[str, Any]]()
+    for name, source in origin.items():
+        if (group := of.get(id(theirs[source]))) is None:
+            continue
+        own = optimizer.state.get(theirs[source], {})
+        if name in kept and own:
+            state[len(groups)] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in own.items()}
+        groups.append({**group, "params": [ours[name]], "param_names": [name]})
+    return groups, _packed(groups, state)
+
+
+def _packed(groups: list[dict[str, Any]], state: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    packed = [{**{k: v for k, v in group.items() if k != "params"}, "params": [i]} for i, group in enumerate(groups)]
+    return {"state": state, "param_groups": packed}

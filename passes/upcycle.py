@@ -1,0 +1,67 @@
+"""Fill the experts of a mixture with copies of a dense MLP's matrices, from plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+
+def _interleaved(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(parts), 1).flatten(0, 1)
+
+
+LAYOUTS: dict[str, Callable[[Sequence[torch.Tensor]], torch.Tensor]] = {
+    "as it is": lambda parts: parts[0],
+    "transposed": lambda parts: parts[0].T,
+    "one behind another": lambda parts: torch.cat(list(parts)),
+    "one behind another, transposed": lambda parts: torch.cat(list(parts)).T,
+    "row by row": _interleaved,
+    "row by row, transposed": lambda parts: _interleaved(parts).T,
+}
+"""How an expert's tensor is laid out of the dense MLP's ones: rows of those first are outputs, as in nn.Linear."""
+
+
+@dataclass(frozen=True)
+class Filling:
+    """`sources`: names of the dense tensors. `layout`: one of LAYOUTS. `stacked`: experts are the first dim."""
+
+    sources: tuple[str, ...]
+    layout: str
+    stacked: bool
+
+    def expert(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The tensor of one expert."""
+        return LAYOUTS[self.layout]([tensors[name] for name in self.sources])
+
+
+def upcycle(
+    mixture: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    plan: Mapping[str, Filling],
+    noise: float = 0.0,
+    seed: int = 0,
+) -> None:
+    """Write a copy of the dense MLP into every expert.
+
+    Args:
+        mixture: changed in place.
+        tensors: the dense model's parameters.
+        plan: name in the mixture -> how it is made.
+        noise: standard deviation of normal noise on each expert, relative to the RMS of the tensor. Unlike the noise of
+            `widen` it changes the function.
+        seed: of the noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parameters = dict(mixture.named_parameters())
+    with torch.no_grad():
+        for name, filling in plan.items():
+            target = parameters[name]
+            one = filling.expert(tensors)
+            whole = one.expand(target.shape) if filling.stacked else one
+            target.copy_(whole)
+            if noise and target.ndim > 1:
+                drawn = torch.randn(target.shape, generator=generator, dtype=torch.float64)
+                target.add_((noise * one.double().pow(2).mean().sqrt() * drawn.to(one.device)).to(target.dtype))
