@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os.path
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -148,9 +147,9 @@ def _match(dense: nn.Module, mixture: nn.Module) -> _Match:
 def _home(name: str, others: list[str]) -> str:
     """The module path that a name shares with the others, as far as it goes."""
     parts = name.split(".")[:-1]
-    paths = [other.split(".")[:-1] for other in others]
-    lengths = [len(os.path.commonprefix([parts, path])) for path in paths]
-    return ".".join(parts[: max(lengths, default=0)])
+    pairs = (zip(parts, other.split(".")[:-1], strict=False) for other in others)
+    alike = [sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pair)) for pair in pairs]
+    return ".".join(parts[: max(alike, default=0)])
 
 
 def _numbered(names: list[str], home: str) -> dict[str, list[str]]:
@@ -176,8 +175,8 @@ def _refuse(dense: nn.Module, mixture: nn.Module, match: _Match) -> None:
     for name in match.routers:
         if ours[name].ndim > 1 and not bool(ours[name].detach().any()):
             raise GrowthError(
-                f"The router {name} is zero: ties would send all tokens to the same experts, and it would never learn,\n"
-                f"  since equal experts give it no gradient.\n"
+                f"The router {name} is zero: ties would send all tokens to the same experts, and it would\n"
+                f"  never learn, since equal experts give it no gradient.\n"
                 f"  To fix: torch.nn.init.normal_(model.get_parameter({name!r}), std=0.02)"
             )
     if not match.routers:
