@@ -38,7 +38,7 @@ def course(pair: Pair) -> Finding:
             with evaluating(model), torch.enable_grad():
                 pair.loss(model(*args, **kwargs), batch).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    given = "with the optimizers given" if pair.optimizers else "with AdamW from the start"
+    given = "with the optimizers given" if pair.optimizers else f"with {type(optimizers[0]).__name__} from the start"
     details = (f"{STEPS} steps {given}, noise taken out: largest difference {worst:.2g} after step {at}",)
     if not worst <= limit:
         return Finding(
@@ -82,9 +82,10 @@ def _copies(pair: Pair) -> tuple[nn.Module, nn.Module, Any]:
 
 def _optimizers(pair: Pair, small: nn.Module, large: nn.Module) -> list[torch.optim.Optimizer]:
     if pair.optimizers is None:
-        first: torch.optim.Optimizer = torch.optim.AdamW(small.parameters(), lr=RATE)
-        groups = grown_groups(first, pair.plan.widenings, small, large)
-        return [first, torch.optim.AdamW(groups, lr=RATE)]
+        # Adam takes the sign even of gradients that are rounding errors
+        kind: Any = torch.optim.SGD if is_coarse(pair) else torch.optim.AdamW
+        first = kind(small.parameters(), lr=RATE)
+        return [first, kind(grown_groups(first, pair.plan.widenings, small, large), lr=RATE)]
     originals = dict(pair.small.named_parameters()), pair.parameters()
     return [
         _rebuilt(optimizer, names, dict(model.named_parameters()))

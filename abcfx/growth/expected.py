@@ -16,16 +16,17 @@ HOMOGENEOUS = frozenset({"relu", "leaky_relu", "abs", "neg", "dropout", "native_
                          "masked_fill", "max", "min", "sort", "topk", "_to_copy", "cumsum", "lerp"})  # fmt: skip
 
 
-def expected_scales(factors: Factors, of_parameters: Mapping[str, float]) -> list[float | None]:
+def expected_scales(factors: Factors, of_weights: Mapping[str, float]) -> list[float | None]:
     """For every tensor of a run: large = scale x tiled small. None where nothing is known.
 
     Args:
         factors: dims of a paired run.
-        of_parameters: what every parameter was multiplied with; 1 for those not named.
+        of_weights: what every parameter was multiplied with, and by how much numbers kept in buffers differ; 1 for
+            those not named.
     """
     walk = _Walk(factors)
-    for name, ref in factors.large.parameters.items():
-        walk.scales[ref.index] = of_parameters.get(name, 1.0)
+    for name, ref in (factors.large.parameters | factors.large.buffers).items():
+        walk.scales[ref.index] = of_weights.get(name, 1.0)
     for one, other in zip(factors.small.calls, factors.large.calls, strict=True):
         scale = walk.scale(one, other)
         whole = other.name not in _SPECIAL  # of a norm and of attention only the first result is one

@@ -45,7 +45,7 @@ class Runs:
         self.factors: Factors = factor(*traces)
         by = {name: multiplier(widening) for name, widening in plan.widenings.items()}
         means = {name: float(each.mean()) if isinstance(each, torch.Tensor) else each for name, each in by.items()}
-        self.scales = expected_scales(self.factors, means)
+        self.scales = expected_scales(self.factors, means | _numbers(small, large))
         self._unfollowed = {id(atom) for dim in self.factors.unfollowed for atom in plain_atoms(dim)}
         self._padded = {id(atom) for atom in padded_atoms(self.factors)}
 
@@ -88,3 +88,10 @@ class Runs:
                 error = difference(small * expected, large, dims)
                 ratio = fitted(tiled(small, dims), large) if large.shape == tiled(small, dims).shape else 1.0
                 yield Compared(index, call.name, call.path, ratio, expected, error)
+
+
+def _numbers(small: nn.Module, large: nn.Module) -> dict[str, float]:
+    """Ratio of the numbers that both models keep in buffers of one entry, such as sqrt(width)."""
+    theirs = {name: float(b) for name, b in small.named_buffers() if b.numel() == 1 and b.is_floating_point()}
+    ours = {name: float(b) for name, b in large.named_buffers() if name in theirs and b.numel() == 1}
+    return {name: number / theirs[name] for name, number in ours.items() if number * theirs[name] > 0}
