@@ -195,6 +195,8 @@ def weight_norm(step: Step) -> list[Dims]:
     """(weight, norms): g v / |v|, the norm taken over all dims but one."""
     direction, gain = (step.dims(ref) for ref in step.tensors())
     step.check_broadcast(gain, direction)
+    for summed in (dim for dim, kept in zip(direction, gain, strict=True) if sizes(dim) != sizes(kept)):
+        step.normed(summed)
     return [direction, gain]
 
 

@@ -134,6 +134,13 @@ class Step:
                 self.report("an unbiased variance over a dim that grows divides by its size - 1", dim)
         if name in TILES and self.grows(dim):
             self.report(f"{name} over a dim that grows", dim)
+        if name in ("norm", "linalg_vector_norm") and any(leg.origin for leg in dim):
+            self.normed(dim)
+
+    def normed(self, dim: Dim) -> None:
+        """A weight is divided by a sum over one of its dims: it would shrink by itself as that grows."""
+        if self.grows(dim):
+            self.report("a weight is divided by a norm of itself, over a dim that grows", dim)
 
     def even(self, dim: Dim) -> None:
         """The op averages over a dim: every entry must have as many copies as any other."""

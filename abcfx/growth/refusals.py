@@ -15,6 +15,7 @@ from abcfx.factors.atoms import described, legs, plain_atoms, root
 from abcfx.factors.trace import Call
 from abcfx.growth.plan import GrowthPlan, padded_atoms
 from abcfx.passes.widen import tiled
+from abcfx.rules.kinds import ParameterDim
 
 ACCOUNTED = frozenset({"mul", "div", "mul_", "div_", "_scaled_dot_product_flash_attention_for_cpu", "true_divide"})
 """Ops whose numbers the log-scale solve reads; another number that differs changes the function."""
@@ -41,8 +42,18 @@ def refusals(plan: GrowthPlan, small: nn.Module, large: nn.Module) -> list[Refus
         *_constants(factors, small, large),
         *_numbers(factors),
         *_structure(factors),
+        *_normalised(plan),
     ]
     return list({(each.path, each.reason): each for each in found}.values())
+
+
+def _normalised(plan: GrowthPlan) -> Iterator[Refusal]:
+    """Weights that forward divides by their own size: no factor on them counts, and their sums grow."""
+    for _, layer in plan.dag.layers():
+        dims = [plan.factors.parameter(layer.parameter)[d.index] for d in layer.fan_in if isinstance(d, ParameterDim)]
+        if layer.normalised and any(map(_grows, dims)):
+            reason = "forward divides this weight by a norm of itself, so that no factor can make up for a longer sum"
+            yield Refusal(layer.parameter, "weight norm", reason, _fix("norm of itself"))
 
 
 def _shrinking(factors: Factors) -> Iterator[Refusal]:
@@ -144,6 +155,8 @@ def _chosen(factors: Factors) -> set[tuple[int, int]]:
 def _fix(reason: str) -> str:
     if "unequal" in reason:
         return "grow that dim by a whole number of times"
+    if "norm of itself" in reason:
+        return "torch.nn.utils.parametrize.remove_parametrizations on both models; grow; parametrize again"
     if "no rule" in reason:
         return "say so in an issue, with the op; nothing is guessed"
     if "softmax" in reason or "topk" in reason or "indexed" in reason:
