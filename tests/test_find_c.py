@@ -16,21 +16,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import (
-    FULL,
-    MUP,
-    adam_chain,
-    chain_graph,
-    mup_graph,
-    network_levels,
-    network_optimum,
-    random_chain,
-    random_graph,
-    shuffled,
-)
+from oracles import FULL, MUP, adam_chain, mup_graph, network_optimum
 
 from abcfx.errors import InfeasibleError, InvalidInputError
 from abcfx.find_c import Solution, chain_solver, dag_solver, find_c, find_c_dag
+from abcfx.verification.recursion import chain_graph, network_levels, random_chain, random_graph, shuffled
 
 TABLES = json.loads((Path(__file__).parent / "data" / "named_parametrizations.json").read_text())
 NAMES = ("alpha", "omega", "u")

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from rich.console import Console
 
-from abcfx.cli import checks, demo, hyper_connections, report, solve
+from abcfx.cli import checks, demo, hyper_connections, report, solve, verify
 from abcfx.cli.shared import Command, make_console
 from abcfx.errors import AbcfxError
 
@@ -20,6 +20,7 @@ COMMANDS: tuple[Command, ...] = (
     *checks.COMMANDS,
     hyper_connections.COMMAND,
     solve.COMMAND,
+    verify.COMMAND,
     demo.COMMAND,
 )
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import adam_chain, chain_graph, random_graph
+from oracles import adam_chain
 from pytest_benchmark.fixture import BenchmarkFixture
 from scipy.optimize import linprog
 from scipy.sparse import csr_matrix
 
 from abcfx.find_c import chain_solver, find_c, find_c_dag
+from abcfx.verification.recursion import chain_graph, random_graph
 
 KINDS = ("mup", "trades", "measured", "omega")
 LARGE = pytest.param(10000, marks=pytest.mark.slow)

@@ -1,0 +1,164 @@
+"""The figure with six panels: its numbers, checked, and the drawing of them (extra `plot`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from abcfx.checks.plots import new_figure
+from abcfx.verification.evidence import Evidence, number
+from abcfx.verification.studies import STANDARD, TRANSFORMED, Studies, slope
+from abcfx.verification.widths import C
+
+PANELS = (
+    "c against alignment",
+    "learning rate against width",
+    "activation magnitude",
+    "loss with dynamic alignment",
+    "alpha per layer",
+    "learning rate per layer",
+)
+ROLE_COLOURS = {"embedding": "#1f6fb2", "hidden": "#3b7d23", "readout": "#b35a00"}
+CROWDED = 10  # steps over which a noisy loss is averaged
+
+
+def figure(studies: Studies) -> Evidence:
+    """Draws to `studies.picture` where there is one."""
+    evidence = Evidence()
+    levels = studies.alignments
+    off = max(
+        abs(found - expected)
+        for level, c in levels.items()
+        for found, expected in zip(c, (0.5, level, level - 0.5), strict=True)
+    )
+    claim = "c against alignment A: embedding 1/2, hidden A, readout A - 1/2"
+    evidence.check(claim, off < 1e-9, f"{len(levels)} points, off by {number(off)}")
+    slopes = {role: slope(by_width) for role, by_width in studies.rates.items()}
+    off = max(abs(found + C[role]) for role, found in slopes.items())
+    told = ", ".join(f"{role} {number(found)}" for role, found in slopes.items())
+    evidence.check("learning rates are straight lines of slope -c", off < 1e-9, told)
+    sizes = [value for curves in studies.magnitudes.values() for each in curves.values() for value in each.values()]
+    evidence.check("sizes can be drawn", *_drawable(sizes, True))
+    losses = [*studies.training.dynamic, *studies.training.static]
+    evidence.check("losses can be drawn", *_drawable(losses, True))
+    history = studies.training.history
+    layers = {row["node"] for row in history}
+    alphas = [row["alpha"] for row in history if row["alpha"] is not None]
+    evidence.check(f"alpha of {len(layers)} layers can be drawn", *_drawable(alphas, False))
+    evidence.check(f"rates of {len(layers)} layers can be drawn", *_drawable([row["lr"] for row in history], True))
+    if studies.picture is not None:
+        panels = draw(studies, studies.picture)
+        told = f"{panels} panels with curves, {studies.picture.stat().st_size:,} bytes"
+        evidence.check(f"{studies.picture.name} is drawn", panels == len(PANELS), told)
+    return evidence
+
+
+def _drawable(values: Sequence[float], positive: bool) -> tuple[bool, str]:
+    finite = [v for v in values if math.isfinite(v) and (v > 0 or not positive)]
+    return bool(values) and len(finite) == len(values), f"{len(finite)} of {len(values)} numbers"
+
+
+def draw(studies: Studies, path: Path) -> int:
+    """Writes the picture; returns how many panels have curves. Raises InvalidInputError without matplotlib."""
+    picture = new_figure(13.5, 7.6)
+    axes = picture.subplots(2, 3).flat
+    for axis, title, panel in zip(axes, PANELS, (_c, _rates, _sizes, _losses, _alphas, _layer_rates), strict=True):
+        panel(axis, studies)
+        axis.set_title(title, size=11)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    picture.savefig(path, dpi=100)
+    return sum(bool(axis.lines) for axis in picture.axes)
+
+
+def _c(axis: Any, studies: Studies) -> None:
+    for k, (role, colour) in enumerate(ROLE_COLOURS.items()):
+        curve = {level: c[k] for level, c in studies.alignments.items()}
+        axis.plot(list(curve), list(curve.values()), color=colour, lw=2, label=role)
+    axis.axvline(0.5, color="0.75", lw=0.8, ls=":", zorder=0)
+    axis.set_xlabel("alpha = u (1/2: independent, 1: aligned)")
+    axis.set_ylabel("c, muP with Adam")
+    axis.legend(frameon=False, fontsize=9)
+
+
+def _rates(axis: Any, studies: Studies) -> None:
+    # embedding and readout have one c: drawn thick and thin, so that both are seen
+    styles = {"embedding": ("-", 4.0, 0.45), "hidden": ("-", 2.0, 1.0), "readout": ("--", 2.0, 1.0)}
+    for role, by_width in studies.rates.items():
+        line, width, alpha = styles[role]
+        label = f"{role}, slope {slope(by_width):.2f}"
+        axis.plot(
+            list(by_width), list(by_width.values()), line, marker="o", markersize=4, lw=width, alpha=alpha,
+            color=ROLE_COLOURS[role], label=label,
+        )  # fmt: skip
+    _log_widths(axis, list(studies.rates["hidden"]))
+    _log_values(axis, (0.001, 0.002, 0.005, 0.01))
+    axis.set_ylabel("learning rate")
+    axis.legend(frameon=False, fontsize=9)
+
+
+def _sizes(axis: Any, studies: Studies) -> None:
+    last = max(step for _, step in studies.magnitudes)
+    for model, colour, label in ((STANDARD, "#c44e52", "as written"), (TRANSFORMED, "#1f6fb2", "transformed")):
+        for k, (node, by_width) in enumerate(studies.magnitudes[model, last].items()):
+            is_readout = node == "head.weight"
+            axis.plot(
+                list(by_width), list(by_width.values()), "--" if is_readout else "-", color=colour, lw=1.2, alpha=0.75,
+                label=label if k == 0 else f"{label}, logits" if is_readout else None,
+            )  # fmt: skip
+    _log_widths(axis, list(next(iter(studies.magnitudes[TRANSFORMED, last].values()))))
+    _log_values(axis, (0.3, 1, 3, 10, 30))
+    axis.set_ylabel(f"RMS of each layer of a GPT, step {last}")
+    axis.legend(frameon=False, fontsize=9)
+
+
+def _losses(axis: Any, studies: Studies) -> None:
+    run = studies.training
+    for losses, colour, width, label in (
+        (run.static, "0.75", 4.0, "planned rates"),
+        (run.dynamic, "#1f6fb2", 1.3, "rates that follow alignment"),
+    ):
+        windows = [losses[max(0, k - CROWDED + 1) : k + 1] for k in range(len(losses))]
+        axis.plot([sum(window) / len(window) for window in windows], color=colour, lw=width, label=label)
+    axis.set_xlabel(f"step (each point the mean of {CROWDED})")
+    axis.set_ylabel("loss, nats per character")
+    axis.legend(frameon=False, fontsize=9)
+
+
+def _alphas(axis: Any, studies: Studies) -> None:
+    _over_steps(axis, studies, "alpha")
+    for level in (0.5, 1.0):
+        axis.axhline(level, color="0.75", lw=0.8, ls=":", zorder=0)
+    axis.set_ylabel("alpha (dW x), measured")
+
+
+def _layer_rates(axis: Any, studies: Studies) -> None:
+    _over_steps(axis, studies, "lr")
+    _log_values(axis, (0.005, 0.006, 0.008, 0.01, 0.012))
+    axis.set_ylabel("learning rate in use")
+
+
+def _over_steps(axis: Any, studies: Studies, key: str) -> None:
+    history = studies.training.history
+    nodes = list(dict.fromkeys(row["node"] for row in history))
+    for k, node in enumerate(nodes):
+        rows = [row for row in history if row["node"] == node and row[key] is not None]
+        depth = k / max(1, len(nodes) - 1)
+        colour = (0.1 + 0.75 * depth, 0.25, 0.75 - 0.55 * depth)
+        axis.plot([row["step"] for row in rows], [row[key] for row in rows], color=colour, lw=1.5, label=node)
+    axis.set_xlabel("step")
+    axis.legend(frameon=False, fontsize=9)
+
+
+def _log_widths(axis: Any, widths: Sequence[int]) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(widths, [str(width) for width in widths])
+    axis.set_xlabel("width")
+
+
+def _log_values(axis: Any, ticks: Sequence[float]) -> None:
+    axis.set_yscale("log")
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()

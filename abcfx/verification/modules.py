@@ -1,0 +1,147 @@
+"""Sections on what a transformed model is: its scale nodes and keys, its initialisation, multipliers and rates."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from abcfx.capture import EmittedModule
+from abcfx.passes import scale_nodes
+from abcfx.result import Transformed
+from abcfx.transform import transform
+from abcfx.verification.evidence import Evidence, number
+from abcfx.verification.models import MLP, noise, seeded
+
+WIDTH, BASE, LR = 128, 48, 0.01
+EXPONENTS = {"stem": (-0.5, 0.5, 0.5), "hidden.0": (0.0, 0.5, 1.0), "head": (0.5, 0.5, 0.5)}  # muP: a, b, c
+ERRORS = 5.0  # standard errors of a measured standard deviation
+
+
+class ScaleAt(NamedTuple):
+    """A scale node: what it multiplies by its factor, and what the result goes into."""
+
+    name: str
+    factor: float
+    operand: str
+    users: str
+
+
+def module_semantics(_: Any) -> Evidence:
+    evidence = Evidence()
+    model, x = seeded(lambda: MLP(WIDTH)), noise(32, 16)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    result = transform(model, x, base=lambda: seeded(lambda: MLP(BASE)))
+    module = result.module
+    nodes = _scale_nodes(result)
+    up = (WIDTH / BASE) ** 0.5
+    table = evidence.table(
+        f"scale nodes, width {WIDTH} over base width {BASE}", "node", "factor", "multiplies", "goes into"
+    )
+    for node in nodes:
+        table.add(*node)
+    factors = [node.factor for node in nodes]
+    evidence.close("one scale node where a is not 0, times (width / base)^-a", factors, [up, 1 / up])
+    evidence.check(
+        "no scale node where a is 0", not any("hidden" in node.name for node in nodes), f"{len(nodes)} nodes"
+    )
+    weights = dict(module.named_parameters())
+    with torch.no_grad():
+        y = torch.relu(up * (x @ weights["stem.weight"].T))
+        y = torch.relu(y @ weights["hidden.0.weight"].T)
+        y = (y @ weights["head.weight"].T) / up
+    _near(evidence, "the output is that of m^-a W, layer by layer, by hand", module(x), y)
+    ours = model.state_dict()
+    untouched = ours.keys() == before.keys() and all(torch.equal(ours[key], before[key]) for key in before)
+    evidence.check("the user's own model is left as it was", untouched)
+    evidence.check(
+        "state_dict keys in and out are the same", list(module.state_dict()) == list(before), f"{len(before)}"
+    )
+    _near(evidence, "a deep copy computes the same", copy.deepcopy(module)(x), module(x))
+    _near(
+        evidence,
+        "fold() gives the original class without scale nodes, and the same output",
+        result.fold()(x),
+        module(x),
+    )
+    evidence.check("and fold's is an MLP again", type(result.fold()) is MLP, type(result.fold()).__name__)
+    same = transform(model, x, base=lambda: MLP(WIDTH))
+    at_base = torch.equal(same.module(x), model(x)) and not _scale_nodes(same)
+    evidence.check("at the base width it is the identity, bit for bit", at_base)
+    off = _difference(_trained(result, x), _trained(_absorbed(model, x), x))
+    evidence.check(
+        "absorbed multipliers train along the same trajectory, 10 steps", off < 1e-5, f"off by {number(off)}"
+    )
+    return evidence
+
+
+def initialisation(_: Any) -> Evidence:
+    evidence = Evidence()
+    x = noise(32, 16)
+    absolute = transform(seeded(lambda: MLP(WIDTH)), x, lr=LR)
+    relative = transform(seeded(lambda: MLP(WIDTH)), x, lr=LR, base=lambda: seeded(lambda: MLP(BASE)))
+    caption = f"Planned by muP at width {WIDTH}, no base, lr {LR}: n = {WIDTH}"
+    table = evidence.table(caption, "layer", "multiplier", "n^-a", "std", "n^-b", "lr", "lr n^-c")
+    weights = dict(absolute.module.named_parameters())
+    for layer, (a, b, c) in EXPONENTS.items():
+        row, weight = absolute.spec[f"{layer}.weight"], weights[f"{layer}.weight"].detach()
+        std, error = float(weight.std()), ERRORS / math.sqrt(2 * weight.numel())
+        expected = WIDTH**-a, WIDTH**-b, LR * WIDTH**-c
+        cells = zip((row["multiplier"], std, row["lr"]), expected, strict=True)
+        table.add(layer, *(value for pair in cells for value in pair))
+        evidence.close(f"{layer}: multiplier and lr", [row["multiplier"], row["lr"]], [expected[0], expected[2]])
+        off = abs(std / expected[1] - 1)
+        claim = f"{layer}: std within {100 * error:.1f} % ({ERRORS:g} standard errors of {weight.numel():,} entries)"
+        evidence.check(claim, off <= error, f"off by {100 * off:.2f} %")
+    ratio, own = WIDTH / BASE, {"stem": 16, "hidden.0": BASE, "head": BASE}
+    weights = dict(relative.module.named_parameters())
+    for layer, (a, b, c) in EXPONENTS.items():
+        row, weight = relative.spec[f"{layer}.weight"], weights[f"{layer}.weight"].detach()
+        found = [row["multiplier"], row["lr"]]
+        evidence.close(f"{layer} over base width {BASE}: powers of {ratio:.3g}", found, [ratio**-a, LR * ratio**-c])
+        expected_std = ratio**-b / math.sqrt(3 * own[layer])  # nn.Linear draws from U(-1, 1) / sqrt(fan_in)
+        off = abs(float(weight.std()) / expected_std - 1)
+        evidence.check(f"{layer}: the base's own std times {ratio:.3g}^-b", off <= 0.1, f"off by {100 * off:.2f} %")
+    redrawn = seeded(lambda: relative.init_weights(copy.deepcopy(relative.module)), 1)
+    pairs = zip(redrawn.parameters(), relative.module.parameters(), strict=True)
+    off = max(abs(float(new.detach().std() / old.detach().std()) - 1) for new, old in pairs)
+    evidence.check("init_weights draws the same std again", 0 < off <= 0.1, f"off by {100 * off:.2f} %")
+    return evidence
+
+
+def _scale_nodes(result: Transformed) -> list[ScaleAt]:
+    assert isinstance(result.module, EmittedModule)
+    found = []
+    for node in scale_nodes(result.module.graph):
+        operand, factor = node.args
+        assert isinstance(factor, float)
+        found.append(ScaleAt(node.name, factor, str(operand), ", ".join(user.name for user in node.users)))
+    return found
+
+
+def _absorbed(model: torch.nn.Module, x: torch.Tensor) -> Transformed:
+    return transform(model, x, base=lambda: seeded(lambda: MLP(BASE)), scales="absorb")
+
+
+def _trained(result: Transformed, x: torch.Tensor) -> torch.Tensor:
+    """Output after ten steps of Adam."""
+    targets = noise(32, 10, seed=1)
+    optimizer = torch.optim.Adam(result.param_groups)
+    for _ in range(10):
+        optimizer.zero_grad()
+        (result.module(x) - targets).square().mean().backward()
+        optimizer.step()
+    output: torch.Tensor = result.module(x).detach()
+    return output
+
+
+def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Largest, relative to the largest entry."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def _near(evidence: Evidence, claim: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    off = _difference(ours.detach(), theirs.detach())
+    evidence.check(claim, off < 1e-5, f"off by {number(off)}")

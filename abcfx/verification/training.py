@@ -1,0 +1,149 @@
+"""Sections on measured alignment: its computation, rates that follow it, and a whole training run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from abcfx.alignment import Measured, measure
+from abcfx.dynamic import DynamicAlignment
+from abcfx.errors import InvalidInputError
+from abcfx.find_c import find_c
+from abcfx.transform import transform
+from abcfx.verification.evidence import Evidence, number, numbers
+from abcfx.verification.models import MLP, noise, seeded, unigram_entropy
+from abcfx.verification.studies import Studies
+
+FAN, WIDTH = 512, 64
+TERMS = ("alpha", "omega", "u")
+
+
+def alignment(_: Any) -> Evidence:
+    evidence = Evidence()
+    table = evidence.table(f"Measured: log_n of rms(product) over rms of both factors, n = {FAN}", "case", *TERMS)
+    z0, w0 = noise(64, FAN, seed=1), noise(FAN, FAN, seed=2)
+    dz, dw = noise(64, FAN, seed=3), noise(FAN, FAN, seed=4)
+    direction = torch.ones(1, FAN)
+    along = noise(FAN, 1, seed=5) @ direction
+    cases = {
+        "nothing has changed": measure(z0, w0, z0, w0, FAN),
+        "weights only": measure(z0, w0, z0, w0 + dw, FAN),
+        "independent changes": measure(z0, w0, z0 + dz, w0 + dw, FAN),
+        "all along one direction": measure(direction, along, 2 * direction, 2 * along, FAN),
+        "changes of 1e-20": measure(z0 * 1e-20, w0, (z0 + dz) * 1e-20, w0 + dw, FAN),
+        "spectral norm": measure(z0, w0, z0 + dz, w0 + dw, FAN, norm="spectral"),
+    }
+    for name, found in cases.items():
+        table.add(name, *("absent" if value is None else value for value in found))
+    evidence.check("no change: every term is absent, not 0", cases["nothing has changed"] == Measured(None, None, None))
+    weights = cases["weights only"]
+    evidence.check("weights only: W dx and dW dx are absent", weights.alpha is not None and weights[1:] == (None, None))
+    independent = _present(cases["independent changes"])
+    evidence.close("independent: 1/2", independent, [0.5] * 3, 0.02)
+    evidence.close("aligned: 1", _present(cases["all along one direction"]), [1.0] * 3, 1e-5)
+    evidence.close(
+        "tiny numbers: the same", _present(cases["changes of 1e-20"]), _present(cases["independent changes"]), 1e-4
+    )
+    evidence.close(
+        "spectral: the same exponents", _present(cases["spectral norm"]), _present(cases["independent changes"]), 1e-4
+    )
+    return evidence
+
+
+def dynamic_flow(_: Any) -> Evidence:
+    evidence = Evidence()
+    x, labels = noise(128, 16), torch.randint(10, (128,), generator=torch.Generator().manual_seed(1))
+    warmup, steps = 2, 4
+    result = transform(seeded(lambda: MLP(WIDTH)), x, lr=0.02, groups="parameter")
+    optimizer = torch.optim.Adam(result.param_groups)
+    dynamic = DynamicAlignment(
+        result, optimizer, warmup=warmup, every=1, smoothing=0.0, cap=None, center=False, trust=1e9
+    )
+    refused = False
+    try:
+        dynamic.step()
+    except InvalidInputError:
+        refused = True
+    evidence.check("step() before capture_initial() is refused", refused)
+    dynamic.capture_initial(x)
+    planned = [float(group["lr"]) for group in optimizer.param_groups]
+    used: list[list[float]] = []
+    optimizer.register_step_pre_hook(lambda *_: used.append([float(group["lr"]) for group in optimizer.param_groups]))
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(result.module(x), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        dynamic.step()
+    evidence.check(
+        "steps up to the first measure use the planned rates", used[: warmup + 1] == [planned] * (warmup + 1)
+    )
+    evidence.check("later ones use others", used[-1] != planned, f"{numbers(planned)} -> {numbers(used[-1])}")
+    now = [float(group["lr"]) for group in optimizer.param_groups]
+    evidence.check("schedulers see the planned rates all along", now == planned)
+    first = [row for row in dynamic.history if row["step"] == warmup + 1]
+    table = evidence.table(f"Measured after step {warmup + 1}", "layer", *TERMS, "c", "planned lr", "lr")
+    for row, lr in zip(first, planned, strict=True):
+        shown = ("absent" if row[term] is None else row[term] for term in TERMS)
+        table.add(row["node"], *shown, row["c"], lr, row["lr"])
+    static = find_c([-0.5, 0.0, 0.5], [0.5] * 3, 1.0, 0.5, 1.0).c
+    c = _solved_apart(first)
+    evidence.close("c is what find_c gives for the measured alignments", [row["c"] for row in first], c, 1e-6)
+    # the input of the first layer does not grow: alignment has no say there
+    expected = [
+        planned[0],
+        *(lr * 64 ** (old - new) for lr, old, new in list(zip(planned, static, c, strict=True))[1:]),
+    ]
+    evidence.close("the optimizer steps with lr n^-(c - c planned)", used[warmup + 1], expected, 1e-8)
+    dynamic.detach()
+    optimizer.step()
+    evidence.check("after detach() the planned rates are used", used[-1] == planned)
+    return evidence
+
+
+def end_to_end(studies: Studies) -> Evidence:
+    evidence = Evidence()
+    run = studies.training
+    table = evidence.table("Loss, nats per character", "step", "rates that follow alignment", "planned rates")
+    for step in sorted({0, run.steps // 4, run.steps // 2, run.steps - 1}):
+        table.add(step, run.dynamic[step], run.static[step])
+    layers = evidence.table("Alignment of each layer at the last measure", "layer", *TERMS, "c", "lr")
+    last = run.history[-1]["step"]
+    for row in run.history:
+        if row["step"] == last:
+            shown = ("absent" if row[term] is None else row[term] for term in TERMS)
+            layers.add(row["node"], *shown, row["c"], row["lr"])
+    unigram = unigram_entropy()
+    for name, losses in (("with dynamic rates", run.dynamic), ("with planned rates", run.static)):
+        end = sum(losses[-20:]) / 20
+        claim = f"{name} it learns more than the frequencies of characters (entropy {unigram:.3f})"
+        evidence.check(claim, end < unigram - 0.2, f"{losses[0]:.3f} -> {end:.3f}")
+        evidence.check(f"{name} every loss is finite", all(map(math.isfinite, losses)), f"{len(losses)} losses")
+    measured = [row[term] for row in run.history for term in TERMS if row[term] is not None]
+    finite = bool(measured) and all(math.isfinite(value) and -0.2 < value < 1.2 for value in measured)
+    told = f"{len(measured)} values, {number(min(measured))} to {number(max(measured))}" if measured else "none"
+    evidence.check("measured alignments lie where products can", finite, told)
+    rates: dict[str, list[float]] = {}
+    for row in run.history:
+        rates.setdefault(row["node"], []).append(row["lr"])
+    moved = max((max(each) / min(each) for each in rates.values()), default=1.0)
+    evidence.check("rates moved while it trained", moved > 1.05, f"by up to {moved:.2f} x")
+    return evidence
+
+
+def _present(measured: Measured) -> list[float]:
+    return [math.nan if value is None else value for value in measured]
+
+
+def _solved_apart(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """c of the muP chain at the measured alignments, each within [1/2, 1], absent terms as the preset has them."""
+
+    def values(term: str, preset: float) -> list[float]:
+        return [preset if row[term] is None else min(max(row[term], 0.5), 1.0) for row in rows]
+
+    alpha, omega, u = values("alpha", 1.0), values("omega", 0.5), values("u", 1.0)
+    c: list[float] = find_c([-0.5, 0.0, 0.5], [0.5] * 3, alpha, omega, u).c
+    return c

@@ -1,0 +1,88 @@
+"""Sections on width: planned rates, the coordinate and the transfer check, sizes of activations from 64 to 1024."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from abcfx.verification.evidence import Evidence, number
+from abcfx.verification.studies import BASE_LR, STANDARD, TRANSFORMED, Studies, slope
+
+C = {"embedding": 0.5, "hidden": 1.0, "readout": 0.5}
+MOST_SLOPE = 0.15  # of sizes over width, once a layer has learned
+CONTROL_SHIFT = 0.4  # log2 per octave: the least that the model as written must show
+
+
+def width_transfer(studies: Studies) -> Evidence:
+    evidence = Evidence()
+    rates = studies.rates
+    widths = list(rates["hidden"])
+    table = evidence.table(f"Planned lr of an MLP, base width {widths[0]}, base lr {BASE_LR}, Adam", "width", *rates)
+    for width in widths:
+        table.add(width, *(by_width[width] for by_width in rates.values()))
+    for role, by_width in rates.items():
+        expected = [BASE_LR * (width / widths[0]) ** -C[role] for width in widths]
+        evidence.close(f"{role}: lr (width / base)^-{number(C[role])}", list(by_width.values()), expected, 1e-9)
+    coordinates, transfer = studies.coordinates, studies.transfer
+    told = f"widths {_listed(coordinates.widths)}, {len(coordinates.seeds)} seeds"
+    evidence.check("a GPT's coordinate check passes", bool(coordinates), f"{coordinates.verdict}; {told}")
+    evidence.check("and fails for the GPT as written", coordinates.control == "FAIL", str(coordinates.control))
+    curves = evidence.table(
+        f"The best lr of an MLP on text, {transfer.steps} steps, {len(transfer.seeds)} seeds", "model", "width",
+        "best lr", "loss there", "regret of the base's best lr",
+    )  # fmt: skip
+    for curve in transfer.curves:
+        model = "transformed" if curve.model == TRANSFORMED else "as written"
+        best = (transfer.centre or 1.0) * curve.best
+        curves.add(model, curve.width, best, f"{curve.loss:.3f} +- {curve.error:.3f}", f"{curve.regret:.3f}")
+    control = transfer.control.mean if transfer.control is not None else math.nan
+    shift = transfer.shift
+    evidence.check(
+        "the best lr stays: its transfer check passes",
+        bool(transfer),
+        f"{transfer.verdict}; log2 lr moves by {shift.mean:+.2f} +- {shift.error:.2f} per octave",
+    )
+    claim = f"as written it moves by at least {CONTROL_SHIFT} per octave"
+    evidence.check(claim, control <= -CONTROL_SHIFT, f"{control:+.2f} per octave")
+    return evidence
+
+
+def activation_magnitude(studies: Studies) -> Evidence:
+    evidence = Evidence()
+    curves = studies.magnitudes
+    steps = max(step for _, step in curves)
+    end = curves[TRANSFORMED, steps]
+    widths = list(next(iter(end.values())))
+    slopes = {key: {node: slope(values) for node, values in each.items()} for key, each in curves.items()}
+    table = evidence.table(f"RMS of layers of a GPT after {steps} steps of AdamW at one base lr", "layer",
+                           *map(str, widths), "slope", "slope as written", "slope at init")  # fmt: skip
+    for node, values in end.items():
+        table.add(node, *(f"{value:.3f}" for value in values.values()), f"{slopes[TRANSFORMED, steps][node]:+.2f}",
+                  f"{slopes[STANDARD, steps][node]:+.2f}", f"{slopes[TRANSFORMED, 0][node]:+.2f}")  # fmt: skip
+    inside = {node: value for node, value in slopes[TRANSFORMED, 0].items() if node != "head.weight"}
+    _within(evidence, "at init sizes do not depend on width", inside, 0.0)
+    _within(evidence, "but for logits, a + b = 1: -1/2", {"head.weight": slopes[TRANSFORMED, 0]["head.weight"]}, -0.5)
+    learned = {node: value for node, value in slopes[TRANSFORMED, steps].items() if node != "head.weight"}
+    _within(evidence, f"after {steps} steps sizes do not depend on width", learned, 0.0)
+    # logits fade from the initial part, which falls as width^-1/2, into the learned one, which does not
+    logits = slopes[TRANSFORMED, steps]["head.weight"]
+    told = f"slope {logits:+.2f}"
+    evidence.check("logits neither blow up nor vanish", -0.5 - MOST_SLOPE < logits < MOST_SLOPE, told)
+    ratio = max(max(values.values()) / min(values.values()) for node, values in end.items() if node != "head.weight")
+    evidence.check(
+        f"from width {widths[0]} to {widths[-1]} they differ by less than 1.5 x", ratio < 1.5, f"{ratio:.2f} x"
+    )
+    worst = max(slopes[STANDARD, steps], key=lambda node: slopes[STANDARD, steps][node])
+    grown = slopes[STANDARD, steps][worst]
+    evidence.check("as written they grow", grown > 0.5, f"{worst} ~ width^{grown:.2f}")
+    return evidence
+
+
+def _within(evidence: Evidence, claim: str, slopes: dict[str, float], expected: float) -> None:
+    worst = max(slopes, key=lambda node: abs(slopes[node] - expected))
+    passed = abs(slopes[worst] - expected) <= MOST_SLOPE
+    evidence.check(claim, passed, f"slopes within {MOST_SLOPE}; furthest {worst} {slopes[worst]:+.3f}")
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(map(str, values))

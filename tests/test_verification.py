@@ -1,0 +1,222 @@
+"""`abcfx verify`: every section passes, and fails when what it is about is broken; the document is the run's."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import abcfx
+from abcfx import cli
+from abcfx.alignment import Moments
+from abcfx.dynamic import DynamicAlignment
+from abcfx.verification import PARTS, document, figure, studies, verify
+from abcfx.verification.reference import reference
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(__file__).parent / "data"
+FAST = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15}
+
+
+def test_fast_sections_pass():
+    state = torch.random.get_rng_state()
+    found = verify(FAST)
+    assert [(section.number, section.failed) for section in found] == [(number, []) for number in sorted(FAST)]
+    assert found and torch.equal(torch.random.get_rng_state(), state)
+
+
+def failing(*numbers: int) -> dict[int, list[str]]:
+    return {section.number: [check.claim for check in section.failed] for section in verify(numbers) if section.failed}
+
+
+def test_rows_of_the_lp_that_are_off_are_seen(monkeypatch):
+    """alpha counts 0.1 more than it should: every rate is too small, and nothing is unstable."""
+    rows = abcfx.find_c.__globals__["_write_rows"]
+
+    def off(*args):
+        return [row._replace(constant=row.constant - 0.1) if row.alignment == "alpha" else row for row in rows(*args)]
+
+    monkeypatch.setitem(abcfx.find_c.__globals__, "_write_rows", off)
+    assert failing(1, 2, 3, 4, 5, 8, 10, 11).keys() == {1, 2, 3, 4, 5, 8, 10, 11}
+
+
+def test_rates_that_are_too_large_are_seen(monkeypatch):
+    solve = abcfx.find_c.__globals__["GraphSolver"].solve
+
+    def lowered(self):
+        found = solve(self)
+        c = (
+            [value - 0.05 for value in found.c]
+            if isinstance(found.c, list)
+            else {k: v - 0.05 for k, v in found.c.items()}
+        )
+        return dataclasses.replace(found, c=c)
+
+    monkeypatch.setattr(abcfx.find_c.__globals__["GraphSolver"], "solve", lowered)
+    found = failing(1, 2, 4, 5, 8, 11)
+    assert found.keys() == {1, 2, 4, 5, 8, 11}
+    assert "every r is at least 0" in found[4]
+
+
+def test_a_solver_whose_answer_depends_on_the_order_is_seen(monkeypatch):
+    solve = abcfx.find_c.__globals__["GraphSolver"].solve
+
+    def moved(self):
+        found = solve(self)
+        names = list(found.c) if isinstance(found.c, dict) else []
+        c = {**found.c, names[0]: found.c[names[0]] + 1e-3} if names else found.c
+        return dataclasses.replace(found, c=c)
+
+    monkeypatch.setattr(abcfx.find_c.__globals__["GraphSolver"], "solve", moved)
+    assert any("another order" in claim for claim in failing(4)[4])
+
+
+def test_powers_of_width_that_are_off_are_seen(monkeypatch):
+    monkeypatch.setattr("abcfx.plan._power", lambda n, exponent: 1.0 if n == 1 else float(n ** (0.9 * exponent)))
+    monkeypatch.setattr(studies.Studies, "coordinates", property(lambda self: None))  # what it cannot judge then, fails
+    assert failing(6, 7, 8).keys() == {6, 7, 8}
+    rates = studies.Studies().rates
+    assert rates["hidden"][128] != pytest.approx(rates["hidden"][64] / 2)
+
+
+@pytest.mark.parametrize("broken", ["model", "std", "keys"])
+def test_broken_modules_are_seen(monkeypatch, broken):
+    from abcfx import apply
+
+    if broken == "model":
+        monkeypatch.setitem(abcfx.transform.__globals__, "copied", lambda model: model)
+        assert "the user's own model is left as it was" in failing(6)[6]
+    elif broken == "std":
+        redraw = apply.redraw_
+        monkeypatch.setattr(apply, "redraw_", lambda tensor, std: redraw(tensor, 1.3 * std))
+        assert failing(7)[7]
+    else:
+        monkeypatch.setattr("abcfx.verification.modules._trained", lambda result, x: torch.rand(3))
+        assert [claim for claim in failing(6)[6] if "trajectory" in claim]
+
+
+def test_alignments_that_are_off_are_seen(monkeypatch):
+    right = Moments.alignment
+    monkeypatch.setattr(Moments, "alignment", lambda self, n: (found := right(self, n)) and 2 * found)
+    assert 9 in failing(9)
+
+
+def test_dynamic_rates_that_go_the_wrong_way_are_seen(monkeypatch):
+    right = DynamicAlignment._factors
+    inverse = {"_factors": lambda self, probe, c: {name: 1 / f for name, f in right(self, probe, c).items()}}
+    monkeypatch.setattr(DynamicAlignment, "_factors", inverse["_factors"])
+    assert failing(10) == {10: ["the optimizer steps with lr n^-(c - c planned)"]}
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(studies, "MAGNITUDE_WIDTHS", (64, 128))
+    monkeypatch.setattr(studies, "TRAINING_STEPS", 60)
+
+
+def test_a_run_that_does_not_learn_is_seen(monkeypatch, short):
+    monkeypatch.setattr(DynamicAlignment, "_factors", lambda self, probe, c: dict.fromkeys(c, 300.0))
+    found = failing(14)[14]
+    assert any("with dynamic rates it learns" in claim for claim in found)
+
+
+def test_layers_that_grow_with_width_are_seen(monkeypatch, short):
+    monkeypatch.setattr("abcfx.plan._power", lambda n, exponent: 1.0 if exponent > 0 else float(n**-exponent))
+    assert failing(13)
+
+
+def test_an_installation_with_a_missing_name_is_seen(monkeypatch):
+    monkeypatch.setattr(abcfx, "__all__", [*abcfx.__all__, "nothing"])
+    assert failing(15) == {15: ["every public name resolves"]}
+
+
+def test_a_panel_without_curves_is_seen(monkeypatch, short, tmp_path):
+    runs = studies.Studies(tmp_path / "figure.png")
+
+    def problems():
+        return [check.claim for check in figure.figure(runs).checks if not check.passed]
+
+    assert problems() == []
+    monkeypatch.setattr(figure, "_alphas", lambda axis, study: None)
+    assert problems() == ["figure.png is drawn"]
+    runs.rates["hidden"][512] *= 1.1
+    assert "learning rates are straight lines of slope -c" in problems()
+
+
+def test_an_error_is_a_failure_of_its_section_and_debug_raises(monkeypatch, capsys):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no\nway")
+
+    monkeypatch.setattr("abcfx.verification.training.measure", broken)
+    assert cli.main(["verify", "--only", "9"]) == 1
+    assert "it runs to its end: RuntimeError: no" in capsys.readouterr().out
+    with pytest.raises(RuntimeError):
+        cli.main(["verify", "--only", "9", "--debug"])
+
+
+def test_the_command(capsys):
+    assert cli.main(["verify", "--only", "2-3,9", "--details"]) == 0
+    out = capsys.readouterr().out
+    assert "a + c - alpha" in out and "verification: PASS" in out and "Alignment" in out
+    assert cli.main(["verify", "--only", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "PASS" and found["sections"][0]["tables"][0]["rows"][0][-1] == "breaks"
+    assert cli.main(["verify", "--list"]) == 0
+    assert capsys.readouterr().out.count("\n") == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "17"], "there is no section 17; expected 1 to 16"),
+        (["--only", "x"], "expected numbers of sections"),
+        (["--only", "5-3"], "no section in that range"),
+        (["--only", "3", "--write", "docs"], "--write needs all sections"),
+    ],
+)
+def test_wrong_usage_is_told(capsys, arguments, said):
+    assert cli.main(["verify", *arguments]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_the_packaged_rows_are_those_of_the_full_reference():
+    full = {
+        row["id"]: row for name in ("chain", "dag") for row in json.loads((DATA / f"find_c_{name}.json").read_text())
+    }
+    named = json.loads((DATA / "named_parametrizations.json").read_text())["rows"]
+    for row in reference()["networks"]:
+        source = full[row["id"]]
+        assert all(row[key] == source[key] for key in row.keys() - {"expected"})
+        for key, value in row["expected"].items():
+            assert value == pytest.approx(source["expected"][key], abs=1e-8)
+    known = {(row["parametrization"].lower(), row["optimizer"], row["alignment"]): row["c"] for row in named}
+    assert len(reference()["named"]) == 36
+    for row in reference()["named"]:
+        assert row["c"] == known[row["parametrization"], row["optimizer"], row["alignment"]]
+
+
+@pytest.mark.slow
+def test_the_whole_of_it(tmp_path, capsys):
+    """All sections pass, and the page has the structure of the committed one; its numbers are of another run."""
+    assert cli.main(["verify", "--write", str(tmp_path), "--debug"]) == 0, capsys.readouterr().out
+    page, committed = ((folder / "verification.md").read_text(encoding="utf-8") for folder in (tmp_path, ROOT / "docs"))
+    for text in (page, committed):
+        headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+        assert headings == [f"{part.number}. {part.title}" for part in PARTS]
+        assert "16 of 16 sections pass" in text and "| FAIL |" not in text
+    claims = [
+        [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| PASS |")]
+        for text in (page, committed)
+    ]
+    assert len(claims[0]) == len(claims[1]), "to fix: abcfx verify --write docs"
+    assert (tmp_path / "verification.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_page_says_what_was_found():
+    page = document(verify({2}))
+    assert (
+        "| PASS | muP is tight: every r is 0 | 0, 0, 0 |" in page and "1 of 1 sections pass, 3 of 3 checks hold" in page
+    )
