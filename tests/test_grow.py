@@ -172,3 +172,27 @@ def test_noise_adds_up_to_zero_over_the_copies_of_an_input():
     noise = zero_sum_noise(torch.ones(8, 9), widening, 0.3, torch.Generator().manual_seed(0))
     assert noise.view(8, 3, 3).sum(1).abs().max() < 1e-6
     assert noise.pow(2).mean().sqrt() == pytest.approx(0.3, rel=1e-5)
+
+
+class Latents(nn.Module):
+    """Learned queries, and a learned token in front of the inputs: parameters that are no weights."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.token, self.queries = (nn.Parameter(torch.randn(1, n, width)) for n in (1, 3))
+        self.patch, self.q, self.kv = nn.Linear(6, width), nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.patch(x).unsqueeze(1)], 1)
+        k, v = self.kv(torch.tanh(x)).chunk(2, -1)
+        q = self.q(torch.tanh(self.queries)).expand(x.shape[0], -1, -1)
+        return self.head(((q @ k.mT).tanh() @ v).mean(1))
+
+
+def test_learned_inputs_get_no_noise():
+    torch.manual_seed(0)
+    small, large = models.drawn(Latents(8)), Latents(16).double()
+    grown = abcfx.grow(small, large, ROWS, noise=0.5)
+    assert not {"token", "queries"} & set(grown.plan[0]["noised"])
+    torch.testing.assert_close(large(ROWS), small(ROWS), rtol=0, atol=1e-12)

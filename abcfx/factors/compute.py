@@ -23,13 +23,8 @@ def pointwise(step: Step) -> Dims:
         wide = [dim for dim in there if sizes(dim) == step.shape()[place] != (1, 1)]
         for other in wide[1:]:
             unify(wide[0], other)
-        found.append(_kept(wide) if wide else fresh(step.shape()[place]))
+        found.append(wide[0] if wide else fresh(step.shape()[place]))
     return tuple(found)
-
-
-def _kept(dims: Sequence[Dim]) -> Dim:
-    """A tensor computed from parameters alone still has their dims; with an activation among them it does not."""
-    return dims[0] if all(leg.origin for dim in dims for leg in dim) else without_origin(dims[0])
 
 
 @rule("mm", "bmm", "mv", "dot", "vdot", "_int_mm")

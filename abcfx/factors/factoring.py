@@ -52,6 +52,7 @@ class Factors:
 
     `contracted`: (parameter, dim) of each dim of a parameter that some product sums over. `indexed`: rows of tables
     that are looked up. `statistics`: buffers that training changes. `unfollowed`: dims that do not grow by tiling.
+    `of_weights`: tensors computed from parameters and buffers alone.
     """
 
     small: Trace
@@ -62,6 +63,7 @@ class Factors:
     indexed: list[Dim] = field(default_factory=list)
     statistics: set[str] = field(default_factory=set)
     unfollowed: list[Dim] = field(default_factory=list)
+    of_weights: set[int] = field(default_factory=set)
     _even: list[tuple[int, Dim]] = field(default_factory=list)
 
     def of(self, ref: Ref) -> Dims:
@@ -160,8 +162,8 @@ class Step:
         a, b = self.dims(one), self.dims(other)
         inner = b[-2] if len(b) > 1 else b[-1]
         unify(a[-1], inner)
-        self.contracted(a[-1])
-        self.contracted(inner)
+        weights = any(leg.origin for leg in inner)
+        self.contracted(inner if weights else a[-1])  # learned inputs are no weights, though parameters
         batch = a[:-2]
         for mine, theirs in zip(batch, b[:-2], strict=True) if len(a) > 2 else ():
             unify(mine, theirs)
@@ -186,6 +188,11 @@ class Step:
         if name in TILES and self.tensors():
             self._tiled(name)
         each = found if isinstance(found, list) else [found]
+        floats = [ref for ref in self.tensors() if self.is_floating(ref)]
+        if not floats or not all(ref.index in self.factors.of_weights for ref in floats):
+            each = [tuple(map(without_origin, dims)) for dims in each]
+        else:
+            self.factors.of_weights.update(ref.index for ref in results)
         for ref, dims in zip(results, each, strict=False):
             if self.factors.dims[ref.index] is None:
                 self.factors.dims[ref.index] = tuple(dims)
@@ -212,6 +219,7 @@ def factor(small: Trace, large: Trace) -> Factors:
         for name, ref in getattr(large, group).items():
             shapes = zip(small.shapes[ref.index], large.shapes[ref.index], strict=True)
             factors.dims[ref.index] = tuple(fresh(size, (name, i)) for i, size in enumerate(shapes))
+            factors.of_weights.add(ref.index)
     for index in range(len(large.calls)):
         Step(factors, index).run()
     for index, dim in factors._even:  # only now is every dim refined as far as it will be
