@@ -7,14 +7,16 @@ Along a factor that grows entry i of the large one is a copy of entry i mod smal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 Factors = Sequence[Any]
+PART = 2**21
+"""Entries that are written at a time, so that filling needs little memory beyond both models."""
 
 
 @dataclass(frozen=True)
@@ -138,20 +140,41 @@ def widened(tensor: torch.Tensor, widening: Widening) -> torch.Tensor:
     return large if by == 1.0 else large * by
 
 
-def zero_sum_noise(like: torch.Tensor, widening: Widening, relative: float, generator: torch.Generator) -> torch.Tensor:
-    """Normal noise with `relative` times the RMS of `like` that adds up to zero over the copies of every input.
+def zero_sum_noise(shape: Sequence[int], widening: Widening, std: float, generator: torch.Generator) -> torch.Tensor:
+    """Normal noise that adds up to zero over the copies of every input: float64.
 
     All inputs that are copies are equal, so the noise changes no product, however large it is. Zeros where no
     contracted dim grows.
     """
     place = next((i for i in widening.contracted if grows(widening.dims[i])), None)
-    if place is None or not relative:
-        return torch.zeros_like(like)
-    noise = torch.randn(like.shape, generator=generator, dtype=torch.float64)
-    only = [widening.dims[i] if i == place else [[size, size]] for i, size in enumerate(like.shape)]
+    if place is None or not std:
+        return torch.zeros(tuple(shape), dtype=torch.float64)
+    noise = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+    only = [widening.dims[i] if i == place else [[size, size]] for i, size in enumerate(shape)]
     noise -= tiled(averaged(noise, only), only)
-    noise *= relative * like.double().pow(2).mean().sqrt().cpu() / noise.pow(2).mean().sqrt().clamp_min(1e-30)
-    return noise.to(like)
+    small, large = sizes(widening.dims[place])
+    return noise.mul_(std / max(1.0 - small / large, 0.1) ** 0.5)
+
+
+def _parts(target: torch.Tensor, widening: Widening) -> Iterator[tuple[int, int, int]]:
+    """(dim, start, length) of parts of a tensor, along a dim that no product sums over, of about `PART` entries."""
+    free = [place for place in range(target.ndim) if place not in widening.contracted]
+    place = max(free, key=lambda i: target.shape[i], default=-1)
+    if place < 0:
+        yield -1, 0, 0
+        return
+    rows = max(1, PART // max(1, target.numel() // target.shape[place]))
+    for start in range(0, target.shape[place], rows):
+        yield place, start, min(rows, target.shape[place] - start)
+
+
+def _part(tensor: torch.Tensor, widening: Widening, place: int, start: int, length: int) -> torch.Tensor:
+    """A part of the large tensor."""
+    if place < 0:
+        return widened(tensor, widening)
+    rows = index_map(widening.dims[place])[start : start + length].to(tensor.device)
+    dims = [*widening.dims[:place], [[length, length]], *widening.dims[place + 1 :]]
+    return widened(tensor.index_select(place, rows), replace(widening, dims=tuple(dims)))
 
 
 def widen(
@@ -176,11 +199,19 @@ def widen(
     own = dict(large.named_parameters()) | dict(large.named_buffers())
     with torch.no_grad():
         for name, widening in plan.items():
-            grown = widened(tensors[widening.source], widening)
-            if name in noised:
-                grown = grown + zero_sum_noise(grown, widening, noise, generator)
-            target = own[name]
-            for place, factors in enumerate(widening.dims):
-                if (old := padded(factors)) is not None:
-                    target, grown = target.narrow(place, 0, old), grown.narrow(place, 0, old)
-            target.copy_(grown)
+            source, target = tensors[widening.source], own[name]
+            old = [padded(factors) for factors in widening.dims]
+            for place, count in enumerate(old):
+                target = target if count is None else target.narrow(place, 0, count)
+            std = noise * _rms(source) * widening.factor if name in noised else 0.0
+            for place, start, length in _parts(target, widening):
+                grown = _part(source, widening, place, start, length)
+                if std:
+                    grown = grown + zero_sum_noise(grown.shape, widening, std, generator).to(grown)
+                for other, count in enumerate(old):
+                    grown = grown if count is None or other == place else grown.narrow(other, 0, count)
+                (target if place < 0 else target.narrow(place, start, length)).copy_(grown)
+
+
+def _rms(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.detach().float())) / max(1, tensor.numel()) ** 0.5

@@ -56,12 +56,14 @@ def difference(small: torch.Tensor, large: torch.Tensor, dims: Sequence[Factors]
         if (old := padded(factors)) is not None:
             large = large.narrow(place, 0, old)
             dims = [*dims[:place], [[old, old]], *dims[place + 1 :]]
-    expected = tiled(small, dims).double()
+    if large.dtype in (torch.float16, torch.bfloat16):
+        small, large = small.float(), large.float()
+    expected = tiled(small, dims)
     if not expected.numel():
         return 0.0
-    gap = (large.double() - expected).abs()
+    gap = (large - expected).abs()
     same = expected == large  # infinite masks too
     if bool(same.all()):
         return 0.0
     rms = expected[expected.isfinite()].pow(2).mean().sqrt()
-    return float(gap.masked_fill(same, 0.0).max() / rms.clamp_min(torch.finfo(torch.float64).tiny))
+    return float(gap.masked_fill(same, 0.0).max() / rms.clamp_min(torch.finfo(rms.dtype).tiny))
