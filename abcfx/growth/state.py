@@ -18,9 +18,9 @@ from abcfx.optimizers import Family, family
 from abcfx.passes.widen import Widening, multiplier, sizes, tiled
 
 DEGREES = {
-    "exp_avg": 1, "momentum": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "momentum_buffer": 1, "exp_inf": 1, "square_avg": 2,
-    "grad_avg": 1, "sum": 2, "prev": 1, "exp_avg_sq_row": 2, "exp_avg_sq_col": 2, "row_var": 2, "col_var": 2,
-    "variance": 2,
+    "exp_avg": 1, "momentum": 1, "momentum_buffer": 1, "exp_inf": 1, "grad_avg": 1, "prev": 1, "exp_avg_sq": 2,
+    "max_exp_avg_sq": 2, "square_avg": 2, "sum": 2, "exp_avg_sq_row": 2, "exp_avg_sq_col": 2, "row_var": 2,
+    "col_var": 2, "variance": 2,
 }  # fmt: skip
 """State that torch's optimizers keep -> its degree in the gradient."""
 OF_UPDATES = frozenset({("RMSprop", "momentum_buffer")})
