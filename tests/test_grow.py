@@ -209,3 +209,22 @@ def test_a_tensor_written_in_parts_is_the_same(monkeypatch):
     assert all(torch.equal(tensor, whole[name]) for name, tensor in large.state_dict().items())
     abcfx.grow(small, large, inputs, noise=0.5)
     torch.testing.assert_close(large(inputs), small(inputs), rtol=0, atol=1e-12)
+
+
+class Peeking(nn.Module):
+    """Takes one channel, as some encoders do, to read a shape off it."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.tok, self.head = nn.Embedding(models.VOCABULARY, width), nn.Linear(width, 4)
+
+    def forward(self, tokens):
+        x = self.tok(tokens)
+        length = x[:, :, -1].shape[1]
+        return self.head(x) / length
+
+
+def test_what_no_output_depends_on_is_no_reason_to_refuse():
+    small, large = models.drawn(Peeking(8)), Peeking(16).double()
+    abcfx.grow(small, large, models.tokens())
+    torch.testing.assert_close(large(models.tokens()), small(models.tokens()), rtol=0, atol=1e-12)

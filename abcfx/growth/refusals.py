@@ -128,8 +128,10 @@ def _floats(call: Call) -> list[float]:
 
 def _structure(factors: Factors) -> Iterator[Refusal]:
     fine = {id(atom) for atom in padded_atoms(factors)}
-    chosen = _chosen(factors)
+    chosen, alive = _chosen(factors), _alive(factors)
     for problem in factors.problems:
+        if problem.call not in alive:  # looked at for its shape alone
+            continue
         growing = [atom for atom in plain_atoms(problem.dim) if atom.small != atom.large]
         if not growing or not all(id(atom) in fine or atom.size in chosen for atom in growing):
             yield Refusal(problem.path, problem.op, problem.reason, _fix(problem.reason))
@@ -137,6 +139,17 @@ def _structure(factors: Factors) -> Iterator[Refusal]:
         if not all(id(atom) in fine for atom in plain_atoms(dim) if atom.small != atom.large):
             reason = "rows of a table that are looked up grow and are summed over elsewhere"
             yield Refusal("a table", "embedding", reason, "keep their number")
+
+
+def _alive(factors: Factors) -> set[int]:
+    """Calls that the outputs depend on."""
+    needed, found = set(factors.large.outputs), set[int]()
+    for index in range(len(factors.large.calls) - 1, -1, -1):
+        call = factors.large.calls[index]
+        if needed.intersection(call.outs):
+            found.add(index)
+            needed.update(call.inputs)
+    return found
 
 
 def _chosen(factors: Factors) -> set[tuple[int, int]]:
