@@ -228,3 +228,43 @@ def test_what_no_output_depends_on_is_no_reason_to_refuse():
     small, large = models.drawn(Peeking(8)), Peeking(16).double()
     abcfx.grow(small, large, models.tokens())
     torch.testing.assert_close(large(models.tokens()), small(models.tokens()), rtol=0, atol=1e-12)
+
+
+class Recurrent(nn.Module):
+    """A cell that is called once for each token, so that its weights are used many times."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.tok, self.cell, self.head = nn.Embedding(23, width), nn.LSTMCell(width, width), nn.Linear(width, 23)
+
+    def forward(self, tokens):
+        x, states = self.tok(tokens), []
+        h = c = torch.zeros_like(x[:, 0])
+        for position in range(x.shape[1]):
+            h, c = self.cell(x[:, position], (h, c))
+            states.append(h)
+        return self.head(torch.stack(states, 1))
+
+
+class Masked(nn.Module):
+    """torch's encoder, which looks at the values of the mask that it is given."""
+
+    def __init__(self, width):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(width, width // 8, 2 * width, 0.0, batch_first=True, norm_first=True)
+        self.tok, self.layers = nn.Embedding(23, width), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(width, 23)
+
+    def forward(self, tokens):
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], dtype=torch.float64)
+        return self.head(self.layers(self.tok(tokens), mask=mask))
+
+
+@pytest.mark.parametrize("kind", [Recurrent, Masked])
+def test_weights_that_are_used_again_and_masks_that_are_looked_at(kind):
+    torch.manual_seed(0)
+    small, large = models.drawn(kind(16)), kind(32).double()
+    (step,) = abcfx.grow(small, large, models.tokens(), noise=0.3).steps
+    assert step.difference < 1e-12
+    contracted = {n for n, p in large.named_parameters() if p.ndim == 2 and n != "tok.weight"}
+    assert set(step.data["noised"]) == contracted

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from abcfx.errors import PairingError
 from abcfx.factors.factoring import Factors, factor
@@ -21,6 +23,8 @@ def factor_models(
 ) -> Factors:
     """Factors of the first (small, large) pair whose runs can be compared: a model itself, or a graph captured of it.
 
+    Runs are on fake tensors, or on real ones where the models ask for a value in them, such as that of a mask.
+
     Where the large model has more blocks, one of its blocks stands for each of the small one, under the small one's
     names (`Blocks.twin`).
 
@@ -28,10 +32,12 @@ def factor_models(
         PairingError: none can be; says why, for the first of them.
     """
     failures: list[Exception] = []
-    for small, large in pairs:
+    for fake, (small, large) in itertools.product((True, False), pairs):
+        if not fake and not isinstance(failures[0], DataDependentOutputException):
+            break
         try:
             with as_deep_as_base(large, blocks):
-                runs = [trace(model, args or (), kwargs) for model in (small, large)]
+                runs = [trace(model, args or (), kwargs, fake=fake) for model in (small, large)]
             return factor(*runs)
         except Exception as error:  # a model may raise anything on fake tensors
             failures.append(error)

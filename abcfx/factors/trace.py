@@ -85,16 +85,22 @@ class Trace:
 
 
 def trace(
-    model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, values: bool = False
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    values: bool = False,
+    fake: bool = True,
 ) -> Trace:
     """Run the model once without gradients and write down what it does; the model is left as it was.
 
     Args:
-        values: run on the real weights and inputs and keep every tensor; otherwise on fake ones, at no cost.
+        values: run on the real weights and inputs, and keep every tensor.
+        fake: otherwise, whether to run on fake ones, at no cost.
 
     Raises whatever the model raises; on fake tensors also where it asks for a value in them.
     """
-    mode = None if values else FakeTensorMode(allow_non_fake_inputs=True)
+    mode = None if values or not fake else FakeTensorMode(allow_non_fake_inputs=True)
     given = pytree.tree_map_only(
         torch.Tensor,
         lambda t: t if mode is None else mode.from_tensor(t.detach(), static_shapes=True),

@@ -128,7 +128,7 @@ def layers(pair: Pair) -> Finding:
     bad = next((each for each in compared if not each.error <= limit), None)
     worst = max(compared, key=lambda each: each.error)
     details = [f"{len(compared)} tensors of {len(pair.runs.factors.large.calls)} calls compared, "
-               f"worst {worst.error:.2g} at {worst.path}"]  # fmt: skip
+               f"worst {worst.error:.2g} at {worst.path or worst.name}"]  # fmt: skip
     drift = list(_drift(pair))
     details += [f"new block {block}: adds {gap:.2g} of its input's RMS" for block, gap in drift]
     if bad is not None:
@@ -144,7 +144,8 @@ def layers(pair: Pair) -> Finding:
     if moved:
         block, gap = moved[0]
         return Finding(name, "WARN", gap, limit, "new block", block,
-                       f"drift: {len(moved)} new blocks change the stream", "zero their output weights",
+                       f"drift: {len(moved)} new blocks change the stream",
+                       "zero their output weights; where a norm follows the sum, the stream changes all the same",
                        tuple(details))  # fmt: skip
     return Finding(name, "PASS", worst.error, limit, worst.name, worst.path, details=tuple(details))
 

@@ -16,6 +16,7 @@ from abcfx.factors.atoms import Atom, legs, plain_atoms, root
 from abcfx.growth.linear import Form
 from abcfx.growth.scales import Scales, solve_scales
 from abcfx.passes.widen import Widening
+from abcfx.rules import Layer
 from abcfx.widths import PairedGrowth
 
 
@@ -28,7 +29,7 @@ class GrowthPlan:
         factors: dims of every tensor of a run of both, in common factors.
         scales: exponents of the parameters' factors.
         dag: the layer DAG of the large model.
-        noised: parameters that may get zero-sum noise: used once, and contracted over a dim that grows.
+        noised: parameters that may get zero-sum noise: every use contracts the same dims, and one of them grows.
     """
 
     widenings: Mapping[str, Widening]
@@ -73,13 +74,20 @@ def plan_growth(small: nn.Module, large: nn.Module, args: Sequence[Any], kwargs:
         else:  # no output depends on it
             factor = math.prod(sizes(dims[i])[0] / sizes(dims[i])[1] for i in contracted)
         widenings[name] = Widening(name, tuple(_with_pads(dim, padded) for dim in dims), factor, contracted)
-    once = {name for name, nodes in dag.uses().items() if len(nodes) == 1}
-    noised = tuple(name for name, each in widenings.items() if each.contracted and name in once)
+    summed = {name for name, nodes in dag.uses().items() if _is_summed_alike(dag, nodes)}
+    noised = tuple(name for name, each in widenings.items() if each.contracted and name in summed)
     return GrowthPlan(widenings, factors, scales, dag, noised)
 
 
 def _captured(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CapturedGraph:
     return capture(model, tuple(args), dict(kwargs), verify=False, modes=("train",), sizes="fixed")
+
+
+def _is_summed_alike(dag: LayerDag, nodes: Sequence[str]) -> bool:
+    """Whether all uses of a parameter sum over the same dims of it, and none divides it by its norm."""
+    kinds = [dag.kind(node) for node in nodes]
+    over = {kind.fan_in for kind in kinds if isinstance(kind, Layer) and not kind.normalised}
+    return len(over) == 1 and all(isinstance(kind, Layer) and kind.fan_in in over for kind in kinds)
 
 
 def _factor(exponents: Form, scale: float) -> float:
