@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from rich.console import Console
 
-from abcfx.cli import checks, demo, hyper_connections, report, solve, verify
+from abcfx.cli import checks, demo, hyper_connections, report, solve, verify, verify_growth
 from abcfx.cli.shared import Command, make_console
 from abcfx.errors import AbcfxError
 
@@ -19,6 +19,7 @@ COMMANDS: tuple[Command, ...] = (
     report.COMMAND,
     *checks.COMMANDS,
     hyper_connections.COMMAND,
+    verify_growth.COMMAND,
     solve.COMMAND,
     verify.COMMAND,
     demo.COMMAND,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from abcfx.cli.load import FORMS, Named, assignments, example_inputs
+from abcfx.cli.load import FORMS, Named, assignments, example_inputs, load_weights
 from abcfx.cli.shared import Command, show_result
 from abcfx.errors import InvalidInputError
 from abcfx.hyper_connections import diagnose
@@ -55,9 +55,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> bool:
     named = Named("MODEL", arguments.model)
     model = named.build(assignments("--kwargs", arguments.kwargs))
     if arguments.checkpoint:
-        import torch
-
-        model.load_state_dict(torch.load(arguments.checkpoint, map_location="cpu", weights_only=True))
+        load_weights("--checkpoint", model, arguments.checkpoint)
     args, kwargs = example_inputs(Named("--inputs", arguments.inputs, named) if arguments.inputs else None)
     return show_result(diagnose(model=model, inputs=args if kwargs is None else kwargs, **common), arguments, console)
 

@@ -115,6 +115,22 @@ def _import(argument: str, place: str) -> ModuleType:
     return module
 
 
+def load_weights(argument: str, model: nn.Module, file: Path) -> None:
+    """Loads a state_dict, all of it; raises InvalidInputError where it is none of this model."""
+    if not file.is_file():
+        raise InvalidInputError(f"{argument}: there is no file {file}.")
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(state, Mapping):
+        raise InvalidInputError(
+            f"{argument}: {file} holds a {type(state).__name__}, expected a state_dict.\n"
+            f"  To fix: torch.save(model.state_dict(), {str(file)!r})"
+        )
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise InvalidInputError(f"{argument}: {file} has other tensors than {type(model).__name__}. {error}") from None
+
+
 def example_inputs(named: Named | None) -> tuple[Any, dict[str, Any] | None]:
     """(args, kwargs) out of a tensor, a tuple of positional inputs, a dict of keyword inputs, or what returns one."""
     if named is None:

@@ -1,0 +1,69 @@
+"""`abcfx verify-growth`: the seven checks of a growth, on two models and their weights named on the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from abcfx.cli.load import FORMS, SEED, Named, load_weights
+from abcfx.cli.shared import Command, print_json, print_text
+from abcfx.passes.deepen import ORDERS
+
+HELP = """Check that a large model is a small one grown, whoever grew it. Status 0 only on PASS.
+
+  abcfx verify-growth 'models.py:GPT(64)' 'GPT(128)' --batch make_batch --small-weights s.pt --large-weights l.pt
+  abcfx verify-growth models.py:trained models.py:grown --batch make_batch --loss my_loss --checks C0,C1,C4"""
+CHECKS = "C0,C1,C2,C3,C4,C5,C6"
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("small", metavar="SMALL", help=f"the model that was grown: {FORMS}")
+    parser.add_argument("large", metavar="LARGE", help="the model that it was grown into; in SMALL's file")
+    parser.add_argument(
+        "--batch",
+        metavar="BATCH",
+        required=True,
+        help="real inputs: a tensor, a dict of keyword inputs, (inputs, targets), or what returns one",
+    )
+    for which in ("small", "large"):
+        parser.add_argument(
+            f"--{which}-weights", metavar="FILE", type=Path, help=f"a state_dict to load into {which.upper()}"
+        )
+    parser.add_argument("--loss", metavar="LOSS", help="a function of (output, batch); default: cross entropy")
+    parser.add_argument("--depth", default="stack", choices=ORDERS, help="where new blocks were put (default: stack)")
+    parser.add_argument("--checks", default=CHECKS, help=f"which to run (default: {CHECKS})")
+
+
+def _run(arguments: argparse.Namespace, console: Console) -> bool:
+    from abcfx.growth import verify_growth
+
+    named = Named("SMALL", arguments.small)
+    small = _filled(named, "--small-weights", arguments.small_weights)
+    large = _filled(Named("LARGE", arguments.large, named), "--large-weights", arguments.large_weights)
+    torch.manual_seed(SEED)
+    batch = Named("--batch", arguments.batch, named).value()
+    checked = verify_growth(
+        small,
+        large,
+        batch() if callable(batch) and not isinstance(batch, torch.Tensor) else batch,
+        loss=Named("--loss", arguments.loss, named).value() if arguments.loss else None,
+        depth=arguments.depth,
+        checks=tuple(part.strip() for part in arguments.checks.split(",")),
+        raises=False,
+    )
+    print_json(checked.to_json(), console) if arguments.json else print_text(str(checked), console)
+    return bool(checked)
+
+
+def _filled(named: Named, argument: str, weights: Path | None) -> nn.Module:
+    model = named.build({})
+    if weights is not None:
+        load_weights(argument, model, weights)
+    return model
+
+
+COMMAND = Command("verify-growth", HELP, _add_arguments, _run)
