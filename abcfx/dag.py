@@ -12,7 +12,7 @@ from abcfx.capture import CapturedGraph
 from abcfx.errors import InvalidInputError
 from abcfx.interpreter import Interpreter, tensors
 from abcfx.rules import Kind, Layer, Vector
-from abcfx.rules.kinds import Merge, Norm, Product, Scale, Softmax
+from abcfx.rules.kinds import Merge, Norm, Product, Reduce, Scale, Softmax
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class LayerDag:
         if self.graph.out_degree(node) != 1 or node in self.outputs or self._is_pinned(node):
             return ()
         kind = self.kind(node)
-        if isinstance(kind, Scale):
+        if isinstance(kind, Scale | Reduce):
             return self.takers(kind.input)
         if isinstance(kind, Product):  # linear in each factor: a written-out gain first
             vectors = [n for n in kind.sources if isinstance(self.kind(n), Vector)]

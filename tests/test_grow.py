@@ -33,6 +33,8 @@ GROWTHS = {
     "gpt, wider and deeper": lambda: (models.Gpt(16, 2), models.Gpt(32, 4, layers=4), models.tokens()),
     "experts, wider": lambda: (models.Moe(), models.Moe(32, 48), models.tokens()),
     "experts and top_k": lambda: (models.Moe(), models.Moe(16, 24, 8, 4), models.tokens()),
+    "listed experts, deeper": lambda: (models.Stream(models.ListedExperts),
+                                       models.Stream(models.ListedExperts, 32, layers=4), models.tokens()),
     "resnet, batch norm": lambda: (models.Residual(8), models.Residual(24), IMAGES),
     "resnet, group norm": lambda: (models.Residual(8, lambda c: nn.GroupNorm(2, c), 2),
                            models.Residual(16, lambda c: nn.GroupNorm(2, c), 2), IMAGES),

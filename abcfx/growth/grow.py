@@ -232,8 +232,8 @@ def _copies(blocks: Blocks, originals: Mapping[str, Mapping[str, str]]) -> dict[
 def _deepened(copies: dict[str, str], zeroed: list[str], gap: float, kept: bool, zero: bool) -> Step:
     notes: tuple[str, ...] = ()
     if zero and not kept:
-        notes = ("new blocks change the function although what they add was set to zero: "
-                 "the stream itself goes through them (a norm after the sum)",)  # fmt: skip
+        notes = ("new blocks change the function although the weights above were set to zero: something else adds to "
+                 "the stream, or the stream itself goes through them (a norm after the sum)",)  # fmt: skip
     if not zero:
         notes = ("new blocks are whole copies: the function changes, as in G_stack (Du et al. 2024)",)
     return Step("deepen", {"copies": copies, "zeroed": zeroed}, gap, kept, notes)
