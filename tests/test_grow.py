@@ -90,6 +90,29 @@ def test_training_goes_on_along_the_same_course(name, optimizer):
         assert (got - expected).abs().max() <= 1e-10 * expected.pow(2).mean().sqrt()
 
 
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("sizes", [(16, 16), (8, 32)])
+def test_muon_goes_on_as_far_as_its_own_rounding_lets_it(sizes, adjust):
+    """It computes in bfloat16. Singular values of copied matrices are larger, and its updates have them all at one."""
+    small, large = models.drawn(models.Mlp(8)), models.Mlp(*sizes).double()
+    matrices = [p for p in small.parameters() if p.ndim == 2]
+    first = torch.optim.Muon(matrices, 1e-2, weight_decay=0.1, adjust_lr_fn=adjust)
+
+    def step(model, taken):
+        taken.zero_grad()
+        (model(ROWS).tanh() * torch.linspace(-1, 1, 4)).pow(2).sum().backward()
+        taken.step()
+        return model(ROWS).detach()
+
+    start = step(small, first)
+    grown = abcfx.grow(small, large, ROWS, optimizer=first, noise=0.0)
+    second = torch.optim.Muon(grown.param_groups, adjust_lr_fn=adjust)
+    second.load_state_dict(grown.optimizer_state)
+    for _ in range(5):
+        expected, got = step(small, first), step(large, second)
+    assert (got - expected).abs().max() < 0.03 * (expected - start).abs().max()
+
+
 def test_rates_are_those_of_the_plan():
     """-log of the factor is the exponent that the LP finds for Adam under full alignment."""
     small, large, inputs = pair_of("gpt")

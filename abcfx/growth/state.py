@@ -6,6 +6,7 @@ degree k is multiplied with rho^k, and what the optimizer adds to w_L must be s 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,22 +64,35 @@ def grown_groups(
     for name, widening in names.items():
         if name not in ours or (group := of.get(id(theirs[widening.source]))) is None:
             continue
-        change = hyperparameters(which, growth_of(widening), group)
+        change = hyperparameters(which, widening, group)
         made.append({**group, **change, "params": [ours[name]], "param_names": [name]})
     return made
 
 
-def hyperparameters(which: Family, grown: Grown, group: Mapping[str, Any]) -> dict[str, Any]:
+def hyperparameters(which: Family, widening: Widening, group: Mapping[str, Any]) -> dict[str, Any]:
     """lr, eps and weight decay of a parameter after growth (docs/growth.md has the derivation)."""
+    grown = growth_of(widening)
     s, rho = grown.s, grown.rho
-    rate = {"gradient": s / rho, "relative": 1.0}.get(which.update, s)
+    rate = {"gradient": s / rho, "relative": 1.0, "spectral": s / _spectral(which, widening)}.get(which.update, s)
     found: dict[str, Any] = {"lr": group["lr"] * rate}
     if "eps" in group and isinstance(group["eps"], float) and which.has_eps:
         found["eps"] = group["eps"] * rho
     decay = group.get("weight_decay") or 0.0
     if decay:
-        found["weight_decay"] = decay * (rho / s if which.decay == "gradient" else 1.0 / rate)
+        found["weight_decay"] = decay * {"gradient": rho / s, "ratio": 1.0 / s}.get(which.decay, 1.0 / rate)
     return found
+
+
+def _spectral(which: Family, widening: Widening) -> float:
+    """By which number an update with singular values of one size is smaller, entry by entry, than the copied one."""
+    shapes = zip(*(sizes(factors) for factors in widening.dims[:2]), strict=True)
+    small, large = (math.prod(shape) ** -0.5 * _adjustment(which.shape, *shape) for shape in shapes)
+    return large / small
+
+
+def _adjustment(shape: str, rows: int, columns: int = 1) -> float:
+    """What the optimizer itself multiplies such an update with (`Family.shape`)."""
+    return {"tall": max(1.0, rows / columns), "rms": float(max(rows, columns))}.get(shape, 1.0) ** 0.5
 
 
 def grown_state(
