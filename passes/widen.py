@@ -7,6 +7,7 @@ Along a factor that grows entry i of the large one is a copy of entry i mod smal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -214,4 +215,4 @@ def widen(
 
 
 def _rms(tensor: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.detach().float())) / max(1, tensor.numel()) ** 0.5
+    return float(torch.linalg.vector_norm(tensor.detach().float())) / math.sqrt(max(1, tensor.numel()))

@@ -86,13 +86,13 @@ def hyperparameters(which: Family, widening: Widening, group: Mapping[str, Any])
 def _spectral(which: Family, widening: Widening) -> float:
     """By which number an update with singular values of one size is smaller, entry by entry, than the copied one."""
     shapes = zip(*(sizes(factors) for factors in widening.dims[:2]), strict=True)
-    small, large = (math.prod(shape) ** -0.5 * _adjustment(which.shape, *shape) for shape in shapes)
+    small, large = (_adjustment(which.shape, *shape) / math.sqrt(math.prod(shape)) for shape in shapes)
     return large / small
 
 
 def _adjustment(shape: str, rows: int, columns: int = 1) -> float:
     """What the optimizer itself multiplies such an update with (`Family.shape`)."""
-    return {"tall": max(1.0, rows / columns), "rms": float(max(rows, columns))}.get(shape, 1.0) ** 0.5
+    return math.sqrt({"tall": max(1.0, rows / columns), "rms": max(rows, columns)}.get(shape, 1.0))
 
 
 def grown_state(
