@@ -92,6 +92,7 @@ def change(depth: str, layers: int) -> float:
     return float((last - first).square().mean().sqrt())
 
 
+@pytest.mark.slow
 def test_what_the_model_learns_in_a_few_steps_does_not_grow_with_depth():
     slopes = {d: math.log(change(d, 64) / change(d, 4)) / math.log(64 / 4) for d in ("none", "mup", "completep")}
     assert abs(slopes["completep"]) < 0.1 and abs(slopes["mup"]) < 0.15

@@ -47,7 +47,7 @@ def pair_of(name):
     return models.drawn(small), large.double(), inputs
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize("noise", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 @pytest.mark.parametrize("name", GROWTHS)
 def test_the_function_is_kept(name, noise):
     small, large, inputs = pair_of(name)
@@ -67,7 +67,13 @@ def test_the_function_is_kept(name, noise):
     lambda p: torch.optim.RMSprop(p, 1e-3, momentum=0.5, centered=True),
     lambda p: Lion([{"params": list(p), "lr": 1e-4, "weight_decay": 0.1}]),
 ], ids=["adamw", "sgd", "amsgrad", "rmsprop", "lion"])  # fmt: skip
-@pytest.mark.parametrize("name", ["mlp x2", "gpt", "gpt tied", "experts, wider", "gpt, head_dim"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt tied",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("mlp x2", "gpt", "experts, wider", "gpt, head_dim")),
+    ],
+)
 def test_training_goes_on_along_the_same_course(name, optimizer):
     small, large, inputs = pair_of(name)
     batches = [inputs if inputs.is_floating_point() else models.tokens(2, 6, seed=i) for i in range(25)]

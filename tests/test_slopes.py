@@ -39,7 +39,7 @@ def check(name: str, widths: tuple[int, ...], seeds: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers' own
-@pytest.mark.parametrize("name", ["BERT", "ViT"])
+@pytest.mark.parametrize("name", ["BERT", pytest.param("ViT", marks=pytest.mark.slow)])
 def test_two_of_them(name: str) -> None:
     check(name, WIDTHS[:3], seeds=4)
 
