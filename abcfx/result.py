@@ -17,7 +17,7 @@ from abcfx.depth import DepthScaling
 from abcfx.errors import InvalidInputError
 from abcfx.exponents import Setting
 from abcfx.folding import Fold
-from abcfx.groups import groups_of
+from abcfx.groups import groups_of, param_groups
 from abcfx.init import Init, initialise
 from abcfx.optimizers import Optimizer
 from abcfx.parametrizations import Alignment
@@ -135,13 +135,22 @@ class Transformed:
 
         Path(path).write_text(page(self), encoding="utf-8")
 
-    def groups_for(self, optimizer: Optimizer) -> list[dict[str, Any]]:
+    def groups_for(self, optimizer: Optimizer, module: nn.Module | None = None) -> list[dict[str, Any]]:
         """The groups of one optimizer among several: `Muon(result.groups_for("muon"))`.
 
+        Args:
+            optimizer: as given to `transform`: a name, a class or an instance.
+            module: a module with the model's parameter names whose parameters are other objects by now: after
+                `to_empty` on a model planned on the meta device, or sharding. `self.module`, as planned, by default.
+
         Raises:
-            InvalidInputError: no parameter belongs to it.
+            InvalidInputError: no parameter belongs to it; the module has not the parameters of the plan.
         """
-        return groups_of(self.param_groups, self.spec, optimizer)
+        groups = self.param_groups
+        if module is not None:
+            single = all(len(group["params"]) == 1 for group in groups)
+            groups = param_groups(module, self.spec, "parameter" if single else "merged")
+        return groups_of(groups, self.spec, optimizer)
 
     def __str__(self) -> str:
         from abcfx.report import render

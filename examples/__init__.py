@@ -1,1 +1,1 @@
-"""Models as people write them, installed as `abcfx.examples`, so that `abcfx demo` has one to work on."""
+"""Models as people write them and short programs that train them, installed as `abcfx.examples`: docs/examples.md."""

@@ -79,7 +79,7 @@ def train(variant: Variant, task: Task, characters: torch.Tensor, plot: Path | N
         factors.append(math.exp(mean(map(math.log, now))) if now else 1.0)
         loss = F.cross_entropy(result.module(inputs_BT).flatten(0, 1), targets_BT.flatten())
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         if dynamic is not None:

@@ -84,6 +84,14 @@ def test_the_page_on_measured_alignment_runs(capsys):
     assert "'alpha'" in capsys.readouterr().out
 
 
+def test_the_page_on_examples_runs():
+    namespace = {"__name__": "docs"}
+    for snippet in snippets(ROOT / "docs" / "examples.md"):
+        exec(compile(snippet, "examples.md", "exec"), namespace)
+    held = [p for name in ("muon", "adamw") for group in namespace[name].param_groups for p in group["params"]]
+    assert len(held) == len(list(namespace["module"].parameters()))
+
+
 def test_the_page_on_reports_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "docs"}
