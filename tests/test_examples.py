@@ -37,7 +37,7 @@ def test_the_page_lists_every_example_with_its_command():
 
 
 def test_the_nanochat_like_model_is_planned_without_weights():
-    result = nanochat_like.plan(4096)
+    result = nanochat_like.plan(4096, multiplier=1.0)
     assert all(parameter.is_meta for parameter in result.module.parameters())
     rates = {row["role"]: row["lr"] for row in result.spec.values()}
     m = 4096 / nanochat_like.BASE
