@@ -18,7 +18,8 @@ from abcfx.errors import InvalidInputError
 from abcfx.exponents import GIVEN_ROLE, ParameterExponents, assign_exponents
 from abcfx.location import location
 from abcfx.rules import Layer, Vector
-from abcfx.rules.kinds import Dim, Kind, Merge, Norm, ParameterDim, Product
+from abcfx.rules.extents import Dim, ParameterDim
+from abcfx.rules.kinds import Kind, Merge, Norm, Product
 from abcfx.summary import tied_names
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from abcfx.optimizers import Family
 from abcfx.parametrizations import MATRIX_ROLES, ROLES, named_exponents
 from abcfx.patterns import match_patterns
 from abcfx.rules import Kind, Layer, Number
-from abcfx.rules.kinds import Extent, Norm, Scale
+from abcfx.rules.extents import Extent
+from abcfx.rules.kinds import Norm, Scale
 from abcfx.streams import generators
 from abcfx.widths import Growth
 

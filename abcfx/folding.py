@@ -19,7 +19,8 @@ from abcfx.errors import InvalidInputError
 from abcfx.location import location
 from abcfx.passes.scale_attention import query_parameters
 from abcfx.rules import Layer
-from abcfx.rules.kinds import ParameterDim, Scale
+from abcfx.rules.extents import ParameterDim
+from abcfx.rules.kinds import Scale
 
 # Model objects whose hooks multiply, so that none is transformed twice.
 _HOOKED: WeakSet[nn.Module] = WeakSet()

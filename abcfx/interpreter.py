@@ -20,7 +20,7 @@ from abcfx.errors import UnknownOpError
 from abcfx.location import location, module_path
 from abcfx.rules import Number, Op, Sizes, Value, find_function_rule, find_module_rule, plain_name
 from abcfx.rules.elementwise import constant as makes_constant
-from abcfx.rules.kinds import ScalarArgument
+from abcfx.rules.extents import ScalarArgument
 from abcfx.rules.values import is_discrete, shape_of
 
 

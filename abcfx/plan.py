@@ -17,7 +17,7 @@ from abcfx.optimizers import Family
 from abcfx.parametrizations import ROLES
 from abcfx.patterns import match_patterns
 from abcfx.rules import Layer
-from abcfx.rules.kinds import ParameterDim
+from abcfx.rules.extents import ParameterDim
 from abcfx.rules.values import shape_of
 from abcfx.system import SolvedDag
 

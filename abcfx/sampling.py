@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from abcfx.capture import CapturedGraph
 from abcfx.dag import LayerDag
 from abcfx.rules import Layer
-from abcfx.rules.kinds import ParameterDim
+from abcfx.rules.extents import ParameterDim
 from abcfx.rules.values import shape_of
 
 KEPT_TOKENS, MOST_ROWS, FEWEST_ROWS, ROWS_SHARE = 32, 64, 16, 1 / 64

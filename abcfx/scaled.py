@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from abcfx.passes import ScaleNode
 from abcfx.passes.result import META
-from abcfx.rules.kinds import Number, WidthScale
+from abcfx.rules.extents import Number, WidthScale
 from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
 from abcfx.rules.values import Value

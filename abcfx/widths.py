@@ -23,7 +23,7 @@ from abcfx.factors import Factors, factor_models, has_segments, largest_ratio
 from abcfx.location import location
 from abcfx.pairing import NO_BLOCKS, Blocks, match_blocks, pair_graphs, pair_parameters
 from abcfx.rules import Layer, Number, Vector
-from abcfx.rules.kinds import (
+from abcfx.rules.extents import (
     ConstantTensor,
     Dim,
     Extent,

@@ -15,7 +15,7 @@ from abcfx.factors.atoms import described, legs, plain_atoms, root
 from abcfx.factors.trace import Call
 from abcfx.growth.plan import GrowthPlan, padded_atoms
 from abcfx.passes.widen import tiled
-from abcfx.rules.kinds import ParameterDim
+from abcfx.rules.extents import ParameterDim
 
 ACCOUNTED = frozenset({"mul", "div", "mul_", "div_", "_scaled_dot_product_flash_attention_for_cpu", "true_divide"})
 """Ops whose numbers the log-scale solve reads; another number that differs changes the function."""

@@ -22,17 +22,8 @@ from abcfx.exponents import Setting
 from abcfx.growth.linear import Equations, Form, as_fraction, combined, known_value
 from abcfx.location import location
 from abcfx.rules import Layer, Number, Vector
-from abcfx.rules.kinds import (
-    Extent,
-    Merge,
-    Norm,
-    Pointwise,
-    Power,
-    Product,
-    Reduce,
-    Scale,
-    Softmax,
-)
+from abcfx.rules.extents import Extent
+from abcfx.rules.kinds import Merge, Norm, Pointwise, Power, Product, Reduce, Scale, Softmax
 from abcfx.widths import Growth
 
 ZERO: Form = {}

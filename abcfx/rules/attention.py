@@ -6,7 +6,7 @@ from typing import Any
 
 import torch.nn as nn
 
-from abcfx.rules.kinds import Extent, Number
+from abcfx.rules.extents import Extent, Number
 from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
 from abcfx.rules.values import Value

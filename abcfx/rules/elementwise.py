@@ -7,7 +7,7 @@ from typing import Any
 
 import torch.nn as nn
 
-from abcfx.rules.kinds import Number
+from abcfx.rules.extents import Number
 from abcfx.rules.op import Op
 from abcfx.rules.registry import plain_name, register_rule
 from abcfx.rules.values import Simplex, Value

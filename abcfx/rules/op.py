@@ -12,22 +12,17 @@ import torch.fx as fx
 
 from abcfx.errors import UnknownOpError
 from abcfx.location import location
+from abcfx.rules.extents import ConstantTensor, Dim, Extent, ModuleAttribute, Number, ScalarArgument
 from abcfx.rules.kinds import (
-    ConstantTensor,
-    Dim,
-    Extent,
     Kind,
     Layer,
     Merge,
     Mix,
-    ModuleAttribute,
     Norm,
-    Number,
     Pointwise,
     Power,
     Product,
     Reduce,
-    ScalarArgument,
     Scale,
     Softmax,
     Unary,

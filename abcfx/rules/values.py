@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from abcfx.rules.kinds import Dim, Number, ParameterDim, TensorDim
+from abcfx.rules.extents import Dim, Number, ParameterDim, TensorDim
 
 DATA = -1
 
