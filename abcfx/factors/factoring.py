@@ -189,7 +189,8 @@ class Step:
             self._tiled(name)
         each = found if isinstance(found, list) else [found]
         floats = [ref for ref in self.tensors() if self.is_floating(ref)]
-        if not floats or not all(ref.index in self.factors.of_weights for ref in floats):
+        looked_up = name.startswith(("embedding", "_embedding"))
+        if not floats or looked_up or not all(ref.index in self.factors.of_weights for ref in floats):
             each = [tuple(map(without_origin, dims)) for dims in each]
         else:
             self.factors.of_weights.update(ref.index for ref in results)
