@@ -95,14 +95,16 @@ def _print_section(section: Section, console: Console) -> None:
     console.print(f"{section.number}. {section.title}\n")
     console.print(f"{section.tested}\n")
     for table in section.evidence.tables:
-        shown = make_table(*table.columns, left=table.columns[:1])
+        words = [column for k, column in enumerate(table.columns) if any(row[k][:1].isalpha() for row in table.rows)]
+        shown = make_table(*table.columns, left=words)
         for row in table.rows:
             shown.add_row(*row)
         console.print(f"{table.caption}:")
         console.print(shown)
         console.print()
     for check in section.evidence.checks:
-        console.print(f"{PASS if check.passed else FAIL} {check.claim}" + (f": {check.found}" if check.found else ""))
+        found = f": {check.found}" if check.found else ""
+        print_text(f"{PASS if check.passed else FAIL} {check.claim}{found}", console)
     console.print()
 
 

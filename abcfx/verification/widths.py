@@ -55,10 +55,11 @@ def activation_magnitude(studies: Studies) -> Evidence:
     widths = list(next(iter(end.values())))
     slopes = {key: {node: slope(values) for node, values in each.items()} for key, each in curves.items()}
     table = evidence.table(f"RMS of layers of a GPT after {steps} steps of AdamW at one base lr", "layer",
-                           *map(str, widths), "slope", "slope as written", "slope at init")  # fmt: skip
+                           *map(str, widths), "slope", "as written", "at init")  # fmt: skip
     for node, values in end.items():
-        table.add(node, *(f"{value:.3f}" for value in values.values()), f"{slopes[TRANSFORMED, steps][node]:+.2f}",
-                  f"{slopes[STANDARD, steps][node]:+.2f}", f"{slopes[TRANSFORMED, 0][node]:+.2f}")  # fmt: skip
+        name = node.removesuffix(".weight").replace("(attention logits)", "logits")
+        ways = ((TRANSFORMED, steps), (STANDARD, steps), (TRANSFORMED, 0))
+        table.add(name, *(f"{value:.3f}" for value in values.values()), *(f"{slopes[way][node]:+.2f}" for way in ways))
     inside = {node: value for node, value in slopes[TRANSFORMED, 0].items() if node != "head.weight"}
     _within(evidence, "at init sizes do not depend on width", inside, 0.0)
     _within(evidence, "but for logits, a + b = 1: -1/2", {"head.weight": slopes[TRANSFORMED, 0]["head.weight"]}, -0.5)
