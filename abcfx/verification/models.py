@@ -35,12 +35,13 @@ class CharMLP(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.letters = nn.Embedding(CONTEXT * VOCABULARY, width)  # of each place, a table of its own
+        self.norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.head = nn.Linear(width, VOCABULARY)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         places = VOCABULARY * torch.arange(CONTEXT, device=ids.device)
-        x = self.letters(ids + places).sum(1) / CONTEXT**0.5
+        x = self.norm(self.letters(ids + places).sum(1))
         return self.head(self.mlp(x))  # type: ignore[no-any-return]
 
 

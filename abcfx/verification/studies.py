@@ -87,7 +87,7 @@ class Studies:
             lr=2.0**-5,
             lrs=[2.0**k for k in range(-8, -2)],
             steps=60,
-            seeds=2,
+            seeds=3,
             backend="sequential",
             progress=False,
         )

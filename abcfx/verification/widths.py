@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
+from abcfx.checks.transfer import MOST_SHIFT
 from abcfx.verification.evidence import Evidence, number
 from abcfx.verification.studies import BASE_LR, STANDARD, TRANSFORMED, Studies, slope
 
 C = {"embedding": 0.5, "hidden": 1.0, "readout": 0.5}
 MOST_SLOPE = 0.15  # of sizes over width, once a layer has learned
+MOST_REGRET = 0.03  # nats
 CONTROL_SHIFT = 0.4  # log2 per octave: the least that the model as written must show
 
 
@@ -35,15 +36,18 @@ def width_transfer(studies: Studies) -> Evidence:
         model = "transformed" if curve.model == TRANSFORMED else "as written"
         best = (transfer.centre or 1.0) * curve.best
         curves.add(model, curve.width, best, f"{curve.loss:.3f} +- {curve.error:.3f}", f"{curve.regret:.3f}")
-    control = transfer.control.mean if transfer.control is not None else math.nan
-    shift = transfer.shift
-    evidence.check(
-        "the best lr stays: its transfer check passes",
-        bool(transfer),
-        f"{transfer.verdict}; log2 lr moves by {shift.mean:+.2f} +- {shift.error:.2f} per octave",
-    )
+    shift, control = transfer.shift, transfer.control
+    told = f"log2 lr moves by {shift.mean:+.2f} +- {shift.error:.2f} per octave"
+    claim = f"the best lr stays: at most {MOST_SHIFT} per octave, within two standard errors"
+    evidence.check(claim, abs(shift.mean) - 2 * shift.error <= MOST_SHIFT, told)
+    assert control is not None
     claim = f"as written it moves by at least {CONTROL_SHIFT} per octave"
-    evidence.check(claim, control <= -CONTROL_SHIFT, f"{control:+.2f} per octave")
+    evidence.check(claim, control.mean <= -CONTROL_SHIFT, f"{control.mean:+.2f} +- {control.error:.2f} per octave")
+    (cost, error), width = transfer.regret, transfer.widths[-1]
+    claim = f"at width {width} the best lr of width {transfer.widths[0]} costs at most {MOST_REGRET} nats, likewise"
+    evidence.check(claim, cost - 2 * error <= MOST_REGRET, f"{cost:.3f} +- {error:.3f}")
+    regret = transfer.curve(width, STANDARD).regret
+    evidence.check(f"as written it costs more than {2 * MOST_REGRET}", regret > 2 * MOST_REGRET, f"{regret:.3f}")
     return evidence
 
 
