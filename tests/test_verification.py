@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ import torch
 import abcfx
 from abcfx import cli
 from abcfx.alignment import Moments
+from abcfx.checks.transfer_result import Shift
 from abcfx.dynamic import DynamicAlignment
-from abcfx.verification import PARTS, document, figure, studies, verify
+from abcfx.verification import PARTS, document, figure, studies, verify, widths
 from abcfx.verification.reference import reference
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,10 +78,30 @@ def test_a_solver_whose_answer_depends_on_the_order_is_seen(monkeypatch):
 
 def test_powers_of_width_that_are_off_are_seen(monkeypatch):
     monkeypatch.setattr("abcfx.plan._power", lambda n, exponent: 1.0 if n == 1 else float(n ** (0.9 * exponent)))
-    monkeypatch.setattr(studies.Studies, "coordinates", property(lambda self: None))  # what it cannot judge then, fails
     assert failing(6, 7, 8).keys() == {6, 7, 8}
     rates = studies.Studies().rates
     assert rates["hidden"][128] != pytest.approx(rates["hidden"][64] / 2)
+
+
+@pytest.mark.parametrize(
+    ("shift", "control", "regret", "said"),
+    [
+        (0.1, -0.8, 0.2, None),
+        (0.5, -0.8, 0.2, "the best lr stays"),
+        (0.1, -0.2, 0.2, "as written it moves"),
+        (0.1, -0.8, 0.01, "as written it costs"),
+    ],
+)
+def test_rates_that_do_not_transfer_are_seen(shift, control, regret, said):
+    curve = SimpleNamespace(model="standard", width=128, best=1.0, loss=2.0, error=0.0, regret=regret)
+    runs = studies.Studies()
+    runs.coordinates = SimpleNamespace(widths=(64, 128), seeds=(0,), verdict="PASS", control="FAIL")
+    runs.transfer = SimpleNamespace(
+        widths=(64, 128), seeds=(0, 1), steps=9, centre=0.1, curves=[curve], regret=(0.0, 0.0),
+        shift=Shift(shift, 0.05, ()), control=Shift(control, 0.05, ()), curve=lambda width, model: curve,
+    )  # fmt: skip
+    failed = [check.claim for check in widths.width_transfer(runs).checks if not check.passed]
+    assert len(failed) == (said is not None) and all(claim.startswith(said) for claim in failed)
 
 
 @pytest.mark.parametrize("broken", ["model", "std", "keys"])
