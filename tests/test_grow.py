@@ -119,6 +119,20 @@ def test_muon_goes_on_as_far_as_its_own_rounding_lets_it(sizes, adjust):
     assert (got - expected).abs().max() < 0.03 * (expected - start).abs().max()
 
 
+def test_a_schedule_runs_on():
+    small, large, inputs = pair_of("mlp x2")
+    first = torch.optim.AdamW(small.parameters(), 1e-2)
+    schedule = torch.optim.lr_scheduler.LambdaLR(first, lambda step: 1 / (1 + step))
+    first.step(), schedule.step()
+    grown = abcfx.grow(small, large, inputs, optimizer=first)
+    second = torch.optim.AdamW(grown.param_groups)
+    torch.optim.lr_scheduler.LambdaLR(second, lambda step: 1 / (1 + step), last_epoch=schedule.last_epoch)
+    for group in second.param_groups:
+        factor = grown.rates[group["param_names"][0]]
+        assert group["lr"] == pytest.approx(1e-2 / 3 * factor)
+        assert group["initial_lr"] == pytest.approx(1e-2 * factor)
+
+
 def test_rates_are_those_of_the_plan():
     """-log of the factor is the exponent that the LP finds for Adam under full alignment."""
     small, large, inputs = pair_of("gpt")

@@ -48,6 +48,13 @@ def test_a_right_growth_passes_all_checks(seed):
     assert [each.status for each in checked] == ["PASS", "PASS", "SKIP", "PASS", "PASS", "PASS", "PASS"]
 
 
+def test_one_in_half_precision_does_too():
+    small, large = models.drawn(models.Gpt(32, 4, 2)).bfloat16(), models.Gpt(64, 8, 4, inner=48).bfloat16()
+    abcfx.grow(small, large, models.tokens(), noise=0.3)
+    checked = abcfx.verify_growth(small, large, models.tokens(3, 6), loss=loss, raises=False)
+    assert checked, checked.first_failure
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_it_does_for_twenty_seeds(seed):

@@ -16,9 +16,10 @@ from abcfx.growth.state import grown_groups
 from abcfx.passes.widen import averaged, padded, tiled
 
 STEPS, RATE = 3, 1e-3
-LIMIT, COARSE_LIMIT = 1e-9, 1e-3
-"""The second where weights are kept or the model computes in a smaller dtype: rounding then decides the sign of small
-gradients."""
+LIMITS = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""By the coarsest dtype in which weights are kept or the model computes: rounding decides signs of small gradients."""
+HALF_LIMIT = 0.05
+"""Of the smaller ones: copies with noise are rounded each for itself, and so is their mean."""
 
 
 def course(pair: Pair) -> Finding:
@@ -27,7 +28,7 @@ def course(pair: Pair) -> Finding:
     small, large, inputs = _copies(pair)
     args, kwargs, batch = inputs
     optimizers = _optimizers(pair, small, large)
-    limit = COARSE_LIMIT if is_coarse(pair) else LIMIT
+    limit = max(LIMITS.get(dtype, HALF_LIMIT) for dtype in _dtypes(pair))
     worst, at = 0.0, 0
     for step in range(STEPS + 1):
         gap = _gap(pair, small, large, args, kwargs)
@@ -50,10 +51,9 @@ def course(pair: Pair) -> Finding:
     return Finding(name, "PASS", worst, limit, "outputs", details=details)
 
 
-def is_coarse(pair: Pair) -> bool:
-    """Whether some tensor of a run, weights included, has a smaller dtype than float64."""
-    dtypes = {dtype for dtype in pair.plan.factors.large.dtypes if dtype.is_floating_point}
-    return bool(dtypes - {torch.float64})
+def _dtypes(pair: Pair) -> set[torch.dtype]:
+    """Of all floating tensors of a run, weights included."""
+    return {dtype for dtype in pair.plan.factors.large.dtypes if dtype.is_floating_point}
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
@@ -83,7 +83,7 @@ def _copies(pair: Pair) -> tuple[nn.Module, nn.Module, Any]:
 def _optimizers(pair: Pair, small: nn.Module, large: nn.Module) -> list[torch.optim.Optimizer]:
     if pair.optimizers is None:
         # Adam takes the sign even of gradients that are rounding errors
-        kind: Any = torch.optim.SGD if is_coarse(pair) else torch.optim.AdamW
+        kind: Any = torch.optim.AdamW if _dtypes(pair) == {torch.float64} else torch.optim.SGD
         first = kind(small.parameters(), lr=RATE)
         return [first, kind(grown_groups(first, pair.plan.widenings, small, large), lr=RATE)]
     originals = dict(pair.small.named_parameters()), pair.parameters()

@@ -28,6 +28,10 @@ OF_UPDATES = frozenset({("RMSprop", "momentum_buffer")})
 """What an optimizer keeps of its updates, which are those of the small model times the change of the rate."""
 
 
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+"""Learning rates of a group: its own, and those that torch's schedulers write beside it and go on from."""
+
+
 @dataclass(frozen=True)
 class Grown:
     """One parameter's s, number of copies and rho."""
@@ -74,7 +78,7 @@ def hyperparameters(which: Family, widening: Widening, group: Mapping[str, Any])
     grown = growth_of(widening)
     s, rho = grown.s, grown.rho
     rate = {"gradient": s / rho, "relative": 1.0, "spectral": s / _spectral(which, widening)}.get(which.update, s)
-    found: dict[str, Any] = {"lr": group["lr"] * rate}
+    found: dict[str, Any] = {key: group[key] * rate for key in RATES if key in group}
     if "eps" in group and isinstance(group["eps"], float) and which.has_eps:
         found["eps"] = group["eps"] * rho
     decay = group.get("weight_decay") or 0.0
