@@ -49,9 +49,10 @@ def test_the_report_in_the_readme_is_the_one_that_is_printed():
     assert graph[1] == drawn, "to fix: python tests/test_readme.py"
 
 
-def test_the_other_snippet_of_the_readme_runs():
-    _, chain = snippets(README)
-    exec(compile(chain, str(README), "exec"), {"abcfx": abcfx})
+def test_the_other_snippets_of_the_readme_run():
+    _, *others = snippets(README)
+    for snippet in others:
+        exec(compile(snippet, str(README), "exec"), {"abcfx": abcfx})
 
 
 def test_the_rules_of_the_docs_work(monkeypatch):
@@ -119,6 +120,15 @@ def test_the_page_on_checks_runs(capsys):
     for snippet in snippets(ROOT / "docs" / "checks.md"):
         exec(compile(snippet, "checks.md", "exec"), namespace)
     assert "coordinate check: PASS" in capsys.readouterr().out
+
+
+def test_the_page_on_growing_runs(capsys):
+    namespace = {"__name__": "docs"}
+    for snippet in snippets(ROOT / "docs" / "growth.md"):
+        exec(compile(snippet, "growth.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert printed.count("function kept") == 3
+    assert "verdict: FAIL" in printed
 
 
 def test_the_page_on_hyper_connections_runs(capsys):

@@ -1,0 +1,318 @@
+"""A small GPT that grows while it trains: dense, then a mixture of experts, then twice as wide and two layers deeper.
+
+python -m abcfx.examples.grow_gpt --out out        (five minutes on one core)
+python -m abcfx.examples.grow_gpt --steps 100 100 200 --lr 0.01 0.01 0.005
+
+The large mixture is trained from scratch beside it, as far as the grown one went in steps, which takes more compute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import abcfx
+from abcfx.demo import VOCABULARY, read_characters
+from abcfx.examples.gpt import GPT, MLP, GPTConfig
+from abcfx.growth import Grown
+
+BATCH, CONTEXT, HELD_OUT = 16, 64, 128
+PHASES = ("dense", "mixture", "grown")
+
+
+class Mixture(nn.Module):
+    """The `top_k` best of some MLPs for each token, their weights adding up to one. (B, T, d_model) to the same.
+
+    Every MLP sees every token, which costs more than it must and keeps the code short.
+    """
+
+    def __init__(self, config: GPTConfig, experts: int, top_k: int) -> None:
+        super().__init__()
+        self.top_k = top_k
+        self.router = nn.Linear(config.d_model, experts, bias=False)
+        self.experts = nn.ModuleList(MLP(config) for _ in range(experts))
+
+    def forward(self, x_BTC: torch.Tensor) -> torch.Tensor:
+        probabilities_BTE = self.router(x_BTC).softmax(-1)
+        best_BTK, index_BTK = probabilities_BTE.topk(self.top_k, -1)
+        best_BTK = best_BTK / best_BTK.sum(-1, keepdim=True)
+        weights_BTE = torch.zeros_like(probabilities_BTE).scatter(-1, index_BTK, best_BTK)
+        outputs_BTCE = torch.stack([expert(x_BTC) for expert in self.experts], -1)
+        return (outputs_BTCE * weights_BTE.unsqueeze(-2)).sum(-1)
+
+
+class MixtureGPT(GPT):
+    """The GPT with a mixture in the place of each MLP."""
+
+    def __init__(self, config: GPTConfig, experts: int, top_k: int) -> None:
+        super().__init__(config)
+        for block in self.blocks:
+            block.mlp = Mixture(config, experts, top_k)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """`steps`, `lr`: of the three phases. `scratch_lr`: of the large model that is not grown, at the small width."""
+
+    width: int = 32
+    layers: int = 2
+    experts: int = 4
+    top_k: int = 2
+    steps: tuple[int, ...] = (400, 400, 400)
+    lr: tuple[float, ...] = (2.0**-5, 2.0**-6, 2.0**-7)
+    scratch_lr: float = 2.0**-7
+    noise: float = 1.0
+    seed: int = 0
+
+    def dense(self) -> GPT:
+        return GPT(self._config(1, 0))
+
+    def mixture(self) -> MixtureGPT:
+        return MixtureGPT(self._config(1, 0), self.experts, self.top_k)
+
+    def large(self) -> MixtureGPT:
+        return MixtureGPT(self._config(2, 2), self.experts, self.top_k)
+
+    def _config(self, times: int, more: int) -> GPTConfig:
+        return GPTConfig(VOCABULARY, CONTEXT, self.layers + more, 16, times * self.width)
+
+
+class Text:
+    """Windows of the standard library in random order: some held out, the others one batch after the other."""
+
+    def __init__(self, seed: int) -> None:
+        characters = read_characters()
+        size = CONTEXT + 1
+        windows = characters[: len(characters) // size * size].view(-1, size)
+        order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
+        self.held_out = windows[order[:HELD_OUT]].long()
+        self._windows, self._order = windows, order[HELD_OUT:]
+
+    def batches(self, start: int, steps: int) -> Iterator[torch.Tensor]:
+        """Ids (BATCH, CONTEXT + 1) of the steps from `start` on; no window comes twice."""
+        for step in range(start, start + steps):
+            yield self._windows[self._order[step * BATCH : (step + 1) * BATCH]].long()
+
+
+@dataclass
+class Curve:
+    """A training run: loss of each step, nats per character, on text not seen before; compute up to then, in FLOPs."""
+
+    losses: list[float]
+    compute: list[float]
+    ends: list[int]
+    held_out: list[float]
+
+
+def loss_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+
+def held_out_loss(model: nn.Module, text: Text) -> float:
+    with torch.no_grad():
+        return loss_of(model, text.held_out).item()
+
+
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, text: Text, steps: int, curve: Curve, warm: int = 0
+) -> None:
+    """Goes on where the curve ends; constant rates, after a linear warm-up if any."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    start, spent = len(curve.losses), curve.compute[-1] if curve.compute else 0.0
+    per_step = 0.0
+    for step, ids in enumerate(text.batches(start, steps)):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * min(1.0, (step + 1) / max(1, warm))
+        counter = FlopCounterMode(display=False)
+        if step:
+            loss = _step(model, optimizer, ids)
+        else:
+            with counter:
+                loss = _step(model, optimizer, ids)
+            per_step = float(counter.get_total_flops())
+        spent += per_step
+        curve.losses.append(loss)
+        curve.compute.append(spent)
+    curve.ends.append(len(curve.losses))
+    curve.held_out.append(held_out_loss(model, text))
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> float:
+    loss = loss_of(model, ids)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def carried_on(grown: Grown, ratio: float) -> torch.optim.Optimizer:
+    """The optimizer of a grown model: rates that growth gives times the ratio of the phases' own, state taken over."""
+    assert grown.optimizer_state is not None
+    optimizer = torch.optim.AdamW(grown.param_groups)
+    optimizer.load_state_dict(grown.optimizer_state)
+    for group in optimizer.param_groups:
+        group["lr"] *= ratio
+    return optimizer
+
+
+def grow_while_training(setting: Setting, text: Text) -> Curve:
+    """The three phases, with the checks after each growth; raises where one fails."""
+    curve = Curve([], [], [], [])
+    probe = text.held_out[:8]
+    torch.manual_seed(setting.seed)
+    dense = setting.dense()
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(dense.parameters(), setting.lr[0], (0.9, 0.95))
+    train(dense, optimizer, text, setting.steps[0], curve, warm=setting.steps[0] // 10)
+    _say(curve, "dense", dense)
+
+    upcycled = abcfx.upcycle(dense, setting.mixture, probe[:, :-1], optimizer=optimizer)
+    mixture = upcycled.module
+    print(upcycled.report, f"\nheld-out loss after upcycling: {held_out_loss(mixture, text):.4f}", sep="")
+    routing = abcfx.verify_growth(mixture, copy.deepcopy(mixture), probe[:, :-1], checks=("C0", "C2"))
+    print(routing["C2"])
+    optimizer = carried_on(upcycled, setting.lr[1] / setting.lr[0])
+    train(mixture, optimizer, text, setting.steps[1], curve)
+    _say(curve, "mixture", mixture)
+
+    grown = abcfx.grow(
+        mixture, setting.large, probe[:, :-1], optimizer=optimizer, noise=setting.noise, seed=setting.seed
+    )
+    large = grown.module
+    print(grown.report, f"\nheld-out loss after growing: {held_out_loss(large, text):.4f}", sep="")
+    after = carried_on(grown, 1.0)
+    print(abcfx.verify_growth(mixture, large, probe[:, :-1], optimizers=(optimizer, after)))
+    after = carried_on(grown, setting.lr[2] / setting.lr[1])
+    train(large, after, text, setting.steps[2], curve)
+    _say(curve, "grown", large)
+    return curve
+
+
+def from_scratch(setting: Setting, text: Text, steps: int) -> Curve:
+    """The large mixture with init and rates that abcfx carries over from the small one."""
+    curve = Curve([], [], [], [])
+    torch.manual_seed(setting.seed)
+    result = abcfx.transform(
+        setting.large(), text.held_out[:2, :-1], base=setting.mixture(), optimizer="adamw", lr=setting.scratch_lr
+    )
+    optimizer = torch.optim.AdamW(result.param_groups, betas=(0.9, 0.95))
+    train(result.module, optimizer, text, steps, curve, warm=setting.steps[0] // 10)
+    _say(curve, "from scratch", result.module)
+    return curve
+
+
+def _say(curve: Curve, name: str, model: nn.Module) -> None:
+    print(
+        f"{name}, {sum(p.numel() for p in model.parameters()):,} parameters: {curve.ends[-1]} steps, "
+        f"{curve.compute[-1]:.3g} FLOPs, held-out loss {curve.held_out[-1]:.4f}",
+        flush=True,
+    )
+
+
+def smoothed(curve: Curve, window: int) -> list[float]:
+    """Mean of the last `window` losses, or of those that there are."""
+    sums = torch.tensor([0.0, *curve.losses], dtype=torch.float64).cumsum(0)
+    ends = torch.arange(1, len(curve.losses) + 1)
+    starts = (ends - window).clamp_min(0)
+    return list(((sums[ends] - sums[starts]) / (ends - starts)).tolist())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Smoothed training losses, on fresh text: of the grown model at its end, and of the one from scratch.
+
+    `needed_compute`, `needed_steps`: what the one from scratch took to get as low, as a share of what the grown one
+    took; None if it did not.
+    """
+
+    grown: float
+    scratch_at_equal_steps: float
+    scratch_at_equal_compute: float
+    needed_steps: float | None
+    needed_compute: float | None
+
+
+def compare(grown: Curve, scratch: Curve) -> Comparison:
+    window = max(1, len(grown.losses) // 20)
+    ours, theirs = smoothed(grown, window), smoothed(scratch, window)
+    at = min(sum(spent <= grown.compute[-1] for spent in scratch.compute), len(theirs)) - 1
+    as_low = next((i for i, loss in enumerate(theirs) if i >= window - 1 and loss <= ours[-1]), None)
+    return Comparison(
+        ours[-1],
+        theirs[min(len(ours), len(theirs)) - 1],
+        theirs[max(at, 0)],
+        None if as_low is None else (as_low + 1) / len(ours),
+        None if as_low is None else scratch.compute[as_low] / grown.compute[-1],
+    )
+
+
+def plot(grown: Curve, scratch: Curve, path: Path) -> None:
+    """Loss over steps and over compute."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.0, 4.2), dpi=100, layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    window = max(1, len(grown.losses) // 40)
+    for curve, name, colour in ((scratch, "large from scratch", "tab:red"), (grown, "grown", "tab:blue")):
+        for panel, places in zip(axes, (range(1, len(curve.losses) + 1), curve.compute), strict=True):
+            panel.plot(list(places), smoothed(curve, window), color=colour, label=name)
+    for k, (end, name) in enumerate(zip(grown.ends[:-1], PHASES[1:], strict=True)):
+        for panel, place in zip(axes, (end, grown.compute[end - 1]), strict=True):
+            panel.axvline(place, color="0.6", lw=0.8)
+            at = {"xycoords": ("data", "axes fraction"), "xytext": (3, -10 - 13 * k), "textcoords": "offset points"}
+            panel.annotate(name, (place, 1.0), **at)
+    axes[0].set(xlabel="step", ylabel=f"loss, nats per character (mean of {window} steps)")
+    axes[1].set(xlabel="compute, FLOPs")
+    axes[0].set_ylim(top=1.7 * min(grown.losses))
+    for panel in axes:
+        panel.grid(alpha=0.3)
+    axes[1].legend(frameon=False)
+    figure.savefig(path)
+
+
+def main(argv: Sequence[str] | None = None) -> Comparison:
+    standard = Setting()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    phases = ", ".join(PHASES)
+    parser.add_argument("--steps", type=int, nargs=3, default=standard.steps, help=f"of the phases {phases}")
+    parser.add_argument("--lr", type=float, nargs=3, default=standard.lr, help="of each phase, at the small width")
+    parser.add_argument("--scratch-lr", type=float, default=standard.scratch_lr, help="from scratch, at small width")
+    for name in ("width", "layers", "experts", "top-k", "seed"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(standard, name.replace("-", "_")))
+    parser.add_argument("--noise", type=float, default=standard.noise, help="of the copies, relative to the weights")
+    parser.add_argument("--out", type=Path, help="folder for the figure and the numbers as JSON; needs matplotlib")
+    options: dict[str, Any] = vars(parser.parse_args(argv))
+    out: Path | None = options.pop("out")
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    setting = replace(standard, **fields)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        text = Text(setting.seed)
+        grown = grow_while_training(setting, text)
+        scratch = from_scratch(setting, text, sum(setting.steps))
+    finally:
+        torch.set_num_threads(threads)
+    found = compare(grown, scratch)
+    for name, value in asdict(found).items():
+        print(f"{name.replace('_', ' ')}: {'not reached' if value is None else format(value, '.3f')}")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        plot(grown, scratch, out / "grow_gpt.png")
+        numbers = {"setting": asdict(setting), "comparison": asdict(found)}
+        curves = {"grown": asdict(grown), "scratch": asdict(scratch)}
+        (out / "grow_gpt.json").write_text(json.dumps(numbers | {"curves": curves}))
+    return found
+
+
+if __name__ == "__main__":
+    main()
