@@ -223,3 +223,21 @@ def test_twenty_seeds() -> None:
     results = [check(control=True, seeds=[100 + 3 * i, 101 + 3 * i, 102 + 3 * i]) for i in range(20)]
     assert [result.verdict for result in results] == ["PASS"] * 20
     assert [result.control for result in results] == ["FAIL"] * 20
+
+
+class Window(nn.Module):
+    """A table of fixed size whose rows go straight into the first layer that grows."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.tok, self.first = nn.Embedding(11, 8), nn.Linear(32, width)
+        self.mid, self.head = nn.Linear(width, width), nn.Linear(width, 11)
+
+    def forward(self, ids):
+        return self.head(torch.relu(self.mid(torch.relu(self.first(self.tok(ids).flatten(1))))))
+
+
+def test_the_factor_of_the_next_layer_is_not_taken_for_that_of_a_lookup():
+    ids = torch.arange(32).view(8, 4) % 11
+    check = abcfx.coord_check(Window, (ids, ids[:, 0]), widths=(32, 64, 128), seeds=2, control=False)
+    assert not check.failed, str(check)

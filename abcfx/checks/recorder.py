@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from abcfx.capture import EmittedModule
+from abcfx.passes import scale_nodes
 
 ATEN = torch.ops.aten
 # What is added to the product (a bias) stands at this position: the update of a layer has none.
@@ -113,6 +116,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.first = first
         self.found: dict[Use, Seen] = {}
         self._changes: dict[str, torch.Tensor] = {}
+        self._of_products = _factors_before_products(module)
         self._looked_up: tuple[Use, torch.Tensor] | None = None  # held, as those below
         self._logits: dict[int, torch.Tensor] = {}  # by storage; held, so that no storage is used again
         self._attentions = 0
@@ -190,7 +194,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _multiply(self, use: Use, factor: Any, out: torch.Tensor) -> None:
         """What is looked up in a table may be multiplied by numbers after it, by a scale node or by the model."""
-        if not isinstance(factor, torch.Tensor) or factor.ndim == 0:
+        if isinstance(factor, torch.Tensor) and factor.ndim > 0:
+            return
+        if float(factor) not in self._of_products:
             self.found[use].multiply_last(float(factor))
             self._looked_up = use, out
 
@@ -198,6 +204,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         seen = self.found.setdefault(Use("", LOGITS, self._attentions), Seen())
         self._attentions += 1
         seen.outputs.append(torch.where(logits > MASKED, logits, 0.0).detach())
+
+
+def _factors_before_products(module: nn.Module) -> frozenset[float]:
+    """Factors of the scale nodes that stand before the next layer, and of none that stands behind a lookup."""
+    before, behind = set[float](), set[float]()
+    for graph in module.graphs if isinstance(module, EmittedModule) else ():
+        for node in scale_nodes(graph):
+            scaled, factor = node.args
+            of_result = isinstance(scaled, fx.Node) and node.name.startswith(f"{scaled.name}_scale")
+            (behind if of_result else before).add(float(factor))  # type: ignore[arg-type]
+    return frozenset(before - behind)
 
 
 def _place(tensor: Any) -> int:
