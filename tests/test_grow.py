@@ -313,3 +313,13 @@ def test_weights_that_are_used_again_and_masks_that_are_looked_at(kind):
     assert step.difference < 1e-12
     contracted = {n for n, p in large.named_parameters() if p.ndim == 2 and n != "tok.weight"}
     assert set(step.data["noised"]) == contracted
+
+
+def test_unknown_state_of_an_optimizer_is_refused_before_anything_is_written():
+    small, large, inputs = pair_of("mlp x2")
+    optimizer = torch.optim.SGD(small.parameters(), 0.1)
+    optimizer.state[small.first.weight]["curvature"] = torch.ones_like(small.first.weight)
+    before = copy.deepcopy(large.state_dict())
+    with pytest.raises(GrowthError, match="SGD keeps 'curvature'"):
+        abcfx.grow(small, large, inputs, optimizer=optimizer)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in large.state_dict().items())

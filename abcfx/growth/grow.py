@@ -16,7 +16,8 @@ from abcfx.factors import as_deep_as_base
 from abcfx.growth.parity import difference, evaluating, outputs_of, tolerance
 from abcfx.growth.plan import GrowthPlan, plan_growth
 from abcfx.growth.refusals import refusals
-from abcfx.growth.state import grown_groups, grown_state, growth_of
+from abcfx.growth.state import grown_groups, grown_state, growth_of, refuse_unknown_state
+from abcfx.optimizers import family
 from abcfx.pairing import Blocks, match_blocks
 from abcfx.passes.deepen import ORDERS, deepen, source_of
 from abcfx.passes.widen import widen
@@ -102,7 +103,8 @@ def grow(
             by how much.
 
     Raises:
-        GrowthError: the function cannot be kept; nothing has been written then.
+        GrowthError: the function cannot be kept, or the optimizer's state is not known; nothing has been written then.
+            Also where outputs turn out to differ after all, and then the message says that weights were overwritten.
         PairingError, InfeasibleError, CaptureError, UnknownOpError: see `abcfx.transform`.
     """
     if depth not in ORDERS:
@@ -112,6 +114,9 @@ def grow(
     large = into if isinstance(into, nn.Module) else into()
     given, named = canonical(args, kwargs)
     given, named = given or (), named or {}
+    if optimizer is not None:
+        family(optimizer)
+        refuse_unknown_state(optimizer)
     blocks = pair_blocks(small, large, depth)
     with as_deep_as_base(large, blocks):
         plan = plan_growth(small, large, given, named)

@@ -99,14 +99,27 @@ def _adjustment(shape: str, rows: int, columns: int = 1) -> float:
     return math.sqrt({"tall": max(1.0, rows / columns), "rms": max(rows, columns)}.get(shape, 1.0))
 
 
+def degree_of(optimizer: torch.optim.Optimizer, key: str) -> int | None:
+    """Degree in the gradient of what an optimizer keeps under a key; None where it is not known."""
+    return 0 if (type(optimizer).__name__, key) in OF_UPDATES else DEGREES.get(key)
+
+
+def refuse_unknown_state(optimizer: torch.optim.Optimizer) -> None:
+    """Raise GrowthError where the optimizer keeps something of which is not known how it depends on the gradient."""
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.dim() and degree_of(optimizer, key) is None:
+                raise GrowthError(
+                    f"{type(optimizer).__name__} keeps {key!r}, and how that depends on the gradient is not known.\n"
+                    f"  expected one of {', '.join(sorted(DEGREES))}.\n"
+                    f"  To fix: abcfx.grow(..., optimizer=None) and start the optimizer anew, with a short warm-up."
+                )
+
+
 def grown_state(
     optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], names: Mapping[str, Widening], small: nn.Module
 ) -> dict[str, Any]:
-    """A state_dict for an optimizer of the same class over `groups`, with state for the parameters in `names`.
-
-    Raises:
-        GrowthError: the optimizer keeps something of which is not known how it depends on the gradient.
-    """
+    """A state_dict for an optimizer of the same class over `groups`, with state for the parameters in `names`."""
     theirs = dict(small.named_parameters())
     state: dict[int, dict[str, Any]] = {}
     for index, group in enumerate(groups):
@@ -114,10 +127,8 @@ def grown_state(
         widening = names.get(name)
         own = optimizer.state.get(theirs[widening.source], {}) if widening else {}
         if own and widening:
-            kind = type(optimizer).__name__
             state[index] = {
-                key: _grown_entry(0 if (kind, key) in OF_UPDATES else DEGREES.get(key), key, value, widening, name)
-                for key, value in own.items()
+                key: _grown_entry(degree_of(optimizer, key), key, value, widening, name) for key, value in own.items()
             }
     return _packed(groups, state)
 
@@ -125,12 +136,7 @@ def grown_state(
 def _grown_entry(degree: int | None, key: str, value: Any, widening: Widening, name: str) -> Any:
     if not isinstance(value, torch.Tensor) or value.dim() == 0:
         return value.clone() if isinstance(value, torch.Tensor) else value
-    if degree is None:
-        raise GrowthError(
-            f"The optimizer keeps {key!r} for {name}, and how that depends on the gradient is not known.\n"
-            f"  expected one of {', '.join(sorted(DEGREES))}.\n"
-            f"  To fix: abcfx.grow(..., optimizer=None) and start the optimizer anew, with a short warm-up."
-        )
+    assert degree is not None, "refused before"
     shape = tuple(sizes(factors)[0] for factors in widening.dims)
     dims = widening.dims
     if tuple(value.shape) != shape:  # factored second moments, one entry for each row or column
