@@ -323,3 +323,12 @@ def test_unknown_state_of_an_optimizer_is_refused_before_anything_is_written():
     with pytest.raises(GrowthError, match="SGD keeps 'curvature'"):
         abcfx.grow(small, large, inputs, optimizer=optimizer)
     assert all(torch.equal(tensor, before[name]) for name, tensor in large.state_dict().items())
+
+
+def test_more_experts_in_a_list_are_no_deeper_model():
+    small, large = (
+        models.Stream(lambda width, inner: models.ListedExperts(width, inner, experts, k))
+        for experts, k in ((4, 2), (8, 4))
+    )
+    with pytest.raises(GrowthError, match=r"(?s)mlps.0.experts \(4 -> 8\).*expected: blocks one behind another"):
+        abcfx.grow(small, large, models.tokens())

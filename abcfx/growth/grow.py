@@ -11,7 +11,7 @@ from torch import nn
 
 from abcfx.capture.examples import canonical
 from abcfx.depth import residual_branches
-from abcfx.errors import GrowthError, InvalidInputError
+from abcfx.errors import AbcfxError, GrowthError, InvalidInputError
 from abcfx.factors import as_deep_as_base
 from abcfx.growth.parity import difference, evaluating, outputs_of, tolerance
 from abcfx.growth.plan import GrowthPlan, plan_growth
@@ -119,7 +119,7 @@ def grow(
         refuse_unknown_state(optimizer)
     blocks = pair_blocks(small, large, depth)
     with as_deep_as_base(large, blocks):
-        plan = plan_growth(small, large, given, named)
+        plan = _plan(small, large, given, named, blocks)
         against = refusals(plan, small, large)
         if against:
             raise GrowthError(_refused(against))
@@ -140,6 +140,25 @@ def grow(
         state = grown_state(optimizer, groups, kept, small)
     rates = {name: growth_of(each).s for name, each in names.items()}
     return Grown(large, groups, state, tuple(steps), rates)
+
+
+def _plan(
+    small: nn.Module, large: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], blocks: Blocks
+) -> GrowthPlan:
+    """The plan of a large model that has as many blocks as the small one for now."""
+    try:
+        return plan_growth(small, large, args, kwargs)
+    except AbcfxError:
+        raise
+    except Exception as error:
+        if not blocks.index:
+            raise
+        counts = ", ".join(f"{name} ({before} -> {after})" for name, (after, before) in blocks.counts.items())
+        raise GrowthError(
+            f"The large model does not run with as many blocks as the small one has in {counts}: {error}\n"
+            f"  expected: blocks one behind another. To fix: keep the number of experts that stand side by side in a "
+            f"list,\n  or hold them in tensors (experts, ...), whose number grows together with top-k."
+        ) from error
 
 
 def pair_blocks(small: nn.Module, large: nn.Module, order: str) -> Blocks:
