@@ -84,7 +84,7 @@ def scale_depth(option: str, dag: LayerDag, blocks: Blocks, families: Mapping[st
     a, branches = BRANCH_EXPONENT[option], residual_branches(dag, blocks)
     if option == "none":
         return DepthScaling(notes=_described(branches, "depth='none' leaves branches and rates alone"))
-    serial = [container for container in blocks.index if _is_serial(container, dag, blocks)]
+    serial = [container for container in blocks.index if is_serial(container, dag, blocks)]
     if not branches and not serial:  # experts, heads: no matter of depth
         return DepthScaling()
     if not branches:
@@ -165,7 +165,7 @@ def _ratio(kinds: Sequence[Layer | Vector], blocks: Blocks) -> float | None:
     return ours / theirs
 
 
-def _is_serial(container: str, dag: LayerDag, blocks: Blocks) -> bool:
+def is_serial(container: str, dag: LayerDag, blocks: Blocks) -> bool:
     """Whether one block of a container feeds another."""
     homes = {node: _block_of(layer.parameter, blocks) for node, layer in dag.layers()}
     inside = {node: home[1] for node, home in homes.items() if home and home[0] == container}

@@ -326,9 +326,7 @@ def test_unknown_state_of_an_optimizer_is_refused_before_anything_is_written():
 
 
 def test_more_experts_in_a_list_are_no_deeper_model():
-    small, large = (
-        models.Stream(lambda width, inner: models.ListedExperts(width, inner, experts, k))
-        for experts, k in ((4, 2), (8, 4))
-    )
-    with pytest.raises(GrowthError, match=r"(?s)mlps.0.experts \(4 -> 8\).*expected: blocks one behind another"):
+    small = models.Stream(lambda width, inner: models.ListedExperts(width, inner, 4, 2))
+    large = models.Stream(lambda width, inner: models.ListedExperts(width, inner, 8, 4))
+    with pytest.raises(GrowthError, match=r"(?s)mlps.0.experts has 4 submodules.*expected: blocks one behind another"):
         abcfx.grow(small, large, models.tokens())

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from abcfx.capture.examples import canonical
-from abcfx.depth import residual_branches
-from abcfx.errors import AbcfxError, GrowthError, InvalidInputError
+from abcfx.depth import is_serial, residual_branches
+from abcfx.errors import GrowthError, InvalidInputError
 from abcfx.factors import as_deep_as_base
 from abcfx.growth.parity import difference, evaluating, outputs_of, tolerance
 from abcfx.growth.plan import GrowthPlan, plan_growth
@@ -146,19 +146,18 @@ def _plan(
     small: nn.Module, large: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], blocks: Blocks
 ) -> GrowthPlan:
     """The plan of a large model that has as many blocks as the small one for now."""
-    try:
-        return plan_growth(small, large, args, kwargs)
-    except AbcfxError:
-        raise
-    except Exception as error:
-        if not blocks.index:
-            raise
-        counts = ", ".join(f"{name} ({before} -> {after})" for name, (after, before) in blocks.counts.items())
-        raise GrowthError(
-            f"The large model does not run with as many blocks as the small one has in {counts}: {error}\n"
-            f"  expected: blocks one behind another. To fix: keep the number of experts that stand side by side in a "
-            f"list,\n  or hold them in tensors (experts, ...), whose number grows together with top-k."
-        ) from error
+    plan = plan_growth(small, large, args, kwargs)
+    same = replace(
+        blocks, index={container: {n: n for n in twins.values()} for container, twins in blocks.index.items()}
+    )
+    for container, (after, before) in blocks.counts.items():
+        if before > 1 and not is_serial(container, plan.dag, same):
+            raise GrowthError(
+                f"{container} has {before} submodules in the small model and {after} in the large one, and none feeds "
+                f"another.\n  expected: blocks one behind another; more experts side by side would not all be chosen.\n"
+                f"  To fix: keep their number, or hold experts in tensors (experts, ...), whose number grows with top-k."
+            )
+    return plan
 
 
 def pair_blocks(small: nn.Module, large: nn.Module, order: str) -> Blocks:
