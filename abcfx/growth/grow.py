@@ -147,15 +147,14 @@ def _plan(
 ) -> GrowthPlan:
     """The plan of a large model that has as many blocks as the small one for now."""
     plan = plan_growth(small, large, args, kwargs)
-    same = replace(
-        blocks, index={container: {n: n for n in twins.values()} for container, twins in blocks.index.items()}
-    )
-    for container, (after, before) in blocks.counts.items():
-        if before > 1 and not is_serial(container, plan.dag, same):
+    index = {container: {n: n for n in twins.values()} for container, twins in blocks.index.items()}
+    for container, (after, before) in sorted(blocks.counts.items()):
+        of_layers = any(layer.parameter.startswith(f"{container}.") for _, layer in plan.dag.layers())
+        if of_layers and before > 1 and not is_serial(container, plan.dag, replace(blocks, index=index)):
             raise GrowthError(
                 f"{container} has {before} submodules in the small model and {after} in the large one, and none feeds "
                 f"another.\n  expected: blocks one behind another; more experts side by side would not all be chosen.\n"
-                f"  To fix: keep their number, or hold experts in tensors (experts, ...), whose number grows with top-k."
+                f"  To fix: keep their number, or hold them in tensors (experts, ...), whose number grows with top-k."
             )
     return plan
 
