@@ -138,6 +138,7 @@ def test_hf_trainer(tmp_path):
     assert found["losses"][-1] < found["losses"][0]
 
 
+@pytest.mark.slow
 def test_a_hugging_face_model_is_still_itself():
     hf_trainer = importlib.import_module("abcfx.examples.hf_trainer")
     pytest.importorskip("transformers")

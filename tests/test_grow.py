@@ -305,7 +305,7 @@ class Masked(nn.Module):
         return self.head(self.layers(self.tok(tokens), mask=mask))
 
 
-@pytest.mark.parametrize("kind", [Recurrent, Masked])
+@pytest.mark.parametrize("kind", [Recurrent, pytest.param(Masked, marks=pytest.mark.slow)])
 def test_weights_that_are_used_again_and_masks_that_are_looked_at(kind):
     torch.manual_seed(0)
     small, large = models.drawn(kind(16)), kind(32).double()

@@ -227,6 +227,7 @@ def check_slopes(widths: tuple[int, ...], seeds: int, tolerance: float) -> None:
     assert result.control == "FAIL"
 
 
+@pytest.mark.slow
 def test_updates_of_every_layer_keep_their_size():
     check_slopes((64, 256), seeds=2, tolerance=0.4)
 

@@ -155,6 +155,7 @@ def test_an_installation_with_a_missing_name_is_seen(monkeypatch):
     assert failing(15) == {15: ["every public name resolves"]}
 
 
+@pytest.mark.slow
 def test_a_panel_without_curves_is_seen(monkeypatch, short, tmp_path):
     runs = studies.Studies(tmp_path / "figure.png")
 
