@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import abcfx
 slope_models = pytest.importorskip("slope_models", reason="needs transformers")
 
 WIDTHS = (64, 128, 256, 512)
+PART, PARTS = map(int, os.environ.get("ABCFX_ZOO_PART", "0/1").split("/"))
 
 
 def measure(name: str, widths: tuple[int, ...], seeds: int, **options: Any) -> Any:
@@ -38,11 +40,11 @@ def check(name: str, widths: tuple[int, ...], seeds: int) -> None:
     print(f"| {name} | {max(abs(s.mean) for s in ours):.2f} | {max(written):+.2f} |")
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", list(getattr(slope_models, "ARCHITECTURES", ())))
+@pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore")  # of transformers' own
+@pytest.mark.parametrize("name", list(getattr(slope_models, "ARCHITECTURES", ()))[PART::PARTS])
 def test_all(name: str) -> None:
-    check(name, WIDTHS, seeds=4)
+    check(name, WIDTHS, seeds=6)
 
 
 @pytest.mark.filterwarnings("ignore")
