@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,7 +128,14 @@ def test_a_list_of_batches_must_be_long_enough() -> None:
         abcfx.transfer_check(Net, batches(0)[:10], widths=WIDTHS, steps=40)
 
 
+@pytest.fixture
+def workers_see_this_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes import the model's class from here, under the name that pytest gave the module."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("workers_see_this_module")
 def test_processes_give_the_same_numbers() -> None:
     pytest.importorskip("joblib")
     options = {"widths": (16, 32), "lrs": [2.0**-7, 2.0**-6, 2.0**-5], "n_jobs": 2}
@@ -135,6 +143,7 @@ def test_processes_give_the_same_numbers() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("workers_see_this_module")
 @pytest.mark.filterwarnings("ignore")  # of dask's own
 def test_a_dask_cluster_gives_the_same_numbers() -> None:
     distributed = pytest.importorskip("distributed")
