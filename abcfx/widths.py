@@ -179,11 +179,10 @@ class PairedGrowth(SizeGrowth):
         super().__init__(ours, pair_parameters(ours, theirs, self.blocks))
         self._twin = pair_graphs(target, base, self.blocks)
         self._captured = target, base
-        self._modules = target.module, base.module
 
     def _both(self, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> tuple[Any, Any]:
         """The number in the target and in the base."""
-        ours, theirs = self._modules
+        ours, theirs = (each.module for each in self._captured)
         return _value(ours, scalar.node, scalar), _value(theirs, self._twin[scalar.node], scalar)
 
     @cached_property

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from abcfx.growth.finding import Finding
 from abcfx.growth.pair import Pair
-from abcfx.growth.parity import difference, evaluating, outputs_of
+from abcfx.growth.parity import evaluating, output_gap, outputs_of
 from abcfx.growth.state import grown_groups
 from abcfx.passes.widen import averaged, padded, tiled
 
@@ -114,8 +114,4 @@ def _rebuilt(
 
 
 def _gap(pair: Pair, small: nn.Module, large: nn.Module, args: Any, kwargs: Any) -> float:
-    with evaluating(small, large):
-        ours, theirs = (outputs_of(model, args, kwargs) for model in (large, small))
-    dims = dict(zip(theirs, pair.plan.output_dims(), strict=True))
-    floats = [p for p, tensor in theirs.items() if tensor.is_floating_point() and dims[p] is not None]
-    return max((difference(theirs[p], ours[p], dims[p] or ()) for p in floats), default=0.0)
+    return output_gap(small, large, (args, kwargs), (args, kwargs), pair.plan.output_dims())

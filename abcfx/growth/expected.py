@@ -54,7 +54,8 @@ class _Walk:
             return None
         special: Callable[[Call, Call, list[float]], float | None] | None = _SPECIAL.get(name)
         if special is not None:
-            return special(small, large, known) * self._sum(large, name)  # type: ignore[operator]
+            scale = special(small, large, known)
+            return None if scale is None else scale * self._sum(large, name)
         if name in ("_softmax", "_safe_softmax"):
             return 1 / self._ratio(inputs[0], large.argument("dim"))
         if name.startswith(("scatter", "index_", "slice_scatter", "select_scatter", "masked_scatter", "copy")):

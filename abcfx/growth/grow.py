@@ -13,9 +13,10 @@ from abcfx.capture.examples import canonical
 from abcfx.depth import is_serial, residual_branches
 from abcfx.errors import GrowthError, InvalidInputError
 from abcfx.factors import as_deep_as_base
-from abcfx.growth.parity import difference, evaluating, outputs_of, tolerance
+from abcfx.growth.parity import output_gap, tolerance
 from abcfx.growth.plan import GrowthPlan, plan_growth
 from abcfx.growth.refusals import refusals
+from abcfx.growth.report import render
 from abcfx.growth.state import grown_groups, grown_state, growth_of, refuse_unknown_state
 from abcfx.optimizers import family
 from abcfx.pairing import Blocks, match_blocks
@@ -64,8 +65,6 @@ class Grown:
     @property
     def report(self) -> str:
         """What was done, in words."""
-        from abcfx.growth.report import render
-
         return render(self)
 
     def __str__(self) -> str:
@@ -194,11 +193,7 @@ def _refused(against: list[Any]) -> str:
 def _gap(
     plan: GrowthPlan, small: nn.Module, large: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> float:
-    with evaluating(small, large):
-        ours, theirs = (outputs_of(model, args, kwargs) for model in (large, small))
-    dims = dict(zip(theirs, plan.output_dims(), strict=True))
-    compared = [path for path, tensor in theirs.items() if dims[path] is not None and tensor.is_floating_point()]
-    return max((difference(theirs[path], ours[path], dims[path] or ()) for path in compared), default=0.0)
+    return output_gap(small, large, (args, kwargs), (args, kwargs), plan.output_dims())
 
 
 def _widened(

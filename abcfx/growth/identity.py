@@ -12,7 +12,7 @@ from abcfx.capture.variation import variations
 from abcfx.errors import AbcfxError
 from abcfx.growth.finding import Finding
 from abcfx.growth.pair import Pair
-from abcfx.growth.parity import difference, evaluating, outputs_of
+from abcfx.growth.parity import evaluating, output_gap, outputs_of
 from abcfx.growth.refusals import refusals
 from abcfx.growth.runs import Compared
 
@@ -201,17 +201,12 @@ def outputs(pair: Pair) -> Finding:
         if len(details) == 3:
             break
         try:
-            with evaluating(pair.small, pair.large):
-                ours, theirs = (
-                    outputs_of(model, inputs.fresh_args(), inputs.fresh_kwargs()) for model in (pair.large, pair.small)
-                )
+            calls = [(inputs.fresh_args(), inputs.fresh_kwargs()) for _ in range(2)]
+            gap = output_gap(pair.small, pair.large, calls[0], calls[1], dims)
         except AbcfxError:
             raise
         except Exception:  # a length or batch that one of them does not take
             continue
-        places = [p for p, d in zip(theirs, dims, strict=False) if d is not None and theirs[p].is_floating_point()]
-        of_place = dict(zip(theirs, dims, strict=False))
-        gap = max((difference(theirs[p], ours[p], of_place[p] or ()) for p in places), default=0.0)
         details.append(f"{inputs.label}: {gap:.2g}")
         if gap > worst:
             worst, label = gap, inputs.label

@@ -47,6 +47,31 @@ def outputs_of(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any])
     return {pytree.keystr(path): leaf for path, leaf in leaves if isinstance(leaf, torch.Tensor)}
 
 
+def output_gap(
+    small: nn.Module,
+    large: nn.Module,
+    small_call: tuple[Sequence[Any], Mapping[str, Any]],
+    large_call: tuple[Sequence[Any], Mapping[str, Any]],
+    dims: Sequence[Sequence[Factors] | None],
+) -> float:
+    """Largest difference of the outputs of both models in eval mode, relative to their RMS.
+
+    Args:
+        small_call, large_call: (args, kwargs) of each; a model may write into its inputs.
+        dims: factors of the dims of each output; None for those that are not compared.
+    """
+    with evaluating(small, large):
+        theirs, ours = outputs_of(small, *small_call), outputs_of(large, *large_call)
+    return max(
+        (
+            difference(tensor, ours[path], of_output)
+            for (path, tensor), of_output in zip(theirs.items(), dims, strict=False)
+            if of_output is not None and tensor.is_floating_point()
+        ),
+        default=0.0,
+    )
+
+
 def difference(small: torch.Tensor, large: torch.Tensor, dims: Sequence[Factors]) -> float:
     """Largest difference between the large tensor and the tiled small one, over the RMS of the latter.
 

@@ -43,7 +43,7 @@ class GrowthPlan:
         padded = {id(atom) for atom in padded_atoms(self.factors)}
         used = {ref for call in self.factors.large.calls for ref in call.inputs}
         return [
-            None if ref in used else [_with_pads(dim, padded) for dim in self.factors.of(ref)]
+            None if ref in used else [with_pads(dim, padded) for dim in self.factors.of(ref)]
             for ref in self.factors.large.outputs
         ]
 
@@ -73,7 +73,7 @@ def plan_growth(small: nn.Module, large: nn.Module, args: Sequence[Any], kwargs:
             factor = _factor(scales.exponents.get(name, {}), growth.scale)
         else:  # no output depends on it
             factor = math.prod(sizes(dims[i])[0] / sizes(dims[i])[1] for i in contracted)
-        widenings[name] = Widening(name, tuple(_with_pads(dim, padded) for dim in dims), factor, contracted)
+        widenings[name] = Widening(name, tuple(with_pads(dim, padded) for dim in dims), factor, contracted)
     summed = {name for name, nodes in dag.uses().items() if _is_summed_alike(dag, nodes)}
     noised = tuple(name for name, each in widenings.items() if each.contracted and name in summed)
     return GrowthPlan(widenings, factors, scales, dag, noised)
@@ -114,7 +114,8 @@ def padded_atoms(factors: Factors) -> Iterator[Atom]:
             yield atom
 
 
-def _with_pads(dim: Dim, padded: set[int]) -> list[Any]:
+def with_pads(dim: Dim, padded: set[int]) -> list[Any]:
+    """Factors of a dim as plain data; `padded`: ids of the atoms that grow by new entries."""
     whole = legs(dim)
     if len(whole) == 1 and id(atom := root(whole[0].atom)) in padded:
         return [{"pad": [*atom.size]}]

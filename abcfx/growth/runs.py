@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from abcfx.factors import Factors, factor, factors_of, trace
-from abcfx.factors.atoms import legs, plain_atoms, root
+from abcfx.factors import Factors, factor, trace
+from abcfx.factors.atoms import plain_atoms
 from abcfx.factors.trace import Ref
 from abcfx.growth.expected import expected_scales, fitted
 from abcfx.growth.parity import difference, evaluating
-from abcfx.growth.plan import GrowthPlan, padded_atoms
+from abcfx.growth.plan import GrowthPlan, padded_atoms, with_pads
 from abcfx.passes.widen import multiplier, tiled
 
 
@@ -60,16 +60,7 @@ class Runs:
 
     def dims(self, ref: Ref) -> list[Any]:
         """Factors of the dims of a tensor."""
-        return [
-            [{"pad": [*pair]}] if pair is not None else factors_of(dim)
-            for dim in self.factors.of(ref)
-            for pair in [self._pad(dim)]
-        ]
-
-    def _pad(self, dim: Any) -> tuple[int, int] | None:
-        whole = legs(dim)
-        atom = root(whole[0].atom) if len(whole) == 1 else None
-        return atom.size if atom is not None and id(atom) in self._padded else None
+        return [with_pads(dim, self._padded) for dim in self.factors.of(ref)]
 
     def _is_skipped(self, ref: Ref) -> bool:
         """Weights that data chose, and what grows otherwise than by tiling."""
