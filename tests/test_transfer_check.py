@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +15,8 @@ from abcfx.checks import transfer
 from abcfx.checks.slopes import FAIL, INCONCLUSIVE, PASS, WEAK
 from abcfx.checks.sweep import Job, Run, Sweep
 from abcfx.checks.transfer_result import Curve, Shift
+from abcfx.examples.digits import load_digits
+from abcfx.examples.mlp import make_mlp
 
 WIDTHS = (16, 32, 64)
 
@@ -129,30 +129,28 @@ def test_a_list_of_batches_must_be_long_enough() -> None:
         abcfx.transfer_check(Net, batches(0)[:10], widths=WIDTHS, steps=40)
 
 
-@pytest.fixture
-def workers_see_this_module() -> None:
-    """Worker processes import the model's class from here, which they can where pytest was started as a module."""
-    if not {str(Path(__file__).parents[1]), ""} & set(sys.path):
-        pytest.skip("worker processes cannot import this module; to run it: python -m pytest -m slow")
+def installed(**options: Any) -> list[Any]:
+    """Rows of a check whose model and batches every process can import or is sent whole."""
+    digits = load_digits()[0]
+    rows = [(digits.images[i : i + 32], digits.labels[i : i + 32]) for i in range(0, 640, 32)]
+    rates = [2.0**-7, 2.0**-6, 2.0**-5]
+    defaults = {"widths": (16, 32), "lr": 2.0**-6, "lrs": rates, "steps": 20, "seeds": 1, "control": False}
+    return abcfx.transfer_check(make_mlp, rows, **(defaults | options)).rows
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("workers_see_this_module")
 def test_processes_give_the_same_numbers() -> None:
     pytest.importorskip("joblib")
-    options = {"widths": (16, 32), "lrs": [2.0**-7, 2.0**-6, 2.0**-5], "n_jobs": 2}
-    assert check(backend="loky", **options).rows == check(**options).rows
+    assert installed(backend="loky", n_jobs=2) == installed(backend="sequential")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("workers_see_this_module")
 @pytest.mark.filterwarnings("ignore")  # of dask's own
 def test_a_dask_cluster_gives_the_same_numbers() -> None:
     distributed = pytest.importorskip("distributed")
-    options = {"widths": (16, 32), "lrs": [2.0**-7, 2.0**-6, 2.0**-5]}
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
     with cluster, distributed.Client(cluster):
-        assert check(backend="dask", **options).rows == check(**options).rows
+        assert installed(backend="dask") == installed(backend="sequential")
 
 
 def test_the_sweep_is_sent_without_what_was_planned() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 import abcfx
 from abcfx.errors import GrowthError
+from abcfx.growth.parity import difference
 
 
 def loss(output, batch):
@@ -224,6 +225,34 @@ def test_it_works_on_what_other_code_has_grown():
     checked = abcfx.verify_growth(small, large, rows, loss=lambda y, _: (y - 1).pow(2).mean())
     assert checked
     assert "verdict: PASS" in str(checked)
+
+
+def test_what_is_not_a_number_is_infinitely_far_off():
+    one, dims = torch.ones(2, 3), [[[2, 2]], [[3, 3]]]
+    broken = one.clone()
+    broken[1, 2] = float("nan")
+    assert difference(one, broken, dims) == float("inf")
+    assert difference(torch.full((2, 3), float("nan")), one, dims) == float("inf")
+
+
+class Powered(nn.Module):
+    """A learned exponent: by which factor the result should differ cannot be known beforehand."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, width), nn.Linear(width, 4)
+        self.exponent = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        return self.last(self.first(x).abs() ** self.exponent)
+
+
+def test_a_learned_exponent_is_followed():
+    torch.manual_seed(0)
+    small, large = models.drawn(Powered(8)), Powered(16).double()
+    rows = torch.randn(5, 6, dtype=torch.float64)
+    abcfx.grow(small, large, rows, noise=0.3)
+    assert abcfx.verify_growth(small, large, rows, loss=lambda y, _: (y - 1).pow(2).mean())
 
 
 def test_models_are_left_as_they_were():

@@ -91,4 +91,5 @@ def difference(small: torch.Tensor, large: torch.Tensor, dims: Sequence[Factors]
     if bool(same.all()):
         return 0.0
     rms = expected[expected.isfinite()].pow(2).mean().sqrt()
-    return float(gap.masked_fill(same, 0.0).max() / rms.clamp_min(torch.finfo(rms.dtype).tiny))
+    worst = gap.masked_fill(same, 0.0).nan_to_num(nan=math.inf, posinf=math.inf).max()
+    return float(worst / rms.clamp_min(torch.finfo(rms.dtype).tiny)) if rms.isfinite() else math.inf

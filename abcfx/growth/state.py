@@ -77,7 +77,9 @@ def hyperparameters(which: Family, widening: Widening, group: Mapping[str, Any])
     """lr, eps and weight decay of a parameter after growth (docs/growth.md has the derivation)."""
     grown = growth_of(widening)
     s, rho = grown.s, grown.rho
-    rate = {"gradient": s / rho, "relative": 1.0, "spectral": s / _spectral(which, widening)}.get(which.update, s)
+    rate = {"gradient": s / rho, "relative": 1.0}.get(which.update, s)
+    if which.update == "spectral":
+        rate = s / _spectral(which, widening)
     found: dict[str, Any] = {key: group[key] * rate for key in RATES if key in group}
     if "eps" in group and isinstance(group["eps"], float) and which.has_eps:
         found["eps"] = group["eps"] * rho
