@@ -3,8 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from abcfx import alignment
-from abcfx.dynamic import DynamicAlignment
+from abcfx.dynamic.rates import DynamicAlignment
 from abcfx.errors import (
     AbcfxError,
     CaptureError,
@@ -14,16 +13,16 @@ from abcfx.errors import (
     PairingError,
     UnknownOpError,
 )
-from abcfx.find_c import Solution, find_c, find_c_dag
-from abcfx.groups import check_optimizer, param_groups
-from abcfx.result import Transformed
+from abcfx.lp.networks import Solution, find_c, find_c_dag
+from abcfx.pipeline import transform
+from abcfx.plan.groups import check_optimizer, param_groups
+from abcfx.rewrite.marks import scaled
 from abcfx.rules import register_rule
-from abcfx.scaled import scaled
-from abcfx.transform import transform
+from abcfx.transformed import Transformed
 
 if TYPE_CHECKING:
     from abcfx.checks import coord_check, transfer_check, tune
-    from abcfx.growth import grow, upcycle, verify_growth
+    from abcfx.growing import grow, upcycle, verify_growth
 
 __all__ = [
     "AbcfxError",
@@ -36,7 +35,6 @@ __all__ = [
     "Solution",
     "Transformed",
     "UnknownOpError",
-    "alignment",
     "check_optimizer",
     "coord_check",
     "find_c",
@@ -56,9 +54,9 @@ _LATER = {
     "coord_check": "abcfx.checks",
     "transfer_check": "abcfx.checks",
     "tune": "abcfx.checks",
-    "grow": "abcfx.growth",
-    "upcycle": "abcfx.growth",
-    "verify_growth": "abcfx.growth",
+    "grow": "abcfx.growing",
+    "upcycle": "abcfx.growing",
+    "verify_growth": "abcfx.growing",
 }
 
 

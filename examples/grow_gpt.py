@@ -22,9 +22,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import abcfx
-from abcfx.demo import VOCABULARY, read_characters
+from abcfx.examples.demo import VOCABULARY, read_characters
 from abcfx.examples.gpt import GPT, MLP, GPTConfig
-from abcfx.growth import Grown
+from abcfx.growing import Grown
 
 BATCH, CONTEXT, HELD_OUT = 16, 64, 128
 PHASES = ("dense", "mixture", "grown")

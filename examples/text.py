@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from abcfx.demo import read_characters
+from abcfx.examples.demo import read_characters
 
 
 def characters_of_python(

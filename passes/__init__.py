@@ -1,6 +1,6 @@
 """Mechanical rewrites of a GraphModule from plain arguments; no theory lives here."""
 
-from abcfx.passes.insert_scales import Scale, ScaleNode, insert_scales, scale_nodes
+from abcfx.passes.insert_scales import ScaleInsertion, ScaleNode, insert_scales, scale_nodes
 from abcfx.passes.probe_activations import probe_activations
 from abcfx.passes.result import PassError, PassResult
 from abcfx.passes.scale_attention import scale_attention
@@ -8,7 +8,7 @@ from abcfx.passes.scale_attention import scale_attention
 __all__ = [
     "PassError",
     "PassResult",
-    "Scale",
+    "ScaleInsertion",
     "ScaleNode",
     "insert_scales",
     "probe_activations",

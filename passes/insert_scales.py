@@ -16,7 +16,7 @@ NAME = "insert_scales"
 
 
 @dataclass(frozen=True)
-class Scale:
+class ScaleInsertion:
     """One factor to insert.
 
     `node`: the weight op. `operand`: the activation that it multiplies with the weight, so that the bias is added after
@@ -40,7 +40,7 @@ class ScaleNode:
     formula: str
 
 
-def insert_scales(gm: fx.GraphModule, scales: Sequence[Scale]) -> PassResult:
+def insert_scales(gm: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> PassResult:
     """Insert scale nodes into the graphs that the given ops belong to (both graphs of a two-mode module).
 
     A factor of exactly 1 makes no node. Parameters, `state_dict` keys and the signature stay what they are.
@@ -88,7 +88,7 @@ def _move_before(node: fx.Node, op: fx.Node) -> None:
     op.prepend(node)
 
 
-def _check(scale: Scale) -> None:
+def _check(scale: ScaleInsertion) -> None:
     neighbours = list(scale.node.users) if scale.operand is None else scale.node.all_input_nodes
     if any(isinstance(n.meta.get(META), ScaleNode) and n.meta[META].label == scale.label for n in neighbours):
         raise PassError(f"{NAME}: {scale.node.name} ({scale.label}) is scaled already; it would count twice.")

@@ -10,7 +10,7 @@ import torch.fx as fx
 from torch import nn
 from torch.func import functional_call
 
-from abcfx.passes.insert_scales import Scale, ScaleNode, insert_scales
+from abcfx.passes.insert_scales import ScaleInsertion, ScaleNode, insert_scales
 from abcfx.passes.result import META, PassError, PassResult, create_after
 
 NAME = "scale_attention"
@@ -18,7 +18,7 @@ _FUNCTIONAL = nn.functional.multi_head_attention_forward
 _IN_PROJECTION, _BIAS, _EMBED = 5, 6, 3  # positions among the arguments of multi_head_attention_forward
 
 
-def scale_attention(gm: fx.GraphModule, scales: Sequence[Scale]) -> PassResult:
+def scale_attention(gm: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> PassResult:
     """Multiply the logits of attention ops. `Scale.operand` is the query, or None where it exists only inside the op.
 
     Parameters, `state_dict` keys and the signature stay what they are. Raises PassError for an op that cannot be

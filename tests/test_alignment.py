@@ -1,4 +1,4 @@
-"""`abcfx.alignment.measure`: synthetic layers of known alignment, absent terms, extreme numbers, other products."""
+"""`abcfx.dynamic.measure`: synthetic layers of known alignment, absent terms, extreme numbers, other products."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import abcfx
-from abcfx.alignment import measure
+from abcfx.dynamic.measured import measure
 
 N = 4096
 

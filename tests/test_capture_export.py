@@ -14,7 +14,7 @@ from abcfx.capture import capture, gradients
 from abcfx.capture.guards import _range_checks
 from abcfx.capture.state import copied
 from abcfx.errors import CaptureError, InvalidInputError
-from abcfx.location import location
+from abcfx.support.location import location
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch import nn
 
 from abcfx.capture import capture
 from abcfx.errors import CaptureError, InvalidInputError
-from abcfx.location import location
+from abcfx.support.location import location
 
 
 class Doubles(torch.autograd.Function):

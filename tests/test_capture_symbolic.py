@@ -13,7 +13,7 @@ from torch import nn
 
 from abcfx.capture import CapturedGraph, EmittedModule, capture
 from abcfx.errors import CaptureError, InvalidInputError
-from abcfx.location import location
+from abcfx.support.location import location
 
 
 class Block(nn.Module):

@@ -6,8 +6,9 @@ import json
 import pytest
 import torch
 
-from abcfx import cli, demo
+from abcfx import cli
 from abcfx.cli import demo as cli_demo
+from abcfx.examples import demo
 
 TINY = ["--base-width", "16", "--width", "32", "--steps", "4"]
 

@@ -16,9 +16,9 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import abcfx
-from abcfx.dynamic import wsd
-from abcfx.parametrizations import Alignment
-from abcfx.system import System
+from abcfx.dynamic.rates import wsd
+from abcfx.exponents.dag_program import DagProgram
+from abcfx.theory.parametrizations import Alignments
 
 X = torch.randn(128, 64, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 10, (128,), generator=torch.Generator().manual_seed(1))
@@ -231,7 +231,7 @@ def test_memory_is_a_small_part_of_the_models():
 def test_rates_off_the_last_basis_are_those_of_a_new_solve():
     """Small moves keep the basis and take no simplex at all, jumps do not; the same alignments give the same rates."""
     analysis = Run(batch=None).result.analysis
-    warm = System(analysis.setting, analysis.alignment)
+    warm = DagProgram(analysis.setting, analysis.alignment)
     generator, solves = torch.Generator().manual_seed(0), []
     whole = warm.solver._optimum
     warm.solver._optimum = lambda: solves.append(1) or whole()
@@ -240,8 +240,8 @@ def test_rates_off_the_last_basis_are_those_of_a_new_solve():
         size = 0.3 if step % 10 == 0 else 0.01
         for node, terms in alignment.items():
             moved = torch.tensor(terms) + size * torch.randn(3, generator=generator)
-            alignment[node] = Alignment(*moved.clamp(0.5, 1.0).tolist())
-        cold = System(analysis.setting, alignment)
+            alignment[node] = Alignments(*moved.clamp(0.5, 1.0).tolist())
+        cold = DagProgram(analysis.setting, alignment)
         assert warm.rates(alignment) == pytest.approx(cold.rates(alignment), abs=1e-12)
     assert 0 < len(solves) < 20
 

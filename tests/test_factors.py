@@ -14,9 +14,9 @@ from torch import nn
 
 import abcfx
 from abcfx.errors import PairingError
-from abcfx.factors import factor_models, factors_of, largest_ratio, sizes
-from abcfx.factors.atoms import UnfitError, described, fresh, joined, piece, regrouped, unify
-from abcfx.passes import widen
+from abcfx.growing.fill.width import widen
+from abcfx.pairing.factors import factor_models, factors_of, largest_ratio, sizes
+from abcfx.pairing.factors.atoms import UnfitError, described, fresh, joined, piece, regrouped, unify
 
 
 def index_map(dim):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from oracles import FULL, MUP, adam_chain, mup_graph, network_optimum
 
 from abcfx.errors import InfeasibleError, InvalidInputError
-from abcfx.find_c import Solution, chain_solver, dag_solver, find_c, find_c_dag
+from abcfx.lp.networks import Solution, chain_solver, dag_solver, find_c, find_c_dag
 from abcfx.verification.recursion import chain_graph, network_levels, random_chain, random_graph, shuffled
 
 TABLES = json.loads((Path(__file__).parent / "data" / "named_parametrizations.json").read_text())

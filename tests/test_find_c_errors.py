@@ -10,7 +10,7 @@ import pytest
 from oracles import FULL, MUP, mup_graph
 
 from abcfx.errors import AbcfxError, InfeasibleError, InvalidInputError
-from abcfx.find_c import dag_solver, find_c, find_c_dag
+from abcfx.lp.networks import dag_solver, find_c, find_c_dag
 
 
 class TestErrors:

@@ -12,7 +12,7 @@ import pytest
 from oracles import network_optimum
 
 from abcfx.errors import InfeasibleError, InvalidInputError
-from abcfx.find_c import Solution, find_c, find_c_dag
+from abcfx.lp.networks import Solution, find_c, find_c_dag
 
 DATA = Path(__file__).parent / "data"
 

@@ -12,7 +12,8 @@ from torch import nn
 
 import abcfx
 from abcfx.errors import GrowthError, InfeasibleError, InvalidInputError, PairingError
-from abcfx.passes.widen import index_map, zero_sum_noise
+from abcfx.growing.fill.width import zero_sum_noise
+from abcfx.pairing.factors.index_maps import index_map
 
 IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 ROWS = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

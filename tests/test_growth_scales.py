@@ -12,10 +12,10 @@ from torch import nn
 
 import abcfx
 from abcfx.capture import capture
-from abcfx.dag import build_dag
-from abcfx.growth import Scales, solve_scales
-from abcfx.growth.linear import Equations
-from abcfx.widths import PairedGrowth
+from abcfx.dag.layer_dag import build_dag
+from abcfx.growing import Scales, solve_scales
+from abcfx.growing.linear import Equations
+from abcfx.pairing.widths import PairedGrowth
 
 VOCABULARY, LENGTH = 11, 5
 TOKENS = torch.arange(3 * LENGTH).view(3, LENGTH) % VOCABULARY

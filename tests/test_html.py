@@ -12,9 +12,9 @@ from torch import nn
 
 import abcfx
 from abcfx import cli
-from abcfx.drawing import page
-from abcfx.drawing.page import page_data
 from abcfx.examples.gpt import GPT, GPTConfig
+from abcfx.report.drawing import page
+from abcfx.report.drawing.page import page_data
 
 IDS = torch.zeros(2, 16, dtype=torch.long)
 VOID = {"meta", "link", "input", "br", "hr", "img", "wbr"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abcfx.drawing.layout import lay_out
+from abcfx.report.drawing.layout import lay_out
 
 SIZE = (80.0, 30.0)
 

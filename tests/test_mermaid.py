@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import abcfx
-from abcfx.drawing.boxes import make_diagram
-from abcfx.drawing.mermaid import _node
-from abcfx.drawing.repeats import find_runs, view
 from abcfx.examples.gpt import GPT, GPTConfig
+from abcfx.report.drawing.boxes import make_diagram
+from abcfx.report.drawing.mermaid import _node
+from abcfx.report.drawing.repeats import find_runs, view
 
 IDS = torch.zeros(2, 16, dtype=torch.long)
 

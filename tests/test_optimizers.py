@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import abcfx
-from abcfx.optimizers import FAMILIES, family
+from abcfx.theory.optimizers import FAMILIES, family
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import abcfx
-from abcfx.pairing import match_blocks
+from abcfx.pairing.graphs import match_blocks
 
 
 class Mixed(nn.Module):

@@ -8,8 +8,8 @@ from torch import nn
 
 import abcfx
 from abcfx.examples.gpt import GPT, GPTConfig
-from abcfx.report import render
-from abcfx.summary import binding_tags, find_skips, fold, group_prices, repeated_uses, tied_names
+from abcfx.report.names import binding_tags, collapse_names, find_skips, group_prices, repeated_uses, tied_names
+from abcfx.report.text import render
 
 IDS = torch.zeros(2, 16, dtype=torch.long)
 
@@ -218,13 +218,13 @@ def test_header_says_which_widths(mlp, deep):
 
 def test_fold_never_invents_a_name():
     names = ["a.0.x1", "a.0.x2", "a.1.x1", "a.2.x1", "a.2.x2", "b"]
-    folded = fold(dict.fromkeys(names))
+    folded = collapse_names(dict.fromkeys(names))
     assert [part.shown for part in folded] == ["a.{0..2}.x1", "a.{0,2}.x2", "b"]
     assert sorted(name for part in folded for name in part.names) == names
 
 
 def test_fold_keeps_unequal_rows_apart():
-    assert [part.shown for part in fold({"a.0": 1, "a.1": 2, "a.2": 1})] == ["a.{0,2}", "a.1"]
+    assert [part.shown for part in collapse_names({"a.0": 1, "a.1": 2, "a.2": 1})] == ["a.{0,2}", "a.1"]
 
 
 def test_skips_are_seen_where_branches_differ_in_layers(gpt, deep, mlp):

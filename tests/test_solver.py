@@ -15,7 +15,7 @@ from oracles import Term, least_sum
 from scipy.optimize import linprog
 
 from abcfx.errors import AbcfxError, InfeasibleError
-from abcfx.solver import ALIGNMENTS, Alignment, LpSolution, Rate, Row, Solver, _generic
+from abcfx.lp.program import ALIGNMENTS, Alignment, LpSolution, Rate, Row, Solver, _generic
 
 NO_ALIGNMENT: Alignment = {}
 
@@ -319,7 +319,7 @@ class TestInfeasible:
         rates |= {name: Rate(cost=2.0, bounds=(-5.0, 5.0)) for row in rows for name in row.inputs if "rate" in name}
         exact = [f"m{k}" for k in range(4)]
         assert Solver(rows, rates, lower, NO_ALIGNMENT, exact).solve().levels["m3"] == 0.0
-        monkeypatch.setattr("abcfx.solver.MAX_BRANCHES", 5)
+        monkeypatch.setattr("abcfx.lp.program.MAX_BRANCHES", 5)
         with pytest.raises(AbcfxError, match=r"gave up after 5 LPs: m0, m1, m2, m3 must each"):
             Solver(rows, rates, lower, NO_ALIGNMENT, exact).solve()
 

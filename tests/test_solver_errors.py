@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from abcfx.errors import InvalidInputError
-from abcfx.solver import Alignment, Rate, Row, Solver
+from abcfx.lp.program import Alignment, Rate, Row, Solver
 
 NO_ALIGNMENT: Alignment = {}
 

@@ -157,9 +157,9 @@ def test_the_sweep_is_sent_without_what_was_planned() -> None:
     import pickle
 
     from abcfx.checks.batches import default_loss
-    from abcfx.checks.trainees import Family
+    from abcfx.checks.sweep_models import ModelSweep
 
-    family = Family(Net, batches(0)[0], 16, "adamw", {})
+    family = ModelSweep(Net, batches(0)[0], 16, "adamw", {})
     family.result(16)
     sweep = Sweep(family, batches, default_loss, 40, "sequential")
     assert not pickle.loads(pickle.dumps(sweep)).family._results

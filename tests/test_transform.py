@@ -15,7 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 import abcfx
-from abcfx.passes import PassError, Scale, insert_scales, scale_nodes
+from abcfx.passes import PassError, ScaleInsertion, insert_scales, scale_nodes
 
 
 class MLP(nn.Module):
@@ -361,11 +361,11 @@ def test_insert_scales_refuses_a_foreign_operand_and_a_second_scale() -> None:
     nodes = {node.name: node for node in gm.graph.nodes}
     code = gm.code
     with pytest.raises(PassError, match="not an argument"):
-        insert_scales(gm, [Scale(nodes["head"], nodes["x"], 2.0)])
-    assert gm.code == code and not insert_scales(gm, [Scale(nodes["head"], nodes["relu_1"], 1.0)]).modified
-    assert insert_scales(gm, [Scale(nodes["head"], nodes["relu_1"], 2.0, "head")]).touched == ("head_scale",)
+        insert_scales(gm, [ScaleInsertion(nodes["head"], nodes["x"], 2.0)])
+    assert gm.code == code and not insert_scales(gm, [ScaleInsertion(nodes["head"], nodes["relu_1"], 1.0)]).modified
+    assert insert_scales(gm, [ScaleInsertion(nodes["head"], nodes["relu_1"], 2.0, "head")]).touched == ("head_scale",)
     with pytest.raises(PassError, match="twice"):
-        insert_scales(gm, [Scale(nodes["head"], nodes["head"].args[0], 2.0, "head")])
+        insert_scales(gm, [ScaleInsertion(nodes["head"], nodes["head"].args[0], 2.0, "head")])
 
 
 def test_vectors_follow_the_gradient_under_sgd() -> None:

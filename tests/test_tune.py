@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import abcfx
+from abcfx.checks.rate_search import _Search, _sum_of
 from abcfx.checks.sweep import Job, Run
-from abcfx.checks.tune import _Search, _sum_of
 
 
 class Net(nn.Module):

@@ -12,9 +12,9 @@ import torch
 
 import abcfx
 from abcfx import cli
-from abcfx.alignment import Moments
 from abcfx.checks.transfer_result import Shift
-from abcfx.dynamic import DynamicAlignment
+from abcfx.dynamic.measured import Moments
+from abcfx.dynamic.rates import DynamicAlignment
 from abcfx.verification import PARTS, document, figure, studies, verify, widths
 from abcfx.verification.reference import reference
 
@@ -77,7 +77,9 @@ def test_a_solver_whose_answer_depends_on_the_order_is_seen(monkeypatch):
 
 
 def test_powers_of_width_that_are_off_are_seen(monkeypatch):
-    monkeypatch.setattr("abcfx.plan._power", lambda n, exponent: 1.0 if n == 1 else float(n ** (0.9 * exponent)))
+    monkeypatch.setattr(
+        "abcfx.plan.parameters._power", lambda n, exponent: 1.0 if n == 1 else float(n ** (0.9 * exponent))
+    )
     assert failing(6, 7, 8).keys() == {6, 7, 8}
     rates = studies.Studies().rates
     assert rates["hidden"][128] != pytest.approx(rates["hidden"][64] / 2)
@@ -146,7 +148,9 @@ def test_a_run_that_does_not_learn_is_seen(monkeypatch, short):
 
 
 def test_layers_that_grow_with_width_are_seen(monkeypatch, short):
-    monkeypatch.setattr("abcfx.plan._power", lambda n, exponent: 1.0 if exponent > 0 else float(n**-exponent))
+    monkeypatch.setattr(
+        "abcfx.plan.parameters._power", lambda n, exponent: 1.0 if exponent > 0 else float(n**-exponent)
+    )
     assert failing(13)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import abcfx
 from abcfx.errors import GrowthError
-from abcfx.growth.parity import difference
+from abcfx.growing.output_gap import difference
 
 
 def loss(output, batch):

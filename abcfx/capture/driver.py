@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from abcfx.capture.capture_notes import CHECKPOINTS, hook_notes
 from abcfx.capture.captured import CapturedGraph
-from abcfx.capture.dropped import CHECKPOINTS, hook_notes
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.examples import canonical, tiled
 from abcfx.capture.export import capture_export

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from abcfx.capture.serialize import GraphData, graph_from_data, graph_to_data
 from abcfx.errors import InvalidInputError
-from abcfx.location import location
+from abcfx.support.location import location
 
 ROOT_LEAF = "_root_leaf"
 _counter = itertools.count()

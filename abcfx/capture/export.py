@@ -29,7 +29,7 @@ from abcfx.capture.signature import Signature, SignatureCodeGen, signature_of
 from abcfx.capture.state import both_modes_restored, no_hidden_randomness, preserved, preserved_rng, set_mode
 from abcfx.capture.structure import Part, take_apart
 from abcfx.errors import CaptureError
-from abcfx.location import user_line
+from abcfx.support.location import user_line
 
 
 class _Recipe:

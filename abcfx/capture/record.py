@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from abcfx.capture.dropped import checks_note
+from abcfx.capture.capture_notes import checks_note
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.examples import free_dims
 from abcfx.capture.fake import FakeInputs, off_meta, replace_weights
@@ -29,7 +29,7 @@ from abcfx.capture.signature import Signature, SignatureCodeGen, signature_of
 from abcfx.capture.state import both_modes_restored, no_hidden_randomness, preserved, preserved_rng, set_mode
 from abcfx.capture.structure import take_apart
 from abcfx.errors import CaptureError
-from abcfx.location import is_user_file, user_line
+from abcfx.support.location import is_user_file, user_line
 
 
 def capture_record(

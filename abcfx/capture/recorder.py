@@ -18,7 +18,7 @@ from abcfx.capture.graphs import at_front
 from abcfx.capture.leaves import is_composite, stays_whole
 from abcfx.capture.patches import is_backward_hook, is_torchs_own, plain_call_of_checkpoint
 from abcfx.errors import CaptureError
-from abcfx.location import format_frames, source_line
+from abcfx.support.location import format_frames, source_line
 
 # More truth values of tensors than this in one forward are no checks but a loop.
 MAX_CHECKS = 16

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree  # see signature.py
 
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.state import preserved_rng
-from abcfx.location import location
+from abcfx.support.location import location
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from abcfx.capture.leaves import stays_whole
 from abcfx.capture.signature import Signature, SignatureCodeGen, signature_of
 from abcfx.capture.state import both_modes_restored, no_hidden_randomness, preserved, preserved_rng, set_mode
 from abcfx.errors import CaptureError
-from abcfx.location import format_frames, user_line
+from abcfx.support.location import format_frames, user_line
 
 # Calls that make a tensor out of no tensor. Executed while tracing they would become constants: frozen noise, or a
 # buffer that in-place writes carry over from call to call. As nodes they run on every call, as in the model.

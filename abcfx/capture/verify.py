@@ -15,9 +15,9 @@ from torch import nn
 from abcfx.capture.emitted import ROOT_LEAF, EmittedModule
 from abcfx.capture.gradients import Gradients, Routes, large_parameters
 from abcfx.capture.guards import SizesRefused
+from abcfx.capture.second_inputs import Inputs, variations
 from abcfx.capture.state import both_modes_restored, preserved, preserved_rng, set_mode
 from abcfx.capture.structure import take_apart
-from abcfx.capture.variation import Inputs, variations
 from abcfx.errors import CaptureError, InvalidInputError
 
 _SEED = 20_240

@@ -12,7 +12,7 @@ from torch import nn
 
 from abcfx.checks.batches import Loss, call_of, default_loss, few_tokens, seeded
 from abcfx.checks.coord_result import CoordCheck
-from abcfx.checks.expected import (
+from abcfx.checks.expected_slopes import (
     CHANGE,
     INIT,
     INPUT,
@@ -23,13 +23,13 @@ from abcfx.checks.expected import (
     expected_slopes,
     logits_names,
 )
-from abcfx.checks.expected import shortfall as alignment_shortfall
+from abcfx.checks.expected_slopes import shortfall as alignment_shortfall
 from abcfx.checks.recorder import LOGITS, PRODUCT, Recorder, Seen, Use
 from abcfx.checks.slopes import FAIL, INCONCLUSIVE, INFO, SKIP, Slope, fit, judge, worst
-from abcfx.checks.trainees import STANDARD, TRANSFORMED, Family, MakeModel, Optimizers, Prepare, one_thread
+from abcfx.checks.sweep_models import STANDARD, TRANSFORMED, MakeModel, ModelSweep, Optimizers, Prepare, one_thread
 from abcfx.errors import InvalidInputError
-from abcfx.optimizers import Optimizer
-from abcfx.plan import ByRole
+from abcfx.plan.parameters import ByRole
+from abcfx.theory.optimizers import Optimizer
 
 MOST_SEEDS = 10
 RETESTS = 2  # more steps, where updates are still exactly zero
@@ -89,7 +89,7 @@ def coord_check(
         raise InvalidInputError(f"coord_check: steps={steps}, seeds={seeds}; expected at least one of each.")
     loss = default_loss if loss is None else loss
     base = widths[0] if base_width is None else base_width
-    family = Family(make_model, batch, base, optimizer, {"lr": lr, **transform_options}, prepare)
+    family = ModelSweep(make_model, batch, base, optimizer, {"lr": lr, **transform_options}, prepare)
     with one_thread():
         family.batch = _probe(family, loss)
         study = _Study(family, widths, loss, steps)
@@ -120,7 +120,7 @@ def checked_widths(widths: Sequence[int]) -> list[int]:
     return found
 
 
-def _probe(family: Family, loss: Loss) -> Any:
+def _probe(family: ModelSweep, loss: Loss) -> Any:
     """The few tokens that are trained on."""
     model = family.build(family.base_width, 0)
 
@@ -136,7 +136,7 @@ def _probe(family: Family, loss: Loss) -> Any:
 class _Study:
     """The values of every run, and what follows from them."""
 
-    family: Family
+    family: ModelSweep
     widths: list[int]
     loss: Loss
     steps: int

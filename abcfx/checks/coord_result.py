@@ -10,10 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from abcfx.checks.expected import CHANGE, INIT, UPDATE
-from abcfx.checks.printing import COLOURS, text_of, to_pandas
+from abcfx.checks.expected_slopes import CHANGE, INIT, UPDATE
 from abcfx.checks.slopes import FAIL, INFO, PASS, SKIP, Slope, worst
-from abcfx.checks.trainees import STANDARD, TRANSFORMED
+from abcfx.checks.sweep_models import STANDARD, TRANSFORMED
+from abcfx.support.text import COLOURS, text_of, to_pandas
 
 STATISTICS = (INIT, UPDATE, CHANGE)
 NAMES_SHOWN = 3

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from abcfx.checks.expected import CHANGE, UPDATE
+from abcfx.checks.expected_slopes import CHANGE, UPDATE
 from abcfx.checks.slopes import TOLERANCE
-from abcfx.checks.trainees import STANDARD, TRANSFORMED
+from abcfx.checks.sweep_models import STANDARD, TRANSFORMED
 from abcfx.errors import InvalidInputError
 
 if TYPE_CHECKING:

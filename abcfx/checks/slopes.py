@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from abcfx.checks.expected import CHANGE, INIT, UPDATE, Interval, least_squares
+from abcfx.checks.expected_slopes import CHANGE, INIT, UPDATE, Interval, least_squares
 
 PASS, FAIL, WEAK, INCONCLUSIVE, SKIP, INFO = "PASS", "FAIL", "WEAK", "INCONCLUSIVE", "SKIP", ""
 WORST_FIRST = (FAIL, INCONCLUSIVE, WEAK, PASS, SKIP, INFO)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from abcfx.checks.batches import Loss, call_of, seeded
-from abcfx.checks.trainees import TRANSFORMED, Factors, Family, Optimizers, one_thread
+from abcfx.checks.sweep_models import TRANSFORMED, Factors, ModelSweep, Optimizers, one_thread
 from abcfx.errors import InvalidInputError
 
 Batches = Callable[[int], Iterable[Any]] | Iterable[Any]
@@ -75,7 +75,7 @@ class Sweep:
         progress: whether to draw a bar; None where stderr is a terminal.
     """
 
-    family: Family
+    family: ModelSweep
     batches: Batches
     loss: Loss
     steps: int
@@ -132,7 +132,7 @@ class Sweep:
         return results
 
 
-_FAMILIES: dict[str, Family] = {}  # of this process: the one that was used last
+_FAMILIES: dict[str, ModelSweep] = {}  # of this process: the one that was used last
 
 
 def train(sweep: Sweep, job: Job) -> Run:

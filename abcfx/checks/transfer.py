@@ -10,14 +10,14 @@ from typing import Any
 
 from abcfx.checks.batches import Loss, default_loss
 from abcfx.checks.coord import checked_widths
-from abcfx.checks.expected import least_squares
+from abcfx.checks.expected_slopes import least_squares
 from abcfx.checks.slopes import FAIL, INCONCLUSIVE, PASS, WEAK, standard_error
 from abcfx.checks.sweep import Batches, Job, Run, Sweep
-from abcfx.checks.trainees import STANDARD, TRANSFORMED, Family, MakeModel, Prepare
+from abcfx.checks.sweep_models import STANDARD, TRANSFORMED, MakeModel, ModelSweep, Prepare
 from abcfx.checks.transfer_result import Curve, Shift, TransferCheck
 from abcfx.errors import InvalidInputError
-from abcfx.optimizers import Optimizer
-from abcfx.plan import ByRole
+from abcfx.plan.parameters import ByRole
+from abcfx.theory.optimizers import Optimizer
 
 OCTAVES = (-3, -2, -1, 0, 1, 2, 3)
 EXTENSIONS = 3  # rounds in which a grid with its minimum on an edge grows by two octaves
@@ -79,7 +79,7 @@ def transfer_check(
     base = checked[0] if base_width is None else base_width
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     centre, grid = _grid(lr, lrs)
-    family = Family(make_model, None, base, optimizer, {"lr": lr, **transform_options}, prepare)
+    family = ModelSweep(make_model, None, base, optimizer, {"lr": lr, **transform_options}, prepare)
     loss = default_loss if loss is None else loss
     sweep = Sweep(family, batches, loss, steps, backend, n_jobs, progress)
     family.batch = sweep.first_batch()

@@ -10,10 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from abcfx.checks.printing import COLOURS, text_of, to_pandas
 from abcfx.checks.slopes import PASS
-from abcfx.checks.trainees import STANDARD, TRANSFORMED
-from abcfx.plan import ByRole
+from abcfx.checks.sweep_models import STANDARD, TRANSFORMED
+from abcfx.plan.parameters import ByRole
+from abcfx.support.text import COLOURS, text_of, to_pandas
 
 
 class Shift(NamedTuple):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from abcfx import demo
 from abcfx.cli.shared import PAGE_WIDTH, Command, make_table, print_json, print_text, progress_bar
-from abcfx.report import render
+from abcfx.examples import demo
+from abcfx.report.text import render
 
 SWEEP_SEEDS = 3
 HELP = "Train a GPT on Python's own sources at two widths, as written and transformed, with one learning rate."

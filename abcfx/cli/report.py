@@ -12,9 +12,9 @@ from rich.console import Console
 from abcfx.cli.load import FORMS, Named, assignments, example_inputs, one_or_by_role, plain_value
 from abcfx.cli.shared import PAGE_WIDTH, Command, print_json, print_text
 from abcfx.errors import InvalidInputError
-from abcfx.report import render
-from abcfx.result import Transformed
-from abcfx.transform import transform
+from abcfx.pipeline import transform
+from abcfx.report.text import render
+from abcfx.transformed import Transformed
 
 HELP = """Transform a model and print the report, an explanation, a picture, or JSON.
 

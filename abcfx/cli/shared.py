@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from abcfx.summary import finite
+from abcfx.report.names import finite
 
 PAGE_WIDTH = 100
 

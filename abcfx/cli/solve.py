@@ -14,7 +14,7 @@ from rich.console import Console
 
 from abcfx.cli.shared import Command, make_table, print_json, print_text
 from abcfx.errors import InvalidInputError
-from abcfx.find_c import Solution, find_c, find_c_dag
+from abcfx.lp.networks import Solution, find_c, find_c_dag
 
 HELP = """Solve for the learning-rate exponents of a chain or graph of layers given as JSON; "-" reads standard input.
 

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.text import Text
 
 from abcfx.checks.plots import new_figure
-from abcfx.checks.printing import COLOURS
 from abcfx.cli.shared import Command, make_table, print_json, print_text, progress_bar
 from abcfx.errors import InvalidInputError
+from abcfx.support.text import COLOURS
 from abcfx.verification import PARTS, Section, Verification, document, verify
 from abcfx.verification.evidence import FAIL, PASS
 

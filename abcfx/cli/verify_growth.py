@@ -11,7 +11,7 @@ from torch import nn
 
 from abcfx.cli.load import FORMS, SEED, Named, load_weights
 from abcfx.cli.shared import Command, print_json, print_text
-from abcfx.passes.deepen import ORDERS
+from abcfx.growing.fill.depth import ORDERS
 
 HELP = """Check that a large model is a small one grown, whoever grew it. Status 0 only on PASS.
 
@@ -39,7 +39,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> bool:
-    from abcfx.growth import verify_growth
+    from abcfx.growing import verify_growth
 
     named = Named("SMALL", arguments.small)
     small = _filled(named, "--small-weights", arguments.small_weights)

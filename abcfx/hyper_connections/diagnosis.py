@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from abcfx.checks.printing import text_of, to_pandas
+from abcfx.support.text import text_of, to_pandas
 
 PASS, WARN, FAIL, SKIP = "PASS", "WARN", "FAIL", "SKIP"
 REASONS_SHOWN = 3

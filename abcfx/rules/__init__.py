@@ -2,7 +2,7 @@
 
 from abcfx.rules import attention, conv, elementwise, experts, linear, norm, recurrent, shape, transformer  # noqa: F401  (filling the registry)
 from abcfx.rules.extents import Dim, Number
-from abcfx.rules.kinds import Bound, Kind, Known, Layer, Vector
+from abcfx.rules.kinds import Bound, ExponentContext, Kind, Layer, Vector
 from abcfx.rules.op import Op
 from abcfx.rules.registry import find_function_rule, find_module_rule, plain_name, register_rule
 from abcfx.rules.values import Sizes, Value
@@ -10,8 +10,8 @@ from abcfx.rules.values import Sizes, Value
 __all__ = [
     "Bound",
     "Dim",
+    "ExponentContext",
     "Kind",
-    "Known",
     "Layer",
     "Number",
     "Op",

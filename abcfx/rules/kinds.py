@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from abcfx.optimizers import Family
 from abcfx.rules.extents import Dim, Extent, Number
+from abcfx.theory.optimizers import OptimizerFamily
 
 
 class Bound(NamedTuple):
@@ -30,7 +30,7 @@ class Bound(NamedTuple):
     weight: float = 0.0
 
 
-class Known(Protocol):
+class ExponentContext(Protocol):
     """What a kind may ask while it writes its bounds: everything that is fixed before the LP is solved."""
 
     def growth(self, *dims: Extent) -> float:
@@ -54,7 +54,7 @@ class Known(Protocol):
     def learns(self, parameter: str) -> bool:
         """False for a frozen parameter, and for one whose role is "plain"."""
 
-    def family(self, parameter: str) -> Family: ...
+    def family(self, parameter: str) -> OptimizerFamily: ...
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ class Kind(ABC):
     def sources(self) -> tuple[str, ...]:
         return (*(name for name in self.inputs if name is not None), *self.vectors)
 
-    def changes(self, node: str, known: Known) -> Iterator[Bound]:
+    def changes(self, node: str, known: ExponentContext) -> Iterator[Bound]:
         """All bounds on r of the output."""
         yield from self.change(node, known)
         for vector in self.vectors:
             if known.changes(vector):
                 yield Bound(f"change of {vector}", (("r", vector),), 0.0)
 
-    def gradients(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
+    def gradients(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
         """(input, bound on G of that input) for inputs and vectors."""
         yield from self.gradient(node, known)
         for vector in self.vectors:
@@ -90,15 +90,15 @@ class Kind(ABC):
         return type(self).__name__.lower()
 
     @abstractmethod
-    def size(self, node: str, known: Known) -> float:
+    def size(self, node: str, known: ExponentContext) -> float:
         """Size s of the output at init."""
 
     @abstractmethod
-    def change(self, node: str, known: Known) -> Iterator[Bound]:
+    def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
         """Bounds on r of the output that come from its inputs and its own parameter."""
 
     @abstractmethod
-    def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
+    def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
         """(input, bound on G of that input): what flows back."""
 
 
@@ -122,11 +122,11 @@ class Layer(Kind):
     fan_back: tuple[Extent, ...] | None = None
     normalised: bool = False
 
-    def size(self, node: str, known: Known) -> float:
+    def size(self, node: str, known: ExponentContext) -> float:
         product = known.a(node) + known.b(self.parameter) + known.size(self.inputs[0]) - known.growth(*self.fan_in) / 2
         return min(product, 0.0) if self.vectors else product
 
-    def _update(self, known: Known) -> tuple[tuple[tuple[str, str], ...], float]:
+    def _update(self, known: ExponentContext) -> tuple[tuple[tuple[str, str], ...], float]:
         """(variables, constant) of the exponent of one entry of the update."""
         rate = ("c", self.parameter)
         update = known.family(self.parameter).update
@@ -134,7 +134,7 @@ class Layer(Kind):
             return (rate, ("g", self.parameter)), 0.0
         return (rate,), known.b(self.parameter) if update == "relative" else 0.0
 
-    def change(self, node: str, known: Known) -> Iterator[Bound]:
+    def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
         x, a, e_in = self.inputs[0], known.a(node), known.growth(*self.fan_in)
         moved = x is not None and known.changes(x)
         if known.learns(self.parameter) and (family := known.family(self.parameter)).update == "spectral":
@@ -151,7 +151,7 @@ class Layer(Kind):
         if x is not None and moved:
             yield Bound("omega", (("r", x),), a + known.b(self.parameter), "omega", e_in)
 
-    def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
+    def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
         back = self.fan_out if self.fan_back is None else self.fan_back
         x, a, e_out = self.inputs[0], known.a(node), known.growth(*back)
         if x is None:
@@ -162,7 +162,7 @@ class Layer(Kind):
             update = (("G", node), ("G", node), ("c", self.parameter))
             yield x, Bound("update", update, 2 * a + known.size(x), "alpha", e_out)
 
-    def parameter_gradient(self, node: str, known: Known) -> Bound:
+    def parameter_gradient(self, node: str, known: ExponentContext) -> Bound:
         """Bound on g, the exponent of dL/dw."""
         return Bound("gradient", (("G", node),), known.a(node) + known.size(self.inputs[0]))
 
@@ -174,13 +174,13 @@ class Vector(Kind):
     parameter: str
     dims: tuple[Dim, ...] = ()
 
-    def size(self, node: str, known: Known) -> float:
+    def size(self, node: str, known: ExponentContext) -> float:
         return 0.0
 
-    def change(self, node: str, known: Known) -> Iterator[Bound]:
+    def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
         yield from ()
 
-    def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
+    def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
         yield from ()
 
 
@@ -188,15 +188,15 @@ class Vector(Kind):
 class Merge(Kind):
     """Add, concatenate, select: the largest input dominates size and change."""
 
-    def size(self, node: str, known: Known) -> float:
+    def size(self, node: str, known: ExponentContext) -> float:
         return min(known.size(x) for x in self.inputs if x is not None)
 
-    def change(self, node: str, known: Known) -> Iterator[Bound]:
+    def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
         for x in dict.fromkeys(self.inputs):
             if x is not None and known.changes(x):
                 yield Bound(f"from {x}", (("r", x),), 0.0)
 
-    def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
+    def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
         for x in dict.fromkeys(self.inputs):
             if x is not None:
                 yield x, Bound(f"from {node}", (("G", node),), 0.0)
@@ -213,11 +213,11 @@ class Product(Kind):
     contracted: tuple[Extent, ...] = ()
     broadcast: tuple[tuple[Extent, ...], tuple[Extent, ...]] = ((), ())
 
-    def size(self, node: str, known: Known) -> float:
+    def size(self, node: str, known: ExponentContext) -> float:
         x, y = self.inputs
         return known.size(x) + known.size(y) - known.growth(*self.contracted) / 2 + known.a(node)
 
-    def change(self, node: str, known: Known) -> Iterator[Bound]:
+    def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
         x, y = self.inputs
         aligned = known.a(node) - known.growth(*self.contracted)
         if x is not None and known.changes(x):
@@ -227,7 +227,7 @@ class Product(Kind):
         if x is not None and y is not None and known.changes(x) and known.changes(y):
             yield Bound("both changes", (("r", x), ("r", y)), aligned)
 
-    def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
+    def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
         x, y = self.inputs
         for this, other, missing in ((x, y, self.broadcast[0]), (y, x, self.broadcast[1])):
             if this is not None:
@@ -241,10 +241,10 @@ class Product(Kind):
 class Mix(Product):
     """Weights times x, where the weights are doubly stochastic: a convex combination, never larger than x is."""
 
-    def size(self, node: str, known: Known) -> float:
+    def size(self, node: str, known: ExponentContext) -> float:
         return known.size(self.inputs[1])
 
-    def change(self, node: str, known: Known) -> Iterator[Bound]:
+    def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
         weights, x = self.inputs
         if x is not None and known.changes(x):
             yield Bound(f"change of {x}", (("r", x),), 0.0)
@@ -264,21 +264,21 @@ class Unary(Kind):
         return x
 
     @abstractmethod
-    def size(self, node: str, known: Known) -> float: ...
+    def size(self, node: str, known: ExponentContext) -> float: ...
 
     @abstractmethod
-    def shift(self, known: Known) -> float:
+    def shift(self, known: ExponentContext) -> float:
         """What is added to r of the input to give r of the output."""
 
-    def gradient_shift(self, known: Known) -> float:
+    def gradient_shift(self, known: ExponentContext) -> float:
         """What is added to G of the output to give G of the input."""
         return self.shift(known)
 
-    def change(self, node: str, known: Known) -> Iterator[Bound]:
+    def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
         if known.changes(self.input):
             yield Bound(self.name, (("r", self.input),), self.shift(known))
 
-    def gradient(self, node: str, known: Known) -> Iterator[tuple[str, Bound]]:
+    def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
         yield self.input, Bound(f"from {node}", (("G", node),), self.gradient_shift(known))
 
 
@@ -293,10 +293,10 @@ class Norm(Unary):
     summed: tuple[Dim, ...] = ()
     power: float = 2.0
 
-    def size(self, node: str, known: Known) -> float:
+    def size(self, node: str, known: ExponentContext) -> float:
         return known.growth(*self.summed) / self.power
 
-    def shift(self, known: Known) -> float:
+    def shift(self, known: ExponentContext) -> float:
         return self.size("", known) - known.size(self.input)
 
 
@@ -304,10 +304,10 @@ class Norm(Unary):
 class Pointwise(Unary):
     """A function with phi(0) != 0 (sigmoid, exp, cos): O(1) whatever comes in. Where phi(0) = 0, no node is made."""
 
-    def size(self, node: str, known: Known) -> float:
+    def size(self, node: str, known: ExponentContext) -> float:
         return min(0.0, known.size(self.input))
 
-    def shift(self, known: Known) -> float:
+    def shift(self, known: ExponentContext) -> float:
         return 0.0
 
 
@@ -317,10 +317,10 @@ class Power(Unary):
 
     exponent: float
 
-    def size(self, node: str, known: Known) -> float:
+    def size(self, node: str, known: ExponentContext) -> float:
         return self.exponent * known.size(self.input)
 
-    def shift(self, known: Known) -> float:
+    def shift(self, known: ExponentContext) -> float:
         return (self.exponent - 1) * known.size(self.input)
 
 
@@ -330,23 +330,23 @@ class Softmax(Unary):
 
     over: tuple[Dim, ...]
 
-    def size(self, node: str, known: Known) -> float:
+    def size(self, node: str, known: ExponentContext) -> float:
         return known.growth(*self.over)
 
-    def shift(self, known: Known) -> float:
+    def shift(self, known: ExponentContext) -> float:
         return known.growth(*self.over)
 
 
 @dataclass(frozen=True)
-class Scale(Unary):
+class NumberFactor(Unary):
     """Multiplication by a Python number that may change with width, as 1/sqrt(head_dim) does."""
 
     factor: Number
 
-    def size(self, node: str, known: Known) -> float:
+    def size(self, node: str, known: ExponentContext) -> float:
         return known.size(self.input) + self.shift(known)
 
-    def shift(self, known: Known) -> float:
+    def shift(self, known: ExponentContext) -> float:
         return -known.number(self.factor)
 
 
@@ -357,11 +357,11 @@ class Reduce(Unary):
     over: tuple[Dim, ...]
     mean: bool
 
-    def size(self, node: str, known: Known) -> float:
+    def size(self, node: str, known: ExponentContext) -> float:
         return known.size(self.input) + self.shift(known)
 
-    def shift(self, known: Known) -> float:
+    def shift(self, known: ExponentContext) -> float:
         return 0.0 if self.mean else -known.growth(*self.over)
 
-    def gradient_shift(self, known: Known) -> float:
+    def gradient_shift(self, known: ExponentContext) -> float:
         return known.growth(*self.over) if self.mean else 0.0

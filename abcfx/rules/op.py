@@ -11,7 +11,6 @@ import torch
 import torch.fx as fx
 
 from abcfx.errors import UnknownOpError
-from abcfx.location import location
 from abcfx.rules.extents import ConstantTensor, Dim, Extent, ModuleAttribute, Number, ScalarArgument
 from abcfx.rules.kinds import (
     Kind,
@@ -19,17 +18,18 @@ from abcfx.rules.kinds import (
     Merge,
     Mix,
     Norm,
+    NumberFactor,
     Pointwise,
     Power,
     Product,
     Reduce,
-    Scale,
     Softmax,
     Unary,
     Vector,
 )
 from abcfx.rules.registry import plain_name
 from abcfx.rules.values import Simplex, Statistic, Value, is_discrete, shape_of
+from abcfx.support.location import location
 
 Broadcast = tuple[tuple[Extent, ...], tuple[Extent, ...]]
 
@@ -254,7 +254,7 @@ class Op:
 
     def scale(self, x: Value, factor: Number) -> Value:
         """x times a Python number that may differ between the base and the target model."""
-        return self._unary(x, lambda node: Scale((node,), factor))
+        return self._unary(x, lambda node: NumberFactor((node,), factor))
 
     def softmax(self, x: Value, dim: int, is_log: bool = False) -> Value:
         over = x.dim(dim)
@@ -396,7 +396,7 @@ class Op:
         """The number that a computed weight is multiplied with, on its way from the parameter."""
         factor, node = Number(), weight.node
         while node is not None and isinstance(kind := self.dag.nodes[node]["kind"], Unary):
-            factor = factor.times(kind.factor) if isinstance(kind, Scale) else factor
+            factor = factor.times(kind.factor) if isinstance(kind, NumberFactor) else factor
             node = kind.input
         return factor
 

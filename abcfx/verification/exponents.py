@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import networkx as nx
 
 from abcfx.errors import AbcfxError, InfeasibleError, InvalidInputError
-from abcfx.find_c import Solution, chain_solver, find_c, find_c_dag
-from abcfx.parametrizations import MATRIX_ROLES, alignment_preset, named_exponents
-from abcfx.transform import transform
+from abcfx.lp.networks import Solution, chain_solver, find_c, find_c_dag
+from abcfx.pipeline import transform
+from abcfx.theory.parametrizations import MATRIX_ROLES, alignment_preset, named_exponents
 from abcfx.verification.evidence import Evidence, number, numbers
 from abcfx.verification.models import MLP, noise
 from abcfx.verification.recursion import chain_graph, network_levels, random_chain, random_graph, shuffled

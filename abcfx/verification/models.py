@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from abcfx.demo import VOCABULARY, read_characters
+from abcfx.examples.demo import VOCABULARY, read_characters
 
 CONTEXT = 8  # characters seen
 Batch = tuple[torch.Tensor, torch.Tensor]

@@ -10,8 +10,8 @@ import torch
 
 from abcfx.capture import EmittedModule
 from abcfx.passes import scale_nodes
-from abcfx.result import Transformed
-from abcfx.transform import transform
+from abcfx.pipeline import transform
+from abcfx.transformed import Transformed
 from abcfx.verification.evidence import Evidence, number
 from abcfx.verification.models import MLP, noise, seeded
 

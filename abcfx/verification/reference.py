@@ -11,7 +11,7 @@ from typing import Any
 
 import networkx as nx
 
-from abcfx.find_c import Solution, find_c, find_c_dag
+from abcfx.lp.networks import Solution, find_c, find_c_dag
 
 ALIGNMENTS = ("alpha", "omega", "u")
 

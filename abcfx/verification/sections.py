@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from abcfx.checks.trainees import one_thread
+from abcfx.checks.sweep_models import one_thread
 from abcfx.errors import InvalidInputError
 from abcfx.verification.evidence import Evidence, Part, Section, Verification
 from abcfx.verification.exponents import (

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 
 from abcfx.checks import CoordCheck, TransferCheck, coord_check, transfer_check
-from abcfx.checks.expected import OUTPUT
-from abcfx.dynamic import DynamicAlignment
+from abcfx.checks.expected_slopes import OUTPUT
+from abcfx.dynamic.rates import DynamicAlignment
 from abcfx.examples.gpt import GPT, GPTConfig
-from abcfx.find_c import chain_solver
-from abcfx.transform import transform
+from abcfx.lp.networks import chain_solver
+from abcfx.pipeline import transform
 from abcfx.verification.models import CONTEXT, MLP, CharMLP, noise, seeded, text_batches
 
 WIDTHS = (64, 128, 256, 512)

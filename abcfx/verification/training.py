@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from abcfx.alignment import Measured, measure
-from abcfx.dynamic import DynamicAlignment
+from abcfx.dynamic.measured import Measured, measure
+from abcfx.dynamic.rates import DynamicAlignment
 from abcfx.errors import InvalidInputError
-from abcfx.find_c import find_c
-from abcfx.transform import transform
+from abcfx.lp.networks import find_c
+from abcfx.pipeline import transform
 from abcfx.verification.evidence import Evidence, number, numbers
 from abcfx.verification.models import MLP, noise, seeded, unigram_entropy
 from abcfx.verification.studies import Studies

@@ -18,9 +18,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 
 import abcfx
-from abcfx.alignment import products_of_many
+from abcfx.dynamic.measured import products_of_many
 from abcfx.examples.gpt import GPT, GPTConfig
-from abcfx.parametrizations import Alignment
+from abcfx.theory.parametrizations import Alignments
 
 
 def mlp(width: int) -> nn.Module:
@@ -159,7 +159,7 @@ def test_solve_of_two_hundred_parameters(benchmark: BenchmarkFixture) -> None:
     def solve() -> dict[str, float]:
         for node, terms in current.items():
             current[node] = (terms + 0.01 * torch.randn(3, generator=generator)).clamp(0.5, 1.0)
-        moved = {node: Alignment(*terms.tolist()) for node, terms in current.items()}
+        moved = {node: Alignments(*terms.tolist()) for node, terms in current.items()}
         start = time.process_time()
         c = dynamic._rates.solve(moved)
         seconds.append(time.process_time() - start)

@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from scipy.optimize import linprog
 from scipy.sparse import csr_matrix
 
-from abcfx.find_c import chain_solver, find_c, find_c_dag
+from abcfx.lp.networks import chain_solver, find_c, find_c_dag
 from abcfx.verification.recursion import chain_graph, random_graph
 
 KINDS = ("mup", "trades", "measured", "omega")

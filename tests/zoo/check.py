@@ -13,13 +13,13 @@ from torch.utils import _pytree as pytree
 
 from abcfx.capture import CapturedGraph, capture
 from abcfx.capture.structure import take_apart
-from abcfx.dag import build_dag
+from abcfx.dag.layer_dag import build_dag
 from abcfx.errors import AbcfxError, InvalidInputError
-from abcfx.exponents import Setting, assign_exponents
-from abcfx.optimizers import family
-from abcfx.parametrizations import alignment_preset
-from abcfx.system import System
-from abcfx.widths import measure_growth
+from abcfx.exponents.assign import FixedExponents, assign_exponents
+from abcfx.exponents.dag_program import DagProgram
+from abcfx.pairing.widths import measure_growth
+from abcfx.theory.optimizers import family
+from abcfx.theory.parametrizations import alignment_preset
 
 
 @dataclass
@@ -82,8 +82,8 @@ def plan(row: Row, captured: CapturedGraph) -> None:
         dag = build_dag(captured)
         growth = measure_growth(captured, dag, None)
         decided = assign_exponents(dag, growth, parameters, "mup")
-        setting = Setting(dag, growth, decided, dict.fromkeys(parameters, family("adam")))
-        solved = System(setting, {node: alignment_preset("full")[0] for node, _ in dag.layers()}).solve()
+        setting = FixedExponents(dag, growth, decided, dict.fromkeys(parameters, family("adam")))
+        solved = DagProgram(setting, {node: alignment_preset("full")[0] for node, _ in dag.layers()}).solve()
     except Exception as error:  # one model's crash is a row of the table, not the end of the run
         row.error = f"{type(error).__name__}: {error}"
         return

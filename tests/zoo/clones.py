@@ -21,16 +21,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from abcfx.attention import find_attention
 from abcfx.capture import capture
-from abcfx.dag import build_dag
-from abcfx.exponents import Setting, assign_exponents
-from abcfx.growth import clone_exponents
-from abcfx.optimizers import family
-from abcfx.parametrizations import alignment_preset
+from abcfx.dag.layer_dag import build_dag
+from abcfx.exponents.assign import FixedExponents, assign_exponents
+from abcfx.exponents.attention import find_attention
+from abcfx.exponents.dag_program import DagProgram
+from abcfx.growing import clone_exponents
+from abcfx.pairing.widths import measure_growth
 from abcfx.rules import Layer
-from abcfx.system import System
-from abcfx.widths import measure_growth
+from abcfx.theory.optimizers import family
+from abcfx.theory.parametrizations import alignment_preset
 
 TOLERANCE = 1e-6
 
@@ -78,11 +78,13 @@ def compare(
     dag = build_dag(captured)
     growth = measure_growth(captured, dag, base)
     decided = assign_exponents(dag, growth, parameters, parametrization)
-    setting = Setting(dag, growth, decided, dict.fromkeys(parameters, family("adam")))
+    setting = FixedExponents(dag, growth, decided, dict.fromkeys(parameters, family("adam")))
     setting = setting.with_attention({each.node: each.missing for each in find_attention(setting) if each.missing})
     inner, readout = alignment_preset("full")
     kinds = {node: decided[kind.parameter].role for node, kind in dag.layers()}
-    solved = System(setting, {node: readout if role == "readout" else inner for node, role in kinds.items()}).solve()
+    solved = DagProgram(
+        setting, {node: readout if role == "readout" else inner for node, role in kinds.items()}
+    ).solve()
     clones = clone_exponents(setting)
     for parameter, c in solved.c.items():
         row.compared += 1
@@ -94,7 +96,7 @@ def compare(
     return row
 
 
-def by_formula(row: Clones, setting: Setting, c: dict[str, float]) -> None:
+def by_formula(row: Clones, setting: FixedExponents, c: dict[str, float]) -> None:
     """The second oracle: with multipliers absorbed, c = e_in, from the shape of a matrix alone."""
     dag = setting.dag
     for parameter, nodes in dag.uses().items():

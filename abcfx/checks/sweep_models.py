@@ -1,0 +1,178 @@
+"""What a check trains: the model of a width, transformed or as written, drawn anew from a seed, with its optimizers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from abcfx.checks.batches import call_of, seeded
+from abcfx.errors import InvalidInputError
+from abcfx.pipeline import transform
+from abcfx.plan.groups import Spec, groups_of, param_groups
+from abcfx.plan.init import redraw_
+from abcfx.theory.optimizers import Optimizer, family
+from abcfx.transformed import Transformed
+
+MakeModel = Callable[[int], nn.Module]
+Optimizers = Sequence[torch.optim.Optimizer]
+Prepare = Callable[[Transformed, int], torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None]
+Factors = Mapping[str, float]  # by role; "default" for all others
+TRANSFORMED, STANDARD = "transformed", "standard"
+
+_TORCH: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adamax": torch.optim.Adamax,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "adagrad": torch.optim.Adagrad,
+    "adafactor": torch.optim.Adafactor,
+    "sgd": torch.optim.SGD,
+    "muon": torch.optim.Muon,
+    "muon_rms": lambda groups, **more: torch.optim.Muon(groups, adjust_lr_fn="match_rms_adamw", **more),
+}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Small runs are faster on one thread, and their figures do not depend on the number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@dataclass
+class ModelSweep:
+    """One architecture at several widths: each is captured and planned once, then drawn anew for every seed.
+
+    Attributes:
+        make_model: builds the model of a width, drawing its weights from torch's default generator.
+        batch: what it is captured on.
+        base_width: where transformed and standard model are the same.
+        optimizer: as for `transform`.
+        options: of `transform`.
+        prepare: see `coord_check`.
+    """
+
+    make_model: MakeModel
+    batch: Any
+    base_width: int
+    optimizer: Optimizer | Mapping[str, Optimizer]
+    options: Mapping[str, Any]
+    prepare: Prepare | None = None
+    _results: dict[int, Transformed] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("model", "args", "kwargs", "base", "inplace", "optimizer"):
+            if name in self.options:
+                raise InvalidInputError(
+                    f"{name}= is not an option here: make_model(width) gives model and base, the batch its inputs.\n"
+                    f"  To fix: leave it out; base_width= says which width is the base."
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was planned: a worker plans for itself."""
+        return {**self.__dict__, "_results": {}}
+
+    def build(self, width: int, seed: int) -> nn.Module:
+        """The model as written. Raises InvalidInputError where `make_model` gives something else than a module."""
+        with seeded(seed):
+            model = self.make_model(width)
+        if not isinstance(model, nn.Module):
+            raise InvalidInputError(f"make_model({width}) returned {type(model).__name__}; expected a torch module.")
+        return model.train()
+
+    def result(self, width: int) -> Transformed:
+        """The transformed model of a width. Only the first is verified against the model: the others are alike."""
+        if width not in self._results:
+            model = self.build(width, 0)
+            args, kwargs = call_of(model, self.batch)
+            options = {"verify": not self._results, **self.options}
+            base = self.build(self.base_width, 0)
+            self._results[width] = transform(model, args, kwargs, base=base, optimizer=self.optimizer, **options)
+        return self._results[width]
+
+    def transformed(self, width: int, seed: int, factors: Factors | None = None) -> tuple[nn.Module, Optimizers]:
+        """The transformed model with weights of a seed, and its optimizers; `factors` multiply rates by role."""
+        result = self.result(width)
+        draw(result, self.build(width, seed))
+        made = None if self.prepare is None else self.prepare(result, width)
+        if made is None:
+            return result.module, self._optimizers(result.module, result.spec, factors)
+        optimizers = [made] if isinstance(made, torch.optim.Optimizer) else list(made)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] *= (factors or {}).get("default", 1.0)
+        return result.module, optimizers
+
+    def standard(self, width: int, seed: int, factors: Factors | None = None) -> tuple[nn.Module, Optimizers]:
+        """The model as written, with the hyperparameters of the base width: standard parametrization."""
+        model, spec = self.build(width, seed), self.result(self.base_width).spec
+        return model, self._optimizers(model, spec, factors)
+
+    def _optimizers(self, module: nn.Module, spec: Spec, factors: Factors | None) -> Optimizers:
+        if factors:
+            default = factors.get("default", 1.0)
+            spec = {name: {**row, "lr": row["lr"] * factors.get(row["role"], default)} for name, row in spec.items()}
+        return make_optimizers(param_groups(module, spec), spec, self.optimizer)
+
+
+def draw(result: Transformed, model: nn.Module) -> None:
+    """Start the transformed model again from the weights and buffers of another draw of the model as written."""
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    result.module.train()
+    with torch.no_grad():
+        for name, parameter in result.module.named_parameters():
+            init = result.inits[name]
+            parameter.copy_(parameters[name] if init.redraw else parameters[name] * init.factor)
+            parameter.grad = None
+            if init.redraw and init.std is not None:
+                redraw_(parameter, init.std)
+        for name, buffer in result.module.named_buffers():
+            if name in buffers and buffers[name].shape == buffer.shape:
+                buffer.copy_(buffers[name])
+
+
+def make_optimizers(
+    groups: list[dict[str, Any]],
+    spec: Spec,
+    optimizer: Optimizer | Mapping[str, Optimizer],
+) -> Optimizers:
+    """torch's optimizers for groups of a plan.
+
+    Raises:
+        InvalidInputError: torch has none of that name.
+    """
+    if isinstance(optimizer, Mapping):
+        return [_make(groups_of(groups, spec, each), each) for each in _distinct(optimizer.values())]
+    return [_make(groups, optimizer)]
+
+
+def _distinct(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    return list({family(each).name: each for each in optimizers}.values())
+
+
+def _make(groups: list[dict[str, Any]], optimizer: Optimizer) -> torch.optim.Optimizer:
+    if isinstance(optimizer, torch.optim.Optimizer):
+        taken = inspect.signature(type(optimizer).__init__).parameters
+        defaults = {key: value for key, value in optimizer.defaults.items() if key in taken}
+        return type(optimizer)(groups, **defaults)
+    if isinstance(optimizer, type):
+        return optimizer(groups)  # type: ignore[call-arg]
+    key = optimizer.lower().replace("-", "")
+    if key not in _TORCH:
+        raise InvalidInputError(
+            f"optimizer={optimizer!r}: torch has no optimizer of this name to train with.\n"
+            f"  To fix: prepare=lambda result, width: YourOptimizer(result.param_groups)"
+        )
+    return _TORCH[key](groups)

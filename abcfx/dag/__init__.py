@@ -1,0 +1,1 @@
+"""The layer DAG of a captured graph, built once and never changed, and the questions that others ask of it."""

@@ -1,6 +1,0 @@
-"""Pictures of the layer DAG: boxes, repeated blocks, a layered layout, Mermaid, and the interactive HTML page."""
-
-from abcfx.drawing.mermaid import mermaid
-from abcfx.drawing.page import page
-
-__all__ = ["mermaid", "page"]

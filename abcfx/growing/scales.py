@@ -1,0 +1,194 @@
+"""The log-scale solve: by which power of width each parameter of a larger copy is multiplied to keep the function.
+
+A larger copy repeats the entries of a small network along every dim that grows. A tensor of it is then k^form times the
+repeated tensor of the small one, where `form` is linear in the unknown exponents v_p of the parameters: contracting a
+dim that grows by k^e adds e, products add, a power multiplies, a sum over copies adds e, a mean adds nothing. Rows that
+must hold: what is merged has one form, and form = 0 for outputs and for whatever enters a function that is not
+homogeneous (gelu, softmax, the eps of a norm). What they leave free is decided by rows that should hold.
+
+With Adam a copy trains as the small network does iff lr_p is multiplied by k^v_p, so that -v_p is the *clone exponent*
+of p: what the LP must find as c under full alignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from abcfx.dag.layer_dag import LayerDag
+from abcfx.errors import InfeasibleError
+from abcfx.exponents.assign import FixedExponents
+from abcfx.growing.linear import Equations, Form, as_fraction, combined, known_value
+from abcfx.pairing.widths import WidthGrowth
+from abcfx.rules import Layer, Number, Vector
+from abcfx.rules.extents import Extent
+from abcfx.rules.kinds import Merge, Norm, NumberFactor, Pointwise, Power, Product, Reduce, Softmax
+from abcfx.support.location import location
+
+ZERO: Form = {}
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What a larger copy multiplies its parameters with.
+
+    `exponents`: for each parameter {e: q}: the factor is the product of m^(e q), where the e are growth exponents of
+    dims (m^e is the ratio of their sizes, so that factors are exact powers of ratios).
+    """
+
+    exponents: Mapping[str, Form]
+
+    def exponent(self, parameter: str) -> Fraction:
+        """v_p: the parameter is multiplied by m^v_p."""
+        return known_value(self.exponents[parameter])
+
+
+def solve_scales(dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, float] | None = None) -> Scales:
+    """The factor of every parameter that the graph uses.
+
+    Args:
+        dag: the layer DAG.
+        growth: growth exponents of dims and numbers.
+        multipliers: node of a layer, or of a product (attention logits) -> a, where a scale node multiplies by m^-a.
+
+    Raises:
+        InfeasibleError: no factors keep the function; names the node whose row contradicts those before it.
+    """
+    return _Scaling(dag, growth, multipliers or {}).solve()
+
+
+def clone_exponents(setting: FixedExponents) -> dict[str, Fraction]:
+    """c_p = -v_p of every parameter that the graph uses, with the multipliers of a plan."""
+    multipliers = setting.attention | {node: a for p in setting.parameters.values() for node, a in p.a.items()}
+    scales = solve_scales(setting.dag, setting.widths, multipliers)
+    return {name: -scales.exponent(name) for name in scales.exponents}
+
+
+class _Scaling:
+    """Forms of all nodes, as the model runs, and the rows that come with them."""
+
+    def __init__(self, dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, float]) -> None:
+        self.dag, self.growth, self.multipliers = dag, growth, multipliers
+        self.equations = Equations()
+        self.forms: dict[str, Form] = {}
+
+    def solve(self) -> Scales:
+        for node in self.dag.order:
+            self.forms[node] = self._form(node)
+            for why, row in self._must(node):
+                if not self.equations.require(row):
+                    raise self._contradiction(node, why, row)
+        for node in self.dag.order:
+            if node in self.dag.outputs and self._goes_on(node):
+                self.equations.require(self.forms[node])  # where that can be
+        outputs, finite, contracted = list[Form](), list[Form](), list[Form]()
+        for node, kind in self.dag.layers():
+            for end in self._ends(node):
+                outputs.append(self.forms[end])
+                own = combined((1, self._weight(node, kind)), (1, self.forms[end]), (-1, self.forms[node]))
+                (contracted if self._extents(*kind.fan_in) else finite).append(own)
+        finite += [{kind.parameter: Fraction(1)} for _, kind in self.dag.vectors()]
+        for should in (outputs, finite, contracted):
+            self.equations.least_squares(should)
+        return Scales({name: self.equations.solution(name) for name in self.dag.uses()})
+
+    def _form(self, node: str) -> Form:
+        kind = self.dag.kind(node)
+        first = self._of(kind.inputs[0]) if kind.inputs else ZERO
+        match kind:
+            case Layer():
+                own = combined((1, first), (1, self._weight(node, kind)))
+            case Vector():
+                own = {kind.parameter: Fraction(1)}
+            case Merge():
+                own = self._of(next(x for x in kind.inputs if x is not None))
+            case Product():
+                contracted = self._extents(*kind.contracted)
+                factors = ((1, self._of(x)) for x in kind.inputs)
+                own = combined(*factors, (1, contracted), (-1, self._multiplier(node, contracted)))
+            case Norm():
+                own = combined((-1 / as_fraction(kind.power), self._extents(*kind.summed)))
+            case Pointwise():
+                own = ZERO
+            case Power():
+                own = combined((kind.exponent, first))
+            case Softmax():
+                own = combined((-1, self._extents(*kind.over)))
+            case NumberFactor():
+                own = combined((1, first), (1, self._extents(kind.factor)))
+            case Reduce():
+                own = combined((1, first), (0 if kind.mean else 1, self._extents(*kind.over)))
+            case _:
+                raise NotImplementedError(f"no law of scales for {type(kind).__name__}")
+        return combined((1, own), *((1, self._of(gain)) for gain in self.dag.graph.nodes[node]["gains"]))
+
+    def _must(self, node: str) -> Iterator[tuple[str, Form]]:
+        """(in words, row): the rows of a node."""
+        kind, form = self.dag.kind(node), self.forms[node]
+        if isinstance(kind, Merge):
+            for x in kind.inputs:
+                yield f"{x} is added to what must be as large", combined((1, self._of(x)), (-1, form))
+        for vector in kind.vectors:
+            if vector not in self.dag.graph.nodes[node]["gains"]:
+                yield f"{vector} is added to what must be as large", combined((1, self._of(vector)), (-1, form))
+        divides_by_sum = isinstance(kind, Norm) and kind.power == 1.0  # without an eps
+        if isinstance(kind, Norm | Pointwise | Softmax) and not divides_by_sum:
+            yield f"what enters {kind.name} must keep its size", self._of(kind.inputs[0])
+        if self.dag.graph.nodes[node]["pinned"]:
+            yield "it enters a function that is not homogeneous, and must keep its size", form
+        if isinstance(kind, Vector) and kind.parameter in self.dag.graph.graph.get("pinned", ()):
+            yield "it enters a function that is not homogeneous, and must keep its size", form
+        if node in self.dag.outputs and not self._goes_on(node):
+            yield "an output of the model must keep its size", form
+
+    def _goes_on(self, node: str) -> bool:
+        """Whether what the model returns is a by-product that it uses itself: a cache of keys, hidden states."""
+        return bool(self.dag.graph.out_degree(node))
+
+    def _ends(self, node: str) -> list[str]:
+        """What should keep its size at a layer: its output, or that times numbers, where nothing else takes it up."""
+        followers = list(self.dag.graph.successors(node))
+        if (
+            node in self.dag.outputs
+            or not followers
+            or not all(isinstance(self.dag.kind(n), NumberFactor) for n in followers)
+        ):
+            return [node]
+        return [end for n in followers for end in self._ends(n)]
+
+    def _of(self, node: str | None) -> Form:
+        return ZERO if node is None else self.forms[node]
+
+    def _weight(self, node: str, layer: Layer) -> Form:
+        """What a layer adds to the form of its input: v - a + what is contracted + the model's own factor."""
+        fan_in, own = self._extents(*layer.fan_in), self._extents(layer.factor)
+        multiplier = self._multiplier(node, fan_in | self._extents(*layer.fan_out))
+        return combined((1, {layer.parameter: Fraction(1)}), (-1, multiplier), (1, fan_in), (1, own))
+
+    def _multiplier(self, node: str, extents: Form) -> Form:
+        """The a of a node, as a simple multiple of the growth of one of its dims where it is one."""
+        a = self.multipliers.get(node, 0.0)
+        for e in extents if a else ():
+            if not isinstance(e, str) and (ratio := as_fraction(a / e)).denominator <= 12:
+                return {e: ratio}
+        return {1.0: as_fraction(a)}
+
+    def _extents(self, *extents: Extent) -> Form:
+        """Growth of dims and numbers, one term for each different growth exponent."""
+        total: Form = {}
+        for extent in extents:
+            for what, power in extent.powers if isinstance(extent, Number) else ((extent, 1.0),):
+                e = self.growth.number(Number(((what, 1.0),)))
+                total = combined((1, total), (power if e else 0, {e: Fraction(1)}))
+        return total
+
+    def _contradiction(self, node: str, why: str, row: Form) -> InfeasibleError:
+        left = known_value(self.equations.reduced(row))
+        at = self.dag.graph.nodes[node]["fx_node"]
+        return InfeasibleError(
+            f"No larger copy of this model can be function preserving: {node} would be m^{float(left):g} too large.\n"
+            f"  in {location(at)}\n"
+            f"  {node}: {why}; the rows of the nodes before it leave no factor that could make up for it.\n"
+            f"  To fix: a multiplier that scales with width there, a norm with a gain before it, or an untied weight."
+        )

@@ -1,0 +1,271 @@
+"""`upcycle`: a mixture of experts filled with copies of a trained dense MLP, found by shapes, decided by parity."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from abcfx.capture.examples import canonical
+from abcfx.errors import GrowthError, InvalidInputError
+from abcfx.growing.fill.experts import LAYOUTS, Filling
+from abcfx.growing.fill.experts import upcycle as fill
+from abcfx.growing.grown import Grown, Step
+from abcfx.growing.output_gap import TOLERANCES, difference, evaluating, outputs_of
+from abcfx.growing.refusals import same
+from abcfx.growing.state import plain_groups
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
+
+
+def upcycle(
+    dense: nn.Module,
+    into: nn.Module | Callable[[], nn.Module],
+    args: Any = None,
+    kwargs: dict[str, Any] | None = None,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> Grown:
+    """Fill a mixture of experts, of the same width, so that it computes what a trained dense model does.
+
+    Every expert becomes a copy of the MLP in its place. That keeps the function where the weights of the chosen experts
+    add up to one, whatever the router says; it keeps its own random init. Experts part as they see other tokens.
+
+    Args:
+        dense: the trained model; it is not changed.
+        into: the mixture, filled in place, or a function that builds it. Parameters with the same name are copied;
+            experts may be stacked in one tensor (experts, ...), or numbered submodules.
+        args: example positional inputs; a bare tensor counts as one argument.
+        kwargs: example keyword inputs.
+        optimizer: the dense model's, whose state is carried along for what is not in a mixture; experts and routers
+            take its hyperparameters and start anew.
+        noise: relative noise on experts. It changes the function by about as much, and the report says so.
+        seed: of the noise.
+
+    Raises:
+        GrowthError: no filling gives the same outputs (weights that are not renormalised, other constants), or a
+            router is zero. The mixture has its own weights back then.
+    """
+    mixture = into if isinstance(into, nn.Module) else into()
+    given, named = canonical(args, kwargs)
+    given, named = given or (), named or {}
+    if not noise >= 0.0:
+        raise InvalidInputError(f"noise={noise!r}; expected a number that is not negative.")
+    match = _match(dense, mixture)
+    _refuse(dense, mixture, match)
+    theirs = {name: p.detach() for name, p in dense.named_parameters()}
+    before = {name: p.detach().clone() for name, p in mixture.named_parameters() if name not in match.routers}
+    _copy_common(dense, mixture, match)
+    best: tuple[float, dict[str, Filling]] | None = None
+    for plan in _plans(match, theirs):
+        fill(mixture, theirs, plan)
+        gap = _gap(dense, mixture, given, named)
+        if best is None or gap < best[0]:
+            best = gap, plan
+        if gap <= _tolerance(dense):
+            break
+    if best is None or not best[0] <= _tolerance(dense):
+        with torch.no_grad():
+            for name, parameter in mixture.named_parameters():
+                if name in before:
+                    parameter.copy_(before[name])
+        raise GrowthError(_no_filling(match, best))
+    gap, plan = best
+    notes: tuple[str, ...] = ()
+    if noise:
+        fill(mixture, theirs, plan, noise, seed)
+        gap = _gap(dense, mixture, given, named)
+        notes = (f"noise of {noise:g} on the experts changes the function",)
+    data = {"tensors": {n: {"sources": list(f.sources), "layout": f.layout} for n, f in plan.items()}, "noise": noise}
+    step = Step("upcycle", data, gap, not noise, notes)
+    groups, state = list[dict[str, Any]](), None
+    if optimizer is not None:
+        origin = {name: name for name in match.common} | {name: f.sources[0] for name, f in plan.items()}
+        first = next(iter(plan.values())).sources[0]
+        origin |= dict.fromkeys(match.routers, first)
+        groups, state = plain_groups(optimizer, dense, mixture, origin, match.common)
+    return Grown(mixture, groups, state, (step,), dict.fromkeys(dict(mixture.named_parameters()), 1.0))
+
+
+@dataclass(frozen=True)
+class _Match:
+    """`common`: parameters of both. `routers`: their names. `experts`: name of a tensor of experts -> what it is."""
+
+    common: tuple[str, ...]
+    routers: tuple[str, ...]
+    experts: Mapping[str, _Expert]
+
+
+@dataclass(frozen=True)
+class _Expert:
+    """`stacked`: experts are the first dim. `shape`: of one expert. `sources`: dense tensors in its place."""
+
+    stacked: bool
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+
+
+def _match(dense: nn.Module, mixture: nn.Module) -> _Match:
+    ours, theirs = dict(mixture.named_parameters()), dict(dense.named_parameters())
+    common = tuple(n for n, p in ours.items() if n in theirs and p.shape == theirs[n].shape)
+    only_dense = [name for name in theirs if name not in common]
+    new = [name for name in ours if name not in common]
+    if not new or not only_dense:
+        raise GrowthError(
+            "The two models have the same parameters: there is no dense MLP that becomes a mixture of experts.\n"
+            "  To fix: abcfx.grow(small, into=large) widens and deepens."
+        )
+    homes = {name: _home(name, only_dense) for name in new}
+    routers, experts = list[str](), dict[str, _Expert]()
+    for home in dict.fromkeys(homes.values()):
+        here = [name for name in new if homes[name] == home]
+        sources = tuple(name for name in only_dense if _home(name, new) == home)
+        numbered = _numbered(here, home)
+        counts = {len(each) for each in numbered.values()} or {ours[n].shape[0] for n in here if ours[n].ndim == 3}
+        for name in here:
+            if any(name in each for each in numbered.values()):
+                experts[name] = _Expert(False, tuple(ours[name].shape), sources)
+            elif ours[name].ndim == 3 or (not numbered and ours[name].ndim == 2 and _is_bias(ours, name, here)):
+                experts[name] = _Expert(True, tuple(ours[name].shape[1:]), sources)
+            elif set(ours[name].shape) & counts:
+                routers.append(name)
+            else:
+                raise GrowthError(
+                    f"{name} {tuple(ours[name].shape)} is neither a router nor an expert, and the dense model has none "
+                    f"of that name.\n  expected: routers (experts, width) and experts of the shapes of the dense MLP."
+                )
+    return _Match(common, tuple(routers), experts)
+
+
+def _home(name: str, others: list[str]) -> str:
+    """The module path that a name shares with the others, as far as it goes."""
+    parts = name.split(".")[:-1]
+    pairs = (zip(parts, other.split(".")[:-1], strict=False) for other in others)
+    alike = [sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pair)) for pair in pairs]
+    return ".".join(parts[: max(alike, default=0)])
+
+
+def _numbered(names: list[str], home: str) -> dict[str, list[str]]:
+    """Pattern -> names that differ in one number behind `home`: the experts of a ModuleList."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        rest = name.removeprefix(home)
+        pattern = _NUMBER.sub("*", rest)
+        if pattern != rest:
+            found.setdefault(pattern, []).append(name)
+    return {pattern: each for pattern, each in found.items() if len(each) > 1}
+
+
+def _is_bias(parameters: Mapping[str, nn.Parameter], name: str, here: list[str]) -> bool:
+    """Stacked biases (experts, rows) of stacked matrices (experts, ., .)."""
+    shape = parameters[name].shape
+    stacked = [parameters[n].shape for n in here if parameters[n].ndim == 3]
+    return any(shape[0] == s[0] and shape[1] in s[1:] for s in stacked) and "bias" in name
+
+
+def _refuse(dense: nn.Module, mixture: nn.Module, match: _Match) -> None:
+    ours = dict(mixture.named_parameters())
+    for name in match.routers:
+        if ours[name].ndim > 1 and not bool(ours[name].detach().any()):
+            raise GrowthError(
+                f"The router {name} is zero: ties would send all tokens to the same experts, and it would\n"
+                f"  never learn, since equal experts give it no gradient.\n"
+                f"  To fix: torch.nn.init.normal_(model.get_parameter({name!r}), std=0.02)"
+            )
+    if not match.routers:
+        raise GrowthError("The mixture has no router that could be told from its experts.")
+    buffers = dict(dense.named_buffers())
+    for name, buffer in mixture.named_buffers():
+        if name in buffers and not same(buffer, buffers[name]):
+            raise GrowthError(
+                f"The constant {name} differs between the two models, so that they cannot compute the same.\n"
+                f"  To fix: build both with the same options (rope theta, length)."
+            )
+
+
+def _copy_common(dense: nn.Module, mixture: nn.Module, match: _Match) -> None:
+    ours, theirs = dict(mixture.named_parameters()), dict(dense.named_parameters())
+    with torch.no_grad():
+        for name in match.common:
+            ours[name].copy_(theirs[name])
+        buffers = dict(dense.named_buffers())
+        for name, buffer in mixture.named_buffers():
+            if name in buffers:
+                buffer.copy_(buffers[name])
+
+
+def _plans(match: _Match, theirs: Mapping[str, torch.Tensor]) -> Iterator[dict[str, Filling]]:
+    """Every way to lay the experts out of the dense tensors that fits the shapes, alike in all blocks."""
+    kinds: dict[str, list[str]] = {}
+    for name in match.experts:
+        kinds.setdefault(_NUMBER.sub("*", name), []).append(name)
+    options = [list(_options(match.experts[names[0]], theirs)) for names in kinds.values()]
+    for choice in itertools.product(*options):
+        used = [source for sources, _ in choice for source in sources]
+        if len(set(used)) < len(used):
+            continue
+        plan = {}
+        for names, (sources, layout) in zip(kinds.values(), choice, strict=True):
+            for name in names:
+                expert = match.experts[name]
+                plan[name] = Filling(tuple(_like(s, expert.sources) for s in sources), layout, expert.stacked)
+        yield plan
+
+
+def _like(source: str, names: tuple[str, ...]) -> str:
+    """The name among others that differs from `source` in numbers only."""
+    return next(name for name in names if _NUMBER.sub("*", name) == _NUMBER.sub("*", source))
+
+
+def _options(expert: _Expert, theirs: Mapping[str, torch.Tensor]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """(sources, layout): what gives a tensor of the expert's shape."""
+    for count in (1, 2):
+        for sources in itertools.permutations(expert.sources, count):
+            parts = [theirs[source] for source in sources]
+            if len({part.shape for part in parts}) > 1:
+                continue
+            for layout, lay in LAYOUTS.items():
+                single = layout in ("as it is", "transposed")
+                if single != (count == 1) or (parts[0].ndim == 1 and "transposed" in layout):
+                    continue
+                if tuple(lay(parts).shape) == expert.shape:
+                    yield sources, layout
+
+
+def _gap(dense: nn.Module, mixture: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+    with evaluating(dense, mixture):
+        theirs, ours = (outputs_of(model, args, kwargs) for model in (dense, mixture))
+    shared = [p for p, t in theirs.items() if p in ours and t.is_floating_point() and t.shape == ours[p].shape]
+    if not shared:
+        raise GrowthError(f"The models return nothing in common: {sorted(theirs)} against {sorted(ours)}.")
+    return max(difference(theirs[p], ours[p], [[[n, n]] for n in theirs[p].shape]) for p in shared)
+
+
+def _tolerance(model: nn.Module) -> float:
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    exact = max((TOLERANCES.get(dtype, 0.1) for dtype in dtypes), default=1e-4)
+    return max(exact, 1e-5)  # routers commonly compute in float32
+
+
+def _no_filling(match: _Match, best: tuple[float, dict[str, Filling]] | None) -> str:
+    fix = (
+        "renormalise the weights of the chosen experts so that they add up to 1 (norm_topk_prob=True), "
+        "and give both models the same constants (norm eps, rope theta)"
+    )
+    if best is None:
+        shapes = {name: expert.shape for name, expert in list(match.experts.items())[:3]}
+        return (
+            f"The experts cannot be made of the dense MLP: no layout has the shapes {shapes}.\n"
+            f"  To fix: build the mixture with experts as wide as the dense MLP."
+        )
+    return (
+        f"No layout of the dense MLP in the experts gives the same outputs; the nearest is {best[0]:.2g} of their RMS "
+        f"off.\n  To fix: {fix}."
+    )

@@ -1,0 +1,366 @@
+"""Owns the linear program over named rows `out <= inputs + constant - weight * alignment`: checks, solves, explains."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+import time
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
+
+import numpy as np
+
+from abcfx.errors import AbcfxError, InfeasibleError, InvalidInputError
+from abcfx.lp.highs import Lp, Point, UnboundedError
+from abcfx.lp.levels import TOLERANCE, Floats, GreedyStart, Levels, without_gc
+
+ALIGNMENTS = ("alpha", "omega", "u")
+UNCONSTRAINED_BOUND = 4.0
+MAX_BRANCHES = 20_000  # each takes milliseconds; independent choices multiply
+DECIMALS = 13  # of c: equal exponents come out equal whatever the pivots, and 10,000 layers stay within 1e-9
+
+Alignment: TypeAlias = Mapping[Hashable, tuple[float, float, float]]
+
+
+class Row(NamedTuple):
+    """A constraint `out <= sum(inputs) + constant - weight * alignment[layer]`; a level is the exact min of its rows.
+
+    `inputs` are rates or levels; a repeated one counts twice. `weight` is the growth exponent of the fan-in. `words`
+    say the constraint in messages.
+    """
+
+    name: str
+    out: Hashable
+    inputs: tuple[Hashable, ...]
+    constant: float
+    alignment: str | None = None
+    layer: Hashable = None
+    weight: float = 1.0
+    words: str = ""
+
+
+class Rate(NamedTuple):
+    """A learning-rate exponent c; `distance` to the outputs, in layers, makes upstream dearer in the tie-break."""
+
+    cost: float = 1.0
+    distance: int = 0
+    fixed: float | None = None
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The bounds, or the fixed value twice."""
+        return self.bounds if self.fixed is None else (self.fixed, self.fixed)
+
+
+@dataclass(frozen=True)
+class LpSolution:
+    """The unique optimum.
+
+    Attributes:
+        c: the rates.
+        levels: the levels, by exact recursion from `c`.
+        objective: the cost-weighted sum of `c`.
+        binding: by rate, the names of the tight rows, or of its own bound, that keep it from going lower.
+        shadow_prices: d(objective) / d(right-hand side) by name of row or bound, where not zero; at a degenerate
+            optimum one of several.
+        unconstrained: rates that no row holds up, which are kept within +-4.
+        iterations: of the simplex method.
+        seconds: of the whole solve.
+    """
+
+    c: dict[Hashable, float]
+    levels: dict[Hashable, float]
+    objective: float
+    binding: dict[Hashable, tuple[str, ...]]
+    shadow_prices: dict[str, float]
+    unconstrained: tuple[Hashable, ...]
+    iterations: int
+    seconds: float
+
+
+class Solver:
+    """Minimises the cost-weighted sum of the rates; of all optima takes the least by generic weights, upstream dearer.
+
+    `lower` bounds levels from below (absent: free), `exact` names levels that must equal their bound, `alignment` maps
+    a layer to (alpha, omega, u). The weights come from the `repr` of a rate's name, which should be the same in every
+    process.
+    """
+
+    @without_gc
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        rates: Mapping[Hashable, Rate],
+        lower: Mapping[Hashable, float],
+        alignment: Alignment,
+        exact: Iterable[Hashable] = (),
+    ) -> None:
+        self.rows, self.rates, exact = list(rows), dict(rates), list(dict.fromkeys(exact))
+        self._check(lower, exact)
+        self._names = [*self.rates, *dict.fromkeys(row.out for row in self.rows)]
+        self._count = len(self.rates)
+        column = {name: j for j, name in enumerate(self._names)}
+        inputs = [tuple([column[name] for name in row.inputs]) for row in self.rows]
+        self._levels = Levels(self._count, len(column), [column[row.out] for row in self.rows], inputs)
+        if cycle := self._levels.cycle():
+            path = " <- ".join(_label(self._names[j]) for j in [*cycle, cycle[0]])
+            raise InvalidInputError(f"levels depend on each other in a cycle: {path}. Remove one of their rows.")
+        self._lower, self._upper = np.full(len(column), -math.inf), np.full(len(column), math.inf)
+        self._lower[[column[level] for level in lower]] = list(lower.values())
+        self._exact = [column[level] for level in exact]
+        self._upper[self._exact] = self._lower[self._exact]
+        self.unconstrained = self._bound_rates()
+        self._constant = np.array([row.constant for row in self.rows], dtype=np.float64)
+        aligned = [(k, row) for k, row in enumerate(self.rows) if row.alignment]
+        self._layers = list(dict.fromkeys(row.layer for _, row in aligned))
+        slot = {(layer, name): 3 * i + j for i, layer in enumerate(self._layers) for j, name in enumerate(ALIGNMENTS)}
+        self._slots = np.array([slot[row.layer, str(row.alignment)] for _, row in aligned], dtype=np.int32)
+        self._aligned = np.array([k for k, _ in aligned], dtype=np.int32)
+        self._weights = np.array([row.weight for _, row in aligned], dtype=np.float64)
+        self._right = self._right_hand_sides(alignment)
+        self._lp: tuple[Lp, GreedyStart] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lp": None}  # nothing in highspy can be pickled; the next solve loads the LP again
+
+    @without_gc
+    def solve(self) -> LpSolution:
+        """Solve at the alignments of the last call (at first: those of the constructor).
+
+        Raises:
+            InfeasibleError: no exponents satisfy the rows; the message names a set in conflict, no part of which is.
+        """
+        start = time.perf_counter()
+        lp, point = self._optimum()
+        c = self._rounded(point.x)
+        values = np.array(self._levels.recurse(self._right, c, near=point.x))
+        if (values < self._lower - 1e-6).any():
+            raise AbcfxError(f"HiGHS returned a point below a bound by {np.max(self._lower - values):.1e}")
+        return LpSolution(
+            c=dict(zip(self.rates, c.tolist(), strict=True)),
+            levels=dict(zip(self._names[self._count :], values[self._count :].tolist(), strict=True)),
+            objective=math.fsum(lp.cost[: self._count] * c),
+            binding=self._binding(values),
+            shadow_prices=self._shadow_prices(point),
+            unconstrained=self.unconstrained,
+            iterations=lp.iterations,
+            seconds=time.perf_counter() - start,
+        )
+
+    def resolve(self, alignment: Alignment) -> LpSolution:
+        """Solve at new alignments: only row bounds change, and HiGHS starts from a basis near the optimum."""
+        self._right = self._right_hand_sides(alignment)
+        return self.solve()
+
+    def rates_at(self, alignment: Alignment) -> dict[Hashable, float]:
+        """The rates that `resolve` finds and nothing else, in less time where the last basis is still optimal."""
+        self._right = self._right_hand_sides(alignment)
+        x = self._lp[0].revisit(self._right) if self._lp is not None and not self._exact else None
+        if x is None:
+            x = self._optimum()[1].x
+        return dict(zip(self.rates, self._rounded(x).tolist(), strict=True))
+
+    def _optimum(self) -> tuple[Lp, Point]:
+        is_first = self._lp is None
+        lp, greedy = self._lp = self._lp or self._load()
+        lp.iterations = 0
+        try:
+            return lp, self._search(lp, greedy.basis(self._right) if is_first or greedy.is_optimal else None)
+        except UnboundedError as error:
+            names = ", ".join(_label(self._names[j]) for j in error.args if j < self._count)
+            raise InvalidInputError(f"{names or 'a rate'} can fall without end while others rise: bound it") from None
+
+    def _rounded(self, x: Floats) -> Floats:
+        """The rates of a point."""
+        return np.asarray(np.round(x[: self._count], DECIMALS) + 0.0, dtype=np.float64)
+
+    def required(self, solution: LpSolution) -> dict[Hashable, float]:
+        """For each level, the least value it must keep, all else equal, for every level to stay at its lower bound.
+
+        `solution` is that of the last solve; -inf where nothing is required.
+        """
+        known = {**solution.c, **solution.levels}
+        values = np.array([known[name] for name in self._names])
+        need = self._levels.required(self._right, values, self._lower)
+        return dict(zip(self._names[self._count :], need[self._count :], strict=True))
+
+    def _check(self, lower: Mapping[Hashable, float], exact: Sequence[Hashable]) -> None:
+        """Everything that HiGHS would not refuse, or not by name."""
+        levels = {row.out for row in self.rows}
+        repeated = [name for name, count in Counter(row.name for row in self.rows).items() if count > 1]
+        _require(not repeated, f"rows need unique names, messages refer to them: {repeated[:1]} occurs more than once")
+        for row in self.rows:
+            if problem := _problem_of_row(row, levels, self.rates):
+                raise InvalidInputError(f"row {row.name!r}: {problem}")
+        for name, rate in self.rates.items():
+            if problem := _problem_of_rate(rate):
+                raise InvalidInputError(f"rate {name}: {problem}")
+        for level, bound in lower.items():
+            _require(level in levels, f"{_label(level)} has a lower bound but no row; drop the bound or add the row")
+            _require(math.isfinite(bound), f"the lower bound of {_label(level)} must be finite, got {bound}")
+        for level in exact:
+            _require(level in lower, f"{_label(level)} is to equal its lower bound, but has none")
+
+    def _right_hand_sides(self, alignment: Alignment) -> Floats:
+        missing = [layer for layer in self._layers if layer not in alignment]
+        _require(not missing, f"layer {missing[:1]} has rows but no alignment (alpha, omega, u)")
+        try:
+            table = np.array([alignment[x] for x in self._layers], dtype=np.float64).reshape(len(self._layers), 3)
+        except (TypeError, ValueError):
+            raise InvalidInputError("the alignment of a layer must be three numbers: (alpha, omega, u)") from None
+        for i in np.flatnonzero(~np.isfinite(table).all(axis=1)):
+            raise InvalidInputError(f"layer {self._layers[i]}: alpha, omega and u must be finite, got {table[i]}")
+        right = self._constant.copy()
+        right[self._aligned] -= self._weights * table.reshape(-1)[self._slots]
+        return right
+
+    def _bound_rates(self) -> tuple[Hashable, ...]:
+        """Sets the bounds of the rates; returns those that no row holds up, which would fall without end."""
+        held = self._levels.held(self._lower)
+        unconstrained = []
+        for j, (name, rate) in enumerate(self.rates.items()):
+            low, high = rate.limits
+            if not held[j] and low == -math.inf:
+                unconstrained.append(name)
+                low, high = min(-UNCONSTRAINED_BOUND, high), min(UNCONSTRAINED_BOUND, high)
+            self._lower[j], self._upper[j] = low, high
+        return tuple(unconstrained)
+
+    def _load(self) -> tuple[Lp, GreedyStart]:
+        levels, num_columns = self._levels, len(self._names)
+        keys = np.concatenate([np.arange(levels.num_rows), levels.input_row]) * num_columns
+        keys += np.concatenate([levels.out, levels.input])
+        signs = np.repeat([1.0, -1.0], [levels.num_rows, len(levels.input)])
+        entries, entry = np.unique(keys, return_inverse=True)  # a repeated input becomes one entry, -2
+        start = np.searchsorted(entries, np.arange(levels.num_rows + 1) * num_columns)
+        matrix = (start, entries % max(num_columns, 1), np.bincount(entry, signs))
+        cost, weight = np.zeros(num_columns), np.zeros(num_columns)
+        cost[: self._count] = [rate.cost for rate in self.rates.values()]
+        weight[: self._count] = [rate.distance + 0.5 * _generic(name) for name, rate in self.rates.items()]
+        return Lp(matrix, cost, weight, self._lower, self._upper), GreedyStart(levels, self._lower)
+
+    def _binding(self, values: Floats) -> dict[Hashable, tuple[str, ...]]:
+        rows_of = self._levels.holding(self._right, values, self._lower)
+        at_bound = (values - self._lower <= TOLERANCE).tolist()
+        names = [[self._bound_name(j)] if at_bound[j] else [] for j in range(self._count)]
+        for j, rows in enumerate(rows_of):
+            names[j] += [self.rows[k].name for k in rows]
+        return dict(zip(self.rates, map(tuple, names), strict=True))
+
+    def _shadow_prices(self, point: Point) -> dict[str, float]:
+        rows, columns = (np.flatnonzero(np.abs(dual) > TOLERANCE) for dual in (point.row_dual, point.column_dual))
+        of_rows, of_columns = point.row_dual[rows].tolist(), point.column_dual[columns].tolist()
+        prices = {self.rows[k].name: price for k, price in zip(rows.tolist(), of_rows, strict=True)}
+        for j, price in zip(columns.tolist(), of_columns, strict=True):
+            prices[self._bound_name(j, is_upper=price < 0)] = price
+        return prices
+
+    def _bound_name(self, j: int, is_upper: bool = False) -> str:
+        name, low, high = self._names[j], self._lower[j], self._upper[j]
+        kind, owner = name if _is_tagged(name) else ("c" if j < self._count else "level", name)
+        relation = "=" if low == high else "<=" if is_upper else ">="
+        return f"{owner}: {kind} {relation} {high if is_upper else low:g}"
+
+    def _search(self, lp: Lp, basic: Mapping[int, int] | None) -> Point:
+        """The optimum at which exact levels are exact: best first over which row of a level holds with equality."""
+        best: Point | None = None
+        refuted: tuple[int, ...] | None = None
+        queue: list[tuple[tuple[float, float], int, int, tuple[int, ...]]] = [((-math.inf, -math.inf), 0, 0, ())]
+        for tried in range(MAX_BRANCHES):
+            if not queue or (best and queue[0][0] >= best.key):
+                break
+            *_, tight = heapq.heappop(queue)
+            point = lp.minimise(self._right, tight, None if tried else basic)
+            if point is None:
+                refuted = tight if refuted is None else refuted
+            elif best is None or point.key < best.key:
+                level = self._pretending(tight, point)
+                if level is None:
+                    best = point
+                else:
+                    for k in dict(self._levels.order)[level]:
+                        heapq.heappush(queue, (point.key, -len(tight), k, (*tight, k)))
+        else:
+            raise AbcfxError(
+                f"gave up after {MAX_BRANCHES} LPs: {self._exact_levels()} must each equal the bound, and "
+                "the choices of what puts them there multiply. Ask for fewer of them."
+            )
+        if best is None:
+            raise InfeasibleError(self._conflict(lp, refuted or (), tried))
+        return best
+
+    def _pretending(self, tight: tuple[int, ...], point: Point) -> int | None:
+        """A level that the LP keeps below the min of its rows so that an exact level seems to be at its bound."""
+        truth = self._levels.recurse(self._right, point.x[: self._count], near=point.x) if self._exact else []
+        if all(truth[level] <= self._lower[level] + 10 * TOLERANCE for level in self._exact):
+            return None
+        decided = set(self._levels.out[list(tight)].tolist())
+        wanted = self._exact + [j for k in tight for j in self._levels.inputs[k] if j >= self._count]
+        return max((j for j in wanted if j not in decided), key=lambda j: truth[j] - point.x[j], default=None)
+
+    def _exact_levels(self) -> str:
+        names = [_label(self._names[j]) for j in self._exact]
+        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+    def _conflict(self, lp: Lp, tight: tuple[int, ...], tried: int) -> str:
+        """The message for infeasible rows; with `tight`, for the first of the `tried` ways to make levels exact."""
+        rows, columns = lp.conflict(self._right, tight)
+        lines = ["no exponents satisfy these constraints together; relax one of them:"]
+        if tight:
+            lines = [
+                f"no exponents put {self._exact_levels()} exactly at the bound. One of the constraints of such a level "
+                f"has to hold with equality; none of the {tried - 1} ways to choose is possible. One conflicts in:"
+            ]
+        for k in rows:
+            row = self.rows[k]
+            terms = " + ".join([*map(_label, row.inputs), f"{self._right[k]:g}"]).replace("+ -", "- ")
+            words = f" ({row.words})" if row.words else ""
+            lines.append(f"{row.name}: {_label(row.out)} {'=' if k in tight else '<='} {terms}{words}")
+        return "\n  - ".join([*lines, *(self._bound_name(j, is_upper) for j, is_upper in columns)])
+
+
+def _problem_of_row(row: Row, levels: Collection[Hashable], rates: Collection[Hashable]) -> str | None:
+    if row.out in rates:
+        return f"it defines {_label(row.out)} as a level, but that is a rate"
+    for name in row.inputs:
+        if name not in levels and name not in rates:
+            return f"its input {_label(name)} is no rate, and no row defines it"
+    if not math.isfinite(row.constant + row.weight):
+        return f"its constant and its weight must be finite, got {row.constant} and {row.weight}"
+    if row.alignment is not None and row.alignment not in ALIGNMENTS:
+        return f"its alignment must be None or one of {', '.join(ALIGNMENTS)}; got {row.alignment!r}"
+    return None
+
+
+def _problem_of_rate(rate: Rate) -> str | None:
+    low, high = rate.limits
+    if rate.fixed is not None and not math.isfinite(rate.fixed):
+        return f"its fixed value must be finite, got {rate.fixed}"
+    if not (low <= high and low < math.inf and high > -math.inf):
+        return f"its bounds, {low} to {high}, leave no value"
+    if not (0 <= rate.cost < math.inf and 0 <= rate.distance < math.inf):
+        return f"its cost and its distance must be finite and not negative, got {rate.cost} and {rate.distance}"
+    return None
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InvalidInputError(message)
+
+
+def _is_tagged(name: Hashable) -> TypeGuard[tuple[Hashable, Hashable]]:
+    """Names such as ("r", "layer 1")."""
+    return isinstance(name, tuple) and len(name) == 2
+
+
+def _label(name: Hashable) -> str:
+    return f"{name[0]}({name[1]})" if _is_tagged(name) else str(name)
+
+
+def _generic(name: Hashable) -> float:
+    """A number in [0, 1) by which ties between rates at equal distance are broken; the same in every process."""
+    return int.from_bytes(hashlib.blake2b(repr(name).encode(), digest_size=6).digest(), "big") / 2**48

@@ -1,0 +1,314 @@
+"""Which dims grow, and how fast: by pairing the graphs of a base and a target model, or, without a base, by structure.
+
+The scale m is the largest ratio target size / base size; a dim's growth exponent is log(ratio) / log(m), so that a
+model that grows uniformly has exponents 0 and 1. Numbers in the graph (1/sqrt(head_dim)) get one in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from operator import attrgetter
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from abcfx.capture import CapturedGraph
+from abcfx.dag.generators import generators
+from abcfx.dag.layer_dag import LayerDag
+from abcfx.errors import InvalidInputError, PairingError
+from abcfx.pairing.factors import Factors, factor_models, has_segments, largest_ratio
+from abcfx.pairing.graphs import NO_BLOCKS, Blocks, match_blocks, pair_graphs, pair_parameters
+from abcfx.rules import Layer, Number, Vector
+from abcfx.rules.extents import (
+    ConstantTensor,
+    Dim,
+    Extent,
+    InGraph,
+    ModuleAttribute,
+    ParameterDim,
+    ScalarArgument,
+    TensorDim,
+    WidthScale,
+)
+from abcfx.rules.registry import plain_name
+from abcfx.rules.values import DATA, shape_of
+from abcfx.support.location import location
+
+CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16", "to_copy"})
+
+
+class WidthGrowth(ABC):
+    """Growth exponent of every dim and number, and the scale m that they are exponents of."""
+
+    scale: float
+    has_base: bool
+    blocks: Blocks = NO_BLOCKS
+    base_parameters: Mapping[str, torch.Tensor]
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def dim(self, dim: Dim) -> float:
+        """Growth exponent of one dim."""
+
+    @abstractmethod
+    def scalar(self, scalar: InGraph) -> float:
+        """Exponent of m in a Python number that stands in the graph."""
+
+    def dims(self, *dims: Extent) -> float:
+        """Sum of the growth exponents of several dims."""
+        return sum(self.number(d) if isinstance(d, Number) else self.dim(d) for d in dims)
+
+    def number(self, number: Number) -> float:
+        """Exponent of m in a product of powers."""
+        return sum(
+            power * (self.dim(what) if isinstance(what, ParameterDim | TensorDim) else self.scalar(what))
+            for what, power in number.powers
+        )
+
+    def is_known(self, number: Number) -> bool:
+        """False where a number in the graph could not be read, so that it was taken for one that stays."""
+        return True
+
+    def parameter(self, name: str, shape: tuple[int, ...]) -> tuple[float, ...]:
+        """Growth exponent of each dim of a parameter."""
+        return tuple(self.dim(ParameterDim(name, i)) for i in range(len(shape)))
+
+
+class StructuralGrowth(WidthGrowth):
+    """Without a base: a layer's dims grow (exponent 1) where another layer stands on that side; nothing else does.
+
+    The few outputs of a generator of stream weights do not, though layers follow.
+
+    With a base of the same sizes (`base`) the exponents are for the report only: the scale is 1.
+    """
+
+    def __init__(
+        self,
+        dag: LayerDag,
+        shapes: Mapping[str, tuple[int, ...]],
+        base: WidthGrowth | None = None,
+    ) -> None:
+        self.scale, self.has_base = 1.0, base is not None
+        if base is not None:
+            self.blocks, self.base_parameters = base.blocks, base.base_parameters
+        self._shapes = shapes
+        self._grows: dict[Dim, float] = {}
+        above = self._beside_layers(dag, upstream=True)
+        below = self._beside_layers(dag, upstream=False)
+        weighing = generators(dag)
+        of_streams = frozenset().union(*weighing.values())
+        for node, layer in dag.layers():
+            self._mark(layer.fan_in, above[node])
+            self._mark(layer.fan_out, below[node] and node not in weighing)
+        for node, vector in dag.vectors():
+            consumers = [n for n in dag.graph.successors(node) if n not in of_streams]
+            self._mark_vector(vector, dag, any(self._is_inner(dag, n, above, below) for n in consumers))
+
+    @staticmethod
+    def _is_inner(dag: LayerDag, node: str, above: dict[str, bool], below: dict[str, bool]) -> bool:
+        return below[node] and (above[node] or isinstance(dag.kind(node), Layer))
+
+    @staticmethod
+    def _beside_layers(dag: LayerDag, upstream: bool) -> dict[str, bool]:
+        found: dict[str, bool] = {}
+        for node in dag.order if upstream else reversed(dag.order):
+            others = dag.graph.predecessors(node) if upstream else dag.graph.successors(node)
+            found[node] = any(found[n] or _is_wide(dag, n, node, upstream) for n in others)
+        return found
+
+    def _mark(self, dims: tuple[Dim, ...], grows: bool) -> None:
+        """One dim of several takes the growth (the channels of a convolution, not its kernel)."""
+        first = next(iter(dims), None)
+        if first is None or not grows:
+            return
+        if not isinstance(first, ParameterDim) or self._shapes[first.parameter][first.index] > 1:
+            self._grows[first] = 1.0
+
+    def _mark_vector(self, vector: Vector, dag: LayerDag, grows: bool) -> None:
+        self._mark(vector.dims[-1:], grows)
+
+    def dim(self, dim: Dim) -> float:
+        return self._grows.get(dim, 0.0)
+
+    def scalar(self, scalar: InGraph) -> float:
+        return 0.0
+
+
+def _is_wide(dag: LayerDag, node: str, beside: str, upstream: bool) -> bool:
+    """Whether a neighbour has width: a layer, or, above, a tensor of parameters alone (learned latents)."""
+    if isinstance(dag.kind(node), Layer):
+        return True
+    return upstream and bool(dag.graph.nodes[node]["parametric"]) and node in dag.kind(beside).inputs
+
+
+class SizeGrowth(WidthGrowth):
+    """Growth of parameters alone: the ratio of their sizes in two instances."""
+
+    has_base = True
+
+    def __init__(self, target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> None:
+        self.base_parameters = base
+        self._ratios = {
+            name: tuple(ours / theirs if theirs else 1.0 for ours, theirs in zip(tensor.shape, shape, strict=True))
+            for name, tensor in target.items()
+            for shape in [base[name].shape]
+        }
+        ratios = [ratio for of_dims in self._ratios.values() for ratio in of_dims]
+        self.scale = max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
+
+    def _exponent(self, ratio: float) -> float:
+        return 0.0 if ratio == 1.0 else math.log(ratio) / math.log(self.scale)
+
+    def dim(self, dim: Dim) -> float:
+        return self._exponent(self._ratios[dim.parameter][dim.index]) if isinstance(dim, ParameterDim) else 0.0
+
+    def scalar(self, scalar: InGraph) -> float:
+        return 0.0
+
+
+class PairedGrowth(SizeGrowth):
+    """With a base: the ratio of every size and number in the target's graph to the same one in the base's graph."""
+
+    def __init__(self, target: CapturedGraph, base: CapturedGraph) -> None:
+        ours, theirs = (dict(each.model.named_parameters()) for each in (target, base))
+        self.blocks = match_blocks(ours, theirs)
+        super().__init__(ours, pair_parameters(ours, theirs, self.blocks))
+        self._twin = pair_graphs(target, base, self.blocks)
+        self._captured = target, base
+
+    def _both(self, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> tuple[Any, Any]:
+        """The number in the target and in the base."""
+        ours, theirs = (each.module for each in self._captured)
+        return _value(ours, scalar.node, scalar), _value(theirs, self._twin[scalar.node], scalar)
+
+    @cached_property
+    def _factors(self) -> Factors | None:
+        """Factors of all dims, which are only needed where some dim grows neither like m nor not at all."""
+        target, base = self._captured
+        exponents = {self._exponent(ratio) for ratios in self._ratios.values() for ratio in ratios}
+        if not exponents - {0.0, 1.0} or target.args is None:
+            return None
+        pairs = (base.model, target.model), (base.module, target.module)
+        try:
+            found = factor_models(*pairs, args=target.args, kwargs=target.kwargs, blocks=self.blocks)
+        except PairingError as error:
+            self.notes = (f"fused rows that grow in part count with the ratio of their sizes: {error}",)
+            return None
+        return found
+
+    def _rows(self, dim: ParameterDim) -> float | None:
+        """Of a dim that no product sums over: the growth of the segment that grows most; None where it has none.
+
+        The rows of a fused projection are as many layers side by side.
+        """
+        name = self.blocks.twin(dim.parameter)
+        factors = self._factors
+        if factors is None or (name, dim.index) in factors.contracted or name not in factors.large.parameters:
+            return None
+        of_dim = factors.parameter(name)[dim.index]
+        return self._exponent(float(largest_ratio(of_dim))) if has_segments(of_dim) else None
+
+    def dim(self, dim: Dim) -> float:
+        if isinstance(dim, ParameterDim):
+            whole = super().dim(dim)
+            rows = self._rows(dim) if whole not in (0.0, 1.0) else None
+            return whole if rows is None else rows
+        if self.scale == 1.0:
+            return 0.0
+        sizes, base_sizes = shape_of(dim.node), shape_of(self._twin[dim.node])
+        if sizes is None or base_sizes is None:
+            raise InvalidInputError(
+                f"How a dim grows cannot be read off without shapes: dim {dim.index} of {location(dim.node)}.\n"
+                f"  expected: example inputs, so that base and target can be compared; got none.\n"
+                f"  To fix: abcfx.transform(model, (inputs,), base=...)"
+            )
+        size, base_size = sizes[dim.index], base_sizes[dim.index]
+        return 0.0 if DATA in (size, base_size) or not base_size else self._exponent(size / base_size)
+
+    def scalar(self, scalar: InGraph) -> float:
+        if isinstance(scalar, WidthScale):
+            return 1.0
+        value, base_value = self._both(scalar)
+        is_tensor = isinstance(scalar, ConstantTensor) and value is not None and base_value is not None
+        if is_tensor and value * base_value <= 0:  # a mask, an offset
+            return 0.0
+        if value == base_value or not isinstance(value, int | float) or not isinstance(base_value, int | float):
+            return 0.0
+        if value * base_value <= 0:
+            raise PairingError(
+                f"A number changes sign or vanishes between base and target: {base_value} -> {value} in "
+                f"{location(scalar.node)}; such a change is no power of width."
+            )
+        found = self._exponent(value / base_value)
+        if isinstance(scalar, ConstantTensor):  # sqrt(d) in bfloat16 has three digits
+            quarter = round(4 * found) / 4
+            rounding = 2 * torch.finfo(torch.bfloat16).eps / abs(math.log(self.scale))
+            return quarter if abs(found - quarter) < rounding else found
+        return found
+
+    def is_known(self, number: Number) -> bool:
+        constants = [what for what, _ in number.powers if isinstance(what, ConstantTensor)]
+        return all(value is not None for what in constants for value in self._both(what))
+
+
+def _value(module: torch.nn.Module, node: fx.Node, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> Any:
+    if isinstance(scalar, ConstantTensor):
+        return _constant(module, node)
+    if isinstance(scalar, ModuleAttribute):
+        return attrgetter(scalar.key)(module.get_submodule(str(node.target)))
+    return node.kwargs.get(scalar.key) if isinstance(scalar.key, str) else node.args[scalar.key]
+
+
+def _constant(module: torch.nn.Module, node: fx.Node) -> float | None:
+    """The number that a node without inputs and parameters above it gives; None where there are some, or no value."""
+
+    def run(at: Any) -> Any:
+        if at.op == "get_attr":
+            held = attrgetter(str(at.target))(module)
+            if isinstance(held, torch.nn.Parameter) or not isinstance(held, torch.Tensor) or held.is_meta:
+                raise LookupError
+            return held
+        if plain_name(at.target) in CASTS:  # perhaps to the dtype of a tensor that is not known yet
+            return run(at.args[0])
+        args, kwargs = fx.node.map_arg((at.args, at.kwargs), run)
+        if at.op == "call_method":
+            return getattr(args[0], str(at.target))(*args[1:], **kwargs)
+        if at.op != "call_function" or not callable(at.target):
+            raise LookupError
+        return at.target(*args, **kwargs)
+
+    try:
+        with torch.no_grad():
+            return float(run(node))
+    except Exception:  # whatever it needs, it is not there before the model runs
+        return None
+
+
+def measure_growth(
+    target: CapturedGraph,
+    dag: LayerDag,
+    base: CapturedGraph | None,
+    base_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> WidthGrowth:
+    """Growth by pairing; by structure without a base, or when base and target have the same sizes (then m is 1).
+
+    Args:
+        base_shapes: shapes of the base's parameters, where they are all that is known of it.
+    """
+    parameters = dict(target.model.named_parameters())
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    paired: SizeGrowth
+    if base_shapes is not None:
+        theirs = {name: torch.empty(tuple(shape), device="meta") for name, shape in base_shapes.items()}
+        blocks = match_blocks(parameters, theirs)
+        paired = SizeGrowth(parameters, pair_parameters(parameters, theirs, blocks))
+        paired.blocks = blocks
+    elif base is not None:
+        paired = PairedGrowth(target, base)
+    else:
+        return StructuralGrowth(dag, shapes)
+    return StructuralGrowth(dag, shapes, paired) if paired.scale == 1.0 else paired

@@ -1,0 +1,1 @@
+"""Exponents turned into numbers: init, multipliers, optimizer groups, and the spec that travels in a checkpoint."""

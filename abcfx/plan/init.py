@@ -1,0 +1,229 @@
+"""How each tensor is initialised: keeps the model's own draw and multiplies it by one exact factor, or draws it anew.
+
+With a base, how the model's own init scales is read off base and target: rms ~ m^-beta, beta pooled over like tensors
+and snapped to a quarter of a growth exponent when that lies within the sampling error. The factor m^(beta - b) then
+gives rms ~ m^-b, whatever the scheme is (constant, fan-in, orthogonal, zero); it is exactly 1 at the base width.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from abcfx.errors import InvalidInputError
+from abcfx.pairing.graphs import pair_parameters
+from abcfx.pairing.widths import SizeGrowth, WidthGrowth
+
+SIGMAS = 4.0  # sampling errors within which a measured exponent is taken for the round one beside it
+RESOLUTION = 1e-3
+DEPTH_RESOLUTION = 0.1  # one more block among four changes 1/sqrt(L) by as much
+SAMPLE = 1 << 17
+
+
+@dataclass(frozen=True)
+class OwnInit:
+    """How one tensor's own init scales: RMS entry ~ m^-exponent. `measured` is before snapping, `rms` the target's."""
+
+    exponent: float
+    measured: float
+    error: float
+    snapped: bool
+    rms: float
+    base_rms: float
+    constant: float | None = None
+
+    @property
+    def depth_factor(self) -> float:
+        """What takes out of a draw at the base's width that it depends on depth, as 1/sqrt(2 L) does."""
+        ratio = self.base_rms / self.rms if self.rms and self.base_rms else 1.0
+        return ratio if abs(math.log(ratio)) > DEPTH_RESOLUTION else 1.0
+
+
+@dataclass(frozen=True)
+class Init:
+    """What is done to one tensor: its own draw is multiplied by `factor`, or (`redraw`) it is drawn from N(0, std^2).
+
+    `std` is the RMS entry that it then has, None where it is not known (the meta device); `fill` the entry of a
+    constant tensor, such as a gain. Both let `initialise` fill a tensor from nothing.
+    """
+
+    factor: float = 1.0
+    std: float | None = None
+    fill: float | None = None
+    redraw: bool = False
+
+    @classmethod
+    def keep(cls, parameter: torch.Tensor) -> Init:
+        """Left alone."""
+        return cls() if parameter.is_meta else cls(std=rms(parameter), fill=_constant(parameter))
+
+    def draw(self, tensor: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Fill a tensor as planned, from nothing; returns it."""
+        if self.fill is not None:
+            return tensor.fill_(self.fill)
+        return tensor.normal_(0.0, self.std or 0.0, generator=generator)
+
+    def times(self, factor: float) -> Init:
+        """Multiplied by one more factor."""
+        std, fill = (None if value is None else value * factor for value in (self.std, self.fill))
+        return replace(self, factor=self.factor * factor, std=std, fill=fill)
+
+    @classmethod
+    def scaled(cls, factor: float, own: OwnInit, std: float, is_meta: bool) -> Init:
+        """The own draw times a factor; `std` is what the law of init says, for a tensor that has no draw yet."""
+        fill = None if own.constant is None else own.constant * factor
+        return cls(factor, std if is_meta else own.rms * factor, fill)
+
+    def drawn_anew(self, wanted: bool, std: float) -> Init:
+        return replace(self, redraw=True, factor=1.0, std=std) if wanted else self
+
+
+def measure_own_init(
+    target: Mapping[str, torch.Tensor],
+    base: Mapping[str, torch.Tensor],
+    growth: WidthGrowth,
+    like: Mapping[str, Hashable],
+) -> dict[str, OwnInit]:
+    """Own init exponent of every parameter, from one draw of the base and one of the target.
+
+    Tensors whose names differ in numbers only, and that agree in `like`, share one estimate.
+    """
+    exponents = {name: growth.parameter(name, tuple(p.shape)) for name, p in target.items()}
+    pools: dict[Hashable, list[str]] = {}
+    for name in like:
+        pools.setdefault((_pattern(name), exponents[name], like[name]), []).append(name)
+    found: dict[str, OwnInit] = {}
+    for names in pools.values():
+        draws = [(_Draw.of(target[name]), _Draw.of(base[name])) for name in names]
+        measured, error = _pooled(draws, growth.scale)
+        exponent, snapped = _snapped(measured, error, exponents[names[0]])
+        for name, (ours, theirs) in zip(names, draws, strict=True):
+            constant = _constant(target[name])
+            found[name] = OwnInit(exponent, measured, error, snapped, ours.rms, theirs.rms, constant)
+    return found
+
+
+def carried_own_init(
+    like: tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]],
+    base: Mapping[str, torch.Tensor],
+    growth: WidthGrowth,
+    fan_in: Mapping[str, Hashable],
+) -> dict[str, OwnInit]:
+    """Own init of a model without weights, read off two tiny instances (small, large) that have some.
+
+    Layers are matched by name up to numbers, so the instances may have fewer of them. The RMS entry at the base width
+    follows the same law from the small instance's.
+    """
+    small, large = like
+    between = SizeGrowth(large, pair_parameters(large, small))
+    patterns = {_pattern(name): name for name in reversed(list(small))}
+    twins = {name: name if name in small else patterns.get(_pattern(name)) for name in base}
+    if missing := [name for name, twin in twins.items() if twin is None]:
+        raise InvalidInputError(f"init_like: the instances have no parameter like {missing[0]!r} of the model.")
+    measured = measure_own_init(large, small, between, {twin: fan_in.get(name) for name, twin in twins.items() if twin})
+    grown = [b / s for n, t in twins.items() if t for b, s in zip(base[n].shape, small[t].shape, strict=True)]
+    ratio = max(grown, key=lambda r: abs(math.log(r)), default=1.0)
+    found = {}
+    for name, twin in twins.items():
+        own = measured[str(twin)]
+        at_base = own.base_rms * ratio**-own.exponent
+        found[name] = replace(own, base_rms=at_base, rms=at_base * growth.scale**-own.exponent)
+    return found
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"\d+", "*", name)
+
+
+def sampled_entries(tensor: torch.Tensor) -> torch.Tensor:
+    """At most SAMPLE entries as float64, spread over all rows and columns; a large tensor is not copied whole."""
+    flat = tensor.detach().reshape(-1)
+    stride = max(1, flat.numel() // SAMPLE)
+    while stride > 1 and math.gcd(stride, tensor.shape[-1]) > 1:
+        stride += 1
+    return flat[::stride].double()
+
+
+def rms(tensor: torch.Tensor) -> float:
+    """RMS entry; 0 for a tensor without values."""
+    return 0.0 if tensor.is_meta else _Draw.of(tensor).rms
+
+
+def _constant(tensor: torch.Tensor) -> float | None:
+    """The value of all entries, when they are equal."""
+    entries = sampled_entries(tensor)
+    return float(entries[0]) if entries.numel() and bool((entries == entries[0]).all()) else None
+
+
+class _Draw(NamedTuple):
+    """RMS entry of one tensor, and the variance of its logarithm from one draw to the next."""
+
+    rms: float
+    log_variance: float
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> _Draw:
+        squares = sampled_entries(tensor).square()
+        second = float(squares.mean()) if squares.numel() else 0.0
+        if not second:
+            return cls(0.0, 0.0)
+        kurtosis = float(squares.square().mean()) / second**2
+        return cls(math.sqrt(second), max(kurtosis - 1.0, 0.0) / (4.0 * squares.numel()))
+
+
+def _pooled(draws: list[tuple[_Draw, _Draw]], scale: float) -> tuple[float, float]:
+    """(exponent, its sampling error): ratios of RMS weighted by what each is known to."""
+    if scale == 1.0:
+        return 0.0, 0.0
+    log_m, total, weights = math.log(scale), 0.0, 0.0
+    for ours, theirs in draws:
+        if ours.rms and theirs.rms:
+            weight = 1.0 / (ours.log_variance + theirs.log_variance + 1e-12)
+            total += weight * math.log(theirs.rms / ours.rms)
+            weights += weight
+    return (total / weights / log_m, weights**-0.5 / abs(log_m)) if weights else (0.0, 0.0)
+
+
+def _snapped(measured: float, error: float, growth: tuple[float, ...]) -> tuple[float, bool]:
+    """The round exponent beside a measured one: the usual ones (0, e/2, e) first, then quarters."""
+    reach = RESOLUTION + SIGMAS * error
+    usual = {0.0, *(k / 2 * e for e in {1.0, *growth} for k in (1, 2))}
+    quarters = {k / 4 * e for e in {1.0, *growth} for k in range(-8, 9)}
+    for candidates, within in ((usual, 0.75 * reach), (usual | quarters, reach)):
+        nearest = min(candidates, key=lambda x: (abs(x - measured), abs(x)))
+        if abs(nearest - measured) <= within:
+            return nearest + 0.0, True
+    return measured, False
+
+
+def redraw_(tensor: torch.Tensor, std: float) -> None:
+    """Normal entries of the given standard deviation; zero tensors and all-zero rows (padding) stay zero."""
+    empty = (tensor == 0).flatten(1).all(1) if tensor.ndim > 1 else tensor == 0
+    tensor.normal_(0.0, std)
+    tensor[empty] = 0.0
+
+
+def initialise(module: torch.nn.Module, inits: Mapping[str, Init]) -> None:
+    """Fill every parameter of a module as planned, from nothing: after `to_empty`, or to start again.
+
+    Raises InvalidInputError, before anything is written, for a name that was not planned or an init that is not known.
+    """
+    parameters = dict(module.named_parameters())
+    for name in parameters:
+        init = inits.get(name)
+        if init is None:
+            known = ", ".join(list(inits)[:3])
+            raise InvalidInputError(f"init_weights: {name!r} is not a parameter of the plan, which has {known}, ...")
+        if init.std is None and init.fill is None:
+            raise InvalidInputError(
+                f"init_weights: how {name!r} is initialised is not known, since the model was on the meta device.\n"
+                f"  To fix: transform(..., init_like=(small, large)) with two tiny instances that have real weights."
+            )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            inits[name].draw(parameter)

@@ -1,0 +1,1 @@
+"""The outcome of a transform in words and pictures."""

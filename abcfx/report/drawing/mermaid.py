@@ -1,0 +1,90 @@
+"""The layer DAG as a Mermaid flowchart, which GitHub draws: repeated blocks once, a colour for each role."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from abcfx.report.drawing.boxes import Box, make_diagram
+from abcfx.report.drawing.repeats import Frame, find_runs, view
+
+if TYPE_CHECKING:
+    from abcfx.transformed import Transformed
+
+# fill, border: text on the fill has a contrast of at least 7 to 1
+COLOURS = {
+    "embedding": ("#cfe8ff", "#1f6fb2"),
+    "hidden": ("#d9f2d0", "#3b7d23"),
+    "readout": ("#ffdfc2", "#b35a00"),
+    "vector": ("#eadcf7", "#7a4aa5"),
+    "scalar": ("#f7dce8", "#a83e72"),
+    "plain": ("#e6e6e6", "#6b6b6b"),
+    "op": ("#ffffff", "#8a8a8a"),
+}
+
+
+def mermaid(result: Transformed) -> str:
+    """The text of a Mermaid flowchart."""
+    diagram = make_diagram(result)
+    drawn = view(diagram, find_runs(diagram))
+    ids = {box.name: f"n{i}" for i, box in enumerate(drawn.boxes)}
+    boxes = {box.name: box for box in drawn.boxes}
+    lines = ["flowchart TD"]
+    inside: set[str] = set()
+    roots = [frame for frame in drawn.frames if not _parent(frame, drawn.frames)]
+    for frame in roots:
+        lines += _subgraph(frame, drawn.frames, boxes, ids, "  ", inside)
+    lines += [f"  {_node(box, ids, '')}" for box in drawn.boxes if box.name not in inside]
+    lines += [f"  {ids[tail]} --> {ids[head]}" for tail, head in drawn.edges]
+    used = dict.fromkeys(_class(box) for box in drawn.boxes)
+    lines += [
+        f"  classDef {name} fill:{COLOURS[name][0]},stroke:{COLOURS[name][1]},color:#111"
+        for name in COLOURS
+        if name in used
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _parent(frame: Frame, frames: tuple[Frame, ...]) -> Frame | None:
+    """The smallest other frame around a frame."""
+    around = [f for f in frames if f is not frame and set(frame.boxes) < set(f.boxes)]
+    return min(around, key=lambda f: len(f.boxes), default=None)
+
+
+def _subgraph(
+    frame: Frame,
+    frames: tuple[Frame, ...],
+    boxes: dict[str, Box],
+    ids: dict[str, str],
+    indent: str,
+    inside: set[str],
+) -> list[str]:
+    lines = [f'{indent}subgraph g{frames.index(frame)}["{_quoted(frame.title)} x {frame.count}"]']
+    for child in frames:
+        if _parent(child, frames) is frame:
+            lines += _subgraph(child, frames, boxes, ids, indent + "  ", inside)
+    own = [name for name in frame.boxes if name not in inside]
+    lines += [f"{indent}  {_node(boxes[name], ids, frame.title)}" for name in own]
+    inside.update(own)
+    return [*lines, f"{indent}end"]
+
+
+def _class(box: Box) -> str:
+    return box.role or "op"
+
+
+def _node(box: Box, ids: dict[str, str], frame: str) -> str:
+    label = _quoted(short_label(box, bool(frame)))
+    if not box.role:
+        return f'{ids[box.name]}(["{label}"]):::op'
+    return f'{ids[box.name]}["{label}<br/>{box.role}{", tied" if box.is_tied else ""}"]:::{_class(box)}'
+
+
+def short_label(box: Box, in_frame: bool) -> str:
+    """In a frame, whose title has the rest: what follows the last number of the path; else the whole label."""
+    parts = box.label.split(".")
+    last = max((i for i, part in enumerate(parts) if part.isdigit()), default=-1)
+    return ".".join(parts[last + 1 :]) or box.label if in_frame else box.label
+
+
+def _quoted(text: str) -> str:
+    return text.replace("&", "#amp;").replace('"', "#quot;").replace("<", "#lt;").replace(">", "#gt;")

@@ -1,0 +1,143 @@
+"""Repeated blocks: runs of alike units among numbered modules, and the diagram with some of them drawn once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+from abcfx.report.drawing.boxes import Box, Diagram
+from abcfx.report.names import collapse_names
+
+MAX_PERIOD = 8  # numbered modules in one unit: conv, norm, conv, norm; two kinds of layers in turn
+SMALL_UNIT = 3  # boxes; a unit with fewer must come three times to be drawn once
+
+
+@dataclass(frozen=True)
+class Run:
+    """Alike units, one after the other; `title`: `blocks.{0..11}`; `units`: names of the boxes of each, in order."""
+
+    title: str
+    units: tuple[tuple[str, ...], ...]
+    titles: tuple[str, ...]
+    depth: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Boxes with a frame around them: a unit that stands for `count`; a run that is drawn in full, or a unit of it."""
+
+    title: str
+    count: int
+    boxes: tuple[str, ...]
+    run: int
+
+
+@dataclass(frozen=True)
+class View:
+    """A diagram with some runs drawn once.
+
+    `boxes` and `edges` as in `Diagram`; `stands_for`: box -> the boxes that it stands for, itself first.
+    """
+
+    boxes: tuple[Box, ...]
+    edges: tuple[tuple[str, str], ...]
+    frames: tuple[Frame, ...]
+    stands_for: Mapping[str, tuple[str, ...]]
+
+
+def find_runs(diagram: Diagram) -> tuple[Run, ...]:
+    """All runs, outer ones before those inside their units."""
+    incoming: dict[str, list[str]] = {}
+    for tail, head in diagram.edges:
+        incoming.setdefault(head, []).append(tail)
+    containers: dict[tuple[str, ...], dict[str, list[Box]]] = {}
+    for box in diagram.boxes:
+        parts = box.path.split(".")
+        for i, part in enumerate(parts):
+            if part.isdigit():
+                containers.setdefault(tuple(parts[:i]), {}).setdefault(part, []).append(box)
+    runs = []
+    for prefix, units in sorted(containers.items(), key=lambda item: len(item[0])):
+        marks = [_signature(boxes, (*prefix, index), incoming) for index, boxes in units.items()]
+        sizes = [len(boxes) for boxes in units.values()]
+        for start, period, count in _repeats(marks, sizes):
+            indices = list(units)[start : start + period * count]
+            grouped = [indices[i : i + period] for i in range(0, len(indices), period)]
+            boxes_of = tuple(tuple(box.name for index in group for box in units[index]) for group in grouped)
+            titles = tuple(_title(prefix, group) for group in grouped)
+            runs.append(Run(_title(prefix, indices), boxes_of, titles, len(prefix)))
+    return tuple(runs)
+
+
+def _title(prefix: Sequence[str], indices: Sequence[str]) -> str:
+    names = dict.fromkeys(".".join((*prefix, index)) for index in indices)
+    return ", ".join(part.shown for part in collapse_names(names))
+
+
+def _signature(boxes: Sequence[Box], unit: Sequence[str], incoming: Mapping[str, Sequence[str]]) -> Hashable:
+    """What two units must have in common: boxes, edges among them, and how many edges come from outside."""
+    index = {box.name: i for i, box in enumerate(boxes)}
+    path = ".".join(unit)
+    marks = []
+    for box in boxes:
+        sources = [index.get(tail, -1) for tail in incoming.get(box.name, ())]
+        marks.append((box.path.removeprefix(path), box.alike, tuple(sorted(sources))))
+    return tuple(marks)
+
+
+def _repeats(marks: Sequence[Hashable], sizes: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(start, period, count) of stretches where a few marks come again and again, from left to right, longest first."""
+    found, at = [], 0
+    while at < len(marks):
+        best = (0, 0, 0)
+        for period in range(1, min(MAX_PERIOD, (len(marks) - at) // 2) + 1):
+            count = 1
+            while marks[at + count * period : at + (count + 1) * period] == marks[at : at + period]:
+                count += 1
+            enough = 2 if sum(sizes[at : at + period]) >= SMALL_UNIT else 3
+            if count >= enough and count * period > best[1] * best[2]:
+                best = (at, period, count)
+        if best[2]:
+            found.append(best)
+        at += max(1, best[1] * best[2])
+    return found
+
+
+def view(diagram: Diagram, runs: Sequence[Run], expanded: Collection[int] = ()) -> View:
+    """The diagram with every run drawn once but those in `expanded` (indices into `runs`)."""
+    shown_as: dict[str, str] = {box.name: box.name for box in diagram.boxes}
+    for number, run in enumerate(runs):
+        if number not in expanded:
+            for unit in run.units[1:]:
+                shown_as.update(zip(unit, run.units[0], strict=True))
+    drawn = {name: _last(name, shown_as) for name in shown_as}
+    stands_for: dict[str, list[str]] = {}
+    for name, other in drawn.items():
+        stands_for.setdefault(other, []).append(name)
+    position = {box.name: i for i, box in enumerate(diagram.boxes)}
+    edges = dict.fromkeys((drawn[tail], drawn[head]) for tail, head in diagram.edges)
+    boxes = tuple(box for box in diagram.boxes if box.name in stands_for)
+    frames = tuple(
+        frame for number, run in enumerate(runs) for frame in _frames(number, run, number in expanded, stands_for)
+    )
+    forward = tuple(edge for edge in edges if position[edge[0]] < position[edge[1]])
+    return View(boxes, forward, frames, {name: tuple(names) for name, names in stands_for.items()})
+
+
+def _last(name: str, shown_as: Mapping[str, str]) -> str:
+    while shown_as[name] != name:
+        name = shown_as[name]
+    return name
+
+
+def _frames(number: int, run: Run, is_expanded: bool, drawn: Collection[str]) -> list[Frame]:
+    """The frames of a run; none where it lies in a unit that is not drawn."""
+    if run.units[0][0] not in drawn:
+        return []
+    if not is_expanded:
+        return [Frame(run.title, len(run.units), tuple(n for n in run.units[0] if n in drawn), number)]
+    units = [tuple(n for n in unit if n in drawn) for unit in run.units]
+    around = Frame(run.title, 1, tuple(n for unit in units for n in unit), number)
+    if len(units[0]) == 1:
+        return [around]
+    return [around, *(Frame(title, 1, unit, number) for title, unit in zip(run.titles, units, strict=True))]

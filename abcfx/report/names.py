@@ -1,0 +1,171 @@
+"""What the report says, as data: repeated names folded into one, skip connections, shared weights, shadow prices."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import groupby, pairwise
+from typing import Any, NamedTuple
+
+import networkx as nx
+from torch import nn
+
+from abcfx.rules import Layer, Vector
+from abcfx.rules.kinds import Merge
+
+ALIGNMENTS = ("alpha", "omega", "u")
+_NUMBER = re.compile(r"(\d+)")
+
+
+class CollapsedName(NamedTuple):
+    """`names` that differ in numbers only, and `shown`, which stands for all of them: `blocks.{0..11}.fc.weight`."""
+
+    shown: str
+    names: tuple[str, ...]
+
+
+def collapse_names(keys: Mapping[str, Hashable]) -> list[CollapsedName]:
+    """Names with equal keys that differ in numbers only become one; `shown` stands for no name that is not there."""
+    position = {name: i for i, name in enumerate(keys)}
+    groups: dict[Hashable, list[str]] = {}
+    for name, key in keys.items():
+        groups.setdefault((_NUMBER.sub("*", name), key), []).append(name)
+    folded = [part for names in groups.values() for part in _products(names)]
+    return sorted(folded, key=lambda part: position[part.names[0]])
+
+
+def _products(names: Sequence[str]) -> list[CollapsedName]:
+    """Splits names until the numbers of each part form a full product, so that one pattern says which they are."""
+    pieces = [_NUMBER.split(name) for name in names]
+    columns = list(zip(*pieces, strict=True))
+    distinct = [list(dict.fromkeys(column)) for column in columns]
+    count = 1
+    for values in distinct:
+        count *= len(values)
+    if count == len(names):
+        return [CollapsedName("".join(map(_braces, distinct)), tuple(names))]
+    several = [i for i, values in enumerate(distinct) if len(values) > 1]
+    by = min(several, key=lambda i: len(distinct[i]))
+    return [
+        part
+        for value in distinct[by]
+        for part in _products([name for name, column in zip(names, columns[by], strict=True) if column == value])
+    ]
+
+
+def _braces(values: Sequence[str]) -> str:
+    if len(values) == 1:
+        return values[0]
+    numbers = sorted(map(int, values))
+    steps = {after - before for before, after in pairwise(numbers)}
+    if len(numbers) > 3 and len(steps) == 1 and steps != {1}:
+        return f"{{{numbers[0]}..{numbers[-1]}..{steps.pop()}}}"  # as shells write it
+    runs = [[n for _, n in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    shown = [f"{run[0]}..{run[-1]}" if len(run) > 2 else ",".join(map(str, run)) for run in runs]
+    return "{" + ",".join(shown) + "}"
+
+
+class Skip(NamedTuple):
+    """A merge that is reached from `start` by a path through `most` layers and by one through `fewest`."""
+
+    start: str
+    end: str
+    most: int
+    fewest: int
+
+
+def find_skips(dag: nx.DiGraph) -> list[Skip]:
+    """Skip connections: merges whose branches leave one tensor and differ in the number of layers on the way."""
+    main = dag.subgraph([n for n, data in dag.nodes.items() if not isinstance(data["kind"], Vector)])
+    merges = [n for n in main if isinstance(dag.nodes[n]["kind"], Merge)]
+    root = object()
+    rooted = nx.DiGraph(main.edges)
+    rooted.add_nodes_from(main)
+    rooted.add_edges_from([(root, n) for n in main if not main.in_degree(n)])
+    dominators = nx.immediate_dominators(rooted, root)
+    skips = []
+    for end in merges:
+        start = dominators[end]
+        if start is root:
+            continue
+        most, fewest = _layers_between(main, start, end)
+        if fewest < most:
+            skips.append(Skip(start, end, most, fewest))
+    return skips
+
+
+def _layers_between(graph: nx.DiGraph, start: str, end: str) -> tuple[int, int]:
+    """(most, fewest) layers on a path from `start` to `end`, which it dominates."""
+    between, waiting = {end}, [end]
+    while waiting:
+        for node in graph.predecessors(waiting.pop()):
+            if node != start and node not in between:
+                between.add(node)
+                waiting.append(node)
+    most, fewest = {start: 0}, {start: 0}
+    for node in nx.topological_sort(graph.subgraph(between)):
+        own = isinstance(graph.nodes[node]["kind"], Layer)
+        before = [p for p in graph.predecessors(node) if p in most]
+        most[node] = own + max(most[p] for p in before)
+        fewest[node] = own + min(fewest[p] for p in before)
+    return most[end], fewest[end]
+
+
+def tied_names(module: nn.Module) -> list[list[str]]:
+    """Names that stand for one and the same parameter, the first of each being the name in the spec."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return [shared for shared in names.values() if len(shared) > 1]
+
+
+def repeated_uses(dag: nx.DiGraph) -> dict[str, list[str]]:
+    """Parameter name -> its layer nodes, for parameters that are used by more than one."""
+    uses: dict[str, list[str]] = {}
+    for node, data in dag.nodes.items():
+        if isinstance(data["kind"], Layer):
+            uses.setdefault(data["kind"].parameter, []).append(node)
+    return {name: nodes for name, nodes in uses.items() if len(nodes) > 1}
+
+
+def binding_tags(binding: str) -> str:
+    """What binds, short enough for a column: alpha, u, gradient, rule, given, free; the report spells them out."""
+    for start, tag in (("by rule", "rule"), ("given", "given"), ("nothing", "free")):
+        if binding.startswith(start):
+            return tag
+    labels = [part.partition(": ")[2] for part in binding.split(", ") if part]
+    return ", ".join(dict.fromkeys(label.partition(" ")[0] for label in labels))
+
+
+class Price(NamedTuple):
+    """Constraints of one kind (`tag`) with one shadow price; `nodes` are folded names."""
+
+    tag: str
+    price: float
+    nodes: tuple[str, ...]
+
+
+def group_prices(prices: Mapping[str, float]) -> list[Price]:
+    """Shadow prices of constraints, those of one kind and price together: alignments first, then the dearest."""
+    nodes: dict[tuple[str, float], dict[str, None]] = {}
+    for row, price in prices.items():
+        node, _, label = row.partition(": ")
+        nodes.setdefault((label.partition(" ")[0], round(abs(price), 6)), {})[node] = None
+    found = [
+        Price(tag, price, tuple(part.shown for part in collapse_names(which))) for (tag, price), which in nodes.items()
+    ]
+    return sorted(found, key=lambda p: (p.tag not in ALIGNMENTS, -p.price))
+
+
+def count_entries(tensors: Iterable[Any]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def finite(data: Any) -> Any:
+    """JSON-able data in which numbers that are not finite, which JSON has not, are None."""
+    if isinstance(data, Mapping):
+        return {str(key): finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -1,0 +1,1 @@
+"""The only room that changes a model: scale nodes, hooks and weights, and taking them back for inference."""

@@ -1,0 +1,1 @@
+"""What stands in papers: how optimizers move weights, and tables of named parametrizations."""
