@@ -13,23 +13,10 @@ import torch
 import torch.fx as fx
 import torch.nn as nn
 import torch.nn.functional as F
+from models import MLP
 
 import abcfx
 from abcfx.passes import PassError, ScaleInsertion, insert_scales, scale_nodes
-
-
-class MLP(nn.Module):
-    def __init__(self, width: int, hidden: int = 1, bias: bool = True) -> None:
-        super().__init__()
-        self.emb = nn.Linear(20, width, bias=bias)
-        self.hidden = nn.ModuleList(nn.Linear(width, width, bias=bias) for _ in range(hidden))
-        self.head = nn.Linear(width, 10, bias=bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.emb(x))
-        for layer in self.hidden:
-            x = F.relu(layer(x))
-        return self.head(x)
 
 
 class TiedLM(nn.Module):

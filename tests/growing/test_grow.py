@@ -7,7 +7,7 @@ import copy
 import growth_models as models
 import pytest
 import torch
-from test_trajectories import Lion
+from models import Lion
 from torch import nn
 
 import abcfx

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from models import Attention, AttentionModule
 from runs import trained
 from torch import nn
 
@@ -15,61 +15,6 @@ import abcfx
 from abcfx.passes import scale_nodes
 
 IDS = torch.randint(0, 11, (3, 5), generator=torch.Generator().manual_seed(0))
-
-
-class Attention(nn.Module):
-    """One block of attention, its logits written as `how` says. `factors`: what a transformed model multiplies by."""
-
-    def __init__(self, width: int, heads: int, how: str, factors: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> None:
-        super().__init__()
-        self.heads, self.how, self.factors = heads, how, factors
-        self.emb, self.ln, self.head = nn.Embedding(11, width), nn.LayerNorm(width), nn.Linear(width, 11)
-        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
-        self.qkv = nn.Linear(width, 3 * width) if "fused" in how else None
-        self.q_norm = nn.LayerNorm(width // heads) if "normed" in how else None
-        self.softmax_scale = (width // heads) ** -0.5
-        self.register_buffer("bias", torch.randn(heads, 5, 5, generator=torch.Generator().manual_seed(1)))
-
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-        d, how, kt = q.shape[-1], self.how, k.transpose(-1, -2)
-        if how == "sdpa" or how.startswith("fused"):
-            return F.scaled_dot_product_attention(q, k, v)
-        if how == "sdpa with scale":
-            return F.scaled_dot_product_attention(q, k, v, scale=self.softmax_scale, attn_mask=self.bias)
-        if how == "baddbmm":  # ALiBi as BLOOM writes it
-            b, h, t = q.shape[:3]
-            flat = [x.reshape(b * h, t, -1) for x in (q, k, v)]
-            bias = self.bias.repeat(b, 1, 1)
-            logits = torch.baddbmm(bias, flat[0], flat[1].transpose(1, 2), beta=1.0, alpha=self.softmax_scale)
-            return (logits.softmax(-1) @ flat[2]).view(b, h, t, -1)
-        if how == "einsum":
-            logits = torch.einsum("bhtd,bhsd->bhts", q, k) * self.softmax_scale
-            return torch.einsum("bhts,bhsd->bhtd", logits.softmax(-1), v)
-        logits = {
-            "divided": lambda: q @ kt / math.sqrt(d),
-            "scaled before": lambda: (q * self.softmax_scale) @ kt,
-            "both sides": lambda: (q / d**0.25) @ (kt / d**0.25),
-            "after a bias": lambda: (q @ kt + self.bias) * self.softmax_scale,
-            "soft cap": lambda: 20 * torch.tanh(q @ kt / math.sqrt(d) / 20),
-            "tensor": lambda: q @ kt / torch.sqrt(torch.tensor(float(d))),
-            "normed": lambda: q @ kt / math.sqrt(d),
-            "none": lambda: q @ kt,
-            "mup": lambda: q @ kt * 8 / d,
-            "unknown": lambda: q @ kt * ids.double().mean(),
-        }[how]()
-        return logits.softmax(-1) @ v
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        at_emb, at_logits, at_head = self.factors
-        x = self.emb(ids) * at_emb
-        b, t, n = x.shape
-        y = self.ln(x)
-        q, k, v = self.qkv(y).chunk(3, -1) if self.qkv is not None else (self.q(y), self.k(y), self.v(y))
-        q, k, v = (z.view(b, t, self.heads, n // self.heads).transpose(1, 2) for z in (q, k, v))
-        q = q if self.q_norm is None else self.q_norm(q)
-        out = self.attend(q * at_logits, k, v, ids)
-        x = x + self.o(out.transpose(1, 2).reshape(b, t, n))
-        return self.head(x * at_head)
 
 
 HALF = ["sdpa", "sdpa with scale", "baddbmm", "einsum", "divided", "scaled before", "both sides", "soft cap", "normed"]
@@ -119,26 +64,13 @@ def test_absorbed_into_the_query_it_trains_the_same(how: str) -> None:
         torch.testing.assert_close(left, right, rtol=1e-11, atol=1e-11)
 
 
-class Module(nn.Module):
-    """nn.MultiheadAttention, called as a module."""
-
-    def __init__(self, width: int, factor: float = 1.0) -> None:
-        super().__init__()
-        self.stem, self.head = nn.Linear(6, width), nn.Linear(width, 2)
-        self.attention = nn.MultiheadAttention(width, 4, dropout=0.0, batch_first=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x)
-        return self.head(x + self.attention(x, x, x, need_weights=False)[0])
-
-
 @pytest.mark.parametrize("capture", ["symbolic", "export", "record"])
 def test_attention_module_is_scaled_inside(capture: str) -> None:
     torch.manual_seed(0)
-    model, x = Module(64).double(), torch.randn(3, 5, 6, dtype=torch.float64)
+    model, x = AttentionModule(64).double(), torch.randn(3, 5, 6, dtype=torch.float64)
     model.attention.in_proj_bias.data.normal_()
-    result = abcfx.transform(model, x, base=Module(16).double(), capture=capture, optimizer="adam")
-    reference = Module(64).double()
+    result = abcfx.transform(model, x, base=AttentionModule(16).double(), capture=capture, optimizer="adam")
+    reference = AttentionModule(64).double()
     reference.load_state_dict(copy.deepcopy(result.module.state_dict()))
     with torch.no_grad():
         reference.attention.in_proj_weight[:64] *= 0.5

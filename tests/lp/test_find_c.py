@@ -22,7 +22,7 @@ from abcfx.errors import InfeasibleError, InvalidInputError
 from abcfx.lp.networks import Solution, chain_solver, dag_solver, find_c, find_c_dag
 from abcfx.verification.recursion import chain_graph, network_levels, random_chain, random_graph, shuffled
 
-TABLES = json.loads((Path(__file__).parent / "data" / "named_parametrizations.json").read_text())
+TABLES = json.loads((Path(__file__).parents[1] / "data" / "named_parametrizations.json").read_text())
 NAMES = ("alpha", "omega", "u")
 
 

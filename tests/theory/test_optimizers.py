@@ -6,23 +6,11 @@ import math
 
 import pytest
 import torch
+from models import Block
 from torch import nn
 
 import abcfx
 from abcfx.theory.optimizers import FAMILIES, family
-
-
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.emb = nn.Embedding(11, width)
-        self.fc = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, 11, bias=False)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.emb(ids)
-        return self.head(self.norm(x + torch.tanh(self.fc(x))))
 
 
 def rates(optimizer, width=64, base=16, **options):

@@ -14,7 +14,7 @@ from oracles import network_optimum
 from abcfx.errors import InfeasibleError, InvalidInputError
 from abcfx.lp.networks import Solution, find_c, find_c_dag
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def load(name: str) -> list[dict[str, Any]]:

@@ -18,8 +18,8 @@ from abcfx.dynamic.rates import DynamicAlignment
 from abcfx.verification import PARTS, document, figure, studies, verify, widths
 from abcfx.verification.reference import reference
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA = Path(__file__).parent / "data"
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(__file__).parents[1] / "data"
 FAST = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15}
 
 

@@ -15,7 +15,7 @@ import abcfx
 from abcfx.examples import lightning_module, nanochat_like
 from abcfx.examples.text import characters_of_python
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "examples.md"
 PARTS_OF_OTHERS = {"__init__", "gpt", "hyper_gpt", "digits", "text"}
 

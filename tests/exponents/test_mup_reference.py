@@ -12,7 +12,7 @@ import torch
 
 import abcfx
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 REFERENCE = json.loads((HERE / "data" / "mup_reference.json").read_text())["architectures"]
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from models import Lion
 from torch import nn
 
 import abcfx
@@ -75,23 +76,6 @@ MODELS: dict[str, tuple[Callable[[int], nn.Module], torch.Tensor]] = {
     "ResNet": (resnet, _noise(4, 3, 6, 6)),
     "MoE": (MoE, IDS),
 }
-
-
-class Lion(torch.optim.Optimizer):
-    """Chen et al. 2023 (arXiv 2302.06675), algorithm 2."""
-
-    def __init__(self, params: Any, betas: tuple[float, float] = (0.9, 0.99)) -> None:
-        super().__init__(params, {"betas": betas})
-
-    @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            for p in group["params"]:
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_((beta1 * momentum + (1 - beta1) * p.grad).sign(), alpha=-group["lr"])
-                momentum.lerp_(p.grad, 1 - beta2)
 
 
 class StackedMuon(torch.optim.Optimizer):

@@ -7,11 +7,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_attention import IDS, Attention, Module
+from models import Attention, AttentionModule
 from torch import nn
 
 import abcfx
 from abcfx.passes import scale_nodes
+
+IDS = torch.randint(0, 11, (3, 5), generator=torch.Generator().manual_seed(0))
 
 
 class Tied(nn.Module):
@@ -46,7 +48,7 @@ MODELS = {
     "separate": (lambda n: Attention(n, 4, "sdpa"), IDS),
     "fused": (lambda n: Attention(n, 4, "fused"), IDS),
     "interleaved": (lambda n: Interleaved(n, 4, "fused"), IDS),
-    "module": (lambda n: Module(n), torch.randn(3, 5, 6, dtype=torch.float64)),
+    "module": (lambda n: AttentionModule(n), torch.randn(3, 5, 6, dtype=torch.float64)),
 }
 
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from test_optimizers import Block
+from models import Block
 
 import abcfx
 
