@@ -122,7 +122,7 @@ def train(
     for inputs_BT, targets_BT in draw_batches(task, characters):
         loss = F.cross_entropy(module(inputs_BT).flatten(0, 1), targets_BT.flatten())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         losses.append(loss.item())

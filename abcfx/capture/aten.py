@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from abcfx.capture.emitted import EmittedModule
@@ -19,6 +18,7 @@ from abcfx.capture.fake import off_meta, replace_weights
 from abcfx.capture.patches import as_if_exporting, conversions_that_change_nothing
 from abcfx.capture.signature import SignatureCodeGen
 from abcfx.capture.state import preserved, preserved_rng, quiet_torch
+from abcfx.support import trees
 from abcfx.support.location import module_path
 
 _aten = torch.ops.aten
@@ -50,12 +50,11 @@ class Call:
 
     @property
     def inputs(self) -> list[Ref]:
-        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
-        return [leaf for leaf in leaves if isinstance(leaf, Ref)]
+        return trees.leaves_of(Ref, (self.args, dict(self.kwargs)))
 
     @property
     def outs(self) -> list[Ref]:
-        return [leaf for leaf in pytree.tree_leaves(self.results) if isinstance(leaf, Ref)]
+        return trees.leaves_of(Ref, self.results)
 
     def argument(self, name: str, default: Any = None) -> Any:
         """The argument that the op's schema calls `name`."""
@@ -101,8 +100,7 @@ def trace(
     Raises whatever the model raises; on fake tensors also where it asks for a value in them.
     """
     mode = None if values or not fake else FakeTensorMode(allow_non_fake_inputs=True)
-    given = pytree.tree_map_only(
-        torch.Tensor,
+    given = trees.map_tensors(
         lambda t: t if mode is None else mode.from_tensor(t.detach(), static_shapes=True),
         off_meta((tuple(args), dict(kwargs or {}))),
     )
@@ -125,8 +123,8 @@ def trace(
         log.trace.parameters = {name: log.ref(p) for name, p in model.named_parameters()}
         log.trace.buffers = {name: log.ref(b) for name, b in model.named_buffers()}
         log.start()
-        results = pytree.tree_leaves(_run(model, log.paths, *given[0], **given[1]))
-        log.trace.outputs = [log.ref(leaf) for leaf in results if isinstance(leaf, torch.Tensor)]
+        results = trees.tensors(_run(model, log.paths, *given[0], **given[1]))
+        log.trace.outputs = [log.ref(tensor) for tensor in results]
     return log.trace
 
 
@@ -192,7 +190,7 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return known[0]
 
     def _refs(self, tree: Any) -> Any:
-        return pytree.tree_map_only(torch.Tensor, self.ref, tree)
+        return trees.map_tensors(self.ref, tree)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -213,7 +211,7 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _kept(self, call: Call, out: Any) -> list[torch.Tensor | None]:
         """Copies of the results, which later calls may write into; of weights there is no need of any."""
-        tensors = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        tensors = trees.tensors(out)
         inputs = {ref.index for ref in call.inputs}
         if inputs and inputs <= self._of_weights:
             self._of_weights |= {ref.index for ref in call.outs}

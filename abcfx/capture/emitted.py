@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from abcfx.capture.serialize import GraphData, graph_from_data, graph_to_data
 from abcfx.errors import InvalidInputError
+from abcfx.support import trees
 from abcfx.support.location import location
 
 ROOT_LEAF = "_root_leaf"
@@ -114,7 +114,7 @@ class EmittedModule(fx.GraphModule):
         """A node that has the dtype among its arguments."""
         for graph in self.graphs:
             for node in list[fx.Node](graph.nodes):
-                if any(leaf is dtype for leaf in pytree.tree_leaves((node.args, node.kwargs))):
+                if any(leaf is dtype for leaf in trees.leaves((node.args, node.kwargs))):
                     return node
         return None
 

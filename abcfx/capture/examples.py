@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree  # see signature.py
+
+from abcfx.support import trees
 
 # Sizes 0 and 1 are special to torch.export and 2 is a common constant in models; 3 is neither.
 MIN_BATCH = 3
@@ -23,19 +24,17 @@ def canonical(args: Any, kwargs: dict[str, Any] | None) -> tuple[tuple[Any, ...]
 
 def tiled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The inputs with a batch of 1 or 2 (the first tensor's first dim) repeated to 3, in every tensor that has it."""
-    leaves, spec = pytree.tree_flatten((args, kwargs))
-    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim() > 0]
+    tensors = [tensor for tensor in trees.tensors((args, kwargs)) if tensor.dim() > 0]
     if not tensors or tensors[0].shape[0] not in range(1, MIN_BATCH):
         return args, kwargs
     batch = tensors[0].shape[0]
 
-    def tile(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0 or leaf.shape[0] != batch:
-            return leaf
-        return torch.cat([leaf] * MIN_BATCH)[:MIN_BATCH].detach()
+    def tile(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dim() == 0 or tensor.shape[0] != batch:
+            return tensor
+        return torch.cat([tensor] * MIN_BATCH)[:MIN_BATCH].detach()
 
-    new_args, new_kwargs = pytree.tree_unflatten([tile(leaf) for leaf in leaves], spec)
-    return new_args, new_kwargs
+    return trees.map_tensors(tile, (args, kwargs))
 
 
 def free_dims(tensors: Mapping[str, torch.Tensor], *, sizes: str = "free") -> dict[str, frozenset[int]]:

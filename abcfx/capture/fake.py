@@ -22,10 +22,10 @@ from torch.fx.experimental.symbolic_shapes import (
     ShapeEnv,
     StatelessSymbolicContext,
 )
-from torch.utils import _pytree as pytree  # see signature.py
 
 from abcfx.capture.graphs import at_front
 from abcfx.errors import CaptureError
+from abcfx.support import trees
 
 # What fake tensors raise when Python asks for a value.
 GUARD_ERRORS = (GuardOnDataDependentSymNode, DataDependentOutputException)
@@ -97,7 +97,7 @@ def off_meta(inputs: Any) -> Any:
     def real(tensor: torch.Tensor) -> torch.Tensor:
         return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
 
-    return pytree.tree_map_only(torch.Tensor, real, inputs)
+    return trees.map_tensors(real, inputs)
 
 
 def constant_of(tensor: torch.Tensor) -> torch.Tensor | None:

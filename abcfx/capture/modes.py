@@ -10,12 +10,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from abcfx.capture.fake import off_meta, replace_weights
 from abcfx.capture.signature import Signature
 from abcfx.capture.state import both_modes_restored, no_hidden_randomness, preserved, preserved_rng, set_mode
+from abcfx.support import trees
 
 
 def modes_agree(model: nn.Module, signature: Signature, examples: Mapping[str, Any]) -> bool:
@@ -56,9 +56,9 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace != "prim":  # questions about a tensor
-            self.entries.append((func, *map(self.number, pytree.tree_leaves((args, kwargs or {})))))
+            self.entries.append((func, *map(self.number, trees.leaves((args, kwargs or {})))))
         out = func(*args, **(kwargs or {}))
-        for leaf in pytree.tree_leaves(out):
+        for leaf in trees.leaves(out):
             self.number(leaf)
         return out
 
@@ -73,6 +73,6 @@ def _operations(model: nn.Module, signature: Signature, examples: Mapping[str, A
         replace_weights(model, mode)
         log = _Log()
         with no_hidden_randomness(), mode, log:
-            results = pytree.tree_leaves(signature.call(model, signature.rebuild(fake)))
+            results = trees.leaves(signature.call(model, signature.rebuild(fake)))
         log.entries.append(tuple(map(log.number, results)))
     return log.entries

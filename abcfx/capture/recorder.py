@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree  # see signature.py
 
 from abcfx.capture.fake import GUARD_ERRORS, SYMBOLIC, Sizes, constant_of, recurrent_output
 from abcfx.capture.graphs import at_front
 from abcfx.capture.leaves import is_composite, stays_whole
 from abcfx.capture.patches import is_backward_hook, is_torchs_own, plain_call_of_checkpoint
 from abcfx.errors import CaptureError
+from abcfx.support import trees
 from abcfx.support.location import format_frames, source_line
 
 # More truth values of tensors than this in one forward are no checks but a loop.
@@ -100,7 +100,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._inside:
             return func(*args, **kwargs)
-        inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        inputs = trees.tensors((args, kwargs))
         versions = [tensor._version for tensor in inputs]
         name = getattr(func, "__name__", str(func))
         if name == "__float__" and self.stand_in is not None:
@@ -108,7 +108,7 @@ class Recorder(TorchFunctionMode):
             return self.stand_in
         out = self._decide(func, args) if name == "__bool__" else func(*args, **kwargs)
         changed = name == "__set__" or any(t._version != v for t, v in zip(inputs, versions, strict=True))
-        leaves = pytree.tree_leaves(out)
+        leaves = trees.leaves(out)
         tensors = any(isinstance(leaf, torch.Tensor) for leaf in leaves)
         if name in _IGNORED or not (tensors or changed or self.sizes.are_new(leaves)):
             return out

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree  # see signature.py
+
+from abcfx.support import trees
 
 _SEED = 7
 _FEW_TOKENS = 65
@@ -24,16 +25,16 @@ class Inputs:
 
     def fresh_args(self) -> Any:
         """The positional arguments with copied tensors, since a model may write into its inputs."""
-        return pytree.tree_map_only(torch.Tensor, _copy, self.args)
+        return trees.map_tensors(_copy, self.args)
 
     def fresh_kwargs(self) -> Any:
         """The keyword arguments, copied likewise."""
-        return pytree.tree_map_only(torch.Tensor, _copy, self.kwargs)
+        return trees.map_tensors(_copy, self.kwargs)
 
 
 def variations(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Inputs]:
     """The example inputs changed in several ways; a caller takes the first that the model accepts."""
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()]
+    tensors = [tensor for tensor in trees.tensors((args, kwargs)) if tensor.dim()]
     first = tensors[0] if tensors else torch.empty(0)
     batch = first.shape[0]
     for other in _other_lengths(first) if first.dim() in (2, 3) else ():
@@ -58,7 +59,7 @@ def _vary(
     """The inputs with another batch, with the first of the two lengths replaced by the second, with other values."""
     generator = torch.Generator().manual_seed(_SEED)
 
-    def change(path: Any, leaf: Any) -> Any:
+    def change(path: str, leaf: object) -> object:
         if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0:
             return leaf
         leaf = leaf.detach()
@@ -71,9 +72,9 @@ def _vary(
         # Integers in one ascending row may be offsets or segments, which mean nothing in another order.
         if ascending:
             return leaf.sort().values
-        return _revalued(leaf, pytree.keystr(path), generator) if values else leaf
+        return _revalued(leaf, path, generator) if values else leaf
 
-    new_args, new_kwargs = pytree.tree_map_with_path(change, (args, kwargs))
+    new_args, new_kwargs = trees.map_leaves_by_path(change, (args, kwargs))
     return Inputs(new_args, new_kwargs, label)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree  # see signature.py
 
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.state import preserved_rng
+from abcfx.support import trees
 from abcfx.support.location import location
 
 
@@ -34,7 +34,7 @@ class _ShapeInterpreter(fx.Interpreter):
         value = super().run_node(n)
         if n.op != "output":
             # Detached: a node must not keep an autograd graph alive.
-            n.meta["val"] = pytree.tree_map_only(torch.Tensor, lambda t: t.detach() if t.grad_fn else t, value)
+            n.meta["val"] = trees.map_tensors(lambda t: t.detach() if t.grad_fn else t, value)
         return value
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -79,7 +79,7 @@ def propagate_shapes(module: EmittedModule, slots: list[str], examples: Mapping[
     """
     notes: list[str] = []
     shadows: dict[int, Any] = {}
-    inputs = [pytree.tree_map_only(torch.Tensor, to_meta, examples[name]) for name in slots]
+    inputs = [trees.map_tensors(to_meta, examples[name]) for name in slots]
     for graph in module.graphs:
         interpreter = _ShapeInterpreter(module, graph, shadows)
         try:

@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-# torch has no public pytree module yet; third parties register their output classes with this one, so it is the one.
-from torch.utils import _pytree as pytree
-
 from abcfx.capture.structure import Part, put_together
 from abcfx.errors import InvalidInputError
+from abcfx.support import trees
 
 _GLOBAL = "_abcfx_signature"
 _MISSING = inspect.Parameter.empty
@@ -40,12 +38,12 @@ class Constant:
 class Argument:
     """How one argument of the model becomes placeholders: its pytree structure and what each leaf is."""
 
-    spec: pytree.TreeSpec
+    spec: trees.TreeSpec
     leaves: tuple[Slot | Constant, ...]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By an example of the structure: pytree's own objects warn when they are unpickled.
-        return _argument_like, (pytree.tree_unflatten([0] * len(self.leaves), self.spec), self.leaves)
+        return _argument_like, (trees.unflatten([0] * len(self.leaves), self.spec), self.leaves)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +90,7 @@ class Signature:
             if argument.spec.is_leaf():
                 leaves = [value]
             else:
-                leaves, spec = pytree.tree_flatten(value)
+                leaves, spec = trees.flatten(value)
                 if spec != argument.spec:
                     raise InvalidInputError(_refusal(name, f"a {argument.spec}", f"a {spec}"))
             for leaf, got in zip(argument.leaves, leaves, strict=True):
@@ -119,7 +117,7 @@ class Signature:
     def rebuild(self, slot_values: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments by name, with the given values in the slots and the constants in their places."""
         return {
-            name: pytree.tree_unflatten(
+            name: trees.unflatten(
                 [slot_values[leaf.name] if isinstance(leaf, Slot) else leaf.value for leaf in argument.leaves],
                 argument.spec,
             )
@@ -215,7 +213,7 @@ def signature_of(
     for name, parameter in parameters.parameters.items():
         free = name not in values and parameter.default is _MISSING
         if free and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            arguments[name] = Argument(pytree.tree_structure(0), (Slot(name),))
+            arguments[name] = Argument(trees.structure(0), (Slot(name),))
             continue
         arguments[name] = _argument(name, parameter, values, opaque, taken, examples)
     omitted = {name for name, p in parameters.parameters.items() if name not in values and p.default is not _MISSING}
@@ -224,7 +222,7 @@ def signature_of(
 
 
 def _argument_like(example: Any, leaves: tuple[Slot | Constant, ...]) -> Argument:
-    return Argument(pytree.tree_structure(example), leaves)
+    return Argument(trees.structure(example), leaves)
 
 
 def _argument(
@@ -238,7 +236,7 @@ def _argument(
     empty = parameter.default
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         empty = () if parameter.kind is parameter.VAR_POSITIONAL else {}
-    leaves, spec = pytree.tree_flatten(values.get(name, empty))
+    leaves, spec = trees.flatten(values.get(name, empty))
     kinds: list[Slot | Constant] = []
     for number, leaf in enumerate(leaves):
         if not (isinstance(leaf, torch.Tensor) or (opaque and not _is_constant(leaf))):

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree  # see signature.py
+
+from abcfx.support import trees
 
 _VALUES = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -31,7 +32,7 @@ class Fixed:
 class Container:
     """A container that pytree knows, over its leaves."""
 
-    spec: pytree.TreeSpec
+    spec: trees.TreeSpec
     parts: tuple[Part, ...]
 
 
@@ -62,14 +63,14 @@ def put_together(part: Part, values: Sequence[Any]) -> Any:
         new: Any = object.__new__(part.cls)
         new.__dict__.update(put_together(part.attributes, values))
         return new
-    return pytree.tree_unflatten([put_together(each, values) for each in part.parts], part.spec)
+    return trees.unflatten([put_together(each, values) for each in part.parts], part.spec)
 
 
 def _part(output: Any, values: list[Any], above: tuple[int, ...]) -> Part:
     if isinstance(output, _VALUES):
         values.append(output)
         return Value(len(values) - 1)
-    leaves, spec = pytree.tree_flatten(output)
+    leaves, spec = trees.flatten(output)
     if not spec.is_leaf():
         return Container(spec, tuple(_part(leaf, values, above) for leaf in leaves))
     attributes = getattr(output, "__dict__", None)

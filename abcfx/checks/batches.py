@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from abcfx.errors import InvalidInputError
+from abcfx.support import trees
 
 Loss = Callable[[Any, Any], torch.Tensor]
 
@@ -103,7 +104,7 @@ def _ids(batch: Any, logits: torch.Tensor) -> torch.Tensor:
 
 
 def tensors_of(batch: Any) -> list[torch.Tensor]:
-    return [t for t in torch.utils._pytree.tree_leaves(batch) if isinstance(t, torch.Tensor)]
+    return trees.tensors(batch)
 
 
 def few_tokens(batch: Any, runs: Callable[[Any], object]) -> Any:
@@ -146,12 +147,10 @@ def _short(batch: Any) -> Any:
         part = t[:SEQUENCES] if t.ndim and t.shape[0] == count else t
         return part[:, :TOKENS].contiguous() if along else part
 
-    return torch.utils._pytree.tree_map_only(torch.Tensor, cut, batch)
+    return trees.map_tensors(cut, batch)
 
 
 def _first(batch: Any, count: int) -> Any:
     tensors = tensors_of(batch)
     size = next((t.shape[0] for t in tensors if t.ndim), 0)
-    return torch.utils._pytree.tree_map_only(
-        torch.Tensor, lambda t: t[:count] if t.ndim and t.shape[0] == size else t, batch
-    )
+    return trees.map_tensors(lambda t: t[:count] if t.ndim and t.shape[0] == size else t, batch)

@@ -14,18 +14,18 @@ import torch
 import torch.fx as fx
 from torch.fx.operator_schemas import get_signature_for_torch_op
 from torch.fx.proxy import GraphAppendingTracer
-from torch.utils import _pytree as pytree
 
 from abcfx.errors import UnknownOpError
 from abcfx.rules import Number, Op, Sizes, Value, find_function_rule, find_module_rule, plain_name
 from abcfx.rules.elementwise import constant as makes_constant
 from abcfx.rules.extents import ScalarArgument
 from abcfx.rules.values import is_discrete, shape_of
+from abcfx.support import trees
 from abcfx.support.location import location, module_path
 
 
-def _leaves(value: Any) -> list[Any]:
-    return pytree.tree_leaves(value, is_leaf=lambda x: isinstance(x, Value | Sizes | Number))
+def _leaves(value: object) -> list[object]:
+    return trees.leaves(value, is_leaf=lambda x: isinstance(x, Value | Sizes | Number))
 
 
 def tensors(value: Any) -> list[Value]:

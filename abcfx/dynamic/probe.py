@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from abcfx.capture import CapturedGraph
 from abcfx.capture.emitted import EmittedModule
@@ -20,6 +19,7 @@ from abcfx.dynamic.measured import Layer, Moments, moments, products_of_many, rm
 from abcfx.dynamic.sampling import sample_layers
 from abcfx.errors import InvalidInputError
 from abcfx.passes import probe_activations
+from abcfx.support import trees
 
 TOKENS, SEQUENCES, SAMPLES = 128, 16, 32
 SHARE, FEWEST_SAMPLES, MANY_TOKENS = 1 / 4, 4, 8  # of samples that are many tokens each, such as images
@@ -125,7 +125,7 @@ class Probe:
             parameters = self._parameters()
             self.first.load_state_dict(state["first"], self.layers, parameters)
             device = next(iter(parameters.values())).device
-            self.flat = pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), list(state["flat"]))
+            self.flat = trees.map_tensors(lambda t: t.to(device), list(state["flat"]))
             self.inputs = {node: tensor.to(device) for node, tensor in state["inputs"].items()}
             self._settle(parameters)
 
@@ -246,7 +246,7 @@ def _flat(graph: fx.Graph, batch: Any) -> list[Any]:
     try:
         return list(signature.flatten(signature.bind(*args, **kwargs)))
     except TypeError as error:
-        shown = pytree.tree_map_only(torch.Tensor, lambda t: tuple(t.shape), batch)
+        shown = trees.map_tensors(lambda t: tuple(t.shape), batch)
         raise InvalidInputError(
             f"capture_initial: the model cannot be called with this batch ({shown}): {error}.\n"
             f"  expected: a tensor, a tuple of arguments, or a dict of keyword arguments that the model takes."

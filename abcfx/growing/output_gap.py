@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from abcfx.capture.state import both_modes_restored, preserved_rng, set_mode
 from abcfx.pairing.factors import Factors as Factored
 from abcfx.pairing.factors import sizes as sized
 from abcfx.pairing.factors.index_maps import Factors, padded, tiled
+from abcfx.support import trees
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.1}
 """Relative to the RMS; measured errors of right growth are 8e-15, 1e-5 and 4e-2 in float64, float32 and bfloat16."""
@@ -43,8 +43,8 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 def outputs_of(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Every tensor that the model returns, by its place in the output."""
-    leaves, _ = pytree.tree_flatten_with_path(model(*args, **kwargs))
-    return {pytree.keystr(path): leaf for path, leaf in leaves if isinstance(leaf, torch.Tensor)}
+    leaves = trees.leaves_by_path(model(*args, **kwargs))
+    return {path: leaf for path, leaf in leaves.items() if isinstance(leaf, torch.Tensor)}
 
 
 def output_gap(

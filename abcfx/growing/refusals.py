@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from abcfx.capture.aten import Call
 from abcfx.growing.plan import GrowthPlan, padded_atoms
@@ -16,6 +15,7 @@ from abcfx.pairing.factors import Factors, factors_of
 from abcfx.pairing.factors.atoms import described, legs, plain_atoms, root
 from abcfx.pairing.factors.index_maps import tiled
 from abcfx.rules.extents import ParameterDim
+from abcfx.support import trees
 
 ACCOUNTED = frozenset({"mul", "div", "mul_", "div_", "_scaled_dot_product_flash_attention_for_cpu", "true_divide"})
 """Ops whose numbers the log-scale solve reads; another number that differs changes the function."""
@@ -123,7 +123,7 @@ def _numbers(factors: Factors) -> Iterator[Refusal]:
 
 
 def _floats(call: Call) -> list[float]:
-    return [leaf for leaf in pytree.tree_leaves((call.args, dict(call.kwargs))) if isinstance(leaf, float)]
+    return trees.leaves_of(float, (call.args, dict(call.kwargs)))
 
 
 def _structure(factors: Factors) -> Iterator[Refusal]:

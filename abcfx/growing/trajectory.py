@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from abcfx.growing.finding import Finding
 from abcfx.growing.output_gap import evaluating, output_gap, outputs_of
 from abcfx.growing.pair import Pair
 from abcfx.growing.state import grown_groups
 from abcfx.pairing.factors.index_maps import averaged, padded, tiled
+from abcfx.support import trees
 
 STEPS, RATE = 3, 1e-3
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -65,7 +65,7 @@ def _copies(pair: Pair) -> tuple[nn.Module, nn.Module, Any]:
     with pair.equally_deep():
         small, large = copy.deepcopy(pair.small), copy.deepcopy(pair.large)
     inputs = (pair.args, pair.kwargs, pair.batch)
-    doubled = pytree.tree_map_only(torch.Tensor, _double, inputs)
+    doubled = trees.map_tensors(_double, inputs)
     try:
         with evaluating(small.double()):
             outputs_of(small, doubled[0], doubled[1])

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from abcfx.errors import InvalidInputError
 from abcfx.hyper_connections.diagnosis import SKIP, Verdict
@@ -21,6 +20,7 @@ from abcfx.hyper_connections.diagnostics import mixing_logits
 from abcfx.hyper_connections.measure import Sample
 from abcfx.hyper_connections.module import StreamWeights
 from abcfx.hyper_connections.sinkhorn import normalised
+from abcfx.support import trees
 
 MOST_STREAMS = 32
 MOST_PARAMETERS = 9  # three linears with bias, three scales or fewer
@@ -147,11 +147,11 @@ def _run(
 
     def watch(path: str, n: int, size: int) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+            given = trees.tensors((args, kwargs))
             if path in seen or (x := _streams(given, n, size)) is None:
                 return
             leading = x.shape[:-2]
-            returned = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
+            returned = trees.tensors(output)
             mix = next((t for t in returned if t.shape == (*leading, n, n)), None)
             seen[path] = (x.flatten(0, -3), None if mix is None else mix.flatten(0, -3))
 

@@ -8,7 +8,6 @@ from typing import Any, overload
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from abcfx.passes import ScaleNode
 from abcfx.passes.result import META
@@ -16,6 +15,7 @@ from abcfx.rules.extents import Number, WidthScale
 from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
 from abcfx.rules.values import Value
+from abcfx.support import trees
 
 NAME = "abcfx::scaled"
 
@@ -65,8 +65,10 @@ def scaled(function: Any, a: float) -> Any:
 
 
 def _marked(value: Any, a: float) -> Any:
-    is_tensor = (torch.Tensor, fx.Proxy)
-    return pytree.tree_map_only(is_tensor, lambda x: torch.ops.abcfx.scaled(x, a), value)
+    def mark(leaf: object) -> object:
+        return torch.ops.abcfx.scaled(leaf, a) if isinstance(leaf, torch.Tensor | fx.Proxy) else leaf
+
+    return trees.map_leaves(mark, value)
 
 
 def marked_nodes(graph: fx.Graph) -> list[fx.Node]:

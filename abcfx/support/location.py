@@ -15,7 +15,7 @@ from torch import fx
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]*\n\s*(?P<text>[^\n]*)')
 _HIDDEN = (
     os.path.normpath(os.path.dirname(torch.__file__)) + os.sep,
-    os.path.join(os.path.normpath(os.path.dirname(__file__)), "capture") + os.sep,
+    os.path.join(os.path.normpath(os.path.dirname(os.path.dirname(__file__))), "capture") + os.sep,
     contextlib.__file__,
 )
 

@@ -1,0 +1,105 @@
+"""Trees of values: tuples, lists, dicts and registered classes, nested, with tensors and other values as their leaves.
+
+This module holds the one import of torch's private pytree. torch has no public one yet, and libraries register their
+output classes with this one, so that no other would know them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._pytree import TreeSpec
+
+Tree = TypeVar("Tree")
+Kind = TypeVar("Kind")
+
+__all__ = [
+    "TreeSpec",
+    "flatten",
+    "leaves",
+    "leaves_by_path",
+    "leaves_of",
+    "map_leaves",
+    "map_leaves_by_path",
+    "map_leaves_of",
+    "map_tensors",
+    "structure",
+    "tensors",
+    "unflatten",
+]
+
+
+def leaves(tree: object, *, is_leaf: Callable[[object], bool] | None = None) -> list[object]:
+    """Return the leaves of a tree in order; `is_leaf` stops the descent at containers that count as one value.
+
+    Example:
+        >>> leaves(({"x": 1, "y": [2, 3]}, 4))
+        [1, 2, 3, 4]
+    """
+    return pytree.tree_leaves(tree, is_leaf=is_leaf)
+
+
+def leaves_of(kind: type[Kind], tree: object) -> list[Kind]:
+    """Return the leaves of a tree that are instances of a class, in order."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, kind)]
+
+
+def tensors(tree: object) -> list[torch.Tensor]:
+    """Return the tensors in a tree, in order."""
+    return leaves_of(torch.Tensor, tree)
+
+
+def leaves_by_path(tree: object) -> dict[str, object]:
+    """Return the leaves of a tree by where they lie in it.
+
+    Example:
+        >>> leaves_by_path({"x": [1, 2]})
+        {"['x'][0]": 1, "['x'][1]": 2}
+    """
+    return {pytree.keystr(path): leaf for path, leaf in pytree.tree_leaves_with_path(tree)}
+
+
+def map_leaves(function: Callable[[object], object], tree: Tree) -> Tree:
+    """Return a tree of the same shape whose leaves are what the function returns for the leaves of the given tree."""
+    mapped: Tree = pytree.tree_map(function, tree)
+    return mapped
+
+
+def map_leaves_by_path(function: Callable[[str, object], object], tree: Tree) -> Tree:
+    """Map the leaves like `map_leaves`; the function also gets the path of each leaf, as in `leaves_by_path`."""
+    mapped: Tree = pytree.tree_map_with_path(lambda path, leaf: function(pytree.keystr(path), leaf), tree)
+    return mapped
+
+
+def map_leaves_of(kind: type[Kind], function: Callable[[Kind], object], tree: Tree) -> Tree:
+    """Map the leaves that are instances of a class and keep all others."""
+    mapped: Tree = pytree.tree_map_only(kind, function, tree)
+    return mapped
+
+
+def map_tensors(function: Callable[[torch.Tensor], object], tree: Tree) -> Tree:
+    """Map the tensors of a tree and keep all other leaves.
+
+    Example:
+        >>> map_tensors(lambda tensor: tuple(tensor.shape), {"ids": torch.zeros(2, 3), "scale": 1.0})
+        {'ids': (2, 3), 'scale': 1.0}
+    """
+    return map_leaves_of(torch.Tensor, function, tree)
+
+
+def flatten(tree: object) -> tuple[list[object], TreeSpec]:
+    """Return the leaves of a tree and its shape, from which `unflatten` builds the same tree over other leaves."""
+    return pytree.tree_flatten(tree)
+
+
+def unflatten(values: Iterable[object], spec: TreeSpec) -> object:
+    """Build the tree of the given shape over the given leaves."""
+    return pytree.tree_unflatten(values, spec)
+
+
+def structure(tree: object) -> TreeSpec:
+    """Return the shape of a tree without its leaves."""
+    return pytree.tree_structure(tree)
