@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import networkx as nx
 import numpy as np
@@ -13,9 +13,12 @@ import numpy as np
 from abcfx.errors import InvalidInputError
 from abcfx.lp.levels import without_gc
 from abcfx.lp.program import Alignment, LpSolution, Rate, Row, Solver
+from abcfx.support.choices import choose
 
-OPTIMIZERS = ("adam", "sgd")
-MERGES = ("min", "sum")
+NetworkOptimizer: TypeAlias = Literal["adam", "sgd"]
+Merge: TypeAlias = Literal["min", "sum"]
+OPTIMIZERS: tuple[NetworkOptimizer, ...] = get_args(NetworkOptimizer)
+MERGES: tuple[Merge, ...] = get_args(Merge)
 RELATIVE, ABSOLUTE = 1e-5, 1e-8  # of a + b, as in numpy.isclose
 
 UPDATE = "its update changes its output"
@@ -61,7 +64,7 @@ class _Node(NamedTuple):
     a: float
     b: float
     has_weight: bool
-    merge: str
+    merge: Merge
     inputs: Mapping[str, int]
 
 
@@ -72,7 +75,7 @@ def find_c(
     omega: float | Sequence[float],
     u: float | Sequence[float],
     *,
-    optimizer: str = "adam",
+    optimizer: NetworkOptimizer = "adam",
     feature_learning: bool = False,
 ) -> Solution:
     """The least stable learning-rate exponents of a chain of layers, embedding first, readout last.
@@ -91,7 +94,7 @@ def find_c(
     return chain_solver(a, b, alpha, omega, u, optimizer=optimizer, feature_learning=feature_learning).solve()
 
 
-def find_c_dag(graph: nx.DiGraph, *, optimizer: str = "adam", feature_learning: bool = False) -> Solution:
+def find_c_dag(graph: nx.DiGraph, *, optimizer: NetworkOptimizer = "adam", feature_learning: bool = False) -> Solution:
     """The least stable learning-rate exponents of a network given as a directed acyclic graph of layers.
 
     Node attributes: `a`; for layers with a weight also `b`, `alpha`, `omega`, `u`; `has_weight` (default True);
@@ -114,7 +117,7 @@ def chain_solver(
     omega: float | Sequence[float],
     u: float | Sequence[float],
     *,
-    optimizer: str = "adam",
+    optimizer: NetworkOptimizer = "adam",
     feature_learning: bool = False,
 ) -> GraphSolver:
     """The solver behind `find_c`, to be kept for re-solves at other alignments."""
@@ -131,7 +134,9 @@ def chain_solver(
 
 
 @without_gc
-def dag_solver(graph: nx.DiGraph, *, optimizer: str = "adam", feature_learning: bool = False) -> GraphSolver:
+def dag_solver(
+    graph: nx.DiGraph, *, optimizer: NetworkOptimizer = "adam", feature_learning: bool = False
+) -> GraphSolver:
     """The solver behind `find_c_dag`, to be kept for re-solves at other alignments."""
     if not (isinstance(graph, nx.DiGraph) and len(graph)):
         raise InvalidInputError(f"graph must be a networkx.DiGraph with at least one node; got {graph!r}")
@@ -160,12 +165,11 @@ class GraphSolver:
         self,
         nodes: list[_Node],
         alignments: tuple[Alignments, Alignments, Alignments],
-        optimizer: str,
+        optimizer: NetworkOptimizer,
         feature_learning: bool,
         is_chain: bool,
     ) -> None:
-        if optimizer not in OPTIMIZERS:
-            raise InvalidInputError(f"optimizer must be one of {', '.join(map(repr, OPTIMIZERS))}; got {optimizer!r}")
+        optimizer = choose("optimizer", optimizer, OPTIMIZERS)
         self._nodes = nodes  # in topological order
         self._is_chain = is_chain
         self._aligned = [(node.label, i) for i, node in enumerate(nodes) if _is_aligned(node)]
@@ -245,9 +249,7 @@ def _node(key: Hashable, label: str, attributes: Mapping[str, Any], inputs: Mapp
     if has_weight not in (True, False):
         raise InvalidInputError(f"{label}: has_weight must be True or False; got {has_weight!r}")
     if merge not in MERGES:
-        raise InvalidInputError(
-            f"{label}: merge must be 'min' (its inputs are added or concatenated) or 'sum' (multiplied); got {merge!r}"
-        )
+        merge = choose(f"{label}: merge", merge, MERGES)
     a, b = (_number(attributes.get(name, 0.0), name, label) for name in ("a", "b"))
     return _Node(key, label, a, b, bool(has_weight), merge, inputs)
 
@@ -315,7 +317,7 @@ def _distances(nodes: list[_Node], successors: Mapping[str, Sequence[str]]) -> d
     return distances
 
 
-def _write_rows(nodes: list[_Node], successors: Mapping[str, Sequence[str]], optimizer: str) -> list[Row]:
+def _write_rows(nodes: list[_Node], successors: Mapping[str, Sequence[str]], optimizer: NetworkOptimizer) -> list[Row]:
     """The change of an output is the min of dW x (alpha), dW dx (u) and W dx (omega): theory.md, 1.2.
 
     Entries of an update are m**-(c + q), with q = 0 for Adam and the gradient exponent a + G for SGD.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -83,7 +84,8 @@ def _families() -> dict[str, OptimizerFamily]:
 
 
 FAMILIES: dict[str, OptimizerFamily] = _families()
-_PACKED = re.compile(r"(paged|fused|deepspeedcpu|cpu|_?\d+bit|fp8)")
+_BY_KEY = {name.replace("_", ""): each for name, each in FAMILIES.items()}
+_PACKED = re.compile(r"(paged|fused|deepspeedcpu|cpu|\d+bit|fp8)")
 
 
 def family(optimizer: Optimizer) -> OptimizerFamily:
@@ -94,19 +96,19 @@ def family(optimizer: Optimizer) -> OptimizerFamily:
     Raises:
         InvalidInputError: its update size is not known.
     """
-    name = optimizer
-    options: Mapping[str, Any] = {}
+    options: Mapping[str, object] = {}
     if isinstance(optimizer, torch.optim.Optimizer):
         name, options = type(optimizer).__name__, optimizer.defaults
-    elif isinstance(optimizer, type):
-        name = optimizer.__name__
-    key = name.lower().replace("-", "") if isinstance(name, str) else ""
-    found = FAMILIES.get(key) or FAMILIES.get(_PACKED.sub("", key.replace("_", "")))
+    else:
+        name = optimizer.__name__ if isinstance(optimizer, type) else optimizer
+    key = name.lower().replace("-", "").replace("_", "") if isinstance(name, str) else ""
+    found = _BY_KEY.get(key) or _BY_KEY.get(_PACKED.sub("", key))
     if found is None:
+        nearest = [_BY_KEY[near].name for near in get_close_matches(key, _BY_KEY, n=1)] or ["adamw"]
         raise InvalidInputError(
-            f"optimizer={optimizer!r} has no known update size, so its learning rates cannot be solved.\n"
-            f"  expected: one of {', '.join(sorted(FAMILIES))}, or a class or instance of one of them.\n"
-            f"  To fix: name the one whose update has the same size, optimizer='adamw' for entries of size O(1)."
+            f"optimizer={optimizer!r} is not known, so the size of its update is not, and no rates can be solved.\n"
+            f"  Expected one of {', '.join(sorted(FAMILIES))}; or a class or an instance of one of them.\n"
+            f"  To fix: optimizer={nearest[0]!r}, or the one whose update is as large: 'adamw' for entries of O(1)"
         )
     if options.get("decoupled_weight_decay") and found.decay == "gradient":
         return OptimizerFamily(found.name, found.update, found.absorb, found.has_eps)

@@ -7,12 +7,16 @@ the linear program finds them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-from abcfx.errors import InvalidInputError
+from abcfx.support.choices import choose
+
+ParametrizationName: TypeAlias = Literal["mup", "sp", "ntk", "mfp"]
+AlignmentPreset: TypeAlias = Literal["full", "no", "worst"]
+PARAMETRIZATIONS: tuple[ParametrizationName, ...] = get_args(ParametrizationName)
+ALIGNMENT_PRESETS: tuple[AlignmentPreset, ...] = get_args(AlignmentPreset)
 
 MATRIX_ROLES = ("embedding", "hidden", "readout")
 ROLES = (*MATRIX_ROLES, "vector", "scalar", "plain")
@@ -33,21 +37,13 @@ def _data() -> dict[str, Any]:
 
 def named_exponents(parametrization: str) -> dict[str, tuple[float, float]]:
     """(a, b) of each matrix role in a named parametrization, for a width that grows with exponent 1 in m."""
-    tables: Mapping[str, Any] = _data()["parametrizations"]
-    if parametrization not in tables:
-        raise InvalidInputError(
-            f"parametrization={parametrization!r} is not known; expected one of {', '.join(tables)}."
-        )
-    table = tables[parametrization]
+    name = choose("parametrization", parametrization, PARAMETRIZATIONS)
+    table = _data()["parametrizations"][name]
     return {role: (table["a"][i], table["b"][i]) for i, role in enumerate(MATRIX_ROLES)}
 
 
 def alignment_preset(preset: str) -> tuple[Alignments, Alignments]:
     """Alignments of a named preset: (of every layer, of a readout). Sources and meaning: theory 1.1 in docs."""
-    presets: Mapping[str, Any] = _data()["alignment_presets"]
-    if preset not in presets:
-        known = ", ".join(presets)
-        raise InvalidInputError(f"alignment={preset!r} is not known; expected one of {known}, or (alpha, omega, u).")
-    row = presets[preset]
+    row = _data()["alignment_presets"][choose("alignment", preset, ALIGNMENT_PRESETS)]
     inner = Alignments(row["alpha"], row["omega"], row["u"])
     return inner, inner._replace(omega=row["omega_readout"])

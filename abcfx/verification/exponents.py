@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import networkx as nx
 
 from abcfx.errors import AbcfxError, InfeasibleError, InvalidInputError
-from abcfx.lp.networks import Solution, chain_solver, find_c, find_c_dag
+from abcfx.lp.networks import OPTIMIZERS, NetworkOptimizer, Solution, chain_solver, find_c, find_c_dag
 from abcfx.pipeline import transform
 from abcfx.theory.parametrizations import MATRIX_ROLES, alignment_preset, named_exponents
 from abcfx.verification.evidence import Evidence, number, numbers
@@ -127,7 +127,7 @@ def optimality(_: Any) -> Evidence:
     _none(evidence, f"lowering any one c breaks a constraint: named chains, {count} rates", loose)
     rng, loose, count = random.Random(3), [], 0
     for trial in range(20):
-        optimizer = ("adam", "sgd")[trial % 2]
+        optimizer = OPTIMIZERS[trial % 2]
         graph = random_graph(rng, rng.randint(3, 12))
         solution = _solved(graph, optimizer)
         if solution is not None:
@@ -144,7 +144,7 @@ def randomized_stress(_: Any) -> Evidence:
     rng = random.Random(2024)
     negative, unlike, other = [], [], []
     for kind in ("chain", "graph"):
-        for optimizer in ("adam", "sgd"):
+        for optimizer in OPTIMIZERS:
             tries = [_stressed(rng, kind, optimizer, trial) for trial in range(TRIALS)]
             solved = [each for each in tries if each is not None]
             least, off = min(each.least for each in solved), max(each.off for each in solved)
@@ -170,7 +170,7 @@ class _Stressed(NamedTuple):
     same: bool
 
 
-def _stressed(rng: random.Random, kind: str, optimizer: str, trial: int) -> _Stressed | None:
+def _stressed(rng: random.Random, kind: str, optimizer: NetworkOptimizer, trial: int) -> _Stressed | None:
     """One random network; None where it is infeasible."""
     size = rng.randint(3, LONGEST)
     chain = kind == "chain"
@@ -234,7 +234,7 @@ def dag_against_chain(_: Any) -> Evidence:
     evidence = Evidence()
     rng = random.Random(11)
     table = evidence.table("The same chain for both fronts", "chains", "optimizer", "largest difference of c", "of r")
-    for optimizer in ("adam", "sgd"):
+    for optimizer in OPTIMIZERS:
         c_off, r_off, count = 0.0, 0.0, 25
         for _ in range(count):
             chain: Network = dict(random_chain(rng, rng.randint(2, LONGEST), 0.3))
@@ -267,7 +267,7 @@ def _same(found: Any, expected: Any) -> bool:
     return len(found) == len(expected) and all(abs(x - y) <= TOLERANCE for x, y in zip(found, expected, strict=True))
 
 
-def _levels(chain: Network, optimizer: str) -> list[float]:
+def _levels(chain: Network, optimizer: NetworkOptimizer) -> list[float]:
     c = find_c(**chain, optimizer=optimizer).c
     return list(network_levels(chain_graph(**chain), optimizer, dict(enumerate(c))).values())
 
@@ -282,7 +282,7 @@ def _slack(graph: nx.DiGraph, optimizer: str, solution: Solution) -> list[Any]:
     return [n for n in c if min(network_levels(graph, optimizer, _lowered(c, n)).values()) >= -TOLERANCE]
 
 
-def _solved(graph: nx.DiGraph, optimizer: str) -> Solution | None:
+def _solved(graph: nx.DiGraph, optimizer: NetworkOptimizer) -> Solution | None:
     try:
         return find_c_dag(graph, optimizer=optimizer)
     except InfeasibleError:

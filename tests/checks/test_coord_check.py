@@ -207,7 +207,7 @@ def test_few_tokens() -> None:
         ({"seeds": 0}, "at least one"),
         ({"base": 3}, "base= is not an option"),
         ({"optimizer": "lion"}, "prepare=lambda"),
-        ({"optimizer": "unheard"}, "no known update size"),
+        ({"optimizer": "unheard"}, "size of its update"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:

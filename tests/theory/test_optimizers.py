@@ -64,6 +64,17 @@ def test_optimizer_may_be_a_class_or_an_instance():
     assert family(torch.optim.Muon(matrix, adjust_lr_fn="match_rms_adamw")).name == "muon_rms"
     assert family("AdamW8bit") == family("PagedAdamW32bit") == FAMILIES["adamw"]
     assert family("Adam-atan2") == FAMILIES["adamatan2"]
+    assert family("ADAM") == FAMILIES["adam"]
+    assert family("Muon-RMS") == FAMILIES["muon_rms"]
+
+
+def test_what_is_not_known_is_refused_with_the_nearest():
+    with pytest.raises(
+        abcfx.InvalidInputError, match=r"optimizer='adamm' is not known.*\n.*\n  To fix: optimizer='adam'"
+    ):
+        family("adamm")
+    with pytest.raises(abcfx.InvalidInputError, match=r"\n  To fix: optimizer='adamw'"):
+        family(torch.optim.LBFGS)
 
 
 def test_numbers_of_an_instance_are_the_defaults():
