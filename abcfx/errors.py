@@ -27,3 +27,7 @@ class PairingError(AbcfxError):
 
 class GrowthError(AbcfxError):
     """A larger model cannot be filled so that it computes what the smaller one does, or was not."""
+
+
+class CheckFailedError(AbcfxError):
+    """A check failed and was asked to raise; the message has the rows that fail."""

@@ -17,6 +17,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from abcfx.errors import CaptureError, InvalidInputError
+from abcfx.support.running import both_modes_restored as both_modes_restored
+from abcfx.support.running import preserved_rng as preserved_rng
+from abcfx.support.running import set_mode as set_mode
 
 # Those which print a traceback before it is raised.
 _LOGGERS = (
@@ -55,43 +58,6 @@ def preserved(model: nn.Module) -> Iterator[None]:
             module.__dict__.update(attributes)
             for value, copied in containers:
                 _restore_container(value, copied)
-
-
-@contextmanager
-def preserved_rng() -> Iterator[None]:
-    """Restore the states of torch's (all devices), Python's and NumPy's generators on exit."""
-    python_state = random.getstate()
-    numpy_random = sys.modules.get("numpy.random")
-    numpy_state = numpy_random.get_state() if numpy_random else None
-    try:
-        with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
-            yield
-    finally:
-        random.setstate(python_state)
-        if numpy_random:
-            numpy_random.set_state(numpy_state)
-
-
-def set_mode(model: nn.Module, training: bool) -> None:
-    """Put the model in train or eval mode through its own `train`, unless it is in that mode already.
-
-    A model in the wanted mode is left alone, so that submodules which the user froze in eval mode stay so.
-    """
-    if model.training != training:
-        model.train(training)
-
-
-@contextmanager
-def both_modes_restored(model: nn.Module) -> Iterator[None]:
-    """Bring the model back to the mode it was in, through its own `train` (which may do work), then flag by flag."""
-    training = model.training
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        set_mode(model, training)
-        for module, flag in flags:
-            module.training = flag
 
 
 @contextmanager

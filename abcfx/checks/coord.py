@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from abcfx.checks.batches import Loss, call_of, default_loss, few_tokens, seeded
+from abcfx.checks.batches import few_tokens
 from abcfx.checks.coord_result import CoordCheck
 from abcfx.checks.expected_slopes import (
     CHANGE,
@@ -26,9 +26,11 @@ from abcfx.checks.expected_slopes import (
 from abcfx.checks.expected_slopes import shortfall as alignment_shortfall
 from abcfx.checks.recorder import LOGITS, PRODUCT, Recorder, Seen, Use
 from abcfx.checks.slopes import FAIL, INCONCLUSIVE, INFO, SKIP, Slope, fit, judge, worst
-from abcfx.checks.sweep_models import STANDARD, TRANSFORMED, MakeModel, ModelSweep, Optimizers, Prepare, one_thread
+from abcfx.checks.sweep_models import STANDARD, TRANSFORMED, MakeModel, ModelSweep, Optimizers, Prepare
 from abcfx.errors import InvalidInputError
 from abcfx.plan.parameters import ByRole
+from abcfx.support.batch_loss import Loss, default_loss
+from abcfx.support.running import call_with_batch, one_thread, seeded
 from abcfx.theory.optimizers import Optimizer
 
 MOST_SEEDS = 10
@@ -125,9 +127,8 @@ def _probe(family: ModelSweep, loss: Loss) -> Any:
     model = family.build(family.base_width, 0)
 
     def runs(part: Any) -> None:
-        args, kwargs = call_of(model, part)
         with seeded(FORWARD_SEED), torch.no_grad():
-            loss(model(*args, **kwargs), part)
+            loss(call_with_batch(model, part), part)
 
     return few_tokens(family.batch, runs)
 
@@ -162,12 +163,11 @@ class _Study:
         """What the recorder saw before each step, and after the last one."""
         before = {name: p.detach().clone() for name, p in module.named_parameters()}
         trainable = {name for name, p in module.named_parameters() if p.requires_grad}
-        args, kwargs = call_of(module, self.family.batch)
         runs: list[dict[Use, Seen]] = []
         while True:
             recorder = Recorder(module, before if runs else None)
             with seeded(FORWARD_SEED), recorder:
-                output = module(*args, **kwargs)
+                output = call_with_batch(module, self.family.batch)
             runs.append(recorder.found)
             still = any(use.parameter in trainable and not seen.update for use, seen in recorder.found.items())
             if len(runs) > self.steps + (retests if still else 0):

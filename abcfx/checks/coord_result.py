@@ -13,7 +13,8 @@ from rich.text import Text
 from abcfx.checks.expected_slopes import CHANGE, INIT, UPDATE
 from abcfx.checks.slopes import FAIL, INFO, PASS, SKIP, Slope, worst
 from abcfx.checks.sweep_models import STANDARD, TRANSFORMED
-from abcfx.support.text import COLOURS, text_of, to_pandas
+from abcfx.report.console import VERDICT_STYLES, text_of
+from abcfx.support.text import to_pandas
 
 STATISTICS = (INIT, UPDATE, CHANGE)
 NAMES_SHOWN = 3
@@ -112,7 +113,7 @@ class CoordCheck:
 
     def _headline(self) -> Text:
         control = "" if self.control is None else f"; the model as written: {self.control}"
-        text = Text("coordinate check: ").append(self.verdict, COLOURS[self.verdict]).append(control)
+        text = Text("coordinate check: ").append(self.verdict, VERDICT_STYLES[self.verdict]).append(control)
         widths = ", ".join(map(str, self.widths))
         text.append(f"\nwidths {widths} (base {self.base_width}), {len(self.seeds)} seeds, {self.steps} steps\n")
         return text.append(
@@ -133,7 +134,11 @@ class CoordCheck:
             cells = [_shown(self._find(node, statistic)) for statistic in STATISTICS]
             control = self._find(node, CHANGE if logits else UPDATE, STANDARD)
             table.add_row(
-                node, *cells, _interval(judged), _shown(control), Text(verdict or "-", COLOURS.get(verdict, ""))
+                node,
+                *cells,
+                _interval(judged),
+                _shown(control),
+                Text(verdict or "-", VERDICT_STYLES.get(verdict, "dim")),
             )
         return table
 

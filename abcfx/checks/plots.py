@@ -9,25 +9,15 @@ from typing import TYPE_CHECKING, Any
 from abcfx.checks.expected_slopes import CHANGE, UPDATE
 from abcfx.checks.slopes import TOLERANCE
 from abcfx.checks.sweep_models import STANDARD, TRANSFORMED
-from abcfx.errors import InvalidInputError
+from abcfx.support.figures import VERDICT_COLOURS, depth_colour, new_figure, save
 
 if TYPE_CHECKING:
     from abcfx.checks.coord_result import CoordCheck
     from abcfx.checks.transfer_result import TransferCheck
     from abcfx.checks.tune_result import Tuned
 
-VERDICT_COLOURS = {"PASS": "tab:green", "FAIL": "tab:red", "WEAK": "tab:orange", "INCONCLUSIVE": "tab:orange"}
 TITLES = {TRANSFORMED: "transformed", STANDARD: "as written"}
 MOST_BARS = 60  # of them: names that can still be read
-
-
-def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure. Raises InvalidInputError where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InvalidInputError("plot needs matplotlib.\n  To fix: pip install 'abcfx[plot]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def plot_coord(check: CoordCheck, path: str | None = None) -> Any:
@@ -37,9 +27,9 @@ def plot_coord(check: CoordCheck, path: str | None = None) -> Any:
     bars = sorted(nodes, key=lambda node: check.nodes[node] == "PASS")[:MOST_BARS]
     bars = [node for node in nodes if node in bars]
     figure = new_figure(13, max(5.6, 0.22 * len(bars) + 1.6))
-    left, right = figure.subfigures(1, 2, width_ratios=[1.25, 1])
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.25, 1])[0]
     grid = left.subplots(len(models), 2, sharex=True, sharey=True, squeeze=False)
-    colours = {node: _colour(i, len(nodes)) for i, node in enumerate(nodes)}
+    colours = {node: depth_colour(i, len(nodes)) for i, node in enumerate(nodes)}
     for row, model in zip(grid, models, strict=True):
         for axis, statistic in zip(row, (UPDATE, CHANGE), strict=True):
             _draw_curves(axis, check, model, statistic, colours)
@@ -53,9 +43,7 @@ def plot_coord(check: CoordCheck, path: str | None = None) -> Any:
         f"coordinate check: {check.verdict}, {len(check.seeds)} seeds, after {check.steps} steps; early layers dark",
         size=11,
     )
-    if path is not None:
-        figure.savefig(path, dpi=110)
-    return figure
+    return save(figure, path)
 
 
 def _judged(check: CoordCheck, node: str) -> str | None:
@@ -64,11 +52,6 @@ def _judged(check: CoordCheck, node: str) -> str | None:
         if any(s.node == node and s.statistic == statistic and s.step == check.steps for s in check.slopes):
             return statistic
     return None
-
-
-def _colour(index: int, count: int) -> tuple[float, float, float]:
-    depth = index / max(1, count - 1)
-    return 0.1 + 0.75 * depth, 0.25, 0.75 - 0.55 * depth
 
 
 def _draw_curves(axis: Any, check: CoordCheck, model: str, statistic: str, colours: Mapping[str, Any]) -> None:
@@ -135,7 +118,7 @@ def plot_transfer(check: TransferCheck, path: str | None = None) -> Any:
     lowest = min(curve.loss for curve in check.curves)
     for axis, model in zip(row, models, strict=True):
         for i, width in enumerate(check.widths):
-            curve, colour = check.curve(width, model), _colour(i, len(check.widths))
+            curve, colour = check.curve(width, model), depth_colour(i, len(check.widths))
             rates = [(check.centre or 1.0) * factor for factor in curve.factors]
             axis.errorbar(rates, curve.losses, curve.errors, color=colour, marker="o", ms=3, lw=1.3, label=str(width))
             axis.plot((check.centre or 1.0) * curve.best, curve.loss, "*", color=colour, ms=13, mec="white", zorder=5)
@@ -149,9 +132,7 @@ def plot_transfer(check: TransferCheck, path: str | None = None) -> Any:
     row[0].set_ylabel(f"loss, mean of {len(check.seeds)} seeds")
     row[-1].legend(title="width", frameon=False)
     figure.suptitle(f"transfer check: {check.verdict}", size=11)
-    if path is not None:
-        figure.savefig(path, dpi=110)
-    return figure
+    return save(figure, path)
 
 
 def plot_tuned(tuned: Tuned, path: str | None = None) -> Any:
@@ -180,6 +161,4 @@ def plot_tuned(tuned: Tuned, path: str | None = None) -> Any:
         f"tune, width {tuned.width}: gain {tuned.gain:.3f} ± {tuned.gain_error:.3f} over one rate; late trials bright",
         size=11,
     )
-    if path is not None:
-        figure.savefig(path, dpi=110)
-    return figure
+    return save(figure, path)

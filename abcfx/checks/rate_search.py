@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from abcfx.checks.batches import Loss, default_loss
 from abcfx.checks.slopes import standard_error
 from abcfx.checks.sweep import Batches, Job, Sweep
 from abcfx.checks.sweep_models import TRANSFORMED, MakeModel, ModelSweep
 from abcfx.checks.tune_result import Trial, Tuned
 from abcfx.errors import InvalidInputError
+from abcfx.support.batch_loss import Loss, default_loss
 from abcfx.theory.optimizers import Optimizer
 from abcfx.theory.parametrizations import MATRIX_ROLES, ROLES
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from abcfx.checks.batches import Loss, call_of, seeded
-from abcfx.checks.sweep_models import TRANSFORMED, Factors, ModelSweep, Optimizers, one_thread
+from abcfx.checks.sweep_models import TRANSFORMED, Factors, ModelSweep, Optimizers
 from abcfx.errors import InvalidInputError
+from abcfx.report.console import progress_bar
+from abcfx.support.batch_loss import Loss
+from abcfx.support.running import call_with_batch, one_thread, seeded
 
 Batches = Callable[[int], Iterable[Any]] | Iterable[Any]
 SEQUENTIAL = "sequential"
@@ -110,7 +109,7 @@ class Sweep:
             InvalidInputError: joblib is not installed. What a run raises is raised here.
         """
         ordered = sorted(jobs, key=lambda job: -job.width)
-        with _bar(title, len(jobs), self.progress) as advance:
+        with progress_bar(title, len(jobs), self.progress) as advance:
             found = []
             for run in self._results(ordered):
                 found.append(run)
@@ -163,8 +162,7 @@ def _losses(
     ]
     losses: list[float] = []
     for batch in batches:
-        args, kwargs = call_of(module, batch)
-        value = loss(module(*args, **kwargs), batch)
+        value = loss(call_with_batch(module, batch), batch)
         losses.append(value.item())
         if not math.isfinite(losses[-1]):
             return losses
@@ -179,13 +177,3 @@ def _losses(
             f"batches: {len(losses)} for {steps} steps.\n  To fix: steps={len(losses)}, or more of them."
         )
     return losses
-
-
-@contextmanager
-def _bar(title: str, count: int, wanted: bool | None) -> Iterator[Callable[[], None]]:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    disabled = not (console.is_terminal if wanted is None else wanted)
-    with Progress(*columns, console=console, transient=True, disable=disabled) as progress:
-        task = progress.add_task(title, total=count)
-        yield lambda: progress.advance(task)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from abcfx.checks.batches import call_of, seeded
 from abcfx.errors import InvalidInputError
 from abcfx.pipeline import transform
 from abcfx.plan.groups import Spec, groups_of, param_groups
 from abcfx.plan.init import redraw_
+from abcfx.support.running import forward_arguments, seeded
 from abcfx.theory.optimizers import Optimizer, family
 from abcfx.transformed import Transformed
 
@@ -38,17 +37,6 @@ _TORCH: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "muon": torch.optim.Muon,
     "muon_rms": lambda groups, **more: torch.optim.Muon(groups, adjust_lr_fn="match_rms_adamw", **more),
 }
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Small runs are faster on one thread, and their figures do not depend on the number of cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass
@@ -96,7 +84,7 @@ class ModelSweep:
         """The transformed model of a width. Only the first is verified against the model: the others are alike."""
         if width not in self._results:
             model = self.build(width, 0)
-            args, kwargs = call_of(model, self.batch)
+            args, kwargs = forward_arguments(model, self.batch)
             options = {"verify": not self._results, **self.options}
             base = self.build(self.base_width, 0)
             self._results[width] = transform(model, args, kwargs, base=base, optimizer=self.optimizer, **options)

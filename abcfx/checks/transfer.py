@@ -8,7 +8,6 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from abcfx.checks.batches import Loss, default_loss
 from abcfx.checks.coord import checked_widths
 from abcfx.checks.expected_slopes import least_squares
 from abcfx.checks.slopes import FAIL, INCONCLUSIVE, PASS, WEAK, standard_error
@@ -17,6 +16,7 @@ from abcfx.checks.sweep_models import STANDARD, TRANSFORMED, MakeModel, ModelSwe
 from abcfx.checks.transfer_result import Curve, Shift, TransferCheck
 from abcfx.errors import InvalidInputError
 from abcfx.plan.parameters import ByRole
+from abcfx.support.batch_loss import Loss, default_loss
 from abcfx.theory.optimizers import Optimizer
 
 OCTAVES = (-3, -2, -1, 0, 1, 2, 3)

@@ -13,7 +13,8 @@ from rich.text import Text
 from abcfx.checks.slopes import PASS
 from abcfx.checks.sweep_models import STANDARD, TRANSFORMED
 from abcfx.plan.parameters import ByRole
-from abcfx.support.text import COLOURS, text_of, to_pandas
+from abcfx.report.console import VERDICT_STYLES, text_of
+from abcfx.support.text import to_pandas
 
 
 class Shift(NamedTuple):
@@ -140,7 +141,7 @@ class TransferCheck:
         return Group(*parts)
 
     def _headline(self) -> Text:
-        text = Text("transfer check: ").append(self.verdict, COLOURS[self.verdict])
+        text = Text("transfer check: ").append(self.verdict, VERDICT_STYLES[self.verdict])
         text.append(f"; widths {', '.join(map(str, self.widths))} (base {self.base_width})")
         text.append(f", {len(self.seeds)} seeds, {self.steps} steps\n")
         names = {TRANSFORMED: "transformed", STANDARD: "as written"}

@@ -11,7 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from abcfx.support.text import text_of, to_pandas
+from abcfx.report.console import text_of
+from abcfx.support.text import to_pandas
 
 
 class Trial(NamedTuple):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from abcfx.cli.shared import PAGE_WIDTH, Command, make_table, print_json, print_text, progress_bar
+from abcfx.cli.shared import PAGE_WIDTH, Command, make_table, print_json, print_text
 from abcfx.examples import demo
+from abcfx.report.console import progress_bar
 from abcfx.report.text import render
 
 SWEEP_SEEDS = 3

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from abcfx.report.names import finite
+from abcfx.support.text import finite
 
 PAGE_WIDTH = 100
 
@@ -62,12 +60,3 @@ def make_table(*columns: str, left: Sequence[str] = ()) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right")
     return table
-
-
-@contextmanager
-def progress_bar(what: str, steps: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr; gives the function to call after each step."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task(what, total=steps)
-        yield lambda: progress.advance(bar)

@@ -8,10 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from abcfx.checks.plots import new_figure
-from abcfx.cli.shared import Command, make_table, print_json, print_text, progress_bar
+from abcfx.cli.shared import Command, make_table, print_json, print_text
 from abcfx.errors import InvalidInputError
-from abcfx.support.text import COLOURS
+from abcfx.report.console import VERDICT_STYLES, progress_bar
+from abcfx.support.figures import new_figure
 from abcfx.verification import PARTS, Section, Verification, document, verify
 from abcfx.verification.evidence import FAIL, PASS
 
@@ -81,14 +81,14 @@ def _print(found: Verification, details: bool, console: Console) -> None:
     for section in found:
         checks = section.evidence.checks
         held = f"{len(checks) - len(section.failed)} of {len(checks)}"
-        verdict = Text(section.verdict, COLOURS[section.verdict])
+        verdict = Text(section.verdict, VERDICT_STYLES[section.verdict])
         table.add_row(str(section.number), section.title, verdict, held, f"{section.seconds:.1f}")
     console.print(table)
     for section in found:
         for check in section.failed:
             console.print(f"FAIL {section.number} {section.title}: {check.claim}: {check.found}")
     seconds = sum(section.seconds for section in found)
-    console.print(Text(f"\nverification: {found.verdict}, {seconds:.0f} s of CPU time", COLOURS[found.verdict]))
+    console.print(Text(f"\nverification: {found.verdict}, {seconds:.0f} s of CPU time", VERDICT_STYLES[found.verdict]))
 
 
 def _print_section(section: Section, console: Console) -> None:

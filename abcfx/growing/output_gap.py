@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from abcfx.capture.state import both_modes_restored, preserved_rng, set_mode
 from abcfx.pairing.factors import Factors as Factored
 from abcfx.pairing.factors import sizes as sized
 from abcfx.pairing.factors.index_maps import Factors, padded, tiled
 from abcfx.support import trees
+from abcfx.support.running import evaluating as evaluating
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.1}
 """Relative to the RMS; measured errors of right growth are 8e-15, 1e-5 and 4e-2 in float64, float32 and bfloat16."""
@@ -26,19 +25,6 @@ def tolerance(factors: Factored) -> float:
     limit = max((TOLERANCES.get(dtype, 0.1) for dtype in dtypes if dtype.is_floating_point), default=1e-4)
     sums = [sized(factors.parameter(name)[place])[1] for name, place in factors.contracted]
     return limit * max(1.0, math.sqrt(max(sums, default=1) / 256))
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Within the block the models are in eval mode, without gradients; modes and random state come back."""
-    with both_modes_restored(models[0]), preserved_rng(), torch.no_grad():
-        if len(models) > 1:
-            with evaluating(*models[1:]):
-                set_mode(models[0], False)
-                yield
-        else:
-            set_mode(models[0], False)
-            yield
 
 
 def outputs_of(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from abcfx.checks.batches import call_of, default_loss
 from abcfx.errors import AbcfxError, GrowthError, InvalidInputError
 from abcfx.growing.fill.depth import ORDERS
 from abcfx.growing.finding import Finding, Verification
@@ -17,6 +16,8 @@ from abcfx.growing.grown import pair_blocks
 from abcfx.growing.pair import Loss, Pair
 from abcfx.growing.symmetry import symmetry
 from abcfx.growing.trajectory import course
+from abcfx.support.batch_loss import default_loss
+from abcfx.support.running import forward_arguments
 
 CHECKS: dict[str, Callable[[Pair], Finding]] = {
     "C0": sanity,
@@ -62,7 +63,7 @@ def verify_growth(
         raise InvalidInputError(
             f"checks={checks!r}, depth={depth!r}; expected some of {', '.join(CHECKS)}, and one of {', '.join(ORDERS)}."
         )
-    args, kwargs = call_of(large, batch)
+    args, kwargs = forward_arguments(large, batch)
     pair = Pair(small, large, batch, args, kwargs, loss or default_loss, pair_blocks(small, large, depth), optimizers)
     found: list[Finding] = []
     for name in CHECKS:

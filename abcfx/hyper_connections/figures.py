@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from abcfx.checks.plots import new_figure
 from abcfx.hyper_connections.diagnosis import DIAGNOSTICS, Diagnosis
+from abcfx.support.figures import new_figure
 
 LOG = ("sinkhorn_error", "sensitivity", "logit_update", "quotient_jacobian")
 SHOWN = {

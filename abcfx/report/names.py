@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import groupby, pairwise
@@ -160,12 +159,3 @@ def group_prices(prices: Mapping[str, float]) -> list[Price]:
 
 def count_entries(tensors: Iterable[Any]) -> int:
     return sum(tensor.numel() for tensor in tensors)
-
-
-def finite(data: Any) -> Any:
-    """JSON-able data in which numbers that are not finite, which JSON has not, are None."""
-    if isinstance(data, Mapping):
-        return {str(key): finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

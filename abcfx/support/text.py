@@ -1,34 +1,33 @@
-"""What all results of checks share: colours of verdicts, plain text of a rich renderable, DataFrames."""
+"""Data as other programs read it: numbers that JSON has, DataFrames."""
 
 from __future__ import annotations
 
-import io
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from rich.console import Console, RenderableType
+from typing import TYPE_CHECKING
 
 from abcfx.errors import InvalidInputError
 
-WIDTH = 120
-COLOURS = {
-    "PASS": "bold green",
-    "FAIL": "bold red",
-    "WEAK": "bold yellow",
-    "INCONCLUSIVE": "bold yellow",
-    "SKIP": "dim",
-    "": "dim",
-}
+if TYPE_CHECKING:
+    import pandas
 
 
-def text_of(renderable: RenderableType, width: int = WIDTH) -> str:
-    """Without colours, lines of at most `width` columns."""
-    file = io.StringIO()
-    Console(file=file, width=width, color_system=None, force_terminal=False).print(renderable)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+def finite(data: object) -> object:
+    """Return JSON-able data with None in place of every number that is not finite, since JSON has none of these.
+
+    Example:
+        >>> finite({"loss": float("nan"), "widths": (64, 128)})
+        {'loss': None, 'widths': [64, 128]}
+    """
+    if isinstance(data, Mapping):
+        return {str(key): finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def to_pandas(rows: Sequence[Mapping[str, Any]]) -> Any:
+def to_pandas(rows: Sequence[Mapping[str, object]]) -> pandas.DataFrame:
+    """Return rows as a DataFrame. Raises InvalidInputError if pandas is not installed."""
     try:
         import pandas
     except ImportError as error:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from abcfx.checks.plots import new_figure
+from abcfx.support.figures import new_figure
 from abcfx.verification.evidence import Evidence, number
 from abcfx.verification.studies import STANDARD, TRANSFORMED, Studies, slope
 from abcfx.verification.widths import C

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from abcfx.checks.sweep_models import one_thread
 from abcfx.errors import InvalidInputError
+from abcfx.support.running import one_thread
 from abcfx.verification.evidence import Evidence, Part, Section, Verification
 from abcfx.verification.exponents import (
     STEP,

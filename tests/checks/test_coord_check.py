@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import abcfx
-from abcfx.checks.batches import few_tokens, tensors_of
+from abcfx.checks.batches import few_tokens
 from abcfx.examples.gpt import GPT, GPTConfig
 from abcfx.passes import scale_nodes
+from abcfx.support import trees
 
 BASE = 32
 WIDTHS = (BASE, 64, 128)
@@ -189,7 +190,7 @@ def test_nothing_is_left_behind() -> None:
 
 def test_few_tokens() -> None:
     def whole(part: Any) -> None:
-        if tensors_of(part)[0].shape[1] != 64:
+        if trees.tensors(part)[0].shape[1] != 64:
             raise ValueError("fixed length")
 
     assert few_tokens(ids(), lambda part: None).shape == (2, 8)

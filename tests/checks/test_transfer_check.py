@@ -156,8 +156,8 @@ def test_a_dask_cluster_gives_the_same_numbers() -> None:
 def test_the_sweep_is_sent_without_what_was_planned() -> None:
     import pickle
 
-    from abcfx.checks.batches import default_loss
     from abcfx.checks.sweep_models import ModelSweep
+    from abcfx.support.batch_loss import default_loss
 
     family = ModelSweep(Net, batches(0)[0], 16, "adamw", {})
     family.result(16)

@@ -16,8 +16,9 @@ from abcfx.report.drawing.layout import lay_out
 from abcfx.report.drawing.mermaid import short_label
 from abcfx.report.drawing.repeats import Frame, Run, View, find_runs, view
 from abcfx.report.explain import Explainer
-from abcfx.report.names import CollapsedName, binding_tags, collapse_names, count_entries, finite, group_prices
+from abcfx.report.names import CollapsedName, binding_tags, collapse_names, count_entries, group_prices
 from abcfx.report.text import METHODS, PRICED, TAGS, as_dict, legend, number, row_key
+from abcfx.support.text import finite
 
 if TYPE_CHECKING:
     from abcfx.transformed import Transformed

@@ -1,0 +1,54 @@
+"""Figures that need no window: made, saved, and coloured alike; matplotlib is imported when one is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from abcfx.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+VERDICT_COLOURS = {
+    "PASS": "tab:green",
+    "FAIL": "tab:red",
+    "WEAK": "tab:orange",
+    "INCONCLUSIVE": "tab:orange",
+    "SKIP": "0.6",
+}
+DPI = 110
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty matplotlib figure of a size in inches. Raises InvalidInputError if matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InvalidInputError("plot needs matplotlib.\n  To fix: pip install 'abcfx[plot]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def save(figure: Figure, path: str | None) -> Figure:
+    """Write the figure to a file, if a path is given, and return it."""
+    if path is not None:
+        figure.savefig(path, dpi=DPI)
+    return figure
+
+
+def depth_colour(index: int, count: int) -> tuple[float, float, float]:
+    """Return the colour of one of several lines in order: from dark blue for the first to orange for the last."""
+    depth = index / max(1, count - 1)
+    return 0.1 + 0.75 * depth, 0.25, 0.75 - 0.55 * depth
+
+
+def draw_verdicts(axis: Axes, rows: Sequence[tuple[str, str]]) -> None:
+    """Draw (name, verdict) pairs one below the other, each verdict as a coloured mark with its word."""
+    for y, (_, verdict) in enumerate(rows):
+        axis.plot(0, y, "o", color=VERDICT_COLOURS[verdict], ms=6)
+        axis.annotate(verdict, (0, y), xytext=(8, 0), textcoords="offset points", va="center", size=8)
+    axis.set_yticks(range(len(rows)), [name for name, _ in rows], size=8)
+    axis.set_xticks([])
+    axis.set_xlim(-0.2, 1)
+    axis.invert_yaxis()

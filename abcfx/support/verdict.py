@@ -1,0 +1,172 @@
+"""Verdicts of checks, and the one protocol that the result of every check follows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
+
+from abcfx.errors import CheckFailedError
+from abcfx.support.figures import draw_verdicts, new_figure, save
+from abcfx.support.text import finite, to_pandas
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+
+class HasDict(Protocol):
+    """A row that can be told as plain data."""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the row as plain data."""
+
+
+AnyRow = TypeVar("AnyRow", bound=HasDict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsResult(Generic[AnyRow]):
+    """Result that consists of rows, with the ways in which it is handed on: plain data, JSON, a DataFrame.
+
+    Attributes:
+        rows: in the order in which they are reported.
+    """
+
+    TITLE: ClassVar[str]
+    rows: tuple[AnyRow, ...] = field(repr=False)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the result as plain data."""
+        return {"check": self.TITLE, "rows": [row.to_dict() for row in self.rows]}
+
+    def to_json(self) -> str:
+        """Return `to_dict` as JSON; numbers that are not finite become null."""
+        return json.dumps(finite(self.to_dict()), allow_nan=False)
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the rows as a DataFrame. Raises InvalidInputError if pandas is not installed."""
+        return to_pandas([row.to_dict() for row in self.rows])
+
+
+class Verdict(str, Enum):
+    """Outcome of a check or of one of its rows; the members stand from the worst to the best.
+
+    FAIL: the row is wrong. INCONCLUSIVE: the measurement cannot tell. WEAK: no fault, but not what was hoped for.
+    PASS: the row is right. SKIP: there was nothing to judge; the reason says why.
+    """
+
+    FAIL = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    WEAK = "WEAK"
+    PASS = "PASS"
+    SKIP = "SKIP"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+WORST_FIRST = tuple(Verdict)
+
+
+def worst(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the worst of several verdicts. Skipped ones do not spoil a PASS; nothing but skipped ones is SKIP.
+
+    Example:
+        >>> print(worst([Verdict.PASS, Verdict.SKIP]), worst([Verdict.PASS, Verdict.WEAK]), worst([]))
+        PASS WEAK SKIP
+    """
+    return min(verdicts, key=WORST_FIRST.index, default=Verdict.SKIP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckRow:
+    """One thing that a check judged. Checks with more to say about it derive a row of their own.
+
+    Attributes:
+        name: the layer, parameter or claim that was judged.
+        verdict: the outcome.
+        reason: why it is not PASS, with the numbers that decided it.
+        fix: the line to write, where one is known.
+    """
+
+    name: str
+    verdict: Verdict
+    reason: str = ""
+    fix: str = ""
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the row as plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        text = f"{self.verdict} {self.name}" + (f": {self.reason}" if self.reason else "")
+        return f"{text}\n  To fix: {self.fix}" if self.fix else text
+
+
+CheckRowType = TypeVar("CheckRowType", bound=CheckRow)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult(RowsResult[CheckRowType]):
+    """Result of a check: a verdict over rows. It is true on PASS alone, so `assert result` works as a test.
+
+    Attributes:
+        rows: everything that was judged, in the order in which it is reported.
+
+    Example:
+        >>> result = CheckResult(rows=(CheckRow(name="head", verdict=Verdict.FAIL, reason="lr = 1, expected 0.5"),))
+        >>> bool(result)
+        False
+        >>> print(result)
+        check: FAIL
+        FAIL head: lr = 1, expected 0.5
+    """
+
+    TITLE: ClassVar[str] = "check"
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict of any row; SKIP without rows."""
+        return worst(row.verdict for row in self.rows)
+
+    @property
+    def failed(self) -> tuple[CheckRowType, ...]:
+        """The rows that fail."""
+        return tuple(row for row in self.rows if row.verdict is Verdict.FAIL)
+
+    def __bool__(self) -> bool:
+        return self.verdict is Verdict.PASS
+
+    def raise_if_failed(self) -> None:
+        """Raise an error if the verdict is FAIL.
+
+        Raises:
+            CheckFailedError: its text has the rows that fail, with their reasons and what to write.
+        """
+        if self.verdict is Verdict.FAIL:
+            raise CheckFailedError("\n".join([f"The {self.TITLE} failed.", *map(str, self.failed)]))
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the verdict, the names of the rows that fail, and all rows as plain data."""
+        verdicts = {"verdict": self.verdict.value, "failed": [row.name for row in self.failed]}
+        return {"check": self.TITLE, **verdicts, **super().to_dict()}
+
+    def plot(self, path: str | None = None) -> Figure:
+        """Draw the rows with their verdicts.
+
+        Args:
+            path: where to write the figure; its ending chooses the format (.png, .svg, .pdf).
+
+        Raises:
+            InvalidInputError: matplotlib is not installed.
+        """
+        figure = new_figure(8, 1 + 0.25 * len(self.rows))
+        draw_verdicts(figure.subplots(), [(row.name, row.verdict.value) for row in self.rows])
+        figure.suptitle(f"{self.TITLE}: {self.verdict}", size=11)
+        return save(figure, path)
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.TITLE}: {self.verdict}", *map(str, self.rows)])
