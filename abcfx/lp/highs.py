@@ -195,8 +195,16 @@ class Lp:
             raise AbcfxError("HiGHS calls the LP infeasible that it has just solved")
 
 
+class _SilentHighs(highspy.Highs):
+    """A HiGHS object that prints nothing, not even the banner that enabling callbacks prints (highspy 1.16)."""
+
+    def enableCallbacks(self) -> None:  # called by the constructor of `highspy.Highs`
+        self.setOptionValue("output_flag", False)
+        super().enableCallbacks()  # type: ignore[no-untyped-call]
+
+
 def _new_highs(**options: float | str) -> Any:  # the stubs of highspy lack half of its methods
-    highs: Any = highspy.Highs()  # type: ignore[no-untyped-call]
+    highs: Any = _SilentHighs()  # type: ignore[no-untyped-call]
     for option, value in {"output_flag": False, **options}.items():
         _check(highs.setOptionValue(option, value), f"set {option}")
     return highs
