@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 VOCABULARY, LENGTH = 23, 6
 
 
-def drawn(model, seed=0, std=0.1):
+def drawn(model: nn.Module, seed: int = 0, std: float = 0.1) -> ModuleT:
     """The model in float64 with noise on every parameter, so that no bias is 0 and no gain 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -21,11 +23,11 @@ def drawn(model, seed=0, std=0.1):
     return model
 
 
-def tokens(*shape, seed=0):
+def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, VOCABULARY, shape or (2, LENGTH), generator=torch.Generator().manual_seed(seed))
 
 
-def rotate(x, table):
+def rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Rotary positions: `table` (length, head_dim / 2) of angles."""
     one, two = x.chunk(2, -1)
     cos, sin = table.cos(), table.sin()
@@ -35,7 +37,16 @@ def rotate(x, table):
 class Block(nn.Module):
     """Attention with fused q, k, v (grouped where `kv_heads` is less), rotary or not, then a gated MLP."""
 
-    def __init__(self, width, heads, kv_heads, inner, rotary, norm, eps):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        inner: int,
+        rotary: bool,
+        norm: Callable[..., nn.Module],
+        eps: float,
+    ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, width // heads
         self.rows = [width, kv_heads * self.head_dim, kv_heads * self.head_dim]
@@ -46,7 +57,7 @@ class Block(nn.Module):
         table = torch.arange(64.0)[:, None] / 100.0 ** (torch.arange(half) / half)
         self.register_buffer("table", table if rotary else None, persistent=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = (
             y.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(self.rows, -1)
         )
@@ -59,8 +70,8 @@ class Block(nn.Module):
 
 
 class Gpt(nn.Module):
-    def __init__(self, width=16, heads=2, kv_heads=None, inner=24, layers=2, tied=False, rotary=True,
-                 norm=nn.RMSNorm, eps=1e-5, vocabulary=VOCABULARY):  # fmt: skip
+    def __init__(self, width: int = 16, heads: int = 2, kv_heads: int | None = None, inner: int = 24, layers: int = 2, tied: bool = False, rotary: bool = True,
+                 norm: Callable[..., nn.Module] = nn.RMSNorm, eps: float = 1e-5, vocabulary: int = VOCABULARY) -> None:  # fmt: skip
         super().__init__()
         self.tok = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(
@@ -70,7 +81,7 @@ class Gpt(nn.Module):
         if tied:
             self.head.weight = self.tok.weight
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.tok(tokens)
         for block in self.blocks:
             x = block(x)
@@ -80,13 +91,13 @@ class Gpt(nn.Module):
 class Experts(nn.Module):
     """Top-k of experts, weights renormalised; every expert on every token, as small models do."""
 
-    def __init__(self, width, inner, experts, k):
+    def __init__(self, width: int, inner: int, experts: int, k: int) -> None:
         super().__init__()
         self.router, self.k = nn.Linear(width, experts, bias=False), k
         self.up = nn.Parameter(torch.randn(experts, width, inner) * width**-0.5)
         self.down = nn.Parameter(torch.randn(experts, inner, width) * inner**-0.5)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         chosen, index = self.router(x).softmax(-1).topk(self.k, -1)
         chosen = chosen / chosen.sum(-1, keepdim=True)
         weights = torch.zeros(*x.shape[:-1], self.up.shape[0], dtype=x.dtype).scatter(-1, index, chosen)
@@ -95,12 +106,12 @@ class Experts(nn.Module):
 
 
 class Moe(nn.Module):
-    def __init__(self, width=16, inner=24, experts=4, k=2):
+    def __init__(self, width: int = 16, inner: int = 24, experts: int = 4, k: int = 2) -> None:
         super().__init__()
         self.tok, self.norm = nn.Embedding(VOCABULARY, width), nn.LayerNorm(width)
         self.experts, self.head = Experts(width, inner, experts, k), nn.Linear(width, VOCABULARY)
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.tok(tokens)
         return self.head(x + self.experts(self.norm(x)))
 
@@ -108,46 +119,46 @@ class Moe(nn.Module):
 class Residual(nn.Module):
     """A small ResNet; `norm(channels)`."""
 
-    def __init__(self, channels=8, norm=nn.BatchNorm2d, groups=1):
+    def __init__(self, channels: int = 8, norm: Callable[..., nn.Module] = nn.BatchNorm2d, groups: int = 1) -> None:
         super().__init__()
         self.stem, self.norm1 = nn.Conv2d(3, channels, 3, padding=1), norm(channels)
         self.conv, self.norm2 = nn.Conv2d(channels, channels, 3, padding=1, groups=groups), norm(channels)
         self.head = nn.Linear(channels, 5)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.norm1(self.stem(x)))
         return self.head((x + self.norm2(self.conv(x))).mean((2, 3)))
 
 
 class Mlp(nn.Module):
-    def __init__(self, width=8, hidden=None):
+    def __init__(self, width: int = 8, hidden: int | None = None) -> None:
         super().__init__()
         hidden = hidden or width
         self.first, self.hidden, self.last = nn.Linear(6, width), nn.Linear(width, hidden), nn.Linear(hidden, 4)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(F.gelu(self.hidden(F.gelu(self.first(x)))))
 
 
 class DenseMlp(nn.Module):
-    def __init__(self, width, inner):
+    def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.gate, self.up = nn.Linear(width, inner, bias=False), nn.Linear(width, inner, bias=False)
         self.down = nn.Linear(inner, width, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class ListedExperts(nn.Module):
     """Experts as submodules, every expert on every token."""
 
-    def __init__(self, width, inner, experts=4, k=2, renormalise=True):
+    def __init__(self, width: int, inner: int, experts: int = 4, k: int = 2, renormalise: bool = True) -> None:
         super().__init__()
         self.router, self.k, self.renormalise = nn.Linear(width, experts, bias=False), k, renormalise
         self.experts = nn.ModuleList(DenseMlp(width, inner) for _ in range(experts))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         chosen, index = self.router(x).softmax(-1).topk(self.k, -1)
         chosen = chosen / chosen.sum(-1, keepdim=True) if self.renormalise else chosen
         weights = torch.zeros(*x.shape[:-1], len(self.experts), dtype=x.dtype).scatter(-1, index, chosen)
@@ -157,13 +168,13 @@ class ListedExperts(nn.Module):
 class FusedExperts(nn.Module):
     """Experts in tensors (experts, in, out), gate and up in one, entry by entry in turn."""
 
-    def __init__(self, width, inner, experts=4, k=2):
+    def __init__(self, width: int, inner: int, experts: int = 4, k: int = 2) -> None:
         super().__init__()
         self.router, self.k = nn.Linear(width, experts), k
         self.gate_up = nn.Parameter(torch.randn(experts, width, 2 * inner) * width**-0.5)
         self.down = nn.Parameter(torch.randn(experts, inner, width) * inner**-0.5)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         chosen, index = self.router(x).topk(self.k, -1)
         weights = torch.zeros(*x.shape[:-1], self.down.shape[0], dtype=x.dtype).scatter(-1, index, chosen.softmax(-1))
         both = torch.einsum("btd,edf->btef", x, self.gate_up)
@@ -174,13 +185,13 @@ class FusedExperts(nn.Module):
 class Stream(nn.Module):
     """Tokens, blocks of x + mlp(norm(x)), head; `mlp(width, inner)`."""
 
-    def __init__(self, mlp, width=16, inner=24, layers=2):
+    def __init__(self, mlp: Callable[[int, int], nn.Module], width: int = 16, inner: int = 24, layers: int = 2) -> None:
         super().__init__()
         self.tok, self.head = nn.Embedding(VOCABULARY, width), nn.Linear(width, VOCABULARY)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
         self.mlps = nn.ModuleList(mlp(width, inner) for _ in range(layers))
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.tok(tokens)
         for norm, mlp in zip(self.norms, self.mlps, strict=True):
             x = x + mlp(norm(x))

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import abcfx
 from abcfx.examples.gpt import GPT, GPTConfig
@@ -21,7 +22,9 @@ def gpt(width: int, seed: int = 0) -> GPT:
     return GPT(GPTConfig(d_model=width))
 
 
-def train(module, optimizer, ids, steps, **autocast):
+def train(
+    module: nn.Module, optimizer: str, ids: torch.Tensor, steps: int, **autocast: object
+) -> tuple[list[float], torch.Tensor]:
     losses = []
     for _ in range(steps):
         with torch.autocast(DEVICE, enabled=bool(autocast), **autocast):
@@ -35,7 +38,7 @@ def train(module, optimizer, ids, steps, **autocast):
 
 
 @pytest.mark.parametrize("scales", ["insert", "absorb"])
-def test_a_model_on_the_device_trains_under_bf16_autocast(scales):
+def test_a_model_on_the_device_trains_under_bf16_autocast(scales: str) -> None:
     ids = IDS.to(DEVICE)
     model = gpt(128).to(DEVICE)
     result = abcfx.transform(model, ids[:2, :-1], base=gpt(64).to(DEVICE), optimizer="adamw", scales=scales, lr=2**-8)
@@ -45,7 +48,7 @@ def test_a_model_on_the_device_trains_under_bf16_autocast(scales):
     assert all(map(math.isfinite, losses)) and losses[-1] < losses[0] - 0.5
 
 
-def test_autocast_follows_the_run_without_it():
+def test_autocast_follows_the_run_without_it() -> None:
     ids = IDS.to(DEVICE)
     runs = []
     for autocast in ({}, {"dtype": torch.bfloat16}):
@@ -55,7 +58,7 @@ def test_autocast_follows_the_run_without_it():
     assert runs[1] == pytest.approx(runs[0], abs=0.05)
 
 
-def test_absorbed_in_place_on_the_device_equals_the_cpu():
+def test_absorbed_in_place_on_the_device_equals_the_cpu() -> None:
     outputs, losses = [], []
     for device in ("cpu", DEVICE):
         model, ids = gpt(128).to(device), IDS.to(device)
@@ -78,7 +81,7 @@ def test_absorbed_in_place_on_the_device_equals_the_cpu():
     assert losses[1] == pytest.approx(losses[0], abs=5e-3)
 
 
-def test_alignment_is_measured_on_the_device():
+def test_alignment_is_measured_on_the_device() -> None:
     rows = []
     for device in ("cpu", DEVICE):
         ids = IDS.to(device)

@@ -3,6 +3,8 @@
 `python tests/test_readme.py` writes report and graph anew.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import re
@@ -23,11 +25,11 @@ REPORT = re.compile(r"(<!-- report: [^\n]*-->\n```text\n)(.*?)(```\n)", re.S)
 GRAPH = re.compile(r"(<!-- graph: [^\n]*-->\n```mermaid\n)(.*?)(```\n)", re.S)
 
 
-def snippets(path):
+def snippets(path: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
 
 
-def printed_report():
+def printed_report() -> tuple[str, str]:
     """What the README's first snippet prints, and the graph of its result."""
     output, names = io.StringIO(), {}
     with contextlib.redirect_stdout(output), torch.random.fork_rng(devices=[]):
@@ -35,12 +37,12 @@ def printed_report():
     return output.getvalue().rstrip("\n") + "\n", names["result"].to_mermaid()
 
 
-def without_times(report):
+def without_times(report: str) -> str:
     """Up to the last line, whose times differ from run to run."""
     return re.sub(r"Time \(ms\):.*", "", report, flags=re.S)
 
 
-def test_the_report_in_the_readme_is_the_one_that_is_printed():
+def test_the_report_in_the_readme_is_the_one_that_is_printed() -> None:
     (shown,) = REPORT.findall(README.read_text(encoding="utf-8"))
     assert "blocks.{0,1}" in shown[1]
     (graph,) = GRAPH.findall(README.read_text(encoding="utf-8"))
@@ -49,13 +51,13 @@ def test_the_report_in_the_readme_is_the_one_that_is_printed():
     assert graph[1] == drawn, "to fix: python tests/test_readme.py"
 
 
-def test_the_other_snippets_of_the_readme_run():
+def test_the_other_snippets_of_the_readme_run() -> None:
     _, *others = snippets(README)
     for snippet in others:
         exec(compile(snippet, str(README), "exec"), {"abcfx": abcfx})
 
 
-def test_the_rules_of_the_docs_work(monkeypatch):
+def test_the_rules_of_the_docs_work(monkeypatch: pytest.MonkeyPatch) -> None:
     from abcfx.rules import registry
 
     for name in ("_BY_OBJECT", "_BY_MODULE", "_BY_NAME"):
@@ -65,12 +67,12 @@ def test_the_rules_of_the_docs_work(monkeypatch):
         exec(compile(snippet, "rules.md", "exec"), namespace)
 
     class Net(torch.nn.Module):
-        def __init__(self, width):
+        def __init__(self, width: int) -> None:
             super().__init__()
             self.first, self.gate = torch.nn.Linear(10, width), torch.nn.Linear(10, width)
             self.scaled, self.last = namespace["Scaled"](width), torch.nn.Linear(width, 4)
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.last(self.scaled(namespace["gated"](self.gate(x), self.first(x))))
 
     kinds = [data["kind"].name for _, data in abcfx.transform(Net(64)).dag.nodes.items()]
@@ -78,14 +80,14 @@ def test_the_rules_of_the_docs_work(monkeypatch):
     assert "pointwise" in kinds
 
 
-def test_the_page_on_measured_alignment_runs(capsys):
+def test_the_page_on_measured_alignment_runs(capsys: pytest.CaptureFixture[str]) -> None:
     namespace = {"__name__": "docs"}
     for snippet in snippets(ROOT / "docs" / "dynamic.md"):
         exec(compile(snippet, "dynamic.md", "exec"), namespace)
     assert "'alpha'" in capsys.readouterr().out
 
 
-def test_the_page_on_examples_runs():
+def test_the_page_on_examples_runs() -> None:
     namespace = {"__name__": "docs"}
     for snippet in snippets(ROOT / "docs" / "examples.md"):
         exec(compile(snippet, "examples.md", "exec"), namespace)
@@ -93,7 +95,9 @@ def test_the_page_on_examples_runs():
     assert len(held) == len(list(namespace["module"].parameters()))
 
 
-def test_the_page_on_reports_runs(tmp_path, monkeypatch, capsys):
+def test_the_page_on_reports_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "docs"}
     page = ROOT / "docs" / "reports.md"
@@ -108,21 +112,21 @@ def test_the_page_on_reports_runs(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
-def test_the_page_on_using_it_runs(capsys):
+def test_the_page_on_using_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
     namespace = {"__name__": "docs"}
     for snippet in snippets(ROOT / "docs" / "using.md"):
         exec(compile(snippet, "using.md", "exec"), namespace)
     assert "Optimizer group" in capsys.readouterr().out
 
 
-def test_the_page_on_checks_runs(capsys):
+def test_the_page_on_checks_runs(capsys: pytest.CaptureFixture[str]) -> None:
     namespace = {"__name__": "docs"}
     for snippet in snippets(ROOT / "docs" / "checks.md"):
         exec(compile(snippet, "checks.md", "exec"), namespace)
     assert "coordinate check: PASS" in capsys.readouterr().out
 
 
-def test_the_page_on_growing_runs(capsys):
+def test_the_page_on_growing_runs(capsys: pytest.CaptureFixture[str]) -> None:
     namespace = {"__name__": "docs"}
     for snippet in snippets(ROOT / "docs" / "growth.md"):
         exec(compile(snippet, "growth.md", "exec"), namespace)
@@ -131,7 +135,7 @@ def test_the_page_on_growing_runs(capsys):
     assert "verdict: FAIL" in printed
 
 
-def test_the_page_on_hyper_connections_runs(capsys):
+def test_the_page_on_hyper_connections_runs(capsys: pytest.CaptureFixture[str]) -> None:
     namespace = {"__name__": "docs"}
     for snippet in snippets(ROOT / "docs" / "hyper_connections.md"):
         exec(compile(snippet, "hyper_connections.md", "exec"), namespace)
@@ -139,7 +143,7 @@ def test_the_page_on_hyper_connections_runs(capsys):
 
 
 @pytest.mark.parametrize("path", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name)
-def test_links_lead_somewhere(path):
+def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (path.parent / target).exists(), target
 

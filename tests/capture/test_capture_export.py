@@ -1,5 +1,7 @@
 """Capture by torch.export: exact in both modes, the model's own parameters, guards instead of truncated results."""
 
+from __future__ import annotations
+
 import copy
 from dataclasses import dataclass
 
@@ -27,7 +29,7 @@ pytree.register_dataclass(Output)
 
 
 class Cache:
-    def __init__(self, keys):
+    def __init__(self, keys: torch.Tensor) -> None:
         self.layers = [keys]
         self.kind = "dynamic"
 
@@ -35,7 +37,7 @@ class Cache:
 class Model(nn.Module):
     """Tied, with buffers written in forward, batch norm, dropout, no_grad, constants, a branch on a length."""
 
-    def __init__(self, width=8, vocabulary=12):
+    def __init__(self, width: int = 8, vocabulary: int = 12) -> None:
         super().__init__()
         self.emb = nn.Embedding(vocabulary, width)
         self.norm = nn.BatchNorm1d(width)
@@ -47,7 +49,7 @@ class Model(nn.Module):
         self.register_buffer("average", torch.zeros(()), persistent=False)
         self.plain = torch.arange(float(width))
 
-    def forward(self, ids, mask=None, *, flag=True):
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor | None = None, *, flag: bool = True) -> torch.Tensor:
         if ids.shape[1] > 64:
             raise ValueError("too long")
         with torch.no_grad():
@@ -62,23 +64,23 @@ class Model(nn.Module):
 
 
 @pytest.fixture
-def model():
+def model() -> Model:
     torch.manual_seed(0)
     return Model()
 
 
 @pytest.fixture
-def ids():
+def ids() -> torch.Tensor:
     return torch.randint(0, 12, (3, 7), generator=torch.Generator().manual_seed(1))
 
 
-def run(module, *args, **kwargs):
+def run(module: nn.Module, *args: object, **kwargs: object) -> object:
     torch.manual_seed(3)
     return module(*args, **kwargs)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_equals_the_model_in_outputs_gradients_and_buffers(model, ids, training):
+def test_equals_the_model_in_outputs_gradients_and_buffers(model: nn.Module, ids: torch.Tensor, training: bool) -> None:
     captured = capture(model, ids, {"mask": torch.ones(3, 7)}, method="export")
     other = torch.randint(0, 12, (5, 11))
     call = {"ids": other, "mask": torch.rand(5, 11)}
@@ -95,7 +97,7 @@ def test_equals_the_model_in_outputs_gradients_and_buffers(model, ids, training)
         assert torch.equal(buffer, emitted.get_buffer(name)), name
 
 
-def test_names_parameters_and_ties_are_the_models_own(model, ids):
+def test_names_parameters_and_ties_are_the_models_own(model: nn.Module, ids: torch.Tensor) -> None:
     emitted = capture(model, ids, method="export", verify=False).module
     assert list(emitted.state_dict()) == list(model.state_dict())
     assert [n for n, _ in emitted.named_modules()] == [n for n, _ in model.named_modules()]
@@ -109,7 +111,7 @@ def test_names_parameters_and_ties_are_the_models_own(model, ids):
     assert torch.equal(copied.emb.weight, model.emb.weight + 1)
 
 
-def test_nodes_know_shape_module_and_line(model, ids):
+def test_nodes_know_shape_module_and_line(model: nn.Module, ids: torch.Tensor) -> None:
     graph = capture(model, ids, method="export", verify=False, modes=("train",)).module.graph
     (linear,) = graph.find_nodes(op="call_function", target=torch.ops.aten.linear.default)
     assert linear.name == "linear" and linear.meta["val"].shape[-1] == 12
@@ -117,7 +119,7 @@ def test_nodes_know_shape_module_and_line(model, ids):
     assert [path for path, _ in linear.meta["nn_module_stack"].values()] == ["", "head"]
 
 
-def test_model_is_untouched(model, ids):
+def test_model_is_untouched(model: nn.Module, ids: torch.Tensor) -> None:
     model.train()
     model.norm.eval()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -132,14 +134,14 @@ def test_model_is_untouched(model, ids):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
-def test_compiles_to_one_graph(model, ids, training):
+def test_compiles_to_one_graph(model: nn.Module, ids: torch.Tensor, training: bool) -> None:
     emitted = capture(model, ids, {"flag": False}, method="export").module.train(training)
     twin = copy.deepcopy(emitted)
     compiled = torch.compile(emitted, fullgraph=True, backend="eager")
     assert torch.equal(run(compiled, ids, flag=False).logits, run(twin, ids, flag=False).logits)
 
 
-def test_moves_between_devices_and_dtypes(model, ids):
+def test_moves_between_devices_and_dtypes(model: nn.Module, ids: torch.Tensor) -> None:
     emitted = copy.deepcopy(capture(model, ids, {"flag": False}, method="export").module)
     assert emitted.to(torch.float64)(ids, flag=False).logits.dtype == torch.float64
     emitted.plain = emitted.plain.to("meta")
@@ -147,24 +149,24 @@ def test_moves_between_devices_and_dtypes(model, ids):
 
 
 class LoopsOverTime(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.cell = nn.Linear(4, 4)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         state = torch.zeros(x.shape[0], 4)
         for step in range(x.shape[1]):
             state = torch.tanh(self.cell(x[:, step]) + state)
         return state
 
 
-def test_graph_that_names_its_dtype_is_not_converted_to_a_smaller_one():
+def test_graph_that_names_its_dtype_is_not_converted_to_a_smaller_one() -> None:
     class Casts(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(4, 4)
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             dtype = x.dtype
             return self.linear(x.float().square().to(dtype))
 
@@ -176,7 +178,7 @@ def test_graph_that_names_its_dtype_is_not_converted_to_a_smaller_one():
     assert half(torch.rand(3, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-def test_other_length_than_captured_is_an_error_not_a_truncated_result():
+def test_other_length_than_captured_is_an_error_not_a_truncated_result() -> None:
     captured = capture(LoopsOverTime(), torch.rand(3, 5, 4), method="export")
     assert captured.notes == ("works only for length 5 of x (a Python loop or branch over sizes fixed it)",)
     assert captured.module(torch.rand(7, 5, 4)).shape == (7, 4)
@@ -185,9 +187,9 @@ def test_other_length_than_captured_is_an_error_not_a_truncated_result():
             captured.module(torch.rand(3, length, 4))
 
 
-def test_range_checks_for_a_torch_without_guards_in_the_graph():
+def test_range_checks_for_a_torch_without_guards_in_the_graph() -> None:
     class Wrapper(nn.Module):
-        def forward(self, *flat):
+        def forward(self, *flat: torch.Tensor) -> torch.Tensor:
             return flat[0][:, :4] + flat[1]
 
     free = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
@@ -202,30 +204,30 @@ def test_range_checks_for_a_torch_without_guards_in_the_graph():
 
 class Doubles(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor) -> torch.Tensor:
         return x * 2
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> torch.Tensor:
         return gradient * 100
 
 
 class OwnGradient(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 4)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return Doubles.apply(self.linear(x))
 
 
-def test_custom_gradient_is_never_replaced():
+def test_custom_gradient_is_never_replaced() -> None:
     with pytest.raises(CaptureError, match=r"Doubles is a custom autograd\.Function"):
         capture(OwnGradient(), torch.rand(3, 4), method="export")
     assert torch.autograd.Function.apply.__func__.__qualname__ == "Function.apply"
 
 
-def exported():
+def exported() -> bool:
     """True within an export; asked like this, captures do not hide it."""
     return torch.compiler._is_exporting_flag
 
@@ -233,36 +235,36 @@ def exported():
 class DependsOnExport(nn.Module):
     """Computes something else while it is exported, as a stand-in for what an export gets wrong."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 4)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(x) * (1 if exported() else 2)
 
 
-def test_wrong_graph_is_never_used():
+def test_wrong_graph_is_never_used() -> None:
     with pytest.raises(CaptureError, match=r"wrong in train mode .*output 0 differs by"):
         capture(DependsOnExport(), torch.rand(3, 4), method="export")
     assert capture(DependsOnExport(), torch.rand(3, 4), method="export", verify=False).method == "export"
 
 
 class Detaches(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 4)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(self.linear(x.detach() if exported() else x) + x)
 
 
-def test_wrong_gradient_is_found():
+def test_wrong_gradient_is_found() -> None:
     class Stem(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.first, self.second = nn.Linear(4, 4), Detaches()
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.second(self.first(x))
 
     with pytest.raises(CaptureError, match=r"gradient of first\.(weight|bias) differs"):
@@ -272,13 +274,13 @@ def test_wrong_gradient_is_found():
 class DetachesTied(nn.Module):
     """Two uses of one weight; an export loses the gradient of the first."""
 
-    def __init__(self, rows, fault):
+    def __init__(self, rows: int, fault: str) -> None:
         super().__init__()
         self.fault = fault
         self.table = nn.Parameter(torch.randn(rows, 4))
         self.scale = nn.Parameter(torch.ones(4))
 
-    def forward(self, ids):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
         table = self.table
         if exported():
             table = table.detach() if self.fault == "detached" else table * 1.0
@@ -286,7 +288,9 @@ class DetachesTied(nn.Module):
 
 
 @pytest.mark.parametrize(("rows", "large"), [(12, False), (12, True)])
-def test_lost_gradient_of_a_tied_weight_is_found_large_or_not(monkeypatch, rows, large):
+def test_lost_gradient_of_a_tied_weight_is_found_large_or_not(
+    monkeypatch: pytest.MonkeyPatch, rows: int, large: bool
+) -> None:
     if large:
         monkeypatch.setattr(gradients, "_LARGE_BYTES", 0)
     model, ids = DetachesTied(rows, "detached"), torch.randint(0, 9, (3, 5))
@@ -297,7 +301,7 @@ def test_lost_gradient_of_a_tied_weight_is_found_large_or_not(monkeypatch, rows,
     assert capture(DetachesTied(rows, "none"), ids, method="export").method == "export"
 
 
-def test_gradients_of_large_weights_are_not_computed(monkeypatch):
+def test_gradients_of_large_weights_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = DetachesTied(12, "none")
     collected = gradients.Gradients(model, frozenset({"table"}))
     monkeypatch.setattr(gradients, "_fingerprint", lambda gradient: gradient.shape)
@@ -308,9 +312,9 @@ def test_gradients_of_large_weights_are_not_computed(monkeypatch):
     assert model.table.grad is None and model.scale.grad is None
 
 
-def test_large_weights_under_a_reentrant_checkpoint_are_computed(monkeypatch):
+def test_large_weights_under_a_reentrant_checkpoint_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Checkpointed(DetachesTied):
-        def forward(self, ids):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
             x = F.embedding(ids, self.table)
             return checkpoint(lambda y: F.linear(y * self.scale, self.table), x, use_reentrant=True)
 
@@ -320,25 +324,25 @@ def test_large_weights_under_a_reentrant_checkpoint_are_computed(monkeypatch):
 
 
 class BranchesOnData(nn.Module):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.sum() > 0:
             return x + 1
         return x
 
 
-def test_error_names_the_line_of_the_model():
+def test_error_names_the_line_of_the_model() -> None:
     with pytest.raises(CaptureError, match=r"test_capture_export\.py:\d+: if x\.sum\(\) > 0:"):
         capture(BranchesOnData(), torch.rand(3, 4), method="export")
 
 
-def test_one_mode_costs_one_export(model, ids):
+def test_one_mode_costs_one_export(model: nn.Module, ids: torch.Tensor) -> None:
     module = capture(model, ids, method="export", modes=("train",), verify=False).module
     assert module.eval_graph is None
     with pytest.raises(InvalidInputError, match="modes"):
         capture(model, ids, modes=("test",))
 
 
-def test_meta_model_is_captured_without_weights(ids):
+def test_meta_model_is_captured_without_weights(ids: torch.Tensor) -> None:
     with torch.device("meta"):
         model = Model()
     model.plain = torch.arange(8.0)
@@ -351,28 +355,28 @@ def test_meta_model_is_captured_without_weights(ids):
     assert materialised(ids).logits.isfinite().all()
 
 
-def test_dummy_inputs_of_the_model_are_used_and_noted(ids):
+def test_dummy_inputs_of_the_model_are_used_and_noted(ids: torch.Tensor) -> None:
     class Dummy(Model):
         @property
-        def dummy_inputs(self):
+        def dummy_inputs(self) -> dict[str, torch.Tensor]:
             return {"ids": ids}
 
     captured = capture(Dummy(), method="export", verify=False, modes=("train",))
     assert any("dummy_inputs" in note for note in captured.notes) and captured.kwargs.keys() == {"ids"}
 
 
-def test_export_needs_inputs():
+def test_export_needs_inputs() -> None:
     with pytest.raises(InvalidInputError, match="needs example inputs"):
         capture(nn.Linear(2, 2), method="export")
 
 
-def test_symbolic_graph_that_is_wrong_gives_way_to_an_export():
+def test_symbolic_graph_that_is_wrong_gives_way_to_an_export() -> None:
     class LooksAtTypes(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(4, 4)
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.linear(x * 2 if isinstance(x, torch.Tensor) else x)
 
     model, inputs = LooksAtTypes(), torch.rand(3, 4)
@@ -381,7 +385,7 @@ def test_symbolic_graph_that_is_wrong_gives_way_to_an_export():
     assert capture(model, inputs).method == "export"
 
 
-def test_inputs_that_the_model_itself_refuses_say_so_and_nothing_else(capfd):
+def test_inputs_that_the_model_itself_refuses_say_so_and_nothing_else(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(
         CaptureError, match="Wrong does not run on its example inputs: RuntimeError: mat1 and mat2"
     ) as e:
@@ -390,13 +394,13 @@ def test_inputs_that_the_model_itself_refuses_say_so_and_nothing_else(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_verification_keeps_offsets_valid():
+def test_verification_keeps_offsets_valid() -> None:
     class Bags(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.bag, self.head = nn.EmbeddingBag(30, 4, mode="sum"), nn.Linear(4, 2)
 
-        def forward(self, ids, offsets):
+        def forward(self, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
             return self.head(self.bag(ids, offsets))
 
     for offsets in ([0, 2, 4, 6], [0, 3, 3, 5, 6, 6, 6, 7]):
@@ -404,22 +408,22 @@ def test_verification_keeps_offsets_valid():
         assert captured.notes == ()
 
 
-def test_inputs_that_mean_nothing_to_the_model_are_not_compared():
+def test_inputs_that_mean_nothing_to_the_model_are_not_compared() -> None:
     class Divides(nn.Linear):
-        def forward(self, x, count):
+        def forward(self, x: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
             return super().forward(x) / (count[0] - count[1]).sqrt()
 
     captured = capture(Divides(4, 4), (torch.rand(2, 4), torch.tensor([3.0, 1.0])), method="export")
     assert captured.method == "export"
 
 
-def test_what_is_left_out_is_noted():
+def test_what_is_left_out_is_noted() -> None:
     class Block(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(4, 4)
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return checkpoint(self.linear, x, use_reentrant=False)
 
     model, seen = nn.Sequential(Block(), nn.ReLU()), []
@@ -431,7 +435,7 @@ def test_what_is_left_out_is_noted():
     assert "forward hooks on 0 ran once" in notes and "backward hooks on 0 are not part" in notes
 
 
-def test_model_without_weights_yet_is_refused():
+def test_model_without_weights_yet_is_refused() -> None:
     with pytest.raises(
         InvalidInputError, match=r"0 \(LazyLinear\) has no weights yet.*\n  To fix: call the model once"
     ):
@@ -439,7 +443,7 @@ def test_model_without_weights_yet_is_refused():
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
-def test_model_that_cannot_be_copied_is_refused():
+def test_model_that_cannot_be_copied_is_refused() -> None:
     model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)))
     with pytest.raises(
         InvalidInputError, match=r"0\.weight is .*\n  To fix: torch\.nn\.utils\.parametrizations\.weight_"
@@ -450,12 +454,12 @@ def test_model_that_cannot_be_copied_is_refused():
 class AsksWhatItIsIn(nn.Module):
     """Takes another algorithm when it is exported, as some models of transformers do."""
 
-    def __init__(self, looks_at_values: bool):
+    def __init__(self, looks_at_values: bool) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 4)
         self.looks_at_values = looks_at_values
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.compiler.is_exporting():
             if self.looks_at_values and x.sum() > 1e6:
                 return x
@@ -464,7 +468,7 @@ class AsksWhatItIsIn(nn.Module):
 
 
 @pytest.mark.parametrize(("looks_at_values", "op"), [(False, "div"), (True, "mul")])
-def test_path_of_training_is_captured_unless_it_cannot_be(looks_at_values, op):
+def test_path_of_training_is_captured_unless_it_cannot_be(looks_at_values: bool, op: str) -> None:
     captured = capture(AsksWhatItIsIn(looks_at_values), torch.rand(3, 4), method="export")
     assert any(op in str(node.target) for node in captured.module.graph.nodes)
     assert not torch.compiler.is_exporting()
@@ -473,11 +477,11 @@ def test_path_of_training_is_captured_unless_it_cannot_be(looks_at_values, op):
 class Modes(nn.Module):
     """Differs between modes in what `how` says."""
 
-    def __init__(self, how: str):
+    def __init__(self, how: str) -> None:
         super().__init__()
         self.linear, self.how = nn.Linear(4, 4), how
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = nn.functional.dropout(self.linear(x), 0.5 if self.how == "dropout" else 0.0, self.training)
         if self.how == "factor":
             y = y * (2.0 if self.training else 3.0)
@@ -489,6 +493,6 @@ class Modes(nn.Module):
 
 
 @pytest.mark.parametrize("how", ["nothing", "dropout", "factor", "operand", "output"])
-def test_modes_that_run_the_same_operations_cost_one_export(how):
+def test_modes_that_run_the_same_operations_cost_one_export(how: str) -> None:
     captured = capture(Modes(how), torch.rand(3, 4), method="export")
     assert len(captured.module.graphs) == (1 if how == "nothing" else 2)

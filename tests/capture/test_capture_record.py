@@ -1,5 +1,7 @@
 """The recorder: torch.nn layers and custom gradients kept whole, shapes guarded, nothing baked that is not refused."""
 
+from __future__ import annotations
+
 import copy
 import operator
 
@@ -15,19 +17,19 @@ from abcfx.support.location import location
 
 class Doubles(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, factor):
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, factor: float) -> torch.Tensor:
         ctx.factor = factor
         return x * factor
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> torch.Tensor:
         return gradient * 100 * ctx.factor, None
 
 
 class Model(nn.Module):
     """Tied, with a custom gradient, no_grad, buffers replaced and written, dropout, sizes in arithmetic."""
 
-    def __init__(self, width=8, vocabulary=12):
+    def __init__(self, width: int = 8, vocabulary: int = 12) -> None:
         super().__init__()
         self.emb = nn.Embedding(vocabulary, width)
         self.norm = nn.BatchNorm1d(width)
@@ -39,7 +41,7 @@ class Model(nn.Module):
         self.register_buffer("calls", torch.zeros(()))
         self.register_buffer("average", torch.zeros(()))
 
-    def forward(self, batch):
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
         ids, mask = batch["ids"], batch.get("mask")
         rows, length = ids.shape
         with torch.no_grad():
@@ -57,24 +59,26 @@ class Model(nn.Module):
 
 
 @pytest.fixture
-def model():
+def model() -> Model:
     torch.manual_seed(0)
     return Model()
 
 
 @pytest.fixture
-def batch():
+def batch() -> dict[str, torch.Tensor]:
     ids = torch.randint(0, 12, (3, 7), generator=torch.Generator().manual_seed(1))
     return {"ids": ids, "mask": torch.ones(3, 7)}
 
 
-def run(module, *args):
+def run(module: nn.Module, *args: object) -> object:
     torch.manual_seed(3)
     return module(*args)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_equals_the_model_in_outputs_gradients_and_buffers(model, batch, training):
+def test_equals_the_model_in_outputs_gradients_and_buffers(
+    model: nn.Module, batch: torch.Tensor, training: bool
+) -> None:
     captured = capture(model, (batch,), method="record")
     assert not captured.notes
     other = {"ids": torch.randint(0, 12, (5, 11)), "mask": torch.rand(5, 11)}
@@ -92,7 +96,7 @@ def test_equals_the_model_in_outputs_gradients_and_buffers(model, batch, trainin
     assert emitted.calls == 3 and not any(buffer.requires_grad for buffer in emitted.buffers())
 
 
-def test_layers_are_kept_and_names_are_the_models_own(model, batch):
+def test_layers_are_kept_and_names_are_the_models_own(model: nn.Module, batch: torch.Tensor) -> None:
     emitted = capture(model, (batch,), method="record", verify=False).module
     modules = {node.target for node in emitted.graph.find_nodes(op="call_module")}
     assert modules == {"emb", "linear", "norm", "head"}
@@ -104,13 +108,13 @@ def test_layers_are_kept_and_names_are_the_models_own(model, batch):
     assert location(head).startswith("head (test_capture_record.py:") and head.meta["val"].shape[-1] == 12
 
 
-def test_custom_gradient_is_kept(model, batch):
+def test_custom_gradient_is_kept(model: nn.Module, batch: torch.Tensor) -> None:
     captured = capture(model, (batch,))
     assert captured.method == "record"
     assert any("Doubles" in str(node.target) for node in captured.module.graph.nodes)
 
 
-def test_model_and_torch_are_untouched(model, batch):
+def test_model_and_torch_are_untouched(model: nn.Module, batch: torch.Tensor) -> None:
     before = {name: dict(module.__dict__) for name, module in model.named_modules()}
     tensors = {name: value.clone() for name, value in model.state_dict().items()}
     call, apply, state = nn.Module.__call__, torch.autograd.Function.__dict__["apply"], torch.get_rng_state()
@@ -126,7 +130,7 @@ def test_model_and_torch_are_untouched(model, batch):
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch.compile's own
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
-def test_compiles_and_copies(model, batch, training):
+def test_compiles_and_copies(model: nn.Module, batch: torch.Tensor, training: bool) -> None:
     emitted = capture(model, (batch,), method="record").module.train(training)
     twin = copy.deepcopy(emitted)
     compiled = torch.compile(copy.deepcopy(emitted), fullgraph=True, backend="eager")
@@ -137,24 +141,24 @@ def test_compiles_and_copies(model, batch, training):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind):
+    def __init__(self, kind: str) -> None:
         super().__init__()
         self.rnn = kind(6, 5, num_layers=2, bidirectional=True, batch_first=True)
         self.out = nn.Linear(10, 3)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         y, state = self.rnn(x)
         last = state[0] if isinstance(state, tuple) else state
         return self.out(y) + last.mean()
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_layers_are_one_node(kind):
+def test_recurrent_layers_are_one_node(kind: type[nn.Module]) -> None:
     captured = capture(Recurrent(kind), torch.rand(3, 7, 6), method="record")
     assert len(captured.module.graph.find_nodes(op="call_module", target="rnn")) == 1 and not captured.notes
 
 
-def test_transformer_is_entered_down_to_its_attention():
+def test_transformer_is_entered_down_to_its_attention() -> None:
     model = nn.Transformer(8, 2, 1, 1, 16, dropout=0.0, batch_first=True)
     inputs = (torch.rand(3, 5, 8), torch.rand(3, 6, 8))
     captured = capture(model, inputs, method="record", modes=("train",))
@@ -163,14 +167,14 @@ def test_transformer_is_entered_down_to_its_attention():
 
 
 class LoopsOverTime(nn.Module):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         total = x[:, 0]
         for step in range(1, x.shape[1]):
             total = total * 0.5 + x[:, step]
         return total
 
 
-def test_other_length_than_recorded_is_an_error_not_a_truncated_result():
+def test_other_length_than_recorded_is_an_error_not_a_truncated_result() -> None:
     captured = capture(LoopsOverTime(), torch.rand(3, 5, 4), method="record")
     assert captured.notes == ("works only for length 5 of x (a Python loop or branch over sizes fixed it)",)
     assert captured.module(torch.rand(9, 5, 2)).shape == (9, 2)
@@ -180,13 +184,13 @@ def test_other_length_than_recorded_is_an_error_not_a_truncated_result():
 
 
 class BranchesOnData(nn.Module):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.sum() > 0:
             return x + 1
         return x
 
 
-def test_branch_on_values_is_refused_unless_asked_for():
+def test_branch_on_values_is_refused_unless_asked_for() -> None:
     model, inputs = BranchesOnData(), torch.rand(3, 4)
     with pytest.raises(CaptureError, match=r"test_capture_record\.py:\d+: if x\.sum\(\) > 0:"):
         capture(model, inputs, method="record")
@@ -197,9 +201,9 @@ def test_branch_on_values_is_refused_unless_asked_for():
     assert torch.equal(captured.module(inputs), inputs + 1)
 
 
-def test_call_that_cannot_be_recorded_is_refused():
+def test_call_that_cannot_be_recorded_is_refused() -> None:
     class Maps(nn.Module):
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.vmap(lambda row: row * 2)(x)
 
     with pytest.raises(CaptureError, match="cannot be recorded"):
@@ -207,7 +211,7 @@ def test_call_that_cannot_be_recorded_is_refused():
     assert capture(Maps(), torch.rand(3, 4)).method == "export"
 
 
-def test_meta_model_is_recorded_without_weights(batch):
+def test_meta_model_is_recorded_without_weights(batch: torch.Tensor) -> None:
     with torch.device("meta"):
         model = Model()
     captured = capture(model, (batch,), method="record")
@@ -215,13 +219,13 @@ def test_meta_model_is_recorded_without_weights(batch):
 
 
 @pytest.mark.parametrize("method", ["export", "record"])
-def test_module_converted_to_what_it_is_in_forward(method):
+def test_module_converted_to_what_it_is_in_forward(method: str) -> None:
     class Converts(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.router = nn.Linear(4, 4)
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             self.router = self.router.to(torch.float32)
             return self.router(x)
 
@@ -231,11 +235,11 @@ def test_module_converted_to_what_it_is_in_forward(method):
 
 
 class ChecksValues(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 4)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         assert x.abs().max() < 100
         y = self.linear(x)
         if y.isnan().any():
@@ -243,7 +247,7 @@ class ChecksValues(nn.Module):
         return y
 
 
-def test_checks_of_values_are_passed():
+def test_checks_of_values_are_passed() -> None:
     captured = capture(ChecksValues(), torch.rand(3, 4))
     assert captured.method == "record" and captured.module(torch.rand(5, 4)).shape == (5, 4)
     (note,) = captured.notes

@@ -1,10 +1,13 @@
 """Symbolic capture: the emitted module is the model, bit for bit, in both modes, and the model is left alone."""
 
+from __future__ import annotations
+
 import copy
 import functools
 import inspect
 import pickle
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from abcfx.support.location import location
 
 
 class Block(nn.Module):
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
@@ -26,7 +29,7 @@ class Block(nn.Module):
         self.batch_norm = nn.BatchNorm1d(width)
         self.register_buffer("mask", torch.tril(torch.ones(32, 32)).bool(), persistent=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, width = x.shape
         q, k, v = self.qkv(self.norm(x)).split(width, dim=-1)
         att = (q @ k.transpose(-2, -1)) / width**0.5
@@ -37,7 +40,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    def __init__(self, width=16, vocabulary=30):
+    def __init__(self, width: int = 16, vocabulary: int = 30) -> None:
         super().__init__()
         self.wte = nn.Embedding(vocabulary, width)
         self.wpe = nn.Embedding(32, width)
@@ -48,7 +51,7 @@ class GPT(nn.Module):
         self.unused = nn.Linear(3, 3)
         self.register_buffer("unused_buffer", torch.zeros(2))
 
-    def forward(self, ids, targets=None, *, scale: float = 1.0):
+    def forward(self, ids: torch.Tensor, targets: torch.Tensor | None = None, *, scale: float = 1.0) -> torch.Tensor:
         x = self.wte(ids) + self.wpe(torch.arange(ids.shape[1], device=ids.device))
         x = self.block(self.block(x))
         logits = self.head(x * self.gain) * scale
@@ -58,28 +61,30 @@ class GPT(nn.Module):
 
 
 @pytest.fixture
-def model():
+def model() -> GPT:
     torch.manual_seed(0)
     return GPT()
 
 
 @pytest.fixture
-def ids():
+def ids() -> torch.Tensor:
     return torch.randint(0, 30, (2, 7), generator=torch.Generator().manual_seed(1))
 
 
-def seeded(module, *args, **kwargs):
+def seeded(module: nn.Module, *args: object, **kwargs: object) -> object:
     torch.manual_seed(3)
     return module(*args, **kwargs)
 
 
-def statistics(model):
+def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer.clone() for name, buffer in model.named_buffers()}
 
 
 @pytest.mark.parametrize("with_inputs", [False, True])
 @pytest.mark.parametrize("training", [True, False])
-def test_output_and_gradients_are_bitwise_equal(model, ids, with_inputs, training):
+def test_output_and_gradients_are_bitwise_equal(
+    model: nn.Module, ids: torch.Tensor, with_inputs: bool, training: bool
+) -> None:
     captured = capture(model, ids if with_inputs else None)
     twin = copy.deepcopy(model).train(training)
     emitted = captured.module.train(training)
@@ -94,18 +99,18 @@ def test_output_and_gradients_are_bitwise_equal(model, ids, with_inputs, trainin
         assert torch.equal(buffer, emitted.get_buffer(name)), name
 
 
-def test_functional_dropout_makes_two_graphs(model, ids):
+def test_functional_dropout_makes_two_graphs(model: nn.Module, ids: torch.Tensor) -> None:
     emitted = capture(model).module
     assert emitted.eval_graph is not None
     assert torch.equal(emitted.eval()(ids), emitted(ids))
     assert not torch.equal(emitted.train()(ids), emitted(ids))
 
 
-def test_same_graph_in_both_modes_is_kept_once():
+def test_same_graph_in_both_modes_is_kept_once() -> None:
     assert capture(nn.Sequential(nn.Linear(2, 3), nn.Dropout(), nn.BatchNorm1d(3))).module.eval_graph is None
 
 
-def test_names_parameters_and_ties_are_the_models_own(model):
+def test_names_parameters_and_ties_are_the_models_own(model: nn.Module) -> None:
     emitted = capture(model).module
     assert list(emitted.state_dict()) == list(model.state_dict())
     assert [n for n, _ in emitted.named_buffers()] == [n for n, _ in model.named_buffers()]
@@ -117,7 +122,7 @@ def test_names_parameters_and_ties_are_the_models_own(model):
     assert copied.head.weight is copied.wte.weight and copied.wte.weight is not model.wte.weight
 
 
-def test_signature_is_the_models_own(model, ids):
+def test_signature_is_the_models_own(model: nn.Module, ids: torch.Tensor) -> None:
     emitted = capture(model).module
     assert [(p.name, p.kind, p.default) for p in inspect.signature(emitted.forward).parameters.values()] == [
         (p.name, p.kind, p.default) for p in inspect.signature(model.forward).parameters.values()
@@ -126,12 +131,12 @@ def test_signature_is_the_models_own(model, ids):
     assert torch.equal(emitted(ids=ids, scale=1.0), emitted(ids, None))
 
 
-def test_defaults_taken_without_inputs_are_noted(model):
+def test_defaults_taken_without_inputs_are_noted(model: nn.Module) -> None:
     assert any("targets was taken as None" in note for note in capture(model).notes)
     assert not capture(model, torch.zeros(2, 4, dtype=torch.long)).notes
 
 
-def test_optional_argument_given_is_captured(model, ids):
+def test_optional_argument_given_is_captured(model: nn.Module, ids: torch.Tensor) -> None:
     emitted = capture(model, ids, {"targets": ids}).module.eval()
     model.eval()
     out, expected = emitted(ids, targets=ids), model(ids, targets=ids)
@@ -140,7 +145,7 @@ def test_optional_argument_given_is_captured(model, ids):
         emitted(ids)
 
 
-def test_call_that_the_graph_does_not_fit_is_refused(model, ids):
+def test_call_that_the_graph_does_not_fit_is_refused(model: nn.Module, ids: torch.Tensor) -> None:
     emitted = capture(model).module
     with pytest.raises(InvalidInputError, match=r"targets.*captured with None"):
         emitted(ids, ids)
@@ -150,7 +155,7 @@ def test_call_that_the_graph_does_not_fit_is_refused(model, ids):
         emitted(ids, nonsense=1)
 
 
-def test_model_is_untouched(model, ids):
+def test_model_is_untouched(model: nn.Module, ids: torch.Tensor) -> None:
     model.train()
     model.block.batch_norm.eval()
     attributes = {name: dict(module.__dict__) for name, module in model.named_modules()}
@@ -164,14 +169,14 @@ def test_model_is_untouched(model, ids):
         assert module.__dict__.keys() == attributes[name].keys()
 
 
-def test_attribute_set_in_forward_does_not_stay_on_the_model():
+def test_attribute_set_in_forward_does_not_stay_on_the_model() -> None:
     class Remembers(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.history = []
             self.last = None
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             self.last = x
             self.history.append(x)
             return x * 2
@@ -181,7 +186,7 @@ def test_attribute_set_in_forward_does_not_stay_on_the_model():
     assert model.last is None and model.history == []
 
 
-def test_shapes_are_on_every_node_and_small_batches_are_enlarged(model, ids):
+def test_shapes_are_on_every_node_and_small_batches_are_enlarged(model: nn.Module, ids: torch.Tensor) -> None:
     module = capture(model, ids[:1]).module
     for graph in module.graphs:
         assert all("val" in node.meta for node in graph.nodes if node.op != "output")
@@ -200,7 +205,9 @@ def test_shapes_are_on_every_node_and_small_batches_are_enlarged(model, ids):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_model_that_is_one_torch_layer(layer, inputs):
+def test_model_that_is_one_torch_layer(
+    layer: nn.Module, inputs: tuple[torch.Tensor] | tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> None:
     captured = capture(layer, inputs)
     (call,) = captured.module.graph.find_nodes(op="call_module", target="_root_leaf")
     assert isinstance(captured.module.get_submodule(call.target), type(layer))
@@ -214,7 +221,7 @@ def test_model_that_is_one_torch_layer(layer, inputs):
     assert all(a is b for a, b in zip(copied.parameters(), copied._root_leaf.parameters(), strict=True))
 
 
-def test_deepcopy_keeps_meta_and_both_graphs(model, ids):
+def test_deepcopy_keeps_meta_and_both_graphs(model: nn.Module, ids: torch.Tensor) -> None:
     emitted = capture(model, ids).module
     copied = copy.deepcopy(emitted)
     for left, right in zip(emitted.graphs, copied.graphs, strict=True):
@@ -229,13 +236,13 @@ def test_deepcopy_keeps_meta_and_both_graphs(model, ids):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_compiles_to_one_graph(model, ids, training):
+def test_compiles_to_one_graph(model: nn.Module, ids: torch.Tensor, training: bool) -> None:
     emitted = capture(model, ids).module.train(training)
     compiled = torch.compile(emitted, fullgraph=True, backend="eager")
     assert torch.equal(seeded(copy.deepcopy(emitted), ids), seeded(compiled, ids))
 
 
-def test_emitted_module_can_be_captured_again(model, ids):
+def test_emitted_module_can_be_captured_again(model: nn.Module, ids: torch.Tensor) -> None:
     first = capture(model, ids).module
     second = capture(first, ids).module
     assert list(second.state_dict()) == list(model.state_dict())
@@ -244,9 +251,11 @@ def test_emitted_module_can_be_captured_again(model, ids):
         assert torch.equal(seeded(copy.deepcopy(first).train(training), ids), seeded(second.train(training), ids))
 
 
-def test_containers_and_varargs():
+def test_containers_and_varargs() -> None:
     class Takes(nn.Module):
-        def forward(self, first, *rest, flags=(), **named):
+        def forward(
+            self, first: torch.Tensor, *rest: torch.Tensor, flags: tuple[bool, ...] = (), **named: torch.Tensor
+        ) -> torch.Tensor:
             for value in rest:
                 first = first + value
             for value in named["more"]:
@@ -265,46 +274,46 @@ def test_containers_and_varargs():
 
 
 class Branches(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(3, 3)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.sum() > 0:
             x = x + 1
         return self.linear(x)
 
 
 class DrawsPythonNoise(nn.Module):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * 2 if random.random() < 0.5 else x
 
 
 class StopsGradient(nn.Module):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             scale = x.abs().mean()
         return x / scale
 
 
 class Autocasts(nn.Module):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return x @ x
 
 
 class Doubles(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor) -> torch.Tensor:
         return x * 2
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> torch.Tensor:
         return gradient * 100
 
 
 class OwnGradient(nn.Module):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return Doubles.apply(x)
 
 
@@ -313,7 +322,7 @@ class OwnGradient(nn.Module):
     [Branches(), DrawsPythonNoise(), StopsGradient(), Autocasts(), OwnGradient()],
     ids=lambda m: type(m).__name__,
 )
-def test_what_tracing_would_get_wrong_is_refused(model):
+def test_what_tracing_would_get_wrong_is_refused(model: nn.Module) -> None:
     with pytest.raises(CaptureError) as error:
         capture(nn.Sequential(nn.Identity(), model))
     message = str(error.value)
@@ -321,14 +330,14 @@ def test_what_tracing_would_get_wrong_is_refused(model):
     assert f"1 ({type(model).__name__})" in message or "draws random numbers" in message
 
 
-def test_error_shows_the_users_own_line():
+def test_error_shows_the_users_own_line() -> None:
     with pytest.raises(CaptureError, match=r"0 \(Branches\)\n    .*test_capture_symbolic\.py:\d+: if x\.sum\(\) > 0:"):
         capture(nn.Sequential(Branches()))
 
 
-def test_random_factories_are_drawn_on_every_call():
+def test_random_factories_are_drawn_on_every_call() -> None:
     class Noise(nn.Module):
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + torch.randn(3)
 
     emitted = capture(Noise()).module
@@ -336,9 +345,9 @@ def test_random_factories_are_drawn_on_every_call():
     assert torch.equal(seeded(emitted, x), seeded(Noise(), x)) and not torch.equal(emitted(x), emitted(x))
 
 
-def test_tensor_written_in_place_starts_afresh_on_every_call():
+def test_tensor_written_in_place_starts_afresh_on_every_call() -> None:
     class Accumulates(nn.Module):
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             total = torch.zeros(3)
             total += x
             total.mul_(2)
@@ -349,7 +358,7 @@ def test_tensor_written_in_place_starts_afresh_on_every_call():
     assert torch.equal(emitted(x), Accumulates()(x)) and torch.equal(emitted(x), Accumulates()(x))
 
 
-def test_location_names_module_and_line(model):
+def test_location_names_module_and_line(model: nn.Module) -> None:
     module = capture(model).module
     (node,) = [n for n in module.graph.nodes if n.target is F.dropout][:1]
     assert location(node).startswith("block (test_capture_symbolic.py:")
@@ -358,19 +367,19 @@ def test_location_names_module_and_line(model):
     assert location(placeholder) == "argument 'ids'"
 
 
-def test_unknown_method_is_refused(model):
+def test_unknown_method_is_refused(model: nn.Module) -> None:
     with pytest.raises(InvalidInputError, match="method must be one of"):
         capture(model, method="guess")
 
 
-def test_result_is_complete(model, ids):
+def test_result_is_complete(model: nn.Module, ids: torch.Tensor) -> None:
     captured = capture(model, ids)
     assert isinstance(captured, CapturedGraph) and isinstance(captured.module, EmittedModule)
     assert (captured.method, captured.model, captured.kwargs) == ("symbolic", model, {})
     assert captured.args == (ids,)
 
 
-def test_pickle_keeps_graphs_weights_and_ties(model, ids):
+def test_pickle_keeps_graphs_weights_and_ties(model: nn.Module, ids: torch.Tensor) -> None:
     emitted = capture(model, ids).module
     loaded = pickle.loads(pickle.dumps(emitted))
     assert loaded.head.weight is loaded.wte.weight and loaded.head.weight is not model.wte.weight
@@ -384,23 +393,23 @@ def test_pickle_keeps_graphs_weights_and_ties(model, ids):
         loaded(ids, ids)
 
 
-def test_graph_with_guards_says_that_it_cannot_be_pickled(ids):
+def test_graph_with_guards_says_that_it_cannot_be_pickled(ids: torch.Tensor) -> None:
     emitted = capture(GPT(), ids, method="export", modes=("eval",), verify=False).module
     with pytest.raises(pickle.PicklingError, match="capture the model again"):
         pickle.dumps(emitted)
 
 
-def test_decorated_forward_is_called_as_in_the_example():
-    def with_default(function):
+def test_decorated_forward_is_called_as_in_the_example() -> None:
+    def with_default(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         @functools.wraps(function)
-        def wrapper(self, x, **kwargs):
+        def wrapper(self, x: torch.Tensor, **kwargs: object) -> torch.Tensor:
             return function(self, x, scale=kwargs.pop("scale", 3.0), **kwargs)
 
         return wrapper
 
     class Decorated(nn.Module):
         @with_default
-        def forward(self, x, scale=None):
+        def forward(self, x: torch.Tensor, scale: float | None = None) -> torch.Tensor:
             return x * scale
 
     x = torch.ones(3)

@@ -229,16 +229,16 @@ def test_twenty_seeds() -> None:
 class Window(nn.Module):
     """A table of fixed size whose rows go straight into the first layer that grows."""
 
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.tok, self.first = nn.Embedding(11, 8), nn.Linear(32, width)
         self.mid, self.head = nn.Linear(width, width), nn.Linear(width, 11)
 
-    def forward(self, ids):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return self.head(torch.relu(self.mid(torch.relu(self.first(self.tok(ids).flatten(1))))))
 
 
-def test_the_factor_of_the_next_layer_is_not_taken_for_that_of_a_lookup():
+def test_the_factor_of_the_next_layer_is_not_taken_for_that_of_a_lookup() -> None:
     ids = torch.arange(32).view(8, 4) % 11
     check = abcfx.coord_check(Window, (ids, ids[:, 0]), widths=(32, 64, 128), seeds=2, control=False)
     assert not check.failed, str(check)

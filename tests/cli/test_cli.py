@@ -1,7 +1,10 @@
 """The command line: `abcfx demo` end to end with few steps, and errors as one readable message."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,19 +17,19 @@ TINY = ["--base-width", "16", "--width", "32", "--steps", "4"]
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
 
 
-def losses(printed):
+def losses(printed: str) -> dict[tuple[str, int], str]:
     """(model, width) -> loss, from the printed table."""
     table = printed.split("against width")[1].splitlines()[2:6]
     cells = [line.rsplit(maxsplit=4) for line in table]
     return {(model, int(width)): loss for model, width, _, loss, _ in cells}
 
 
-def test_demo_prints_the_report_the_losses_and_draws(capsys, tmp_path):
+def test_demo_prints_the_report_the_losses_and_draws(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["demo", *TINY, "--out", "pictures"]) == 0
     printed = capsys.readouterr().out
     assert "m = 2, the largest ratio" in printed
@@ -39,27 +42,31 @@ def test_demo_prints_the_report_the_losses_and_draws(capsys, tmp_path):
     assert "pictures/demo.png" in printed
 
 
-def test_demo_says_the_same_twice_and_depends_on_the_seed(capsys):
-    def run(seed):
+def test_demo_says_the_same_twice_and_depends_on_the_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(seed: int) -> dict[tuple[str, int], str]:
         assert cli.main(["demo", *TINY, "--no-plot", "--seed", seed]) == 0
         return losses(capsys.readouterr().out)
 
     assert run("1") == run("1") != run("2")
 
 
-def test_demo_without_a_picture(capsys, tmp_path):
+def test_demo_without_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert cli.main(["demo", *TINY, "--no-plot"]) == 0
     assert list(tmp_path.iterdir()) == []
     assert "Curves" not in capsys.readouterr().out
 
 
-def test_demo_without_matplotlib_says_how_to_get_it(capsys, monkeypatch):
+def test_demo_without_matplotlib_says_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cli_demo, "find_spec", lambda name: None)
     assert cli.main(["demo", *TINY]) == 0
     assert "pip install 'abcfx[plot]'" in capsys.readouterr().out
 
 
-def test_sweep_trains_the_base_width_only_and_names_the_best(capsys, monkeypatch):
+def test_sweep_trains_the_base_width_only_and_names_the_best(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo, "LEARNING_RATES", (1e-5, 1e-2))
     assert cli.main(["demo", "--base-width", "16", "--steps", "8", "--sweep"]) == 0
     printed = capsys.readouterr().out
@@ -67,7 +74,7 @@ def test_sweep_trains_the_base_width_only_and_names_the_best(capsys, monkeypatch
     assert "Best: --lr 0.01" in printed
 
 
-def test_demo_as_json(capsys):
+def test_demo_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["demo", *TINY, "--no-plot", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["task"]["width"] == 32
@@ -75,7 +82,7 @@ def test_demo_as_json(capsys):
     assert all(0 < run["loss"] < 6 for run in found["runs"])
 
 
-def test_the_default_rate_is_one_of_the_sweep():
+def test_the_default_rate_is_one_of_the_sweep() -> None:
     assert demo.Task().lr in demo.LEARNING_RATES
 
 
@@ -89,14 +96,16 @@ def test_the_default_rate_is_one_of_the_sweep():
         (["--steps", "1000000"], "steps see only fresh characters"),
     ],
 )
-def test_errors_are_one_message_on_stderr(arguments, message, capsys):
+def test_errors_are_one_message_on_stderr(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["demo", "--no-plot", *arguments]) == 1
     captured = capsys.readouterr()
     assert message in captured.err.replace("\n", " ")
     assert "Traceback" not in captured.err
 
 
-def test_unexpected_errors_are_short_too_unless_debugging(capsys, tmp_path):
+def test_unexpected_errors_are_short_too_unless_debugging(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file, not a folder")
     assert cli.main(["demo", *TINY, "--out", "taken"]) == 1
     assert capsys.readouterr().err.startswith("abcfx: FileExistsError:")
@@ -104,14 +113,14 @@ def test_unexpected_errors_are_short_too_unless_debugging(capsys, tmp_path):
         cli.main(["demo", *TINY, "--out", "taken", "--debug"])
 
 
-def test_interrupt(capsys, monkeypatch):
+def test_interrupt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "read_characters", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     assert cli.main(["demo", *TINY, "--no-plot"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["demo", "--steps", "many"]])
-def test_wrong_usage_exits_with_2(arguments):
+def test_wrong_usage_exits_with_2(arguments: list[object] | list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2
@@ -120,7 +129,7 @@ def test_wrong_usage_exits_with_2(arguments):
 # -- what is compared
 
 
-def test_every_run_sees_the_same_fresh_text():
+def test_every_run_sees_the_same_fresh_text() -> None:
     task = dataclasses.replace(demo.Task(), steps=20)
     text = demo.read_characters()
     assert len(text) > 1_000_000
@@ -133,18 +142,18 @@ def test_every_run_sees_the_same_fresh_text():
     assert len(set(order.tolist())) == 20 * 16
 
 
-def test_targets_are_the_next_characters():
+def test_targets_are_the_next_characters() -> None:
     inputs, targets = next(demo.draw_batches(demo.Task(), torch.arange(16 * 65 * 300) % 128))
     assert torch.equal((inputs + 1) % 128, targets)
 
 
-def test_the_demo_leaves_the_random_state_alone():
+def test_the_demo_leaves_the_random_state_alone() -> None:
     before = torch.get_rng_state()
     demo.build(demo.Task(), 16)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_standard_and_transformed_start_from_one_draw():
+def test_standard_and_transformed_start_from_one_draw() -> None:
     task = dataclasses.replace(demo.Task(), base_width=16, width=32)
     model, result = demo.build(task, 32), demo.transform_gpt(task, 32)
     ours, theirs = dict(result.module.named_parameters()), dict(model.named_parameters())
@@ -153,6 +162,6 @@ def test_standard_and_transformed_start_from_one_draw():
         torch.testing.assert_close(ours[name], theirs[name] * row["init_factor"])
 
 
-def test_loss_is_the_mean_of_the_last_tenth():
+def test_loss_is_the_mean_of_the_last_tenth() -> None:
     assert demo.Run("x", 16, 0.1, tuple(map(float, range(20)))).loss == 18.5
     assert demo.Run("x", 16, 0.1, (3.0,)).loss == 3.0

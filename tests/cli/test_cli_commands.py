@@ -1,9 +1,13 @@
 """`abcfx report` and `abcfx solve`: models named on the command line, every form of output, errors, exit status."""
 
+from __future__ import annotations
+
 import io
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -46,7 +50,7 @@ small = Net(16)
 
 
 @pytest.fixture(autouse=True)
-def models(tmp_path, monkeypatch):
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
     (tmp_path / "cli_models.py").write_text(MODELS)
@@ -55,12 +59,12 @@ def models(tmp_path, monkeypatch):
     sys.modules.pop("cli_models", None)
 
 
-def printed(capsys, *arguments):
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert cli.main(list(arguments)) == 0
     return capsys.readouterr().out
 
 
-def failed(capsys, *arguments):
+def failed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert cli.main(list(arguments)) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -82,12 +86,12 @@ def failed(capsys, *arguments):
         ["cli_models.py:Net", "--base", "small", "--inputs", "torch.zeros(2, 5, dtype=torch.long)"],
     ],
 )
-def test_a_model_can_be_named_in_many_ways(arguments, capsys):
+def test_a_model_can_be_named_in_many_ways(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "Net: 7 parameters" in (out := printed(capsys, "report", *arguments))
     assert "m = 4, the largest ratio" in out
 
 
-def test_options_reach_transform(capsys):
+def test_options_reach_transform(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(
         capsys, "report", "cli_models.py:Net", "--base", "small", "--optimizer", "hidden=muon,default=adamw",
         "--lr", "hidden=0.02,default=0.01", "--set", "scales=absorb", "--set", "weight_decay=0.1", "--json",
@@ -100,15 +104,15 @@ def test_options_reach_transform(capsys):
     assert found["parameters"]["table.weight"]["weight_decay"] > 0
 
 
-def test_base_and_model_are_drawn_from_the_same_seed(capsys):
-    def run():
+def test_base_and_model_are_drawn_from_the_same_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> dict[str, float]:
         out = printed(capsys, "report", "cli_models.py:Net", "--base-kwargs", "width=16", "--json")
         return {name: row["std"] for name, row in json.loads(out)["parameters"].items()}
 
     assert run() == run()
 
 
-def test_report_in_every_form(capsys, tmp_path):
+def test_report_in_every_form(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     named = ["report", "cli_models.py:Net", "--base", "small"]
     explained = printed(capsys, *named, "--explain", "head", "--explain", "blocks.1.weight")
     assert "What holds c = 0.5" in explained
@@ -138,18 +142,20 @@ def test_report_in_every_form(capsys, tmp_path):
         (["cli_models.py:Net", "--optimizer", "nothing"], "nothing"),
     ],
 )
-def test_errors_of_report_are_one_message(arguments, message, capsys):
+def test_errors_of_report_are_one_message(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert message in failed(capsys, "report", *arguments).replace("\n", " ")
 
 
-def test_debug_raises(capsys):
+def test_debug_raises(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ZeroDivisionError):
         cli.main(["report", "cli_models.py:broken", "--debug"])
     with pytest.raises(abcfx.InvalidInputError):
         cli.main(["report", "cli_models.py:number", "--debug"])
 
 
-def test_values():
+def test_values() -> None:
     assert assignments("--x", "a=1,b=text,c=true,d=None") == {"a": 1, "b": "text", "c": True, "d": None}
     assert one_or_by_role("--lr", "0.01") == 0.01
     assert one_or_by_role("--optimizer", "adamw") == "adamw"
@@ -175,13 +181,13 @@ GRAPH = {
 }
 
 
-def written(tmp_path, problem):
+def written(tmp_path: Path, problem: object) -> str:
     path = tmp_path / "problem.json"
     path.write_text(problem if isinstance(problem, str) else json.dumps(problem))
     return str(path)
 
 
-def test_solve_a_chain(capsys, tmp_path):
+def test_solve_a_chain(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = written(tmp_path, CHAIN)
     found = json.loads(printed(capsys, "solve", file, "--json"))
     assert found["c"] == [0.5, 1.0, 0.5]
@@ -192,12 +198,12 @@ def test_solve_a_chain(capsys, tmp_path):
     assert "Sum of all c: 2" in out
 
 
-def test_solve_sgd_from_standard_input(capsys, monkeypatch):
+def test_solve_sgd_from_standard_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({**CHAIN, "optimizer": "sgd"})))
     assert json.loads(printed(capsys, "solve", "-", "--json"))["c"] == [0.0, 0.0, 0.0]
 
 
-def test_solve_a_graph(capsys, tmp_path):
+def test_solve_a_graph(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = json.loads(printed(capsys, "solve", written(tmp_path, GRAPH), "--json"))
     assert found["c"] == {"in": 0.5, "mid": 1.0, "out": 0.5}
     assert "add" in found["r"]
@@ -222,15 +228,17 @@ INFEASIBLE = {**CHAIN, "omega": [0.5, 0.5, 1.2], "feature_learning": True}
         (INFEASIBLE, "no exponents"),
     ],
 )
-def test_errors_of_solve_are_one_message(problem, message, capsys, tmp_path):
+def test_errors_of_solve_are_one_message(
+    problem: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert message in failed(capsys, "solve", written(tmp_path, problem)).replace("\n", " ")
 
 
-def test_solve_without_a_file(capsys):
+def test_solve_without_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no file nothing.json" in failed(capsys, "solve", "nothing.json")
 
 
-def test_help_has_an_example_of_each_command(capsys):
+def test_help_has_an_example_of_each_command(capsys: pytest.CaptureFixture[str]) -> None:
     for command, shown in (("report", "--base-kwargs width=64"), ("solve", '"nodes"'), ("demo", "--sweep")):
         with pytest.raises(SystemExit) as stopped:
             cli.main([command, "--help"])
@@ -238,7 +246,7 @@ def test_help_has_an_example_of_each_command(capsys):
         assert shown in capsys.readouterr().out
 
 
-def test_as_a_process(tmp_path):
+def test_as_a_process(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "abcfx", "solve", written(tmp_path, CHAIN), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, json.loads(done.stdout)["c"]) == (0, [0.5, 1.0, 0.5])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import growth_models
 import pytest
@@ -36,7 +37,9 @@ def weights(tmp_path: Path) -> tuple[str, str, str]:
     return str(tmp_path / "grown_models.py"), *files
 
 
-def test_a_right_growth_passes_and_a_wrong_one_has_status_1(weights, capsys, tmp_path):
+def test_a_right_growth_passes_and_a_wrong_one_has_status_1(
+    weights: tuple[str, str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     models, small, large = weights
     arguments = [f"{models}:Mlp(8)", "Mlp(16)", "--batch", "batch", "--small-weights", small, "--large-weights"]
     assert main(["verify-growth", *arguments, large]) == 0
@@ -63,7 +66,9 @@ def test_a_right_growth_passes_and_a_wrong_one_has_status_1(weights, capsys, tmp
         ({"--batch": "btach"}, "Names that are close: batch"),
     ],
 )
-def test_errors_are_one_message(weights, capsys, change, message):
+def test_errors_are_one_message(
+    weights: tuple[str, str, str], capsys: pytest.CaptureFixture[str], change: dict[str, Any], message: str
+) -> None:
     models, small, large = weights
     given = {"--batch": "batch", "--small-weights": small, "--large-weights": large} | change
     places = [f"{models}:Mlp(8)", given.pop("LARGE", "Mlp(16)")]
@@ -74,7 +79,9 @@ def test_errors_are_one_message(weights, capsys, change, message):
     assert message in error
 
 
-def test_a_file_without_a_state_dict_is_refused(weights, capsys, tmp_path):
+def test_a_file_without_a_state_dict_is_refused(
+    weights: tuple[str, str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     models, _, large = weights
     torch.save([1, 2], tmp_path / "list.pt")
     flags = ["--batch", "batch", "--small-weights", str(tmp_path / "list.pt"), "--large-weights", large]

@@ -7,7 +7,9 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +33,13 @@ def mlp(width: int) -> nn.Module:
 class Run:
     """A small training run with DynamicAlignment."""
 
-    def __init__(self, make_scheduler=None, width: int = 128, batch=X, **options) -> None:
+    def __init__(
+        self,
+        make_scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
+        width: int = 128,
+        batch: torch.Tensor = X,
+        **options: Any,
+    ) -> None:
         torch.manual_seed(0)
         self.result = abcfx.transform(mlp(width), X, base=mlp(32), optimizer="adam", lr=3e-3, groups="parameter")
         self.optimizer = torch.optim.Adam(self.result.param_groups)
@@ -54,7 +62,7 @@ class Run:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
 
-def test_warm_up_changes_nothing_and_then_rates_move():
+def test_warm_up_changes_nothing_and_then_rates_move() -> None:
     run = Run(warmup=2)
     planned = run.rates()
     for _ in range(3):
@@ -68,7 +76,7 @@ def test_warm_up_changes_nothing_and_then_rates_move():
     assert row["lr"] == pytest.approx(run.dynamic.factors["4.weight"] * planned[4])
 
 
-def test_it_learns():
+def test_it_learns() -> None:
     run = Run(warmup=10, every=5, width=256)
     losses = [run.step() for _ in range(200)]
     assert 2.0 < losses[0] < 2.7 and losses[-1] < 0.4
@@ -78,7 +86,7 @@ def test_it_learns():
     assert all(row["omega"] is None and row["u"] is None for row in first)  # its input never changes
 
 
-def test_centred_factors_have_mean_one_and_leave_embeddings_alone():
+def test_centred_factors_have_mean_one_and_leave_embeddings_alone() -> None:
     run = Run()
     for _ in range(6):
         run.step()
@@ -91,7 +99,7 @@ def test_centred_factors_have_mean_one_and_leave_embeddings_alone():
     assert all(value >= 1 for value in raw.dynamic.factors.values())  # no c above the full one
 
 
-def test_measuring_alone_changes_no_rate():
+def test_measuring_alone_changes_no_rate() -> None:
     run, plain = Run(apply=False), Run(warmup=1000)
     assert [run.step() for _ in range(8)] == [plain.step() for _ in range(8)]
     assert run.dynamic.history and not run.dynamic.factors
@@ -115,7 +123,7 @@ SCHEDULERS = {
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of SequentialLR's own
 @pytest.mark.parametrize("after", [True, False], ids=["scheduler last", "dynamic last"])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_rate_is_the_scheduled_one_times_the_factor(name, after):
+def test_rate_is_the_scheduled_one_times_the_factor(name: str, after: bool) -> None:
     run = Run(SCHEDULERS[name], warmup=5, every=20, width=64)
     names = [g["param_names"][0] for g in run.optimizer.param_groups]
     planned = [run.result.spec[each]["lr"] for each in names]
@@ -138,7 +146,7 @@ def test_rate_is_the_scheduled_one_times_the_factor(name, after):
         reference.step(*([loss] if name == "plateau" else []))
 
 
-def test_factors_stay_while_the_rates_decay():
+def test_factors_stay_while_the_rates_decay() -> None:
     run = Run(lambda o: wsd(o, 20, decay=0.5), warmup=2, every=1)
     run.dynamic.scheduler = run.scheduler
     seen = []
@@ -150,7 +158,7 @@ def test_factors_stay_while_the_rates_decay():
 
 
 @pytest.mark.parametrize("stop", [1, 7])
-def test_a_resumed_run_is_the_same_bit_for_bit(stop):
+def test_a_resumed_run_is_the_same_bit_for_bit(stop: int) -> None:
     straight, losses = Run(warmup=3, every=2), []
     for _ in range(14):
         losses.append(straight.step())
@@ -169,7 +177,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(stop):
     assert again.dynamic.history == straight.dynamic.history
 
 
-def test_bad_use_is_refused():
+def test_bad_use_is_refused() -> None:
     run = Run(batch=None)
     with pytest.raises(abcfx.InvalidInputError, match=r"before capture_initial"):
         run.dynamic.step()
@@ -200,7 +208,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize("options", [{}, {"scales": "absorb", "inplace": True}, {"capture": "export"}])
-def test_other_layers_and_ways_to_apply(options):
+def test_other_layers_and_ways_to_apply(options: dict[str, Any]) -> None:
     x, y = torch.randn(40, 3, 6, 6), torch.randint(0, 5, (40,))
     result = abcfx.transform(Net(32), x, base=Net(16), groups="parameter", lr=1e-2, **options)
     optimizer = torch.optim.Adam(result.param_groups)
@@ -218,7 +226,7 @@ def test_other_layers_and_ways_to_apply(options):
     assert all(0.2 < value < 1.1 for value in kept)
 
 
-def test_memory_is_a_small_part_of_the_models():
+def test_memory_is_a_small_part_of_the_models() -> None:
     model = nn.Sequential(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 1024))
     result = abcfx.transform(model, X, groups="parameter")
     dynamic = abcfx.DynamicAlignment(result, torch.optim.Adam(result.param_groups))
@@ -228,7 +236,7 @@ def test_memory_is_a_small_part_of_the_models():
     assert sum(held.values()) < 0.05 * sum(p.numel() for p in model.parameters())
 
 
-def test_rates_off_the_last_basis_are_those_of_a_new_solve():
+def test_rates_off_the_last_basis_are_those_of_a_new_solve() -> None:
     """Small moves keep the basis and take no simplex at all, jumps do not; the same alignments give the same rates."""
     analysis = Run(batch=None).result.analysis
     warm = DagProgram(analysis.setting, analysis.alignment)
@@ -248,7 +256,7 @@ def test_rates_off_the_last_basis_are_those_of_a_new_solve():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
-def test_two_ranks_have_the_rates_of_one_process_on_the_joined_batch(tmp_path, how):
+def test_two_ranks_have_the_rates_of_one_process_on_the_joined_batch(tmp_path: Path, how: str) -> None:
     script = Path(__file__).parents[1] / "two_ranks.py"
     factors = []
     for world in (1, 2):

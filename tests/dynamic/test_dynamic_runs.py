@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -28,13 +29,13 @@ class Recall(nn.Module):
         return {"logits": logits}
 
 
-def planned(**options) -> abcfx.Transformed:
+def planned(**options: Any) -> abcfx.Transformed:
     torch.manual_seed(0)
     options = {"base": Recall(16), "optimizer": "adamw", "lr": 1e-2, "groups": "parameter"} | options
     return abcfx.transform(Recall(64), kwargs={"input_ids": TOKENS}, **options)
 
 
-def dynamic_of(result: abcfx.Transformed, **options) -> tuple[torch.optim.Optimizer, abcfx.DynamicAlignment]:
+def dynamic_of(result: abcfx.Transformed, **options: Any) -> tuple[torch.optim.Optimizer, abcfx.DynamicAlignment]:
     optimizer = torch.optim.AdamW(result.param_groups)
     dynamic = abcfx.DynamicAlignment(result, optimizer, **({"warmup": 0, "every": 1} | options))
     dynamic.capture_initial({"input_ids": TOKENS})
@@ -45,7 +46,13 @@ def loss_of(module: nn.Module, ids: torch.Tensor = TOKENS) -> torch.Tensor:
     return F.cross_entropy(module(input_ids=ids)["logits"].flatten(0, 1), ids.roll(-1, 1).flatten())
 
 
-def run(result, optimizer, dynamic, module=None, steps=3) -> list[float]:
+def run(
+    result: abcfx.Transformed,
+    optimizer: str,
+    dynamic: abcfx.DynamicAlignment,
+    module: nn.Module | None = None,
+    steps: int = 3,
+) -> list[float]:
     torch.manual_seed(1)
     losses = []
     for _ in range(steps):
@@ -62,7 +69,7 @@ def run(result, optimizer, dynamic, module=None, steps=3) -> list[float]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
 @pytest.mark.skipif(shutil.which("gcc") is None and shutil.which("c++") is None, reason="no compiler")
 @pytest.mark.parametrize("options", [{}, {"scales": "absorb", "inplace": True}])
-def test_a_compiled_module_trains_at_the_rates_of_the_eager_one(options):
+def test_a_compiled_module_trains_at_the_rates_of_the_eager_one(options: dict[str, Any]) -> None:
     factors = []
     for compiled in (False, True):
         result = planned(**options)
@@ -73,7 +80,7 @@ def test_a_compiled_module_trains_at_the_rates_of_the_eager_one(options):
     assert factors[0] and factors[1] == pytest.approx(factors[0], rel=1e-4)
 
 
-def test_gradients_may_be_accumulated():
+def test_gradients_may_be_accumulated() -> None:
     results = [planned(), planned()]
     for result in results:
         result.module.get_submodule("drop").p = 0.0
@@ -88,7 +95,7 @@ def test_gradients_may_be_accumulated():
     assert parts[1].factors == pytest.approx(whole[1].factors, rel=1e-3) and parts[1].steps == 3
 
 
-def test_autocast_and_a_skipped_step():
+def test_autocast_and_a_skipped_step() -> None:
     result = planned()
     optimizer, dynamic = dynamic_of(result)
     used = []
@@ -113,7 +120,7 @@ def test_autocast_and_a_skipped_step():
     assert same[0] == same[1]
 
 
-def test_measuring_leaves_everything_as_it_was():
+def test_measuring_leaves_everything_as_it_was() -> None:
     result = planned()
     result.module.get_submodule("drop").eval()  # as a user may freeze a part
     optimizer, dynamic = dynamic_of(result)
@@ -126,8 +133,8 @@ def test_measuring_leaves_everything_as_it_was():
 
 
 @pytest.mark.parametrize("w0", ["sample", "redraw", "keep"])
-def test_first_weights_sampled_redrawn_or_kept(w0):
-    def begin(**options):
+def test_first_weights_sampled_redrawn_or_kept(w0: str) -> None:
+    def begin(**options: Any) -> tuple[abcfx.Transformed, torch.optim.Optimizer, abcfx.DynamicAlignment]:
         result = planned()
         torch.manual_seed(3)
         result.init_weights()
@@ -153,7 +160,7 @@ def test_first_weights_sampled_redrawn_or_kept(w0):
     assert resumed.history == dynamic.history and resumed.factors == dynamic.factors
 
 
-def test_first_weights_that_cannot_be_had_back_are_refused():
+def test_first_weights_that_cannot_be_had_back_are_refused() -> None:
     result = planned()
     optimizer = torch.optim.AdamW(result.param_groups)
     with pytest.raises(abcfx.InvalidInputError, match=r"seed=seed"):
@@ -170,7 +177,7 @@ def test_first_weights_that_cannot_be_had_back_are_refused():
         dynamic.load_state_dict(state)
 
 
-def test_warm_up_is_a_tenth_of_a_run_of_known_length():
+def test_warm_up_is_a_tenth_of_a_run_of_known_length() -> None:
     result = planned()
     optimizer = torch.optim.AdamW(result.param_groups)
     schedulers = {
@@ -204,7 +211,7 @@ class Mixture(nn.Module):
         return self.head(out.unflatten(1, (-1, x.shape[1])).flatten(0, 1))
 
 
-def test_experts_and_a_matrix_on_the_left_are_measured_with_their_own_inputs():
+def test_experts_and_a_matrix_on_the_left_are_measured_with_their_own_inputs() -> None:
     torch.manual_seed(0)
     x = torch.randn(32, 4, 8)
     result = abcfx.transform(Mixture(64), x, base=Mixture(32), groups="parameter", lr=1e-2)
@@ -249,7 +256,7 @@ class Sorted(nn.Module):
         return self.head(y[back])
 
 
-def test_what_is_written_in_place_is_there_at_the_measure():
+def test_what_is_written_in_place_is_there_at_the_measure() -> None:
     torch.manual_seed(0)
     x = torch.randn(8, 8)
     result = abcfx.transform(Sorted(32), x, base=Sorted(32), groups="parameter")  # no multipliers

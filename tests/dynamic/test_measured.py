@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,13 +19,13 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def test_independent_factors_have_one_half():
+def test_independent_factors_have_one_half() -> None:
     z0, w0 = torch.randn(64, N), torch.randn(64, N)
     found = measure(z0, w0, z0 + torch.randn(64, N), w0 + torch.randn(64, N), N)
     assert found == pytest.approx((0.5, 0.5, 0.5), abs=0.02)
 
 
-def test_updates_along_the_input_have_one():
+def test_updates_along_the_input_have_one() -> None:
     x = torch.randn(1, N)
     z0 = torch.randn(64, 1) * x  # tokens along one direction, as an update by a batch's gradient sees them
     w0 = torch.randn(64, N)
@@ -33,7 +35,7 @@ def test_updates_along_the_input_have_one():
 
 
 @pytest.mark.parametrize("norm", ["rms", "spectral"])
-def test_a_term_without_change_is_absent(norm):
+def test_a_term_without_change_is_absent(norm: str) -> None:
     z0, w0 = torch.randn(8, 32), torch.randn(16, 32)
     z, w = z0 + 0.1, w0 + 0.1
     assert measure(z0, w0, z0, w0, 32, norm) == (None, None, None)
@@ -47,7 +49,7 @@ def test_a_term_without_change_is_absent(norm):
 
 @pytest.mark.parametrize("size", [1e-20, 1e-35, 1e18, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_size_does_not_matter(size, dtype):
+def test_size_does_not_matter(size: float, dtype: dtype) -> None:
     z0, w0 = torch.randn(8, 64), torch.randn(16, 64)
     z, w = z0 + torch.randn(8, 64), w0 + torch.randn(16, 64)
     expected = measure(z0, w0, z, w, 64)
@@ -55,7 +57,7 @@ def test_size_does_not_matter(size, dtype):
     assert found == pytest.approx(expected, abs=0.02 if dtype == torch.bfloat16 else 1e-4)
 
 
-def test_a_convolution_is_measured_by_its_own_product():
+def test_a_convolution_is_measured_by_its_own_product() -> None:
     z0, w0 = torch.randn(4, 64, 6, 6), torch.randn(32, 64, 3, 3)
     z, w = z0 + torch.randn(4, 64, 6, 6), w0 + torch.randn(32, 64, 3, 3)
     found = measure(z0, w0, z, w, 64 * 9, multiply=lambda x, y: F.conv2d(x, y))
@@ -70,7 +72,7 @@ def aligned(*shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["experts", "attention logits", "convolution", "transformed by einsum"])
 @pytest.mark.parametrize("expected, draw", [(0.5, torch.randn), (1.0, aligned)])
-def test_products_of_other_layers(kind, expected, draw):
+def test_products_of_other_layers(kind: str, expected: float, draw: Callable[..., object]) -> None:
     multiply, fan_in = None, N
     if kind == "experts":  # a stack of matrices, each with tokens of its own
         z, w, dz, dw = (draw(4, rows, N) for rows in (16, 32, 16, 32))
@@ -88,19 +90,19 @@ def test_products_of_other_layers(kind, expected, draw):
     assert found == pytest.approx((expected,) * 3, abs=slack)
 
 
-def test_a_lookup_aligns_with_nothing():
+def test_a_lookup_aligns_with_nothing() -> None:
     ids, table = torch.tensor([1, 3]), torch.randn(8, 16)
     assert measure(ids, table, ids, table + 1.0, 1) == (None, None, None)
 
 
-def test_numbers_that_are_none_leave_a_term_absent():
+def test_numbers_that_are_none_leave_a_term_absent() -> None:
     z0, w0 = torch.randn(8, 64), torch.randn(16, 64)
     w = w0 + 1.0
     w[0, 0] = float("nan")
     assert measure(z0, w0, z0 + 1.0, w, 64)[0] is None
 
 
-def test_shapes_that_do_not_fit_are_refused():
+def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(abcfx.InvalidInputError, match=r"one shape .*\(3, 4\)"):
         measure(torch.ones(3, 4), torch.ones(5, 6), torch.ones(3, 4), torch.ones(5, 6), 4)
     with pytest.raises(abcfx.InvalidInputError, match="rms"):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from abcfx.examples import dynamic_rates
 
 
-def test_the_best_rate_is_better_than_both_neighbours():
+def test_the_best_rate_is_better_than_both_neighbours() -> None:
     losses = {2.0**k: (k + 5) ** 2 for k in range(-12, 4)}
     assert dynamic_rates.best_lr(losses.__getitem__, 2.0**-9) == (2.0**-5, 0)
     assert dynamic_rates.best_lr(losses.__getitem__, 2.0**0) == (2.0**-5, 0)
 
 
 @pytest.mark.slow
-def test_a_tiny_comparison(tmp_path, capsys):
+def test_a_tiny_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = dynamic_rates.main(["--steps", "3", "--seeds", "2", "--tuning-seeds", "1", "--out", str(tmp_path)])
     assert [row.name for row in rows] == [
         "static", "static tuned", "dynamic centred", "dynamic tuned", "dynamic not centred", "canned ramp",

@@ -6,6 +6,7 @@ import importlib
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,14 +21,14 @@ PAGE = ROOT / "docs" / "examples.md"
 PARTS_OF_OTHERS = {"__init__", "gpt", "hyper_gpt", "digits", "text"}
 
 
-def passed(name, **options):
+def passed(name: str, **options: Any) -> examples.Passed:
     found = importlib.import_module(f"abcfx.examples.{name}").main(**options)
     assert found["check"], found["check"].failed
     assert found["check"].control == "FAIL"
     return found
 
 
-def test_the_page_lists_every_example_with_its_command():
+def test_the_page_lists_every_example_with_its_command() -> None:
     text = PAGE.read_text(encoding="utf-8")
     files = {path.stem for path in (ROOT / "examples").glob("*.py")} - PARTS_OF_OTHERS
     listed = set(re.findall(r"^\| \[`(\w+)\.py`\]\(\.\./examples/\1\.py\) \|", text, re.M))
@@ -36,7 +37,7 @@ def test_the_page_lists_every_example_with_its_command():
         assert callable(importlib.import_module(f"abcfx.examples.{name}").main)
 
 
-def test_the_nanochat_like_model_is_planned_without_weights():
+def test_the_nanochat_like_model_is_planned_without_weights() -> None:
     result = nanochat_like.plan(4096, multiplier=1.0)
     assert all(parameter.is_meta for parameter in result.module.parameters())
     rates = {row["role"]: row["lr"] for row in result.spec.values()}
@@ -48,7 +49,7 @@ def test_the_nanochat_like_model_is_planned_without_weights():
     assert all(twice.spec[name]["lr"] == pytest.approx(2 * row["lr"]) for name, row in result.spec.items())
 
 
-def test_groups_for_a_module_whose_parameters_are_others_by_now():
+def test_groups_for_a_module_whose_parameters_are_others_by_now() -> None:
     result = nanochat_like.plan(128)
     module, (muon, adamw) = nanochat_like.materialise(result)
     held = [p for optimizer in (muon, adamw) for group in optimizer.param_groups for p in group["params"]]
@@ -62,13 +63,13 @@ def test_groups_for_a_module_whose_parameters_are_others_by_now():
         result.groups_for("muon", torch.nn.Linear(2, 2))
 
 
-def test_groups_for_keeps_one_group_for_each_parameter():
+def test_groups_for_keeps_one_group_for_each_parameter() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
     result = abcfx.transform(model, torch.rand(3, 8), optimizer="adam", groups="parameter")
     assert len(result.groups_for("adam", result.module)) == len(result.groups_for("adam")) == 4
 
 
-def test_the_lightning_module_trains_as_a_trainer_would():
+def test_the_lightning_module_trains_as_a_trainer_would() -> None:
     torch.manual_seed(0)
     module = lightning_module.LightningGPT(width=64, base_width=32, lr=2**-6, steps=20)
     configured = module.configure_optimizers()
@@ -90,14 +91,14 @@ def test_the_lightning_module_trains_as_a_trainer_would():
 
 
 @pytest.mark.slow
-def test_mlp():
+def test_mlp() -> None:
     pytest.importorskip("sklearn")
     found = passed("mlp")
     assert found["transformed"][0] < found["base"][0] < found["as written"][0]
 
 
 @pytest.mark.slow
-def test_resnet_digits():
+def test_resnet_digits() -> None:
     pytest.importorskip("sklearn")
     found = passed("resnet_digits")
     assert found["loss"] < 0.5 and found["right"] > 0.7
@@ -105,33 +106,33 @@ def test_resnet_digits():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*NestedTensor:UserWarning")
-def test_vit_digits():
+def test_vit_digits() -> None:
     pytest.importorskip("sklearn")
     found = passed("vit_digits")
     assert found["transformed"][0] < found["as written"][0] - 0.3
 
 
 @pytest.mark.slow
-def test_moe():
+def test_moe() -> None:
     losses = passed("moe")["losses"]
     assert losses[-1] < losses[0] - 1
 
 
 @pytest.mark.slow
-def test_train_gpt():
+def test_train_gpt() -> None:
     found = passed("train_gpt")
     assert found["transformed"] < found["as written"] - 0.05
 
 
 @pytest.mark.slow
-def test_nanochat_like():
+def test_nanochat_like() -> None:
     found = passed("nanochat_like")
     assert found["transformed"] < found["base"] < math.log(nanochat_like.VOCABULARY) - 1
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
-def test_hf_trainer(tmp_path):
+def test_hf_trainer(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
     found = passed("hf_trainer", folder=str(tmp_path))
@@ -139,7 +140,7 @@ def test_hf_trainer(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hugging_face_model_is_still_itself():
+def test_a_hugging_face_model_is_still_itself() -> None:
     hf_trainer = importlib.import_module("abcfx.examples.hf_trainer")
     pytest.importorskip("transformers")
     model, result = hf_trainer.prepare(128)

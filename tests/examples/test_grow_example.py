@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,11 @@ import torch
 from abcfx.examples import grow_gpt
 
 
-def curve(losses, per_step):
+def curve(losses: list[float], per_step: float) -> grow_gpt.Curve:
     return grow_gpt.Curve(losses, [per_step * (i + 1) for i in range(len(losses))], [len(losses)], [losses[-1]])
 
 
-def test_equal_steps_and_equal_compute():
+def test_equal_steps_and_equal_compute() -> None:
     grown = curve([4.0, 3.0, 2.5, 2.0], 1.0)
     found = grow_gpt.compare(grown, curve([4.0, 3.0, 1.9, 1.0], 2.0))
     assert found.grown == 2.0
@@ -24,11 +25,11 @@ def test_equal_steps_and_equal_compute():
     assert grow_gpt.compare(grown, curve([4.0, 3.0, 2.9, 2.8], 2.0)).needed_compute is None
 
 
-def test_smoothing_is_a_mean_of_the_last_ones():
+def test_smoothing_is_a_mean_of_the_last_ones() -> None:
     assert grow_gpt.smoothed(curve([4.0, 2.0, 3.0], 1.0), 2) == [4.0, 3.0, 2.5]
 
 
-def test_a_mixture_of_equal_mlps_is_the_mlp():
+def test_a_mixture_of_equal_mlps_is_the_mlp() -> None:
     torch.manual_seed(0)
     mixture = grow_gpt.Mixture(grow_gpt.GPTConfig(d_model=16), 4, 2)
     for expert in mixture.experts:
@@ -38,7 +39,7 @@ def test_a_mixture_of_equal_mlps_is_the_mlp():
 
 
 @pytest.mark.slow
-def test_a_tiny_run_through_both_growths(tmp_path, capsys):
+def test_a_tiny_run_through_both_growths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = grow_gpt.main(
         ["--width", "16", "--steps", "20", "10", "10", "--lr", "0.02", "0.02", "0.01", "--out", str(tmp_path)]
     )

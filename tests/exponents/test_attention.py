@@ -103,13 +103,13 @@ def test_terms_that_are_summed_before_the_scale_hold_nothing_back() -> None:
 class Caching(nn.Module):
     """Returns keys and values beside its result, as models do that keep them for the next token."""
 
-    def __init__(self, width, returns):
+    def __init__(self, width: int, returns: bool) -> None:
         super().__init__()
         self.returns, self.tok, self.head = returns, nn.Embedding(11, width), nn.Linear(width, 11)
         self.q, self.o = nn.Linear(width, width), nn.Linear(width, width)
         self.k, self.v = nn.Linear(width, 8), nn.Linear(width, 8)
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.tok(tokens)
         q = self.q(x).unflatten(-1, (-1, 8)).transpose(1, 2)
         k, v = self.k(x).unsqueeze(1), self.v(x).unsqueeze(1)
@@ -118,7 +118,7 @@ class Caching(nn.Module):
         return (y, k, v) if self.returns else y
 
 
-def test_cached_keys_and_values_are_no_outputs_of_the_model():
+def test_cached_keys_and_values_are_no_outputs_of_the_model() -> None:
     tokens = torch.arange(10).view(2, 5)
     with_cache, without = (
         abcfx.transform(Caching(64, returns), (tokens,), base=Caching(16, returns)).spec for returns in (True, False)

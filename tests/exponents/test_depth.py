@@ -62,7 +62,9 @@ def deep(depth: str, layers: int = 8, kind: str = "plain", width: int = 32, **op
         ("mup", "sgd", -0.5, 0, None), ("mup", "lion", -0.5, -0.5, None),
     ],
 )  # fmt: skip
-def test_numbers_of_the_published_table(depth, optimizer, branch, lr, eps):
+def test_numbers_of_the_published_table(
+    depth: str, optimizer: str, branch: float, lr: float, eps: float | None
+) -> None:
     plain, result = deep("none", optimizer=optimizer), deep(depth, optimizer=optimizer)
     nodes = [n for n in scale_nodes(result.module.graph) if "branch" in n.meta["abcfx"].label]
     assert len(nodes) == 16 and {n.args[1] for n in nodes} == {4.0**branch}
@@ -76,7 +78,7 @@ def test_numbers_of_the_published_table(depth, optimizer, branch, lr, eps):
 
 @pytest.mark.parametrize("kind", ["plain", "gained", "parallel", "gpt2"])
 @pytest.mark.parametrize(("depth", "optimizer"), [("completep", "adamw"), ("mup", "sgd")])
-def test_absorbed_factors_train_the_same(kind, depth, optimizer):
+def test_absorbed_factors_train_the_same(kind: str, depth: str, optimizer: str) -> None:
     options = {"kind": kind, "optimizer": optimizer, "weight_decay": 0.1}
     inserted, sgd = deep(depth, **options), optimizer == "sgd"
     absorbed = deep(depth, scales="absorb", **options)
@@ -93,18 +95,18 @@ def change(depth: str, layers: int) -> float:
 
 
 @pytest.mark.slow
-def test_what_the_model_learns_in_a_few_steps_does_not_grow_with_depth():
+def test_what_the_model_learns_in_a_few_steps_does_not_grow_with_depth() -> None:
     slopes = {d: math.log(change(d, 64) / change(d, 4)) / math.log(64 / 4) for d in ("none", "mup", "completep")}
     assert abs(slopes["completep"]) < 0.1 and abs(slopes["mup"]) < 0.15
     assert slopes["none"] > 0.6
 
 
-def test_init_that_knows_depth_is_the_bases():
+def test_init_that_knows_depth_is_the_bases() -> None:
     result = deep("mup", kind="gpt2", width=16)
     assert result.spec["blocks.5.b.weight"]["std"] == pytest.approx(0.5 * (16 * 2) ** -0.5, rel=0.1)
 
 
-def test_same_depth_is_left_alone_and_blocks_without_branches_are_refused():
+def test_same_depth_is_left_alone_and_blocks_without_branches_are_refused() -> None:
     same = deep("completep", layers=2)
     assert not [n for n in scale_nodes(same.module.graph) if "branch" in n.meta["abcfx"].label]
 
@@ -148,7 +150,7 @@ class Odd(nn.Module):
     ("how", "branches"),
     [("two at once", 6), ("stream in the middle", 6), ("one inside the other", 3), ("gated", 3)],
 )
-def test_every_branch_of_the_stream_is_scaled_once(how, branches):
+def test_every_branch_of_the_stream_is_scaled_once(how: str, branches: int) -> None:
     x = torch.randn(4, 6)
     torch.manual_seed(0)
     model, base = Odd(16, 3, how, extra=4).double(), Odd(16, 1, how, extra=2).double()
@@ -159,6 +161,6 @@ def test_every_branch_of_the_stream_is_scaled_once(how, branches):
     torch.testing.assert_close(result.fold()(x.double()), result.module(x.double()), rtol=1e-12, atol=1e-12)
 
 
-def test_more_heads_are_no_depth():
+def test_more_heads_are_no_depth() -> None:
     result = abcfx.transform(Odd(16, 2, "gated", 8), torch.randn(4, 6), base=Odd(16, 2, "gated", 2), depth="completep")
     assert not [n for n in scale_nodes(result.module.graph) if "branch" in n.meta["abcfx"].label]

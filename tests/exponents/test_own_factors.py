@@ -1,5 +1,9 @@
 """Factors that a model itself multiplies with, as sqrt(d) at a table or d^-1/2 before a head, replace multipliers."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +17,15 @@ IDS = torch.arange(10).view(2, 5)
 class Model(nn.Module):
     """Table, block, norm with gain w or 1 + w, head. Factors are written for a model of width `counted`."""
 
-    def __init__(self, width, table="", head="", tied=True, one_plus=False, counted=None):
+    def __init__(
+        self,
+        width: int,
+        table: str = "",
+        head: str = "",
+        tied: bool = True,
+        one_plus: bool = False,
+        counted: int | None = None,
+    ) -> None:
         super().__init__()
         d = counted or width
         self.embedding, self.block = nn.Embedding(50, width), nn.Linear(width, width)
@@ -28,7 +40,7 @@ class Model(nn.Module):
         self.after_head = 16 / d if head == "after" else 1.0
         self.table = table
 
-    def forward(self, ids):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.embedding(ids)
         x = x * (self.normalizer.type(x.dtype) if self.table == "buffer" else self.at_table)
         x = x + torch.tanh(self.block(x))
@@ -37,7 +49,7 @@ class Model(nn.Module):
         return self.head(x * self.before_head) * self.after_head
 
 
-def transformed(scales, counted, **options):
+def transformed(scales: str, counted: int | None, **options: Any) -> abcfx.Transformed:
     torch.manual_seed(0)
     model, base = Model(WIDTH, counted=counted, **options), Model(BASE, **options)
     options = {"optimizer": "adamw", "weight_decay": 0.1, "eps": 1e-4, "lr": 0.01}
@@ -48,7 +60,7 @@ def transformed(scales, counted, **options):
     return abcfx.transform(model, IDS, base=base, scales=scales, verify=False, **options)
 
 
-def trajectory(result):
+def trajectory(result: abcfx.Transformed) -> list[float]:
     optimizer, losses = torch.optim.AdamW(result.param_groups), []
     for _ in range(10):
         loss = nn.functional.cross_entropy(result.module(IDS).flatten(0, 1), IDS.flip(0).flatten())
@@ -74,7 +86,7 @@ def trajectory(result):
     ],
     ids=str,
 )
-def test_a_factor_that_grows_trains_as_one_that_stays(options, scales):
+def test_a_factor_that_grows_trains_as_one_that_stays(options: dict[str, Any], scales: str) -> None:
     """The same model, whose factors are written for the base width, at every width: the same trajectory."""
     growing, staying = (transformed(scales, counted, **options) for counted in (None, BASE))
     assert trajectory(growing) == pytest.approx(trajectory(staying), rel=1e-12, abs=0.0)
@@ -89,13 +101,13 @@ def test_a_factor_that_grows_trains_as_one_that_stays(options, scales):
     ],
     ids=str,
 )
-def test_multipliers_of_a_tied_head(options, multiplier):
+def test_multipliers_of_a_tied_head(options: dict[str, Any], multiplier: dict[str, float]) -> None:
     """With b = 1/2 (and m = 4): a + b is 0 at the table and 1 at the head, less what the model divides by itself."""
     row = transformed("insert", None, **options).spec["embedding.weight"]
     assert row["b"] == 0.5 and row["multiplier"] == multiplier
 
 
-def test_a_gain_that_is_used_as_one_plus_takes_no_multiplier():
+def test_a_gain_that_is_used_as_one_plus_takes_no_multiplier() -> None:
     result = transformed("absorb", None, one_plus=True)
     assert result.spec["embedding.weight"]["multiplier"] == {"embedding": 1.0, "head": 0.25}
     assert result.spec["gain"]["b"] == 0.0
@@ -104,7 +116,7 @@ def test_a_gain_that_is_used_as_one_plus_takes_no_multiplier():
     assert plain.spec["gain"]["b"] == 1.0
 
 
-def test_given_exponents_are_checked_with_the_factor():
+def test_given_exponents_are_checked_with_the_factor() -> None:
     torch.manual_seed(0)
     model, base = Model(WIDTH, table="number", tied=False), Model(BASE, table="number", tied=False)
     given = abcfx.transform(model, IDS, base=base, exponents={"embedding.weight": (0.0, 0.5)})

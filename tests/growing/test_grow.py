@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import growth_models as models
 import pytest
@@ -42,7 +43,7 @@ GROWTHS = {
 }  # fmt: skip
 
 
-def pair_of(name):
+def pair_of(name: str) -> tuple[nn.Module, nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     small, large, inputs = GROWTHS[name]()
     return models.drawn(small), large.double(), inputs
@@ -50,7 +51,7 @@ def pair_of(name):
 
 @pytest.mark.parametrize("noise", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 @pytest.mark.parametrize("name", GROWTHS)
-def test_the_function_is_kept(name, noise):
+def test_the_function_is_kept(name: str, noise: float) -> None:
     small, large, inputs = pair_of(name)
     grown = abcfx.grow(small, large, inputs, noise=noise, seed=3)
     assert grown.module is large
@@ -75,12 +76,12 @@ def test_the_function_is_kept(name, noise):
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("mlp x2", "gpt", "experts, wider", "gpt, head_dim")),
     ],
 )
-def test_training_goes_on_along_the_same_course(name, optimizer):
+def test_training_goes_on_along_the_same_course(name: str, optimizer: Callable[..., object]) -> None:
     small, large, inputs = pair_of(name)
     batches = [inputs if inputs.is_floating_point() else models.tokens(2, 6, seed=i) for i in range(25)]
     first = optimizer(small.parameters())
 
-    def step(model, taken, batch):
+    def step(model: nn.Module, taken: torch.optim.Optimizer, batch: torch.Tensor) -> torch.Tensor:
         taken.zero_grad()
         output = model(batch)
         (output.tanh() * torch.linspace(-1, 1, output.shape[-1])).pow(2).sum().backward()
@@ -99,13 +100,13 @@ def test_training_goes_on_along_the_same_course(name, optimizer):
 
 @pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
 @pytest.mark.parametrize("sizes", [(16, 16), (8, 32)])
-def test_muon_goes_on_as_far_as_its_own_rounding_lets_it(sizes, adjust):
+def test_muon_goes_on_as_far_as_its_own_rounding_lets_it(sizes: tuple[int, int], adjust: str) -> None:
     """It computes in bfloat16. Singular values of copied matrices are larger, and its updates have them all at one."""
     small, large = models.drawn(models.Mlp(8)), models.Mlp(*sizes).double()
     matrices = [p for p in small.parameters() if p.ndim == 2]
     first = torch.optim.Muon(matrices, 1e-2, weight_decay=0.1, adjust_lr_fn=adjust)
 
-    def step(model, taken):
+    def step(model: nn.Module, taken: torch.optim.Optimizer) -> torch.Tensor:
         taken.zero_grad()
         (model(ROWS).tanh() * torch.linspace(-1, 1, 4)).pow(2).sum().backward()
         taken.step()
@@ -120,7 +121,7 @@ def test_muon_goes_on_as_far_as_its_own_rounding_lets_it(sizes, adjust):
     assert (got - expected).abs().max() < 0.03 * (expected - start).abs().max()
 
 
-def test_a_schedule_runs_on():
+def test_a_schedule_runs_on() -> None:
     small, large, inputs = pair_of("mlp x2")
     first = torch.optim.AdamW(small.parameters(), 1e-2)
     schedule = torch.optim.lr_scheduler.LambdaLR(first, lambda step: 1 / (1 + step))
@@ -134,7 +135,7 @@ def test_a_schedule_runs_on():
         assert group["initial_lr"] == pytest.approx(1e-2 * factor)
 
 
-def test_rates_are_those_of_the_plan():
+def test_rates_are_those_of_the_plan() -> None:
     """-log of the factor is the exponent that the LP finds for Adam under full alignment."""
     small, large, inputs = pair_of("gpt")
     spec = abcfx.transform(copy.deepcopy(large), (inputs,), base=copy.deepcopy(small), scales="absorb").spec
@@ -150,7 +151,9 @@ def test_rates_are_those_of_the_plan():
     (lambda: models.Gpt(16, 2), lambda: models.Gpt(32, 4, eps=1e-3), "a number in the graph is 0.001"),
     (lambda: models.Moe(), lambda: models.Moe(16, 24, 8, 2), "over a dim that grows"),
 ], ids=["uneven", "rotary", "shrinking", "eps", "experts"])  # fmt: skip
-def test_what_cannot_be_kept_is_refused_before_anything_is_written(small, large, match):
+def test_what_cannot_be_kept_is_refused_before_anything_is_written(
+    small: Callable[..., object], large: Callable[..., object], match: str
+) -> None:
     large = large()
     before = copy.deepcopy(large.state_dict())
     with pytest.raises(GrowthError, match=match):
@@ -158,20 +161,20 @@ def test_what_cannot_be_kept_is_refused_before_anything_is_written(small, large,
     assert all(torch.equal(tensor, before[name]) for name, tensor in large.state_dict().items())
 
 
-def test_a_tied_head_without_a_gain_before_it_is_refused():
+def test_a_tied_head_without_a_gain_before_it_is_refused() -> None:
     class Bare(nn.Module):
-        def __init__(self, width):
+        def __init__(self, width: int) -> None:
             super().__init__()
             self.tok, self.norm = nn.Embedding(9, width), nn.LayerNorm(width, 1e-5, False)
 
-        def forward(self, tokens):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
             return self.norm(self.tok(tokens)) @ self.tok.weight.T
 
     with pytest.raises(InfeasibleError, match="function preserving"):
         abcfx.grow(Bare(8), Bare(16), models.tokens() % 9)
 
 
-def test_fewer_blocks_and_other_architectures_are_refused():
+def test_fewer_blocks_and_other_architectures_are_refused() -> None:
     with pytest.raises(GrowthError, match="blocks has 3 blocks in the small model and 2"):
         abcfx.grow(models.Gpt(layers=3), models.Gpt(layers=2), models.tokens())
     with pytest.raises(PairingError):
@@ -181,7 +184,7 @@ def test_fewer_blocks_and_other_architectures_are_refused():
 
 
 @pytest.mark.parametrize(("depth", "sources"), [("stack", "0101"), ("interleave", "0011"), ("append", "0111")])
-def test_where_new_blocks_go(depth, sources):
+def test_where_new_blocks_go(depth: str, sources: str) -> None:
     small, large = models.drawn(models.Gpt(layers=2)), models.Gpt(layers=4).double()
     grown = abcfx.grow(small, large, models.tokens(), depth=depth, noise=0.0)
     for block, source in zip(large.blocks, sources, strict=True):
@@ -189,7 +192,7 @@ def test_where_new_blocks_go(depth, sources):
     assert grown.steps[-1].difference < 1e-12
 
 
-def test_whole_copies_change_the_function_and_the_report_says_so():
+def test_whole_copies_change_the_function_and_the_report_says_so() -> None:
     small, large = models.drawn(models.Gpt(layers=2)), models.Gpt(layers=4).double()
     grown = abcfx.grow(small, large, models.tokens(), zero_output=False)
     assert not grown.steps[-1].kept
@@ -197,7 +200,7 @@ def test_whole_copies_change_the_function_and_the_report_says_so():
     assert "FUNCTION CHANGED" in grown.report
 
 
-def test_a_larger_vocabulary_keeps_the_old_columns():
+def test_a_larger_vocabulary_keeps_the_old_columns() -> None:
     small, large = models.drawn(models.Gpt(16, 2)), models.Gpt(32, 4, vocabulary=31).double()
     own = large.head.weight.detach().clone()
     abcfx.grow(small, large, models.tokens())
@@ -205,7 +208,7 @@ def test_a_larger_vocabulary_keeps_the_old_columns():
     assert torch.equal(large.head.weight[models.VOCABULARY :], own[models.VOCABULARY :])
 
 
-def test_the_plan_says_how_every_tensor_was_made():
+def test_the_plan_says_how_every_tensor_was_made() -> None:
     small, large, inputs = pair_of("gpt, key-value heads stay")
     (widen,) = abcfx.grow(small, large, inputs, noise=0.0).plan
     for name, entry in widen["tensors"].items():
@@ -215,7 +218,7 @@ def test_the_plan_says_how_every_tensor_was_made():
         assert torch.equal(tensor * entry["factor"], dict(large.named_parameters())[name]), name
 
 
-def test_noise_adds_up_to_zero_over_the_copies_of_an_input():
+def test_noise_adds_up_to_zero_over_the_copies_of_an_input() -> None:
     widening = abcfx.passes.widen.Widening("w", ([[4, 8]], [[3, 9]]), 1 / 3, (1,))
     noise = zero_sum_noise((8, 9), widening, 0.3, torch.Generator().manual_seed(0))
     assert noise.view(8, 3, 3).sum(1).abs().max() < 1e-6
@@ -225,20 +228,20 @@ def test_noise_adds_up_to_zero_over_the_copies_of_an_input():
 class Latents(nn.Module):
     """Learned queries, and a learned token in front of the inputs: parameters that are no weights."""
 
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.token, self.queries = (nn.Parameter(torch.randn(1, n, width)) for n in (1, 3))
         self.patch, self.q, self.kv = nn.Linear(6, width), nn.Linear(width, width), nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, 4)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.patch(x).unsqueeze(1)], 1)
         k, v = self.kv(torch.tanh(x)).chunk(2, -1)
         q = self.q(torch.tanh(self.queries)).expand(x.shape[0], -1, -1)
         return self.head(((q @ k.mT).tanh() @ v).mean(1))
 
 
-def test_learned_inputs_get_no_noise():
+def test_learned_inputs_get_no_noise() -> None:
     torch.manual_seed(0)
     small, large = models.drawn(Latents(8)), Latents(16).double()
     grown = abcfx.grow(small, large, ROWS, noise=0.5)
@@ -246,7 +249,7 @@ def test_learned_inputs_get_no_noise():
     torch.testing.assert_close(large(ROWS), small(ROWS), rtol=0, atol=1e-12)
 
 
-def test_a_tensor_written_in_parts_is_the_same(monkeypatch):
+def test_a_tensor_written_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large, inputs = pair_of("gpt, key-value heads grow")
     abcfx.grow(small, large, inputs, noise=0.0)
     whole = copy.deepcopy(large.state_dict())
@@ -260,17 +263,17 @@ def test_a_tensor_written_in_parts_is_the_same(monkeypatch):
 class Peeking(nn.Module):
     """Takes one channel, as some encoders do, to read a shape off it."""
 
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.tok, self.head = nn.Embedding(models.VOCABULARY, width), nn.Linear(width, 4)
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.tok(tokens)
         length = x[:, :, -1].shape[1]
         return self.head(x) / length
 
 
-def test_what_no_output_depends_on_is_no_reason_to_refuse():
+def test_what_no_output_depends_on_is_no_reason_to_refuse() -> None:
     small, large = models.drawn(Peeking(8)), Peeking(16).double()
     abcfx.grow(small, large, models.tokens())
     torch.testing.assert_close(large(models.tokens()), small(models.tokens()), rtol=0, atol=1e-12)
@@ -279,11 +282,11 @@ def test_what_no_output_depends_on_is_no_reason_to_refuse():
 class Recurrent(nn.Module):
     """A cell that is called once for each token, so that its weights are used many times."""
 
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.tok, self.cell, self.head = nn.Embedding(23, width), nn.LSTMCell(width, width), nn.Linear(width, 23)
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x, states = self.tok(tokens), []
         h = c = torch.zeros_like(x[:, 0])
         for position in range(x.shape[1]):
@@ -295,19 +298,19 @@ class Recurrent(nn.Module):
 class Masked(nn.Module):
     """torch's encoder, which looks at the values of the mask that it is given."""
 
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(width, width // 8, 2 * width, 0.0, batch_first=True, norm_first=True)
         self.tok, self.layers = nn.Embedding(23, width), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.head = nn.Linear(width, 23)
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], dtype=torch.float64)
         return self.head(self.layers(self.tok(tokens), mask=mask))
 
 
 @pytest.mark.parametrize("kind", [Recurrent, pytest.param(Masked, marks=pytest.mark.slow)])
-def test_weights_that_are_used_again_and_masks_that_are_looked_at(kind):
+def test_weights_that_are_used_again_and_masks_that_are_looked_at(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     small, large = models.drawn(kind(16)), kind(32).double()
     (step,) = abcfx.grow(small, large, models.tokens(), noise=0.3).steps
@@ -316,7 +319,7 @@ def test_weights_that_are_used_again_and_masks_that_are_looked_at(kind):
     assert set(step.data["noised"]) == contracted
 
 
-def test_unknown_state_of_an_optimizer_is_refused_before_anything_is_written():
+def test_unknown_state_of_an_optimizer_is_refused_before_anything_is_written() -> None:
     small, large, inputs = pair_of("mlp x2")
     optimizer = torch.optim.SGD(small.parameters(), 0.1)
     optimizer.state[small.first.weight]["curvature"] = torch.ones_like(small.first.weight)
@@ -326,7 +329,7 @@ def test_unknown_state_of_an_optimizer_is_refused_before_anything_is_written():
     assert all(torch.equal(tensor, before[name]) for name, tensor in large.state_dict().items())
 
 
-def test_more_experts_in_a_list_are_no_deeper_model():
+def test_more_experts_in_a_list_are_no_deeper_model() -> None:
     small = models.Stream(lambda width, inner: models.ListedExperts(width, inner, 4, 2))
     large = models.Stream(lambda width, inner: models.ListedExperts(width, inner, 8, 4))
     with pytest.raises(GrowthError, match=r"(?s)mlps.0.experts has 4 submodules.*expected: blocks one behind another"):

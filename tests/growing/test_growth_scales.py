@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import pytest
@@ -22,36 +23,36 @@ TOKENS = torch.arange(3 * LENGTH).view(3, LENGTH) % VOCABULARY
 
 
 class Mlp(nn.Module):
-    def __init__(self, width, phi=F.gelu):
+    def __init__(self, width: int, phi: Callable[[torch.Tensor], torch.Tensor] = F.gelu) -> None:
         super().__init__()
         self.phi, self.first = phi, nn.Linear(6, width)
         self.hidden, self.last = nn.Linear(width, width), nn.Linear(width, 4)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(self.phi(self.hidden(self.phi(self.first(x)))))
 
 
 class Gated(nn.Module):
     """A residual block with a gated MLP, of two widths."""
 
-    def __init__(self, width, inner):
+    def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.tok, self.norm, self.head = nn.Embedding(VOCABULARY, width), nn.RMSNorm(width), nn.Linear(width, 4)
         self.up, self.gate, self.down = (nn.Linear(*s, bias=False) for s in [(width, inner)] * 2 + [(inner, width)])
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.tok(tokens)
         y = self.norm(x)
         return self.head(x + self.down(F.silu(self.gate(y)) * self.up(y)))
 
 
 class Attention(nn.Module):
-    def __init__(self, width, heads):
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads, self.tok, self.head = heads, nn.Embedding(VOCABULARY, width), nn.Linear(width, 4)
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.tok(tokens)
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
         return self.head(x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
@@ -60,12 +61,12 @@ class Attention(nn.Module):
 class Tied(nn.Module):
     """A tied head; `last` is what stands before it: a norm with or without affine parameters, or a function."""
 
-    def __init__(self, width, last):
+    def __init__(self, width: int, last: nn.Module) -> None:
         super().__init__()
         self.tok, self.hidden = nn.Embedding(VOCABULARY, width), nn.Linear(width, width)
         self.last = nn.LayerNorm(width, elementwise_affine=last == "affine") if isinstance(last, str) else last
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.tok(tokens)
         if isinstance(self.last, nn.LayerNorm):
             x = x + self.hidden(F.gelu(x))
@@ -73,18 +74,20 @@ class Tied(nn.Module):
 
 
 class Convolutions(nn.Module):
-    def __init__(self, width, groups):
+    def __init__(self, width: int, groups: int) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(3, width, 3), nn.Conv2d(width, width, 3)
         self.depthwise, self.norm = nn.Conv2d(width, width, 3, groups=width), nn.BatchNorm2d(width)
         self.grouped, self.head = nn.Conv2d(width, width, 1, groups=groups), nn.Linear(width, 4)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.norm(self.second(F.gelu(self.first(x)))))
         return self.head(F.silu(self.grouped(self.depthwise(x))).mean((2, 3)))
 
 
-def scales_of(large: nn.Module, small: nn.Module, x: torch.Tensor, multipliers: dict[str, float] | None = None):
+def scales_of(
+    large: nn.Module, small: nn.Module, x: torch.Tensor, multipliers: dict[str, float] | None = None
+) -> object:
     """The scales, and the ratio m that they are exponents of."""
     captured, base = (capture(model, (x,), method="export", modes=("train",)) for model in (large, small))
     growth = PairedGrowth(captured, base)
@@ -136,7 +139,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_by_hand_and_by_running_the_copy(name: str):
+def test_by_hand_and_by_running_the_copy(name: str) -> None:
     build, x, expected = CASES[name]
     torch.manual_seed(0)
     small, large = build(1), build(4)
@@ -153,12 +156,12 @@ def test_by_hand_and_by_running_the_copy(name: str):
     assert not torch.allclose(large(x), small(x), rtol=1e-3)
 
 
-def test_groups_that_grow_in_size_contract_what_grows():
+def test_groups_that_grow_in_size_contract_what_grows() -> None:
     scales, _ = scales_of(Convolutions(16, 2), Convolutions(8, 2), IMAGE)
     assert weights(scales) == {f"{n}.weight": -1 for n in ("second", "grouped", "head")}
 
 
-def test_two_widths_at_once_have_a_factor_each():
+def test_two_widths_at_once_have_a_factor_each() -> None:
     """width x2, inner x3: what contracts the one is divided by 2, what contracts the other by 3, exactly."""
     torch.manual_seed(0)
     small, large = Gated(8, 12), Gated(16, 36)
@@ -174,14 +177,14 @@ def test_two_widths_at_once_have_a_factor_each():
 
 
 @pytest.mark.parametrize(("a", "gain"), [(1.0, 0.0), (0.5, -0.5), (0.0, -1.0)])
-def test_a_multiplier_on_a_tied_head_spares_the_gain(a: float, gain: float):
+def test_a_multiplier_on_a_tied_head_spares_the_gain(a: float, gain: float) -> None:
     """E is used uncontracted, so v_E = 0; the head's k^1 is taken by its multiplier m^-a and by the norm's gain."""
     torch.manual_seed(0)
     scales, _ = scales_of(Tied(16, "affine"), Tied(8, "affine"), TOKENS, {"tok#2": a})
     assert [float(scales.exponent(name)) for name in ("tok.weight", "last.weight", "last.bias")] == [0.0, gain, gain]
 
 
-def test_a_multiplier_on_both_uses_moves_into_the_weight():
+def test_a_multiplier_on_both_uses_moves_into_the_weight() -> None:
     """m^-a on the weight, everywhere, is m^a in the scale: only W = m^-a w is seen by the rest."""
     multipliers = {"first": -0.5, "hidden": 0.25, "last": 0.5}
     plain, _ = scales_of(Mlp(16), Mlp(8), ROWS)
@@ -191,7 +194,7 @@ def test_a_multiplier_on_both_uses_moves_into_the_weight():
 
 
 @pytest.mark.parametrize(("last", "why"), [("plain", "an output of the model"), (F.gelu, "an output of the model")])
-def test_a_tied_head_after_a_norm_without_gain_is_refused_by_name(last, why):
+def test_a_tied_head_after_a_norm_without_gain_is_refused_by_name(last: str | Callable[..., object], why: str) -> None:
     with pytest.raises(abcfx.InfeasibleError) as raised:
         scales_of(Tied(16, last), Tied(8, last), TOKENS)
     message = str(raised.value)
@@ -202,15 +205,15 @@ def test_a_tied_head_after_a_norm_without_gain_is_refused_by_name(last, why):
     assert scales.exponent("tok.weight") == 0
 
 
-def test_added_constants_and_nonlinear_functions_of_parameters_are_pinned():
+def test_added_constants_and_nonlinear_functions_of_parameters_are_pinned() -> None:
     """x + 1 and tanh(gain) keep their sizes, so that neither a layer before nor the gain can make up for a tied use."""
 
     class Shifted(nn.Module):
-        def __init__(self, width, shift):
+        def __init__(self, width: int, shift: int) -> None:
             super().__init__()
             self.tok, self.gain, self.shift = nn.Embedding(VOCABULARY, width), nn.Parameter(torch.ones(width)), shift
 
-        def forward(self, tokens):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
             x = self.tok(tokens) * torch.tanh(self.gain)
             x = x + 1 if self.shift == "number" else torch.cat([x, torch.ones_like(x)], 1) if self.shift else x
             return F.linear(x, self.tok.weight)
@@ -223,7 +226,7 @@ def test_added_constants_and_nonlinear_functions_of_parameters_are_pinned():
 
 
 @pytest.mark.parametrize("name", ["mlp", "gated", "heads", "tied, norm with gain", "convolutions"])
-def test_the_copy_trains_as_the_small_model_does_at_the_rates_of_the_lp(name: str):
+def test_the_copy_trains_as_the_small_model_does_at_the_rates_of_the_lp(name: str) -> None:
     """Trajectory identity: the transformed large model, started as a copy, with the plan's Adam groups."""
     build, x, _ = CASES[name]
     torch.manual_seed(0)
@@ -251,7 +254,7 @@ def test_the_copy_trains_as_the_small_model_does_at_the_rates_of_the_lp(name: st
         assert not torch.allclose(small(x), before, rtol=1e-3)
 
 
-def test_equations_are_exact_and_say_what_contradicts():
+def test_equations_are_exact_and_say_what_contradicts() -> None:
     third = Fraction(1, 3)
     equations = Equations()
     assert equations.require({"x": Fraction(1), "y": Fraction(3), 1.0: Fraction(-1)})  # x + 3 y = 1

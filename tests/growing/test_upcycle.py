@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import growth_models as models
 import pytest
@@ -13,13 +14,13 @@ import abcfx
 from abcfx.errors import GrowthError
 
 
-def dense():
+def dense() -> models.Stream:
     torch.manual_seed(0)
     return models.drawn(models.Stream(models.DenseMlp))
 
 
 @pytest.mark.parametrize("experts", [models.ListedExperts, models.FusedExperts])
-def test_the_function_is_kept_whatever_the_layout(experts):
+def test_the_function_is_kept_whatever_the_layout(experts: type[nn.Module]) -> None:
     small, mixture = dense(), models.Stream(experts).double()
     grown = abcfx.upcycle(small, mixture, models.tokens())
     torch.testing.assert_close(mixture(models.tokens(seed=3)), small(models.tokens(seed=3)), rtol=0, atol=1e-12)
@@ -27,7 +28,7 @@ def test_the_function_is_kept_whatever_the_layout(experts):
     assert "gate, up" in grown.report or "made of" in grown.report
 
 
-def test_a_mixture_that_was_upcycled_grows():
+def test_a_mixture_that_was_upcycled_grows() -> None:
     small, mixture = dense(), models.Stream(models.FusedExperts).double()
     abcfx.upcycle(small, mixture, models.tokens())
     wider = models.Stream(models.FusedExperts, 32, 48, layers=3).double()
@@ -35,7 +36,7 @@ def test_a_mixture_that_was_upcycled_grows():
     torch.testing.assert_close(wider(models.tokens(seed=3)), small(models.tokens(seed=3)), rtol=0, atol=1e-12)
 
 
-def test_experts_part_although_they_start_equal():
+def test_experts_part_although_they_start_equal() -> None:
     small, mixture = dense(), models.Stream(models.FusedExperts).double()
     optimizer = torch.optim.AdamW(small.parameters(), 1e-2)
     small(models.tokens()).sin().mean().backward()
@@ -54,13 +55,13 @@ def test_experts_part_although_they_start_equal():
     assert mixture.mlps[0].router.weight.grad.abs().max() > 0
 
 
-def test_noise_on_experts_changes_the_function_and_is_labelled():
+def test_noise_on_experts_changes_the_function_and_is_labelled() -> None:
     grown = abcfx.upcycle(dense(), models.Stream(models.FusedExperts).double(), models.tokens(), noise=0.3)
     assert not grown.steps[0].kept
     assert grown.steps[0].difference > 1e-3
 
 
-def zero_router(mixture):
+def zero_router(mixture: nn.Module) -> None:
     for mlp in mixture.mlps:
         nn.init.zeros_(mlp.router.weight)
 
@@ -70,7 +71,7 @@ def zero_router(mixture):
     (lambda: models.Stream(models.ListedExperts, inner=20), "no layout has the shapes"),
     (lambda: models.Stream(models.DenseMlp), "no dense MLP that becomes"),
 ], ids=["weights below one", "narrower experts", "no mixture"])  # fmt: skip
-def test_what_would_not_keep_the_function_is_refused(make, match):
+def test_what_would_not_keep_the_function_is_refused(make: Callable[..., object], match: str) -> None:
     torch.manual_seed(1)
     mixture = make().double()
     before = copy.deepcopy(mixture.state_dict())
@@ -79,7 +80,7 @@ def test_what_would_not_keep_the_function_is_refused(make, match):
     assert all(torch.equal(tensor, before[name]) for name, tensor in mixture.state_dict().items())
 
 
-def test_a_zero_router_is_refused_with_the_reason():
+def test_a_zero_router_is_refused_with_the_reason() -> None:
     mixture = models.Stream(models.FusedExperts).double()
     zero_router(mixture)
     with pytest.raises(GrowthError, match=r"(?s)router mlps.0.router.weight is zero.*no gradient"):

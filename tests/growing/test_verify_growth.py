@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import growth_models as models
 import pytest
@@ -14,12 +15,14 @@ from abcfx.errors import GrowthError
 from abcfx.growing.output_gap import difference
 
 
-def loss(output, batch):
+def loss(output: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
     targets = models.tokens(*batch.shape, seed=9)
     return nn.functional.cross_entropy(output.flatten(0, 1), targets.flatten())
 
 
-def gpt(seed=0, noise=0.3, **large):
+def gpt(
+    seed: int = 0, noise: float = 0.3, **large: nn.Module
+) -> tuple[models.Gpt, models.Gpt, tuple[torch.optim.Optimizer, torch.optim.Optimizer]]:
     """(small, large, their optimizers) of a grown GPT after a few steps of the small one."""
     torch.manual_seed(seed)
     small = models.drawn(models.Gpt(32, 4, 2), seed)
@@ -35,7 +38,7 @@ def gpt(seed=0, noise=0.3, **large):
     return small, bigger, (optimizer, second)
 
 
-def moe(seed=0):
+def moe(seed: int = 0) -> tuple[models.Moe, models.Moe, None]:
     torch.manual_seed(seed)
     small, large = models.drawn(models.Moe(), seed), models.Moe(32, 48).double()
     abcfx.grow(small, large, models.tokens(), noise=0.3)
@@ -43,13 +46,13 @@ def moe(seed=0):
 
 
 @pytest.mark.parametrize("seed", range(1))
-def test_a_right_growth_passes_all_checks(seed):
+def test_a_right_growth_passes_all_checks(seed: int) -> None:
     small, large, optimizers = gpt(seed)
     checked = abcfx.verify_growth(small, large, models.tokens(3, 6, seed=seed), loss=loss, optimizers=optimizers)
     assert [each.status for each in checked] == ["PASS", "PASS", "SKIP", "PASS", "PASS", "PASS", "PASS"]
 
 
-def test_one_in_half_precision_does_too():
+def test_one_in_half_precision_does_too() -> None:
     small, large = models.drawn(models.Gpt(32, 4, 2)).bfloat16(), models.Gpt(64, 8, 4, inner=48).bfloat16()
     abcfx.grow(small, large, models.tokens(), noise=0.3)
     checked = abcfx.verify_growth(small, large, models.tokens(3, 6), loss=loss, raises=False)
@@ -58,43 +61,43 @@ def test_one_in_half_precision_does_too():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
-def test_it_does_for_twenty_seeds(seed):
+def test_it_does_for_twenty_seeds(seed: int) -> None:
     small, large, optimizers = gpt(seed, layers=3)
     assert abcfx.verify_growth(small, large, models.tokens(3, 6, seed=seed), loss=loss, optimizers=optimizers)
     small, large, _ = moe(seed)
     assert abcfx.verify_growth(small, large, models.tokens(3, 6, seed=seed), loss=loss)
 
 
-def undivided_router(small, large):
+def undivided_router(small: nn.Module, large: nn.Module) -> None:
     large.experts.router.weight.mul_(2)
 
 
-def swapped_experts(small, large):
+def swapped_experts(small: nn.Module, large: nn.Module) -> None:
     for weight in (large.experts.up, large.experts.down):
         weight.copy_(weight[[1, 0, 2, 3]])
 
 
-def halved_rotary_table(small, large):
+def halved_rotary_table(small: nn.Module, large: nn.Module) -> None:
     large.blocks[1].table.mul_(0.5)
 
 
-def other_theta(small, large):
+def other_theta(small: nn.Module, large: nn.Module) -> None:
     angles = 1000.0 ** (-torch.arange(4.0) / 4)
     for block in large.blocks:
         block.table.copy_(torch.arange(64.0)[:, None] * angles)
 
 
-def norm_eps(small, large):
+def norm_eps(small: nn.Module, large: nn.Module) -> None:
     large.blocks[0].norm2.eps = 1e-3
 
 
-def naive_tiling_of_fused_rows(small, large):
+def naive_tiling_of_fused_rows(small: nn.Module, large: nn.Module) -> None:
     """All rows tiled as one block, as if q, k and v were not fused."""
     weight = small.blocks[1].qkv.weight
     large.blocks[1].qkv.weight.copy_(weight.repeat(2, 2) / 2)
 
 
-def interleaved_key_value_heads(small, large):
+def interleaved_key_value_heads(small: nn.Module, large: nn.Module) -> None:
     rows = large.blocks[0].qkv.weight
     k, v = slice(64, 96), slice(96, 128)
     for part in (k, v):
@@ -102,28 +105,28 @@ def interleaved_key_value_heads(small, large):
             2, 0).flatten(0, 1).repeat(1, 2) / 2  # fmt: skip
 
 
-def halved_embedding(small, large):
+def halved_embedding(small: nn.Module, large: nn.Module) -> None:
     large.tok.weight.mul_(0.5)
 
 
-def undivided_down_projection(small, large):
+def undivided_down_projection(small: nn.Module, large: nn.Module) -> None:
     large.blocks[0].down.weight.mul_(2)
 
 
-def undivided_head(small, large):
+def undivided_head(small: nn.Module, large: nn.Module) -> None:
     large.head.weight.mul_(2)
 
 
-def plain_noise(small, large):
+def plain_noise(small: nn.Module, large: nn.Module) -> None:
     weight = large.blocks[1].up.weight
     weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * 0.1 * weight.std())
 
 
-def bias_forgotten(small, large):
+def bias_forgotten(small: nn.Module, large: nn.Module) -> None:
     large.blocks[1].proj.bias.zero_()
 
 
-def infinite_weight(small, large):
+def infinite_weight(small: nn.Module, large: nn.Module) -> None:
     large.blocks[0].gate.weight[0, 0] = float("inf")
 
 
@@ -151,7 +154,9 @@ QUICK = (undivided_router, halved_rotary_table, naive_tiling_of_fused_rows, plai
     ("make", "fault", "check", "place"),
     [pytest.param(*each, id=each[1].__name__, marks=[] if each[1] in QUICK else pytest.mark.slow) for each in FAULTS],
 )
-def test_a_planted_fault_fails_its_check_first_and_is_named(make, fault, check, place):
+def test_a_planted_fault_fails_its_check_first_and_is_named(
+    make: Callable[..., object], fault: Callable[..., object], check: str, place: str
+) -> None:
     small, large, _ = make()
     with torch.no_grad():
         fault(small, large)
@@ -163,7 +168,7 @@ def test_a_planted_fault_fails_its_check_first_and_is_named(make, fault, check, 
     assert found.fix
 
 
-def test_without_noise_copies_stay_equal():
+def test_without_noise_copies_stay_equal() -> None:
     small, large, _ = gpt(noise=0.0)
     found = abcfx.verify_growth(small, large, models.tokens(3, 6), loss=loss, raises=False).first_failure
     assert found.check.startswith("C3")
@@ -172,7 +177,7 @@ def test_without_noise_copies_stay_equal():
 
 
 @pytest.mark.parametrize("what", ["moments", "rates"])
-def test_an_optimizer_that_was_not_carried_along(what):
+def test_an_optimizer_that_was_not_carried_along(what: str) -> None:
     small, large, (first, second) = gpt()
     for group in second.param_groups if what == "rates" else ():
         group["lr"] = 1e-2
@@ -186,7 +191,7 @@ def test_an_optimizer_that_was_not_carried_along(what):
     assert found.check.startswith("C5")
 
 
-def test_new_blocks_that_add_something_are_a_warning():
+def test_new_blocks_that_add_something_are_a_warning() -> None:
     small, deep = models.drawn(models.Gpt(32, 4, 2)), models.Gpt(32, 4, 2, layers=3).double()
     abcfx.grow(small, deep, models.tokens(), zero_output=False)
     checked = abcfx.verify_growth(small, deep, models.tokens(3, 6), loss=loss, raises=False)
@@ -194,7 +199,7 @@ def test_new_blocks_that_add_something_are_a_warning():
     assert checked["C4"].path == "blocks.2"
 
 
-def test_a_failure_raises_with_its_place_and_what_to_write():
+def test_a_failure_raises_with_its_place_and_what_to_write() -> None:
     small, large, _ = gpt()
     with torch.no_grad():
         undivided_down_projection(small, large)
@@ -202,14 +207,14 @@ def test_a_failure_raises_with_its_place_and_what_to_write():
         abcfx.verify_growth(small, large, models.tokens(), loss=loss)
 
 
-def test_two_architectures_fail_at_the_first_difference():
+def test_two_architectures_fail_at_the_first_difference() -> None:
     small, _, _ = moe()
     found = abcfx.verify_growth(small, models.Gpt(32, 4).double(), models.tokens(), loss=loss, raises=False)
     assert found["C1"].status == "FAIL"
     assert found["C4"].status == "SKIP"
 
 
-def test_it_works_on_what_other_code_has_grown():
+def test_it_works_on_what_other_code_has_grown() -> None:
     """Tiled and divided by hand, with noise of its own."""
     small = models.drawn(models.Mlp(8))
     large = models.Mlp(16).double()
@@ -227,7 +232,7 @@ def test_it_works_on_what_other_code_has_grown():
     assert "verdict: PASS" in str(checked)
 
 
-def test_what_is_not_a_number_is_infinitely_far_off():
+def test_what_is_not_a_number_is_infinitely_far_off() -> None:
     one, dims = torch.ones(2, 3), [[[2, 2]], [[3, 3]]]
     broken = one.clone()
     broken[1, 2] = float("nan")
@@ -238,16 +243,16 @@ def test_what_is_not_a_number_is_infinitely_far_off():
 class Powered(nn.Module):
     """A learned exponent: by which factor the result should differ cannot be known beforehand."""
 
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(6, width), nn.Linear(width, 4)
         self.exponent = nn.Parameter(torch.tensor(1.5))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.last(self.first(x).abs() ** self.exponent)
 
 
-def test_a_learned_exponent_is_followed():
+def test_a_learned_exponent_is_followed() -> None:
     torch.manual_seed(0)
     small, large = models.drawn(Powered(8)), Powered(16).double()
     rows = torch.randn(5, 6, dtype=torch.float64)
@@ -255,7 +260,7 @@ def test_a_learned_exponent_is_followed():
     assert abcfx.verify_growth(small, large, rows, loss=lambda y, _: (y - 1).pow(2).mean())
 
 
-def test_models_are_left_as_they_were():
+def test_models_are_left_as_they_were() -> None:
     small, large, optimizers = gpt()
     before = copy.deepcopy((small.state_dict(), large.state_dict()))
     large.train(), small.eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -30,12 +32,12 @@ def randomised(module: nn.Module, std: float = 0.5) -> nn.Module:
 
 
 @pytest.fixture
-def deepseek():
+def deepseek() -> ModuleType:
     return pytest.importorskip("transformers.models.deepseek_v4.modeling_deepseek_v4", reason="needs transformers")
 
 
 @pytest.mark.parametrize(("n", "iters", "eps"), [(4, 20, 1e-6), (2, 3, 1e-4), (8, 1, 1e-6)])
-def test_equal_to_transformers(deepseek, n, iters, eps):
+def test_equal_to_transformers(deepseek: ModuleType, n: int, iters: int, eps: float) -> None:
     import transformers
 
     config = transformers.DeepseekV4Config(
@@ -66,11 +68,11 @@ def test_equal_to_transformers(deepseek, n, iters, eps):
     torch.testing.assert_close(head(x), their_head(x), rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_are_right():
+def test_gradients_are_right() -> None:
     module = randomised(HyperConnection(3, 2, 4)).double()
     x, out = streams(2, 2, 3).double().requires_grad_(), streams(2, 3, seed=2).double().requires_grad_()
 
-    def run(x, out, *_):
+    def run(x: torch.Tensor, out: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         y, write, mix = module(x)
         return y, module.update(x, out, write, mix)
 
@@ -78,7 +80,7 @@ def test_gradients_are_right():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
-def test_it_compiles_to_one_graph():
+def test_it_compiles_to_one_graph() -> None:
     module = randomised(HyperConnection(16, 4, 5))
     x = streams(2, 3, 4, 16)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -88,7 +90,7 @@ def test_it_compiles_to_one_graph():
     assert all(p.grad is not None for p in module.parameters())
 
 
-def test_identical_streams_stay_identical_and_any_leading_dims_do():
+def test_identical_streams_stay_identical_and_any_leading_dims_do() -> None:
     module = randomised(HyperConnection(16))
     x = streams(7, 1, 16).expand(7, 4, 16)
     _, _, mix = module(x)
@@ -96,7 +98,7 @@ def test_identical_streams_stay_identical_and_any_leading_dims_do():
     assert module(x[0])[0].shape == (16,)
 
 
-def test_low_precision_streams_keep_their_dtype():
+def test_low_precision_streams_keep_their_dtype() -> None:
     module, head = HyperConnection(16), HyperHead(16)
     x = streams(2, 3, 4, 16).bfloat16()
     y, write, mix = module(x)
@@ -104,7 +106,7 @@ def test_low_precision_streams_keep_their_dtype():
 
 
 @pytest.mark.parametrize("iters", [1, 2, 20])
-def test_the_jacobian_is_that_of_autograd(iters):
+def test_the_jacobian_is_that_of_autograd(iters: int) -> None:
     logits = streams(3, 4, 4).double()
     expected = torch.stack(
         [torch.autograd.functional.jacobian(lambda z: sinkhorn(z, iters), z).reshape(16, 16) for z in logits]
@@ -112,14 +114,14 @@ def test_the_jacobian_is_that_of_autograd(iters):
     torch.testing.assert_close(sinkhorn_jacobian(logits, iters), expected)
 
 
-def test_sums_are_one_and_columns_are_so_first():
+def test_sums_are_one_and_columns_are_so_first() -> None:
     mix = sinkhorn(3 * streams(50, 4, 4).double())
     assert (mix.sum(-2) - 1).abs().max() < 1.2e-6
     assert 1e-4 < (mix.sum(-1) - 1).abs().max() < 0.3
 
 
 @pytest.mark.parametrize("n", [2, 4, 7])
-def test_the_projector_removes_what_sinkhorn_cannot_see(n):
+def test_the_projector_removes_what_sinkhorn_cannot_see(n: int) -> None:
     projector, basis = (make(n, dtype=torch.float64) for make in (gauge_projector, gauge_basis))
     torch.testing.assert_close(projector @ projector, projector)
     torch.testing.assert_close(basis @ basis.mT, projector)
@@ -138,6 +140,6 @@ def test_the_projector_removes_what_sinkhorn_cannot_see(n):
         (lambda: HyperConnection(0), "dim=0"),
     ],
 )
-def test_bad_input_is_refused(call, words):
+def test_bad_input_is_refused(call: Callable[..., object], words: str) -> None:
     with pytest.raises(abcfx.InvalidInputError, match=words):
         call()

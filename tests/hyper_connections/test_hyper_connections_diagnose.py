@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,12 +48,12 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
         (3, 20, 4.2e-3), (3, 50, 5.6e-4), (8, 20, 2.1e-2),
     ],
 )  # fmt: skip
-def test_sinkhorn_error(seed, std, iters, error):
+def test_sinkhorn_error(seed: int, std: float, iters: int, error: float) -> None:
     found = sinkhorn_error(sinkhorn(std * randn(2000, 4, 4, seed=seed), iters)).worst
     assert float(found.mean()) == pytest.approx(error, rel=0.3)
 
 
-def test_the_rate_is_the_second_singular_value_squared():
+def test_the_rate_is_the_second_singular_value_squared() -> None:
     logits = 3 * randn(200, 4, 4)
     rate = sinkhorn_error(sinkhorn(logits, 500, 1e-12)).rate
     errors = [sinkhorn_error(sinkhorn(logits, iters, 1e-14)).worst for iters in (30, 31)]
@@ -67,7 +70,7 @@ def test_the_rate_is_the_second_singular_value_squared():
 @pytest.mark.parametrize(
     ("std", "iters", "norm", "error"), [(1, 1, 1.13, 0.09), (3, 1, 1.6, 0.15), (1, 20, 1.0, 1e-3), (3, 20, 1.01, 0.01)]
 )
-def test_spectrum(seed, std, iters, norm, error):
+def test_spectrum(seed: int, std: int, iters: int, norm: float, error: float) -> None:
     """The largest of 2000; that of more is larger after one iteration (1.24 and 1.71 in the study)."""
     found = spectrum(sinkhorn(std * randn(2000, 4, 4, seed=seed), iters)).norm
     assert float(found.max()) == pytest.approx(norm, abs=error)
@@ -79,7 +82,7 @@ def test_spectrum(seed, std, iters, norm, error):
     ("iters", "largest", "leak"),
     [(1, 0.3601, 0.14), (2, 0.3539, 3.2e-2), (5, 0.3536, 1.2e-3), (10, 0.3536, 2.3e-5), (20, 0.3536, 1.8e-6)],
 )
-def test_quotient_jacobian(seed, iters, largest, leak):
+def test_quotient_jacobian(seed: int, iters: int, largest: float, leak: float) -> None:
     found = quotient_jacobian(randn(2000, 4, 4, seed=seed), iters)
     assert float(found.largest.mean()) == pytest.approx(largest, abs=0.0025)
     assert float(found.smallest.mean()) == pytest.approx(0.065, abs=0.004)
@@ -90,7 +93,7 @@ def test_quotient_jacobian(seed, iters, largest, leak):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_sensitivity_and_updates_with_the_init_of_the_study(seed):
+def test_sensitivity_and_updates_with_the_init_of_the_study(seed: int) -> None:
     found = diagnose(WIDTHS, init="constant", rate_exponent=0.0, seed=seed)
     for quantity, values in {
         "mix": (0.147, 0.284, 0.558, 1.114, 2.247),
@@ -115,7 +118,7 @@ LAWS = [("constant", 1.0, 0.5), ("fan_in", 0.5, 0.0), ("mup", 0.0, -0.5)]
 
 
 @pytest.mark.parametrize(("init", "worst", "typical"), LAWS)
-def test_slopes_follow_the_law_of_the_init(init, worst, typical):
+def test_slopes_follow_the_law_of_the_init(init: str, worst: float, typical: float) -> None:
     slopes = {(s.diagnostic, s.quantity): s for s in diagnose(init=init, seed=3).slopes}
     assert all(slope.agrees for slope in slopes.values())
     for part in ("mix", "read", "write"):
@@ -124,7 +127,7 @@ def test_slopes_follow_the_law_of_the_init(init, worst, typical):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_update_is_that_of_the_optimizer(optimizer):
+def test_the_update_is_that_of_the_optimizer(optimizer: str) -> None:
     module = HyperConnection(16).double()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -155,7 +158,7 @@ def logits(module: HyperConnection, x: Tensor) -> Tensor:
     return mixing_logits(x, module.weight, module.scale, module.base, module.eps).mix.flatten(-2).detach()
 
 
-def test_the_sensitivity_is_that_of_autograd():
+def test_the_sensitivity_is_that_of_autograd() -> None:
     x, weight, scale, base = randn(4, 8), 0.3 * randn(24, 32, seed=1), randn(3, seed=2), randn(24, seed=3)
     jacobians = torch.autograd.functional.jacobian(lambda x: stream_weights(x, weight, scale, base, 4, 7), x)
     found = sensitivity(x, weight, scale, base, 7)
@@ -182,7 +185,7 @@ def test_the_sensitivity_is_that_of_autograd():
         ({"base": -8.0}, "gate_statistics", "FAIL"),
     ],
 )
-def test_each_diagnostic_fails_on_its_fault(fault, diagnostic, status):
+def test_each_diagnostic_fails_on_its_fault(fault: dict[str, Any], diagnostic: str, status: str) -> None:
     found = diagnose((64, 256, 1024), **fault)
     assert found.status(diagnostic) == status
     assert bool(found) == (status != "FAIL")
@@ -191,12 +194,12 @@ def test_each_diagnostic_fails_on_its_fault(fault, diagnostic, status):
 
 
 @pytest.mark.parametrize("options", [{}, {"streams": 2}, {"streams": 8, "iters": 50}, {"init": "zero"}, {"eps": 1e-8}])
-def test_without_a_fault_it_passes(options):
+def test_without_a_fault_it_passes(options: dict[str, Any]) -> None:
     found = diagnose((64, 256, 1024), **options)
     assert found.verdict == "PASS", str(found)
 
 
-def test_the_whole_suite_takes_less_than_two_seconds():
+def test_the_whole_suite_takes_less_than_two_seconds() -> None:
     diagnose()
     start = time.process_time()
     diagnose(WIDTHS, samples=30)
@@ -247,7 +250,7 @@ class Stack(nn.Module):
         return x
 
 
-def test_every_hyper_connection_of_a_model_is_found_with_what_flows_through_it():
+def test_every_hyper_connection_of_a_model_is_found_with_what_flows_through_it() -> None:
     torch.manual_seed(0)
     model = HyperGPT(HyperGPTConfig(d_model=32, n_layer=2, sinkhorn_iters=9)).train()
     model.blocks[0].eval()
@@ -268,7 +271,7 @@ def test_every_hyper_connection_of_a_model_is_found_with_what_flows_through_it()
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers' own
-def test_those_of_transformers_deepseek_are_found():
+def test_those_of_transformers_deepseek_are_found() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.DeepseekV4Config(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=16, vocab_size=64, hc_sinkhorn_iters=7,
@@ -280,7 +283,7 @@ def test_those_of_transformers_deepseek_are_found():
     assert [each.sample.iters for each in found if each.sample is not None] == [7] * 4
 
 
-def test_those_written_by_hand_are_found_and_their_faults_seen():
+def test_those_written_by_hand_are_found_and_their_faults_seen() -> None:
     torch.manual_seed(0)
     x = randn(4, 9, 3, 16).float()
     good = diagnose(model=Stack(Separate(16), Separate(16)), inputs=(x,))
@@ -295,7 +298,7 @@ def test_those_written_by_hand_are_found_and_their_faults_seen():
     assert diagnose(model=Stack(saturated), inputs=x).status("gate_statistics") == "FAIL"
 
 
-def test_many_are_shown_by_their_extremes():
+def test_many_are_shown_by_their_extremes() -> None:
     shown = str(diagnose(model=Stack(*(Separate(8) for _ in range(6))), inputs=randn(2, 9, 3, 8).float()))
     assert "smallest" in shown
     assert "and 5 PASS" in shown
@@ -304,7 +307,7 @@ def test_many_are_shown_by_their_extremes():
 # -- what comes back
 
 
-def test_json_table_and_figure(tmp_path):
+def test_json_table_and_figure(tmp_path: Path) -> None:
     found = diagnose((32, 64), samples=4, init="zero")
     data = json.loads(found.to_json())
     assert data["verdict"] == found.verdict
@@ -326,7 +329,7 @@ def tokens(): return torch.arange(16).view(2, 8)
 """
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["hyper-connections", "--widths", "32,64", "--samples", "4", "--seed", "3"]) == 0
     assert "hyper-connections: PASS" in capsys.readouterr().out
     assert cli.main(["hyper-connections", "--widths", "32,256", "--init", "constant", "--json"]) == 1
@@ -354,6 +357,6 @@ def test_the_command(tmp_path, capsys):
         (lambda: logit_update(randn(4, 8), randn(24, 32), randn(3), randn(24), "lion"), "expected one of sgd, adam"),
     ],
 )
-def test_bad_input_is_refused(call, words):
+def test_bad_input_is_refused(call: Callable[..., object], words: str) -> None:
     with pytest.raises(abcfx.InvalidInputError, match=words):
         call()

@@ -144,7 +144,9 @@ VARIANTS = [
 
 @pytest.mark.parametrize("capture", ["symbolic", "export"])
 @pytest.mark.parametrize(("streams", "normalise", "mix"), VARIANTS, ids=lambda each: getattr(each, "__name__", each))
-def test_a_handmade_one_is_seen_for_what_it_is(capture, streams, normalise, mix):
+def test_a_handmade_one_is_seen_for_what_it_is(
+    capture: str, streams: int, normalise: Callable[..., object], mix: Callable[..., object]
+) -> None:
     if capture == "symbolic" and mix is by_bmm:
         pytest.skip("x.shape cannot be unpacked in a symbolic trace")
     large, small = (Handmade(width, streams, normalise, mix) for width in (128, 32))
@@ -156,7 +158,7 @@ def test_a_handmade_one_is_seen_for_what_it_is(capture, streams, normalise, mix)
 
 
 @pytest.mark.parametrize("capture", ["symbolic", "export"])
-def test_one_matrix_with_the_norm_after_it(capture):
+def test_one_matrix_with_the_norm_after_it(capture: str) -> None:
     result = abcfx.transform(OneMatrix(128), INPUTS, base=OneMatrix(32), capture=capture)
     check(result, ["phi"])
     assert result.spec["beta"]["role"] == "scalar"
@@ -179,7 +181,7 @@ def check(result: abcfx.Transformed, generators: list[str]) -> None:
 
 
 @pytest.mark.parametrize("capture", ["symbolic", "export"])
-def test_the_module_gets_the_exponents_of_a_readout(capture):
+def test_the_module_gets_the_exponents_of_a_readout(capture: str) -> None:
     result = abcfx.transform(gpt(256), TOKENS, base=gpt(64), capture=capture, optimizer="adamw")
     assert any("1 product (scaled_dot_product_attention)" in note for note in result.notes), result.notes
     for name in ("blocks.0.attn_hc", "blocks.0.mlp_hc", "collapse"):
@@ -190,13 +192,13 @@ def test_the_module_gets_the_exponents_of_a_readout(capture):
             assert (row["role"], row["a"], row["b"], row["c"], row["growth"]) == ("scalar", 0, 0, 0, [0.0])
 
 
-def test_sgd_takes_the_sum_over_the_width_into_account_that_a_gate_sends_back():
+def test_sgd_takes_the_sum_over_the_width_into_account_that_a_gate_sends_back() -> None:
     sgd = abcfx.transform(gpt(256), TOKENS, base=gpt(64), optimizer="sgd", scales="off", verify=False)
     assert sgd.spec["blocks.0.attn_hc.weight"]["c"] == 1.0
     assert sgd.spec["blocks.0.attn_hc.base"]["c"] == 0.0
 
 
-def test_a_bottleneck_and_a_gate_that_do_not_weigh_their_own_input_keep_the_fan_in_init():
+def test_a_bottleneck_and_a_gate_that_do_not_weigh_their_own_input_keep_the_fan_in_init() -> None:
     class Other(nn.Module):
         def __init__(self, width: int) -> None:
             super().__init__()
@@ -228,10 +230,10 @@ def check_slopes(widths: tuple[int, ...], seeds: int, tolerance: float) -> None:
 
 
 @pytest.mark.slow
-def test_updates_of_every_layer_keep_their_size():
+def test_updates_of_every_layer_keep_their_size() -> None:
     check_slopes((64, 256), seeds=2, tolerance=0.4)
 
 
 @pytest.mark.slow
-def test_updates_of_every_layer_keep_their_size_up_to_width_512():
+def test_updates_of_every_layer_keep_their_size_up_to_width_512() -> None:
     check_slopes(WIDTHS, seeds=10, tolerance=0.15)

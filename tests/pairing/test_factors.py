@@ -19,7 +19,7 @@ from abcfx.pairing.factors import factor_models, factors_of, largest_ratio, size
 from abcfx.pairing.factors.atoms import UnfitError, described, fresh, joined, piece, regrouped, unify
 
 
-def index_map(dim):
+def index_map(dim: int) -> torch.Tensor:
     return widen.index_map(factors_of(dim))
 
 
@@ -29,7 +29,7 @@ TOKENS = torch.arange(12).view(2, 6) % 11
 class Attention(nn.Module):
     """Grouped-query attention; q, k, v in one matrix or in three."""
 
-    def __init__(self, width, heads, kv_heads, fused=True, head_dim=8):
+    def __init__(self, width: int, heads: int, kv_heads: int, fused: bool = True, head_dim: int = 8) -> None:
         super().__init__()
         self.sizes = [heads * head_dim, kv_heads * head_dim, kv_heads * head_dim]
         self.repeats, self.head_dim = heads // kv_heads, head_dim
@@ -38,7 +38,7 @@ class Attention(nn.Module):
         self.qkv = nn.ModuleList(nn.Linear(width, size) for size in rows)
         self.out = nn.Linear(self.sizes[0], width)
 
-    def forward(self, tokens):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.tok(tokens)
         y = [layer(self.norm(x)) for layer in self.qkv]
         q, k, v = y if len(y) == 3 else y[0].split(self.sizes, -1)
@@ -48,24 +48,24 @@ class Attention(nn.Module):
 
 
 class Convolutions(nn.Module):
-    def __init__(self, channels, groups):
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.first, self.norm = nn.Conv2d(3, channels, 3), nn.GroupNorm(groups, channels)
         self.grouped = nn.Conv2d(channels, channels, 3, groups=groups)
         self.depthwise = nn.Conv2d(channels, channels, 3, groups=channels)
         self.up = nn.ConvTranspose2d(channels, 5, 2, groups=1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.up(self.depthwise(F.relu(self.grouped(self.norm(self.first(x))))))
 
 
 class Deep(nn.Module):
-    def __init__(self, width, depth):
+    def __init__(self, width: int, depth: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
         self.first, self.last = nn.Linear(6, width), nn.Linear(width, 4)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.first(x)
         for block in self.blocks:
             gate, value = block(x).chunk(2, -1)
@@ -73,7 +73,7 @@ class Deep(nn.Module):
         return self.last(x)
 
 
-def dims_of(small, large, *args, name):
+def dims_of(small: nn.Module, large: nn.Module, *args: object, name: str) -> str:
     blocks = abcfx.pairing.match_blocks(dict(large.named_parameters()), dict(small.named_parameters()))
     factors = factor_models((small, large), args=args, kwargs=None, blocks=blocks)
     assert not [problem for problem in factors.problems if problem.fatal]
@@ -85,7 +85,7 @@ pairs = st.tuples(st.integers(1, 6), st.integers(1, 6))
 
 @given(st.lists(pairs, min_size=1, max_size=4))
 @settings(deadline=None)
-def test_views_there_and_back_keep_every_index(shape):
+def test_views_there_and_back_keep_every_index(shape: int) -> None:
     total = math.prod(small for small, _ in shape), math.prod(large for _, large in shape)
     whole = fresh(total)
     assert [sizes(dim) for dim in regrouped([whole], shape)] == shape
@@ -100,7 +100,7 @@ def test_views_there_and_back_keep_every_index(shape):
 
 @given(st.lists(pairs, min_size=1, max_size=4))
 @settings(deadline=None)
-def test_pieces_of_a_dim_lie_one_behind_another(parts):
+def test_pieces_of_a_dim_lie_one_behind_another(parts: list[int]) -> None:
     total = tuple(map(sum, zip(*parts, strict=True)))
     whole, start, cut = fresh(total), (0, 0), []
     for size in parts:
@@ -118,7 +118,7 @@ def test_pieces_of_a_dim_lie_one_behind_another(parts):
         assert largest_ratio(whole) == max(Fraction(large, small) for small, large in parts)
 
 
-def test_what_cannot_be_one_dim_is_refused():
+def test_what_cannot_be_one_dim_is_refused() -> None:
     with pytest.raises(UnfitError, match="against"):
         unify(fresh((4, 8)), fresh((4, 12)))
     with pytest.raises(UnfitError, match="cut"):
@@ -127,7 +127,7 @@ def test_what_cannot_be_one_dim_is_refused():
         piece(fresh((4, 8)), (2, 0), (2, 4))
 
 
-def test_copies_of_a_dim_that_is_no_multiple():
+def test_copies_of_a_dim_that_is_no_multiple() -> None:
     assert widen.copies(factors_of(fresh((4, 6)))).tolist() == [2, 2, 1, 1]
 
 
@@ -139,17 +139,17 @@ def test_copies_of_a_dim_that_is_no_multiple():
         ((16, 4, 2), (16, 8, 4), "[2->4 x 2 x 8 | 2->4 x 8 | 2->4 x 8] , 16"),
     ],
 )
-def test_rows_of_a_fused_projection(small, large, expected):
+def test_rows_of_a_fused_projection(small: tuple[int, int, int], large: tuple[int, int, int], expected: str) -> None:
     assert dims_of(Attention(*small), Attention(*large), TOKENS, name="qkv.0.weight") == expected
 
 
-def test_columns_of_the_projection_behind_it():
+def test_columns_of_the_projection_behind_it() -> None:
     dims = dims_of(Attention(16, 4, 2), Attention(16, 8, 2), TOKENS, name="out.weight")
     assert dims == "16 , 2 x 2->4 x 8"
 
 
 @pytest.mark.parametrize(("groups", "expected"), [((2, 2), "2 x 4->8 , 4->8"), ((2, 4), "2->4 x 4 , 4")])
-def test_grouped_convolution(groups, expected):
+def test_grouped_convolution(groups: tuple[int, int], expected: str) -> None:
     small, large = (Convolutions(channels, g) for channels, g in zip((8, 16), groups, strict=True))
     dims = dims_of(small, large, torch.zeros(1, 3, 8, 8), name="grouped.weight")
     rows, columns, *_ = dims.split(" , ")
@@ -157,21 +157,21 @@ def test_grouped_convolution(groups, expected):
     assert math.prod(int(x.split("->")[-1]) for x in rows.split(" x ")) == 16
 
 
-def test_more_blocks_than_the_base_has():
+def test_more_blocks_than_the_base_has() -> None:
     small, large = Deep(4, 1), Deep(8, 3)
     assert dims_of(small, large, torch.zeros(2, 6), name="blocks.0.weight") == "[4->8 | 4->8] , 4->8"
     assert list(large.blocks._modules) == ["0", "1", "2"]
 
 
-def test_two_architectures_are_told_where_they_differ():
+def test_two_architectures_are_told_where_they_differ() -> None:
     one, other = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Sequential(nn.Linear(4, 8), nn.Tanh())
     with pytest.raises(PairingError, match=r"differ in 1:\s+one runs relu, the other tanh"):
         factor_models((one, other), args=(torch.zeros(2, 4),), kwargs=None)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "lion"])
-def test_fused_rows_that_grow_in_part_get_what_the_split_ones_get(optimizer):
-    def exponents(fused):
+def test_fused_rows_that_grow_in_part_get_what_the_split_ones_get(optimizer: str) -> None:
+    def exponents(fused: bool) -> dict[str, tuple[str, float, float, float]]:
         models = (Attention(64, 8, 2, fused), Attention(16, 2, 2, fused))
         spec = abcfx.transform(models[0], (TOKENS,), base=models[1], optimizer=optimizer).spec
         return {name: (row["role"], row["a"], row["b"], row["c"]) for name, row in spec.items()}

@@ -1,5 +1,7 @@
 """A tied parameter has a multiplier for each use: absorbing keeps what one init cannot carry, or refuses."""
 
+from __future__ import annotations
+
 import copy
 
 import pytest
@@ -10,14 +12,14 @@ import abcfx
 
 
 class Tied(nn.Module):
-    def __init__(self, width, affine=True):
+    def __init__(self, width: int, affine: bool = True) -> None:
         super().__init__()
         self.embedding, self.norm = nn.Embedding(50, width), nn.LayerNorm(width, elementwise_affine=affine)
         self.block = nn.Linear(width, width)
         self.head = nn.Linear(width, 50, bias=False)
         self.head.weight = self.embedding.weight
 
-    def forward(self, ids):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.embedding(ids)
         return self.head(self.norm(x + torch.tanh(self.block(x))))
 
@@ -25,7 +27,7 @@ class Tied(nn.Module):
 IDS = torch.arange(10).view(2, 5)
 
 
-def test_absorb_keeps_the_scale_of_the_other_use_where_no_norm_can_take_it():
+def test_absorb_keeps_the_scale_of_the_other_use_where_no_norm_can_take_it() -> None:
     torch.manual_seed(0)
     model, base = Tied(64, affine=False), Tied(16, affine=False)
     inserted = abcfx.transform(copy.deepcopy(model), IDS, base=base)
@@ -35,7 +37,7 @@ def test_absorb_keeps_the_scale_of_the_other_use_where_no_norm_can_take_it():
 
 
 @pytest.mark.parametrize("with_base", [True, False])
-def test_absorb_moves_the_scale_of_a_tied_head_into_the_norm_before_it(with_base):
+def test_absorb_moves_the_scale_of_a_tied_head_into_the_norm_before_it(with_base: bool) -> None:
     torch.manual_seed(0)
     model, base = Tied(64).double(), Tied(16).double() if with_base else None
     losses = {}
@@ -55,7 +57,7 @@ def test_absorb_moves_the_scale_of_a_tied_head_into_the_norm_before_it(with_base
     assert losses["absorb"] == pytest.approx(losses["insert"], rel=1e-12)
 
 
-def test_a_tied_model_is_changed_in_place():
+def test_a_tied_model_is_changed_in_place() -> None:
     torch.manual_seed(0)
     model, base = Tied(64), Tied(16)
     expected = abcfx.transform(model, IDS, base=base).module(IDS)
@@ -67,11 +69,11 @@ def test_a_tied_model_is_changed_in_place():
 class NoHead(Tied):
     """The table is the readout without a module of its own, which a hook could scale."""
 
-    def forward(self, ids):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(self.norm(self.embedding(ids)), self.embedding.weight)
 
 
-def test_inplace_refuses_to_lose_it_and_leaves_the_model_alone():
+def test_inplace_refuses_to_lose_it_and_leaves_the_model_alone() -> None:
     torch.manual_seed(0)
     model = NoHead(64, affine=False)
     before = copy.deepcopy(model.state_dict())

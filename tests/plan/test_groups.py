@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 
 import pytest
 import torch
 from models import Block
+from torch import nn
 
 import abcfx
 
@@ -19,23 +21,25 @@ def result() -> abcfx.Transformed:
     return abcfx.transform(Block(64), IDS, base=Block(16), optimizer="adamw", weight_decay=0.1)
 
 
-def numbers(groups):
+def numbers(groups: int) -> list[dict[str, object]]:
     return [{key: value for key, value in group.items() if key != "params"} for group in groups]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
 @pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel, copy.deepcopy])
-def test_groups_are_built_again_by_name(result, wrap):
+def test_groups_are_built_again_by_name(
+    result: abcfx.Transformed, wrap: Callable[..., object] | type[nn.Module]
+) -> None:
     again = abcfx.param_groups(wrap(result.module), json.loads(json.dumps(result.spec)))
     assert numbers(again) == numbers(result.param_groups)
 
 
-def test_a_module_with_other_parameters_is_refused(result):
+def test_a_module_with_other_parameters_is_refused(result: abcfx.Transformed) -> None:
     with pytest.raises(abcfx.InvalidInputError, match=r"'emb\.weight' is in the spec but not in the module"):
         abcfx.param_groups(result.module.fc, {k.removeprefix("fc."): v for k, v in result.spec.items()})
 
 
-def test_a_common_factor_is_right_and_anything_else_is_named(result):
+def test_a_common_factor_is_right_and_anything_else_is_named(result: abcfx.Transformed) -> None:
     optimizer = torch.optim.AdamW(result.param_groups)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0 if step == 0 else 0.5)
     for _ in range(3):  # a warm-up from 0 is a common factor too
@@ -49,14 +53,14 @@ def test_a_common_factor_is_right_and_anything_else_is_named(result):
 
 
 @pytest.mark.parametrize("key", ["eps", "weight_decay"])
-def test_other_hyperparameters_are_checked(result, key):
+def test_other_hyperparameters_are_checked(result: abcfx.Transformed, key: str) -> None:
     optimizer = torch.optim.AdamW(result.param_groups)
     optimizer.param_groups[0][key] *= 2
     with pytest.raises(abcfx.InvalidInputError, match=f"{key} ="):
         abcfx.check_optimizer(optimizer, result)
 
 
-def test_a_checkpoint_with_flat_groups_is_noticed(result):
+def test_a_checkpoint_with_flat_groups_is_noticed(result: abcfx.Transformed) -> None:
     flat = torch.optim.AdamW([{"params": group["params"]} for group in copy.deepcopy(result.param_groups)])
     optimizer = torch.optim.AdamW(result.param_groups)
     optimizer.load_state_dict(flat.state_dict())
@@ -64,14 +68,14 @@ def test_a_checkpoint_with_flat_groups_is_noticed(result):
         abcfx.check_optimizer(optimizer, result)
 
 
-def test_parameters_left_out_or_of_another_model(result):
+def test_parameters_left_out_or_of_another_model(result: abcfx.Transformed) -> None:
     with pytest.raises(abcfx.InvalidInputError, match="is in no group"):
         abcfx.check_optimizer(torch.optim.AdamW(result.param_groups[1:]), result)
     with pytest.raises(abcfx.InvalidInputError, match="not one of the transformed"):
         abcfx.check_optimizer(torch.optim.AdamW(Block(64).parameters()), result)
 
 
-def test_one_of_several_optimizers_is_checked_alone():
+def test_one_of_several_optimizers_is_checked_alone() -> None:
     both = {"hidden": "muon", "default": "adamw"}
     result = abcfx.transform(Block(64), IDS, base=Block(16), optimizer=both)
     abcfx.check_optimizer(torch.optim.Muon(result.groups_for("muon"), weight_decay=0.0), result)
@@ -82,7 +86,7 @@ def test_one_of_several_optimizers_is_checked_alone():
         abcfx.check_optimizer(adamw, result)
 
 
-def test_schedulers_do_not_reach_the_plan(result):
+def test_schedulers_do_not_reach_the_plan(result: abcfx.Transformed) -> None:
     optimizer = torch.optim.AdamW(result.param_groups)
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -93,6 +97,8 @@ def test_schedulers_do_not_reach_the_plan(result):
 
 
 @pytest.mark.parametrize("other", [torch.optim.SGD, torch.optim.Adam, torch.optim.Adafactor])
-def test_another_optimizer_than_planned_is_named(result, other):
+def test_another_optimizer_than_planned_is_named(
+    result: abcfx.Transformed, other: type[SGD] | type[Adam] | type[Adafactor]
+) -> None:
     with pytest.raises(abcfx.InvalidInputError, match="planned for adamw"):
         abcfx.check_optimizer(other([{k: v for k, v in g.items() if k != "eps"} for g in result.param_groups]), result)

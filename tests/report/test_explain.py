@@ -1,8 +1,11 @@
 """`result.explain`: what it says is what the result holds, for every kind of parameter that a model can have."""
 
+from __future__ import annotations
+
 import io
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -11,31 +14,32 @@ from torch import nn
 
 import abcfx
 from abcfx.examples.gpt import GPT, GPTConfig
+from abcfx.report.explain import Explanation
 
 IDS = torch.zeros(2, 16, dtype=torch.long)
 
 
-def gpt(width, layers=2, head_dim=16):
+def gpt(width: int, layers: int = 2, head_dim: int = 16) -> GPT:
     torch.manual_seed(0)
     return GPT(GPTConfig(d_model=width, n_layer=layers, block_size=16, head_dim=head_dim))
 
 
-def transformed(model=None, base=None, **options):
+def transformed(model: nn.Module | None = None, base: nn.Module | None = None, **options: Any) -> abcfx.Transformed:
     options = {"optimizer": "adamw", "lr": 0.01, **options}
     return abcfx.transform(model or gpt(64), IDS, base=base or gpt(16), **options)
 
 
 @pytest.fixture(scope="module")
-def result():
+def result() -> abcfx.Transformed:
     return transformed(weight_decay=0.1)
 
 
-def paragraph(explanation, title):
+def paragraph(explanation: Explanation, title: str) -> str:
     (found,) = [each for each in explanation.paragraphs if each.title.startswith(title)]
     return " ".join(found.lines)
 
 
-def test_hidden(result):
+def test_hidden(result: abcfx.Transformed) -> None:
     told = result.explain("blocks.1.attn.qkv.weight")
     assert (told.role, told.why) == ("hidden", "fan_in and fan_out grow")
     assert [(d.side, d.base_size, d.size, d.growth) for d in told.dims] == [
@@ -52,7 +56,7 @@ def test_hidden(result):
     assert "weight decay 0.4, so that lr x weight decay is the same" in paragraph(told, "What follows")
 
 
-def test_every_formula_holds_with_equality_and_every_price_is_the_solver_s(result):
+def test_every_formula_holds_with_equality_and_every_price_is_the_solver_s(result: abcfx.Transformed) -> None:
     seen = 0
     for name in result.spec:
         for each in result.explain(name).constraints:
@@ -65,7 +69,7 @@ def test_every_formula_holds_with_equality_and_every_price_is_the_solver_s(resul
     assert seen == 19
 
 
-def test_every_rate_is_the_product_that_is_said(result):
+def test_every_rate_is_the_product_that_is_said(result: abcfx.Transformed) -> None:
     for name, row in result.spec.items():
         (line,) = [each for each in result.explain(name).paragraphs[-1].lines if each.startswith("lr ")]
         value, *product = re.findall(r"[\d.e-]+", line.partition(":")[0])
@@ -75,7 +79,7 @@ def test_every_rate_is_the_product_that_is_said(result):
             assert given * m**power == pytest.approx(row["lr"], rel=1e-3)
 
 
-def test_embedding_vector_and_readout(result):
+def test_embedding_vector_and_readout(result: abcfx.Transformed) -> None:
     assert "no wider than in the base" in paragraph(result.explain("head"), "Role")
     told = result.explain("tok.weight")
     assert told.loosened is None
@@ -89,7 +93,7 @@ def test_embedding_vector_and_readout(result):
     assert "by adding it, in add" in paragraph(result.explain("pos"), "Role")
 
 
-def test_why_a_tensor_may_not_change_more_is_followed_downstream():
+def test_why_a_tensor_may_not_change_more_is_followed_downstream() -> None:
     told = transformed(gpt(64, head_dim=32), gpt(16, head_dim=8), attention="keep").explain("blocks.1.attn.qkv")
     (alpha,) = told.constraints
     assert alpha.formula.startswith("r(blocks.1.attn.qkv) = 0.5 <= c - alpha")
@@ -97,7 +101,7 @@ def test_why_a_tensor_may_not_change_more_is_followed_downstream():
     assert "where r(scaled_dot_product_attention_1) = -0.5" in paragraph(told, "What holds c = 1.5")
 
 
-def test_a_frozen_parameter():
+def test_a_frozen_parameter() -> None:
     model = gpt(64)
     model.tok.weight.requires_grad_(False)
     told = transformed(model).explain("tok")
@@ -106,7 +110,7 @@ def test_a_frozen_parameter():
     assert "lr: none" in paragraph(told, "What follows")
 
 
-def test_roles_and_exponents_that_were_given():
+def test_roles_and_exponents_that_were_given() -> None:
     told = transformed(roles={"blocks.0.mlp.up": "plain"}).explain("blocks.0.mlp.up")
     assert "The graph alone says hidden" in paragraph(told, "Role")
     assert "the base learning rate" in paragraph(told, "What follows")
@@ -114,7 +118,7 @@ def test_roles_and_exponents_that_were_given():
     assert "given in `exponents`" in paragraph(told, "What holds c = 0.7")
 
 
-def test_other_optimizers():
+def test_other_optimizers() -> None:
     told = transformed(optimizer="sgd").explain("blocks.0.mlp.up")
     assert any("g(blocks.0.mlp.up.weight)" in each.formula for each in told.constraints)
     assert "it gradient" not in str(told)
@@ -123,7 +127,7 @@ def test_other_optimizers():
     assert "for muon" in paragraph(told, "What follows")
 
 
-def test_absorbed_multipliers_and_depth():
+def test_absorbed_multipliers_and_depth() -> None:
     told = transformed(scales="absorb").explain("head")
     assert "the factor m^-0.5 of the solution is absorbed" in paragraph(told, "What follows")
     assert told.paragraphs[2].title == "What holds c = 0.5"
@@ -131,7 +135,7 @@ def test_absorbed_multipliers_and_depth():
     assert "x 2^-1 for 2 times the blocks" in paragraph(told, "What follows")
 
 
-def test_without_a_base_and_with_one_of_the_same_size():
+def test_without_a_base_and_with_one_of_the_same_size() -> None:
     told = abcfx.transform(gpt(64), IDS).explain("blocks.0.mlp.up")
     assert "No base was given" in paragraph(told, "How it grows")
     assert told.dims[0].base_size is None
@@ -141,7 +145,7 @@ def test_without_a_base_and_with_one_of_the_same_size():
 
 
 class Tied(nn.Module):
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.table = nn.Embedding(10, width)
         self.temperature = nn.Parameter(torch.tensor(1.0))
@@ -150,7 +154,7 @@ class Tied(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 10, bias=False)
         self.head.weight = self.table.weight
 
-    def forward(self, ids):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.free(self.table(ids)))
         gates = torch.softmax(self.router(x), -1)
         x = x + torch.einsum("bti,eio,bte->bto", x, self.experts, gates)
@@ -158,12 +162,12 @@ class Tied(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def tied():
+def tied() -> abcfx.Transformed:
     torch.manual_seed(0)
     return abcfx.transform(Tied(32), IDS, base=Tied(8))
 
 
-def test_tied_names_resolve(tied):
+def test_tied_names_resolve(tied: bool) -> None:
     told = tied.explain("head.weight")
     assert told.name == "table.weight"
     assert told.aliases == ("head.weight",)
@@ -173,14 +177,14 @@ def test_tied_names_resolve(tied):
     assert "at head" in paragraph(told, "What follows")
 
 
-def test_router_experts_scalar_and_void(tied):
+def test_router_experts_scalar_and_void(tied: bool) -> None:
     assert "a router" in paragraph(tied.explain("router"), "Role")
     assert [d.side for d in tied.explain("experts").dims] == ["fan_out", "fan_in", "fan_out"]
     assert "single number" in paragraph(tied.explain("temperature"), "How it grows")
     assert "a norm follows at once" in paragraph(tied.explain("free"), "What follows")
 
 
-def test_an_unknown_name_gets_those_that_are_close(result):
+def test_an_unknown_name_gets_those_that_are_close(result: abcfx.Transformed) -> None:
     with pytest.raises(abcfx.InvalidInputError, match=r"blocks\.0\.mlp\.up\.weight"):
         result.explain("blocks.0.mlp.uo.weight")
     with pytest.raises(abcfx.InvalidInputError, match=r"close: blocks\.0\.attn\.qkv\.weight, "):
@@ -189,7 +193,7 @@ def test_an_unknown_name_gets_those_that_are_close(result):
         result.explain("")
 
 
-def test_it_prints_is_rich_and_goes_to_json(result):
+def test_it_prints_is_rich_and_goes_to_json(result: abcfx.Transformed) -> None:
     told = result.explain("head")
     assert max(map(len, str(told).splitlines())) <= 100
     console = Console(width=100, record=True, file=io.StringIO())
@@ -200,7 +204,7 @@ def test_it_prints_is_rich_and_goes_to_json(result):
     assert again["row"] == result.spec["head.weight"]
 
 
-def test_explaining_changes_nothing(result):
+def test_explaining_changes_nothing(result: abcfx.Transformed) -> None:
     before = str(result)
     result.explain("head")
     assert str(result) == before

@@ -1,10 +1,15 @@
 """The HTML report: well formed, accessible by its structure, complete, without a network, small and quick to write."""
 
+from __future__ import annotations
+
 import itertools
 import json
 import re
 import time
+from collections.abc import Callable
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,64 +25,64 @@ IDS = torch.zeros(2, 16, dtype=torch.long)
 VOID = {"meta", "link", "input", "br", "hr", "img", "wbr"}
 
 
-def seeded(build, *args):
+def seeded(build: Callable[..., ModuleT], *args: object) -> ModuleT:
     torch.manual_seed(0)
     return build(*args)
 
 
-def gpt(width):
+def gpt(width: int) -> GPT:
     return GPT(GPTConfig(d_model=width, n_layer=3, block_size=16))
 
 
 @pytest.fixture(scope="module")
-def result():
+def result() -> abcfx.Transformed:
     return abcfx.transform(seeded(gpt, 64), IDS, base=seeded(gpt, 16), optimizer="adamw", weight_decay=0.1)
 
 
 @pytest.fixture(scope="module")
-def text(result):
+def text(result: abcfx.Transformed) -> str:
     return page(result)
 
 
 class Page(HTMLParser):
     """Elements as (tag, attributes, text, tags around it); fails on a tag that is closed where it was not opened."""
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
         self.open, self.elements = [], []
         self.feed(text)
         self.close()
         assert self.open == []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         assert len(dict(attrs)) == len(attrs), f"an attribute twice in <{tag}>"
         element = {"tag": tag, "text": "", "around": [e["tag"] for e in self.open], **{f"@{k}": v for k, v in attrs}}
         self.elements.append(element)
         if tag not in VOID:
             self.open.append(element)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open and self.open.pop()["tag"] == tag, f"</{tag}> closes nothing"
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         for element in self.open:
             element["text"] += data
 
-    def all(self, *tags):
+    def all(self, *tags: str) -> list[Element]:
         return [e for e in self.elements if e["tag"] in tags]
 
 
 @pytest.fixture(scope="module")
-def parsed(text):
+def parsed(text: str) -> Page:
     return Page(text)
 
 
-def data_of(text):
+def data_of(text: str) -> dict[str, Any]:
     (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
     return json.loads(found)
 
 
-def test_structure(parsed):
+def test_structure(parsed: Page) -> None:
     assert parsed.elements[0]["tag"] == "html"
     assert parsed.elements[0]["@lang"] == "en"
     assert parsed.all("title")[0]["text"] == "abcfx: GPT, scaled"
@@ -88,7 +93,7 @@ def test_structure(parsed):
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
 
 
-def test_ids_are_unique_and_references_lead_somewhere(parsed):
+def test_ids_are_unique_and_references_lead_somewhere(parsed: Page) -> None:
     ids = [e["@id"] for e in parsed.elements if "@id" in e]
     assert len(ids) == len(set(ids))
     for element in parsed.elements:
@@ -98,7 +103,7 @@ def test_ids_are_unique_and_references_lead_somewhere(parsed):
             assert element["@href"][1:] in ids
 
 
-def test_everything_that_takes_input_has_a_name(parsed):
+def test_everything_that_takes_input_has_a_name(parsed: Page) -> None:
     for element in parsed.all("input", "select"):
         assert "label" in element["around"] or "@aria-label" in element
     for element in parsed.all("button"):
@@ -112,18 +117,18 @@ def test_everything_that_takes_input_has_a_name(parsed):
     assert len(names) == len(set(names))
 
 
-def luminance(colour):
+def luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def contrast(one, other):
+def contrast(one: str, other: str) -> float:
     light, dark = sorted(map(luminance, (one, other)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_contrast_of_text_in_both_schemes(text):
+def test_contrast_of_text_in_both_schemes(text: str) -> None:
     light, dark = re.findall(r":root \{(.*?)\}", text, re.S)
     for scheme in (light, dark):
         colours = dict(re.findall(r"--([\w-]+): (#\w{6})", scheme))
@@ -133,7 +138,7 @@ def test_contrast_of_text_in_both_schemes(text):
         assert min(contrast(colours[f"{g}-line"], colours["ground"]) for g in grounds[2:]) > 3
 
 
-def test_no_network(text):
+def test_no_network(text: str) -> None:
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!#|data:,)""", text)
     assert "url(http" not in text
     assert "@import" not in text
@@ -141,7 +146,7 @@ def test_no_network(text):
     assert addresses <= {"http://www.w3.org/2000/svg"}  # a name space, not asked for
 
 
-def test_everything_is_in_it(result, text):
+def test_everything_is_in_it(result: abcfx.Transformed, text: str) -> None:
     data = data_of(text)
     assert data["report"]["parameters"] == json.loads(json.dumps(result.spec))
     assert data["report"] == json.loads(json.dumps(result.to_dict()))
@@ -156,7 +161,7 @@ def test_everything_is_in_it(result, text):
     assert all(data["boxes"][data["box_of"][i]]["parameters"].count(i) for i in range(len(names)))
 
 
-def test_views(text):
+def test_views(text: str) -> None:
     folded, full = data_of(text)["views"]
     assert [len(view["nodes"]) for view in (folded, full)] == [14, 32]
     (frame,) = folded["frames"]
@@ -166,13 +171,13 @@ def test_views(text):
     assert full["frames"][0]["opens"] == 0
 
 
-def test_names_of_the_user_cannot_break_out():
+def test_names_of_the_user_cannot_break_out() -> None:
     class Net(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 4)
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.last(torch.relu(self.first(x)))
 
     Net.__name__ = "</title><script>alert(1)</script>&amp;"
@@ -184,8 +189,8 @@ def test_names_of_the_user_cannot_break_out():
 
 
 @pytest.mark.slow
-def test_a_model_of_a_thousand_layers():
-    def deep(width):
+def test_a_model_of_a_thousand_layers() -> None:
+    def deep(width: int) -> nn.Sequential:
         layers = [m for _ in range(998) for m in (nn.Linear(width, width), nn.ReLU())]
         return nn.Sequential(nn.Linear(10, width), nn.ReLU(), *layers, nn.Linear(width, 4))
 
@@ -198,15 +203,15 @@ def test_a_model_of_a_thousand_layers():
     assert len(data_of(text)["explanations"]) == 5
 
 
-def test_repeated_blocks_can_be_opened_one_by_one():
+def test_repeated_blocks_can_be_opened_one_by_one() -> None:
     class Two(nn.Module):
-        def __init__(self, width):
+        def __init__(self, width: int) -> None:
             super().__init__()
             self.stem, self.head = nn.Linear(10, width), nn.Linear(width, 4)
             self.down = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
             self.up = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(3))
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.stem(x)
             for layer in (*self.down, *self.up):
                 x = torch.relu(layer(x))
@@ -217,15 +222,15 @@ def test_repeated_blocks_can_be_opened_one_by_one():
     assert [frame["opens"] for frame in views[0]["frames"]] == [1, 2]
 
 
-def test_a_frozen_tied_model_without_weights_and_without_a_base():
+def test_a_frozen_tied_model_without_weights_and_without_a_base() -> None:
     class Tied(nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.table, self.head = nn.Embedding(10, 8), nn.Linear(8, 10, bias=False)
             self.head.weight = self.table.weight
             self.gain = nn.Parameter(torch.ones(8), requires_grad=False)
 
-        def forward(self, ids):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return self.head(self.table(ids) * self.gain)
 
     with torch.device("meta"):
@@ -235,7 +240,9 @@ def test_a_frozen_tied_model_without_weights_and_without_a_base():
     assert {box["label"] for box in data["boxes"]} >= {"table", "head"}
 
 
-def test_the_command_writes_it(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "html_models.py").write_text(
         "from torch import nn\n\n"

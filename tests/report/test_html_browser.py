@@ -3,15 +3,19 @@
 Screenshots go to the folder named by ABCFX_SCREENSHOTS; with ABCFX_AXE, a path to axe.min.js, axe runs as well.
 """
 
+from __future__ import annotations
+
 import base64
 import json
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from selenium.webdriver.remote.webdriver import WebDriver
 from torch import nn
 
 import abcfx
@@ -27,22 +31,22 @@ pytestmark = [
 IDS = torch.zeros(2, 16, dtype=torch.long)
 
 
-def seeded(build, *args):
+def seeded(build: Callable[..., ModuleT], *args: object) -> ModuleT:
     torch.manual_seed(0)
     return build(*args)
 
 
-def gpt(width):
+def gpt(width: int) -> GPT:
     return GPT(GPTConfig(d_model=width, n_layer=12, block_size=16))
 
 
-def deep(width):
+def deep(width: int) -> nn.Sequential:
     layers = [m for _ in range(998) for m in (nn.Linear(width, width), nn.ReLU())]
     return nn.Sequential(nn.Linear(10, width), nn.ReLU(), *layers, nn.Linear(width, 4))
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("html")
     result = abcfx.transform(seeded(gpt, 64), IDS, base=seeded(gpt, 16), optimizer="adamw", lr=0.01)
     result.to_html(folder / "gpt.html")
@@ -52,7 +56,7 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser() -> Iterator[WebDriver]:
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
@@ -63,7 +67,7 @@ def browser():
     driver.quit()
 
 
-def opened(browser, path, width=1280):
+def opened(browser: WebDriver, path: Path, width: int = 1280) -> WebDriver:
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     )
@@ -73,28 +77,28 @@ def opened(browser, path, width=1280):
     return browser
 
 
-def all_of(browser, selector):
+def all_of(browser: WebDriver, selector: str) -> list[WebElement]:
     return browser.find_elements("css selector", selector)
 
 
-def text_of(browser, selector):
+def text_of(browser: WebDriver, selector: str) -> str:
     return browser.execute_script("return document.querySelector(arguments[0]).innerText", selector)
 
 
-def click(browser, element):
+def click(browser: WebDriver, element: WebElement) -> None:
     browser.execute_script("arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true}))", element)
 
 
-def box(browser, name):
+def box(browser: WebDriver, name: str) -> WebElement:
     (found,) = [b for b in all_of(browser, "g.box") if b.get_attribute("aria-label").startswith(name)]
     return found
 
 
-def first_column(browser):
+def first_column(browser: WebDriver) -> list[str]:
     return [row.text for row in all_of(browser, "#table tbody td:first-child")]
 
 
-def screenshot(browser, name):
+def screenshot(browser: WebDriver, name: str) -> None:
     folder = os.environ.get("ABCFX_SCREENSHOTS")
     if folder:
         clip = {"x": 0, "y": 0, "width": browser.execute_script("return innerWidth"), "height": 1250, "scale": 0.8}
@@ -102,7 +106,7 @@ def screenshot(browser, name):
         (Path(folder) / name).write_bytes(base64.b64decode(image["data"]))
 
 
-def test_nothing_is_asked_of_the_network(browser, files):
+def test_nothing_is_asked_of_the_network(browser: WebDriver, files: Path) -> None:
     opened(browser, files / "gpt.html")
     entries = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [e["params"]["request"]["url"] for e in entries if e["method"] == "Network.requestWillBeSent"]
@@ -111,7 +115,7 @@ def test_nothing_is_asked_of_the_network(browser, files):
 
 
 @pytest.mark.parametrize("width", [1280, 600])
-def test_the_page_is_no_wider_than_the_window(browser, files, width):
+def test_the_page_is_no_wider_than_the_window(browser: WebDriver, files: Path, width: int) -> None:
     opened(browser, files / "gpt.html", width)
     click(browser, box(browser, "attn.qkv"))
     assert browser.execute_script("return document.documentElement.scrollWidth") == width
@@ -122,7 +126,7 @@ def test_the_page_is_no_wider_than_the_window(browser, files, width):
     screenshot(browser, f"report_{width}.png")
 
 
-def test_a_click_explains(browser, files):
+def test_a_click_explains(browser: WebDriver, files: Path) -> None:
     opened(browser, files / "gpt.html")
     assert len(all_of(browser, "g.box")) == 14
     click(browser, box(browser, "attn.qkv"))
@@ -136,7 +140,7 @@ def test_a_click_explains(browser, files):
     assert box(browser, "attn.qkv").get_attribute("aria-pressed") == "true"
 
 
-def test_the_keyboard_reaches_every_box(browser, files):
+def test_the_keyboard_reaches_every_box(browser: WebDriver, files: Path) -> None:
     opened(browser, files / "gpt.html")
     assert len(all_of(browser, 'g.box[tabindex="0"]')) == 1
     browser.execute_script("document.querySelector('g.box[tabindex=\"0\"]').focus()")
@@ -147,7 +151,7 @@ def test_the_keyboard_reaches_every_box(browser, files):
     assert text_of(browser, "#detail h3") == "head"
 
 
-def test_repeated_blocks_are_opened(browser, files):
+def test_repeated_blocks_are_opened(browser: WebDriver, files: Path) -> None:
     opened(browser, files / "gpt.html")
     once, full = all_of(browser, "#view-buttons button")
     full.click()
@@ -158,7 +162,7 @@ def test_repeated_blocks_are_opened(browser, files):
     assert once.get_attribute("aria-pressed") == "true"
 
 
-def test_the_table_sorts_and_filters(browser, files):
+def test_the_table_sorts_and_filters(browser: WebDriver, files: Path) -> None:
     opened(browser, files / "gpt.html")
     assert "blocks.{0..11}.attn.qkv.weight" in first_column(browser)
     folded = len(first_column(browser))
@@ -182,7 +186,7 @@ def test_the_table_sorts_and_filters(browser, files):
     assert len(first_column(browser)) == 2
 
 
-def test_a_model_of_a_thousand_layers_does_not_freeze(browser, files):
+def test_a_model_of_a_thousand_layers_does_not_freeze(browser: WebDriver, files: Path) -> None:
     start = time.perf_counter()
     opened(browser, files / "deep.html")
     assert len(all_of(browser, "g.box")) == 3
@@ -197,7 +201,7 @@ def test_a_model_of_a_thousand_layers_does_not_freeze(browser, files):
     assert len(all_of(browser, "#table tbody tr")) == 1000
 
 
-def test_the_report_is_copied(browser, files):
+def test_the_report_is_copied(browser: WebDriver, files: Path) -> None:
     opened(browser, files / "gpt.html")
     browser.execute_script("window.copied = null; navigator.clipboard.writeText = async (t) => { window.copied = t; }")
     all_of(browser, "#copy-all")[0].click()
@@ -208,7 +212,7 @@ def test_the_report_is_copied(browser, files):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.skipif("ABCFX_AXE" not in os.environ, reason="ABCFX_AXE does not name an axe.min.js")
-def test_axe_finds_nothing(browser, files, scheme):
+def test_axe_finds_nothing(browser: WebDriver, files: Path, scheme: str) -> None:
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )

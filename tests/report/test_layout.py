@@ -1,10 +1,13 @@
 """The layered layout: no overlaps, no edge that leads upwards, frames around what is theirs and nothing else."""
 
+from __future__ import annotations
+
 import itertools
 import time
 
 import networkx as nx
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,17 +16,17 @@ from abcfx.report.drawing.layout import lay_out
 SIZE = (80.0, 30.0)
 
 
-def overlap(a, b):
+def overlap(a: Box, b: int) -> bool:
     (left, top, width, height), (x, y, w, h) = a, b
     return left < x + w and x < left + width and top < y + h and y < top + height
 
 
-def box(layout, node, size=SIZE):
+def box(layout: Layout, node: str, size: tuple[float, float] = SIZE) -> Box:
     x, y = layout.place[node]
     return x - size[0] / 2, y - size[1] / 2, *size
 
 
-def check(layout, nodes, edges):
+def check(layout: Layout, nodes: torch.Tensor, edges: torch.Tensor) -> None:
     for one, other in itertools.combinations(nodes, 2):
         assert not overlap(box(layout, one), box(layout, other)), (one, other)
     for tail, head in edges:
@@ -39,26 +42,26 @@ def check(layout, nodes, edges):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 14).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.tuples(*[st.integers(0, n - 1)] * 2)))))
-def test_any_graph(drawn):
+def test_any_graph(drawn: tuple[int, set[tuple[int, ...]]]) -> None:
     count, pairs = drawn
     nodes = [str(i) for i in range(count)]
     edges = [(str(a), str(b)) for a, b in sorted(pairs) if a < b]
     check(lay_out(dict.fromkeys(nodes, SIZE), edges), nodes, edges)
 
 
-def test_a_chain_is_a_straight_line():
+def test_a_chain_is_a_straight_line() -> None:
     nodes = [str(i) for i in range(10)]
     layout = lay_out(dict.fromkeys(nodes, SIZE), list(itertools.pairwise(nodes)))
     assert len({x for x, _ in layout.place.values()}) == 1
 
 
-def test_a_source_stands_right_above_what_it_goes_into():
+def test_a_source_stands_right_above_what_it_goes_into() -> None:
     edges = [("a", "b"), ("b", "c"), ("late", "c")]
     layout = lay_out(dict.fromkeys(["a", "b", "late", "c"], SIZE), edges)
     assert layout.place["late"][1] == layout.place["b"][1]
 
 
-def test_few_crossings_in_a_ladder():
+def test_few_crossings_in_a_ladder() -> None:
     """Two chains, given in an order in which they would cross in every row."""
     edges = [(f"{s}{i}", f"{s}{i + 1}") for i in range(6) for s in "ab"]
     sizes = dict.fromkeys([f"{s}{i}" for i in range(7) for s in ("ab" if i % 2 else "ba")], SIZE)
@@ -67,7 +70,7 @@ def test_few_crossings_in_a_ladder():
     assert len(sides) == 1
 
 
-def test_frames_hold_their_boxes_and_keep_others_out():
+def test_frames_hold_their_boxes_and_keep_others_out() -> None:
     edges = [
         ("in", "x1"),
         ("x1", "x2"),
@@ -90,7 +93,7 @@ def test_frames_hold_their_boxes_and_keep_others_out():
     assert left < x and top < y and x + w < left + width and y + h < top + height
 
 
-def test_a_graph_with_thousands_of_long_edges_is_drawn_at_once():
+def test_a_graph_with_thousands_of_long_edges_is_drawn_at_once() -> None:
     chain = [str(i) for i in range(800)]
     edges = [*itertools.pairwise(chain), *((node, "sum") for node in chain)]
     start = time.perf_counter()
@@ -99,12 +102,12 @@ def test_a_graph_with_thousands_of_long_edges_is_drawn_at_once():
     assert max(map(len, layout.path.values())) == 2
 
 
-def test_nothing_to_draw():
+def test_nothing_to_draw() -> None:
     assert lay_out({}, []).place == {}
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_larger_graphs(seed):
+def test_larger_graphs(seed: int) -> None:
     graph = nx.gn_graph(60, seed=seed).reverse()
     nodes = list(map(str, nx.topological_sort(graph)))
     edges = [(str(a), str(b)) for a, b in graph.edges]

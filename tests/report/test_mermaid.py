@@ -1,7 +1,10 @@
 """`result.to_mermaid`: repeated blocks once, every edge between boxes that are there, labels that Mermaid can read."""
 
+from __future__ import annotations
+
 import dataclasses
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,33 +19,33 @@ from abcfx.report.drawing.repeats import find_runs, view
 IDS = torch.zeros(2, 16, dtype=torch.long)
 
 
-def seeded(build, *args):
+def seeded(build: Callable[..., ModuleT], *args: object) -> ModuleT:
     torch.manual_seed(0)
     return build(*args)
 
 
-def gpt(width, layers):
+def gpt(width: int, layers: int) -> GPT:
     return GPT(GPTConfig(d_model=width, n_layer=layers, block_size=16))
 
 
 @pytest.fixture(scope="module")
-def result():
+def result() -> abcfx.Transformed:
     return abcfx.transform(seeded(gpt, 64, 5), IDS, base=seeded(gpt, 16, 5))
 
 
-def stacked(width, depth):
+def stacked(width: int, depth: int) -> nn.Sequential:
     """Linear and ReLU in turn, numbered 0, 1, 2, ...: every second number is a layer."""
     layers = [m for _ in range(depth) for m in (nn.Linear(width, width), nn.ReLU())]
     return nn.Sequential(nn.Linear(10, width), nn.ReLU(), *layers, nn.Linear(width, 4))
 
 
-def sizes(result):
+def sizes(result: abcfx.Transformed) -> list[tuple[str, int, int]]:
     diagram = make_diagram(result)
     runs = find_runs(diagram)
     return [(run.title, len(run.units), len(run.units[0])) for run in runs]
 
 
-def test_blocks_are_drawn_once(result):
+def test_blocks_are_drawn_once(result: abcfx.Transformed) -> None:
     text = result.to_mermaid()
     assert text.startswith("flowchart TD\n")
     assert 'subgraph g0["blocks.{0..4} x 5"]' in text
@@ -50,7 +53,7 @@ def test_blocks_are_drawn_once(result):
     assert sizes(result) == [("blocks.{0..4}", 5, 9)]
 
 
-def test_every_node_is_declared_once_and_every_line_is_known(result):
+def test_every_node_is_declared_once_and_every_line_is_known(result: abcfx.Transformed) -> None:
     declared, used = [], set()
     for line in result.to_mermaid().splitlines()[1:]:
         node = re.fullmatch(r' +(n\d+)(?:\["[^"]+"\]|\(\["[^"]+"\]\)):::(\w+)', line)
@@ -64,15 +67,15 @@ def test_every_node_is_declared_once_and_every_line_is_known(result):
     assert result.to_mermaid().count("subgraph") == result.to_mermaid().count("\n  end\n")
 
 
-def test_a_long_sequential_is_one_box_and_two_more():
+def test_a_long_sequential_is_one_box_and_two_more() -> None:
     result = abcfx.transform(seeded(stacked, 8, 50), torch.zeros(2, 10), base=seeded(stacked, 4, 50))
     assert sizes(result) == [("{2..100..2}", 50, 1)]
     assert len(re.findall(r"\n +n\d+[\[(]", result.to_mermaid())) == 3
 
 
-def test_a_period_of_two_kinds_is_one_unit():
+def test_a_period_of_two_kinds_is_one_unit() -> None:
     class Mixed(nn.Module):
-        def __init__(self, width):
+        def __init__(self, width: int) -> None:
             super().__init__()
             self.stem = nn.Linear(10, width)
             alternating = [nn.Linear(width, width), nn.LayerNorm(width)]
@@ -81,33 +84,33 @@ def test_a_period_of_two_kinds_is_one_unit():
             )
             self.head = nn.Linear(width, 4)
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.body(self.stem(x)))
 
     result = abcfx.transform(seeded(Mixed, 16), torch.zeros(2, 10), base=seeded(Mixed, 8))
     assert sizes(result) == [("body.{0..7}", 4, 2)]
 
 
-def test_a_run_inside_a_run():
+def test_a_run_inside_a_run() -> None:
     class Inner(nn.Module):
-        def __init__(self, width):
+        def __init__(self, width: int) -> None:
             super().__init__()
             self.norm = nn.LayerNorm(width)
             self.steps = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = self.norm(x)
             for step in self.steps:
                 y = torch.relu(step(y))
             return x + y
 
     class Outer(nn.Module):
-        def __init__(self, width):
+        def __init__(self, width: int) -> None:
             super().__init__()
             self.stem, self.head = nn.Linear(10, width), nn.Linear(width, 4)
             self.blocks = nn.ModuleList(Inner(width) for _ in range(4))
 
-        def forward(self, x):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
             x = self.stem(x)
             for block in self.blocks:
                 x = block(x)
@@ -128,26 +131,26 @@ def test_a_run_inside_a_run():
     assert '    subgraph g1["blocks.0.steps.{0..2} x 3"]' in text
 
 
-def test_layers_that_differ_are_not_drawn_as_one():
-    def growing():
+def test_layers_that_differ_are_not_drawn_as_one() -> None:
+    def growing() -> nn.Sequential:
         return nn.Sequential(*[m for i in range(6) for m in (nn.Linear(8 + i, 9 + i), nn.ReLU())])
 
     assert sizes(abcfx.transform(seeded(growing))) == []
 
 
-def test_labels_that_would_end_a_string_are_quoted(result):
+def test_labels_that_would_end_a_string_are_quoted(result: abcfx.Transformed) -> None:
     box = dataclasses.replace(make_diagram(result).boxes[0], label='a"b<c>&')
     assert _node(box, {box.name: "n0"}, "") == 'n0["a#quot;b#lt;c#gt;#amp;<br/>embedding"]:::embedding'
 
 
-def test_a_tied_head_is_a_box_of_its_own():
+def test_a_tied_head_is_a_box_of_its_own() -> None:
     class Tied(nn.Module):
-        def __init__(self, width):
+        def __init__(self, width: int) -> None:
             super().__init__()
             self.table, self.head = nn.Embedding(10, width), nn.Linear(width, 10, bias=False)
             self.head.weight = self.table.weight
 
-        def forward(self, ids):
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return self.head(torch.relu(self.table(ids)))
 
     text = abcfx.transform(seeded(Tied, 16), IDS % 10, base=seeded(Tied, 8)).to_mermaid()

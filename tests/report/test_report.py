@@ -1,5 +1,7 @@
 """The printed report: every number of the spec is in it, repeated blocks are folded exactly, and it fits the page."""
 
+from __future__ import annotations
+
 import re
 
 import pytest
@@ -15,26 +17,26 @@ IDS = torch.zeros(2, 16, dtype=torch.long)
 
 
 class Block(nn.Module):
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.up = nn.Linear(width, 2 * width)
         self.down = nn.Linear(2 * width, width)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.down(torch.relu(self.up(self.norm(x))))
 
 
 class ResidualMLP(nn.Module):
     """As many residual blocks as asked; tracing it is cheap."""
 
-    def __init__(self, width, blocks):
+    def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
         self.inp = nn.Linear(10, width)
         self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
         self.out = nn.Linear(width, 5)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.inp(x)
         for block in self.blocks:
             x = block(x)
@@ -44,7 +46,7 @@ class ResidualMLP(nn.Module):
 class Tied(nn.Module):
     """A tied embedding, a layer used twice and, before a norm, a layer whose multiplier is void."""
 
-    def __init__(self, width):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(30, width)
         self.loop = nn.Linear(width, width)
@@ -53,69 +55,73 @@ class Tied(nn.Module):
         self.head = nn.Linear(width, 30, bias=False)
         self.head.weight = self.embedding.weight
 
-    def forward(self, ids):
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.loop(self.loop(self.embedding(ids)))
         return self.head(self.norm(self.free(x)))
 
 
-def seeded(model, *args):
+def seeded(model: nn.Module, *args: object) -> ModuleT:
     torch.manual_seed(0)
     return model(*args)
 
 
 @pytest.fixture(scope="module")
-def gpt():
+def gpt() -> abcfx.Transformed:
     wide, base = (seeded(GPT, GPTConfig(n_layer=2, d_model=d, block_size=16)) for d in (64, 16))
     return abcfx.transform(wide, IDS, base=base, optimizer="adamw", lr=0.01, weight_decay=0.1)
 
 
 @pytest.fixture(scope="module")
-def deep():
+def deep() -> abcfx.Transformed:
     return abcfx.transform(seeded(ResidualMLP, 16, 48), torch.zeros(2, 10), base=seeded(ResidualMLP, 8, 48))
 
 
 @pytest.fixture(scope="module")
-def mlp():
+def mlp() -> abcfx.Transformed:
     model = nn.Sequential(nn.Linear(10, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 4))
     return abcfx.transform(model, lr=0.01)
 
 
 @pytest.fixture(scope="module")
-def tied():
+def tied() -> abcfx.Transformed:
     return abcfx.transform(seeded(Tied, 32), IDS, base=seeded(Tied, 8))
 
 
-def row_of(text, name):
+def row_of(text: str, name: str) -> list[str]:
     (line,) = [line for line in text.splitlines() if line.split() and line.split()[0] == name]
     return line.split()
 
 
-def test_print_is_the_report_in_plain_text(gpt):
+def test_print_is_the_report_in_plain_text(gpt: abcfx.Transformed) -> None:
     text = str(gpt)
     assert text == render(gpt, width=100)
     assert "\x1b" not in text
     assert all(line == line.rstrip() for line in text.splitlines())
 
 
-def test_colour_settings_of_the_environment_change_nothing(gpt, monkeypatch):
+def test_colour_settings_of_the_environment_change_nothing(
+    gpt: abcfx.Transformed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = str(gpt)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "40")
     assert str(gpt) == plain
 
 
-def test_fits_in_100_columns(gpt, deep, mlp, tied):
+def test_fits_in_100_columns(
+    gpt: abcfx.Transformed, deep: abcfx.Transformed, mlp: abcfx.Transformed, tied: bool
+) -> None:
     for result in (gpt, deep, mlp, tied):
         assert max(map(len, str(result).splitlines())) <= 100
 
 
-def test_numbers_are_never_cut_on_a_narrow_page(deep):
+def test_numbers_are_never_cut_on_a_narrow_page(deep: abcfx.Transformed) -> None:
     text = render(deep, width=40)
     assert "…" not in text
     assert row_of(text, "inp.weight") == row_of(render(deep), "inp.weight")
 
 
-def test_rows_carry_the_numbers_of_the_spec(mlp):
+def test_rows_carry_the_numbers_of_the_spec(mlp: abcfx.Transformed) -> None:
     text = str(mlp)
     for name in ("0.weight", "2.weight", "4.weight"):
         row, cells = mlp.spec[name], row_of(text, name)
@@ -124,7 +130,7 @@ def test_rows_carry_the_numbers_of_the_spec(mlp):
         assert cells[1] == row["role"]
 
 
-def test_a_repeated_block_is_shown_once_with_its_count(deep):
+def test_a_repeated_block_is_shown_once_with_its_count(deep: abcfx.Transformed) -> None:
     lines = str(deep).splitlines()
     block = lines.index("blocks.{0..47}")
     assert [line.split()[:2] for line in lines[block + 1 : block + 3]] == [["norm.weight", "48"], ["norm.bias", "48"]]
@@ -132,7 +138,7 @@ def test_a_repeated_block_is_shown_once_with_its_count(deep):
     assert len(table) < 20
 
 
-def test_blocks_that_differ_are_not_folded():
+def test_blocks_that_differ_are_not_folded() -> None:
     model = abcfx.transform(
         seeded(ResidualMLP, 16, 6), torch.zeros(2, 10), base=seeded(ResidualMLP, 8, 6), roles={"blocks.3.up": "plain"}
     )
@@ -141,7 +147,7 @@ def test_blocks_that_differ_are_not_folded():
     assert "Not scaled (role plain): blocks.3.up.weight" in text
 
 
-def test_every_parameter_is_counted_once(gpt, deep, tied):
+def test_every_parameter_is_counted_once(gpt: abcfx.Transformed, deep: abcfx.Transformed, tied: bool) -> None:
     for result in (gpt, deep, tied):
         text = str(result)
         table = text.split("─\n", 1)[1].split("\n\n", 1)[0]
@@ -150,7 +156,7 @@ def test_every_parameter_is_counted_once(gpt, deep, tied):
         assert sum(int(count[1]) if count else 1 for count in counts) == len(result.spec)
 
 
-def test_groups_say_how_many_tensors_and_entries(gpt):
+def test_groups_say_how_many_tensors_and_entries(gpt: abcfx.Transformed) -> None:
     text = str(gpt).split("Optimizer groups\n")[1]
     for i, group in enumerate(gpt.param_groups):
         cells = row_of(text.split("\n\n")[0], str(i))
@@ -159,7 +165,7 @@ def test_groups_say_how_many_tensors_and_entries(gpt):
         assert cells[5] == f"{sum(p.numel() for p in group['params']):,}"
 
 
-def test_eps_and_decay_only_where_there_are_any(mlp, gpt):
+def test_eps_and_decay_only_where_there_are_any(mlp: abcfx.Transformed, gpt: abcfx.Transformed) -> None:
     sgd = abcfx.transform(nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 4)), optimizer="sgd")
     header = next(line for line in str(sgd).splitlines() if line.startswith("parameter "))
     assert "eps" not in header
@@ -168,12 +174,12 @@ def test_eps_and_decay_only_where_there_are_any(mlp, gpt):
     assert " decay " in str(gpt)
 
 
-def test_roles_come_with_their_reason(gpt):
+def test_roles_come_with_their_reason(gpt: abcfx.Transformed) -> None:
     text = " ".join(str(gpt).split())
     assert "readout (1): fan_in grows, fan_out does not, and it feeds an output of the model; head.weight" in text
 
 
-def test_skips_ties_and_reuse_are_named(gpt, tied):
+def test_skips_ties_and_reuse_are_named(gpt: abcfx.Transformed, tied: bool) -> None:
     assert "4 skip connections: past 2 layers (add -> add_1" in str(gpt)
     text = str(tied)
     assert "tied: embedding.weight = head.weight, one parameter" in text
@@ -182,14 +188,14 @@ def test_skips_ties_and_reuse_are_named(gpt, tied):
     assert "skip" not in text
 
 
-def test_what_was_not_covered_is_said():
+def test_what_was_not_covered_is_said() -> None:
     model = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 4))
     model[0].bias.requires_grad_(False)
     assert "Frozen, in no group: 0.bias" in str(abcfx.transform(model))
 
 
-def test_own_init_near_no_round_exponent_is_said():
-    def build(width):
+def test_own_init_near_no_round_exponent_is_said() -> None:
+    def build(width: int) -> nn.Module:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(10, width), nn.ReLU(), nn.Linear(width, 4))
         nn.init.normal_(model[2].weight, std=width**-0.87)
@@ -199,14 +205,14 @@ def test_own_init_near_no_round_exponent_is_said():
     assert re.search(r"Own init near no round exponent: 2.weight ~ m\^-0\.8\d", text)
 
 
-def test_stages_and_size_of_the_lp(mlp):
+def test_stages_and_size_of_the_lp(mlp: abcfx.Transformed) -> None:
     text = " ".join(str(mlp).split())
     assert f"LP: {mlp.header['rows']} rows, {mlp.header['columns']} columns" in text
     for stage in mlp.timings:
         assert re.search(rf"{stage} \d+\.\d", text)
 
 
-def test_header_says_which_widths(mlp, deep):
+def test_header_says_which_widths(mlp: abcfx.Transformed, deep: abcfx.Transformed) -> None:
     assert "absolute widths" in str(mlp)
     assert "m = 2, the largest ratio" in str(deep)
     same = abcfx.transform(seeded(ResidualMLP, 8, 1), torch.zeros(2, 10), base=seeded(ResidualMLP, 8, 1))
@@ -216,30 +222,32 @@ def test_header_says_which_widths(mlp, deep):
 # -- the pieces
 
 
-def test_fold_never_invents_a_name():
+def test_fold_never_invents_a_name() -> None:
     names = ["a.0.x1", "a.0.x2", "a.1.x1", "a.2.x1", "a.2.x2", "b"]
     folded = collapse_names(dict.fromkeys(names))
     assert [part.shown for part in folded] == ["a.{0..2}.x1", "a.{0,2}.x2", "b"]
     assert sorted(name for part in folded for name in part.names) == names
 
 
-def test_fold_keeps_unequal_rows_apart():
+def test_fold_keeps_unequal_rows_apart() -> None:
     assert [part.shown for part in collapse_names({"a.0": 1, "a.1": 2, "a.2": 1})] == ["a.{0,2}", "a.1"]
 
 
-def test_skips_are_seen_where_branches_differ_in_layers(gpt, deep, mlp):
+def test_skips_are_seen_where_branches_differ_in_layers(
+    gpt: abcfx.Transformed, deep: abcfx.Transformed, mlp: abcfx.Transformed
+) -> None:
     assert [(skip.fewest, skip.most) for skip in find_skips(gpt.dag)] == [(0, 2)] * 4
     assert len(find_skips(deep.dag)) == 48
     assert find_skips(mlp.dag) == []
 
 
-def test_shared_weights(tied, gpt):
+def test_shared_weights(tied: bool, gpt: abcfx.Transformed) -> None:
     assert tied_names(tied.module) == [["embedding.weight", "head.weight"]]
     assert set(repeated_uses(tied.dag)) == {"embedding.weight", "loop.weight"}
     assert repeated_uses(gpt.dag) == {}
 
 
-def test_tags_and_prices():
+def test_tags_and_prices() -> None:
     assert binding_tags("head: alpha, head: u, norm: gradient update of head") == "alpha, u, gradient"
     assert binding_tags("by rule: as large as what it is added to") == "rule"
     prices = group_prices({"a.0: alpha": -1.0, "a.1: alpha": -1.0, "b: alpha": -3.0, "n: gradient init of b": -9.0})

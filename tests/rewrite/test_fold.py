@@ -104,7 +104,7 @@ def test_model_object_trains_as_the_graph_with_scale_nodes(name: str) -> None:
     torch.testing.assert_close(own.fold()(inputs), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_tied_head_that_nothing_can_scale():
+def test_tied_head_that_nothing_can_scale() -> None:
     torch.manual_seed(0)
     model = Tied(64, affine=False).double()
     before = copy.deepcopy(model.state_dict())
@@ -116,7 +116,7 @@ def test_tied_head_that_nothing_can_scale():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_hooks_are_not_stacked():
+def test_hooks_are_not_stacked() -> None:
     model, _, inputs = prepared("fused", scales="absorb", inplace=True)
     expected = model(inputs)
     with pytest.raises(abcfx.InvalidInputError, match="in place before"):
@@ -124,7 +124,7 @@ def test_hooks_are_not_stacked():
     torch.testing.assert_close(model(inputs), expected, rtol=0, atol=0)
 
 
-def test_queries_of_separate_projections_are_folded():
+def test_queries_of_separate_projections_are_folded() -> None:
     class Cross(nn.Module):
         def __init__(self, width: int) -> None:
             super().__init__()

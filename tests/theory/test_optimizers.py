@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ import abcfx
 from abcfx.theory.optimizers import FAMILIES, family
 
 
-def rates(optimizer, width=64, base=16, **options):
+def rates(
+    optimizer: str, width: int = 64, base: int = 16, **options: Any
+) -> tuple[abcfx.Transformed, dict[str, float]]:
     """c of each parameter where no multiplier is left."""
     result = abcfx.transform(
         Block(width), torch.zeros(3, 4, dtype=torch.long), base=Block(base), optimizer=optimizer,
@@ -30,7 +33,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_rates_of_the_maximal_class(name):
+def test_rates_of_the_maximal_class(name: str) -> None:
     optimizer = {"emb": name, "fc": name, "head": name, "default": "adam"} if name.startswith("muon") else name
     _, c = rates(optimizer)
     assert (c["emb.weight"], c["fc.weight"], c["head.weight"]) == pytest.approx(TABLE[name])
@@ -38,7 +41,7 @@ def test_rates_of_the_maximal_class(name):
 
 @pytest.mark.parametrize("name", ["muon", "muon_rms"])
 @pytest.mark.parametrize("grows", [(1, 1), (0, 1), (1, 0)])
-def test_size_of_a_spectral_update_is_the_one_measured(name, grows):
+def test_size_of_a_spectral_update_is_the_one_measured(name: str, grows: tuple[int, int]) -> None:
     """One step of torch's own Muon, applied to the direction that the gradient came from."""
 
     def size(m: int) -> float:
@@ -56,7 +59,7 @@ def test_size_of_a_spectral_update_is_the_one_measured(name, grows):
     assert measured == pytest.approx(FAMILIES[name].spectral_growth(*grows), abs=0.12)
 
 
-def test_optimizer_may_be_a_class_or_an_instance():
+def test_optimizer_may_be_a_class_or_an_instance() -> None:
     model = Block(4)
     assert family(torch.optim.AdamW) == FAMILIES["adamw"]
     assert family(torch.optim.Adam(model.parameters(), decoupled_weight_decay=True)).decay == "decoupled"
@@ -77,7 +80,7 @@ def test_what_is_not_known_is_refused_with_the_nearest():
         family(torch.optim.LBFGS)
 
 
-def test_numbers_of_an_instance_are_the_defaults():
+def test_numbers_of_an_instance_are_the_defaults() -> None:
     model = Block(16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.25, weight_decay=0.5, eps=1e-4)
     result, _ = rates(optimizer, width=16)
@@ -86,7 +89,7 @@ def test_numbers_of_an_instance_are_the_defaults():
     assert {g["lr"] for g in result.param_groups} == {1.0}
 
 
-def test_several_optimizers_share_a_model():
+def test_several_optimizers_share_a_model() -> None:
     result, c = rates({"hidden": torch.optim.Muon, "default": "adamw"})
     muon, adamw = result.groups_for("muon"), result.groups_for(torch.optim.AdamW)
     assert [name for group in muon for name in group["param_names"]] == ["fc.weight"]
@@ -97,14 +100,14 @@ def test_several_optimizers_share_a_model():
         result.groups_for("sgd")
 
 
-def test_muon_for_vectors_is_refused_with_the_line_that_splits():
+def test_muon_for_vectors_is_refused_with_the_line_that_splits() -> None:
     with pytest.raises(abcfx.InvalidInputError, match=r"fc\.bias.*\n.*'hidden': 'muon'.*groups_for"):
         rates("muon")
 
 
 @pytest.mark.parametrize("scales", ["insert", "absorb"])
-def test_weight_decay_modes(scales):
-    def decays(mode, name):
+def test_weight_decay_modes(scales: str) -> None:
+    def decays(mode: str, name: str) -> tuple[float, float]:
         result = abcfx.transform(
             Block(64), torch.zeros(3, 4, dtype=torch.long), base=Block(16), optimizer="adamw", weight_decay=0.1,
             weight_decay_mode=mode, scales=scales, no_decay=["vector", "head"],
@@ -120,7 +123,7 @@ def test_weight_decay_modes(scales):
     assert decays("coupled", "emb.weight")[1] == pytest.approx(1e-4)
 
 
-def test_batch_size_and_horizon_multiply_rates():
+def test_batch_size_and_horizon_multiply_rates() -> None:
     """The laws of the sources: sqrt for Adam, linear for SGD, tokens^-0.32, decay by its time scale."""
     plain, _ = rates("adamw", weight_decay=0.1)
     more, _ = rates("adamw", weight_decay=0.1, batch_ratio=4.0, horizon_ratio=10.0)

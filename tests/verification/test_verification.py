@@ -23,7 +23,7 @@ DATA = Path(__file__).parents[1] / "data"
 FAST = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15}
 
 
-def test_fast_sections_pass():
+def test_fast_sections_pass() -> None:
     state = torch.random.get_rng_state()
     found = verify(FAST)
     assert [(section.number, section.failed) for section in found] == [(number, []) for number in sorted(FAST)]
@@ -34,21 +34,21 @@ def failing(*numbers: int) -> dict[int, list[str]]:
     return {section.number: [check.claim for check in section.failed] for section in verify(numbers) if section.failed}
 
 
-def test_rows_of_the_lp_that_are_off_are_seen(monkeypatch):
+def test_rows_of_the_lp_that_are_off_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """alpha counts 0.1 more than it should: every rate is too small, and nothing is unstable."""
     rows = abcfx.find_c.__globals__["_write_rows"]
 
-    def off(*args):
+    def off(*args: object) -> list[Row]:
         return [row._replace(constant=row.constant - 0.1) if row.alignment == "alpha" else row for row in rows(*args)]
 
     monkeypatch.setitem(abcfx.find_c.__globals__, "_write_rows", off)
     assert failing(1, 2, 3, 4, 5, 8, 10, 11).keys() == {1, 2, 3, 4, 5, 8, 10, 11}
 
 
-def test_rates_that_are_too_large_are_seen(monkeypatch):
+def test_rates_that_are_too_large_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     solve = abcfx.find_c.__globals__["GraphSolver"].solve
 
-    def lowered(self):
+    def lowered(self) -> Solution:
         found = solve(self)
         c = (
             [value - 0.05 for value in found.c]
@@ -63,10 +63,10 @@ def test_rates_that_are_too_large_are_seen(monkeypatch):
     assert "every r is at least 0" in found[4]
 
 
-def test_a_solver_whose_answer_depends_on_the_order_is_seen(monkeypatch):
+def test_a_solver_whose_answer_depends_on_the_order_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     solve = abcfx.find_c.__globals__["GraphSolver"].solve
 
-    def moved(self):
+    def moved(self) -> Solution:
         found = solve(self)
         names = list(found.c) if isinstance(found.c, dict) else []
         c = {**found.c, names[0]: found.c[names[0]] + 1e-3} if names else found.c
@@ -76,7 +76,7 @@ def test_a_solver_whose_answer_depends_on_the_order_is_seen(monkeypatch):
     assert any("another order" in claim for claim in failing(4)[4])
 
 
-def test_powers_of_width_that_are_off_are_seen(monkeypatch):
+def test_powers_of_width_that_are_off_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "abcfx.plan.parameters._power", lambda n, exponent: 1.0 if n == 1 else float(n ** (0.9 * exponent))
     )
@@ -94,7 +94,7 @@ def test_powers_of_width_that_are_off_are_seen(monkeypatch):
         (0.1, -0.8, 0.01, "as written it costs"),
     ],
 )
-def test_rates_that_do_not_transfer_are_seen(shift, control, regret, said):
+def test_rates_that_do_not_transfer_are_seen(shift: float, control: float, regret: float, said: str | None) -> None:
     curve = SimpleNamespace(model="standard", width=128, best=1.0, loss=2.0, error=0.0, regret=regret)
     runs = studies.Studies()
     runs.coordinates = SimpleNamespace(widths=(64, 128), seeds=(0,), verdict="PASS", control="FAIL")
@@ -107,7 +107,7 @@ def test_rates_that_do_not_transfer_are_seen(shift, control, regret, said):
 
 
 @pytest.mark.parametrize("broken", ["model", "std", "keys"])
-def test_broken_modules_are_seen(monkeypatch, broken):
+def test_broken_modules_are_seen(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     from abcfx import apply
 
     if broken == "model":
@@ -122,13 +122,13 @@ def test_broken_modules_are_seen(monkeypatch, broken):
         assert [claim for claim in failing(6)[6] if "trajectory" in claim]
 
 
-def test_alignments_that_are_off_are_seen(monkeypatch):
+def test_alignments_that_are_off_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     right = Moments.alignment
     monkeypatch.setattr(Moments, "alignment", lambda self, n: (found := right(self, n)) and 2 * found)
     assert 9 in failing(9)
 
 
-def test_dynamic_rates_that_go_the_wrong_way_are_seen(monkeypatch):
+def test_dynamic_rates_that_go_the_wrong_way_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     right = DynamicAlignment._factors
     inverse = {"_factors": lambda self, probe, c: {name: 1 / f for name, f in right(self, probe, c).items()}}
     monkeypatch.setattr(DynamicAlignment, "_factors", inverse["_factors"])
@@ -136,34 +136,34 @@ def test_dynamic_rates_that_go_the_wrong_way_are_seen(monkeypatch):
 
 
 @pytest.fixture
-def short(monkeypatch):
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(studies, "MAGNITUDE_WIDTHS", (64, 128))
     monkeypatch.setattr(studies, "TRAINING_STEPS", 60)
 
 
-def test_a_run_that_does_not_learn_is_seen(monkeypatch, short):
+def test_a_run_that_does_not_learn_is_seen(monkeypatch: pytest.MonkeyPatch, short: None) -> None:
     monkeypatch.setattr(DynamicAlignment, "_factors", lambda self, probe, c: dict.fromkeys(c, 300.0))
     found = failing(14)[14]
     assert any("with dynamic rates it learns" in claim for claim in found)
 
 
-def test_layers_that_grow_with_width_are_seen(monkeypatch, short):
+def test_layers_that_grow_with_width_are_seen(monkeypatch: pytest.MonkeyPatch, short: None) -> None:
     monkeypatch.setattr(
         "abcfx.plan.parameters._power", lambda n, exponent: 1.0 if exponent > 0 else float(n**-exponent)
     )
     assert failing(13)
 
 
-def test_an_installation_with_a_missing_name_is_seen(monkeypatch):
+def test_an_installation_with_a_missing_name_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(abcfx, "__all__", [*abcfx.__all__, "nothing"])
     assert failing(15) == {15: ["every public name resolves"]}
 
 
 @pytest.mark.slow
-def test_a_panel_without_curves_is_seen(monkeypatch, short, tmp_path):
+def test_a_panel_without_curves_is_seen(monkeypatch: pytest.MonkeyPatch, short: None, tmp_path: Path) -> None:
     runs = studies.Studies(tmp_path / "figure.png")
 
-    def problems():
+    def problems() -> list[str]:
         return [check.claim for check in figure.figure(runs).checks if not check.passed]
 
     assert problems() == []
@@ -173,8 +173,10 @@ def test_a_panel_without_curves_is_seen(monkeypatch, short, tmp_path):
     assert "learning rates are straight lines of slope -c" in problems()
 
 
-def test_an_error_is_a_failure_of_its_section_and_debug_raises(monkeypatch, capsys):
-    def broken(*args, **kwargs):
+def test_an_error_is_a_failure_of_its_section_and_debug_raises(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no\nway")
 
     monkeypatch.setattr("abcfx.verification.training.measure", broken)
@@ -184,7 +186,7 @@ def test_an_error_is_a_failure_of_its_section_and_debug_raises(monkeypatch, caps
         cli.main(["verify", "--only", "9", "--debug"])
 
 
-def test_the_command(capsys):
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", "--only", "2-3,9", "--details"]) == 0
     out = capsys.readouterr().out
     assert "a + c - alpha" in out and "verification: PASS" in out and "Alignment" in out
@@ -204,12 +206,12 @@ def test_the_command(capsys):
         (["--only", "3", "--write", "docs"], "--write needs all sections"),
     ],
 )
-def test_wrong_usage_is_told(capsys, arguments, said):
+def test_wrong_usage_is_told(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
     assert cli.main(["verify", *arguments]) == 1
     assert said in capsys.readouterr().err
 
 
-def test_the_packaged_rows_are_those_of_the_full_reference():
+def test_the_packaged_rows_are_those_of_the_full_reference() -> None:
     full = {
         row["id"]: row for name in ("chain", "dag") for row in json.loads((DATA / f"find_c_{name}.json").read_text())
     }
@@ -226,7 +228,7 @@ def test_the_packaged_rows_are_those_of_the_full_reference():
 
 
 @pytest.mark.slow
-def test_the_whole_of_it(tmp_path, capsys):
+def test_the_whole_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All sections pass, and the page has the structure of the committed one; its numbers are of another run."""
     assert cli.main(["verify", "--write", str(tmp_path), "--debug"]) == 0, capsys.readouterr().out
     page, committed = ((folder / "verification.md").read_text(encoding="utf-8") for folder in (tmp_path, ROOT / "docs"))
@@ -242,7 +244,7 @@ def test_the_whole_of_it(tmp_path, capsys):
     assert (tmp_path / "verification.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_page_says_what_was_found():
+def test_the_page_says_what_was_found() -> None:
     page = document(verify({2}))
     assert (
         "| PASS | muP is tight: every r is 0 | 0, 0, 0 |" in page and "1 of 1 sections pass, 3 of 3 checks hold" in page

@@ -1,6 +1,9 @@
 """Hard cases by the way they are programmed: branches, side effects, odd signatures, transforms of functions."""
 
+from __future__ import annotations
+
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,28 +14,29 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from abcfx import register_rule
+from abcfx.rules.op import OpContext
 
 WIDTH = 8
 
 
 class UNet(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.first, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, stride=2, padding=1)
         self.norm, self.up = nn.BatchNorm2d(16), nn.ConvTranspose2d(16, 8, 2, stride=2)
         self.last = nn.Conv2d(16, 3, 3, padding=1)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         skip = F.relu(self.first(x))
         return self.last(torch.cat([skip, self.up(F.relu(self.norm(self.down(skip))))], 1))
 
 
 class MessagePassing(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.message, self.update = nn.Linear(2 * WIDTH, WIDTH), nn.GRUCell(WIDTH, WIDTH)
 
-    def forward(self, nodes, edges):
+    def forward(self, nodes: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
         source, target = edges
         messages = self.message(torch.cat([nodes[source], nodes[target]], -1))
         received = torch.zeros_like(nodes).scatter_add(0, target[:, None].expand_as(messages), messages)
@@ -40,12 +44,12 @@ class MessagePassing(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.mlp, self.norm = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.SiLU()), nn.LayerNorm(WIDTH)
         self.out = nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, x, time):
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
         frequencies = torch.exp(-torch.arange(WIDTH // 2, device=x.device) / (WIDTH // 2) * 9.2)
         angles = time[:, None] * frequencies
         scale, shift = self.mlp(torch.cat([angles.sin(), angles.cos()], -1)).chunk(2, -1)
@@ -55,11 +59,11 @@ class TimeEmbedding(nn.Module):
 class HyperConnections(nn.Module):
     """Streams mixed by a matrix made doubly stochastic, in a fixed number of rounds or until it is."""
 
-    def __init__(self, rounds):
+    def __init__(self, rounds: int) -> None:
         super().__init__()
         self.rounds, self.layer, self.logits = rounds, nn.Linear(WIDTH, WIDTH), nn.Parameter(rand(4, 4))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         mix = self.logits.exp()
         if self.rounds:
             for _ in range(self.rounds):
@@ -74,13 +78,13 @@ class HyperConnections(nn.Module):
 
 
 class MovingAverage(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
         self.register_buffer("average", torch.zeros(WIDTH))
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
             with torch.no_grad():
                 self.average.mul_(0.9).add_(x.mean((0, 1)), alpha=0.1)
@@ -90,35 +94,35 @@ class MovingAverage(nn.Module):
 
 class ClippedGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor) -> torch.Tensor:
         return x.sign()
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> torch.Tensor:
         return gradient.clamp(-0.01, 0.01)
 
 
 @register_rule(ClippedGradient)
-def clipped_gradient(op, x):
+def clipped_gradient(op: OpContext, x: torch.Tensor) -> object:
     return op.pointwise(x)
 
 
 class StraightThrough(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.second(ClippedGradient.apply(self.first(x)))
 
 
 class Checkpointed(nn.Module):
-    def __init__(self, reentrant):
+    def __init__(self, reentrant: bool) -> None:
         super().__init__()
         self.reentrant, self.head = reentrant, nn.Linear(WIDTH, WIDTH)
         self.block = nn.Sequential(nn.Linear(WIDTH, 16), nn.GELU(), nn.Linear(16, WIDTH))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(checkpoint(self.block, self.head(x), use_reentrant=self.reentrant))
 
 
@@ -131,11 +135,11 @@ class Answer:
 class Structured(nn.Module):
     """Takes and gives containers; calls one block four times."""
 
-    def __init__(self, kind):
+    def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind, self.block = kind, nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh())
 
-    def forward(self, batch, *, scale=1.0, **extra):
+    def forward(self, batch: torch.Tensor, *, scale: float = 1.0, **extra: torch.Tensor) -> torch.Tensor:
         hidden = [batch["x"] * scale + sum(extra.values())]
         for _ in range(4):
             hidden.append(self.block(hidden[-1]))
@@ -145,12 +149,12 @@ class Structured(nn.Module):
 
 
 class Branches(nn.Module):
-    def __init__(self, on):
+    def __init__(self, on: bool) -> None:
         super().__init__()
         self.on, self.linear, self.tables = on, nn.Linear(WIDTH, WIDTH), {}
         self.seen = 0.0
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.on == "shape":
             x = x.flip(1) if x.shape[1] > 4 else x * 2
         elif self.on == "data":
@@ -170,20 +174,20 @@ class Branches(nn.Module):
 
 
 class Mapped(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.vmap(lambda row: F.relu(self.linear(row)).cumsum(0))(x)
 
 
 class HyperNetwork(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.maker, self.target = nn.Linear(WIDTH, WIDTH * WIDTH), nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, x, task):
+    def forward(self, x: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
         weight = self.maker(task).view(WIDTH, WIDTH)
         return torch.func.functional_call(self.target, {"weight": weight}, (x,))
 
@@ -191,11 +195,11 @@ class HyperNetwork(nn.Module):
 class Casts(nn.Module):
     """Runs part of itself in another dtype: by converting the module in forward, or by autocast."""
 
-    def __init__(self, how):
+    def __init__(self, how: str) -> None:
         super().__init__()
         self.how, self.gate, self.out = how, nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.how == "module":
             return self.out(x) * self.gate.to(torch.float32)(x.float())
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
@@ -203,7 +207,7 @@ class Casts(nn.Module):
         return self.out(x) * y.float()
 
 
-def normed(norm):
+def normed(norm: Callable[[nn.Linear], nn.Module]) -> nn.Sequential:
     return nn.Sequential(norm(nn.Linear(WIDTH, 16)), nn.ReLU(), norm(nn.Linear(16, WIDTH)))
 
 

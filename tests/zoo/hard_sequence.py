@@ -1,5 +1,7 @@
 """Hard cases that process sequences: attention in many writings, experts, recurrences, state spaces."""
 
+from __future__ import annotations
+
 import math
 
 import torch
@@ -13,14 +15,14 @@ WIDTH, VOCABULARY = 16, 32
 class FusedGPT(nn.Module):
     """Fused qkv, tied head, an assert on the length, an optional loss."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.wte, self.wpe = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(64, WIDTH)
         self.norm, self.qkv = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
         self.out, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, VOCABULARY, bias=False)
         self.head.weight = self.wte.weight
 
-    def forward(self, tokens, targets=None):
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
         batch, length = tokens.shape
         assert length <= 64, f"{length} tokens are too many"
         x = self.wte(tokens) + self.wpe(torch.arange(length, device=tokens.device))
@@ -36,12 +38,12 @@ class FusedGPT(nn.Module):
 class EinsumAttention(nn.Module):
     """Weights are bare Parameters of three dims."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.q, self.k, self.v = (nn.Parameter(rand(WIDTH, 2, 8, seed=s) / 4) for s in range(3))
         self.o = nn.Parameter(rand(2, 8, WIDTH, seed=3) / 4)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = (torch.einsum("btd,dhk->bhtk", x, w) for w in (self.q, self.k, self.v))
         attention = torch.einsum("bhtk,bhsk->bhts", q, k).div(math.sqrt(q.shape[-1])).softmax(-1)
         return x + torch.einsum("bhts,bhsk,hkd->btd", attention, v, self.o)
@@ -50,14 +52,14 @@ class EinsumAttention(nn.Module):
 class Experts(nn.Module):
     """Two of four experts per token; `how` is the way the tokens reach them."""
 
-    def __init__(self, how):
+    def __init__(self, how: str) -> None:
         super().__init__()
         self.how, self.router = how, nn.Linear(WIDTH, 4, bias=False)
         self.experts = nn.ModuleList(
             nn.Sequential(nn.Linear(WIDTH, 24), nn.GELU(), nn.Linear(24, WIDTH)) for _ in range(4)
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.reshape(-1, WIDTH)
         weights, chosen = self.router(flat).softmax(-1).topk(2)
         out = torch.zeros_like(flat)
@@ -75,20 +77,20 @@ class Experts(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind):
+    def __init__(self, kind: str) -> None:
         super().__init__()
         self.rnn, self.head = kind(WIDTH, 12, num_layers=2, batch_first=True), nn.Linear(12, 5)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.rnn(x)[0])
 
 
 class CellLoop(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.cell, self.head = nn.LSTMCell(WIDTH, 12), nn.Linear(12, 5)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         state = (x.new_zeros(x.shape[0], 12), x.new_zeros(x.shape[0], 12))
         out = []
         for step in range(x.shape[1]):
@@ -100,14 +102,14 @@ class CellLoop(nn.Module):
 class StateSpaceScan(nn.Module):
     """A selective state space, scanned by cumulative sums."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.inner, self.step = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, WIDTH)
         self.to_b, self.to_c, self.out = nn.Linear(WIDTH, 4), nn.Linear(WIDTH, 4), nn.Linear(WIDTH, WIDTH)
         self.decay = nn.Parameter(torch.zeros(WIDTH, 4))
         self.conv = nn.Conv1d(WIDTH, WIDTH, 3, padding=2, groups=WIDTH)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         u, gate = self.inner(x).chunk(2, -1)
         u = F.silu(self.conv(u.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2))
         delta = F.softplus(self.step(u))
@@ -117,11 +119,11 @@ class StateSpaceScan(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(WIDTH), nn.MultiheadAttention(WIDTH, 4, batch_first=True)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.norm(x)
         return x + self.attention(y, y, y, need_weights=False)[0]
 
@@ -129,26 +131,26 @@ class SelfAttention(nn.Module):
 class CausalEncoder(nn.Module):
     """torch's encoder with a mask that it inspects for being causal."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         layer = nn.TransformerEncoderLayer(WIDTH, 4, 32, dropout=0.0, batch_first=True, norm_first=True)
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.encoder(x, mask=nn.Transformer.generate_square_subsequent_mask(x.shape[1]))
 
 
 class ComplexRotary(nn.Module):
     """Rotary positions by complex multiplication, as Llama's first code has them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.q, self.k = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
         angles = torch.outer(torch.arange(64.0), 100 ** -(torch.arange(0, 8, 2) / 8))
         self.register_buffer("turns", torch.polar(torch.ones_like(angles), angles), persistent=False)
 
-    def forward(self, x):
-        def turned(y):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def turned(y: torch.Tensor) -> torch.Tensor:
             y = y.view(*y.shape[:2], 2, 8)
             pairs = torch.view_as_complex(y.float().reshape(*y.shape[:-1], -1, 2))
             return torch.view_as_real(pairs * self.turns[: x.shape[1], None]).flatten(3)
@@ -159,12 +161,12 @@ class ComplexRotary(nn.Module):
 class LatentAttention(nn.Module):
     """Keys and values through a small latent, part of every key shared by the heads."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.q, self.down = nn.Linear(WIDTH, 2 * 12), nn.Linear(WIDTH, 6 + 4)
         self.norm, self.up, self.out = nn.RMSNorm(6), nn.Linear(6, 2 * (8 + 8)), nn.Linear(16, WIDTH)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, length, _ = x.shape
         latent, shared = self.down(x).split([6, 4], -1)
         k, v = self.up(self.norm(latent)).view(batch, length, 2, 16).transpose(1, 2).split([8, 8], -1)
@@ -177,12 +179,12 @@ class LatentAttention(nn.Module):
 class KeyValueCache(nn.Module):
     """Writes into a cache buffer in forward and attends to it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.kv, self.q = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(WIDTH, WIDTH)
         self.register_buffer("keys", torch.zeros(8, 32, WIDTH))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         k, v = self.kv(x).chunk(2, -1)
         with torch.no_grad():
             self.keys[: x.shape[0], : x.shape[1]] = k

@@ -7,6 +7,7 @@ import os
 import hf
 import pytest
 import torch
+from torch import nn
 
 import abcfx
 from abcfx.errors import GrowthError
@@ -25,7 +26,7 @@ REFUSED = {
 }
 
 
-def pair(name):
+def pair(name: str) -> tuple[nn.Module, nn.Module, dict[str, torch.Tensor]]:
     kind = next(each for each in hf.types() if each.name == name)
     torch.manual_seed(0)
     small, _ = hf.build(kind)
@@ -38,12 +39,12 @@ def pair(name):
     return small, large, inputs
 
 
-def first_output(output, batch):
+def first_output(output: object, batch: torch.Tensor) -> torch.Tensor:
     tensors = torch.utils._pytree.tree_leaves(output)
     return next(t for t in tensors if torch.is_tensor(t) and t.is_floating_point()).float().sin().pow(2).mean()
 
 
-def grows(name):
+def grows(name: str) -> None:
     small, large, inputs = pair(name)
     grown = abcfx.grow(small, large, (), inputs, noise=0.3)
     assert grown.steps[0].difference < 1e-5
@@ -52,19 +53,19 @@ def grows(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_family(name):
+def test_family(name: str) -> None:
     grows(name)
 
 
 @pytest.mark.zoo
 @pytest.mark.parametrize("name", MORE[PART::PARTS])
-def test_more_families(name):
+def test_more_families(name: str) -> None:
     grows(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
-def test_constants_that_follow_the_width_are_refused(name):
+def test_constants_that_follow_the_width_are_refused(name: str) -> None:
     small, large, inputs = pair(name)
     with pytest.raises(GrowthError, match=REFUSED[name]):
         abcfx.grow(small, large, (), inputs)

@@ -1,5 +1,7 @@
 """Every hand-written hard case is captured exactly, or refused with the line that is the cause."""
 
+from __future__ import annotations
+
 import pytest
 from cases import Case
 from check import check
@@ -12,7 +14,7 @@ CASES = SEQUENCE + PROGRAMS
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # torch's reentrant checkpoint, in eval
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_hard_case(case: Case):
+def test_hard_case(case: Case) -> None:
     row = check(case.name, case.model(), case.args, case.kwargs)
     if not case.captured:
         assert "CaptureError" in row.error
@@ -22,6 +24,6 @@ def test_hard_case(case: Case):
     assert (row.exact, row.gradients, row.names, row.solved) == (True, True, True, True)
 
 
-def test_there_are_as_many_hard_cases_as_promised():
+def test_there_are_as_many_hard_cases_as_promised() -> None:
     assert len(CASES) >= 37 and sum(case.captured for case in CASES) >= 34
     assert len({case.name for case in CASES}) == len(CASES)
