@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 VOCABULARY, LENGTH = 23, 6
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def drawn(model: nn.Module, seed: int = 0, std: float = 0.1) -> ModuleT:
+def drawn(model: ModuleT, seed: int = 0, std: float = 0.1) -> ModuleT:
     """The model in float64 with noise on every parameter, so that no bias is 0 and no gain 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -70,8 +72,19 @@ class Block(nn.Module):
 
 
 class Gpt(nn.Module):
-    def __init__(self, width: int = 16, heads: int = 2, kv_heads: int | None = None, inner: int = 24, layers: int = 2, tied: bool = False, rotary: bool = True,
-                 norm: Callable[..., nn.Module] = nn.RMSNorm, eps: float = 1e-5, vocabulary: int = VOCABULARY) -> None:  # fmt: skip
+    def __init__(
+        self,
+        width: int = 16,
+        heads: int = 2,
+        kv_heads: int | None = None,
+        inner: int = 24,
+        layers: int = 2,
+        tied: bool = False,
+        rotary: bool = True,
+        norm: Callable[..., nn.Module] = nn.RMSNorm,
+        eps: float = 1e-5,
+        vocabulary: int = VOCABULARY,
+    ) -> None:
         super().__init__()
         self.tok = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(

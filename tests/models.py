@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+Built = TypeVar("Built")
+Parameters = ParamSpec("Parameters")
+
+
+def seeded(build: Callable[Parameters, Built], *args: Parameters.args, **kwargs: Parameters.kwargs) -> Built:
+    """Build a model after torch's generator was set to seed 0."""
+    torch.manual_seed(0)
+    return build(*args, **kwargs)
 
 
 class MLP(nn.Module):

@@ -49,7 +49,7 @@ def test_a_term_without_change_is_absent(norm: str) -> None:
 
 @pytest.mark.parametrize("size", [1e-20, 1e-35, 1e18, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_size_does_not_matter(size: float, dtype: dtype) -> None:
+def test_size_does_not_matter(size: float, dtype: torch.dtype) -> None:
     z0, w0 = torch.randn(8, 64), torch.randn(16, 64)
     z, w = z0 + torch.randn(8, 64), w0 + torch.randn(16, 64)
     expected = measure(z0, w0, z, w, 64)

@@ -21,7 +21,7 @@ PAGE = ROOT / "docs" / "examples.md"
 PARTS_OF_OTHERS = {"__init__", "gpt", "hyper_gpt", "digits", "text"}
 
 
-def passed(name: str, **options: Any) -> examples.Passed:
+def passed(name: str, **options: Any) -> dict[str, Any]:
     found = importlib.import_module(f"abcfx.examples.{name}").main(**options)
     assert found["check"], found["check"].failed
     assert found["check"].control == "FAIL"

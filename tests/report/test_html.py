@@ -6,13 +6,13 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from models import seeded
 from torch import nn
 
 import abcfx
@@ -22,12 +22,8 @@ from abcfx.report.drawing import page
 from abcfx.report.drawing.page import page_data
 
 IDS = torch.zeros(2, 16, dtype=torch.long)
+Element = dict[str, Any]
 VOID = {"meta", "link", "input", "br", "hr", "img", "wbr"}
-
-
-def seeded(build: Callable[..., ModuleT], *args: object) -> ModuleT:
-    torch.manual_seed(0)
-    return build(*args)
 
 
 def gpt(width: int) -> GPT:

@@ -10,16 +10,21 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from selenium.webdriver.remote.webdriver import WebDriver
+from models import seeded
 from torch import nn
 
 import abcfx
 from abcfx.examples.gpt import GPT, GPTConfig
+
+if TYPE_CHECKING:
+    from selenium.webdriver.remote.webdriver import WebDriver
+    from selenium.webdriver.remote.webelement import WebElement
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -29,11 +34,6 @@ pytestmark = [
     pytest.mark.skipif(not (BROWSER and DRIVER), reason="no Chromium with its driver on this machine"),
 ]
 IDS = torch.zeros(2, 16, dtype=torch.long)
-
-
-def seeded(build: Callable[..., ModuleT], *args: object) -> ModuleT:
-    torch.manual_seed(0)
-    return build(*args)
 
 
 def gpt(width: int) -> GPT:

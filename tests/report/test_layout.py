@@ -11,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abcfx.report.drawing.layout import lay_out
+from abcfx.report.drawing.layout import Layout, lay_out
 
 SIZE = (80.0, 30.0)
+Box = tuple[float, float, float, float]
 
 
 def overlap(a: Box, b: int) -> bool:

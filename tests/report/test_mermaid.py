@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 
 import pytest
 import torch
+from models import seeded
 from torch import nn
 
 import abcfx
@@ -17,11 +17,6 @@ from abcfx.report.drawing.mermaid import _node
 from abcfx.report.drawing.repeats import find_runs, view
 
 IDS = torch.zeros(2, 16, dtype=torch.long)
-
-
-def seeded(build: Callable[..., ModuleT], *args: object) -> ModuleT:
-    torch.manual_seed(0)
-    return build(*args)
 
 
 def gpt(width: int, layers: int) -> GPT:

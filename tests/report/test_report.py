@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from models import seeded
 from torch import nn
 
 import abcfx
@@ -58,11 +59,6 @@ class Tied(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.loop(self.loop(self.embedding(ids)))
         return self.head(self.norm(self.free(x)))
-
-
-def seeded(model: nn.Module, *args: object) -> ModuleT:
-    torch.manual_seed(0)
-    return model(*args)
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def test_rows_of_the_lp_that_are_off_are_seen(monkeypatch: pytest.MonkeyPatch) -
     """alpha counts 0.1 more than it should: every rate is too small, and nothing is unstable."""
     rows = abcfx.find_c.__globals__["_write_rows"]
 
-    def off(*args: object) -> list[Row]:
+    def off(*args: object) -> list[object]:
         return [row._replace(constant=row.constant - 0.1) if row.alignment == "alpha" else row for row in rows(*args)]
 
     monkeypatch.setitem(abcfx.find_c.__globals__, "_write_rows", off)
@@ -48,7 +48,7 @@ def test_rows_of_the_lp_that_are_off_are_seen(monkeypatch: pytest.MonkeyPatch) -
 def test_rates_that_are_too_large_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     solve = abcfx.find_c.__globals__["GraphSolver"].solve
 
-    def lowered(self) -> Solution:
+    def lowered(self: object) -> abcfx.Solution:
         found = solve(self)
         c = (
             [value - 0.05 for value in found.c]
@@ -66,7 +66,7 @@ def test_rates_that_are_too_large_are_seen(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_solver_whose_answer_depends_on_the_order_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     solve = abcfx.find_c.__globals__["GraphSolver"].solve
 
-    def moved(self) -> Solution:
+    def moved(self: object) -> abcfx.Solution:
         found = solve(self)
         names = list(found.c) if isinstance(found.c, dict) else []
         c = {**found.c, names[0]: found.c[names[0]] + 1e-3} if names else found.c

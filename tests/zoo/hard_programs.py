@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from abcfx import register_rule
-from abcfx.rules.op import OpContext
+from abcfx.rules.op import Op
 
 WIDTH = 8
 
@@ -103,7 +103,7 @@ class ClippedGradient(torch.autograd.Function):
 
 
 @register_rule(ClippedGradient)
-def clipped_gradient(op: OpContext, x: torch.Tensor) -> object:
+def clipped_gradient(op: Op, x: torch.Tensor) -> object:
     return op.pointwise(x)
 
 
