@@ -12,6 +12,7 @@ from torch import nn
 
 from abcfx.capture import CapturedGraph, EmittedModule
 from abcfx.capture import capture as capture_model
+from abcfx.capture.examples import OpenSizes
 from abcfx.capture.state import copied
 from abcfx.dag.layer_dag import LayerDag, build_dag
 from abcfx.errors import CaptureError, InvalidInputError, PairingError
@@ -228,7 +229,7 @@ def _pair(
     _refuse_transformed("base", built)
     method = captured.method if wanted == "auto" else wanted
 
-    def paired(sizes: str) -> WidthGrowth:
+    def paired(sizes: OpenSizes) -> WidthGrowth:
         args, kwargs = captured.args, captured.kwargs
         graph = capture_model(built, args, kwargs, method=method, verify=False, modes=("train",), sizes=sizes)
         return measure_growth(captured, dag, graph)

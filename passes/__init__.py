@@ -1,6 +1,12 @@
-"""Mechanical rewrites of a GraphModule from plain arguments; no theory lives here."""
+"""Rewrites of an `fx.GraphModule` from plain arguments; they know nothing of widths, exponents or learning rates.
 
-from abcfx.passes.insert_scales import ScaleInsertion, ScaleNode, insert_scales, scale_nodes
+Every pass is called as `name(module, ...)` and returns a `PassResult`. A pass that should have matched and did not
+raises a `PassError` before it has changed anything.
+"""
+
+from abcfx.passes.insert_scales import ScaleInsertion, insert_scales
+from abcfx.passes.multiply_marks import multiply_marks
+from abcfx.passes.nodes import ScaleNode, scale_nodes
 from abcfx.passes.probe_activations import probe_activations
 from abcfx.passes.result import PassError, PassResult
 from abcfx.passes.scale_attention import scale_attention
@@ -11,6 +17,7 @@ __all__ = [
     "ScaleInsertion",
     "ScaleNode",
     "insert_scales",
+    "multiply_marks",
     "probe_activations",
     "scale_attention",
     "scale_nodes",

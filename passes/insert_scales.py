@@ -1,4 +1,4 @@
-"""Multiplies what goes into a weight op by a constant, or, for a lookup in a table, what comes out."""
+"""Multiply the input of a weight op by a constant, or, for a lookup in a table, its output."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.fx as fx
+from torch import fx
 
-from abcfx.passes.result import META, PassError, PassResult, create_after
+from abcfx.passes.nodes import ScaleNode, create_after, scale_note
+from abcfx.passes.result import PassError, PassResult, finish
 
 NAME = "insert_scales"
 
 
 @dataclass(frozen=True)
 class ScaleInsertion:
-    """One factor to insert.
+    """One factor to insert into a graph.
 
-    `node`: the weight op. `operand`: the activation that it multiplies with the weight, so that the bias is added after
-    the scale; None scales the op's result. `label` and `formula` go into the provenance of the node.
+    Attributes:
+        node: the op that is scaled.
+        operand: the argument of the op that is multiplied, so that a bias is added after the scale; None multiplies
+            the result of the op.
+        factor: the constant.
+        label: name of what is scaled, kept in the note on the new node.
+        formula: the constant as a formula, kept likewise.
     """
 
     node: fx.Node
@@ -29,71 +35,59 @@ class ScaleInsertion:
     label: str = ""
     formula: str = ""
 
-
-@dataclass(frozen=True)
-class ScaleNode:
-    """Provenance of an inserted node, under `node.meta["abcfx"]`."""
-
-    created_by: str
-    factor: float
-    label: str
-    formula: str
+    def note(self, created_by: str) -> ScaleNode:
+        """Return the note for the node that this insertion makes."""
+        return ScaleNode(created_by, self.factor, self.label, self.formula)
 
 
-def insert_scales(gm: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> PassResult:
-    """Insert scale nodes into the graphs that the given ops belong to (both graphs of a two-mode module).
+def insert_scales(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> PassResult:
+    """Multiply operands or results of ops by constants.
 
-    A factor of exactly 1 makes no node. Parameters, `state_dict` keys and the signature stay what they are.
-    Raises PassError when an operand is not an argument of its op, or when the op was scaled before; the graphs are then
-    as they were.
+    Parameters, `state_dict` keys and the signature stay what they are.
+
+    Args:
+        module: the module that owns the graphs of the ops; a module with a graph for each mode owns both.
+        scales: the factors. A factor of exactly 1 makes no node.
+
+    Raises:
+        PassError: an operand is not an argument of its op, or the op was scaled before. Nothing has been changed then.
+
+    Example:
+        >>> graph_module = fx.symbolic_trace(torch.nn.Sequential(torch.nn.Linear(2, 2)))
+        >>> x, linear, _ = graph_module.graph.nodes
+        >>> insert_scales(graph_module, [ScaleInsertion(linear, x, 0.5)]).touched
+        ('_0_scale',)
     """
     wanted = [scale for scale in scales if scale.factor != 1.0]
     for scale in wanted:
         _check(scale)
     touched = []
-    # Operands first: a result that is scaled is then replaced wherever it goes, also into scales of its consumers.
+    # Operands first: a scaled result then replaces the result everywhere, also as the input of its consumers' scales.
     for scale in sorted(wanted, key=lambda scale: scale.operand is None):
-        provenance = ScaleNode(NAME, scale.factor, scale.label, scale.formula)
-        base = scale.operand if scale.operand is not None else _result(scale.node)
-        name = f"{scale.node.name}_scale"
-        node = create_after(base, name, torch.mul, (base, scale.factor), provenance)
+        base = scale.operand if scale.operand is not None else _first_result(scale.node)
+        node = create_after(base, f"{scale.node.name}_scale", torch.mul, (base, scale.factor), scale.note(NAME))
         if scale.operand is None:
             base.replace_all_uses_with(node, delete_user_cb=partial(operator.is_not, node))
         else:
-            _move_before(node, scale.node)
+            # Beside the op and not beside the tensor that is scaled: the graph then reads like the model.
+            scale.node.prepend(node)
             scale.node.replace_input_with(base, node)
         touched.append(node.name)
-    for graph in {id(scale.node.graph): scale.node.graph for scale in wanted}.values():
-        graph.lint()
-        if isinstance(owner := graph.owning_module, fx.GraphModule) and owner is not gm:
-            owner.recompile()
-    if touched:
-        gm.recompile()
-    return PassResult(gm, tuple(touched))
+    return finish(module, [scale.node for scale in wanted], touched)
 
 
-def scale_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """The scale nodes of a graph, in order."""
-    return [node for node in graph.nodes if isinstance(node.meta.get(META), ScaleNode)]
-
-
-def _result(node: fx.Node) -> fx.Node:
-    """The tensor that an op computes: of an op that returns several (embedding_bag), the first."""
+def _first_result(node: fx.Node) -> fx.Node:
+    """Return the node of the tensor that an op computes: the first one where it returns several (embedding_bag)."""
     firsts = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
     return firsts[0] if isinstance(node.meta.get("val"), tuple | list) and firsts else node
 
 
-def _move_before(node: fx.Node, op: fx.Node) -> None:
-    """Beside the op that it belongs to, not beside the tensor that it scales: the graph then reads like the model."""
-    op.prepend(node)
-
-
 def _check(scale: ScaleInsertion) -> None:
     neighbours = list(scale.node.users) if scale.operand is None else scale.node.all_input_nodes
-    if any(isinstance(n.meta.get(META), ScaleNode) and n.meta[META].label == scale.label for n in neighbours):
+    if any((note := scale_note(each)) is not None and note.label == scale.label for each in neighbours):
         raise PassError(f"{NAME}: {scale.node.name} ({scale.label}) is scaled already; it would count twice.")
     if scale.operand is not None and scale.operand not in scale.node.all_input_nodes:
         raise PassError(
             f"{NAME}: {scale.operand.name} is not an argument of {scale.node.name}, whose arguments are "
-            f"{[n.name for n in scale.node.all_input_nodes]}."
+            f"{[each.name for each in scale.node.all_input_nodes]}."
         )

@@ -1,21 +1,26 @@
-"""A graph that returns the tensors of chosen nodes and computes nothing else."""
+"""Build a graph that returns the tensors of chosen nodes and computes nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.fx as fx
+from torch import fx
 
-from abcfx.passes.result import PassError
+from abcfx.passes.result import PassError, PassResult
 
 NAME = "probe_activations"
 
 
-def probe_activations(gm: fx.GraphModule, graph: fx.Graph, nodes: Sequence[fx.Node]) -> fx.GraphModule:
-    """A GraphModule over the same parameters, buffers and submodules that returns what the nodes of `graph` return.
+def probe_activations(module: fx.GraphModule, graph: fx.Graph, nodes: Sequence[fx.Node]) -> PassResult:
+    """Make a new module, over the same parameters, buffers and submodules, that returns what the given nodes return.
 
-    It is called as the graph is, with plain tensors in the order of its placeholders; what the nodes do not need
-    is left out. The given module is not changed.
+    The new module takes plain tensors in the order of the graph's placeholders. Nodes that the chosen ones do not
+    depend on are left out. The given module is not changed.
+
+    Args:
+        module: the module that owns the graph.
+        graph: the graph of the nodes, one of those that the module owns.
+        nodes: the nodes whose values are returned, in this order.
 
     Raises:
         PassError: a node is not in the graph.
@@ -24,48 +29,49 @@ def probe_activations(gm: fx.GraphModule, graph: fx.Graph, nodes: Sequence[fx.No
     for node in nodes:
         if node not in known:
             raise PassError(f"{NAME}: {node.name} is not a node of the graph.")
-    new = fx.Graph()
+    probe = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     needed = _needed(graph, nodes)
     for node in graph.nodes:
         if node.op == "placeholder" or node in needed:
-            copies[node] = new.node_copy(node, lambda n: copies[n])
-    new.output(tuple(copies[node] for node in nodes))
-    return fx.GraphModule(gm, new, class_name="Probe")
+            copies[node] = probe.node_copy(node, lambda each: copies[each])
+    probe.output(tuple(copies[node] for node in nodes))
+    return PassResult(fx.GraphModule(module, probe, class_name="Probe"), tuple(copies[node].name for node in nodes))
 
 
 def _needed(graph: fx.Graph, nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """The nodes and all that they are made of, ops that write into one of these tensors or a view of it included."""
+    """Collect the nodes and all that they depend on, including ops that write into such a tensor or a view of it."""
     found = set[fx.Node]()
 
     def add(node: fx.Node) -> None:
         waiting = [node]
         while waiting:
-            at = waiting.pop()
-            if at not in found:
-                found.add(at)
-                waiting.extend(at.all_input_nodes)
+            current = waiting.pop()
+            if current not in found:
+                found.add(current)
+                waiting.extend(current.all_input_nodes)
 
     for node in nodes:
         add(node)
     order = list(graph.nodes)
     last = max(order.index(node) for node in nodes) if nodes else 0
-    writes = [node for node in order[:last] if _writes(node)]
-    while more := [node for node in writes if node not in found and not found.isdisjoint(_firsts(node))]:
+    writes = [node for node in order[:last] if _is_in_place(node)]
+    # Adding a write may add tensors that other writes go into: repeat until nothing is added.
+    while more := [node for node in writes if node not in found and not found.isdisjoint(_written_into(node))]:
         for node in more:
             add(node)
     return found
 
 
-def _writes(node: fx.Node) -> bool:
-    """Whether an op writes into its first argument: `add_`, `index_put_`, `x[i] = y`."""
+def _is_in_place(node: fx.Node) -> bool:
+    """Tell whether an op writes into its first argument, like `add_`, `index_put_` and `x[i] = y`."""
     name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
     in_place = name == "setitem" or (name.endswith("_") and not name.endswith("__"))
     return in_place and node.op in ("call_function", "call_method") and bool(node.all_input_nodes)
 
 
-def _firsts(node: fx.Node) -> set[fx.Node]:
-    """What an op writes into, and all that this may be a view of."""
+def _written_into(node: fx.Node) -> set[fx.Node]:
+    """Return the tensor that an in-place op writes into, with all tensors that it may be a view of."""
     found = set[fx.Node]()
     while node.all_input_nodes:
         node = node.all_input_nodes[0]

@@ -1,107 +1,113 @@
-"""Multiplies attention logits by a constant: on the queries, or inside an attention module on what projects them."""
+"""Multiply attention logits by a constant: the queries, or, inside an attention module, the weights that make them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-import torch.fx as fx
-from torch import nn
+from torch import fx, nn
 from torch.func import functional_call
+from torch.fx.node import Argument
 
-from abcfx.passes.insert_scales import ScaleInsertion, ScaleNode, insert_scales
-from abcfx.passes.result import META, PassError, PassResult, create_after
+from abcfx.passes.insert_scales import ScaleInsertion, insert_scales
+from abcfx.passes.nodes import ScaleNode, create_after, set_scale_note
+from abcfx.passes.result import PassError, PassResult, finish
 
 NAME = "scale_attention"
 _FUNCTIONAL = nn.functional.multi_head_attention_forward
-_IN_PROJECTION, _BIAS, _EMBED = 5, 6, 3  # positions among the arguments of multi_head_attention_forward
+# Positions among the arguments of multi_head_attention_forward.
+_EMBED_DIM, _IN_PROJECTION, _IN_BIAS = 3, 5, 6
 
 
-def scale_attention(gm: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> PassResult:
-    """Multiply the logits of attention ops. `Scale.operand` is the query, or None where it exists only inside the op.
+def scale_attention(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> PassResult:
+    """Multiply the logits of attention ops by constants.
 
-    Parameters, `state_dict` keys and the signature stay what they are. Raises PassError for an op that cannot be
-    opened; the graphs are then as they were.
+    Parameters, `state_dict` keys and the signature stay what they are.
+
+    Args:
+        module: the module that owns the graphs of the ops.
+        scales: the factors. `operand` is the query, or None where queries exist only inside the op.
+
+    Raises:
+        PassError: an op makes its queries in a way that is out of reach. Nothing has been changed then.
     """
     wanted = [scale for scale in scales if scale.factor != 1.0]
     inside = [scale for scale in wanted if scale.operand is None]
     for scale in inside:
-        if not (_is_attention_module(gm, scale.node) or scale.node.target is _FUNCTIONAL):
+        if not (_is_attention_module(module, scale.node) or scale.node.target is _FUNCTIONAL):
             raise PassError(f"{NAME}: {scale.node.name} ({scale.label}) makes its queries inside, out of reach.")
-    result = insert_scales(gm, [scale for scale in wanted if scale.operand is not None])
-    touched = []
+    outside = insert_scales(module, [scale for scale in wanted if scale.operand is not None])
+    made = []
     for scale in inside:
-        provenance = ScaleNode(NAME, scale.factor, scale.label, scale.formula)
         rewrite = _scale_module if scale.node.op == "call_module" else _scale_function
-        touched.append(rewrite(scale.node, scale.factor, provenance).name)
-    for graph in {id(scale.node.graph): scale.node.graph for scale in inside}.values():
-        graph.lint()
-    if touched:
-        gm.recompile()
-    return PassResult(gm, (*result.touched, *touched))
+        made.append(rewrite(scale.node, scale.factor, scale.note(NAME)))
+    return finish(module, made, (*outside.touched, *(node.name for node in made)))
 
 
-def scaled_rows(weight: torch.Tensor, factor: float, rows: int) -> torch.Tensor:
-    """The first `rows` rows (entries, of a bias) times a factor: those that make the queries, of q, k and v in one."""
+def scale_first_rows(weight: torch.Tensor, factor: float, rows: int) -> torch.Tensor:
+    """Multiply the first rows of a weight, or the first entries of a bias.
+
+    Where one weight makes queries, keys and values, its first rows make the queries.
+    """
     return torch.cat([weight[:rows] * factor, weight[rows:]])
 
 
-def query_parameters(module: nn.MultiheadAttention, factor: float) -> dict[str, torch.Tensor]:
-    """The module's parameters that make the queries, by name, with the queries' part times a factor."""
+def scaled_query_parameters(module: nn.MultiheadAttention, factor: float) -> dict[str, torch.Tensor]:
+    """Return, by name, the parameters that make the queries, with the part that makes them multiplied by the factor."""
     rows = module.embed_dim
     found = {}
     if module.in_proj_weight is not None:
-        found["in_proj_weight"] = scaled_rows(module.in_proj_weight, factor, rows)
+        found["in_proj_weight"] = scale_first_rows(module.in_proj_weight, factor, rows)
     else:
         assert module.q_proj_weight is not None
         found["q_proj_weight"] = module.q_proj_weight * factor
     if module.in_proj_bias is not None:
-        found["in_proj_bias"] = scaled_rows(module.in_proj_bias, factor, rows)
+        found["in_proj_bias"] = scale_first_rows(module.in_proj_bias, factor, rows)
     return found
 
 
-def attend_with_scaled_queries(module: nn.MultiheadAttention, factor: float, *args: Any, **kwargs: Any) -> Any:
-    """The module's own forward, with its queries times a factor."""
-    return functional_call(module, query_parameters(module, factor), args, kwargs)
+def attend_with_scaled_queries(
+    module: nn.MultiheadAttention, factor: float, *args: object, **kwargs: object
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Call an attention module with its queries multiplied by the factor; generated code calls this function."""
+    attended: tuple[torch.Tensor, torch.Tensor | None] = functional_call(
+        module, scaled_query_parameters(module, factor), args, kwargs
+    )
+    return attended
 
 
-def _is_attention_module(gm: fx.GraphModule, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), nn.MultiheadAttention)
+def _is_attention_module(module: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.MultiheadAttention)
 
 
-def _scale_module(node: fx.Node, factor: float, provenance: ScaleNode) -> fx.Node:
+def _scale_module(node: fx.Node, factor: float, note: ScaleNode) -> fx.Node:
+    """Replace the call of an attention module by `attend_with_scaled_queries`."""
     with node.graph.inserting_before(node):
         module = node.graph.get_attr(str(node.target))
-    new = create_after(node, f"{node.name}_scale", attend_with_scaled_queries, (module, factor, *node.args), provenance)
+    new = create_after(node, f"{node.name}_scale", attend_with_scaled_queries, (module, factor, *node.args), note)
     new.kwargs = node.kwargs
     node.replace_all_uses_with(new)
     node.graph.erase_node(node)
     return new
 
 
-def _scale_function(node: fx.Node, factor: float, provenance: ScaleNode) -> fx.Node:
-    """The projections are arguments of the op: scale those."""
+def _scale_function(node: fx.Node, factor: float, note: ScaleNode) -> fx.Node:
+    """Scale the projections that a call of `multi_head_attention_forward` gets as arguments."""
     args, kwargs = list(node.args), dict(node.kwargs)
+
+    def insert(function: Callable[..., object], *arguments: Argument) -> fx.Node:
+        with node.graph.inserting_before(node):
+            made = node.graph.call_function(function, arguments)
+        set_scale_note(made, note)
+        return made
+
     if args[_IN_PROJECTION] is None:
-        kwargs["q_proj_weight"] = last = _times(node, kwargs["q_proj_weight"], factor, provenance)
+        last = insert(torch.mul, kwargs["q_proj_weight"], factor)
+        kwargs["q_proj_weight"] = last
     else:
-        args[_IN_PROJECTION] = last = _scaled(node, args[_IN_PROJECTION], factor, args[_EMBED], provenance)
-    if args[_BIAS] is not None:
-        args[_BIAS] = _scaled(node, args[_BIAS], factor, args[_EMBED], provenance)
+        last = insert(scale_first_rows, args[_IN_PROJECTION], factor, args[_EMBED_DIM])
+        args[_IN_PROJECTION] = last
+    if args[_IN_BIAS] is not None:
+        args[_IN_BIAS] = insert(scale_first_rows, args[_IN_BIAS], factor, args[_EMBED_DIM])
     node.args, node.kwargs = tuple(args), kwargs
     return last
-
-
-def _scaled(node: fx.Node, tensor: Any, factor: float, rows: Any, provenance: ScaleNode) -> fx.Node:
-    with node.graph.inserting_before(node):
-        made = node.graph.call_function(scaled_rows, (tensor, factor, rows))
-    made.meta[META] = provenance
-    return made
-
-
-def _times(node: fx.Node, tensor: Any, factor: float, provenance: ScaleNode) -> fx.Node:
-    with node.graph.inserting_before(node):
-        made = node.graph.call_function(torch.mul, (tensor, factor))
-    made.meta[META] = provenance
-    return made

@@ -13,7 +13,7 @@ from torch import nn
 from abcfx.capture.capture_notes import CHECKPOINTS, hook_notes
 from abcfx.capture.captured import CapturedGraph
 from abcfx.capture.emitted import EmittedModule
-from abcfx.capture.examples import canonical, tiled
+from abcfx.capture.examples import OpenSizes, canonical, tiled
 from abcfx.capture.export import capture_export
 from abcfx.capture.leaves import is_composite
 from abcfx.capture.patches import checkpoints_noticed
@@ -39,7 +39,7 @@ def capture(
     method: str = "auto",
     verify: bool = True,
     modes: tuple[str, ...] = ("train", "eval"),
-    sizes: str = "free",
+    sizes: OpenSizes = "free",
 ) -> CapturedGraph:
     """Turn a model into graphs that are called exactly like it.
 
@@ -106,7 +106,7 @@ def _attempts(
     args: tuple[Any, ...] | None,
     kwargs: dict[str, Any] | None,
     flags: tuple[bool, ...],
-    sizes: str,
+    sizes: OpenSizes,
 ) -> dict[str, _Attempt]:
     attempts: dict[str, _Attempt] = {"symbolic": lambda: _symbolic(model, args, kwargs)}
     if args is not None and kwargs is not None:

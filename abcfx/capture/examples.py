@@ -1,9 +1,9 @@
-"""Example inputs as a capture needs them: in canonical form and with a batch that is not mistaken for a constant."""
+"""Bring example inputs into the form that a capture needs, with a batch that is not mistaken for a constant."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Literal
 
 import torch
 
@@ -12,9 +12,17 @@ from abcfx.support import trees
 # Sizes 0 and 1 are special to torch.export and 2 is a common constant in models; 3 is neither.
 MIN_BATCH = 3
 
+# The sizes of inputs that stay open in a graph: see `free_dims`.
+OpenSizes = Literal["free", "batch", "fixed"]
 
-def canonical(args: Any, kwargs: dict[str, Any] | None) -> tuple[tuple[Any, ...] | None, dict[str, Any] | None]:
-    """A bare tensor counts as one argument, a list as a tuple; no inputs at all stays None."""
+
+def canonical(
+    args: object, kwargs: Mapping[str, object] | None
+) -> tuple[tuple[object, ...] | None, dict[str, object] | None]:
+    """Return the inputs as a tuple and a dict, or None for both when there are no inputs at all.
+
+    A bare tensor counts as one argument, a list as a tuple.
+    """
     if args is None and not kwargs:
         return None, None
     if args is None:
@@ -22,8 +30,11 @@ def canonical(args: Any, kwargs: dict[str, Any] | None) -> tuple[tuple[Any, ...]
     return (tuple(args) if isinstance(args, (tuple, list)) else (args,)), dict(kwargs or {})
 
 
-def tiled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inputs with a batch of 1 or 2 (the first tensor's first dim) repeated to 3, in every tensor that has it."""
+def tiled(args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Repeat a batch of 1 or 2 until it has 3 samples; return inputs with a larger batch as they are.
+
+    The batch is the first dim of the first tensor. Every tensor whose first dim has that size is repeated.
+    """
     tensors = [tensor for tensor in trees.tensors((args, kwargs)) if tensor.dim() > 0]
     if not tensors or tensors[0].shape[0] not in range(1, MIN_BATCH):
         return args, kwargs
@@ -37,14 +48,16 @@ def tiled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...
     return trees.map_tensors(tile, (args, kwargs))
 
 
-def free_dims(tensors: Mapping[str, torch.Tensor], *, sizes: str = "free") -> dict[str, frozenset[int]]:
-    """Which dims of each input may have other sizes later; the others are fixed, with a guard.
+def free_dims(tensors: Mapping[str, torch.Tensor], *, sizes: OpenSizes = "free") -> dict[str, frozenset[int]]:
+    """Choose the dims of each input that may have other sizes in later calls; guards hold the others to their size.
 
-    All dims of sequences are free. Of floating-point tensors with four dims or more (images) only the batch and
+    All dims of sequences are free. Of floating-point tensors with four dims or more (images) only the batch and the
     dims as long as a sequence are: algebra over free heights and widths takes torch minutes for windowed attention.
 
     Args:
-        sizes: "free" for that; "batch": only the first dim; "fixed": none, which takes torch least time.
+        tensors: the example inputs by name.
+        sizes: "free" for the choice above; "batch" for the first dim only; "fixed" for none, which takes torch least
+            time.
     """
     if sizes == "fixed":
         return dict.fromkeys(tensors, frozenset())

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from abcfx.capture.emitted import EmittedModule
-from abcfx.capture.examples import free_dims
+from abcfx.capture.examples import OpenSizes, free_dims
 from abcfx.capture.fake import off_meta, replace_weights
 from abcfx.capture.graphs import merge_constants, same_graph
 from abcfx.capture.guards import guards_of
@@ -61,7 +61,7 @@ def capture_export(
     kwargs: dict[str, Any],
     *,
     modes: tuple[bool, ...],
-    sizes: str = "free",
+    sizes: OpenSizes = "free",
 ) -> tuple[EmittedModule, tuple[str, ...]]:
     """Export the model in the given modes (True is train).
 
@@ -121,7 +121,7 @@ def _export(
     signature: Signature,
     examples: Mapping[str, Any],
     attributes: dict[str, Any],
-    sizes: str,
+    sizes: OpenSizes,
 ) -> fx.Graph:
     wrapper = _FlatCall(model, signature)
     flat = off_meta(tuple(examples[name] for name in signature.slots))

@@ -1,4 +1,4 @@
-"""Which modules stay whole in a captured graph, as one call_module node."""
+"""Decide which modules stay whole in a captured graph, as one call_module node each."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ _COMPOSITES = (
     nn.TransformerEncoderLayer,
     nn.TransformerDecoderLayer,
 )
-
-
-def is_torch_module(module: nn.Module) -> bool:
-    """True for torch's own layers, also when a parametrization made a subclass of one; False for containers."""
-    home = type(module).__module__
-    return home.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, _CONTAINERS)
-
-
 _KEPT: set[type[nn.Module]] = set()
 
 
 def keep_whole(module_type: type[nn.Module]) -> None:
-    """From now on modules of this type stay one node where the way of capturing can keep modules: they have a rule."""
+    """Keep modules of this type as one node from now on, in the ways of capturing that can keep modules.
+
+    A module type for which a rule is registered is kept whole, so that the rule is asked.
+    """
     _KEPT.add(module_type)
 
 
 def stays_whole(module: nn.Module) -> bool:
-    """True for torch's own layers and for the types that `keep_whole` named."""
+    """Return True for torch's own layers and for the types given to `keep_whole`."""
     return is_torch_module(module) or type(module) in _KEPT
 
 
+def is_torch_module(module: nn.Module) -> bool:
+    """Return True for torch's own layers, also when a parametrization made a subclass of one; False for containers."""
+    home = type(module).__module__
+    return home.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, _CONTAINERS)
+
+
 def is_composite(module: nn.Module) -> bool:
-    """True for torch's own blocks of layers, which an analysis wants to see inside."""
+    """Return True for torch's own blocks of layers, whose inside an analysis needs to see."""
     return isinstance(module, _COMPOSITES)

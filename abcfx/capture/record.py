@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from abcfx.capture.capture_notes import checks_note
 from abcfx.capture.emitted import EmittedModule
-from abcfx.capture.examples import free_dims
+from abcfx.capture.examples import OpenSizes, free_dims
 from abcfx.capture.fake import FakeInputs, off_meta, replace_weights
 from abcfx.capture.graphs import merge_constants, same_graph
 from abcfx.capture.guards import expression_guards
@@ -39,7 +39,7 @@ def capture_record(
     *,
     modes: tuple[bool, ...],
     values: bool = False,
-    sizes: str = "free",
+    sizes: OpenSizes = "free",
 ) -> tuple[EmittedModule, tuple[str, ...]]:
     """Record the model in the given modes (True is train).
 

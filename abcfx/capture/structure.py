@@ -1,10 +1,12 @@
-"""Outputs of any shape: nested containers, registered dataclasses, and plain objects that hold tensors (caches)."""
+"""Take a model's output apart into tensors and a recipe, and build it again from other tensors.
+
+Outputs may be nested containers, registered dataclasses, or plain objects that hold tensors, such as caches.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,21 +18,21 @@ _VALUES = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 @dataclass(frozen=True)
 class Value:
-    """The graph's output of this index."""
+    """The graph's output with this index."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """A part of the output that is no tensor and is the same on every call."""
+    """A part of the output that is not a tensor and is the same on every call."""
 
-    value: Any
+    value: object
 
 
 @dataclass(frozen=True)
 class Container:
-    """A container that pytree knows, over its leaves."""
+    """A container that torch knows how to flatten, over its leaves."""
 
     spec: trees.TreeSpec
     parts: tuple[Part, ...]
@@ -38,35 +40,40 @@ class Container:
 
 @dataclass(frozen=True)
 class Instance:
-    """An object of a class that pytree does not know, made again from its attributes."""
+    """An object of any other class, which is made again from its attributes."""
 
     cls: type
-    attributes: Container
+    attributes: dict[str, Part]
 
 
 Part = Value | Fixed | Container | Instance
 
 
-def take_apart(output: Any) -> tuple[list[Any], Part]:
-    """The tensors (and traced sizes) in a model's output, and the recipe to build that output from others."""
-    values: list[Any] = []
+def take_apart(output: object) -> tuple[list[object], Part]:
+    """Return the tensors (and traced sizes) in a model's output, and the recipe that builds such an output."""
+    values: list[object] = []
     return values, _part(output, values, ())
 
 
-def put_together(part: Part, values: Sequence[Any]) -> Any:
-    """A model's output made of the given values."""
+def put_together(part: Part, values: Sequence[object]) -> object:
+    """Build a model's output from a recipe and the values that its parts refer to."""
     if isinstance(part, Value):
         return values[part.index]
     if isinstance(part, Fixed):
         return part.value
-    if isinstance(part, Instance):
-        new: Any = object.__new__(part.cls)
-        new.__dict__.update(put_together(part.attributes, values))
-        return new
-    return trees.unflatten([put_together(each, values) for each in part.parts], part.spec)
+    if isinstance(part, Container):
+        return trees.unflatten([put_together(each, values) for each in part.parts], part.spec)
+    instance: object = object.__new__(part.cls)
+    vars(instance).update({name: put_together(each, values) for name, each in part.attributes.items()})
+    return instance
 
 
-def _part(output: Any, values: list[Any], above: tuple[int, ...]) -> Part:
+def _part(output: object, values: list[object], above: tuple[int, ...]) -> Part:
+    """Return the recipe of a part of an output and append its tensors to the values.
+
+    Args:
+        above: ids of the objects that contain this part, so that an object that contains itself ends the descent.
+    """
     if isinstance(output, _VALUES):
         values.append(output)
         return Value(len(values) - 1)
@@ -77,7 +84,5 @@ def _part(output: Any, values: list[Any], above: tuple[int, ...]) -> Part:
     if attributes is None or isinstance(output, (nn.Module, type)) or id(output) in above or callable(output):
         return Fixed(output)
     before = len(values)
-    inner = _part(dict(attributes), values, (*above, id(output)))
-    if len(values) == before or not isinstance(inner, Container):
-        return Fixed(output)
-    return Instance(type(output), inner)
+    parts = {name: _part(value, values, (*above, id(output))) for name, value in dict(attributes).items()}
+    return Instance(type(output), parts) if len(values) > before else Fixed(output)

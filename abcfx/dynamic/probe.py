@@ -55,7 +55,7 @@ class Probe:
         }
         operands = list(dict.fromkeys(layer.operand for layer in self.layers))
         self._position = {operand: i for i, operand in enumerate(operands)}
-        probe = probe_activations(self._emitted, self.graph, operands)
+        probe = probe_activations(self._emitted, self.graph, operands).graph_module
         self._forward: Callable[..., tuple[torch.Tensor, ...]] = type(probe).forward
         leaves = [self._emitted.get_submodule(str(n.target)) for n in probe.graph.nodes if n.op == "call_module"]
         self._moded = list(dict.fromkeys(m for leaf in leaves for m in leaf.modules()))

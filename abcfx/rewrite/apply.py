@@ -16,12 +16,12 @@ from abcfx.exponents.attention import attention_products
 from abcfx.exponents.depth import DepthScaling, residual_branches
 from abcfx.pairing.graphs import Blocks
 from abcfx.pairing.widths import WidthGrowth
-from abcfx.passes import PassError, ScaleInsertion, insert_scales, scale_attention
+from abcfx.passes import PassError, ScaleInsertion, insert_scales, multiply_marks, scale_attention
 from abcfx.plan.absorb import attention_left
 from abcfx.plan.init import redraw_
 from abcfx.plan.parameters import ParameterPlan
 from abcfx.rewrite.folding import FeatureScale, Fold, hook_features, query_features, refuse_saving
-from abcfx.rewrite.marks import marked_nodes, multiply_marked
+from abcfx.rewrite.marks import marked_nodes
 from abcfx.support.location import location
 
 
@@ -80,10 +80,7 @@ def apply_plan(
                 f"grow."
             ) from error
         notes = insert_scales(module, scales).notes
-        for graph in module.graphs if marks else ():
-            multiply_marked(graph, setting.widths.scale)
-        if marks:
-            module.recompile()
+        multiply_marks(module, marks, setting.widths.scale)
     _initialise(captured.model, plan)
     return fold, notes
 

@@ -16,7 +16,7 @@ from abcfx.capture.signature import signature_of
 from abcfx.capture.state import preserved_rng
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import InvalidInputError
-from abcfx.passes.scale_attention import query_parameters
+from abcfx.passes.scale_attention import scaled_query_parameters
 from abcfx.rules import Layer
 from abcfx.rules.extents import ParameterDim
 from abcfx.rules.kinds import NumberFactor
@@ -94,7 +94,7 @@ def query_features(captured: CapturedGraph, dag: LayerDag, node: str, factor: fl
     if owner is not None:
         module = captured.model.get_submodule(owner)
         assert isinstance(module, nn.MultiheadAttention)
-        names = query_parameters(module, factor)
+        names = scaled_query_parameters(module, factor)
         features = torch.ones(max(tensor.shape[0] for tensor in names.values()))
         features[: module.embed_dim] = factor
         return FeatureScale(owner, features, {f"{owner}.{name}" if owner else name: 0 for name in names})
@@ -145,7 +145,7 @@ def _hook_attention_module(module: nn.MultiheadAttention, factor: float) -> Remo
     kept: list[dict[str, Any]] = []
 
     def before(_: nn.Module, args: Any) -> None:
-        scaled = query_parameters(module, factor)
+        scaled = scaled_query_parameters(module, factor)
         kept.append({name: module._parameters[name] for name in scaled})
         module._parameters.update(scaled)  # type: ignore[arg-type]
 

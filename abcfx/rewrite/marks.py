@@ -9,8 +9,6 @@ from typing import Any, overload
 import torch
 from torch import fx, nn
 
-from abcfx.passes import ScaleNode
-from abcfx.passes.result import META
 from abcfx.rules.extents import Number, WidthScale
 from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
@@ -75,16 +73,6 @@ def marked_nodes(graph: fx.Graph) -> list[fx.Node]:
     """The places in a graph that `scaled` marked."""
     ops = (torch.ops.abcfx.scaled, torch.ops.abcfx.scaled.default)
     return [node for node in graph.nodes if node.op == "call_function" and node.target in ops]
-
-
-def multiply_marked(graph: fx.Graph, scale: float) -> None:
-    """Put scale nodes in the place of the marks, for a model that is `scale` times as wide as its base."""
-    for node in marked_nodes(graph):
-        x, a = node.args
-        assert isinstance(a, int | float)
-        node.target, node.args = torch.mul, (x, float(scale**-a))
-        node.meta[META] = ScaleNode("scaled", float(scale**-a), f"{node.name} (abcfx.scaled)", f"m^{-a:g}")
-    graph.lint()
 
 
 @register_rule(NAME)

@@ -1,0 +1,38 @@
+"""Replace marks, calls `mark(x, a)` that return x, by multiplications with a power of the width ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from abcfx.passes.nodes import ScaleNode, set_scale_note
+from abcfx.passes.result import PassError, PassResult, finish
+
+NAME = "multiply_marks"
+
+
+def multiply_marks(module: fx.GraphModule, marks: Sequence[fx.Node], width_ratio: float) -> PassResult:
+    """Turn every mark `mark(x, a)` into `x * width_ratio**-a`.
+
+    Args:
+        module: the module that owns the graphs of the marks.
+        marks: the nodes to replace; each has a tensor and a number as its arguments.
+        width_ratio: width of the model over width of its base.
+
+    Raises:
+        PassError: a node does not have these arguments. Nothing has been changed then.
+    """
+    exponents = [_exponent(node) for node in marks]
+    for node, a in zip(marks, exponents, strict=True):
+        factor = float(width_ratio**-a)
+        node.target, node.args = torch.mul, (node.args[0], factor)
+        set_scale_note(node, ScaleNode("scaled", factor, f"{node.name} (abcfx.scaled)", f"m^{-a:g}"))
+    return finish(module, marks, [node.name for node in marks])
+
+
+def _exponent(node: fx.Node) -> float:
+    if len(node.args) == 2 and isinstance(a := node.args[1], int | float):
+        return a
+    raise PassError(f"{NAME}: {node.name} has the arguments {node.args}; expected a tensor and an exponent.")

@@ -1,0 +1,56 @@
+"""Nodes that passes make: how they are made, and the note on each that says which pass made it and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import fx
+from torch.fx.node import Argument
+
+_META = "abcfx"
+_COPIED = ("val", "tensor_meta", "nn_module_stack", "stack_trace")
+
+
+@dataclass(frozen=True)
+class ScaleNode:
+    """The note on a node that multiplies by a constant, under `node.meta["abcfx"]`.
+
+    Attributes:
+        created_by: the pass that made the node.
+        factor: the constant.
+        label: the layer, product or branch that is scaled.
+        formula: the constant as a formula, such as "m^-0.5".
+    """
+
+    created_by: str
+    factor: float
+    label: str
+    formula: str
+
+
+def scale_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """Return the nodes of a graph that a pass made to multiply by a constant, in order."""
+    return [node for node in graph.nodes if scale_note(node) is not None]
+
+
+def scale_note(node: fx.Node) -> ScaleNode | None:
+    """Return the note on a scale node, None for every other node."""
+    note = node.meta.get(_META)
+    return note if isinstance(note, ScaleNode) else None
+
+
+def set_scale_note(node: fx.Node, note: ScaleNode) -> None:
+    """Mark a node as one that multiplies by a constant."""
+    node.meta[_META] = note
+
+
+def create_after(
+    like: fx.Node, name: str, target: Callable[..., object], args: tuple[Argument, ...], note: ScaleNode
+) -> fx.Node:
+    """Make a call_function node right after `like`, with the shape, module stack and source line of `like`."""
+    with like.graph.inserting_after(like):
+        node = like.graph.create_node("call_function", target, args, name=name)
+    node.meta = {key: like.meta[key] for key in _COPIED if key in like.meta}
+    set_scale_note(node, note)
+    return node
