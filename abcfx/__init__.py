@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from abcfx.dynamic.rates import DynamicAlignment
+from abcfx.dynamic import DynamicAlignment
 from abcfx.errors import (
     AbcfxError,
     CaptureError,

@@ -187,6 +187,13 @@ class SignatureCodeGen(fx.graph.CodeGen):
         return self.signature.unflatten(outputs)
 
 
+def call_signature(graph: fx.Graph) -> Signature:
+    """Return the signature under which a captured graph is called."""
+    code = graph._codegen  # fx has `set_codegen` and no way to ask for it
+    assert isinstance(code, SignatureCodeGen)
+    return code.signature
+
+
 def signature_of(
     model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None, *, opaque: bool = False
 ) -> tuple[Signature, dict[str, Any]]:

@@ -1,58 +1,76 @@
-"""The weights as they were when training began: a sample of them, all of them, or drawn again from a seed."""
+"""The weights as they were when training began: some rows of each, all of them, or drawn again from a seed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Literal, TypeAlias, TypedDict, get_args
 
 import torch
 
-from abcfx.dynamic.sampling import Sampled
+from abcfx.dynamic.sampling import SampledLayer
 from abcfx.errors import InvalidInputError
 from abcfx.plan.init import Init
 
-MODES = ("sample", "redraw", "keep")
+FirstWeightsMode: TypeAlias = Literal["sample", "redraw", "keep"]
+_TO_FIX = (
+    "  To fix: torch.manual_seed(seed); result.init_weights(), before anything else is done to the weights, and\n"
+    "  DynamicAlignment(..., first_weights='redraw', seed=seed); or first_weights='sample', which needs no seed."
+)
+
+
+class FirstWeightsState(TypedDict):
+    """The first weights as `state_dict` writes them; `kept` by layer, empty where weights are drawn again."""
+
+    mode: str
+    seed: int | None
+    kept: dict[str, torch.Tensor]
 
 
 class FirstWeights:
-    """What a probe's layers had for weights at `take`.
+    """The weights that the layers of a probe had when `take` was called.
 
     Args:
-        mode: "sample" keeps some rows of each weight, "keep" all of them, "redraw" none: they are drawn again at each
-            measure, as `torch.manual_seed(seed); result.init_weights()` drew them.
-        seed: that of "redraw".
+        mode: "sample" keeps some rows of each weight, "keep" all rows, "redraw" none: weights are then drawn again at
+            each measure, in the way `torch.manual_seed(seed); result.init_weights()` drew them.
+        seed: the seed for "redraw".
         inits: how each parameter was drawn, in the order of drawing.
+
+    Raises:
+        InvalidInputError: there is no such mode, or "redraw" has no seed.
     """
 
-    def __init__(self, mode: str, seed: int | None, inits: Mapping[str, Init]) -> None:
-        if mode not in MODES:
-            raise InvalidInputError(f"w0={mode!r}; expected one of {', '.join(MODES)}.")
+    def __init__(self, mode: FirstWeightsMode, seed: int | None, inits: Mapping[str, Init]) -> None:
+        if mode not in get_args(FirstWeightsMode):
+            expected = ", ".join(get_args(FirstWeightsMode))
+            raise InvalidInputError(f"DynamicAlignment: first_weights={mode!r}; expected one of {expected}.")
         if mode == "redraw" and seed is None:
-            raise InvalidInputError(f"w0='redraw' needs the seed of the weights.\n{_TO_FIX}")
+            raise InvalidInputError(
+                f"DynamicAlignment: first_weights='redraw' needs the seed that the weights were drawn from.\n{_TO_FIX}"
+            )
         self.mode, self.seed, self.inits = mode, seed, inits
         self.kept: dict[str, torch.Tensor] = {}
 
     @property
     def whole(self) -> bool:
-        """Whether every row of a weight is looked at."""
+        """Whether every row of a weight is measured, not a sample of rows."""
         return self.mode != "sample"
 
-    def take(self, layers: Sequence[Sampled], parameters: Mapping[str, torch.Tensor]) -> None:
-        """Remember the weights as they are. Raises InvalidInputError when they cannot be drawn again."""
+    def take(self, layers: Sequence[SampledLayer], parameters: Mapping[str, torch.Tensor]) -> None:
+        """Remember the weights as they are. Raises InvalidInputError when the seed does not draw these weights."""
         if self.mode != "redraw":
             self.kept = {layer.node: layer.weight(parameters[layer.parameter]).clone() for layer in layers}
             return
         for name, drawn in self._drawn(layers, parameters):
             if not torch.equal(drawn, parameters[name].detach()):
                 raise InvalidInputError(
-                    f"w0='redraw': {name} is not what seed {self.seed} draws, so that it cannot be had back later.\n"
-                    f"{_TO_FIX}"
+                    f"DynamicAlignment: first_weights='redraw', but {name} is not what seed {self.seed} draws, so its "
+                    f"first value could not be drawn again later.\n{_TO_FIX}"
                 )
 
     def weights(
-        self, layers: Sequence[Sampled], parameters: Mapping[str, torch.Tensor]
-    ) -> Iterator[tuple[Sampled, torch.Tensor]]:
-        """(layer, its rows then) of every layer; drawn again, one parameter is in memory at a time."""
+        self, layers: Sequence[SampledLayer], parameters: Mapping[str, torch.Tensor]
+    ) -> Iterator[tuple[SampledLayer, torch.Tensor]]:
+        """Yield each layer with its first weight; weights drawn again are in memory one parameter at a time."""
         if self.mode != "redraw":
             yield from ((layer, self.kept[layer.node]) for layer in layers)
             return
@@ -60,9 +78,9 @@ class FirstWeights:
             yield from ((layer, layer.weight(drawn)) for layer in layers if layer.parameter == name)
 
     def _drawn(
-        self, layers: Sequence[Sampled], parameters: Mapping[str, torch.Tensor]
+        self, layers: Sequence[SampledLayer], parameters: Mapping[str, torch.Tensor]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every weight that is looked at, as the seed draws it; the others are drawn as well, and forgotten."""
+        """Yield the layers' weights as the seed draws them; all others are drawn too, to keep the generator in step."""
         wanted = {layer.parameter for layer in layers}
         generators = {p.device: torch.Generator(p.device) for p in parameters.values()}
         for generator in generators.values():
@@ -72,27 +90,26 @@ class FirstWeights:
             if name in wanted:
                 yield name, drawn
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> FirstWeightsState:
+        """Return what `load_state_dict` restores."""
         return {"mode": self.mode, "seed": self.seed, "kept": dict(self.kept)}
 
     def load_state_dict(
-        self, state: Mapping[str, Any], layers: Sequence[Sampled], parameters: Mapping[str, torch.Tensor]
+        self, state: FirstWeightsState, layers: Sequence[SampledLayer], parameters: Mapping[str, torch.Tensor]
     ) -> None:
-        """Raises InvalidInputError for a state of another mode, or of another model."""
+        """Restore a saved state. Raises InvalidInputError for a state of another mode or of another model."""
         if state["mode"] != self.mode:
             raise InvalidInputError(
-                f"load_state_dict: the state has w0={state['mode']!r}, this one w0={self.mode!r}.\n"
-                f"  To fix: DynamicAlignment(..., w0={state['mode']!r})"
+                f"load_state_dict: the state was saved with first_weights={state['mode']!r}, and this object has "
+                f"first_weights={self.mode!r}.\n"
+                f"  To fix: DynamicAlignment(..., first_weights={state['mode']!r})"
             )
         nodes = {layer.node for layer in layers}
         if self.mode != "redraw" and set(state["kept"]) != nodes:
             other = sorted(set(state["kept"]) ^ nodes)[0]
-            raise InvalidInputError(f"load_state_dict: {other!r} is no layer of both this model and the saved one.")
+            raise InvalidInputError(
+                f"load_state_dict: the layer {other!r} is in only one of this model and the saved state; expected the "
+                f"state of the same model."
+            )
         devices = {layer.node: parameters[layer.parameter].device for layer in layers}
         self.seed, self.kept = state["seed"], {node: w.to(devices[node]) for node, w in state["kept"].items()}
-
-
-_TO_FIX = (
-    "  To fix: torch.manual_seed(seed); result.init_weights(), before anything else is done to the weights, and\n"
-    "  DynamicAlignment(..., w0='redraw', seed=seed); or w0='sample', which needs no seed."
-)

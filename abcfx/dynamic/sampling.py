@@ -1,4 +1,8 @@
-"""Which rows of a weight and which of its inputs are looked at, so that measuring is cheap and the same every time."""
+"""The rows of a weight and the inputs that are measured: few, so that measuring is cheap, and the same ones each time.
+
+Shapes: a weight is brought to (rows, fan_in) and an input to (samples, fan_in); with stacked matrices (experts) both
+have a leading dim that counts the matrices.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.conv import _ConvNd
 
 from abcfx.capture import CapturedGraph
 from abcfx.dag.layer_dag import LayerDag
@@ -16,24 +19,32 @@ from abcfx.rules import Layer
 from abcfx.rules.extents import ParameterDim
 from abcfx.rules.values import shape_of
 
-KEPT_TOKENS, MOST_ROWS, FEWEST_ROWS, ROWS_SHARE = 32, 64, 16, 1 / 64
+KEPT_TOKENS = 32  # inputs of a layer, of all its matrices together
 KEPT_MATRICES = 8
+FEWEST_ROWS, MOST_ROWS, SHARE_OF_ROWS = 16, 64, 1 / 64
+_CONVOLUTION_MODULES = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+_CONVOLUTIONS = frozenset(
+    {"conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+)
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """One weight op: where its input comes from, which rows of its weight are looked at.
+class SampledLayer:
+    """One layer, with the place its input comes from and the rows of its weight that are measured.
 
     Attributes:
-        node: in the layer DAG.
-        operand: fx node that its input comes out of.
-        fixed: its input is computed from the model's inputs alone, and never changes.
-        matrices: dims of the parameter that count matrices, each with inputs of its own (experts), and which are kept.
-        out, into: dims of the parameter that run along outputs, and along what is summed.
-        paired, over: dims of the input for `matrices` and `into`, counted from the last.
-        rows: of every matrix, as an index into its dims `out`; None for all of them.
+        node: name of the layer in the layer DAG.
+        parameter: name of its weight.
+        operand: fx node whose result is the layer's input.
+        fixed: whether the input is computed from the model's inputs alone, so that it never changes.
+        matrices: dims of the parameter that count matrices, each with inputs of its own (experts).
+        out, into: dims of the parameter that run along outputs, and dims that are summed.
+        paired, over: dims of the input that belong to `matrices` and to `into`, counted from the last.
+        rows: indices of the measured rows, which run along `out`; None for all rows.
         fan_in: number of terms of a sum.
-        kernel: size of the window of a convolution.
+        kernel: window size of a convolution, () for other layers.
     """
 
     node: str
@@ -50,7 +61,7 @@ class Sampled:
     kernel: tuple[int, ...] = ()
 
     def weight(self, parameter: torch.Tensor) -> torch.Tensor:
-        """(rows, fan_in) of the parameter, or (matrices, rows, fan_in); a copy unless `rows` is None."""
+        """Return the measured rows of the parameter; a copy unless `rows` is None."""
         moved = parameter.detach()
         if self.out != (0,) or self.matrices:
             moved = moved.permute(*self.matrices, *self.out, *self.into)
@@ -62,40 +73,36 @@ class Sampled:
         return moved if self.rows is None else moved.index_select(-2, self.rows.to(moved.device))
 
     def input(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """At most `KEPT_TOKENS` rows of (..., fan_in) of what goes in, evenly spread; None where it does not fit.
+        """Return at most `KEPT_TOKENS` samples of the layer's input, evenly spread; None where the shape does not fit.
 
-        With `matrices`, as many for all of them together: (matrices, rows, fan_in).
+        Stacked matrices share the number of samples: each gets its part of them.
         """
         tensor = tensor.detach()
         if self.kernel:
             return self._patches(tensor)
-        last = (*self.paired, *self.over)
-        if (
-            -min(last) > tensor.ndim
-            or not tensor.numel()
-            or math.prod(tensor.shape[i] for i in self.over) != self.fan_in
-        ):
+        if -min(*self.paired, *self.over, 0) > tensor.ndim or not tensor.numel():
             return None
-        if self.over == tuple(range(-len(self.over), 0)) and not self.paired:
-            flat = tensor.reshape(-1, self.fan_in)
-            return (
-                flat if len(flat) <= KEPT_TOKENS else flat.index_select(0, spread(len(flat), KEPT_TOKENS, flat.device))
-            )
-        moved = tensor.movedim(self.over, tuple(range(-len(self.over), 0)))
-        if not self.paired:
-            flat = moved.reshape(-1, self.fan_in)
-            return flat[spread(len(flat), KEPT_TOKENS, flat.device)]
-        first = tuple(range(len(self.paired)))
-        kept = [i - tensor.ndim if i >= 0 else i for i in self.paired]
-        order = [*kept, *(i for i in range(-tensor.ndim, 0) if i not in last), *self.over]
-        by_matrix = tensor.permute(order).flatten(0, len(first) - 1)
+        if math.prod(tensor.shape[dim] for dim in self.over) != self.fan_in:
+            return None
+        if self.paired:
+            return self._by_matrix(tensor)
+        last = tuple(range(-len(self.over), 0))
+        moved = tensor if self.over == last else tensor.movedim(self.over, last)
+        flat = moved.reshape(-1, self.fan_in)
+        return flat if len(flat) <= KEPT_TOKENS else flat.index_select(0, spread(len(flat), KEPT_TOKENS, flat.device))
+
+    def _by_matrix(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return (matrices, samples, fan_in): each kept matrix with samples of its own input."""
+        paired = [dim - tensor.ndim if dim >= 0 else dim for dim in self.paired]
+        others = [dim for dim in range(-tensor.ndim, 0) if dim not in (*self.paired, *self.over)]
+        by_matrix = tensor.permute(*paired, *others, *self.over).flatten(0, len(self.paired) - 1)
         by_matrix = by_matrix.reshape(len(by_matrix), -1, self.fan_in)
         by_matrix = by_matrix[spread(len(by_matrix), KEPT_MATRICES, tensor.device)]
         count = max(1, KEPT_TOKENS // len(by_matrix))
         return by_matrix[:, spread(by_matrix.shape[1], count, tensor.device)]
 
     def _patches(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """What single output pixels of a convolution see, at stride 1; of its first group where there are several."""
+        """Return the patches that single output pixels of a convolution see, at stride 1, of its first group."""
         channels = self.fan_in // math.prod(self.kernel)
         spatial = len(self.kernel)
         if tensor.ndim != spatial + 2 or tensor.shape[1] < channels:
@@ -109,16 +116,24 @@ class Sampled:
         places = (tensor.shape[0], *tensor.shape[2 : 2 + spatial])
         index = torch.unravel_index(spread(math.prod(places), KEPT_TOKENS, tensor.device), places)
         patches = tensor.movedim(1, 1 + spatial)[index]
-        if self.into[0] == 0:  # a transposed one meets its kernel backwards
+        if self.into[0] == 0:  # a transposed convolution applies its kernel backwards
             patches = patches.flip(tuple(range(2, 2 + spatial)))
         return patches.flatten(1)
 
 
 def sample_layers(
     captured: CapturedGraph, dag: LayerDag, parameters: Mapping[str, torch.Tensor], whole: bool
-) -> tuple[list[Sampled], list[str]]:
-    """Every weight op that sums over dims of its parameter, and those whose input cannot be seen from outside."""
-    seen, left_out = [], []
+) -> tuple[list[SampledLayer], list[str]]:
+    """Return the layers whose inputs can be seen, and the names of the layers whose inputs cannot.
+
+    Args:
+        captured: the model's graphs.
+        dag: the layer DAG of the graph that is run for a measure.
+        parameters: parameters of the model by name.
+        whole: measure every row of a weight, not a sample of rows.
+    """
+    seen: list[SampledLayer] = []
+    left_out: list[str] = []
     for node, layer in dag.layers():
         sampled = _sampled(captured, dag, node, layer, parameters[layer.parameter], whole)
         if sampled is not None:
@@ -130,11 +145,12 @@ def sample_layers(
 
 def _sampled(
     captured: CapturedGraph, dag: LayerDag, node: str, layer: Layer, parameter: torch.Tensor, whole: bool
-) -> Sampled | None:
+) -> SampledLayer | None:
+    """Return the layer with its sampled rows; None where its input cannot be seen, or it sums over no own dim."""
     data = dag.graph.nodes[node]
     operand = data["operand"]
     into = tuple(dim.index for dim in layer.fan_in if isinstance(dim, ParameterDim))
-    # a tensor that is made inside the op cannot be seen; one without `over` changes its order from run to run
+    # A tensor made inside the op cannot be seen from outside; one without `over` changes its order from run to run.
     hidden = operand is None or operand is data["fx_node"] or data["over"] == ()
     if hidden or not into or len(into) != len(layer.fan_in):
         return None
@@ -144,10 +160,10 @@ def _sampled(
     kernel = tuple(parameter.shape[i] for i in into[1:]) if _is_convolution(captured, data["fx_node"]) else ()
     fan_in = math.prod(parameter.shape[i] for i in into)
     count = math.prod(parameter.shape[i] for i in out)
-    kept = min(MOST_ROWS, max(FEWEST_ROWS, int(count * ROWS_SHARE)))
-    if kernel and (shape := shape_of(operand)) and len(shape) > 1:  # rows of the group whose inputs are kept
+    few = min(MOST_ROWS, max(FEWEST_ROWS, int(count * SHARE_OF_ROWS)))
+    if kernel and (shape := shape_of(operand)) and len(shape) > 1:  # the rows of the group whose inputs are kept
         count = max(1, count // max(1, int(shape[1]) * math.prod(kernel) // fan_in))
-    return Sampled(
+    return SampledLayer(
         node,
         layer.parameter,
         operand,
@@ -157,14 +173,14 @@ def _sampled(
         into,
         tuple(paired[i] for i in matrices),
         data["over"] or tuple(range(-len(into), 0)),
-        None if whole and not kernel else spread(count, count if whole else kept),
+        None if whole and not kernel else spread(count, count if whole else few),
         fan_in,
         kernel,
     )
 
 
 def _is_constant(node: fx.Node) -> bool:
-    """Whether functions alone lead from the model's inputs to it."""
+    """Whether a tensor is computed from the model's inputs by functions alone, with no parameter on the way."""
     waiting, seen = [node], set[fx.Node]()
     while waiting:
         at = waiting.pop()
@@ -177,12 +193,13 @@ def _is_constant(node: fx.Node) -> bool:
 
 def _is_convolution(captured: CapturedGraph, node: fx.Node) -> bool:
     if node.op == "call_module":
-        return isinstance(captured.module.get_submodule(str(node.target)), _ConvNd)
-    return "conv" in str(getattr(node.target, "__name__", node.target))
+        return isinstance(captured.module.get_submodule(str(node.target)), _CONVOLUTION_MODULES)
+    name = str(getattr(node.target, "__name__", node.target))
+    return name.partition(".")[0] in _CONVOLUTIONS  # an ATen op's name ends in that of its overload
 
 
 def spread(size: int, count: int, device: torch.device | None = None) -> torch.Tensor:
-    """`count` indices below `size`, the same ones every time, irregular enough to meet no period."""
+    """Return `count` indices below `size`: the same ones every time, too irregular to meet a period of the data."""
     if size <= count:
         return torch.arange(size, device=device)
     generator = torch.Generator().manual_seed(size)

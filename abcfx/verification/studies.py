@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from abcfx.checks import CoordCheck, TransferCheck, coord_check, transfer_check
 from abcfx.checks.expected_slopes import OUTPUT
-from abcfx.dynamic.rates import DynamicAlignment
+from abcfx.dynamic import DynamicAlignment
+from abcfx.dynamic.history import HistoryRow
 from abcfx.examples.gpt import GPT, GPTConfig
 from abcfx.lp.networks import chain_solver
 from abcfx.pipeline import transform
@@ -46,7 +46,7 @@ class Training:
     steps: int
     dynamic: list[float]
     static: list[float]
-    history: list[dict[str, Any]]
+    history: list[HistoryRow]
 
 
 class Studies:
@@ -109,11 +109,11 @@ class Studies:
 
     @cached_property
     def training(self) -> Training:
-        history: list[dict[str, Any]] = []
+        history: list[HistoryRow] = []
         losses = {follows: self._train(follows, history) for follows in (True, False)}
         return Training(TRAINING_STEPS, losses[True], losses[False], history)
 
-    def _train(self, follows: bool, history: list[dict[str, Any]]) -> list[float]:
+    def _train(self, follows: bool, history: list[HistoryRow]) -> list[float]:
         example = torch.zeros(4, CONTEXT, dtype=torch.long)
         model, base = seeded(lambda: CharMLP(128)), seeded(lambda: CharMLP(64))
         result = transform(model, example, base=base, optimizer="adam", lr=2.0**-6, groups="parameter")

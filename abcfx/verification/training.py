@@ -9,8 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from abcfx.dynamic.measured import Measured, measure
-from abcfx.dynamic.rates import DynamicAlignment
+from abcfx.dynamic import DynamicAlignment, Measured, measure
 from abcfx.errors import InvalidInputError
 from abcfx.lp.networks import find_c
 from abcfx.pipeline import transform

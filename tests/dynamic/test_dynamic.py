@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import abcfx
-from abcfx.dynamic.rates import wsd
+from abcfx.dynamic import wsd
 from abcfx.exponents.dag_program import DagProgram
 from abcfx.theory.parametrizations import Alignments
 

@@ -132,13 +132,14 @@ def test_measuring_leaves_everything_as_it_was() -> None:
     assert all(torch.equal(p.grad, g) for p, g in zip(result.module.parameters(), grads, strict=True))
 
 
-@pytest.mark.parametrize("w0", ["sample", "redraw", "keep"])
-def test_first_weights_sampled_redrawn_or_kept(w0: str) -> None:
+@pytest.mark.parametrize("first_weights", ["sample", "redraw", "keep"])
+def test_first_weights_sampled_redrawn_or_kept(first_weights: str) -> None:
     def begin(**options: Any) -> tuple[abcfx.Transformed, torch.optim.Optimizer, abcfx.DynamicAlignment]:
         result = planned()
         torch.manual_seed(3)
         result.init_weights()
-        return result, *dynamic_of(result, w0=w0, seed=3 if w0 == "redraw" else None, **options)
+        seed = 3 if first_weights == "redraw" else None
+        return result, *dynamic_of(result, first_weights=first_weights, seed=seed, **options)
 
     result, optimizer, dynamic = begin()
     run(result, optimizer, dynamic)
@@ -146,12 +147,12 @@ def test_first_weights_sampled_redrawn_or_kept(w0: str) -> None:
     reference = planned()
     torch.manual_seed(3)
     reference.init_weights()
-    whole = dynamic_of(reference, w0="keep")
+    whole = dynamic_of(reference, first_weights="keep")
     run(reference, *whole)
     exact = {row["node"]: row["alpha"] for row in whole[1].history}
-    assert alphas == pytest.approx(exact, abs=1e-12 if w0 != "sample" else 0.05)
+    assert alphas == pytest.approx(exact, abs=1e-12 if first_weights != "sample" else 0.05)
     kept = dynamic.state_dict()["probe"]["first"]["kept"]
-    assert (not kept) if w0 == "redraw" else set(kept) == {"mix", "head"}
+    assert (not kept) if first_weights == "redraw" else set(kept) == {"mix", "head"}
     other, _, resumed = begin()
     other.module.load_state_dict(result.module.state_dict())
     resumed.load_state_dict(dynamic.state_dict())
@@ -164,16 +165,16 @@ def test_first_weights_that_cannot_be_had_back_are_refused() -> None:
     result = planned()
     optimizer = torch.optim.AdamW(result.param_groups)
     with pytest.raises(abcfx.InvalidInputError, match=r"seed=seed"):
-        abcfx.DynamicAlignment(result, optimizer, w0="redraw")
+        abcfx.DynamicAlignment(result, optimizer, first_weights="redraw")
     with pytest.raises(abcfx.InvalidInputError, match="sample, redraw, keep"):
-        abcfx.DynamicAlignment(result, optimizer, w0="all")
-    dynamic = abcfx.DynamicAlignment(result, optimizer, w0="redraw", seed=3)
+        abcfx.DynamicAlignment(result, optimizer, first_weights="all")
+    dynamic = abcfx.DynamicAlignment(result, optimizer, first_weights="redraw", seed=3)
     with pytest.raises(abcfx.InvalidInputError, match=r"is not what seed 3 draws(.|\n)*init_weights"):
         dynamic.capture_initial({"input_ids": TOKENS})
     with pytest.raises(abcfx.InvalidInputError, match="before capture_initial"):
         dynamic.step()  # nothing half done
     state = dynamic_of(planned())[1].state_dict()
-    with pytest.raises(abcfx.InvalidInputError, match="w0='sample'"):
+    with pytest.raises(abcfx.InvalidInputError, match="first_weights='sample'"):
         dynamic.load_state_dict(state)
 
 
@@ -216,7 +217,7 @@ def test_experts_and_a_matrix_on_the_left_are_measured_with_their_own_inputs() -
     x = torch.randn(32, 4, 8)
     result = abcfx.transform(Mixture(64), x, base=Mixture(32), groups="parameter", lr=1e-2)
     optimizer = torch.optim.AdamW(result.param_groups)
-    dynamic = abcfx.DynamicAlignment(result, optimizer, warmup=0, every=1, w0="keep")
+    dynamic = abcfx.DynamicAlignment(result, optimizer, warmup=0, every=1, first_weights="keep")
     dynamic.capture_initial(x)
     probe = dynamic._probe
     before = {name: p.detach().clone() for name, p in result.module.named_parameters()}

@@ -14,7 +14,7 @@ import abcfx
 from abcfx import cli
 from abcfx.checks.transfer_result import Shift
 from abcfx.dynamic.measured import Moments
-from abcfx.dynamic.rates import DynamicAlignment
+from abcfx.dynamic.rate_factors import RateFactors
 from abcfx.verification import PARTS, document, figure, studies, verify, widths
 from abcfx.verification.reference import reference
 
@@ -129,9 +129,9 @@ def test_alignments_that_are_off_are_seen(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_dynamic_rates_that_go_the_wrong_way_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = DynamicAlignment._factors
-    inverse = {"_factors": lambda self, probe, c: {name: 1 / f for name, f in right(self, probe, c).items()}}
-    monkeypatch.setattr(DynamicAlignment, "_factors", inverse["_factors"])
+    right = RateFactors.factors
+    inverse = {"factors": lambda self, layers, c: {name: 1 / f for name, f in right(self, layers, c).items()}}
+    monkeypatch.setattr(RateFactors, "factors", inverse["factors"])
     assert failing(10) == {10: ["the optimizer steps with lr n^-(c - c planned)"]}
 
 
@@ -142,7 +142,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_run_that_does_not_learn_is_seen(monkeypatch: pytest.MonkeyPatch, short: None) -> None:
-    monkeypatch.setattr(DynamicAlignment, "_factors", lambda self, probe, c: dict.fromkeys(c, 300.0))
+    monkeypatch.setattr(RateFactors, "factors", lambda self, layers, c: dict.fromkeys(c, 300.0))
     found = failing(14)[14]
     assert any("with dynamic rates it learns" in claim for claim in found)
 

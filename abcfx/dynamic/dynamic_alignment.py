@@ -1,0 +1,316 @@
+"""`DynamicAlignment`: measures the alignment of every layer while a model trains, and lets learning rates follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+import torch
+import torch.distributed as distributed
+from torch.optim.lr_scheduler import LRScheduler
+
+from abcfx.dynamic.first_weights import FirstWeights, FirstWeightsMode
+from abcfx.dynamic.history import HistoryRow, plot_history
+from abcfx.dynamic.measured import Measured, Moments
+from abcfx.dynamic.probe import Probe, ProbeState
+from abcfx.dynamic.probe_inputs import TOKENS
+from abcfx.dynamic.rate_factors import RateFactors
+from abcfx.dynamic.schedules import MultipliedRates, default_warmup
+from abcfx.errors import InvalidInputError
+from abcfx.theory.parametrizations import Alignments
+from abcfx.transformed import Analysis, Transformed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LOWEST, _HIGHEST = 0.5, 1.0  # alignments of independent and of aligned factors
+
+
+class DynamicState(TypedDict):
+    """The state of a `DynamicAlignment`, for `torch.save`; `alignment` holds the smoothed exponents of each layer."""
+
+    steps: int
+    factors: dict[str, float]
+    alignment: dict[str, tuple[float, float, float]]
+    probe: ProbeState
+    rows: list[HistoryRow]
+
+
+class DynamicAlignment:
+    """Alignments of every layer, measured while training, and (unless `apply=False`) learning rates that follow them.
+
+    The rate of a parameter is the scheduled one times n^-(c - planned c), with n its own fan_in. This factor is applied
+    around each optimizer step, so schedulers never see it, and `step` may come before or after the scheduler's.
+
+    Args:
+        result: what `transform` returned, with `groups="parameter"`.
+        optimizer: made from the groups of the result; or several optimizers, each with a part of them.
+        warmup: steps before the first measure; nothing is changed during them. None: a tenth of the run where its
+            length is known, else 100.
+        every: steps between measures.
+        apply: False only measures and records.
+        scheduler: the scheduler of the run. While its attribute `decaying` is true, as in the decay of `wsd`, the
+            factors stay as they are. The length of the run is read off it (`total_steps` of OneCycleLR and `wsd`,
+            `T_max` of CosineAnnealingLR).
+        total_steps: length of the run, for `warmup`.
+
+    Other arguments:
+        cap: "full" takes the smaller of the measured alignment and that of the "full" preset, and lets no c exceed its
+            value at full alignment; None does neither.
+        center: divide the factors by their geometric mean over matrices, so that the tuned lr keeps its meaning.
+        smoothing: weight of the past in the moving average of alignments, which starts at the preset.
+        trust: largest factor; its inverse is the smallest.
+        probe: inputs to measure on, instead of a part of the batch given to `capture_initial`.
+        max_tokens: number of tokens of the probe, where the batch holds sequences.
+        first_weights: how the first weights are remembered: "sample" keeps 16 to 64 rows of each; "keep" all rows,
+            which takes as much memory as the weights; "redraw" none: they are drawn again from `seed` at each
+            measure, which takes time.
+        seed: for "redraw", the seed of `torch.manual_seed(seed); result.init_weights()`.
+
+    Attributes:
+        steps: number of optimizer steps counted so far.
+        factors: present factor on the rate of each matrix, by parameter.
+
+    Raises:
+        InvalidInputError: a group holds several parameters or one of another model; an option is out of range.
+
+    Example:
+        >>> from abcfx.pipeline import transform
+        >>> x = torch.randn(32, 8)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+        >>> result = transform(model, x, optimizer="adam", groups="parameter")
+        >>> optimizer = torch.optim.Adam(result.param_groups)
+        >>> dynamic = DynamicAlignment(result, optimizer, warmup=1, every=1)
+        >>> dynamic.capture_initial(x)
+        >>> for _ in range(2):
+        ...     optimizer.zero_grad()
+        ...     result.module(x).square().mean().backward()
+        ...     optimizer.step()
+        ...     dynamic.step()
+        >>> [(row["step"], row["node"]) for row in dynamic.history]
+        [(2, '0'), (2, '2')]
+    """
+
+    def __init__(
+        self,
+        result: Transformed,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        *,
+        warmup: int | None = None,
+        every: int = 10,
+        apply: bool = True,
+        scheduler: LRScheduler | None = None,
+        total_steps: int | None = None,
+        cap: Literal["full"] | None = "full",
+        center: bool = True,
+        smoothing: float = 0.8,
+        trust: float = 16.0,
+        probe: object = None,
+        max_tokens: int = TOKENS,
+        first_weights: FirstWeightsMode = "sample",
+        seed: int | None = None,
+    ) -> None:
+        if result.analysis is None:
+            raise InvalidInputError("DynamicAlignment: this result was not made by transform.")
+        self.warmup = default_warmup(scheduler, total_steps) if warmup is None else warmup
+        _check_options(self.warmup, every, cap, smoothing, trust)
+        self.result, self.every, self.apply, self.smoothing = result, every, apply, smoothing
+        self.scheduler, self.max_tokens, self._given_probe = scheduler, max_tokens, probe
+        self.steps = 0
+        self.factors: dict[str, float] = {}
+        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
+        self._rates = [MultipliedRates(each, _names_of_groups(each, result)) for each in optimizers]
+        self._place = {name: (rates, i) for rates in self._rates for i, name in enumerate(rates.names)}
+        self._rate_factors = RateFactors(result.analysis, cap=cap, trust=trust, center=center)
+        self._smoothed = dict(result.analysis.alignment)
+        self._first_weights = FirstWeights(first_weights, seed, result.inits)
+        self._probe: Probe | None = None
+        self._history: list[HistoryRow] = []
+
+    def capture_initial(self, batch: object = None) -> None:
+        """Remember inputs and weights of every layer as they are now; call this before the first step of training.
+
+        Args:
+            batch: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments. A
+                part of it becomes the probe, unless one was given to the constructor.
+
+        Raises:
+            InvalidInputError: there is no batch, or the model cannot be called with it.
+        """
+        given = self._given_probe if self._given_probe is not None else batch
+        if given is None:
+            raise InvalidInputError("capture_initial: expected a batch, got None.\n  To fix: capture_initial(inputs)")
+        probe = self._new_probe()
+        probe.take(given, self.max_tokens)
+        self._probe = probe
+
+    @property
+    def history(self) -> list[HistoryRow]:
+        """One row for each layer and measure: step, parameter, node, alpha, omega, u (None: absent), c, absolute lr."""
+        return [row.copy() for row in self._history]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Layers whose input cannot be seen from outside (recurrent cells, say); they keep the preset's alignment."""
+        return tuple(self._probe.left_out) if self._probe is not None else ()
+
+    def step(self) -> None:
+        """Count one optimizer step; measure, and move the rates, when it is time.
+
+        Raises:
+            InvalidInputError: `capture_initial` has not been called.
+        """
+        if self._probe is None:
+            raise InvalidInputError(
+                "DynamicAlignment.step() before capture_initial(): there is nothing to compare with.\n"
+                "  To fix: dynamic.capture_initial(batch) before the first step of training."
+            )
+        self.steps += 1
+        frozen = bool(getattr(self.scheduler, "decaying", False))
+        if self.steps > self.warmup and (self.steps - self.warmup - 1) % self.every == 0 and not frozen:
+            self._update(self._probe)
+
+    def detach(self) -> None:
+        """Leave the optimizers alone from now on."""
+        for rates in self._rates:
+            rates.detach()
+
+    def state_dict(self) -> DynamicState:
+        """Return the state that `load_state_dict` restores, to be saved beside those of model, optimizer and scheduler.
+
+        Raises:
+            InvalidInputError: `capture_initial` has not been called.
+        """
+        if self._probe is None:
+            raise InvalidInputError(
+                "DynamicAlignment.state_dict() before capture_initial(): there is no state yet.\n"
+                "  To fix: dynamic.capture_initial(batch) before the first step of training."
+            )
+        return {
+            "steps": self.steps,
+            "factors": dict(self.factors),
+            "alignment": {node: (a.alpha, a.omega, a.u) for node, a in self._smoothed.items()},
+            "probe": self._probe.state_dict(),
+            "rows": self.history,
+        }
+
+    def load_state_dict(self, state: DynamicState) -> None:
+        """Continue a run bit for bit from `state_dict()`; `capture_initial` is then not called.
+
+        Raises:
+            InvalidInputError: the state is of another model, or of another `first_weights`.
+        """
+        probe = self._new_probe()
+        probe.load_state_dict(state["probe"])
+        self._probe, self.steps = probe, state["steps"]
+        self._smoothed = {node: Alignments(*terms) for node, terms in state["alignment"].items()}
+        self._history = [row.copy() for row in state["rows"]]
+        self._set_factors(dict(state["factors"]))
+
+    def plot(self, path: str | None = None) -> Figure:
+        """Draw the alignments and rates of every layer over time; needs matplotlib (the extra `plot`).
+
+        Args:
+            path: where to write the figure; the file name's ending chooses the format (.png, .svg, .pdf).
+        """
+        return plot_history(self._history, path)
+
+    @property
+    def _analysis(self) -> Analysis:
+        assert self.result.analysis is not None
+        return self.result.analysis
+
+    def _new_probe(self) -> Probe:
+        return Probe(self._analysis.captured, self.result.module, self._first_weights)
+
+    def _update(self, probe: Probe) -> None:
+        """Measure every layer, solve for the exponents again, move the rates and record a row for each layer."""
+        measured = self._measured(probe)
+        for layer, terms in zip(probe.measured, measured, strict=True):
+            self._smooth(layer.node, terms)
+        c = self._rate_factors.solve(self._smoothed)
+        if self.apply:
+            self._set_factors(self._rate_factors.factors(probe.layers, c))
+        self._record(probe, measured, c)
+
+    def _measured(self, probe: Probe) -> list[Measured]:
+        """Return the alignments of every layer that the probe measures, the same on every rank."""
+        found = probe.measure()
+        if distributed.is_available() and distributed.is_initialized():
+            found = _mean_over_ranks(found, next(self.result.module.parameters()).device)
+        return [
+            Measured(*(term.alignment(layer.fan_in) for term in terms))
+            for layer, terms in zip(probe.measured, found, strict=True)
+        ]
+
+    def _smooth(self, node: str, measured: Measured) -> None:
+        """Move a layer's smoothed alignments towards the measured ones, clipped, or the preset's where they are absent."""
+        keep, preset = self.smoothing, self._analysis.alignment[node]
+        self._smoothed[node] = Alignments(
+            *(
+                keep * past + (1 - keep) * (default if now is None else min(max(now, _LOWEST), _HIGHEST))
+                for now, past, default in zip(measured, self._smoothed[node], preset, strict=True)
+            )
+        )
+
+    def _set_factors(self, factors: dict[str, float]) -> None:
+        self.factors = factors
+        for rates in self._rates:
+            rates.factors = factors
+
+    def _record(self, probe: Probe, measured: Sequence[Measured], c: Mapping[str, float]) -> None:
+        for layer, (alpha, omega, u) in zip(probe.measured, measured, strict=True):
+            name = layer.parameter
+            if name in self._place:
+                rates, index = self._place[name]
+                lr = float(rates.optimizer.param_groups[index]["lr"]) * self.factors.get(name, 1.0)
+                self._history.append(
+                    HistoryRow(
+                        step=self.steps, parameter=name, node=layer.node, alpha=alpha, omega=omega, u=u,
+                        c=c.get(name), lr=lr,
+                    )
+                )  # fmt: skip
+
+
+def _mean_over_ranks(
+    found: Sequence[tuple[Moments, Moments, Moments]], device: torch.device
+) -> list[tuple[Moments, Moments, Moments]]:
+    """Average the moments over all ranks, in one reduction."""
+    joined = torch.tensor(found, dtype=torch.float64, device=device)
+    distributed.all_reduce(joined)
+    joined /= distributed.get_world_size()
+    return [(Moments(*alpha), Moments(*omega), Moments(*u)) for alpha, omega, u in joined.tolist()]
+
+
+def _check_options(warmup: int, every: int, cap: str | None, smoothing: float, trust: float) -> None:
+    """Raise InvalidInputError for an option out of its range."""
+    options = {
+        "warmup": (warmup, "a number of steps, at least 0", warmup >= 0),
+        "every": (every, "a number of steps, at least 1", every >= 1),
+        "cap": (cap, "'full' or None", cap in ("full", None)),
+        "smoothing": (smoothing, "a number in [0, 1)", 0 <= smoothing < 1),
+        "trust": (trust, "a number above 1", trust > 1),
+    }
+    for name, (value, expected, right) in options.items():
+        if not right:
+            raise InvalidInputError(f"DynamicAlignment: {name}={value!r}; expected {expected}.")
+
+
+def _names_of_groups(optimizer: torch.optim.Optimizer, result: Transformed) -> list[str]:
+    """Return the parameter's name of each group; raise InvalidInputError unless each holds one of this model."""
+    names = {id(parameter): name for name, parameter in result.module.named_parameters()}
+    found = []
+    for index, group in enumerate(optimizer.param_groups):
+        if len(group["params"]) != 1:
+            raise InvalidInputError(
+                f"DynamicAlignment: group {index} of the optimizer holds {len(group['params'])} parameters; each needs "
+                f"a rate of its own.\n  To fix: abcfx.transform(..., groups='parameter')"
+            )
+        name = names.get(id(group["params"][0]), group.get("param_names", [""])[0])
+        if name not in result.spec:
+            raise InvalidInputError(
+                f"DynamicAlignment: the parameter of group {index} is not one of the transformed model.\n"
+                f"  To fix: make the optimizer from result.param_groups"
+            )
+        found.append(name)
+    return found

@@ -1,0 +1,81 @@
+"""The history of a run with `DynamicAlignment`: one row for each layer and measure, and the figure of these rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+from abcfx.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_PANELS: Mapping[Literal["alpha", "omega", "u", "lr"], str] = {
+    "alpha": "alpha (dW x0)",
+    "omega": "omega (W0 dx)",
+    "u": "u (dW dx)",
+    "lr": "learning rate",
+}
+_MOST_NAMES = 8  # with more layers the legend names the first and the last alone
+
+
+class HistoryRow(TypedDict):
+    """The state of one layer at one measure.
+
+    Attributes:
+        step: number of optimizer steps taken so far.
+        parameter: name of the layer's weight.
+        node: name of the layer in the layer DAG; it differs from the parameter's where a weight is used twice.
+        alpha, omega, u: measured alignment exponents, neither clipped nor smoothed; None for a term that is absent.
+        c: learning-rate exponent that the LP gives for the smoothed alignments; None for a weight that does not learn.
+        lr: absolute learning rate of the next step, as the scheduler has set it so far.
+    """
+
+    step: int
+    parameter: str
+    node: str
+    alpha: float | None
+    omega: float | None
+    u: float | None
+    c: float | None
+    lr: float
+
+
+def plot_history(history: Sequence[HistoryRow], path: str | None = None) -> Figure:
+    """Draw alignments and learning rate over training steps: one line for each layer, early layers dark.
+
+    Args:
+        history: the rows of `DynamicAlignment.history`.
+        path: where to write the figure; the file name's ending chooses the format (.png, .svg, .pdf).
+
+    Raises:
+        InvalidInputError: there is no row yet, or matplotlib is not installed.
+    """
+    if not history:
+        raise InvalidInputError("plot: nothing has been measured yet; the first measure comes after the warm-up.")
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+    except ImportError as error:
+        raise InvalidInputError("plot needs matplotlib.\n  To fix: pip install 'abcfx[plot]'") from error
+    nodes = list(dict.fromkeys(row["node"] for row in history))
+    depths = [i / max(1, len(nodes) - 1) for i in range(len(nodes))]
+    colours = [(0.1 + 0.75 * depth, 0.25, 0.75 - 0.55 * depth) for depth in depths]
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    for axis, (key, label) in zip(figure.subplots(1, 4), _PANELS.items(), strict=True):
+        for node, colour in zip(nodes, colours, strict=True):
+            points = [(row["step"], row[key]) for row in history if row["node"] == node and row[key] is not None]
+            axis.plot([step for step, _ in points], [value for _, value in points], color=colour, lw=1.2)
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("step")
+        if key == "lr":
+            axis.set_yscale("log")
+        else:
+            axis.axhline(0.5, color="0.8", lw=0.8, zorder=0)
+            axis.axhline(1.0, color="0.8", lw=0.8, zorder=0)
+    named = range(len(nodes)) if len(nodes) <= _MOST_NAMES else (0, len(nodes) - 1)
+    handles = [Line2D([], [], color=colours[i], label=nodes[i]) for i in named]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
+    if path is not None:
+        figure.savefig(path)
+    return figure

@@ -1,0 +1,98 @@
+"""The inputs of the probe: a small part of a batch, in the form in which a captured graph takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+from abcfx.capture.signature import call_signature
+from abcfx.errors import InvalidInputError
+
+FlatInputs: TypeAlias = list[object]  # one value for each placeholder of the graph, most of them tensors
+
+TOKENS = 128  # of a batch of sequences, all together
+SEQUENCES, SAMPLES = 16, 32
+# A sample that becomes many tokens (an image, say) costs as much as a sequence: fewer of them are taken.
+MANY_TOKENS, SHARE_OF_BATCH, FEWEST_SAMPLES = 8, 1 / 4, 4
+
+
+def flat_inputs(graph: fx.Graph, batch: object) -> FlatInputs:
+    """Return the values of the graph's placeholders for a call of the model with this batch.
+
+    Args:
+        graph: a captured graph.
+        batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
+
+    Raises:
+        InvalidInputError: the model cannot be called in this way.
+    """
+    signature = call_signature(graph)
+    try:
+        if isinstance(batch, Mapping):
+            arguments = signature.bind(**batch)
+        else:
+            arguments = signature.bind(*(batch if isinstance(batch, tuple) else (batch,)))
+        return list(signature.flatten(arguments))
+    except TypeError as error:
+        shapes = pytree.tree_map_only(torch.Tensor, lambda t: tuple(t.shape), batch)
+        raise InvalidInputError(
+            f"capture_initial: the model cannot be called with this batch ({shapes}): {error}.\n"
+            f"  expected: a tensor, a tuple of arguments, or a dict of keyword arguments that the model takes."
+        ) from error
+
+
+def choose_inputs(
+    flat: FlatInputs, max_tokens: int, graph: fx.Graph, largest_layer: Callable[[FlatInputs], int]
+) -> FlatInputs:
+    """Choose a part of a batch: short pieces of many sequences where the graph runs on them, else whole samples.
+
+    Args:
+        flat: the whole batch.
+        max_tokens: number of tokens to keep of a batch of sequences, spread over up to 16 of them.
+        graph: the captured graph that will be run.
+        largest_layer: runs the graph and returns the largest number of tokens that any of its layers gets.
+    """
+    sequences = next((t for t in flat if isinstance(t, torch.Tensor) and _is_sequence(t)), None)
+    if sequences is None:
+        return _choose_samples(flat, largest_layer)
+    whole = _first_samples(flat, SEQUENCES)
+    length = max(1, max_tokens // min(SEQUENCES, sequences.shape[0]))
+    short = [_cut(value, sequences.shape[1], length) for value in whole]
+    try:
+        guards = call_signature(graph).guards
+        if guards is not None:
+            guards(short)
+        largest_layer(short)
+    except Exception:  # the model's own code runs on shorter sequences than it was written for, and may raise anything
+        return whole
+    return short
+
+
+def _choose_samples(flat: FlatInputs, largest_layer: Callable[[FlatInputs], int]) -> FlatInputs:
+    """Choose up to 32 samples; where each becomes many tokens, no more than a quarter of the batch."""
+    some = _first_samples(flat, SAMPLES)
+    size = max((len(t) for t in flat if isinstance(t, torch.Tensor) and t.ndim), default=0)
+    few = max(FEWEST_SAMPLES, int(size * SHARE_OF_BATCH))
+    if few < min(size, SAMPLES) and largest_layer(some) >= MANY_TOKENS * min(size, SAMPLES):
+        return _first_samples(flat, few)
+    return some
+
+
+def _first_samples(flat: FlatInputs, count: int) -> FlatInputs:
+    return [value[:count].clone() if isinstance(value, torch.Tensor) and value.ndim else value for value in flat]
+
+
+def _cut(value: object, length: int, shorter: int) -> object:
+    """Shorten a tensor that runs along the sequences; return any other value as it is."""
+    if isinstance(value, torch.Tensor) and value.ndim >= 2 and value.shape[1] == length:
+        return value[:, :shorter].contiguous()
+    return value
+
+
+def _is_sequence(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds token ids: integers of at least two dims."""
+    return tensor.ndim >= 2 and not tensor.is_floating_point() and not tensor.is_complex()

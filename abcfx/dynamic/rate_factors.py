@@ -1,0 +1,55 @@
+"""Learning-rate factors that follow measured alignments: the LP, solved again and again from its last optimum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from abcfx.dynamic.sampling import SampledLayer
+from abcfx.exponents.dag_program import DagProgram
+from abcfx.theory.parametrizations import Alignments, alignment_preset
+from abcfx.transformed import Analysis
+
+DECIMALS = 9  # of c: a resumed run solves its LP from another start and has to find the same bits
+
+
+class RateFactors:
+    """The factors by which the planned rates are multiplied, as the alignments of the layers change.
+
+    Args:
+        analysis: the layer DAG with its exponents before the LP, as `transform` found them.
+        cap: "full" bounds alignments by the "full" preset, and every c by its value there; None bounds neither.
+        trust: largest factor; its inverse is the smallest.
+        center: divide the factors by their geometric mean over matrices.
+    """
+
+    def __init__(self, analysis: Analysis, *, cap: str | None, trust: float, center: bool) -> None:
+        self.cap, self.trust, self.center = cap, trust, center
+        self._parameters = analysis.setting.parameters
+        inner, readout = alignment_preset("full")
+        self._full = {
+            node: readout if self._parameters[layer.parameter].role == "readout" else inner
+            for node, layer in analysis.setting.dag.layers()
+        }
+        planned = DagProgram(analysis.setting, analysis.alignment).solve().c
+        self._planned = {name: round(c, DECIMALS) for name, c in planned.items()}
+        caps = DagProgram(analysis.setting, self._full).solve().c if cap == "full" else None
+        self._program = DagProgram(analysis.setting, analysis.alignment, caps)
+
+    def solve(self, alignment: Mapping[str, Alignments]) -> dict[str, float]:
+        """Return the learning-rate exponent c of every weight, given the alignments of every layer."""
+        if self.cap == "full":
+            alignment = {node: Alignments(*map(min, terms, self._full[node])) for node, terms in alignment.items()}
+        return {name: round(c, DECIMALS) for name, c in self._program.rates(alignment).items()}
+
+    def factors(self, layers: Sequence[SampledLayer], c: Mapping[str, float]) -> dict[str, float]:
+        """Return n^-(c - planned c) for every matrix, with n its fan_in; centred and bounded."""
+        # A layer that sums over no dim that grows has no alignment in its constraints: embeddings keep their rate.
+        logs = {
+            layer.parameter: (self._planned[layer.parameter] - c[layer.parameter]) * math.log(layer.fan_in)
+            for layer in layers
+            if layer.parameter in c and self._parameters[layer.parameter].e_in > 0
+        }
+        mean = sum(logs.values()) / len(logs) if self.center and logs else 0.0
+        limit = math.log(self.trust)
+        return {name: math.exp(min(max(value - mean, -limit), limit)) for name, value in logs.items()}

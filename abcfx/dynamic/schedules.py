@@ -1,0 +1,94 @@
+"""Factors on an optimizer's rates beside a scheduler's, and a schedule that says when it decays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
+from torch.utils.hooks import RemovableHandle
+
+WARMUP, SHARE_OF_RUN = 100, 0.1
+
+
+class MultipliedRates:
+    """Factors on the rates of an optimizer's groups, applied for the length of each step and taken back after it.
+
+    The scheduler never sees the factors, so that it may set or multiply the rates as it likes.
+
+    Args:
+        optimizer: its groups hold one parameter each.
+        names: name of each group's parameter.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, names: Sequence[str]) -> None:
+        self.optimizer, self.names = optimizer, names
+        self.factors: Mapping[str, float] = {}
+        self._scheduled: list[float | torch.Tensor] = []
+        self._handles: list[RemovableHandle] = [
+            optimizer.register_step_pre_hook(self._multiply),
+            optimizer.register_step_post_hook(self._restore),
+        ]
+
+    def detach(self) -> None:
+        """Leave the optimizer alone from now on."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _multiply(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        self._scheduled = [group["lr"] for group in optimizer.param_groups]
+        for name, group in zip(self.names, optimizer.param_groups, strict=True):
+            if name in self.factors:
+                group["lr"] = group["lr"] * self.factors[name]
+
+    def _restore(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        for group, lr in zip(optimizer.param_groups, self._scheduled, strict=True):
+            group["lr"] = lr
+
+
+def wsd(optimizer: torch.optim.Optimizer, total: int, *, warmup: int = 0, decay: float = 0.2) -> LambdaLR:
+    """Make a schedule of warm-up, stable phase and decay.
+
+    The rates rise linearly to those of the groups in `warmup` steps, stay, and fall linearly to 0 in the last part of
+    the run. The schedule's attribute `decaying` tells `DynamicAlignment(scheduler=...)` to leave its factors as they
+    are.
+
+    Args:
+        optimizer: the optimizer whose rates are scheduled.
+        total: number of steps of the run.
+        warmup: number of steps of the warm-up.
+        decay: share of the run in which the rates fall.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> schedule, rates = wsd(optimizer, 5, warmup=1, decay=0.4), []
+        >>> for _ in range(5):
+        ...     rates.append(schedule.get_last_lr()[0])
+        ...     optimizer.step()
+        ...     schedule.step()
+        >>> rates
+        [0.5, 1.0, 1.0, 1.0, 0.5]
+    """
+    start = round(total * (1 - decay))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 1.0 if step < start else max(0.0, (total - step) / max(1, total - start))
+
+    class Wsd(LambdaLR):
+        total_steps = total
+
+        @property
+        def decaying(self) -> bool:
+            return bool(self.last_epoch >= start)
+
+    return Wsd(optimizer, factor)
+
+
+def default_warmup(scheduler: LRScheduler | None, total_steps: int | None) -> int:
+    """Return a tenth of the run where its length is given or the scheduler tells it, else 100 steps."""
+    length = total_steps or getattr(scheduler, "total_steps", None)
+    if length is None and isinstance(scheduler, CosineAnnealingLR):
+        length = scheduler.T_max
+    return WARMUP if length is None else round(SHARE_OF_RUN * length)
