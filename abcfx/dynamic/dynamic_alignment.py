@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, get_args
 
 import torch
 import torch.distributed as distributed
@@ -17,12 +17,14 @@ from abcfx.dynamic.probe_inputs import TOKENS
 from abcfx.dynamic.rate_factors import RateFactors
 from abcfx.dynamic.schedules import MultipliedRates, default_warmup
 from abcfx.errors import InvalidInputError
+from abcfx.support.choices import choose
 from abcfx.theory.parametrizations import Alignments
 from abcfx.transformed import Analysis, Transformed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Cap: TypeAlias = Literal["full"]
 _LOWEST, _HIGHEST = 0.5, 1.0  # alignments of independent and of aligned factors
 
 
@@ -101,7 +103,7 @@ class DynamicAlignment:
         apply: bool = True,
         scheduler: LRScheduler | None = None,
         total_steps: int | None = None,
-        cap: Literal["full"] | None = "full",
+        cap: Cap | None = "full",
         center: bool = True,
         smoothing: float = 0.8,
         trust: float = 16.0,
@@ -113,7 +115,9 @@ class DynamicAlignment:
         if result.analysis is None:
             raise InvalidInputError("DynamicAlignment: this result was not made by transform.")
         self.warmup = default_warmup(scheduler, total_steps) if warmup is None else warmup
-        _check_options(self.warmup, every, cap, smoothing, trust)
+        _check_numbers(self.warmup, every, smoothing, trust)
+        if cap is not None:
+            cap = choose("cap", cap, get_args(Cap))
         self.result, self.every, self.apply, self.smoothing = result, every, apply, smoothing
         self.scheduler, self.max_tokens, self._given_probe = scheduler, max_tokens, probe
         self.steps = 0
@@ -244,7 +248,7 @@ class DynamicAlignment:
         ]
 
     def _smooth(self, node: str, measured: Measured) -> None:
-        """Move a layer's smoothed alignments towards the measured ones, clipped, or the preset's where they are absent."""
+        """Move a layer's smoothed alignments towards the measured ones; the preset stands in for absent ones."""
         keep, preset = self.smoothing, self._analysis.alignment[node]
         self._smoothed[node] = Alignments(
             *(
@@ -282,12 +286,11 @@ def _mean_over_ranks(
     return [(Moments(*alpha), Moments(*omega), Moments(*u)) for alpha, omega, u in joined.tolist()]
 
 
-def _check_options(warmup: int, every: int, cap: str | None, smoothing: float, trust: float) -> None:
-    """Raise InvalidInputError for an option out of its range."""
+def _check_numbers(warmup: int, every: int, smoothing: float, trust: float) -> None:
+    """Raise InvalidInputError for a number out of its range."""
     options = {
         "warmup": (warmup, "a number of steps, at least 0", warmup >= 0),
         "every": (every, "a number of steps, at least 1", every >= 1),
-        "cap": (cap, "'full' or None", cap in ("full", None)),
         "smoothing": (smoothing, "a number in [0, 1)", 0 <= smoothing < 1),
         "trust": (trust, "a number above 1", trust > 1),
     }

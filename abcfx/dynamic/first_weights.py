@@ -10,6 +10,7 @@ import torch
 from abcfx.dynamic.sampling import SampledLayer
 from abcfx.errors import InvalidInputError
 from abcfx.plan.init import Init
+from abcfx.support.choices import choose
 
 FirstWeightsMode: TypeAlias = Literal["sample", "redraw", "keep"]
 _TO_FIX = (
@@ -40,9 +41,7 @@ class FirstWeights:
     """
 
     def __init__(self, mode: FirstWeightsMode, seed: int | None, inits: Mapping[str, Init]) -> None:
-        if mode not in get_args(FirstWeightsMode):
-            expected = ", ".join(get_args(FirstWeightsMode))
-            raise InvalidInputError(f"DynamicAlignment: first_weights={mode!r}; expected one of {expected}.")
+        mode = choose("first_weights", mode, get_args(FirstWeightsMode))
         if mode == "redraw" and seed is None:
             raise InvalidInputError(
                 f"DynamicAlignment: first_weights='redraw' needs the seed that the weights were drawn from.\n{_TO_FIX}"

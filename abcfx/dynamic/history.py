@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 from abcfx.errors import InvalidInputError
+from abcfx.support.figures import depth_colour, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,15 +54,11 @@ def plot_history(history: Sequence[HistoryRow], path: str | None = None) -> Figu
     """
     if not history:
         raise InvalidInputError("plot: nothing has been measured yet; the first measure comes after the warm-up.")
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-    except ImportError as error:
-        raise InvalidInputError("plot needs matplotlib.\n  To fix: pip install 'abcfx[plot]'") from error
+    figure = new_figure(12, 3.4)
+    from matplotlib.lines import Line2D
+
     nodes = list(dict.fromkeys(row["node"] for row in history))
-    depths = [i / max(1, len(nodes) - 1) for i in range(len(nodes))]
-    colours = [(0.1 + 0.75 * depth, 0.25, 0.75 - 0.55 * depth) for depth in depths]
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    colours = [depth_colour(i, len(nodes)) for i in range(len(nodes))]
     for axis, (key, label) in zip(figure.subplots(1, 4), _PANELS.items(), strict=True):
         for node, colour in zip(nodes, colours, strict=True):
             points = [(row["step"], row[key]) for row in history if row["node"] == node and row[key] is not None]
@@ -76,6 +73,4 @@ def plot_history(history: Sequence[HistoryRow], path: str | None = None) -> Figu
     named = range(len(nodes)) if len(nodes) <= _MOST_NAMES else (0, len(nodes) - 1)
     handles = [Line2D([], [], color=colours[i], label=nodes[i]) for i in named]
     figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
-    if path is not None:
-        figure.savefig(path)
-    return figure
+    return save(figure, path)

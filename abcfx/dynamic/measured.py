@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 
 from abcfx.errors import InvalidInputError
+from abcfx.support.choices import choose
 
+Norm: TypeAlias = Literal["rms", "spectral"]
 Multiply: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # (z0, w0, z, w) of one layer; z is None where the input is known to be z0 still
 LayerState: TypeAlias = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]
@@ -59,7 +61,7 @@ def measure(
     z: torch.Tensor,
     w: torch.Tensor,
     fan_in: int,
-    norm: str = "rms",
+    norm: Norm = "rms",
     multiply: Multiply | None = None,
 ) -> Measured:
     """Measure the alignment exponents of one layer between two moments of training.
@@ -88,8 +90,7 @@ def measure(
         >>> round(measure(z0, w0, z0, w0 + 0.1, fan_in=64).alpha, 6)  # every row of the update is along the input
         1.0
     """
-    if norm not in ("rms", "spectral"):
-        raise InvalidInputError(f"norm={norm!r}; expected 'rms' or 'spectral'.")
+    choose("norm", norm, get_args(Norm))  # it is checked and nothing else: both give the same exponents
     if z0.shape != z.shape or w0.shape != w.shape or (multiply is None and fan_in > 1 and z.shape[-1] != w.shape[-1]):
         raise InvalidInputError(
             f"measure: expected z0 and z of one shape (..., fan_in), w0 and w of one shape (fan_out, fan_in); "

@@ -7,10 +7,10 @@ from typing import TypeAlias
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from abcfx.capture.signature import call_signature
 from abcfx.errors import InvalidInputError
+from abcfx.support import trees
 
 FlatInputs: TypeAlias = list[object]  # one value for each placeholder of the graph, most of them tensors
 
@@ -38,7 +38,7 @@ def flat_inputs(graph: fx.Graph, batch: object) -> FlatInputs:
             arguments = signature.bind(*(batch if isinstance(batch, tuple) else (batch,)))
         return list(signature.flatten(arguments))
     except TypeError as error:
-        shapes = pytree.tree_map_only(torch.Tensor, lambda t: tuple(t.shape), batch)
+        shapes = trees.map_tensors(lambda t: tuple(t.shape), batch)
         raise InvalidInputError(
             f"capture_initial: the model cannot be called with this batch ({shapes}): {error}.\n"
             f"  expected: a tensor, a tuple of arguments, or a dict of keyword arguments that the model takes."

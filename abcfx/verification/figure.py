@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from abcfx.support.figures import new_figure
 from abcfx.verification.evidence import Evidence, number
@@ -140,7 +140,7 @@ def _layer_rates(axis: Any, studies: Studies) -> None:
     axis.set_ylabel("learning rate in use")
 
 
-def _over_steps(axis: Any, studies: Studies, key: str) -> None:
+def _over_steps(axis: Any, studies: Studies, key: Literal["alpha", "lr"]) -> None:
     history = studies.training.history
     nodes = list(dict.fromkeys(row["node"] for row in history))
     for k, node in enumerate(nodes):

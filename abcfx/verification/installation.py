@@ -34,7 +34,7 @@ def installation(_: Any) -> Evidence:
     old = [f"{found[1]} {installed[found[1]]}" for found in required if _older(installed[found[1]], found[2])]
     told = ", ".join(f"{name} {version}" for name, version in installed.items())
     evidence.check("what it depends on is new enough", bool(required) and not old, ", ".join(old) or told)
-    run = doctest.testmod(importlib.import_module("abcfx.find_c"))
+    run = doctest.testmod(importlib.import_module("abcfx.lp.networks"))
     told = f"{run.attempted} run, {run.failed} failed"
     evidence.check("examples in docstrings give what they say", run.attempted > 0 and not run.failed, told)
     tests = Path(abcfx.__file__).parent.parent / "tests"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 
 from abcfx.dynamic import DynamicAlignment, Measured, measure
+from abcfx.dynamic.history import HistoryRow
 from abcfx.errors import InvalidInputError
 from abcfx.lp.networks import find_c
 from abcfx.pipeline import transform
@@ -18,7 +19,7 @@ from abcfx.verification.models import MLP, noise, seeded, unigram_entropy
 from abcfx.verification.studies import Studies
 
 FAN, WIDTH = 512, 64
-TERMS = ("alpha", "omega", "u")
+TERMS: tuple[Literal["alpha", "omega", "u"], ...] = ("alpha", "omega", "u")
 
 
 def alignment(_: Any) -> Evidence:
@@ -90,7 +91,8 @@ def dynamic_flow(_: Any) -> Evidence:
         table.add(row["node"], *shown, row["c"], lr, row["lr"])
     static = find_c([-0.5, 0.0, 0.5], [0.5] * 3, 1.0, 0.5, 1.0).c
     c = _solved_apart(first)
-    evidence.close("c is what find_c gives for the measured alignments", [row["c"] for row in first], c, 1e-6)
+    found = [math.nan if row["c"] is None else row["c"] for row in first]
+    evidence.close("c is what find_c gives for the measured alignments", found, c, 1e-6)
     # the input of the first layer does not grow: alignment has no say there
     expected = [
         planned[0],
@@ -121,7 +123,7 @@ def end_to_end(studies: Studies) -> Evidence:
         claim = f"{name} it learns more than the frequencies of characters (entropy {unigram:.3f})"
         evidence.check(claim, end < unigram - 0.2, f"{losses[0]:.3f} -> {end:.3f}")
         evidence.check(f"{name} every loss is finite", all(map(math.isfinite, losses)), f"{len(losses)} losses")
-    measured = [row[term] for row in run.history for term in TERMS if row[term] is not None]
+    measured = [value for row in run.history for term in TERMS if (value := row[term]) is not None]
     finite = bool(measured) and all(math.isfinite(value) and -0.2 < value < 1.2 for value in measured)
     told = f"{len(measured)} values, {number(min(measured))} to {number(max(measured))}" if measured else "none"
     evidence.check("measured alignments lie where products can", finite, told)
@@ -137,11 +139,11 @@ def _present(measured: Measured) -> list[float]:
     return [math.nan if value is None else value for value in measured]
 
 
-def _solved_apart(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+def _solved_apart(rows: Sequence[HistoryRow]) -> list[float]:
     """c of the muP chain at the measured alignments, each within [1/2, 1], absent terms as the preset has them."""
 
-    def values(term: str, preset: float) -> list[float]:
-        return [preset if row[term] is None else min(max(row[term], 0.5), 1.0) for row in rows]
+    def values(term: Literal["alpha", "omega", "u"], preset: float) -> list[float]:
+        return [preset if (value := row[term]) is None else min(max(value, 0.5), 1.0) for row in rows]
 
     alpha, omega, u = values("alpha", 1.0), values("omega", 0.5), values("u", 1.0)
     c: list[float] = find_c([-0.5, 0.0, 0.5], [0.5] * 3, alpha, omega, u).c

@@ -166,7 +166,7 @@ def test_first_weights_that_cannot_be_had_back_are_refused() -> None:
     optimizer = torch.optim.AdamW(result.param_groups)
     with pytest.raises(abcfx.InvalidInputError, match=r"seed=seed"):
         abcfx.DynamicAlignment(result, optimizer, first_weights="redraw")
-    with pytest.raises(abcfx.InvalidInputError, match="sample, redraw, keep"):
+    with pytest.raises(abcfx.InvalidInputError, match="'sample', 'redraw', 'keep'"):
         abcfx.DynamicAlignment(result, optimizer, first_weights="all")
     dynamic = abcfx.DynamicAlignment(result, optimizer, first_weights="redraw", seed=3)
     with pytest.raises(abcfx.InvalidInputError, match=r"is not what seed 3 draws(.|\n)*init_weights"):

@@ -108,7 +108,7 @@ def test_rates_that_do_not_transfer_are_seen(shift: float, control: float, regre
 
 @pytest.mark.parametrize("broken", ["model", "std", "keys"])
 def test_broken_modules_are_seen(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    from abcfx import apply
+    from abcfx.rewrite import apply
 
     if broken == "model":
         monkeypatch.setitem(abcfx.transform.__globals__, "copied", lambda model: model)
