@@ -1,5 +1,9 @@
 """The errors a user can meet; each message says what, where, expected against got, and the line that fixes it."""
 
+from __future__ import annotations
+
+from collections.abc import Hashable
+
 
 class AbcfxError(Exception):
     """Base class of every error that abcfx raises on purpose."""
@@ -10,7 +14,14 @@ class InvalidInputError(AbcfxError, ValueError):
 
 
 class InfeasibleError(AbcfxError):
-    """No exponents satisfy the constraints; the message names the smallest conflicting set in words."""
+    """No exponents satisfy the constraints; the message tells the smallest set of them that is in conflict.
+
+    `conflict` holds the names of that set: rows and bounds of the linear program.
+    """
+
+    def __init__(self, message: str, conflict: tuple[Hashable, ...] = ()) -> None:
+        super().__init__(message)
+        self.conflict = conflict
 
 
 class UnknownOpError(AbcfxError):

@@ -12,6 +12,7 @@ from abcfx.errors import InfeasibleError, InvalidInputError
 from abcfx.exponents.assign import FixedExponents
 from abcfx.exponents.attention import attention_products, find_attention
 from abcfx.exponents.dag_program import DagProgram, SolvedDag
+from abcfx.lp.names import RowKind
 from abcfx.rules import Bound, Layer
 from abcfx.rules.kinds import NumberFactor, Product
 from abcfx.theory.parametrizations import Alignments, alignment_preset
@@ -172,7 +173,7 @@ def _value(bound: Bound, node: str, solved: SolvedDag, r: Mapping[str, float], a
 def _update(
     setting: FixedExponents, solved: SolvedDag, node: str, layer: Layer, alignment: Mapping[str, Alignments]
 ) -> float:
-    bound = next(bound for bound in layer.change(node, setting) if bound.label == "alpha")
+    bound = next(bound for bound in layer.change(node, setting) if bound.label.kind is RowKind.ALPHA)
     return _value(bound, node, solved, {}, alignment[node])
 
 

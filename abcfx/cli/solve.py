@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from abcfx.cli.shared import Command, make_table, print_json, print_text
 from abcfx.errors import InvalidInputError
+from abcfx.lp.names import RowName
 from abcfx.lp.networks import Solution, find_c, find_c_dag
 
 HELP = """Solve for the learning-rate exponents of a chain or graph of layers given as JSON; "-" reads standard input.
@@ -46,9 +47,10 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
         solution = find_c(problem["a"], problem["b"], *(problem[key] for key in ALIGNMENTS), **options)
         c, r = dict(enumerate(solution.c)), dict(enumerate(solution.r))
     if arguments.json:
-        binding = {str(key): list(names) for key, names in solution.binding.items()}
+        binding = {str(key): list(map(str, names)) for key, names in solution.binding.items()}
         found = {"c": solution.c, "r": solution.r, "objective": solution.objective, "binding": binding}
-        print_json({**found, "shadow_prices": solution.shadow_prices}, console)
+        prices = {str(name): price for name, price in solution.shadow_prices.items()}
+        print_json({**found, "shadow_prices": prices}, console)
     else:
         _print(solution, c, r, console)
 
@@ -95,7 +97,7 @@ def _print(solution: Solution, c: Mapping[Any, float], r: Mapping[Any, float], c
     table = make_table("layer", "c", "r", "held by", left=("layer", "held by"))
     for layer in r:
         rate = f"{c[layer]:.4g}" if layer in c else "-"
-        held = ", ".join(name.partition(": ")[2] or name for name in solution.binding.get(layer, ()))
+        held = ", ".join(map(_held_by, solution.binding.get(layer, ())))
         table.add_row(str(layer), rate, f"{r[layer] + 0.0:.4g}", held)
     console.print(table)
     print_text(f"\nSum of all c: {solution.objective:.6g}", console)
@@ -103,6 +105,11 @@ def _print(solution: Solution, c: Mapping[Any, float], r: Mapping[Any, float], c
         print_text("Shadow prices: the sum falls by this much per unit that a constraint is loosened", console)
         for name, price in sorted(solution.shadow_prices.items(), key=lambda item: -abs(item[1])):
             print_text(f"  {abs(price):.3g}  {name}", console)
+
+
+def _held_by(name: Hashable) -> str:
+    """A row that holds a rate up, without the layer that it belongs to; a bound in full."""
+    return str(name.label if isinstance(name, RowName) else name)
 
 
 COMMAND = Command("solve", HELP, _add_arguments, _run)

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from abcfx.exponents.assign import FixedExponents
-from abcfx.lp.program import DECIMALS, LpSolution, Rate, Row, Solver
+from abcfx.lp.names import RowKind, RowLabel, RowName
+from abcfx.lp.program import DECIMALS, LpSolution, Solver
+from abcfx.lp.rows import Rate, Row
 from abcfx.rules import Bound, Layer, Vector
 from abcfx.rules.kinds import Merge, NumberFactor, Product
 from abcfx.theory.parametrizations import Alignments
 
 TOLERANCE = 1e-6
-_WORDS = {
-    "alpha": "the update of {p} times its input (dW x0) must not blow up {n}",
-    "u": "the update of {p} times the change of its input (dW dx) must not blow up {n}",
-    "omega": "the change of the input carried by the initial {p} (W0 dx) must not blow up {n}",
-    "gradient": "the gradient of {p} is no larger than what {n} sends back",
-    "init": "the initial {p} sends a gradient back",
-    "update": "the updated {p} sends a gradient back",
-}
 
 
 def warnings(setting: FixedExponents, solved: SolvedDag) -> tuple[str, ...]:
@@ -45,6 +40,34 @@ def warnings(setting: FixedExponents, solved: SolvedDag) -> tuple[str, ...]:
     return tuple(notes)
 
 
+class BindingKind(Enum):
+    """A reason why a learning-rate exponent is not lower."""
+
+    ROWS = "rows"  # of the linear program
+    RULE = "rule"  # no column in the linear program: the least that what the parameter acts on allows
+    GIVEN = "given"  # by the user, in `exponents`
+    FREE = "free"  # nothing: the parameter reaches no output, and its column is bounded by hand
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What keeps the learning-rate exponent of one parameter from going lower; `rows` are the tight ones, if any."""
+
+    kind: BindingKind
+    rows: tuple[RowName, ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.rows)) or _BINDINGS[self.kind]
+
+
+_BINDINGS = {
+    BindingKind.ROWS: "a bound of its own",
+    BindingKind.RULE: "by rule, from what it is added to or multiplied with",
+    BindingKind.GIVEN: "given in `exponents`",
+    BindingKind.FREE: "nothing: it reaches no output",
+}
+
+
 @dataclass(frozen=True)
 class SolvedDag:
     """What the LP and the recursions around it found, all exponents of m.
@@ -58,8 +81,8 @@ class SolvedDag:
     r: dict[str, float]
     s: dict[str, float]
     g: dict[str, float]
-    binding: dict[str, str]
-    shadow_prices: dict[str, float]
+    binding: dict[str, Binding]
+    shadow_prices: dict[Hashable, float]
     rows: int
     columns: int
 
@@ -126,29 +149,26 @@ class DagProgram:
 
     # -- rows
 
-    def _row(self, name: str, out: tuple[str, str], node: str, bound: Bound) -> Row:
+    def _row(self, name: RowName, out: tuple[str, str], node: str, bound: Bound) -> Row:
         inputs = tuple(var[1] if var[0] == "c" else var for var in bound.inputs)
-        kind = self.dag.kind(node)
-        parameter = kind.parameter if isinstance(kind, Layer) else node
-        words = _WORDS.get(bound.label, "{n} changes as much as it: " + bound.label).format(p=parameter, n=node)
-        return Row(name, out, inputs, bound.constant, bound.alignment, node, bound.weight, words)
+        return Row(name, out, inputs, bound.constant, bound.alignment, node, bound.weight)
 
     def _change_rows(self, node: str) -> list[Row]:
         if not self.setting.changes(node):
             return []
         bounds = dict.fromkeys(self.dag.kind(node).changes(node, self.setting))  # equal ones: q k of one layer
-        return [self._row(f"{node}: {bound.label}", ("r", node), node, bound) for bound in bounds]
+        return [self._row(RowName(node, bound.label), ("r", node), node, bound) for bound in bounds]
 
     def _gradient_rows(self, node: str) -> list[Row]:
         rows = []
         if node in self.dag.outputs:
-            rows.append(Row(f"{node}: loss", ("G", node), (), 0.0, words=f"{node} is an output of the model"))
+            rows.append(Row(RowName(node, RowLabel(RowKind.LOSS)), ("G", node), (), 0.0))
         kind = self.dag.kind(node)
         for source, bound in dict.fromkeys(kind.gradients(node, self.setting)):
-            rows.append(self._row(f"{source}: gradient {bound.label} of {node}", ("G", source), node, bound))
+            rows.append(self._row(RowName(source, bound.label), ("G", source), node, bound))
         if isinstance(kind, Layer) and self._takes_gradient(kind.parameter):
             bound = kind.parameter_gradient(node, self.setting)
-            rows.append(self._row(f"{node}: gradient of its weight", ("g", kind.parameter), node, bound))
+            rows.append(self._row(RowName(node, bound.label), ("g", kind.parameter), node, bound))
         return rows
 
     def _takes_gradient(self, parameter: str) -> bool:
@@ -198,7 +218,7 @@ class DagProgram:
             if node not in found:
                 continue
             for source, bound in self.dag.kind(node).gradients(node, self.setting):
-                if bound.label == "update" and c is None:
+                if bound.label.kind is RowKind.UPDATED_GRADIENT and c is None:
                     continue
                 value = bound.constant - bound.weight * (self.alignment[node].alpha if bound.alignment else 0.0)
                 for kind, name in bound.inputs:
@@ -217,13 +237,17 @@ class DagProgram:
                 found[kind.parameter] = min(found.get(kind.parameter, g), g) + 0.0
         return found
 
-    def _binding(self, solution: LpSolution) -> dict[str, str]:
-        binding = {str(name): ", ".join(rows) for name, rows in solution.binding.items()}
-        binding |= {str(name): "nothing holds it up: it reaches no output" for name in solution.unconstrained}
+    def _binding(self, solution: LpSolution) -> dict[str, Binding]:
+        found = {}
         for name, decided in self.setting.parameters.items():
+            rows = tuple(row for row in solution.binding.get(name, ()) if isinstance(row, RowName))
             if decided.c is not None:
-                binding[name] = "given in `exponents`"
-        return binding
+                found[name] = Binding(BindingKind.GIVEN)
+            elif name in solution.unconstrained:
+                found[name] = Binding(BindingKind.FREE)
+            else:
+                found[name] = Binding(BindingKind.ROWS, rows) if name in solution.c else Binding(BindingKind.RULE)
+        return found
 
 
 def _changes(levels: Mapping[Any, float]) -> dict[str, float]:

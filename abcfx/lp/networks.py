@@ -12,7 +12,9 @@ import numpy as np
 
 from abcfx.errors import InvalidInputError
 from abcfx.lp.levels import without_gc
-from abcfx.lp.program import Alignment, LpSolution, Rate, Row, Solver
+from abcfx.lp.names import RowKind, RowLabel, RowName
+from abcfx.lp.program import LpSolution, Solver
+from abcfx.lp.rows import Alignment, Rate, Row
 from abcfx.support.choices import choose
 
 NetworkOptimizer: TypeAlias = Literal["adam", "sgd"]
@@ -21,15 +23,7 @@ OPTIMIZERS: tuple[NetworkOptimizer, ...] = get_args(NetworkOptimizer)
 MERGES: tuple[Merge, ...] = get_args(Merge)
 RELATIVE, ABSOLUTE = 1e-5, 1e-8  # of a + b, as in numpy.isclose
 
-UPDATE = "its update changes its output"
-ALPHA = "its update, acting on the input, changes its output"
-U = "its update, acting on the change of the input, changes its output"
-OMEGA = "its initial weights pass on the change of the input"
-INPUT = "it passes on the change of its input"
-SOURCE = "a source without weight changes by its a"
-G_BRANCH = "the gradients of all branches add up"
-G_INIT = "the readout, as initialised, passes the gradient back"
-G_UPDATE = "the update of the readout passes the gradient back"
+ALPHA, U, OMEGA = RowLabel(RowKind.ALPHA), RowLabel(RowKind.U), RowLabel(RowKind.OMEGA)
 
 Alignments: TypeAlias = float | Sequence[float] | Mapping[Hashable, float]
 
@@ -49,8 +43,8 @@ class Solution:
     c: Any
     r: Any
     objective: float
-    binding: dict[Hashable, tuple[str, ...]]
-    shadow_prices: dict[str, float]
+    binding: dict[Hashable, tuple[Hashable, ...]]
+    shadow_prices: dict[Hashable, float]
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.c, self.r))
@@ -332,18 +326,20 @@ def _write_rows(nodes: list[_Node], successors: Mapping[str, Sequence[str]], opt
             repeated = tuple([r[other] for other, count in inputs.items() for _ in range(count)])
             incoming = [("", repeated)] if inputs else []
         else:
-            incoming = [(f" from {other}" if len(inputs) > 1 else "", (r[other],)) for other in inputs]
+            incoming = [(other if len(inputs) > 1 else "", (r[other],)) for other in inputs]
         if has_weight and inputs:
-            rows.append(Row(f"{label}: alpha", out, update, size, "alpha", label, words=ALPHA))
-            for suffix, levels in incoming:
-                rows.append(Row(f"{label}: u{suffix}", out, update + levels, size, "u", label, words=U))
-                rows.append(Row(f"{label}: omega{suffix}", out, levels, a + b, "omega", label, words=OMEGA))
+            rows.append(Row(RowName(label, ALPHA), out, update, size, "alpha", label))
+            for other, levels in incoming:
+                u, omega = (RowLabel(RowKind.U, other), RowLabel(RowKind.OMEGA, other)) if other else (U, OMEGA)
+                rows.append(Row(RowName(label, u), out, update + levels, size, "u", label))
+                rows.append(Row(RowName(label, omega), out, levels, a + b, "omega", label))
         elif has_weight:
-            rows.append(Row(f"{label}: update", out, update, size, words=UPDATE))
+            rows.append(Row(RowName(label, RowLabel(RowKind.UPDATE)), out, update, size))
         elif inputs:
-            rows += [Row(f"{label}: input{suffix}", out, levels, a, words=INPUT) for suffix, levels in incoming]
+            names = [RowName(label, RowLabel(RowKind.INPUT, other)) for other, _ in incoming]
+            rows += [Row(name, out, levels, a) for name, (_, levels) in zip(names, incoming, strict=True)]
         else:
-            rows.append(Row(f"{label}: source", out, (), a, words=SOURCE))
+            rows.append(Row(RowName(label, RowLabel(RowKind.SOURCE)), out, (), a))
     return rows
 
 
@@ -363,9 +359,10 @@ def _write_gradient_rows(
         if arriving:
             gradients[label] = (passed_back[label],)
         if len(arriving) > 1:
-            rows += [Row(f"{label}: G from {other[1]}", level, (other,), 0.0, words=G_BRANCH) for other in arriving]
+            names = [RowName(label, RowLabel(RowKind.GRADIENT, other[1])) for other in arriving]
+            rows += [Row(name, level, (other,), 0.0) for name, other in zip(names, arriving, strict=True)]
         elif not arriving and inputs:
-            rows.append(Row(f"{label}: G init", level, (), a + b, words=G_INIT))
+            rows.append(Row(RowName(label, RowLabel(RowKind.INITIAL_GRADIENT)), level, (), a + b))
             if has_weight:
-                rows.append(Row(f"{label}: G update", level, (("c", label),), 2 * a, words=G_UPDATE))
+                rows.append(Row(RowName(label, RowLabel(RowKind.UPDATED_GRADIENT)), level, (("c", label),), 2 * a))
     return gradients

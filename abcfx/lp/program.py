@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, TypeGuard
+from typing import Any
 
 import numpy as np
 
 from abcfx.errors import AbcfxError, InfeasibleError, InvalidInputError
 from abcfx.lp.highs import Lp, Point, UnboundedError
 from abcfx.lp.levels import TOLERANCE, Floats, GreedyStart, Levels, without_gc
+from abcfx.lp.names import BoundName, Relation, RowName
+from abcfx.lp.rows import ALIGNMENTS, Alignment, Rate, Row, generic_weight, is_tagged, written
 
-ALIGNMENTS = ("alpha", "omega", "u")
 UNCONSTRAINED_BOUND = 4.0
 MAX_BRANCHES = 20_000  # each takes milliseconds; independent choices multiply
 DECIMALS = 13  # of c: equal exponents come out equal whatever the pivots, and 10,000 layers stay within 1e-9
-
-Alignment: TypeAlias = Mapping[Hashable, tuple[float, float, float]]
-
-
-class Row(NamedTuple):
-    """A constraint `out <= sum(inputs) + constant - weight * alignment[layer]`; a level is the exact min of its rows.
-
-    `inputs` are rates or levels; a repeated one counts twice. `weight` is the growth exponent of the fan-in. `words`
-    say the constraint in messages.
-    """
-
-    name: str
-    out: Hashable
-    inputs: tuple[Hashable, ...]
-    constant: float
-    alignment: str | None = None
-    layer: Hashable = None
-    weight: float = 1.0
-    words: str = ""
-
-
-class Rate(NamedTuple):
-    """A learning-rate exponent c; `distance` to the outputs, in layers, makes upstream dearer in the tie-break."""
-
-    cost: float = 1.0
-    distance: int = 0
-    fixed: float | None = None
-    bounds: tuple[float, float] = (-math.inf, math.inf)
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """The bounds, or the fixed value twice."""
-        return self.bounds if self.fixed is None else (self.fixed, self.fixed)
 
 
 @dataclass(frozen=True)
@@ -75,8 +42,8 @@ class LpSolution:
     c: dict[Hashable, float]
     levels: dict[Hashable, float]
     objective: float
-    binding: dict[Hashable, tuple[str, ...]]
-    shadow_prices: dict[str, float]
+    binding: dict[Hashable, tuple[Hashable, ...]]
+    shadow_prices: dict[Hashable, float]
     unconstrained: tuple[Hashable, ...]
     iterations: int
     seconds: float
@@ -107,7 +74,7 @@ class Solver:
         inputs = [tuple([column[name] for name in row.inputs]) for row in self.rows]
         self._levels = Levels(self._count, len(column), [column[row.out] for row in self.rows], inputs)
         if cycle := self._levels.cycle():
-            path = " <- ".join(_label(self._names[j]) for j in [*cycle, cycle[0]])
+            path = " <- ".join(written(self._names[j]) for j in [*cycle, cycle[0]])
             raise InvalidInputError(f"levels depend on each other in a cycle: {path}. Remove one of their rows.")
         self._lower, self._upper = np.full(len(column), -math.inf), np.full(len(column), math.inf)
         self._lower[[column[level] for level in lower]] = list(lower.values())
@@ -171,7 +138,7 @@ class Solver:
         try:
             return lp, self._search(lp, greedy.basis(self._right) if is_first or greedy.is_optimal else None)
         except UnboundedError as error:
-            names = ", ".join(_label(self._names[j]) for j in error.args if j < self._count)
+            names = ", ".join(written(self._names[j]) for j in error.args if j < self._count)
             raise InvalidInputError(f"{names or 'a rate'} can fall without end while others rise: bound it") from None
 
     def _rounded(self, x: Floats) -> Floats:
@@ -191,19 +158,20 @@ class Solver:
     def _check(self, lower: Mapping[Hashable, float], exact: Sequence[Hashable]) -> None:
         """Everything that HiGHS would not refuse, or not by name."""
         levels = {row.out for row in self.rows}
-        repeated = [name for name, count in Counter(row.name for row in self.rows).items() if count > 1]
+        count_of = Counter([row.name for row in self.rows])
+        repeated = [str(name) for name, count in count_of.items() if count > 1]
         _require(not repeated, f"rows need unique names, messages refer to them: {repeated[:1]} occurs more than once")
         for row in self.rows:
-            if problem := _problem_of_row(row, levels, self.rates):
-                raise InvalidInputError(f"row {row.name!r}: {problem}")
+            if problem := row.problem(levels, self.rates):
+                raise InvalidInputError(f"row {str(row.name)!r}: {problem}")
         for name, rate in self.rates.items():
-            if problem := _problem_of_rate(rate):
+            if problem := rate.problem():
                 raise InvalidInputError(f"rate {name}: {problem}")
         for level, bound in lower.items():
-            _require(level in levels, f"{_label(level)} has a lower bound but no row; drop the bound or add the row")
-            _require(math.isfinite(bound), f"the lower bound of {_label(level)} must be finite, got {bound}")
+            _require(level in levels, f"{written(level)} has a lower bound but no row; drop the bound or add the row")
+            _require(math.isfinite(bound), f"the lower bound of {written(level)} must be finite, got {bound}")
         for level in exact:
-            _require(level in lower, f"{_label(level)} is to equal its lower bound, but has none")
+            _require(level in lower, f"{written(level)} is to equal its lower bound, but has none")
 
     def _right_hand_sides(self, alignment: Alignment) -> Floats:
         missing = [layer for layer in self._layers if layer not in alignment]
@@ -240,18 +208,18 @@ class Solver:
         matrix = (start, entries % max(num_columns, 1), np.bincount(entry, signs))
         cost, weight = np.zeros(num_columns), np.zeros(num_columns)
         cost[: self._count] = [rate.cost for rate in self.rates.values()]
-        weight[: self._count] = [rate.distance + 0.5 * _generic(name) for name, rate in self.rates.items()]
+        weight[: self._count] = [rate.distance + 0.5 * generic_weight(name) for name, rate in self.rates.items()]
         return Lp(matrix, cost, weight, self._lower, self._upper), GreedyStart(levels, self._lower)
 
-    def _binding(self, values: Floats) -> dict[Hashable, tuple[str, ...]]:
+    def _binding(self, values: Floats) -> dict[Hashable, tuple[Hashable, ...]]:
         rows_of = self._levels.holding(self._right, values, self._lower)
         at_bound = (values - self._lower <= TOLERANCE).tolist()
-        names = [[self._bound_name(j)] if at_bound[j] else [] for j in range(self._count)]
+        names: list[list[Hashable]] = [[self._bound_name(j)] if at_bound[j] else [] for j in range(self._count)]
         for j, rows in enumerate(rows_of):
             names[j] += [self.rows[k].name for k in rows]
         return dict(zip(self.rates, map(tuple, names), strict=True))
 
-    def _shadow_prices(self, point: Point) -> dict[str, float]:
+    def _shadow_prices(self, point: Point) -> dict[Hashable, float]:
         rows, columns = (np.flatnonzero(np.abs(dual) > TOLERANCE) for dual in (point.row_dual, point.column_dual))
         of_rows, of_columns = point.row_dual[rows].tolist(), point.column_dual[columns].tolist()
         prices = {self.rows[k].name: price for k, price in zip(rows.tolist(), of_rows, strict=True)}
@@ -259,11 +227,11 @@ class Solver:
             prices[self._bound_name(j, is_upper=price < 0)] = price
         return prices
 
-    def _bound_name(self, j: int, is_upper: bool = False) -> str:
-        name, low, high = self._names[j], self._lower[j], self._upper[j]
-        kind, owner = name if _is_tagged(name) else ("c" if j < self._count else "level", name)
-        relation = "=" if low == high else "<=" if is_upper else ">="
-        return f"{owner}: {kind} {relation} {high if is_upper else low:g}"
+    def _bound_name(self, j: int, is_upper: bool = False) -> BoundName:
+        name, low, high = self._names[j], float(self._lower[j]), float(self._upper[j])
+        variable, owner = name if is_tagged(name) else ("c" if j < self._count else "level", name)
+        relation: Relation = "=" if low == high else "<=" if is_upper else ">="
+        return BoundName(owner, variable, relation, high if is_upper else low)
 
     def _search(self, lp: Lp, basic: Mapping[int, int] | None) -> Point:
         """The optimum at which exact levels are exact: best first over which row of a level holds with equality."""
@@ -290,7 +258,7 @@ class Solver:
                 "the choices of what puts them there multiply. Ask for fewer of them."
             )
         if best is None:
-            raise InfeasibleError(self._conflict(lp, refuted or (), tried))
+            raise self._conflict(lp, refuted or (), tried)
         return best
 
     def _pretending(self, tight: tuple[int, ...], point: Point) -> int | None:
@@ -303,64 +271,30 @@ class Solver:
         return max((j for j in wanted if j not in decided), key=lambda j: truth[j] - point.x[j], default=None)
 
     def _exact_levels(self) -> str:
-        names = [_label(self._names[j]) for j in self._exact]
+        names = [written(self._names[j]) for j in self._exact]
         return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
-    def _conflict(self, lp: Lp, tight: tuple[int, ...], tried: int) -> str:
-        """The message for infeasible rows; with `tight`, for the first of the `tried` ways to make levels exact."""
+    def _conflict(self, lp: Lp, tight: tuple[int, ...], tried: int) -> InfeasibleError:
+        """The error for infeasible rows; with `tight`, for the first of the `tried` ways to make levels exact."""
         rows, columns = lp.conflict(self._right, tight)
-        lines = ["no exponents satisfy these constraints together; relax one of them:"]
+        head = "no exponents satisfy these constraints together; relax one of them:"
         if tight:
-            lines = [
+            head = (
                 f"no exponents put {self._exact_levels()} exactly at the bound. One of the constraints of such a level "
                 f"has to hold with equality; none of the {tried - 1} ways to choose is possible. One conflicts in:"
-            ]
-        for k in rows:
-            row = self.rows[k]
-            terms = " + ".join([*map(_label, row.inputs), f"{self._right[k]:g}"]).replace("+ -", "- ")
-            words = f" ({row.words})" if row.words else ""
-            lines.append(f"{row.name}: {_label(row.out)} {'=' if k in tight else '<='} {terms}{words}")
-        return "\n  - ".join([*lines, *(self._bound_name(j, is_upper) for j, is_upper in columns)])
+            )
+        bounds = [self._bound_name(j, is_upper) for j, is_upper in columns]
+        lines = [head, *(self._written(k, "=" if k in tight else "<=") for k in rows), *map(str, bounds)]
+        return InfeasibleError("\n  - ".join(lines), (*(self.rows[k].name for k in rows), *bounds))
 
-
-def _problem_of_row(row: Row, levels: Collection[Hashable], rates: Collection[Hashable]) -> str | None:
-    if row.out in rates:
-        return f"it defines {_label(row.out)} as a level, but that is a rate"
-    for name in row.inputs:
-        if name not in levels and name not in rates:
-            return f"its input {_label(name)} is no rate, and no row defines it"
-    if not math.isfinite(row.constant + row.weight):
-        return f"its constant and its weight must be finite, got {row.constant} and {row.weight}"
-    if row.alignment is not None and row.alignment not in ALIGNMENTS:
-        return f"its alignment must be None or one of {', '.join(ALIGNMENTS)}; got {row.alignment!r}"
-    return None
-
-
-def _problem_of_rate(rate: Rate) -> str | None:
-    low, high = rate.limits
-    if rate.fixed is not None and not math.isfinite(rate.fixed):
-        return f"its fixed value must be finite, got {rate.fixed}"
-    if not (low <= high and low < math.inf and high > -math.inf):
-        return f"its bounds, {low} to {high}, leave no value"
-    if not (0 <= rate.cost < math.inf and 0 <= rate.distance < math.inf):
-        return f"its cost and its distance must be finite and not negative, got {rate.cost} and {rate.distance}"
-    return None
+    def _written(self, k: int, relation: Relation) -> str:
+        """A row with its name, its formula at the current alignments, and its meaning."""
+        row = self.rows[k]
+        terms = " + ".join([*map(written, row.inputs), f"{self._right[k]:g}"]).replace("+ -", "- ")
+        meaning = f" ({row.name.kind.sentence})" if isinstance(row.name, RowName) else ""
+        return f"{row.name}: {written(row.out)} {relation} {terms}{meaning}"
 
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise InvalidInputError(message)
-
-
-def _is_tagged(name: Hashable) -> TypeGuard[tuple[Hashable, Hashable]]:
-    """Names such as ("r", "layer 1")."""
-    return isinstance(name, tuple) and len(name) == 2
-
-
-def _label(name: Hashable) -> str:
-    return f"{name[0]}({name[1]})" if _is_tagged(name) else str(name)
-
-
-def _generic(name: Hashable) -> float:
-    """A number in [0, 1) by which ties between rates at equal distance are broken; the same in every process."""
-    return int.from_bytes(hashlib.blake2b(repr(name).encode(), digest_size=6).digest(), "big") / 2**48

@@ -10,7 +10,7 @@ import torch
 
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.assign import FixedExponents, ParameterExponents
-from abcfx.exponents.dag_program import SolvedDag
+from abcfx.exponents.dag_program import Binding, SolvedDag
 from abcfx.exponents.depth import DepthExponents, DepthScaling
 from abcfx.plan.absorb import absorbed_exponents, solved_exponents
 from abcfx.plan.init import Init, OwnInit
@@ -47,7 +47,7 @@ class ParameterPlan:
     weight_decay: float
     optimizer: str
     r: float | None
-    binding: str
+    binding: Binding
     void: bool
     init: Init
     own_init: OwnInit | None
@@ -74,7 +74,7 @@ class ParameterPlan:
             "weight_decay": self.weight_decay,
             "optimizer": self.optimizer,
             "r": self.r,
-            "binding": self.binding,
+            "binding": str(self.binding),
             "void": self.void,
             "init_factor": self.init.factor,
             "own_init": None if own is None else {"exponent": own.exponent, "measured": own.measured},
@@ -196,7 +196,7 @@ def make_plan(
             weight_decay=options.weight_decay * shrink * more_decay,
             optimizer=family.name,
             r=next((solved.r[node] for node in decided.a if node in solved.r), None),
-            binding=solved.binding.get(name, "by rule: as large as what it is added to or multiplied onto allows"),
+            binding=solved.binding[name],
             void=decided.void,
             init=init,
             own_init=own,

@@ -8,9 +8,16 @@ from typing import NamedTuple
 
 from abcfx.exponents.assign import FixedExponents
 from abcfx.exponents.dag_program import TOLERANCE, DagProgram, SolvedDag
-from abcfx.lp.program import Row
+from abcfx.lp.names import RowKind, RowName
+from abcfx.lp.rows import Row
 from abcfx.rules import Layer
 from abcfx.theory.parametrizations import Alignments, alignment_preset
+
+WORDS = {
+    RowKind.ALPHA: "the update of {parameter} times its input (dW x0) must not blow up {node}",
+    RowKind.U: "the update of {parameter} times the change of its input (dW dx) must not blow up {node}",
+    RowKind.UPDATED_GRADIENT: "the updated {parameter} must not send too large a gradient from {other} back to {node}",
+}
 
 
 class Constraint(NamedTuple):
@@ -18,21 +25,31 @@ class Constraint(NamedTuple):
 
     Attributes:
         name: of the row, as in `solution.shadow_prices`.
-        node: the DAG node that it keeps stable.
-        tag: "alpha", "u", "omega" or "gradient ...": which term of the change it bounds.
         words: the same in words.
         formula: the inequality in symbols, with the value of each side.
         price: how much the sum of all c falls per unit by which it is loosened; 0 where it is not scarce.
         because: why `out` may not be less, where that is not simply its own bound: rows further downstream.
     """
 
-    name: str
-    node: str
-    tag: str
+    name: RowName
     words: str
     formula: str
     price: float
     because: tuple[str, ...]
+
+    @property
+    def node(self) -> str:
+        """The DAG node that the row keeps stable."""
+        return self.name.node
+
+    @property
+    def tag(self) -> str:
+        """The term that the row bounds, in short: "alpha", "u", "updated gradient from head"."""
+        return str(self.name.label)
+
+    def to_dict(self) -> dict[str, object]:
+        """The fields as JSON-able values."""
+        return {**self._asdict(), "name": str(self.name), "node": self.node, "tag": self.tag}
 
 
 class Loosened(NamedTuple):
@@ -48,7 +65,7 @@ class Constraints:
     def __init__(self, setting: FixedExponents, alignment: Mapping[str, Alignments], solved: SolvedDag) -> None:
         self._setting, self._alignment, self._solved = setting, alignment, solved
         self._system = DagProgram(setting, alignment)
-        self._rows = {row.name: row for row in self._system.solver.rows}
+        self._rows = {row.name: row for row in self._system.solver.rows if isinstance(row.name, RowName)}
         self._values: dict[Hashable, float] = {**solved.solution.c, **solved.solution.levels}
         self._using: dict[Hashable, list[Row]] = {}
         for row in self._rows.values():
@@ -62,8 +79,8 @@ class Constraints:
 
     def holding(self, parameter: str) -> list[Constraint]:
         """The tight rows that keep c of a parameter from going lower; none for one without a column in the LP."""
-        names = self._solved.solution.binding.get(parameter, ())
-        return [self._constraint(self._rows[name], parameter) for name in names if name in self._rows]
+        rows = self._solved.binding[parameter].rows
+        return [self._constraint(name, self._rows[name], parameter) for name in rows]
 
     def loosened(self, parameter: str) -> Loosened | None:
         """Solves again with alignments of 1/2 at every use of a parameter; None where no alignment has a say."""
@@ -78,11 +95,10 @@ class Constraints:
         solution = self._system.solver.resolve(alignments)
         return Loosened(solution.c[parameter], solution.objective)
 
-    def _constraint(self, row: Row, parameter: str) -> Constraint:
-        node, _, tag = row.name.partition(": ")
-        price = abs(self._solved.shadow_prices.get(row.name, 0.0))
+    def _constraint(self, name: RowName, row: Row, parameter: str) -> Constraint:
+        price = abs(self._solved.shadow_prices.get(name, 0.0))
         because = tuple(map(self._formula, self._because(row.out)))
-        return Constraint(row.name, node, tag, row.words, self._formula(row, parameter), price, because)
+        return Constraint(name, _words(name, parameter), self._formula(row, parameter), price, because)
 
     def _formula(self, row: Row, parameter: str | None = None) -> str:
         """`r(y) = 0 <= a + c - alpha = 0 + 1 - 1`: symbols, then their values; what is zero is left out."""
@@ -141,6 +157,11 @@ class Constraints:
         alignment = getattr(self._alignment[str(row.layer)], row.alignment) if row.alignment else 0.0
         total = sum(self._values[name] for name in row.inputs) + row.constant - row.weight * alignment
         return total - self._values[row.out] <= TOLERANCE
+
+
+def _words(name: RowName, parameter: str) -> str:
+    """A row that bounds the rate of a parameter, in words."""
+    return WORDS.get(name.kind, name.kind.sentence).format(parameter=parameter, node=name.node, other=name.label.other)
 
 
 def _symbol(name: Hashable, parameter: str | None = None) -> str:

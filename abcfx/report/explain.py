@@ -82,7 +82,7 @@ class Explanation:
         """All fields as JSON-able values."""
         named = {
             "dims": [each._asdict() for each in self.dims],
-            "constraints": [each._asdict() for each in self.constraints],
+            "constraints": [each.to_dict() for each in self.constraints],
             "loosened": None if self.loosened is None else self.loosened._asdict(),
             "paragraphs": [each._asdict() for each in self.paragraphs],
         }
@@ -239,7 +239,7 @@ class Explainer:
         if name not in self._result.solution.solution.c:
             return self._rule_lines(name)
         if not constraints:
-            return [f"{row['binding'][0].upper()}{row['binding'][1:]}."]
+            return ["Nothing: it reaches no output, and is kept within bounds by hand."]
         lines = []
         for each in constraints:
             lines += [f"{each.tag}: {each.words}.", f"    {each.formula}"]

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import networkx as nx
 from torch import nn
 
+from abcfx.exponents.dag_program import Binding, BindingKind
+from abcfx.lp.names import RowName
+from abcfx.lp.rows import ALIGNMENTS
 from abcfx.rules import Layer, Vector
 from abcfx.rules.kinds import Merge
 
-ALIGNMENTS = ("alpha", "omega", "u")
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -128,29 +130,32 @@ def repeated_uses(dag: nx.DiGraph) -> dict[str, list[str]]:
     return {name: nodes for name, nodes in uses.items() if len(nodes) > 1}
 
 
-def binding_tags(binding: str) -> str:
-    """What binds, short enough for a column: alpha, u, gradient, rule, given, free; the report spells them out."""
-    for start, tag in (("by rule", "rule"), ("given", "given"), ("nothing", "free")):
-        if binding.startswith(start):
-            return tag
-    labels = [part.partition(": ")[2] for part in binding.split(", ") if part]
-    return ", ".join(dict.fromkeys(label.partition(" ")[0] for label in labels))
+def tag_of(name: RowName) -> str:
+    """The kind of a row as the report tells it: rows of gradients are all "gradient"."""
+    return "gradient" if name.kind.bounds_gradient else name.kind.value
+
+
+def binding_tags(binding: Binding) -> tuple[str, ...]:
+    """What holds a c up, short enough for a column: alpha, u, gradient, rule, given or free."""
+    if binding.kind is not BindingKind.ROWS:
+        return (binding.kind.value,)
+    return tuple(dict.fromkeys(map(tag_of, binding.rows)))
 
 
 class Price(NamedTuple):
-    """Constraints of one kind (`tag`) with one shadow price; `nodes` are folded names."""
+    """Rows of one kind (`tag`) with one shadow price; `nodes` are collapsed names."""
 
     tag: str
     price: float
     nodes: tuple[str, ...]
 
 
-def group_prices(prices: Mapping[str, float]) -> list[Price]:
-    """Shadow prices of constraints, those of one kind and price together: alignments first, then the dearest."""
+def group_prices(prices: Mapping[Hashable, float]) -> list[Price]:
+    """Shadow prices of rows, those of one kind and price together: alignments first, then the dearest."""
     nodes: dict[tuple[str, float], dict[str, None]] = {}
-    for row, price in prices.items():
-        node, _, label = row.partition(": ")
-        nodes.setdefault((label.partition(" ")[0], round(abs(price), 6)), {})[node] = None
+    for name, price in prices.items():
+        if isinstance(name, RowName):
+            nodes.setdefault((tag_of(name), round(abs(price), 6)), {})[name.node] = None
     found = [
         Price(tag, price, tuple(part.shown for part in collapse_names(which))) for (tag, price), which in nodes.items()
     ]

@@ -30,8 +30,6 @@ from abcfx.rules.kinds import Merge, Mix, Norm, Product
 if TYPE_CHECKING:
     from abcfx.transformed import Transformed
 
-Spec = Mapping[str, Mapping[str, Any]]
-
 METHODS = {"symbolic": "torch.fx symbolic tracing", "export": "torch.export", "record": "recording one run"}
 TAGS = {
     "alpha": "its own update, acting on its input (dW x), must not blow up its output",
@@ -74,7 +72,7 @@ def as_dict(result: Transformed) -> dict[str, Any]:
         "header": result.header,
         "parameters": result.spec,
         "groups": groups,
-        "shadow_prices": result.solution.shadow_prices,
+        "shadow_prices": {str(name): price for name, price in result.solution.shadow_prices.items()},
         "objective": result.solution.solution.objective,
         "notes": list(result.notes),
         "seconds": result.timings,
@@ -145,9 +143,9 @@ def _parameters(result: Transformed, width: int) -> list[str | Table]:
     columns += ["decay"] if any(row["weight_decay"] for row in spec.values()) else []
     columns += ["r", "binds"]
     body: list[list[str]] = []
-    folded = collapse_names({name: row_key(row, has_base) for name, row in spec.items()})
+    folded = collapse_names({name: row_key(result, name) for name in spec})
     prefixes = Counter(_prefix(part.shown) for part in folded)
-    cells = [_cells(part, spec, columns) for part in folded]
+    cells = [_cells(part, result, columns) for part in folded]
     stacked = zip(columns, *cells, strict=True)
     taken = [max(len(line) for cell in column for line in cell.split("\n")) for column in stacked]
     room = width - sum(taken) - len(taken)
@@ -175,15 +173,17 @@ def legend(result: Transformed) -> list[str]:
     ]
 
 
-def row_key(row: Mapping[str, Any], has_base: bool) -> tuple[Hashable, ...]:
+def row_key(result: Transformed, name: str) -> tuple[Hashable, ...]:
     """What a row shows, but for its std, a random draw, and its multipliers by node, whose names differ."""
+    row = result.spec[name]
     use = tuple(row["a"].values()) if isinstance(row["a"], dict) else row["a"]
     shown = ("role", "why", "b", "c", "void", "r", "lr", "eps", "weight_decay", "width")
     exact = tuple(f"{row[key]:.9g}" if isinstance(row[key], float) else row[key] for key in shown)
-    return (*exact, use, tuple(f"{e:.9g}" for e in row["growth"]), binding_tags(row["binding"]), has_base)
+    return (*exact, use, tuple(f"{e:.9g}" for e in row["growth"]), binding_tags(result.solution.binding[name]))
 
 
-def _cells(part: CollapsedName, spec: Spec, columns: Sequence[str]) -> list[str]:
+def _cells(part: CollapsedName, result: Transformed, columns: Sequence[str]) -> list[str]:
+    spec = result.spec
     row = spec[part.names[0]]
     cells = {
         "x": str(len(part.names)) if len(part.names) > 1 else "",
@@ -194,7 +194,7 @@ def _cells(part: CollapsedName, spec: Spec, columns: Sequence[str]) -> list[str]
         "mult": "void" if row["void"] else _per_use(row["multiplier"]),
         "std": _spread([spec[name]["std"] for name in part.names]),
         "decay": number(row["weight_decay"]),
-        "binds": binding_tags(row["binding"]),
+        "binds": ", ".join(binding_tags(result.solution.binding[part.names[0]])),
     }
     return [cells[column] if column in cells else number(row[column]) for column in columns]
 
@@ -307,8 +307,13 @@ def _at(value: float | Mapping[str, float], node: str) -> str:
 # -- what the LP says
 
 
+def binding_tags_of(result: Transformed) -> list[str]:
+    """The tags of all parameters, each once."""
+    return list(dict.fromkeys(tag for name in result.spec for tag in binding_tags(result.solution.binding[name])))
+
+
 def _binding(result: Transformed) -> list[str | Table]:
-    tags = dict.fromkeys(tag for row in result.spec.values() for tag in binding_tags(row["binding"]).split(", ") if tag)
+    tags = binding_tags_of(result)
     lines: list[str | Table] = ["What holds each c up (column binds)"]
     lines += [f"  {tag}: {TAGS.get(tag, tag)}" for tag in tags]
     prices = [price for price in group_prices(result.solution.shadow_prices) if price.tag in PRICED]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from abcfx.lp.names import RowKind, RowLabel
 from abcfx.rules.extents import Dim, Extent, Number
 from abcfx.theory.optimizers import OptimizerFamily
 
@@ -20,10 +21,11 @@ from abcfx.theory.optimizers import OptimizerFamily
 class Bound(NamedTuple):
     """One term of a minimum: `out <= sum(inputs) + constant - weight * alignment`.
 
-    `inputs` are variables: ("r", node), ("G", node), ("g", parameter), or ("c", parameter).
+    `inputs` are variables: ("r", node), ("G", node), ("g", parameter), or ("c", parameter). `label` names the term
+    among those of its node.
     """
 
-    label: str
+    label: RowLabel
     inputs: tuple[tuple[str, str], ...]
     constant: float
     alignment: str | None = None
@@ -77,13 +79,13 @@ class Kind(ABC):
         yield from self.change(node, known)
         for vector in self.vectors:
             if known.changes(vector):
-                yield Bound(f"change of {vector}", (("r", vector),), 0.0)
+                yield Bound(RowLabel(RowKind.CHANGE, vector), (("r", vector),), 0.0)
 
     def gradients(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
         """(input, bound on G of that input) for inputs and vectors."""
         yield from self.gradient(node, known)
         for vector in self.vectors:
-            yield vector, Bound(f"from {node}", (("G", node),), 0.0)
+            yield vector, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), 0.0)
 
     @property
     def name(self) -> str:
@@ -140,31 +142,34 @@ class Layer(Kind):
         if known.learns(self.parameter) and (family := known.family(self.parameter)).update == "spectral":
             # an operator norm bounds dW x for every x, so there is no alignment to choose
             grown = family.spectral_growth(e_in, known.growth(*self.fan_out))
-            yield Bound("alpha", (("c", self.parameter),), a + known.size(x) - grown)
+            yield Bound(RowLabel(RowKind.ALPHA), (("c", self.parameter),), a + known.size(x) - grown)
             if x is not None and moved:
-                yield Bound("u", (("c", self.parameter), ("r", x)), a - grown)
+                yield Bound(RowLabel(RowKind.U), (("c", self.parameter), ("r", x)), a - grown)
         elif known.learns(self.parameter):
             update, q = self._update(known)
-            yield Bound("alpha", update, a + q + known.size(x), "alpha", e_in)
+            yield Bound(RowLabel(RowKind.ALPHA), update, a + q + known.size(x), "alpha", e_in)
             if x is not None and moved:
-                yield Bound("u", (*update, ("r", x)), a + q, "u", e_in)
+                yield Bound(RowLabel(RowKind.U), (*update, ("r", x)), a + q, "u", e_in)
         if x is not None and moved:
-            yield Bound("omega", (("r", x),), a + known.b(self.parameter), "omega", e_in)
+            yield Bound(RowLabel(RowKind.OMEGA), (("r", x),), a + known.b(self.parameter), "omega", e_in)
 
     def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
         back = self.fan_out if self.fan_back is None else self.fan_back
         x, a, e_out = self.inputs[0], known.a(node), known.growth(*back)
         if x is None:
             return
-        yield x, Bound("init", (("G", node),), a + known.b(self.parameter) - e_out / 2)
+        yield (
+            x,
+            Bound(RowLabel(RowKind.INITIAL_GRADIENT, node), (("G", node),), a + known.b(self.parameter) - e_out / 2),
+        )
         if known.learns(self.parameter) and known.family(self.parameter).update == "gradient":
             # g of this use alone: with g over all uses, a tied embedding would feed its own gradient
             update = (("G", node), ("G", node), ("c", self.parameter))
-            yield x, Bound("update", update, 2 * a + known.size(x), "alpha", e_out)
+            yield x, Bound(RowLabel(RowKind.UPDATED_GRADIENT, node), update, 2 * a + known.size(x), "alpha", e_out)
 
     def parameter_gradient(self, node: str, known: ExponentContext) -> Bound:
         """Bound on g, the exponent of dL/dw."""
-        return Bound("gradient", (("G", node),), known.a(node) + known.size(self.inputs[0]))
+        return Bound(RowLabel(RowKind.WEIGHT_GRADIENT), (("G", node),), known.a(node) + known.size(self.inputs[0]))
 
 
 @dataclass(frozen=True)
@@ -194,12 +199,12 @@ class Merge(Kind):
     def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
         for x in dict.fromkeys(self.inputs):
             if x is not None and known.changes(x):
-                yield Bound(f"from {x}", (("r", x),), 0.0)
+                yield Bound(RowLabel(RowKind.INPUT, x), (("r", x),), 0.0)
 
     def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
         for x in dict.fromkeys(self.inputs):
             if x is not None:
-                yield x, Bound(f"from {node}", (("G", node),), 0.0)
+                yield x, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), 0.0)
 
 
 @dataclass(frozen=True)
@@ -221,20 +226,20 @@ class Product(Kind):
         x, y = self.inputs
         aligned = known.a(node) - known.growth(*self.contracted)
         if x is not None and known.changes(x):
-            yield Bound(f"change of {x}", (("r", x),), known.size(y) + aligned)
+            yield Bound(RowLabel(RowKind.CHANGE, x), (("r", x),), known.size(y) + aligned)
         if y is not None and known.changes(y):
-            yield Bound(f"change of {y}", (("r", y),), known.size(x) + aligned)
+            yield Bound(RowLabel(RowKind.CHANGE, y), (("r", y),), known.size(x) + aligned)
         if x is not None and y is not None and known.changes(x) and known.changes(y):
-            yield Bound("both changes", (("r", x), ("r", y)), aligned)
+            yield Bound(RowLabel(RowKind.BOTH_CHANGES), (("r", x), ("r", y)), aligned)
 
     def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
         x, y = self.inputs
         for this, other, missing in ((x, y, self.broadcast[0]), (y, x, self.broadcast[1])):
             if this is not None:
                 entry, summed = known.size(other) + known.a(node), known.growth(*missing)
-                yield this, Bound(f"from {node}", (("G", node),), entry - summed / 2)
+                yield this, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), entry - summed / 2)
                 if summed > 0:
-                    yield this, Bound("update", (("G", node),), entry - summed)
+                    yield this, Bound(RowLabel(RowKind.UPDATED_GRADIENT, node), (("G", node),), entry - summed)
 
 
 @dataclass(frozen=True)
@@ -247,10 +252,10 @@ class Mix(Product):
     def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
         weights, x = self.inputs
         if x is not None and known.changes(x):
-            yield Bound(f"change of {x}", (("r", x),), 0.0)
+            yield Bound(RowLabel(RowKind.CHANGE, x), (("r", x),), 0.0)
         if weights is not None and known.changes(weights):
             moved = -known.growth(*self.contracted)
-            yield Bound(f"change of {weights}", (("r", weights),), known.size(x) + moved)
+            yield Bound(RowLabel(RowKind.CHANGE, weights), (("r", weights),), known.size(x) + moved)
 
 
 @dataclass(frozen=True)
@@ -276,10 +281,10 @@ class Unary(Kind):
 
     def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
         if known.changes(self.input):
-            yield Bound(self.name, (("r", self.input),), self.shift(known))
+            yield Bound(RowLabel(RowKind.INPUT, self.input), (("r", self.input),), self.shift(known))
 
     def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        yield self.input, Bound(f"from {node}", (("G", node),), self.gradient_shift(known))
+        yield self.input, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), self.gradient_shift(known))
 
 
 @dataclass(frozen=True)

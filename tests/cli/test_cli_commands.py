@@ -221,7 +221,7 @@ INFEASIBLE = {**CHAIN, "omega": [0.5, 0.5, 1.2], "feature_learning": True}
         ({"a": [0]}, "'b' is missing"),
         ({**CHAIN, "c": 1}, "'c' is not known"),
         ({**CHAIN, "a": [0.5, 0, 0.5]}, "a + b must be 0"),
-        ({**CHAIN, "optimizer": "x"}, "optimizer=.x. is not known"),
+        ({**CHAIN, "optimizer": "x"}, "optimizer='x' is not known"),
         ({**GRAPH, "edges": [["in", "nowhere"]]}, "both ends among nodes"),
         ({**GRAPH, "nodes": [1]}, '"nodes" must be an object'),
         ({**GRAPH, "edges": [["in", "mid"], ["mid", "in"]]}, "cycle"),

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from oracles import FULL, MUP, adam_chain, mup_graph, network_optimum
 
 from abcfx.errors import InfeasibleError, InvalidInputError
+from abcfx.lp.names import RowKind, RowLabel, RowName
 from abcfx.lp.networks import Solution, chain_solver, dag_solver, find_c, find_c_dag
 from abcfx.verification.recursion import chain_graph, network_levels, random_chain, random_graph, shuffled
 
@@ -104,12 +105,13 @@ class TestKnownAnswers:
     def test_what_binds_and_what_it_is_worth(self) -> None:
         solution = find_c([0.0] * 4, [0.0, 0.5, 0.5, 0.5], 1.0, [0.5, 0.5, 0.6, 0.75], 1.0)
         assert solution.c == pytest.approx([0.35, 1.35, 1.25, 1.0])
-        assert solution.binding[0] == ("layer 0: update",)
-        assert solution.binding[1] == ("layer 1: alpha",)
+        assert solution.binding[0] == (RowName("layer 0", RowLabel(RowKind.UPDATE)),)
+        assert solution.binding[1] == (RowName("layer 1", RowLabel(RowKind.ALPHA)),)
         # the readout's omega holds up three rates, that of layer 2 two
-        assert solution.shadow_prices["layer 3: omega"] == pytest.approx(-3)
-        assert solution.shadow_prices["layer 2: omega"] == pytest.approx(-2)
-        assert solution.shadow_prices["layer 3: r >= 0"] == pytest.approx(4)
+        prices = {str(name): price for name, price in solution.shadow_prices.items()}
+        assert prices["layer 3: omega"] == pytest.approx(-3)
+        assert prices["layer 2: omega"] == pytest.approx(-2)
+        assert prices["layer 3: r >= 0"] == pytest.approx(4)
 
     @pytest.mark.parametrize("branches", [{"h": 3, "x": 3}, {"h": 2, "x": 3}, {"h": 3, "x": 2}])
     def test_feature_learning_through_a_merge(self, branches: dict[str, int]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from oracles import FULL, MUP, mup_graph
 
 from abcfx.errors import AbcfxError, InfeasibleError, InvalidInputError
+from abcfx.lp.names import RowKind
 from abcfx.lp.networks import dag_solver, find_c, find_c_dag
 
 
@@ -105,7 +106,7 @@ class TestInfeasible:
         lines = str(error.value).split("\n  - ")
         assert lines[0] == "no exponents satisfy these constraints together; relax one of them:"
         assert set(lines[1:]) == {
-            "layer 3: omega: r(layer 3) <= r(layer 2) - 0.2 (its initial weights pass on the change of the input)",
+            f"layer 3: omega: r(layer 3) <= r(layer 2) - 0.2 ({RowKind.OMEGA.sentence})",
             "layer 3: r >= 0",
             "layer 2: r = 0",
         }

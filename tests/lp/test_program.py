@@ -15,7 +15,9 @@ from oracles import Term, least_sum
 from scipy.optimize import linprog
 
 from abcfx.errors import AbcfxError, InfeasibleError
-from abcfx.lp.program import ALIGNMENTS, Alignment, LpSolution, Rate, Row, Solver, _generic
+from abcfx.lp.names import BoundName, RowKind, RowLabel, RowName
+from abcfx.lp.program import LpSolution, Solver
+from abcfx.lp.rows import ALIGNMENTS, Alignment, Rate, Row, generic_weight
 
 NO_ALIGNMENT: Alignment = {}
 
@@ -119,7 +121,7 @@ class TestOptimum:
             limits += [(problem.lower.get(level, -math.inf), math.inf) for level in solution.levels]
             padding = [0.0] * len(solution.levels)
             cost = [rate.cost for rate in problem.rates.values()] + padding
-            weight = [rate.distance + 0.5 * _generic(name) for name, rate in problem.rates.items()] + padding
+            weight = [rate.distance + 0.5 * generic_weight(name) for name, rate in problem.rates.items()] + padding
             least = linprog(cost, A_ub=rows, b_ub=right, bounds=limits).fun
             second = linprog(weight, A_ub=[*rows, cost], b_ub=[*right, least + 1e-9], bounds=limits)
             assert list(solution.c.values()) == pytest.approx(second.x[: len(problem.rates)], abs=1e-5)
@@ -169,8 +171,10 @@ class TestOptimum:
         solution = Solver(rows, rates, dict.fromkeys("abc", 0.0), NO_ALIGNMENT).solve()
         assert solution.c == {"ca": 2.0, "cb": 1.0, "cc": 1.5}
         assert solution.objective == 3.5
-        assert solution.binding == {"ca": ("ca: c = 2",), "cb": ("b 1",), "cc": ("cc: c >= 1.5",)}
-        assert solution.shadow_prices == {"ca: c = 2": 1.0, "cc: c >= 1.5": 1.0}
+        given, bounded = BoundName("ca", "c", "=", 2.0), BoundName("cc", "c", ">=", 1.5)
+        assert solution.binding == {"ca": (given,), "cb": ("b 1",), "cc": (bounded,)}
+        assert solution.shadow_prices == {given: 1.0, bounded: 1.0}
+        assert (str(given), str(bounded)) == ("ca: c = 2", "cc: c >= 1.5")
 
     def test_no_rates_or_no_rows(self) -> None:
         assert Solver([Row("r", "r", (), 0.5)], {}, {"r": 0.0}, NO_ALIGNMENT).solve().levels == {"r": 0.5}
@@ -225,7 +229,12 @@ class TestExplanations:
         solution = Solver(rows, {"e": Rate(), "h": Rate()}, {("r", "e"): 0.0, ("r", "h"): 0.0}, NO_ALIGNMENT).solve()
         assert solution.c == {"e": 0.25, "h": 1.0}
         assert solution.binding == {"e": ("e: update",), "h": ("h: alpha",)}
-        assert solution.shadow_prices == {"e: update": -1.0, "h: alpha": -1.0, "h: omega": -1.0, "h: r >= 0": 2.0}
+        assert solution.shadow_prices == {
+            "e: update": -1.0,
+            "h: alpha": -1.0,
+            "h: omega": -1.0,
+            BoundName("h", "r", ">=", 0.0): 2.0,
+        }
 
     def test_what_levels_are_required_to_keep(self) -> None:
         """A level kept at what is required breaks nothing; a little below, it breaks a bound."""
@@ -247,10 +256,11 @@ class TestExplanations:
         assert checked > 50
 
 
-def _shifted(problem: Problem, name: str, change: float) -> Problem:
+def _shifted(problem: Problem, name: Hashable, change: float) -> Problem:
     rows = [row._replace(constant=row.constant + change * (row.name == name)) for row in problem.rows]
-    names = {level: f"{level[1]}: {level[0]}" for level in problem.lower if isinstance(level, tuple)}
-    lower = {level: bound + change * name.startswith(f"{names[level]} >=") for level, bound in problem.lower.items()}
+    is_lower = isinstance(name, BoundName) and name.relation == ">="
+    level = (name.variable, name.owner) if isinstance(name, BoundName) and is_lower else None
+    lower = {each: bound + change * (each == level) for each, bound in problem.lower.items()}
     return problem._replace(rows=rows, lower=lower)
 
 
@@ -280,7 +290,7 @@ class TestInfeasible:
 
     def test_words(self) -> None:
         rows = [
-            Row("h: alpha", ("r", "h"), ("h",), 0.0, "alpha", "h", words="its update changes its output"),
+            Row(RowName("h", RowLabel(RowKind.UPDATE)), ("r", "h"), ("h",), 0.0, "alpha", "h"),
             Row("o: omega", ("r", "o"), (("r", "h"),), 0.5, "omega", "o"),
         ]
         lower = {("r", "h"): 0.0, ("r", "o"): 0.0}
@@ -293,7 +303,9 @@ class TestInfeasible:
             "h: r = 0",
             "o: r >= 0",
         ]
-        with pytest.raises(InfeasibleError, match=r"h: alpha: r\(h\) <= h - 1 \(its update changes its output\)"):
+        names = ("o: omega", BoundName("h", "r", "=", 0.0), BoundName("o", "r", ">=", 0.0))
+        assert set(error.value.conflict) == set(names)
+        with pytest.raises(InfeasibleError, match=r"h: update: r\(h\) <= h - 1 \(the update of .*\)"):
             Solver(rows[:1], {"h": Rate(bounds=(-1, 0.5))}, {("r", "h"): 0.0}, {"h": (1.0, 0.5, 1.0)}).solve()
 
     def test_exact_levels_that_only_branching_refutes(self) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from abcfx.errors import InvalidInputError
-from abcfx.lp.program import Alignment, Rate, Row, Solver
+from abcfx.lp.program import Solver
+from abcfx.lp.rows import Alignment, Rate, Row
 
 NO_ALIGNMENT: Alignment = {}
 

@@ -11,6 +11,8 @@ from torch import nn
 
 import abcfx
 from abcfx.examples.gpt import GPT, GPTConfig
+from abcfx.exponents.dag_program import Binding, BindingKind
+from abcfx.lp.names import BoundName, RowKind, RowLabel, RowName
 from abcfx.report.names import binding_tags, collapse_names, find_skips, group_prices, repeated_uses, tied_names
 from abcfx.report.text import render
 
@@ -244,9 +246,15 @@ def test_shared_weights(tied: bool, gpt: abcfx.Transformed) -> None:
 
 
 def test_tags_and_prices() -> None:
-    assert binding_tags("head: alpha, head: u, norm: gradient update of head") == "alpha, u, gradient"
-    assert binding_tags("by rule: as large as what it is added to") == "rule"
-    prices = group_prices({"a.0: alpha": -1.0, "a.1: alpha": -1.0, "b: alpha": -3.0, "n: gradient init of b": -9.0})
+    def row(node: str, kind: RowKind, other: str = "") -> RowName:
+        return RowName(node, RowLabel(kind, other))
+
+    rows = row("head", RowKind.ALPHA), row("head", RowKind.U), row("norm", RowKind.UPDATED_GRADIENT, "head")
+    assert binding_tags(Binding(BindingKind.ROWS, rows)) == ("alpha", "u", "gradient")
+    assert binding_tags(Binding(BindingKind.RULE)) == ("rule",)
+    at_zero = BoundName("n", "r", ">=", 0.0)
+    priced = {row("a.0", RowKind.ALPHA): -1.0, row("a.1", RowKind.ALPHA): -1.0, row("b", RowKind.ALPHA): -3.0}
+    prices = group_prices({**priced, row("n", RowKind.INITIAL_GRADIENT, "b"): -9.0, at_zero: 5.0})
     assert [(p.tag, p.price, p.nodes) for p in prices] == [
         ("alpha", 3.0, ("b",)),
         ("alpha", 1.0, ("a.{0,1}",)),

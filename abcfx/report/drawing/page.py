@@ -17,7 +17,7 @@ from abcfx.report.drawing.mermaid import short_label
 from abcfx.report.drawing.repeats import Frame, Run, View, find_runs, view
 from abcfx.report.explain import Explainer
 from abcfx.report.names import CollapsedName, binding_tags, collapse_names, count_entries, group_prices
-from abcfx.report.text import METHODS, PRICED, TAGS, as_dict, legend, number, row_key
+from abcfx.report.text import METHODS, PRICED, TAGS, as_dict, binding_tags_of, legend, number, row_key
 from abcfx.support.text import finite
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ def page(result: Transformed) -> str:
     template = Template((folder / "page.html").read_text(encoding="utf-8"))
     header = result.header
     title = f"{header['model']}, scaled"
-    tags = dict.fromkeys(tag for row in result.spec.values() for tag in binding_tags(row["binding"]).split(", ") if tag)
     data = json.dumps(finite(page_data(result)), allow_nan=False, separators=(",", ":"))
     return template.substitute(
         title=escape(title),
@@ -68,7 +67,7 @@ def page(result: Transformed) -> str:
         settings="\n".join(f"<div>{_terms([pair])}</div>" for pair in _settings(result)),
         legend=_legend(result),
         legend_words=escape(" ".join(legend(result))),
-        tags=_terms([(tag, TAGS.get(tag, tag)) for tag in tags]),
+        tags=_terms([(tag, TAGS.get(tag, tag)) for tag in binding_tags_of(result)]),
         prices=_prices(result),
         groups=_groups(result),
         notes=_list(result.notes, "Nothing out of the ordinary."),
@@ -90,7 +89,7 @@ def page_data(result: Transformed) -> dict[str, Any]:
     widths, has_base = analysis.setting.widths, result.header["has_base"]
     shapes = {name: tuple(parameters[name].shape) for name in names}
     keys = {
-        name: (*row_key(row, has_base), shapes[name], row["optimizer"], parameters[name].requires_grad)
+        name: (*row_key(result, name), shapes[name], row["optimizer"], parameters[name].requires_grad)
         for name, row in result.spec.items()
     }
     folds = collapse_names(keys)
@@ -105,7 +104,7 @@ def page_data(result: Transformed) -> dict[str, Any]:
         "base_shapes": [list(widths.base_parameters[name].shape) if has_base else None for name in names],
         "folds": [{"shown": part.shown, "names": [index[name] for name in part.names]} for part in folds],
         "fold_of": _by_position({index[name]: i for i, part in enumerate(folds) for name in part.names}),
-        "binds": [binding_tags(result.spec[part.names[0]]["binding"]) for part in folds],
+        "binds": [", ".join(binding_tags(result.solution.binding[part.names[0]])) for part in folds],
         "explanations": _explanations(result, folds),
         "boxes": boxes,
         "box_of": [box_of.get(i) for i in range(len(names))],

@@ -1,0 +1,99 @@
+"""Names of the rows and bounds of a linear program, as values: text is made of them and never read back."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from enum import Enum
+from typing import Literal, NamedTuple, TypeAlias
+
+Relation: TypeAlias = Literal["=", "<=", ">="]
+
+
+class RowKind(str, Enum):  # str, because its hash is that of C: programs have many thousands of rows
+    """A kind of row: it bounds the change r, or the gradient exponent G or g, of a node by one term."""
+
+    ALPHA = "alpha"
+    U = "u"
+    OMEGA = "omega"
+    UPDATE = "update"
+    SOURCE = "source"
+    INPUT = "input"
+    CHANGE = "change"
+    BOTH_CHANGES = "both changes"
+    LOSS = "loss"
+    GRADIENT = "gradient"
+    INITIAL_GRADIENT = "initial gradient"
+    UPDATED_GRADIENT = "updated gradient"
+    WEIGHT_GRADIENT = "gradient of the weight"
+
+    @property
+    def bounds_gradient(self) -> bool:
+        """True for a row of G or g, the exponents of gradients."""
+        return self in _OF_GRADIENTS
+
+    @property
+    def sentence(self) -> str:
+        """The constraint in words, for the message about constraints in conflict."""
+        return _SENTENCES[self]
+
+
+_OF_GRADIENTS = frozenset(
+    (
+        RowKind.LOSS,
+        RowKind.GRADIENT,
+        RowKind.INITIAL_GRADIENT,
+        RowKind.UPDATED_GRADIENT,
+        RowKind.WEIGHT_GRADIENT,
+    )
+)
+_SENTENCES = {
+    RowKind.ALPHA: "the update of its weight, times the input (dW x), changes its output",
+    RowKind.U: "the update of its weight, times the change of the input (dW dx), changes its output",
+    RowKind.OMEGA: "its initial weight carries on the change of the input (W dx)",
+    RowKind.UPDATE: "the update of its weight changes its output",
+    RowKind.SOURCE: "a source without a weight changes as its multiplier a says",
+    RowKind.INPUT: "it passes on the change of its input",
+    RowKind.CHANGE: "it passes on the change of one of its operands",
+    RowKind.BOTH_CHANGES: "it multiplies the changes of both its operands",
+    RowKind.LOSS: "it is an output of the model, where the gradient of the loss arrives",
+    RowKind.GRADIENT: "it receives the gradient of a node that uses it",
+    RowKind.INITIAL_GRADIENT: "it receives a gradient through the initial weight of a layer that uses it",
+    RowKind.UPDATED_GRADIENT: "it receives a gradient through the update of the weight of a layer that uses it",
+    RowKind.WEIGHT_GRADIENT: "the gradient of its weight is the gradient of its output times its input",
+}
+
+
+class RowLabel(NamedTuple):
+    """The kind of a row and, where several rows of a node are of one kind, the other node that it is about."""
+
+    kind: RowKind
+    other: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind.value} from {self.other}" if self.other else self.kind.value
+
+
+class RowName(NamedTuple):
+    """The name of a row: the node whose change or gradient it bounds, and a label that is unique for that node."""
+
+    node: str
+    label: RowLabel
+
+    @property
+    def kind(self) -> RowKind:
+        return self.label.kind
+
+    def __str__(self) -> str:
+        return f"{self.node}: {self.label}"
+
+
+class BoundName(NamedTuple):
+    """The name of a bound on one variable: `c` or a level (`r`, `G`, ...) of `owner` is at, below or above a number."""
+
+    owner: Hashable
+    variable: str
+    relation: Relation
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.owner}: {self.variable} {self.relation} {self.value:g}"

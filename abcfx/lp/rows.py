@@ -1,0 +1,81 @@
+"""What a linear program is made of: rows over named variables, and rates with their costs and bounds."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Collection, Hashable, Mapping
+from typing import NamedTuple, TypeAlias, TypeGuard
+
+ALIGNMENTS = ("alpha", "omega", "u")
+
+Alignment: TypeAlias = Mapping[Hashable, tuple[float, float, float]]
+
+
+class Row(NamedTuple):
+    """A constraint `out <= sum(inputs) + constant - weight * alignment[layer]`; a level is the exact min of its rows.
+
+    `inputs` are rates or levels; a repeated one counts twice. `weight` is the growth exponent of the fan-in. `name` may
+    be any hashable, most often a `RowName`; binding rows, shadow prices and conflicts are told by it.
+    """
+
+    name: Hashable
+    out: Hashable
+    inputs: tuple[Hashable, ...]
+    constant: float
+    alignment: str | None = None
+    layer: Hashable = None
+    weight: float = 1.0
+
+    def problem(self, levels: Collection[Hashable], rates: Collection[Hashable]) -> str | None:
+        """What is wrong with the row, in words; None if nothing is."""
+        if self.out in rates:
+            return f"it defines {written(self.out)} as a level, but that is a rate"
+        for name in self.inputs:
+            if name not in levels and name not in rates:
+                return f"its input {written(name)} is no rate, and no row defines it"
+        if not math.isfinite(self.constant + self.weight):
+            return f"its constant and its weight must be finite, got {self.constant} and {self.weight}"
+        if self.alignment is not None and self.alignment not in ALIGNMENTS:
+            return f"its alignment must be None or one of {', '.join(ALIGNMENTS)}; got {self.alignment!r}"
+        return None
+
+
+class Rate(NamedTuple):
+    """A learning-rate exponent c; `distance` to the outputs, in layers, makes upstream dearer in the tie-break."""
+
+    cost: float = 1.0
+    distance: int = 0
+    fixed: float | None = None
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The bounds, or the fixed value twice."""
+        return self.bounds if self.fixed is None else (self.fixed, self.fixed)
+
+    def problem(self) -> str | None:
+        """What is wrong with the rate, in words; None if nothing is."""
+        low, high = self.limits
+        if self.fixed is not None and not math.isfinite(self.fixed):
+            return f"its fixed value must be finite, got {self.fixed}"
+        if not (low <= high and low < math.inf and high > -math.inf):
+            return f"its bounds, {low} to {high}, leave no value"
+        if not (0 <= self.cost < math.inf and 0 <= self.distance < math.inf):
+            return f"its cost and its distance must be finite and not negative, got {self.cost} and {self.distance}"
+        return None
+
+
+def is_tagged(name: Hashable) -> TypeGuard[tuple[str, Hashable]]:
+    """True for a variable that is named by what it is and whose it is, such as ("r", "layer 1")."""
+    return isinstance(name, tuple) and len(name) == 2
+
+
+def written(name: Hashable) -> str:
+    """Write a variable's name as a formula does: r(layer 1)."""
+    return f"{name[0]}({name[1]})" if is_tagged(name) else str(name)
+
+
+def generic_weight(name: Hashable) -> float:
+    """A number in [0, 1), the same in every process, by which ties between rates at equal distance are broken."""
+    return int.from_bytes(hashlib.blake2b(repr(name).encode(), digest_size=6).digest(), "big") / 2**48
