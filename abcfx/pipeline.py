@@ -27,7 +27,6 @@ from abcfx.plan.init import OwnInit, carried_own_init, measure_own_init
 from abcfx.plan.parameters import ByRole, Options, ParameterPlan, make_plan, unscaled
 from abcfx.rewrite.apply import apply_plan
 from abcfx.rewrite.folding import has_hooks
-from abcfx.rules import Layer
 from abcfx.support.patterns import match_patterns
 from abcfx.theory.optimizers import Optimizer, OptimizerFamily, assign_families, hyperparameters
 from abcfx.theory.parametrizations import Alignments, alignment_preset
@@ -297,13 +296,10 @@ def _own_init(
 
 def _annotated(dag: LayerDag, solved: SolvedDag, plan: Mapping[str, ParameterPlan]) -> nx.DiGraph:
     """The DAG with what was found on its nodes."""
-    graph = dag.graph
+    graph = dag.to_networkx()
     for node, data in graph.nodes.items():
         data["s"], data["r"] = solved.s[node], solved.r.get(node)
-        data["parameter"] = getattr(data["kind"], "parameter", None)
         data["role"] = plan[data["parameter"]].role if data["parameter"] else data["kind"].name
-        data["output"] = node in dag.outputs
-        data["weight"] = isinstance(data["kind"], Layer)
     return graph
 
 

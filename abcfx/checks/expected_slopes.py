@@ -95,7 +95,7 @@ def _numbers_after(setting: FixedExponents, node: str) -> float:
     """Exponent of the numbers that the model multiplies a looked up row with, before anything else is done to it."""
     total = 0.0
     while True:
-        after = [n for n in setting.dag.graph.successors(node) if isinstance(setting.dag.kind(n), NumberFactor)]
+        after = [n for n in setting.dag.successors(node) if isinstance(setting.dag.kind(n), NumberFactor)]
         if len(after) != 1 or not isinstance(scale := setting.dag.kind(after[0]), NumberFactor):
             return total
         node = after[0]
@@ -128,7 +128,7 @@ def least_squares(x: Sequence[float], y: Sequence[float]) -> float:
 def logits_names(analysis: Analysis) -> list[str]:
     """Module path of every attention, in the order in which they run."""
     dag = analysis.setting.dag
-    return [str(dag.graph.nodes[node]["path"] or node) for node in attention_products(dag)]
+    return [dag.node(node).path or node for node in attention_products(dag)]
 
 
 def _free(setting: FixedExponents) -> FixedExponents:

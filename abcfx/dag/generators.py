@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import networkx as nx
-
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.rules import Layer
 from abcfx.rules.kinds import Merge, Norm, NumberFactor, Pointwise, Power, Product, Reduce, Softmax
@@ -34,13 +32,13 @@ def generators(dag: LayerDag) -> Mapping[str, frozenset[str]]:
 def _decided_by(dag: LayerDag, layer: str, own: frozenset[str]) -> frozenset[str]:
     """The layer, and the nodes after it whose other inputs are parameters, or norms of its own input."""
     decided, beside = {layer}, set(own)
-    after = nx.descendants(dag.graph, layer)
+    after = dag.descendants(layer)
     for node in dag.order:
         kind = dag.kind(node)
         if isinstance(kind, Power | Reduce | NumberFactor) and kind.input in beside:
             beside.add(node)
         if node in after and not isinstance(kind, Layer):
-            sources = [n for n in kind.sources if not dag.graph.nodes[n]["parametric"] and n not in beside - own]
+            sources = [n for n in kind.sources if not dag.node(n).is_parametric and n not in beside - own]
             if all(n in decided for n in sources):
                 decided.add(node)
     return frozenset(decided)
@@ -50,7 +48,7 @@ def _bounded(dag: LayerDag, layer: str, decided: frozenset[str]) -> frozenset[st
     """Those of the nodes that stand behind a function that is not linear."""
     bounded: set[str] = set()
     for node in dag.order:
-        curved = isinstance(dag.kind(node), Pointwise | Softmax | Norm) or dag.graph.nodes[node]["pinned"]
+        curved = isinstance(dag.kind(node), Pointwise | Softmax | Norm) or dag.node(node).is_pinned
         behind = node != layer and any(n in bounded for n in dag.kind(node).sources)
         if node in decided and (curved or behind):
             bounded.add(node)
@@ -66,7 +64,7 @@ def _own_input(dag: LayerDag, layer: str) -> frozenset[str]:
         kind = dag.kind(at)
         if not isinstance(kind, Norm | NumberFactor | Product | Merge):
             break
-        sources = [n for n in kind.inputs if n is not None and not dag.graph.nodes[n]["parametric"]]
+        sources = [n for n in kind.inputs if n is not None and not dag.node(n).is_parametric]
         at = sources[0] if len(sources) == 1 else None
     return frozenset(own)
 
@@ -83,7 +81,7 @@ def _weighs(dag: LayerDag, weights: frozenset[str], streams: frozenset[str]) -> 
             continue
         if takes(node, streams):
             return True
-        for total in dag.graph.successors(node):  # write gates: what they multiply is added to the streams' mix
+        for total in dag.successors(node):  # write gates: what they multiply is added to the streams' mix
             beside = dag.kind(total).inputs if isinstance(dag.kind(total), Merge) else ()
             if any(n is not None and n != node and takes(n, streams) for n in beside):
                 return True

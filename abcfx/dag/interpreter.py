@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import networkx as nx
 import torch
 import torch.fx as fx
 from torch.fx.operator_schemas import get_signature_for_torch_op
@@ -17,6 +16,7 @@ from torch.fx.proxy import GraphAppendingTracer
 
 from abcfx.errors import UnknownOpError
 from abcfx.rules import Number, Op, Sizes, Value, find_function_rule, find_module_rule, plain_name
+from abcfx.rules.builder import DagBuilder
 from abcfx.rules.elementwise import constant as makes_constant
 from abcfx.rules.extents import ScalarArgument
 from abcfx.rules.values import is_discrete, shape_of
@@ -85,12 +85,11 @@ class Interpreter:
     def __init__(
         self,
         module: fx.GraphModule,
-        dag: nx.DiGraph,
-        names: dict[torch.nn.Parameter, str],
+        builder: DagBuilder,
         report_unknown: bool,
         at: fx.Node | None = None,
     ) -> None:
-        self.module, self.dag, self.names, self.at = module, dag, names, at
+        self.module, self.builder, self.at = module, builder, at
         self.report_unknown, self.notes = report_unknown, list[str]()
         self.values: dict[fx.Node, Any] = {}
 
@@ -108,7 +107,7 @@ class Interpreter:
     def _run_inside(self, inside: fx.GraphModule, inputs: tuple[Any, ...]) -> Any:
         """A region of its own (no_grad, autocast) is a graph that a node calls with its inputs."""
         placeholders = [n for n in inside.graph.nodes if n.op == "placeholder"]
-        inner = Interpreter(inside, self.dag, self.names, self.report_unknown)
+        inner = Interpreter(inside, self.builder, self.report_unknown)
         inner.values = {p: _returned_by(p, value) for p, value in zip(placeholders, inputs, strict=True)}
         (returned,) = inner.run(inside.graph)
         self.notes += inner.notes
@@ -116,7 +115,7 @@ class Interpreter:
 
     def _run_traced(self, node: fx.Node, inside: fx.Graph, inputs: list[Value]) -> Any:
         """A custom autograd.Function without a rule is what its forward does; its own gradient is taken to agree."""
-        inner = Interpreter(self.module, self.dag, self.names, self.report_unknown, at=node)
+        inner = Interpreter(self.module, self.builder, self.report_unknown, at=node)
         inner.values = dict(zip(inside.find_nodes(op="placeholder"), inputs, strict=True))
         (returned,) = inner.run(inside)
         name = str(getattr(getattr(node.target, "autograd_function", None), "__name__", node.target))
@@ -137,7 +136,7 @@ class Interpreter:
         return fx.node.map_arg(arguments, lambda node: self.values[node])
 
     def _evaluate(self, node: fx.Node) -> Any:
-        op = Op(self.dag, self.at or node, self.names, module_path(self.at or node), is_within=self.at is not None)
+        op = Op(self.builder, self.at or node, module_path(self.at or node), is_within=self.at is not None)
         if node.op == "placeholder":
             return op.constant()
         if node.op == "get_attr":
@@ -212,9 +211,9 @@ class Interpreter:
     def _attribute(self, op: Op, node: fx.Node) -> Any:
         owner, _, name = str(node.target).rpartition(".")
         held = getattr(self.module.get_submodule(owner), name)
-        if isinstance(held, torch.nn.Parameter) and held in self.names:
+        if isinstance(held, torch.nn.Parameter) and held in self.builder.names:
             shape = tuple(held.shape)
-            return Value(at=node, parameter=self.names[held], dims=tuple(range(held.ndim)), shape=shape)
+            return Value(at=node, parameter=self.builder.names[held], dims=tuple(range(held.ndim)), shape=shape)
         return op.constant() if isinstance(held, torch.Tensor) else held
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import networkx as nx
 import torch.fx as fx
@@ -12,25 +13,92 @@ from abcfx.capture import CapturedGraph
 from abcfx.dag.interpreter import Interpreter, tensors
 from abcfx.errors import InvalidInputError
 from abcfx.rules import Kind, Layer, Vector
+from abcfx.rules.builder import DagBuilder, DagNode
 from abcfx.rules.kinds import Merge, Norm, NumberFactor, Product, Reduce, Softmax
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerDag:
-    """The layer DAG of a model.
+    """The layer DAG of a model: its nodes as the model runs, and what feeds what. It never changes.
 
-    `graph`: networkx DiGraph; node attributes `kind`, `fx_node`, `path` (module path), later also `s`, `r`, `role`.
-    `outputs`: nodes whose tensors the model returns. `order`: node names as the model runs.
+    Attributes:
+        nodes: the nodes, in the order in which the model runs.
+        outputs: names of the nodes whose tensors the model returns.
+        pinned_parameters: parameters that a function f with f(kx) != k f(x) reads, or that a constant is added to.
+        notes: sentences for the report, about ops that were guessed.
     """
 
-    graph: nx.DiGraph
+    nodes: tuple[DagNode, ...] = field(repr=False)
     outputs: frozenset[str]
-    order: tuple[str, ...] = field(repr=False)
+    pinned_parameters: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
-    def kind(self, node: str) -> Kind:
-        kind: Kind = self.graph.nodes[node]["kind"]
-        return kind
+    @cached_property
+    def order(self) -> tuple[str, ...]:
+        """Names of the nodes, in the order in which the model runs."""
+        return tuple(node.name for node in self.nodes)
+
+    @cached_property
+    def _by_name(self) -> dict[str, DagNode]:
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def _edges(self) -> nx.DiGraph:
+        """Names and edges as a frozen networkx graph, for its algorithms."""
+        graph = nx.DiGraph()
+        graph.add_nodes_from(self.order)
+        after: dict[str, list[str]] = {name: [] for name in self.order}
+        for node in self.nodes:
+            for source in dict.fromkeys(node.kind.sources):
+                after[source].append(node.name)
+        graph.add_edges_from((name, follower) for name, followers in after.items() for follower in followers)
+        return nx.freeze(graph)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    def node(self, name: str) -> DagNode:
+        return self._by_name[name]
+
+    def kind(self, name: str) -> Kind:
+        return self._by_name[name].kind
+
+    def successors(self, name: str) -> tuple[str, ...]:
+        """The nodes that read a node, in the order in which they run."""
+        return tuple(self._edges.successors(name))
+
+    def predecessors(self, name: str) -> tuple[str, ...]:
+        """The nodes that a node reads, in the order in which they run."""
+        return tuple(self._edges.predecessors(name))
+
+    def ancestors(self, name: str) -> set[str]:
+        """Every node that a node is computed from; itself not among them."""
+        return set(nx.ancestors(self._edges, name))
+
+    def descendants(self, name: str) -> set[str]:
+        """Every node that is computed from a node; itself not among them."""
+        return set(nx.descendants(self._edges, name))
+
+    def to_networkx(self) -> nx.DiGraph:
+        """A copy for networkx, in which each node has these attributes.
+
+        `kind`: what the node does, an instance of `abcfx.rules.Kind`. `path`: its module path. `fx_node`: the op that
+        it was made for. `parameter`: name of the parameter of a layer or vector, else None. `weight`: whether it is a
+        layer. `output`: whether the model returns its tensor.
+        """
+        graph = nx.DiGraph()
+        for node in self.nodes:
+            graph.add_node(
+                node.name,
+                kind=node.kind,
+                path=node.path,
+                fx_node=node.fx_node,
+                parameter=node.parameter,
+                weight=isinstance(node.kind, Layer),
+                output=node.name in self.outputs,
+            )
+        graph.add_edges_from(self._edges.edges)
+        return graph
 
     def nodes_of(self, *kinds: type[Kind]) -> list[str]:
         return [node for node in self.order if isinstance(self.kind(node), kinds)]
@@ -53,7 +121,7 @@ class LayerDag:
 
     def reaches(self, node: str, stop: Callable[[str], bool], through: Callable[[str], bool]) -> bool:
         """Whether some path from `node` on gets to a node with `stop`, by way of nodes with `through` only."""
-        waiting, seen = list(self.graph.successors(node)), set()
+        waiting, seen = list(self.successors(node)), set()
         while waiting:
             at = waiting.pop()
             if at in seen:
@@ -62,7 +130,7 @@ class LayerDag:
             if stop(at):
                 return True
             if through(at):
-                waiting.extend(self.graph.successors(at))
+                waiting.extend(self.successors(at))
         return False
 
     def feeds_output(self, node: str) -> bool:
@@ -88,7 +156,7 @@ class LayerDag:
 
         `through_scales`: also where the model itself multiplies with numbers in between.
         """
-        consumers = list(self.graph.successors(node))
+        consumers = self.successors(node)
         if not consumers or node in self.outputs or self.kind(node).vectors:
             return False
 
@@ -104,7 +172,7 @@ class LayerDag:
 
         A weight with its bias, gain and bias of a norm, a gain written out; of a sum, those of every summand.
         """
-        if self.graph.out_degree(node) != 1 or node in self.outputs or self._is_pinned(node):
+        if len(self.successors(node)) != 1 or node in self.outputs or self._is_pinned(node):
             return ()
         kind = self.kind(node)
         if isinstance(kind, NumberFactor | Reduce):
@@ -125,25 +193,22 @@ class LayerDag:
         uses = self.uses()
         kinds = [self.kind(n) for n in nodes]
         names = tuple(k.parameter for k in kinds if isinstance(k, Layer | Vector))
-        alone = all(len(uses[name]) == 1 for name in names) and all(self.graph.out_degree(n) == 1 for n in nodes)
+        alone = all(len(uses[name]) == 1 for name in names) and all(len(self.successors(n)) == 1 for n in nodes)
         return names if len(names) == len(nodes) and alone and not any(map(self._is_pinned, nodes)) else ()
 
     def _is_pinned(self, node: str) -> bool:
         """Whether a function that is not homogeneous takes it, or a gain is used as 1 + gain."""
-        return bool(self.graph.nodes[node]["pinned"]) or node in self.graph.graph.get("pinned", ())
+        return self.node(node).is_pinned or self.node(node).parameter in self.pinned_parameters
 
     def distances(self) -> dict[str, int]:
         """Largest number of layers between a node and the outputs."""
         far: dict[str, int] = {}
         for node in reversed(self.order):
-            far[node] = max((far[n] + isinstance(self.kind(n), Layer) for n in self.graph.successors(node)), default=0)
+            far[node] = max((far[n] + isinstance(self.kind(n), Layer) for n in self.successors(node)), default=0)
         return far
 
     def merges(self) -> list[str]:
         return self.nodes_of(Merge, Product)
-
-    def forks(self) -> list[str]:
-        return [node for node in self.order if self.graph.out_degree(node) > 1]
 
 
 def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, unknown: str = "raise") -> LayerDag:
@@ -156,42 +221,42 @@ def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, unknown: s
         raise InvalidInputError(f"unknown={unknown!r}; expected 'raise' or 'report'.")
     module = captured.module
     names = {parameter: name for name, parameter in module.named_parameters()}
-    dag = nx.DiGraph()
-    interpreter = Interpreter(module, dag, names, unknown == "report")
+    builder = DagBuilder(names)
+    interpreter = Interpreter(module, builder, unknown == "report")
     returned = interpreter.run(graph or module.graph)
     outputs = frozenset(v.node for v in tensors(returned) if v.node is not None)
+    dag = _frozen(builder, outputs, tuple(interpreter.notes))
     caches = frozenset(node for node in outputs if _is_cache(dag, node))
-    if caches < outputs:
-        outputs -= caches
-    alive = set(outputs).union(*(nx.ancestors(dag, node) for node in outputs))
-    order = tuple(node for node in dag if node in alive)
-    return LayerDag(_restricted(dag, order), outputs, order, tuple(interpreter.notes))
+    return _frozen(builder, outputs - caches, dag.notes) if caches and caches < outputs else dag
 
 
-def _restricted(dag: nx.DiGraph, order: tuple[str, ...]) -> nx.DiGraph:
-    """The nodes given, in that order; a subgraph view of few among many would have them in the order of a set."""
-    kept = nx.DiGraph(**dag.graph)
-    kept.add_nodes_from((node, dag.nodes[node]) for node in order)
-    kept.add_edges_from((node, after) for node in order for after in dag.successors(node) if after in kept)
-    return kept
+def _frozen(builder: DagBuilder, outputs: frozenset[str], notes: tuple[str, ...]) -> LayerDag:
+    """The nodes that the outputs are computed from."""
+    nodes = [builder.nodes[name] for name in builder.above(*outputs)]
+    pinned = frozenset(builder.pinned_parameters)
+    marked = [
+        replace(node, is_pinned=node.is_pinned or (isinstance(node.kind, Vector) and node.parameter in pinned))
+        for node in nodes
+    ]
+    return LayerDag(tuple(marked), outputs, pinned, notes)
 
 
-def _is_cache(dag: nx.DiGraph, node: str) -> bool:
+def _is_cache(dag: LayerDag, node: str) -> bool:
     """Whether a returned tensor only goes into attention inside the model: keys and values kept for later.
 
     A loss is no function of it, so it is no output for the LP.
     """
-    followers = list(dag.successors(node))
+    followers = dag.successors(node)
     return bool(followers) and all(_is_attention(dag, n) for n in followers)
 
 
-def _is_attention(dag: nx.DiGraph, node: str) -> bool:
+def _is_attention(dag: LayerDag, node: str) -> bool:
     """Whether a product makes attention logits or sums values with their softmax."""
-    if not isinstance(dag.nodes[node]["kind"], Product):
+    if not isinstance(dag.kind(node), Product):
         return False
-    if any(isinstance(dag.nodes[n]["kind"], Softmax) for n in dag.predecessors(node)):
+    if any(isinstance(dag.kind(n), Softmax) for n in dag.predecessors(node)):
         return True
-    ahead = list(dag.successors(node))
-    while ahead and all(isinstance(dag.nodes[n]["kind"], NumberFactor | Merge) for n in ahead):
-        ahead = [after for n in ahead for after in dag.successors(n)]
-    return any(isinstance(dag.nodes[n]["kind"], Softmax) for n in ahead)
+    ahead = dag.successors(node)
+    while ahead and all(isinstance(dag.kind(n), NumberFactor | Merge) for n in ahead):
+        ahead = tuple(after for n in ahead for after in dag.successors(n))
+    return any(isinstance(dag.kind(n), Softmax) for n in ahead)

@@ -147,17 +147,18 @@ def _sampled(
     captured: CapturedGraph, dag: LayerDag, node: str, layer: Layer, parameter: torch.Tensor, whole: bool
 ) -> SampledLayer | None:
     """Return the layer with its sampled rows; None where its input cannot be seen, or it sums over no own dim."""
-    data = dag.graph.nodes[node]
-    operand = data["operand"]
+    used = dag.node(node)
+    operand = used.operand
     into = tuple(dim.index for dim in layer.fan_in if isinstance(dim, ParameterDim))
     # A tensor made inside the op cannot be seen from outside; one without `over` changes its order from run to run.
-    hidden = operand is None or operand is data["fx_node"] or data["over"] == ()
-    if hidden or not into or len(into) != len(layer.fan_in):
+    if operand is None or operand is used.fx_node or used.over == ():
         return None
-    paired = dict(data["paired"])
+    if not into or len(into) != len(layer.fan_in):
+        return None
+    paired = dict(used.paired)
     matrices = tuple(i for i in paired if parameter.shape[i] > 1)
     out = tuple(i for i in range(parameter.ndim) if i not in (*into, *matrices))
-    kernel = tuple(parameter.shape[i] for i in into[1:]) if _is_convolution(captured, data["fx_node"]) else ()
+    kernel = tuple(parameter.shape[i] for i in into[1:]) if _is_convolution(captured, used.fx_node) else ()
     fan_in = math.prod(parameter.shape[i] for i in into)
     count = math.prod(parameter.shape[i] for i in out)
     few = min(MOST_ROWS, max(FEWEST_ROWS, int(count * SHARE_OF_ROWS)))
@@ -172,7 +173,7 @@ def _sampled(
         out,
         into,
         tuple(paired[i] for i in matrices),
-        data["over"] or tuple(range(-len(into), 0)),
+        used.over or tuple(range(-len(into), 0)),
         None if whole and not kernel else spread(count, count if whole else few),
         fan_in,
         kernel,

@@ -147,8 +147,7 @@ def assign_exponents(
             found = ParameterExponents("plain", "not used by the traced graph", 0.0, 0.0, {}, 0.0, learns=False)
         elif not layers:
             is_bias = any(
-                isinstance(kind := dag.kind(n), Layer) and nodes[0] in kind.vectors
-                for n in dag.graph.successors(nodes[0])
+                isinstance(kind := dag.kind(n), Layer) and nodes[0] in kind.vectors for n in dag.successors(nodes[0])
             )
             found = replace(_vector(name, parameter, growth), is_bias=is_bias)
         else:
@@ -234,19 +233,20 @@ def _own_factor(dag: LayerDag, growth: WidthGrowth, node: str, role: str) -> flo
     if role == "readout" or (role == "hidden" and not growth.dims(*layer.fan_out)):
         on_input = []
         while before is not None and isinstance(kind := dag.kind(before), NumberFactor):
-            if role == "hidden" and dag.graph.out_degree(before) > 1:
+            if role == "hidden" and len(dag.successors(before)) > 1:
                 break
             on_input.append(kind.factor)
             before = kind.input
         source = None if before is None else dag.kind(before)
         is_table = isinstance(source, Layer) and not growth.dims(*source.fan_in)
+        is_read_once = before is not None and len(dag.successors(before)) == 1
         # or what makes up for an L2 norm, whose entries are ~ 1/sqrt(d)
         is_norms = isinstance(source, Norm) and growth.dims(*source.summed) > 0
-        if not is_norms and not (is_table and dag.graph.out_degree(before) == 1):  # else it is that table's own
+        if not is_norms and not (is_table and is_read_once):  # else it is that table's own
             numbers += on_input
     takes_output = role in ("embedding", "readout") or dag.is_void(node, through_scales=True)
     while takes_output and at not in dag.outputs:
-        after = list(dag.graph.successors(at))
+        after = dag.successors(at)
         kind = dag.kind(after[0])
         if len(after) > 1 or not isinstance(kind, NumberFactor):
             break

@@ -56,7 +56,7 @@ def _refuse_unread(setting: FixedExponents, node: str, after: list[str]) -> None
         kind = setting.dag.kind(n)
         if isinstance(kind, NumberFactor) and not setting.widths.is_known(kind.factor):
             raise InvalidInputError(
-                f"The scale of attention could not be found: {location(setting.dag.graph.nodes[n]['fx_node'])}\n"
+                f"The scale of attention could not be found: {location(setting.dag.node(n).fx_node)}\n"
                 f"  multiplies the logits, whose head_dim grows, by a tensor that is not known before the model runs.\n"
                 f"  To fix: make it a Python number, or transform(..., attention='keep')."
             )
@@ -83,7 +83,7 @@ def _to_softmax(dag: LayerDag, node: str) -> list[str] | None:
     waiting = [node]
     while waiting:
         at = waiting.pop()
-        for after in dag.graph.successors(at):
+        for after in dag.successors(at):
             kind = dag.kind(after)
             if isinstance(kind, Softmax):
                 path = [at]

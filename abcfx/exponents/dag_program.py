@@ -137,7 +137,7 @@ class DagProgram:
 
     def _is_scaled(self, node: str) -> bool:
         """Whether a tensor only goes into scales, or sums that do: stability is asked of what comes out of them."""
-        followers = list(self.dag.graph.successors(node))
+        followers = self.dag.successors(node)
         if not followers or node in self.dag.outputs:
             return False
 

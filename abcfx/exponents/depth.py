@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
-import networkx as nx
-
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import InvalidInputError
 from abcfx.pairing.graphs import Blocks
@@ -132,7 +130,7 @@ def residual_branches(dag: LayerDag, blocks: Blocks) -> dict[str, Branch]:
     earlier: dict[str, list[str]] = {}  # merge -> itself and the stream before it, the latest first
     for merge in dag.nodes_of(Merge):
         sources = [n for n in dag.kind(merge).inputs if n is not None]
-        above = {n: nx.ancestors(dag.graph, n) for n in sources}
+        above = {n: dag.ancestors(n) for n in sources}
         pairs = [
             (stream, branch, root)
             for stream in sources
@@ -142,7 +140,7 @@ def residual_branches(dag: LayerDag, blocks: Blocks) -> dict[str, Branch]:
         if len(sources) != 2 or len(pairs) != 1:
             continue
         ((stream, branch, root),) = pairs
-        inside = (above[branch] | {branch}) - nx.ancestors(dag.graph, root) - {root}
+        inside = (above[branch] | {branch}) - dag.ancestors(root) - {root}
         ratio = _ratio([k for n in inside if isinstance(k := dag.kind(n), Layer | Vector)], blocks)
         if ratio is not None:
             found[merge] = Branch(branch, frozenset(inside), ratio)
@@ -172,9 +170,7 @@ def is_serial(container: str, dag: LayerDag, blocks: Blocks) -> bool:
     homes = {node: _block_of(layer.parameter, blocks) for node, layer in dag.layers()}
     inside = {node: home[1] for node, home in homes.items() if home and home[0] == container}
     return any(
-        inside[above] != number
-        for node, number in inside.items()
-        for above in nx.ancestors(dag.graph, node) & inside.keys()
+        inside[above] != number for node, number in inside.items() for above in dag.ancestors(node) & inside.keys()
     )
 
 

@@ -121,7 +121,7 @@ class _Scaling:
                 own = combined((1, first), (0 if kind.mean else 1, self._extents(*kind.over)))
             case _:
                 raise NotImplementedError(f"no law of scales for {type(kind).__name__}")
-        return combined((1, own), *((1, self._of(gain)) for gain in self.dag.graph.nodes[node]["gains"]))
+        return combined((1, own), *((1, self._of(gain)) for gain in self.dag.node(node).gains))
 
     def _must(self, node: str) -> Iterator[tuple[str, Form]]:
         """(in words, row): the rows of a node."""
@@ -130,25 +130,23 @@ class _Scaling:
             for x in kind.inputs:
                 yield f"{x} is added to what must be as large", combined((1, self._of(x)), (-1, form))
         for vector in kind.vectors:
-            if vector not in self.dag.graph.nodes[node]["gains"]:
+            if vector not in self.dag.node(node).gains:
                 yield f"{vector} is added to what must be as large", combined((1, self._of(vector)), (-1, form))
         divides_by_sum = isinstance(kind, Norm) and kind.power == 1.0  # without an eps
         if isinstance(kind, Norm | Pointwise | Softmax) and not divides_by_sum:
             yield f"what enters {kind.name} must keep its size", self._of(kind.inputs[0])
-        if self.dag.graph.nodes[node]["pinned"]:
-            yield "it enters a function that is not homogeneous, and must keep its size", form
-        if isinstance(kind, Vector) and kind.parameter in self.dag.graph.graph.get("pinned", ()):
+        if self.dag.node(node).is_pinned:
             yield "it enters a function that is not homogeneous, and must keep its size", form
         if node in self.dag.outputs and not self._goes_on(node):
             yield "an output of the model must keep its size", form
 
     def _goes_on(self, node: str) -> bool:
         """Whether what the model returns is a by-product that it uses itself: a cache of keys, hidden states."""
-        return bool(self.dag.graph.out_degree(node))
+        return bool(self.dag.successors(node))
 
     def _ends(self, node: str) -> list[str]:
         """What should keep its size at a layer: its output, or that times numbers, where nothing else takes it up."""
-        followers = list(self.dag.graph.successors(node))
+        followers = self.dag.successors(node)
         if (
             node in self.dag.outputs
             or not followers
@@ -185,7 +183,7 @@ class _Scaling:
 
     def _contradiction(self, node: str, why: str, row: Form) -> InfeasibleError:
         left = known_value(self.equations.reduced(row))
-        at = self.dag.graph.nodes[node]["fx_node"]
+        at = self.dag.node(node).fx_node
         return InfeasibleError(
             f"No larger copy of this model can be function preserving: {node} would be m^{float(left):g} too large.\n"
             f"  in {location(at)}\n"

@@ -105,7 +105,7 @@ class StructuralGrowth(WidthGrowth):
             self._mark(layer.fan_in, above[node])
             self._mark(layer.fan_out, below[node] and node not in weighing)
         for node, vector in dag.vectors():
-            consumers = [n for n in dag.graph.successors(node) if n not in of_streams]
+            consumers = [n for n in dag.successors(node) if n not in of_streams]
             self._mark_vector(vector, dag, any(self._is_inner(dag, n, above, below) for n in consumers))
 
     @staticmethod
@@ -116,7 +116,7 @@ class StructuralGrowth(WidthGrowth):
     def _beside_layers(dag: LayerDag, upstream: bool) -> dict[str, bool]:
         found: dict[str, bool] = {}
         for node in dag.order if upstream else reversed(dag.order):
-            others = dag.graph.predecessors(node) if upstream else dag.graph.successors(node)
+            others = dag.predecessors(node) if upstream else dag.successors(node)
             found[node] = any(found[n] or _is_wide(dag, n, node, upstream) for n in others)
         return found
 
@@ -142,7 +142,7 @@ def _is_wide(dag: LayerDag, node: str, beside: str, upstream: bool) -> bool:
     """Whether a neighbour has width: a layer, or, above, a tensor of parameters alone (learned latents)."""
     if isinstance(dag.kind(node), Layer):
         return True
-    return upstream and bool(dag.graph.nodes[node]["parametric"]) and node in dag.kind(beside).inputs
+    return upstream and dag.node(node).is_parametric and node in dag.kind(beside).inputs
 
 
 class SizeGrowth(WidthGrowth):

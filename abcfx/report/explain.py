@@ -186,13 +186,13 @@ class Explainer:
     def _use(self, node: str) -> str:
         """How and where a parameter is used at a DAG node."""
         dag = self._analysis.setting.dag
-        kind, place = dag.kind(node), location(dag.graph.nodes[node]["fx_node"])
+        kind, place = dag.kind(node), location(dag.node(node).fx_node)
         if isinstance(kind, Layer):
             words = f"as the weight of a layer, at {place}"
             if kind.pieces > 1:
                 words += f"; what comes out is cut into {kind.pieces}, so that it counts {kind.pieces} times"
             return words
-        ways = [(after, dag.kind(after)) for after in dag.graph.successors(node)]
+        ways = [(after, dag.kind(after)) for after in dag.successors(node)]
         shown = [f"{_vector_way(node, other)} {after}" for after, other in ways[:USES_SHOWN]]
         return f"{', '.join(shown) or 'as an output'}, at {place}"
 
@@ -248,7 +248,7 @@ class Explainer:
 
     def _rule_lines(self, name: str) -> list[str]:
         family, c = self._analysis.setting.families[name], _c(self._result, name)
-        nodes = [after for node in self._uses[name] for after in self._analysis.setting.dag.graph.successors(node)]
+        nodes = [after for node in self._uses[name] for after in self._analysis.setting.dag.successors(node)]
         lines = [
             "It has no column in the linear program: by rule, c is the least at which what it is added to or "
             "multiplied onto stays as stable as everything behind needs it."

@@ -129,9 +129,9 @@ def _scales(dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: WidthGrowt
     scales = []
     for node, layer in dag.layers():
         row = plan[layer.parameter]
-        data = dag.graph.nodes[node]
+        used = dag.node(node)
         formula = f"{n}^{-row.a[node]:g}"
-        scales.append(ScaleInsertion(data["fx_node"], data["operand"], row.multiplier[node], node, formula))
+        scales.append(ScaleInsertion(used.fx_node, used.operand, row.multiplier[node], node, formula))
     return scales
 
 
@@ -145,9 +145,9 @@ def _attention_scales(
     for node, twin in zip(attention_products(dag), attention_products(of), strict=True):
         if not (a := attention.get(node, 0.0)):
             continue
-        data = of.graph.nodes[twin]
+        product = of.node(twin)
         scales.append(
-            ScaleInsertion(data["fx_node"], data["operand"], float(growth.scale**-a), f"{node} logits", f"m^{-a:g}")
+            ScaleInsertion(product.fx_node, product.operand, float(growth.scale**-a), f"{node} logits", f"m^{-a:g}")
         )
     return scales
 
@@ -162,9 +162,7 @@ def _branch_scales(
     twins = residual_branches(of, blocks).items()
     for (merge, here), (twin, there) in zip(residual_branches(dag, blocks).items(), twins, strict=True):
         if merge in branches:
-            data = of.graph.nodes[twin]
+            total = of.node(twin)
             factor, formula = float(here.ratio**-depth.a), f"{here.ratio:g}^{-depth.a:g}"
-            scales.append(
-                ScaleInsertion(data["fx_node"], data["operands"][there.node], factor, f"{merge} branch", formula)
-            )
+            scales.append(ScaleInsertion(total.fx_node, total.operands[there.node], factor, f"{merge} branch", formula))
     return scales

@@ -89,8 +89,8 @@ def query_features(captured: CapturedGraph, dag: LayerDag, node: str, factor: fl
     Raises:
         InvalidInputError: no such layer, no example inputs, or weights on the meta device.
     """
-    data = dag.graph.nodes[node]
-    owner = _attention_module(captured, data["fx_node"])
+    product = dag.node(node)
+    owner = _attention_module(captured, product.fx_node)
     if owner is not None:
         module = captured.model.get_submodule(owner)
         assert isinstance(module, nn.MultiheadAttention)
@@ -102,13 +102,13 @@ def query_features(captured: CapturedGraph, dag: LayerDag, node: str, factor: fl
     while at is not None and isinstance(kind := dag.kind(at), NumberFactor):
         at = kind.input
     layer = dag.kind(at) if at is not None else None
-    if at is None or not isinstance(layer, Layer) or data["operand"] is None or captured.args is None:
-        raise _refused(data["fx_node"])
+    if at is None or not isinstance(layer, Layer) or product.operand is None or captured.args is None:
+        raise _refused(product.fx_node)
     dims = [dim for dim in layer.fan_out if isinstance(dim, ParameterDim)]
-    found = _features_of(captured, dag.graph.nodes[at]["fx_node"], data["operand"])
+    found = _features_of(captured, dag.node(at).fx_node, product.operand)
     weight_shape = captured.model.get_parameter(layer.parameter).shape
     if len(dims) != 1 or found is None or weight_shape[dims[0].index] != len(found):
-        raise _refused(data["fx_node"])
+        raise _refused(product.fx_node)
     along = {layer.parameter: dims[0].index} | dict.fromkeys(layer.vectors, 0)
     return FeatureScale(layer.parameter.rpartition(".")[0], torch.where(found, factor, 1.0), along)
 

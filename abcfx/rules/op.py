@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import networkx as nx
 import torch
 import torch.fx as fx
 
 from abcfx.errors import UnknownOpError
+from abcfx.rules.builder import DagBuilder, DagNode
 from abcfx.rules.extents import ConstantTensor, Dim, Extent, ModuleAttribute, Number, ScalarArgument
 from abcfx.rules.kinds import (
     Kind,
@@ -43,19 +43,17 @@ class Op:
 
     def __init__(
         self,
-        dag: nx.DiGraph,
+        builder: DagBuilder,
         at: fx.Node,
-        names: dict[torch.nn.Parameter, str],
         path: str = "",
         is_within: bool = False,
     ) -> None:
         """`is_within`: the op is one of those that `at`, a custom function, runs; its numbers are not those of `at`."""
-        self.dag = dag
         self.at = at
         self.path = path
         self.is_within = is_within
-        self._names = names
-        self._shapes = {name: tuple(parameter.shape) for parameter, name in names.items()}
+        self._builder = builder
+        self._names = builder.names
 
     # -- what the op is given
 
@@ -179,10 +177,17 @@ class Op:
                 weight.normalised or self._has_norm(weight),
                 vectors=vectors,
             )
-            layers.append(self._add(self._layer_name(each.parameter), kind, factors))
-            along = {d.index: i for k, i in (paired or {}).items() if (d := each.dim(k)) is not None}
-            seen = {"operand": None if x is None else x.at, "over": None if over is None else tuple(over)}
-            self.dag.nodes[layers[-1].node].update(seen, paired=along)
+            node = DagNode(
+                self._layer_name(each.parameter),
+                kind,
+                self.at,
+                self.path,
+                factors,
+                operand=None if x is None else x.at,
+                over=None if over is None else tuple(over),
+                paired={d.index: i for k, i in (paired or {}).items() if (d := each.dim(k)) is not None},
+            )
+            layers.append(self._value_of(node))
         return layers[0] if len(layers) == 1 else self.merge(layers)
 
     def merge(self, values: Iterable[Value]) -> Value:
@@ -191,14 +196,15 @@ class Op:
         if any(v.is_constant and not _is_zero(v) for v in values):
             for v in values:
                 self._pin(v)
-        nodes = [node for v in values if (node := self._node(v)) is not None]
+        read_from = [(node, v.at) for v in values if (node := self._node(v)) is not None]
+        nodes = tuple(dict.fromkeys(node for node, _ in read_from))
         if not nodes:
             return self.constant()
-        if len(set(nodes)) == 1:
+        if len(nodes) == 1:
             return Value(nodes[0], self.at, shape=shape_of(self.at))
-        made = self._add(self.at.name, Merge(tuple(dict.fromkeys(nodes))))
-        self.dag.nodes[made.node]["operands"] = {self._node(v): v.at for v in values if v.at in self.at.all_input_nodes}
-        return made
+        operands = {node: at for node, at in read_from if at is not None and at in self.at.all_input_nodes}
+        kind = Merge(nodes)
+        return self._value_of(DagNode(self.at.name, kind, self.at, self.path, operands=operands))
 
     def product(
         self, x: Value, y: Value, contracted: tuple[Extent, ...] = (), broadcast: Broadcast | None = None
@@ -228,9 +234,8 @@ class Op:
         return self._contraction(x, Product((left, right), contracted, missing))
 
     def _contraction(self, x: Value, kind: Product) -> Value:
-        made = self._add(self.at.name, kind)
-        self.dag.nodes[made.node]["operand"] = x.at if x.at in self.at.all_input_nodes else None
-        return made
+        operand = x.at if x.at in self.at.all_input_nodes else None
+        return self._value_of(DagNode(self.at.name, kind, self.at, self.path, operand=operand))
 
     def norm(self, x: Value, gain: Value | None = None, bias: Value | None = None) -> Value:
         """Normalisation by its own statistics, then gain and bias."""
@@ -311,9 +316,9 @@ class Op:
 
     def split(self, x: Value, count: int, dim: int) -> tuple[Value, ...]:
         """x cut in `count` along `dim`. A layer cut along its features counts as that many layers in the objective."""
-        kind = self.dag.nodes[x.node]["kind"] if x.node is not None else None
-        if isinstance(kind, Layer) and dim in (-1, (x.ndim or 0) - 1):
-            self.dag.nodes[x.node]["kind"] = replace(kind, pieces=max(kind.pieces, count))
+        is_layer = x.node is not None and isinstance(self._builder.kind(x.node), Layer)
+        if x.node is not None and is_layer and dim in (-1, (x.ndim or 0) - 1):
+            self._builder.cut(x.node, count)
         return self.several(x, count)
 
     # -- inside
@@ -330,32 +335,29 @@ class Op:
     def _pin(self, x: Value) -> None:
         """Mark a node, or a parameter that is no node yet, as one that must keep its size in a larger copy."""
         if x.node is not None:
-            self.dag.nodes[x.node]["pinned"] = True
+            self._builder.pin(x.node)
         elif x.parameter is not None:
-            self.dag.graph.setdefault("pinned", set()).add(x.parameter)
+            self._builder.pinned_parameters.add(x.parameter)
 
     def _node(self, x: Value) -> str | None:
         """The DAG node of a value; a parameter that is added or multiplied becomes a vector node on first use."""
         if x.parameter is None or x.node is not None:
             return x.node
-        vectors: dict[str, str] = self.dag.graph.setdefault("vectors", {})
-        if x.parameter not in vectors:
-            vectors[x.parameter] = str(self._add(x.parameter, Vector((), x.parameter, x.all_dims())).node)
+        vector = self._builder.add_vector(Vector((), x.parameter, x.all_dims()), self.at, self.path)
         if x.gains:
-            parts = [Value(vectors[x.parameter]), *(Value(parameter=gain) for gain in x.gains)]
-            return self.merge(parts).node
-        return vectors[x.parameter]
+            return self.merge([Value(vector), *(Value(parameter=gain) for gain in x.gains)]).node
+        return vector
 
     def _contracted_with_vector(self, x: Value, dims: Sequence[int] | None) -> Value | None:
         """(x * v).sum(dims) with a raw parameter v that runs along dims is a layer, as x @ v is."""
-        kind = self.dag.nodes[x.node]["kind"] if x.node is not None else None
+        kind = self._builder.kind(x.node) if x.node is not None else None
         if not isinstance(kind, Product) or kind.contracted or dims is None or x.ndim is None:
             return None
         for this, other in (kind.inputs, kind.inputs[::-1]):
-            vector = None if other is None else self.dag.nodes[other]["kind"]
+            vector = None if other is None else self._builder.kind(other)
             if this is None or not isinstance(vector, Vector) or self._is_parametric(this):
                 continue
-            shape = self._shapes[vector.parameter]
+            shape = self._builder.shapes[vector.parameter]
             along = [len(shape) - x.ndim + d % x.ndim for d in dims]
             if all(0 <= i < len(shape) and shape[i] > 1 for i in along):
                 weight = Value(None, self.at, vector.parameter, tuple(range(len(shape))), shape)
@@ -365,7 +367,7 @@ class Op:
 
     def _is_parametric(self, node: str) -> bool:
         """Whether a node is made of parameters (and constants) alone."""
-        return bool(self.dag.nodes[node]["parametric"])
+        return self._builder.nodes[node].is_parametric
 
     def _matrices(self, weight: Value) -> tuple[list[Value], list[str]]:
         """(matrices, gains): the parameters that a weight is, or is computed from; ([], []) for an activation."""
@@ -373,9 +375,9 @@ class Op:
             return ([weight], list(weight.gains)) if weight.parameter is not None else ([], [])
         if not self._is_parametric(weight.node):
             return [], []
-        above = [n for n in self.dag if n in nx.ancestors(self.dag, weight.node) | {weight.node}]
-        parts = [self.dag.nodes[n]["kind"] for n in above if isinstance(self.dag.nodes[n]["kind"], Vector)]
-        shapes = {part.parameter: self._shapes[part.parameter] for part in parts}
+        above = map(self._builder.kind, self._builder.above(weight.node))
+        parts = [kind for kind in above if isinstance(kind, Vector)]
+        shapes = {part.parameter: self._builder.shapes[part.parameter] for part in parts}
         mains = [name for name, shape in shapes.items() if sum(size > 1 for size in shape) > 1] or list(shapes)
         found = []
         for name in mains:
@@ -388,14 +390,13 @@ class Op:
         """Whether a computed weight was divided by a norm on its way from the parameter."""
         if weight.node is None:
             return False
-        above = nx.ancestors(self.dag, weight.node) | {weight.node}
-        kinds = [self.dag.nodes[n]["kind"] for n in above]
+        kinds = map(self._builder.kind, self._builder.above(weight.node))
         return any(isinstance(kind, Norm) or (isinstance(kind, Power) and kind.exponent < 0) for kind in kinds)
 
     def _factor(self, weight: Value) -> Number:
         """The number that a computed weight is multiplied with, on its way from the parameter."""
         factor, node = Number(), weight.node
-        while node is not None and isinstance(kind := self.dag.nodes[node]["kind"], Unary):
+        while node is not None and isinstance(kind := self._builder.kind(node), Unary):
             factor = factor.times(kind.factor) if isinstance(kind, NumberFactor) else factor
             node = kind.input
         return factor
@@ -404,7 +405,7 @@ class Op:
         """`node` divided by a norm of `stat.node`: a Norm, if it is that node or a product of it with other factors."""
         if node == stat.node:
             return self._add(self.at.name, Norm((node,), stat.summed, stat.power))
-        kind = self.dag.nodes[node]["kind"]
+        kind = self._builder.kind(node)
         if isinstance(kind, Product) and not kind.contracted:
             for this, other in (kind.inputs, kind.inputs[::-1]):
                 if this is not None and (normed := self._normed(this, stat)) is not None:
@@ -417,20 +418,16 @@ class Op:
     def _layer_name(self, parameter: str) -> str:
         """The parameter's owner; for a second use, the module that uses it (a tied head is called "head")."""
         owner = parameter.removesuffix(".weight")
-        return self.path if owner in self.dag and self.path and self.path not in self.dag else owner
+        taken = self._builder
+        return self.path if owner in taken and self.path and self.path not in taken else owner
 
     def _add(self, name: str, kind: Kind, gains: tuple[str, ...] = ()) -> Value:
         """A new node; `gains` are those of its vectors that multiply, the others are added."""
-        unique, again = name, 1
-        while unique in self.dag:
-            again += 1
-            unique = f"{name}#{again}"
-        made_of = [self.dag.nodes[source]["parametric"] for source in kind.sources]
-        parametric = isinstance(kind, Vector) or (bool(made_of) and all(made_of) and not isinstance(kind, Layer))
-        attributes = {"kind": kind, "fx_node": self.at, "path": self.path, "gains": gains, "pinned": False}
-        self.dag.add_node(unique, **attributes, parametric=parametric)
-        self.dag.add_edges_from((source, unique) for source in kind.sources)
-        return Value(unique, self.at, shape=shape_of(self.at))
+        return self._value_of(DagNode(name, kind, self.at, self.path, gains))
+
+    def _value_of(self, node: DagNode) -> Value:
+        """The tensor of a new node."""
+        return Value(self._builder.add(node), self.at, shape=shape_of(self.at))
 
 
 def _missing(x: Value, y: Value) -> tuple[Dim, ...]:

@@ -44,7 +44,7 @@ def test_logits_get_what_is_missing_for_one_over_head_dim(how: str, factor: floa
 def test_a_scale_that_is_a_tensor_is_read_if_it_can_be() -> None:
     (node,) = [n for n in scale_nodes(transformed("tensor").module.graph) if "logits" in n.meta["abcfx"].label]
     assert node.args[1] == 0.5
-    with pytest.raises(abcfx.InvalidInputError, match=r"(?s)scale of attention could not be found.*test_attention.py"):
+    with pytest.raises(abcfx.InvalidInputError, match=r"(?s)scale of attention could not be found.*models.py"):
         transformed("unknown")
     assert transformed("unknown", attention="keep").module is not None
 

@@ -1,0 +1,109 @@
+"""Nodes of the layer DAG, and the builder that rules add them to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.fx as fx
+
+from abcfx.rules.kinds import Kind, Layer, Vector
+
+
+@dataclass(frozen=True, eq=False)
+class DagNode:
+    """One node of the layer DAG: what it computes, and where it stands in the fx graph.
+
+    Attributes:
+        name: unique in the DAG; a layer is called as its module, any other node as its op.
+        kind: what the node does to sizes, changes and gradients; it names the nodes that it reads.
+        fx_node: the op of the traced graph that the node was made for.
+        path: module path of that op; "" in the root.
+        gains: those vectors of the kind that multiply the result; the others are added to it.
+        is_pinned: whether a function f with f(kx) != k f(x) reads the node, or a constant is added to it.
+        is_parametric: whether the node is computed from parameters and constants alone.
+        operand: of a layer or product, the fx node that its input comes out of; None where it is made inside the op.
+        operands: of a merge, the fx node that each of its inputs comes out of, where the op reads that.
+        over: of a layer, the dims of its input that are summed over, where these are not the last ones; () where rows
+            of the input come in another order each time.
+        paired: of a layer with a stack of matrices, dim of the weight that counts them -> the input's dim beside it.
+    """
+
+    name: str
+    kind: Kind
+    fx_node: fx.Node
+    path: str = ""
+    gains: tuple[str, ...] = ()
+    is_pinned: bool = False
+    is_parametric: bool = False
+    operand: fx.Node | None = None
+    operands: Mapping[str, fx.Node] = field(default_factory=dict)
+    over: tuple[int, ...] | None = None
+    paired: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def parameter(self) -> str | None:
+        """The parameter of a layer or vector; None for any other node."""
+        return self.kind.parameter if isinstance(self.kind, Layer | Vector) else None
+
+
+class DagBuilder:
+    """The nodes of a layer DAG while its graph is interpreted, in the order in which they run.
+
+    Attributes:
+        names: name of each parameter of the model.
+        shapes: shape of each parameter, by name.
+        nodes: the nodes added so far, by name.
+        pinned_parameters: parameters that a function f with f(kx) != k f(x) reads, or that a constant is added to.
+    """
+
+    def __init__(self, names: Mapping[torch.nn.Parameter, str]) -> None:
+        self.names = names
+        self.shapes = {name: tuple(parameter.shape) for parameter, name in names.items()}
+        self.nodes: dict[str, DagNode] = {}
+        self.pinned_parameters: set[str] = set()
+        self._vectors: dict[str, str] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.nodes
+
+    def kind(self, name: str) -> Kind:
+        return self.nodes[name].kind
+
+    def add(self, node: DagNode) -> str:
+        """Add a node and return its name, which ends in `#2`, `#3`, ... where the wanted one is taken."""
+        unique, again = node.name, 1
+        while unique in self.nodes:
+            again += 1
+            unique = f"{node.name}#{again}"
+        made_of = [self.nodes[source].is_parametric for source in node.kind.sources]
+        is_computed = bool(made_of) and all(made_of) and not isinstance(node.kind, Layer)
+        self.nodes[unique] = replace(node, name=unique, is_parametric=is_computed or isinstance(node.kind, Vector))
+        return unique
+
+    def add_vector(self, vector: Vector, fx_node: fx.Node, path: str) -> str:
+        """The node of a parameter that is added or multiplied entry by entry; it is made at its first use."""
+        if vector.parameter not in self._vectors:
+            self._vectors[vector.parameter] = self.add(DagNode(vector.parameter, vector, fx_node, path))
+        return self._vectors[vector.parameter]
+
+    def pin(self, name: str) -> None:
+        """Mark a node as one that must keep its size in a larger copy of the model."""
+        self.nodes[name] = replace(self.nodes[name], is_pinned=True)
+
+    def cut(self, name: str, pieces: int) -> None:
+        """Let a layer whose features are cut in `pieces` count as that many layers."""
+        node = self.nodes[name]
+        assert isinstance(node.kind, Layer)
+        self.nodes[name] = replace(node, kind=replace(node.kind, pieces=max(node.kind.pieces, pieces)))
+
+    def above(self, *names: str) -> list[str]:
+        """The nodes and everything that they are computed from, as the model runs."""
+        found, waiting = set(names), list(names)
+        while waiting:
+            for source in self.nodes[waiting.pop()].kind.sources:
+                if source not in found:
+                    found.add(source)
+                    waiting.append(source)
+        return [name for name in self.nodes if name in found]
