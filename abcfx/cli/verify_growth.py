@@ -1,9 +1,10 @@
-"""`abcfx verify-growth`: the seven checks of a growth, on two models and their weights named on the command line."""
+"""`abcfx verify-growth`: runs the seven checks of a growth on two models and their weights."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 import torch
 from rich.console import Console
@@ -11,18 +12,19 @@ from torch import nn
 
 from abcfx.cli.load import FORMS, SEED, Named, load_weights
 from abcfx.cli.shared import Command, print_json, print_text
-from abcfx.growing.fill.depth import ORDERS
+from abcfx.growing.check_result import CheckName
+from abcfx.growing.fill.depth import BLOCK_ORDERS
 
-HELP = """Check that a large model is a small one grown, whoever grew it. Status 0 only on PASS.
+HELP = """Check that a large model is a small one grown, by whatever code. The status is 0 only on PASS.
 
   abcfx verify-growth 'models.py:GPT(64)' 'GPT(128)' --batch make_batch --small-weights s.pt --large-weights l.pt
   abcfx verify-growth models.py:trained models.py:grown --batch make_batch --loss my_loss --checks C0,C1,C4"""
-CHECKS = "C0,C1,C2,C3,C4,C5,C6"
+CHECKS = ",".join(get_args(CheckName))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("small", metavar="SMALL", help=f"the model that was grown: {FORMS}")
-    parser.add_argument("large", metavar="LARGE", help="the model that it was grown into; in SMALL's file")
+    parser.add_argument("large", metavar="LARGE", help="the model that it was grown into; looked up in SMALL's file")
     parser.add_argument(
         "--batch",
         metavar="BATCH",
@@ -34,7 +36,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{which}-weights", metavar="FILE", type=Path, help=f"a state_dict to load into {which.upper()}"
         )
     parser.add_argument("--loss", metavar="LOSS", help="a function of (output, batch); default: cross entropy")
-    parser.add_argument("--depth", default="stack", choices=ORDERS, help="where new blocks were put (default: stack)")
+    parser.add_argument(
+        "--block-order", default="stack", choices=BLOCK_ORDERS, help="where new blocks were put (default: stack)"
+    )
     parser.add_argument("--checks", default=CHECKS, help=f"which to run (default: {CHECKS})")
 
 
@@ -51,11 +55,11 @@ def _run(arguments: argparse.Namespace, console: Console) -> bool:
         large,
         batch() if callable(batch) and not isinstance(batch, torch.Tensor) else batch,
         loss=Named("--loss", arguments.loss, named).value() if arguments.loss else None,
-        depth=arguments.depth,
+        block_order=arguments.block_order,
         checks=tuple(part.strip() for part in arguments.checks.split(",")),
         raises=False,
     )
-    print_json(checked.to_json(), console) if arguments.json else print_text(str(checked), console)
+    print_json(checked.to_dict(), console) if arguments.json else print_text(str(checked), console)
     return bool(checked)
 
 

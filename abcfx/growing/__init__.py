@@ -1,19 +1,21 @@
-"""Growing a model: what a larger copy must be made of so that it computes what the small one does."""
+"""Growing: fills a larger model with a trained smaller one, so that it computes the same, and checks that it does."""
 
-from abcfx.growing.finding import Finding, Verification
-from abcfx.growing.grown import Grown, Step, grow
+from abcfx.growing.check_result import GrowthCheckResult, GrowthCheckRow
+from abcfx.growing.grown import Grown
+from abcfx.growing.larger_model import grow
 from abcfx.growing.plan import GrowthPlan, plan_growth
 from abcfx.growing.scales import Scales, clone_exponents, solve_scales
+from abcfx.growing.steps import GrowthStep
 from abcfx.growing.upcycling import upcycle
 from abcfx.growing.verify import verify_growth
 
 __all__ = [
-    "Finding",
     "Grown",
+    "GrowthCheckResult",
+    "GrowthCheckRow",
     "GrowthPlan",
+    "GrowthStep",
     "Scales",
-    "Step",
-    "Verification",
     "clone_exponents",
     "grow",
     "plan_growth",

@@ -1,4 +1,4 @@
-"""By which factor every tensor of a filled large model should differ from the tiled one of the small model."""
+"""Finds by which factor every tensor of a filled large model should differ from the tiled one of the small model."""
 
 from __future__ import annotations
 
@@ -8,70 +8,72 @@ from collections.abc import Callable, Mapping
 import torch
 
 from abcfx.capture.aten import Call, Ref
-from abcfx.pairing.factors import Factors, sizes, view_ops
-from abcfx.pairing.factors.registry import RULES
-
-HOMOGENEOUS = frozenset({"relu", "leaky_relu", "abs", "neg", "dropout", "native_dropout", "clamp_min", "relu_", "where",
-                         "amax", "amin", "max_pool2d_with_indices", "mean", "add", "sub", "rsub", "maximum", "minimum",
-                         "masked_fill", "max", "min", "sort", "topk", "_to_copy", "cumsum", "lerp"})  # fmt: skip
+from abcfx.pairing.factors import Factors, sizes
+from abcfx.pairing.factors.view_ops import moves_entries
+from abcfx.rules.op_properties import keeps_factor
 
 
 def expected_scales(factors: Factors, of_weights: Mapping[str, float]) -> list[float | None]:
-    """For every tensor of a run: large = scale x tiled small. None where nothing is known.
+    """Find the scale of every tensor of a run: large tensor = scale x tiled small tensor.
 
     Args:
         factors: dims of a paired run.
-        of_weights: what every parameter was multiplied with, and by how much numbers kept in buffers differ; 1 for
-            those not named.
+        of_weights: name -> factor of a parameter, or ratio of a number that is kept in a buffer; 1 for names left out.
+
+    Returns:
+        One scale for each tensor of the traces, by index; None where nothing is known.
     """
     walk = _Walk(factors)
     for name, ref in (factors.large.parameters | factors.large.buffers).items():
         walk.scales[ref.index] = of_weights.get(name, 1.0)
     for one, other in zip(factors.small.calls, factors.large.calls, strict=True):
         scale = walk.scale(one, other)
-        whole = other.name not in _SPECIAL  # of a norm and of attention only the first result is one
+        whole = other.name not in _SPECIAL  # of several results, only the first follows the inputs
         for place, ref in enumerate(other.outs):
             walk.scales.setdefault(ref.index, scale if whole or place == 0 else None)
     return [walk.scales.get(i, 1.0) for i in range(len(factors.large.shapes))]
 
 
 class _Walk:
+    """The scales found so far, in the order of the run."""
+
     def __init__(self, factors: Factors) -> None:
         self.factors = factors
         self.scales: dict[int, float | None] = {}
 
     def of(self, ref: Ref) -> float | None:
+        """Return the scale of a tensor; 1 for inputs."""
         return self.scales.get(ref.index, 1.0)
 
     def scale(self, small: Call, large: Call) -> float | None:
-        """Of the results of a call."""
-        name, inputs = large.name.removesuffix("_") or large.name, [ref for ref in large.inputs if self._counts(ref)]
+        """Return the scale of the results of a call."""
+        name = large.name.removesuffix("_") or large.name
+        inputs = [ref for ref in large.inputs if self._is_scaled(ref)]
         scales = [self.of(ref) for ref in inputs]
         if not inputs:
             return 1.0
         known = [scale for scale in scales if scale is not None]
         if len(known) < len(scales):
             return None
-        special: Callable[[Call, Call, list[float]], float | None] | None = _SPECIAL.get(name)
+        special = _SPECIAL.get(name)
         if special is not None:
             scale = special(small, large, known)
             return None if scale is None else scale * self._sum(large, name)
         if name in ("_softmax", "_safe_softmax"):
             return 1 / self._ratio(inputs[0], large.argument("dim"))
         if name.startswith(("scatter", "index_", "slice_scatter", "select_scatter", "masked_scatter", "copy")):
-            return known[-1]  # what is written, into zeros
-        moved = RULES.get(large.name)
-        moves_entries = moved is not None and moved.__module__ == view_ops.__name__
-        if moves_entries or name in HOMOGENEOUS:
+            return known[-1]  # of the values written: models write into zeros
+        if moves_entries(large.name) or keeps_factor(name):
             return known[0] if len(set(known)) == 1 or name != "cat" else None
         return 1.0
 
-    def _counts(self, ref: Ref) -> bool:
+    def _is_scaled(self, ref: Ref) -> bool:
+        """Whether a tensor has floating entries, to which a scale can apply."""
         large = self.factors.large
         return large.dtypes[ref.index].is_floating_point and 0 not in large.shapes[ref.index]
 
     def _sum(self, large: Call, name: str) -> float:
-        """How many times as many terms a sum has."""
+        """Return how many times as many terms the sum in an op has."""
         if name in ("mm", "bmm", "mv", "dot", "addmm", "baddbmm"):
             factor = large.inputs[-2:]
             return self._ratio(factor[0], -1)
@@ -91,6 +93,7 @@ class _Walk:
 
 
 def _numbers(call: Call) -> list[float]:
+    """Return the number in the second argument, if there is one there."""
     found = [a for a in call.args[1:2] if isinstance(a, int | float) and not isinstance(a, bool)]
     return [float(number) for number in found]
 
@@ -112,7 +115,10 @@ def _power(small: Call, large: Call, scales: list[float]) -> float | None:
     return scales[0] ** float(exponent) if isinstance(exponent, int | float) else None
 
 
-_SPECIAL: dict[str, Callable[[Call, Call, list[float]], float | None]] = {
+Special = Callable[[Call, Call, list[float]], float | None]
+"""From the call in the small model, the same in the large one, and the inputs' scales to the result's."""
+
+_SPECIAL: dict[str, Special] = {
     "mul": _product,
     "div": _quotient,
     "pow": _power,
@@ -130,6 +136,7 @@ _SPECIAL: dict[str, Callable[[Call, Call, list[float]], float | None]] = {
     "convolution": lambda small, large, scales: scales[0] * scales[1],
     "sum": lambda small, large, scales: scales[0],
     "linalg_vector_norm": lambda small, large, scales: scales[0],
+    "clamp_min": lambda small, large, scales: scales[0],  # in F.normalize it only guards against zero
     "embedding": lambda small, large, scales: scales[0],
     "native_layer_norm": lambda small, large, scales: scales[1] if len(scales) > 1 else 1.0,
     "native_batch_norm": lambda small, large, scales: scales[1] if len(scales) > 1 else 1.0,
@@ -140,7 +147,7 @@ _SPECIAL: dict[str, Callable[[Call, Call, list[float]], float | None]] = {
 
 
 def fitted(small: torch.Tensor, large: torch.Tensor) -> float:
-    """The number by which the small tensor comes closest to the large one."""
+    """Return the number by which the small tensor must be multiplied to come closest to the large one."""
     ours, theirs = large.double().flatten(), small.double().flatten()
     fine = ours.isfinite() & theirs.isfinite()
     ours, theirs = ours[fine], theirs[fine]

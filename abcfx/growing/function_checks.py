@@ -4,93 +4,96 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
-from abcfx.capture.second_inputs import variations
-from abcfx.errors import AbcfxError
-from abcfx.growing.finding import Finding
-from abcfx.growing.output_gap import evaluating, output_gap, outputs_of
-from abcfx.growing.pair import Pair
+from abcfx.capture.second_inputs import Inputs, variations
+from abcfx.growing.check_result import GrowthCheckRow, judged
+from abcfx.growing.grown_pair import GrownPair
+from abcfx.growing.output_gap import outputs_difference, outputs_of
 from abcfx.growing.refusals import refusals
 from abcfx.growing.runs import Compared
+from abcfx.support.running import evaluating
+from abcfx.support.verdict import Verdict
 
 PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv"})
-DEAD = 1e-3
+NEGLIGIBLE = 1e-3
+"""RMS of logits below which their difference counts as absolute, not relative."""
+NOT_TAKEN = (RuntimeError, ValueError, LookupError, AssertionError)
+"""What models raise for a batch size or a length that they do not take."""
 
 
-def sanity(pair: Pair) -> Finding:
-    """C0: weights and outputs are finite, and no tensor of weights is all zero that was not so in the small model."""
-    name = "C0 sanity"
+def sanity(pair: GrownPair) -> GrowthCheckRow:
+    """Check that the large model's weights and outputs are finite."""
     for weight, tensor in pair.large.named_parameters():
         if not bool(tensor.detach().isfinite().all()):
-            return Finding(name, "FAIL", node="weights", path=weight, cause="it has entries that are not finite",
-                           fix="load the large model anew and grow again")  # fmt: skip
+            return judged("C0", Verdict.FAIL, "it has entries that are not finite",
+                          "load the large model anew and grow again", node="weights", path=weight)  # fmt: skip
     with evaluating(pair.large):
         outputs = outputs_of(pair.large, pair.args, pair.kwargs)
     floats = {path: tensor.double() for path, tensor in outputs.items() if tensor.is_floating_point()}
-    lines = tuple(
+    bad = next((path for path, tensor in floats.items() if bool(tensor.isnan().any())), None)
+    if bad is not None:
+        return judged("C0", Verdict.FAIL, "it has NaN", "mend the first layer that C4 names", node=f"output {bad}")
+    lines = [
         f"output {path or '.'}: mean {t.mean():.3g}, std {t.std():.3g}, min {t.min():.3g}, max {t.max():.3g}"
         for path, t in floats.items()
         if t.numel() > 1
-    )
-    bad = next((path for path, tensor in floats.items() if bool(tensor.isnan().any())), None)
-    if bad is not None:
-        return Finding(name, "FAIL", node=f"output {bad}", cause="it has NaN", fix="see the first layer of C4")
-    return Finding(name, "PASS", details=lines[:4])
+    ]
+    return judged("C0", Verdict.PASS, details=lines[:4])
 
 
-def constants(pair: Pair) -> Finding:
-    """C1: nothing in structure and constants (rotary tables, eps, counts) stands against keeping the function."""
-    name = "C1 constants and geometry"
+def constants(pair: GrownPair) -> GrowthCheckRow:
+    """Check that structure and constants (rotary tables, eps, counts) allow the function to be kept."""
     with pair.equally_deep():
         found = refusals(pair.plan, pair.small, pair.large)
-    buffers = len(pair.plan.factors.large.buffers)
-    details = (f"{buffers} buffers, {len(pair.plan.factors.large.calls)} calls",)
-    if found:
-        first = found[0]
-        return Finding(name, "FAIL", float(len(found)), 0.0, first.op, first.path, first.reason, first.fix,
-                       (*details, *map(str, found[1:6])))  # fmt: skip
-    return Finding(name, "PASS", 0.0, 0.0, details=details)
+    trace = pair.plan.factors.large
+    details = [f"{len(trace.buffers)} buffers, {len(trace.calls)} calls"]
+    if not found:
+        return judged("C1", Verdict.PASS, value=0.0, tolerance=0.0, details=details)
+    first = found[0]
+    details += map(str, found[1:6])
+    return judged("C1", Verdict.FAIL, first.reason, first.fix, value=float(len(found)), tolerance=0.0,
+                  node=first.op, path=first.path, details=details)  # fmt: skip
 
 
-def routers(pair: Pair) -> Finding:
-    """C2: the logits of every router are those of the small model, on the activations of the batch."""
-    name, limit = "C2 routers", pair.tolerance
-    compared = {(each.call): each for each in pair.compared}
+def routers(pair: GrownPair) -> GrowthCheckRow:
+    """Check that the logits of every router are those of the small model, on the activations of the batch."""
+    limit, compared = pair.tolerance, {each.call: each for each in pair.compared}
     found = list(_router_calls(pair))
     if not found:
-        return Finding(name, "SKIP", cause="no product leads to a top-k or an argmax: there are no routers")
+        return judged("C2", Verdict.SKIP, "no product leads to a top-k or an argmax: there are no routers")
     worst: tuple[float, Compared] | None = None
-    details, warnings = [], []
+    details, warnings = list[str](), list[str]()
     for product, chooser in found:
         each = compared.get(product)
         if each is None:
             continue
         logits = next(iter(pair.runs.values(product)))[1].double()
-        error = each.error * float(logits.pow(2).mean().sqrt()) / max(float(logits.pow(2).mean().sqrt()), DEAD)
+        rms = float(logits.pow(2).mean().sqrt())
+        error = each.error * rms / max(rms, NEGLIGIBLE)
         details.append(f"{each.path}: logits x{each.ratio:.6g}, off by {error:.2g}")
-        warnings += _degenerate(pair, each.path, logits, chooser)
+        warnings += _idle_experts(pair, each.path, logits, chooser)
         if worst is None or error > worst[0]:
             worst = error, each
     if worst is None:
-        return Finding(name, "SKIP", cause="the logits of the routers could not be followed", details=tuple(details))
+        return judged("C2", Verdict.SKIP, "the logits of the routers could not be followed", details=details)
     error, at = worst
     if not error <= limit:
-        return Finding(
-            name, "FAIL", error, limit, at.name, at.path,
+        return judged(
+            "C2", Verdict.FAIL,
             f"router logits x{at.ratio:.4g} (expected x1.0): the input is wider, and the weight was not divided",
-            f"divide the weight of {at.path} by {at.ratio:.4g}", tuple(details),
+            f"divide the weight of {at.path} by {at.ratio:.4g}",
+            value=error, tolerance=limit, node=at.name, path=at.path, details=details,
         )  # fmt: skip
     if warnings:
-        return Finding(name, "WARN", error, limit, at.name, at.path, "; ".join(warnings[:3]),
-                       "a router with random weights, so that tokens spread", tuple(details))  # fmt: skip
-    return Finding(name, "PASS", error, limit, at.name, at.path, details=tuple(details[:8]))
+        return judged("C2", Verdict.WEAK, "; ".join(warnings[:3]), "a router with random weights, so that tokens "
+                      "spread", value=error, tolerance=limit, node=at.name, path=at.path, details=details)  # fmt: skip
+    return judged("C2", Verdict.PASS, value=error, tolerance=limit, node=at.name, path=at.path, details=details[:8])
 
 
-def _router_calls(pair: Pair) -> Iterator[tuple[int, int]]:
-    """(index of the product that makes the logits, index of the call that chooses)."""
+def _router_calls(pair: GrownPair) -> Iterator[tuple[int, int]]:
+    """Yield (index of the product that makes the logits, index of the call that chooses) for each router."""
     calls = pair.runs.factors.large.calls
     made = {ref.index: i for i, call in enumerate(calls) for ref in call.outs}
     seen = set()
@@ -106,7 +109,8 @@ def _router_calls(pair: Pair) -> Iterator[tuple[int, int]]:
             yield at, index
 
 
-def _degenerate(pair: Pair, path: str, logits: torch.Tensor, chooser: int) -> list[str]:
+def _idle_experts(pair: GrownPair, path: str, logits: torch.Tensor, chooser: int) -> list[str]:
+    """Describe a router whose logits are all equal, or some of whose experts get no token."""
     if float(logits.std()) < 1e-9:
         return [f"{path}: all logits are equal, so that ties decide and all tokens go to the same experts"]
     call = pair.runs.factors.large.calls[chooser]
@@ -119,107 +123,84 @@ def _degenerate(pair: Pair, path: str, logits: torch.Tensor, chooser: int) -> li
     return [f"{path}: experts {idle} get none of {tokens} tokens"] if idle and tokens * k >= 64 * experts else []
 
 
-def layers(pair: Pair) -> Finding:
-    """C4: every tensor of the run is the tiled one of the small model; names the first that is not."""
-    name, limit = "C4 layers", pair.tolerance
-    compared = pair.compared
+def layers(pair: GrownPair) -> GrowthCheckRow:
+    """Check that every tensor of the run is the tiled one of the small model; name the first that is not."""
+    limit, compared = pair.tolerance, pair.compared
     if not compared:
-        return Finding(name, "SKIP", cause="no tensor of the run could be compared")
-    bad = next((each for each in compared if not each.error <= limit), None)
+        return judged("C4", Verdict.SKIP, "no tensor of the run could be compared")
+    wrong = next((each for each in compared if not each.error <= limit), None)
     worst = max(compared, key=lambda each: each.error)
     details = [f"{len(compared)} tensors of {len(pair.runs.factors.large.calls)} calls compared, "
                f"worst {worst.error:.2g} at {worst.path or worst.name}"]  # fmt: skip
-    drift = list(_drift(pair))
-    details += [f"new block {block}: adds {gap:.2g} of its input's RMS" for block, gap in drift]
-    if bad is not None:
-        weight = _weight_of(pair, bad)
-        scale = f"x{bad.ratio:.4g} (expected x{bad.expected:.4g})"
-        return Finding(
-            name, "FAIL", bad.error, limit, bad.name, weight or bad.path,
-            f"{bad.path or 'the model itself'}: the first tensor that is off, {scale}, by {bad.error:.2g} of its RMS",
+    details += [f"new block {block}: adds {gap:.2g} of its input's RMS" for block, gap in pair.drift.items()]
+    if wrong is not None:
+        scale = f"x{wrong.ratio:.4g} (expected x{wrong.expected:.4g})"
+        return judged(
+            "C4", Verdict.FAIL,
+            f"{wrong.path or 'the model itself'}: the first tensor that is off, {scale}, by {wrong.error:.2g} of its "
+            f"RMS",
             "fill it as abcfx.grow does: tile block by block, divide by the ratio along contracted dims",
-            tuple(details),
+            value=wrong.error, tolerance=limit, node=wrong.name, path=_weight_of(pair, wrong) or wrong.path,
+            details=details,
         )  # fmt: skip
-    moved = [(block, gap) for block, gap in drift if not gap <= limit]
+    moved = [(block, gap) for block, gap in pair.drift.items() if not gap <= limit]
     if moved:
         block, gap = moved[0]
-        return Finding(name, "WARN", gap, limit, "new block", block,
-                       f"drift: {len(moved)} new blocks change the stream",
-                       "zero their output weights; where a norm follows the sum, the stream changes all the same",
-                       tuple(details))  # fmt: skip
-    return Finding(name, "PASS", worst.error, limit, worst.name, worst.path, details=tuple(details))
+        return judged("C4", Verdict.WEAK, f"drift: {len(moved)} new blocks change the stream",
+                      "zero their output weights; where a norm follows the sum, the stream changes all the same",
+                      value=gap, tolerance=limit, node="new block", path=block, details=details)  # fmt: skip
+    return judged("C4", Verdict.PASS, value=worst.error, tolerance=limit, node=worst.name, path=worst.path,
+                  details=details)  # fmt: skip
 
 
-def _weight_of(pair: Pair, at: Compared) -> str:
-    """The parameter that a call takes, straight or through views."""
+def _weight_of(pair: GrownPair, at: Compared) -> str:
+    """Name the parameter that a call takes, directly or through views; "" where it takes none."""
     factors = pair.runs.factors
-    origins = {leg.origin[0] for ref in factors.large.calls[at.call].inputs for d in factors.of(ref)
-               for leg in d if leg.origin}  # fmt: skip
+    inputs = factors.large.calls[at.call].inputs
+    origins = {use.origin[0] for ref in inputs for dim in factors.of(ref) for use in dim if use.origin}
     return min(origins) if len(origins) == 1 else next((o for o in sorted(origins) if o.endswith("weight")), "")
 
 
-def _drift(pair: Pair) -> Iterator[tuple[str, float]]:
-    """(path, how much it adds) of every block that the small model has no counterpart of."""
-    seen: dict[str, float] = {}
-
-    def hook(path: str) -> Any:
-        def measure(module: Any, args: Any, kwargs: Any, output: Any) -> None:
-            given = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
-            out = output[0] if isinstance(output, tuple | list) else output
-            if given and isinstance(out, torch.Tensor) and out.shape == given[0].shape:
-                rms = given[0].double().pow(2).mean().sqrt().clamp_min(1e-30)
-                seen[path] = float((out - given[0]).double().abs().max() / rms)
-
-        return measure
-
-    hooks = []
-    for container, twins in pair.blocks.index.items():
-        done = set()
-        for block, twin in twins.items():
-            if twin in done:
-                path = f"{container}.{block}"
-                module = pair.large.get_submodule(path)
-                hooks.append(module.register_forward_hook(hook(path), with_kwargs=True))
-            done.add(twin)
-    try:
-        if hooks:
-            with evaluating(pair.large):
-                pair.large(*pair.args, **pair.kwargs)
-    finally:
-        for each in hooks:
-            each.remove()
-    yield from seen.items()
-
-
-def outputs(pair: Pair) -> Finding:
-    """C6: outputs are equal for two other batch sizes and lengths too, those that both models accept."""
-    name, limit = "C6 outputs", pair.tolerance
-    dims = pair.plan.output_dims()
+def outputs(pair: GrownPair) -> GrowthCheckRow:
+    """Check that outputs are equal for other batch sizes and lengths too, three of those that the small model takes."""
+    limit, dims = pair.tolerance, pair.plan.output_dims()
     worst, label, details = -1.0, "", list[str]()
-    whole = _keeps_depth(pair)
     for inputs in variations(pair.args, pair.kwargs):
         if len(details) == 3:
             break
-        try:
-            calls = [(inputs.fresh_args(), inputs.fresh_kwargs()) for _ in range(2)]
-            gap = output_gap(pair.small, pair.large, calls[0], calls[1], dims)
-        except AbcfxError:
-            raise
-        except Exception:  # a length or batch that one of them does not take
+        expected = _outputs_if_taken(pair, inputs)
+        if expected is None:
             continue
+        try:
+            with evaluating(pair.large):
+                got = outputs_of(pair.large, inputs.fresh_args(), inputs.fresh_kwargs())
+        except Exception as error:  # the small model takes these inputs: whatever the large one raises is its fault
+            return judged(
+                "C6", Verdict.FAIL,
+                f"on {inputs.label} the large model raises {type(error).__name__}: {error}; the small one does not",
+                "a table of positions or a cache of the large model that was made for one length", node="outputs",
+                details=details,
+            )  # fmt: skip
+        gap = outputs_difference(expected, got, dims)
         details.append(f"{inputs.label}: {gap:.2g}")
         if gap > worst:
             worst, label = gap, inputs.label
     if not details:
-        return Finding(name, "SKIP", cause="no inputs but the batch itself could be made")
+        return judged("C6", Verdict.SKIP, "the small model takes no other batch size or length than the batch's")
     if not worst <= limit:
-        status = "FAIL" if whole else "WARN"
-        return Finding(name, status, worst, limit, "outputs", "", f"outputs differ on {label}",
-                       "see the first layer of C4; a table of positions or a cache that was made for one length",
-                       tuple(details))  # fmt: skip
-    return Finding(name, "PASS", worst, limit, "outputs", details=tuple(details))
+        is_fault = all(gap <= limit for gap in pair.drift.values())  # new blocks that add something change outputs
+        return judged(
+            "C6", Verdict.FAIL if is_fault else Verdict.WEAK, f"outputs differ on {label}",
+            "mend the first layer that C4 names; or a table of positions or a cache that was made for one length",
+            value=worst, tolerance=limit, node="outputs", details=details,
+        )  # fmt: skip
+    return judged("C6", Verdict.PASS, value=worst, tolerance=limit, node="outputs", details=details)
 
 
-def _keeps_depth(pair: Pair) -> bool:
-    """Whether new blocks add nothing: then outputs must be equal."""
-    return all(gap <= pair.tolerance for _, gap in _drift(pair))
+def _outputs_if_taken(pair: GrownPair, inputs: Inputs) -> dict[str, torch.Tensor] | None:
+    """Return the small model's outputs; None where it does not take the inputs."""
+    try:
+        with evaluating(pair.small):
+            return outputs_of(pair.small, inputs.fresh_args(), inputs.fresh_kwargs())
+    except NOT_TAKEN:
+        return None

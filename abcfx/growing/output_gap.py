@@ -1,79 +1,97 @@
-"""How far the outputs of a grown model are from those of the model that it was grown from."""
+"""Measures how far the outputs of a grown model are from those of the model that it was grown from."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
 
-from abcfx.pairing.factors import Factors as Factored
-from abcfx.pairing.factors import sizes as sized
-from abcfx.pairing.factors.index_maps import Factors, padded, tiled
-from abcfx.support import trees
-from abcfx.support.running import evaluating as evaluating
+from abcfx.pairing.factors import Factors, sizes
+from abcfx.pairing.factors.index_maps import IndexMap, tiled
+from abcfx.support.running import evaluating
+from abcfx.support.trees import leaves_by_path
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.1, torch.bfloat16: 0.1}
-"""Relative to the RMS; measured errors of right growth are 8e-15, 1e-5 and 4e-2 in float64, float32 and bfloat16."""
+"""Relative to the RMS. Measured errors of right growth: 8e-15 in float64, 1e-5 in float32, 4e-2 in bfloat16."""
 
 
-def tolerance(factors: Factored) -> float:
-    """Of a run: that of the coarsest dtype that it computes in, times the square root of the longest sum over 256."""
+def tolerance(factors: Factors) -> float:
+    """Return the tolerance of a run, relative to the RMS of the tensor that is compared.
+
+    It is that of the coarsest dtype of the run, times sqrt(longest sum / 256) for longer sums.
+    """
     dtypes = {factors.large.dtypes[ref.index] for call in factors.large.calls for ref in call.outs}
     limit = max((TOLERANCES.get(dtype, 0.1) for dtype in dtypes if dtype.is_floating_point), default=1e-4)
-    sums = [sized(factors.parameter(name)[place])[1] for name, place in factors.contracted]
+    sums = [sizes(factors.parameter(name)[place])[1] for name, place in factors.contracted]
     return limit * max(1.0, math.sqrt(max(sums, default=1) / 256))
 
 
-def outputs_of(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Every tensor that the model returns, by its place in the output."""
-    leaves = trees.leaves_by_path(model(*args, **kwargs))
+def outputs_of(model: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> dict[str, torch.Tensor]:
+    """Call a model and return every tensor of its output, by the path of the tensor in it."""
+    leaves = leaves_by_path(model(*args, **kwargs))
     return {path: leaf for path, leaf in leaves.items() if isinstance(leaf, torch.Tensor)}
 
 
 def output_gap(
     small: nn.Module,
     large: nn.Module,
-    small_call: tuple[Sequence[Any], Mapping[str, Any]],
-    large_call: tuple[Sequence[Any], Mapping[str, Any]],
-    dims: Sequence[Sequence[Factors] | None],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    dims: Sequence[Sequence[IndexMap] | None],
 ) -> float:
-    """Largest difference of the outputs of both models in eval mode, relative to their RMS.
+    """Call both models in eval mode; return the largest difference of their outputs, relative to the RMS.
 
     Args:
-        small_call, large_call: (args, kwargs) of each; a model may write into its inputs.
-        dims: factors of the dims of each output; None for those that are not compared.
+        small: the small model.
+        large: the large model.
+        args: positional inputs of both.
+        kwargs: keyword inputs of both.
+        dims: the index map of each dim of each output; None for an output that is not compared.
     """
     with evaluating(small, large):
-        theirs, ours = outputs_of(small, *small_call), outputs_of(large, *large_call)
+        return outputs_difference(outputs_of(small, args, kwargs), outputs_of(large, args, kwargs), dims)
+
+
+def outputs_difference(
+    small: Mapping[str, torch.Tensor],
+    large: Mapping[str, torch.Tensor],
+    dims: Sequence[Sequence[IndexMap] | None],
+) -> float:
+    """Return the largest difference of the outputs of two models, relative to the RMS of the output.
+
+    Args:
+        small: outputs of the small model, by path.
+        large: outputs of the large model.
+        dims: the index map of each dim of each output; None for an output that is not compared.
+    """
     return max(
         (
-            difference(tensor, ours[path], of_output)
-            for (path, tensor), of_output in zip(theirs.items(), dims, strict=False)
+            difference(tensor, large[path], of_output) if path in large else math.inf
+            for (path, tensor), of_output in zip(small.items(), dims, strict=False)
             if of_output is not None and tensor.is_floating_point()
         ),
         default=0.0,
     )
 
 
-def difference(small: torch.Tensor, large: torch.Tensor, dims: Sequence[Factors]) -> float:
-    """Largest difference between the large tensor and the tiled small one, over the RMS of the latter.
+def difference(small: torch.Tensor, large: torch.Tensor, dims: Sequence[IndexMap]) -> float:
+    """Return the largest difference between a large tensor and the tiled small one, over the RMS of the latter.
 
-    New entries of padded dims do not count.
+    New entries of padded dims are left out. A difference that is no number counts as infinite.
     """
-    for place, factors in enumerate(dims):
-        if (old := padded(factors)) is not None:
+    for place, dim in enumerate(dims):
+        if (old := dim.old_entries) is not None:
             large = large.narrow(place, 0, old)
-            dims = [*dims[:place], [[old, old]], *dims[place + 1 :]]
+            dims = [*dims[:place], IndexMap.unchanged(old), *dims[place + 1 :]]
     if large.dtype in (torch.float16, torch.bfloat16):
         small, large = small.float(), large.float()
     expected = tiled(small, dims)
     if not expected.numel():
         return 0.0
     gap = (large - expected).abs()
-    same = expected == large  # infinite masks too
+    same = expected == large  # infinities of a mask too, whose difference is no number
     if bool(same.all()):
         return 0.0
     rms = expected[expected.isfinite()].pow(2).mean().sqrt()

@@ -1,29 +1,45 @@
-"""Why a large model cannot be filled so that it keeps the function, as far as structure and constants tell."""
+"""Finds out, from structure and constants, why a large model cannot be filled so that it keeps the function."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
-from abcfx.capture.aten import Call
 from abcfx.growing.plan import GrowthPlan, padded_atoms
-from abcfx.pairing.factors import Factors, factors_of
-from abcfx.pairing.factors.atoms import described, legs, plain_atoms, root
+from abcfx.pairing.factors import Factors, Problem, index_map
+from abcfx.pairing.factors.atoms import described, expanded, grows, plain_atoms, root
 from abcfx.pairing.factors.index_maps import tiled
+from abcfx.pairing.factors.step import ProblemKind
 from abcfx.rules.extents import ParameterDim
-from abcfx.support import trees
+from abcfx.support.trees import leaves_of
 
-ACCOUNTED = frozenset({"mul", "div", "mul_", "div_", "_scaled_dot_product_flash_attention_for_cpu", "true_divide"})
-"""Ops whose numbers the log-scale solve reads; another number that differs changes the function."""
+READ_BY_SOLVE = frozenset({"mul", "div", "mul_", "div_", "_scaled_dot_product_flash_attention_for_cpu", "true_divide"})
+"""Ops whose numbers the log-scale solve reads; in any other op, a number that differs changes the function."""
+
+_FIXES = {
+    ProblemKind.UNEVEN: "grow that dim by a whole number of times",
+    ProblemKind.NORMED_WEIGHT: (
+        "torch.nn.utils.parametrize.remove_parametrizations on both models; grow; parametrize again"
+    ),
+    ProblemKind.NO_RULE: "report the op in an issue; abcfx does not guess",
+    ProblemKind.COMPETING: "keep that dim, or let the number of experts and top_k grow by the same factor",
+    ProblemKind.OTHER: "keep that dim as it is, or grow another factor of the width",
+}
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """`path`: module path, or name of the tensor. `fix`: what to write."""
+    """One reason why the large model cannot compute what the small one does.
+
+    Attributes:
+        path: module path, or name of the tensor.
+        op: name of the op, or what the tensor is.
+        reason: what is different, in words.
+        fix: what to change.
+    """
 
     path: str
     op: str
@@ -35,7 +51,13 @@ class Refusal:
 
 
 def refusals(plan: GrowthPlan, small: nn.Module, large: nn.Module) -> list[Refusal]:
-    """Everything that stands against keeping the function; empty where nothing is known to."""
+    """List everything that is known to stand against keeping the function.
+
+    Args:
+        plan: of the growth.
+        small: the small model.
+        large: the large model, with as many blocks as the small one.
+    """
     factors = plan.factors
     found = [
         *_shrinking(factors),
@@ -48,15 +70,16 @@ def refusals(plan: GrowthPlan, small: nn.Module, large: nn.Module) -> list[Refus
 
 
 def _normalised(plan: GrowthPlan) -> Iterator[Refusal]:
-    """Weights that forward divides by their own size: no factor on them counts, and their sums grow."""
+    """Yield weights that forward divides by their own norm, which no factor on them can change, over dims that grow."""
     for _, layer in plan.dag.layers():
         dims = [plan.factors.parameter(layer.parameter)[d.index] for d in layer.fan_in if isinstance(d, ParameterDim)]
-        if layer.normalised and any(map(_grows, dims)):
+        if layer.normalised and any(map(grows, dims)):
             reason = "forward divides this weight by a norm of itself, so that no factor can make up for a longer sum"
-            yield Refusal(layer.parameter, "weight norm", reason, _fix("norm of itself"))
+            yield Refusal(layer.parameter, "weight norm", reason, _FIXES[ProblemKind.NORMED_WEIGHT])
 
 
 def _shrinking(factors: Factors) -> Iterator[Refusal]:
+    """Yield parameters with a factor that is smaller in the large model."""
     for name, ref in factors.large.parameters.items():
         for place, dim in enumerate(factors.of(ref)):
             for atom in plain_atoms(dim):
@@ -70,20 +93,22 @@ def _shrinking(factors: Factors) -> Iterator[Refusal]:
 
 
 def _constants(factors: Factors, small: nn.Module, large: nn.Module) -> Iterator[Refusal]:
+    """Yield constants in buffers that are not the tiled ones of the small model."""
     ours, theirs = dict(large.named_buffers()), dict(small.named_buffers())
     saved = large.state_dict(keep_vars=True)
     shared = {id(atom) for ref in factors.large.parameters.values() for d in factors.of(ref) for atom in plain_atoms(d)}
     for name, ref in factors.large.buffers.items():
         dims = factors.of(ref)
-        if name in factors.statistics or (name in saved and not any(map(_grows, dims))):
+        if name in factors.statistics or (name in saved and not any(map(grows, dims))):
             continue
-        atoms = [atom for dim in dims for atom in plain_atoms(dim) if atom.small != atom.large]
+        atoms = [atom for dim in dims for atom in plain_atoms(dim) if atom.grows]
         if any(id(atom) not in shared for atom in atoms):  # a length, not a width
             continue
-        if ours[name].numel() == 1 and float(ours[name]) * float(theirs[name]) > 0:  # a number: the solve has read it
+        is_number = ours[name].numel() == 1
+        if is_number and float(ours[name]) * float(theirs[name]) > 0:  # the log-scale solve has read its ratio
             continue
-        expected = tiled(theirs[name], [factors_of(dim) for dim in dims])
-        if not same(ours[name], expected):
+        expected = tiled(theirs[name], [index_map(dim) for dim in dims])
+        if not same_constant(ours[name], expected):
             grown = f" ({' , '.join(map(described, dims))})" if atoms else ""
             yield Refusal(
                 name,
@@ -93,8 +118,8 @@ def _constants(factors: Factors, small: nn.Module, large: nn.Module) -> Iterator
             )
 
 
-def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Equal up to how constants are computed."""
+def same_constant(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two constants are equal up to rounding."""
     if one.shape != other.shape:
         return False
     if not one.is_floating_point():
@@ -104,15 +129,13 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return bool((close | (one == other)).all())
 
 
-def _grows(dim: Any) -> bool:
-    return any(atom.small != atom.large for atom in plain_atoms(dim))
-
-
 def _numbers(factors: Factors) -> Iterator[Refusal]:
+    """Yield calls with a number that differs between the models and that the log-scale solve does not read."""
     for one, other in zip(factors.small.calls, factors.large.calls, strict=True):
-        if other.name in ACCOUNTED:
+        if other.name in READ_BY_SOLVE:
             continue
-        for ours, theirs in zip(_floats(other), _floats(one), strict=True):
+        numbers = (leaves_of(float, (call.args, dict(call.kwargs))) for call in (other, one))
+        for ours, theirs in zip(*numbers, strict=True):
             if ours != theirs:
                 yield Refusal(
                     other.path,
@@ -122,27 +145,28 @@ def _numbers(factors: Factors) -> Iterator[Refusal]:
                 )
 
 
-def _floats(call: Call) -> list[float]:
-    return trees.leaves_of(float, (call.args, dict(call.kwargs)))
-
-
 def _structure(factors: Factors) -> Iterator[Refusal]:
-    fine = {id(atom) for atom in padded_atoms(factors)}
+    """Yield the ops that give another result when the entries of their inputs are copied."""
+    padded = {id(atom) for atom in padded_atoms(factors)}
     chosen, alive = _chosen(factors), _alive(factors)
     for problem in factors.problems:
-        if problem.call not in alive:  # looked at for its shape alone
+        if problem.call not in alive:  # no output depends on it: only its shape was looked at
             continue
-        growing = [atom for atom in plain_atoms(problem.dim) if atom.small != atom.large]
-        if not growing or not all(id(atom) in fine or atom.size in chosen for atom in growing):
-            yield Refusal(problem.path, problem.op, problem.reason, _fix(problem.reason))
+        growing = [atom for atom in plain_atoms(problem.dim) if atom.grows]
+        if not growing or not all(id(atom) in padded or atom.size in chosen for atom in growing):
+            yield _refusal(problem)
     for dim in factors.indexed:
-        if not all(id(atom) in fine for atom in plain_atoms(dim) if atom.small != atom.large):
+        if not all(id(atom) in padded for atom in plain_atoms(dim) if atom.grows):
             reason = "rows of a table that are looked up grow and are summed over elsewhere"
             yield Refusal("a table", "embedding", reason, "keep their number")
 
 
+def _refusal(problem: Problem) -> Refusal:
+    return Refusal(problem.path, problem.op, problem.reason, _FIXES[problem.kind])
+
+
 def _alive(factors: Factors) -> set[int]:
-    """Calls that the outputs depend on."""
+    """Return the indices of the calls that the outputs depend on."""
     needed, found = set(factors.large.outputs), set[int]()
     for index in range(len(factors.large.calls) - 1, -1, -1):
         call = factors.large.calls[index]
@@ -153,25 +177,13 @@ def _alive(factors: Factors) -> set[int]:
 
 
 def _chosen(factors: Factors) -> set[tuple[int, int]]:
-    """Numbers of experts out of which a top-k is taken whose k grows alike: then all copies are chosen together."""
+    """Return the numbers of experts from which a top-k chooses whose k grows alike: all copies are chosen together."""
     found = set()
     for one, other in zip(factors.small.calls, factors.large.calls, strict=True):
         if other.name == "topk":
             dim = factors.of(other.inputs[0])[other.argument("dim", -1)]
             ks = one.argument("k"), other.argument("k")
-            whole = [root(leg.atom) for leg in legs(dim)]
+            whole = [root(use.atom) for use in expanded(dim)]
             if len(whole) == 1 and whole[0].large * ks[0] == whole[0].small * ks[1]:
                 found.add(whole[0].size)
     return found
-
-
-def _fix(reason: str) -> str:
-    if "unequal" in reason:
-        return "grow that dim by a whole number of times"
-    if "norm of itself" in reason:
-        return "torch.nn.utils.parametrize.remove_parametrizations on both models; grow; parametrize again"
-    if "no rule" in reason:
-        return "say so in an issue, with the op; nothing is guessed"
-    if "softmax" in reason or "topk" in reason or "indexed" in reason:
-        return "keep that dim, or let the number of experts and top_k grow alike"
-    return "keep that dim as it is, or grow another factor of the width"

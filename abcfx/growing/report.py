@@ -4,67 +4,81 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
+from torch import nn
 
-from abcfx.pairing.factors.index_maps import sizes
+from abcfx.growing.steps import Deepened, GrowthStep, Upcycled, Widened
+from abcfx.pairing.factors.index_maps import IndexMap
 from abcfx.report.names import collapse_names
 
-if TYPE_CHECKING:
-    from abcfx.growing.grown import Grown, Step
+
+def growth_text(module: nn.Module, steps: Sequence[GrowthStep], rates: Sequence[float], width: int = 100) -> str:
+    """Write the report of a growth as plain text.
+
+    Args:
+        module: the grown model.
+        steps: the passes.
+        rates: learning rate of each parameter group.
+        width: of the text, in characters.
+    """
+    file = io.StringIO()
+    console = Console(file=file, width=width, color_system=None, highlight=False)
+    for line in _lines(module, steps, rates):
+        console.print(line)
+    return file.getvalue().rstrip()
 
 
-def render(grown: Grown, width: int = 100) -> str:
-    """The report as plain text."""
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(f"grown: {type(grown.module).__name__}, {_count(grown.module)} parameters", highlight=False)
-    for number, step in enumerate(grown.steps, 1):
+def _lines(module: nn.Module, steps: Sequence[GrowthStep], rates: Sequence[float]) -> Iterator[RenderableType]:
+    count = sum(parameter.numel() for parameter in module.parameters())
+    yield f"grown: {type(module).__name__}, {count:,} parameters"
+    for number, step in enumerate(steps, 1):
         kept = "function kept" if step.kept else "FUNCTION CHANGED"
-        console.print(f"{number}. {step.name}: {kept}, outputs differ by {step.difference:.1e} of their RMS")
-        console.print({"widen": _widened, "deepen": _deepened, "upcycle": _upcycled}[step.name](step))
+        yield f"{number}. {step.name}: {kept}, outputs differ by {step.difference:.1e} of their RMS"
+        yield _details(step)
         for note in step.notes:
-            console.print(f"   note: {note}")
-    if grown.param_groups:
-        rates = Counter(f"{group['lr']:.3g}" for group in grown.param_groups)
-        console.print("learning rates: " + ", ".join(f"{rate} ({n} parameters)" for rate, n in rates.items()))
-    file: Any = console.file
-    return str(file.getvalue()).rstrip()
+            yield f"   note: {note}"
+    if rates:
+        counts = Counter(f"{rate:.3g}" for rate in rates)
+        yield "learning rates: " + ", ".join(f"{rate} ({n} parameters)" for rate, n in counts.items())
 
 
-def _count(module: Any) -> str:
-    return f"{sum(p.numel() for p in module.parameters()):,}"
+def _details(step: GrowthStep) -> RenderableType:
+    """Return what a pass did to the tensors."""
+    match step:
+        case Widened():
+            return _table(
+                ("tensor", "dims", "multiplied by"),
+                {
+                    name: (" x ".join(map(_size, each.dims)) or "1", f"{each.factor:.4g}")
+                    for name, each in step.tensors.items()
+                },
+            )
+        case Upcycled():
+            return _table(
+                ("experts", "made of", "layout"),
+                {
+                    name: (", ".join(source.rsplit(".", 2)[-2] for source in each.sources), each.layout)
+                    for name, each in step.fillings.items()
+                },
+            )
+        case Deepened():
+            copies = ", ".join(f"{block} from {source}" for block, source in step.copies.items())
+            return f"   {copies}\n   zero: {', '.join(step.zeroed) or 'nothing'}"
+    raise NotImplementedError(type(step).__name__)
 
 
-def _widened(step: Step) -> Table:
-    table = Table("tensor", "dims", "scale", box=SIMPLE_HEAD, pad_edge=False)
-    keys = {
-        name: (" x ".join(map(_dim, each["dims"])) or "1", f"{each['factor']:.4g}")
-        for name, each in step.data["tensors"].items()
-    }
-    for folded in collapse_names(keys):
-        table.add_row(folded.shown, *keys[folded.names[0]])
+def _table(header: Sequence[str], rows: Mapping[str, tuple[str, ...]]) -> Table:
+    """Make a table with one row for all names that differ in numbers only and have the same cells."""
+    table = Table(*header, box=SIMPLE_HEAD, pad_edge=False)
+    for collapsed in collapse_names(rows):
+        table.add_row(collapsed.shown, *rows[collapsed.names[0]])
     return table
 
 
-def _dim(factors: Any) -> str:
-    small, large = sizes(factors)
-    return f"{small}" if small == large else f"{small}->{large}"
-
-
-def _deepened(step: Step) -> str:
-    copies = ", ".join(f"{block} from {source}" for block, source in step.data["copies"].items())
-    return f"   {copies}\n   zero: {', '.join(step.data['zeroed']) or 'nothing'}"
-
-
-def _upcycled(step: Step) -> Table:
-    table = Table("experts", "made of", "layout", box=SIMPLE_HEAD, pad_edge=False)
-    keys = {
-        n: (tuple(s.rsplit(".", 2)[-2] for s in e["sources"]), e["layout"]) for n, e in step.data["tensors"].items()
-    }
-    for folded in collapse_names(keys):
-        sources, layout = keys[folded.names[0]]
-        table.add_row(folded.shown, ", ".join(sources), layout)
-    return table
+def _size(dim: IndexMap) -> str:
+    small, large = dim.sizes
+    return f"{small}->{large}" if dim.grows else f"{small}"

@@ -1,13 +1,14 @@
-"""The log-scale solve: by which power of width each parameter of a larger copy is multiplied to keep the function.
+"""The log-scale solve: finds by which power of width each parameter of a larger copy is multiplied.
 
-A larger copy repeats the entries of a small network along every dim that grows. A tensor of it is then k^form times the
-repeated tensor of the small one, where `form` is linear in the unknown exponents v_p of the parameters: contracting a
-dim that grows by k^e adds e, products add, a power multiplies, a sum over copies adds e, a mean adds nothing. Rows that
-must hold: what is merged has one form, and form = 0 for outputs and for whatever enters a function that is not
-homogeneous (gelu, softmax, the eps of a norm). What they leave free is decided by rows that should hold.
+A larger copy repeats the entries of a small network along every dim that grows. Each of its tensors is then k^form
+times the repeated tensor of the small network, where `form` is linear in the unknown exponents v_p of the parameters:
+contracting a dim that grows by k^e adds e, products add, a power multiplies, a sum over copies adds e, a mean adds
+nothing. Two kinds of rows must hold for the function to stay the same: tensors that are added have one form, and the
+form is 0 for outputs and for whatever enters a function that is not homogeneous (gelu, softmax, the eps of a norm).
+What these rows leave free is decided by rows that should hold.
 
-With Adam a copy trains as the small network does iff lr_p is multiplied by k^v_p, so that -v_p is the *clone exponent*
-of p: what the LP must find as c under full alignment.
+With Adam a copy trains as the small network does iff lr_p is multiplied by k^v_p. So -v_p is the *clone exponent* of p:
+the c that the LP must find under full alignment.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fractions import Fraction
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import InfeasibleError
 from abcfx.exponents.assign import FixedExponents
-from abcfx.growing.linear import Equations, Form, as_fraction, combined, known_value
+from abcfx.growing.equations import Equations, Form, as_fraction, combined, known_value
 from abcfx.pairing.widths import WidthGrowth
 from abcfx.rules import Layer, Number, Vector
 from abcfx.rules.extents import Extent
@@ -31,26 +32,27 @@ ZERO: Form = {}
 
 @dataclass(frozen=True)
 class Scales:
-    """What a larger copy multiplies its parameters with.
+    """Factors by which a larger copy multiplies its parameters, as powers of the width ratio m.
 
-    `exponents`: for each parameter {e: q}: the factor is the product of m^(e q), where the e are growth exponents of
-    dims (m^e is the ratio of their sizes, so that factors are exact powers of ratios).
+    Attributes:
+        exponents: parameter -> {e: q}: its factor is the product of m^(e q), where e are growth exponents of dims. m^e
+            is the ratio of the sizes of a dim, so that factors are exact powers of such ratios.
     """
 
     exponents: Mapping[str, Form]
 
     def exponent(self, parameter: str) -> Fraction:
-        """v_p: the parameter is multiplied by m^v_p."""
+        """Return v_p: the parameter is multiplied by m^v_p."""
         return known_value(self.exponents[parameter])
 
 
 def solve_scales(dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, float] | None = None) -> Scales:
-    """The factor of every parameter that the graph uses.
+    """Find the factor of every parameter that the graph uses.
 
     Args:
         dag: the layer DAG.
         growth: growth exponents of dims and numbers.
-        multipliers: node of a layer, or of a product (attention logits) -> a, where a scale node multiplies by m^-a.
+        multipliers: node of a layer or of a product (attention logits) -> a, where a scale node multiplies by m^-a.
 
     Raises:
         InfeasibleError: no factors keep the function; names the node whose row contradicts those before it.
@@ -59,14 +61,14 @@ def solve_scales(dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, f
 
 
 def clone_exponents(setting: FixedExponents) -> dict[str, Fraction]:
-    """c_p = -v_p of every parameter that the graph uses, with the multipliers of a plan."""
+    """Return c_p = -v_p of every parameter that the graph uses, with the multipliers of a plan."""
     multipliers = setting.attention | {node: a for p in setting.parameters.values() for node, a in p.a.items()}
     scales = solve_scales(setting.dag, setting.widths, multipliers)
     return {name: -scales.exponent(name) for name in scales.exponents}
 
 
 class _Scaling:
-    """Forms of all nodes, as the model runs, and the rows that come with them."""
+    """The forms of all nodes, found in the order of the run, and the equations that they add."""
 
     def __init__(self, dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, float]) -> None:
         self.dag, self.growth, self.multipliers = dag, growth, multipliers
@@ -81,7 +83,7 @@ class _Scaling:
                     raise self._contradiction(node, why, row)
         for node in self.dag.order:
             if node in self.dag.outputs and self._goes_on(node):
-                self.equations.require(self.forms[node])  # where that can be
+                self.equations.require(self.forms[node])  # left out if it contradicts the rows so far
         outputs, finite, contracted = list[Form](), list[Form](), list[Form]()
         for node, kind in self.dag.layers():
             for end in self._ends(node):
@@ -94,6 +96,7 @@ class _Scaling:
         return Scales({name: self.equations.solution(name) for name in self.dag.uses()})
 
     def _form(self, node: str) -> Form:
+        """Return log_m of how many times as large a node's tensor is, as a linear form."""
         kind = self.dag.kind(node)
         first = self._of(kind.inputs[0]) if kind.inputs else ZERO
         match kind:
@@ -124,14 +127,17 @@ class _Scaling:
         return combined((1, own), *((1, self._of(gain)) for gain in self.dag.node(node).gains))
 
     def _must(self, node: str) -> Iterator[tuple[str, Form]]:
-        """(in words, row): the rows of a node."""
+        """Yield (reason in words, row) for every equation that a node adds."""
         kind, form = self.dag.kind(node), self.forms[node]
         if isinstance(kind, Merge):
             for x in kind.inputs:
-                yield f"{x} is added to what must be as large", combined((1, self._of(x)), (-1, form))
+                yield f"{x} must grow like the tensors that it is added to", combined((1, self._of(x)), (-1, form))
         for vector in kind.vectors:
             if vector not in self.dag.node(node).gains:
-                yield f"{vector} is added to what must be as large", combined((1, self._of(vector)), (-1, form))
+                yield (
+                    f"{vector} must grow like the tensor that it is added to",
+                    combined((1, self._of(vector)), (-1, form)),
+                )
         divides_by_sum = isinstance(kind, Norm) and kind.power == 1.0  # without an eps
         if isinstance(kind, Norm | Pointwise | Softmax) and not divides_by_sum:
             yield f"what enters {kind.name} must keep its size", self._of(kind.inputs[0])
@@ -141,11 +147,11 @@ class _Scaling:
             yield "an output of the model must keep its size", form
 
     def _goes_on(self, node: str) -> bool:
-        """Whether what the model returns is a by-product that it uses itself: a cache of keys, hidden states."""
+        """Whether the model uses a tensor that it returns: a by-product such as a cache of keys or a hidden state."""
         return bool(self.dag.successors(node))
 
     def _ends(self, node: str) -> list[str]:
-        """What should keep its size at a layer: its output, or that times numbers, where nothing else takes it up."""
+        """Return the nodes that should keep their size: the layer, or its products with numbers if it has no other."""
         followers = self.dag.successors(node)
         if (
             node in self.dag.outputs
@@ -159,13 +165,13 @@ class _Scaling:
         return ZERO if node is None else self.forms[node]
 
     def _weight(self, node: str, layer: Layer) -> Form:
-        """What a layer adds to the form of its input: v - a + what is contracted + the model's own factor."""
+        """Return what a layer adds to the form of its input: v - a + contracted dims + the model's own factor."""
         fan_in, own = self._extents(*layer.fan_in), self._extents(layer.factor)
         multiplier = self._multiplier(node, fan_in | self._extents(*layer.fan_out))
         return combined((1, {layer.parameter: Fraction(1)}), (-1, multiplier), (1, fan_in), (1, own))
 
     def _multiplier(self, node: str, extents: Form) -> Form:
-        """The a of a node, as a simple multiple of the growth of one of its dims where it is one."""
+        """Return the multiplier exponent a of a node, as a simple multiple of the growth of a dim where it is one."""
         a = self.multipliers.get(node, 0.0)
         for e in extents if a else ():
             if not isinstance(e, str) and (ratio := as_fraction(a / e)).denominator <= 12:
@@ -173,7 +179,7 @@ class _Scaling:
         return {1.0: as_fraction(a)}
 
     def _extents(self, *extents: Extent) -> Form:
-        """Growth of dims and numbers, one term for each different growth exponent."""
+        """Add up the growth of dims and numbers, with one term for each different growth exponent."""
         total: Form = {}
         for extent in extents:
             for what, power in extent.powers if isinstance(extent, Number) else ((extent, 1.0),):

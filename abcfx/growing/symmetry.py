@@ -1,4 +1,4 @@
-"""C3: whether the copies in a grown model can part: gradients of the real loss, output-side copies, every parameter."""
+"""Check C3: can the copies in a grown model become different? By their gradients of the real loss."""
 
 from __future__ import annotations
 
@@ -9,92 +9,107 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from abcfx.capture.state import both_modes_restored, preserved_rng, set_mode
+from abcfx.growing.check_result import GrowthCheckRow, judged
 from abcfx.growing.expected_scales import fitted
 from abcfx.growing.fill.width import Widening, widened
-from abcfx.growing.finding import Finding
+from abcfx.growing.grown_pair import GrownPair
 from abcfx.growing.output_gap import TOLERANCES
-from abcfx.growing.pair import Pair
-from abcfx.pairing.factors.index_maps import Factors, averaged, grows, sizes, tiled
+from abcfx.pairing.factors.index_maps import IndexMap, averaged, tiled
+from abcfx.support.running import evaluating
+from abcfx.support.verdict import Verdict
 
-PARTED = 1e-4
+DIFFERENT = 1e-4
 """Least relative deviation of gradients from the mean of their copies; without noise it is below 3e-16."""
-PARTED_LATER = 1e-6
+DIFFERENT_LATER = 1e-6
 """The same after two steps, over all copies."""
 RATE = 1e-3
 LIKE_NOISE = 0.9
-"""Cosine between averaged and expected weight above which a deviation is noise, and not another layout."""
+"""Cosine between averaged and expected weight above which a deviation is noise, and not another order of copies."""
 
 
 @dataclass(frozen=True)
-class _Row:
+class _Deviation:
+    """Distance of the copies in one parameter from their mean, relative to the norm: of weights and of gradients."""
+
     name: str
     weight: float
     gradient: float
 
 
-def symmetry(pair: Pair) -> Finding:
-    """C3 of growth: copies get different gradients, and the noise that parts them adds up to zero over each input."""
-    name = "C3 symmetry"
+def symmetry(pair: GrownPair) -> GrowthCheckRow:
+    """Check that copies get different gradients, and that the noise on them adds up to zero over each input."""
     uneven = _not_zero_sum(pair)
     if uneven is not None:
         weight, size, limit = uneven
-        return Finding(
-            name, "FAIL", size, limit, "noise", weight,
+        return judged(
+            "C3", Verdict.FAIL,
             f"the noise on {weight} does not add up to zero over the copies of an input, so it changes the function",
             "use zero-sum noise, as abcfx.grow(noise=...) does",
+            value=size, tolerance=limit, node="noise", path=weight,
         )  # fmt: skip
-    widenings = {n: w for n, w in pair.plan.widenings.items() if any(map(_tiles, w.dims))}
+    recipes = {name: each for name, each in pair.plan.widenings.items() if any(dim.repeats for dim in each.dims)}
     parameters = pair.parameters()
-    at_first = _rows(parameters, widenings, _gradients(pair, pair.large, parameters), outputs_only=True)
-    later = {row.name: row for row in _rows(*_after_two_steps(pair, widenings), outputs_only=False)}
+    at_first = _deviations(parameters, recipes, _gradients(pair, pair.large, parameters), outputs_only=True)
+    later = {row.name: row for row in _deviations(*_after_two_steps(pair, recipes), outputs_only=False)}
     if not later:
-        return Finding(name, "SKIP", cause="no parameter has copies")
-    part = {row.name for row in at_first if row.gradient >= PARTED}
+        return judged("C3", Verdict.SKIP, "no parameter has copies")
+    different = {row.name for row in at_first if row.gradient >= DIFFERENT}
     details = [
         f"{row.name}: weights {row.weight:.2g}, gradients {row.gradient:.2g} at first, "
         f"{later[row.name].gradient if row.name in later else 0.0:.2g} after 2 steps"
         for row in sorted(at_first, key=lambda row: row.gradient)[:6]
     ]
-    together = [row for row in later.values() if row.gradient < PARTED_LATER]
-    if at_first and not part:
-        together = [*together, *at_first]
-    if together:
-        least = min(together, key=lambda row: row.gradient)
-        return Finding(
-            name, "FAIL", least.gradient, PARTED_LATER, "gradient", least.name,
+    equal = [row for row in later.values() if row.gradient < DIFFERENT_LATER]
+    if at_first and not different:
+        equal = [*equal, *at_first]
+    if equal:
+        least = min(equal, key=lambda row: row.gradient)
+        return judged(
+            "C3", Verdict.FAIL,
             f"the copies in {least.name} get the same gradient and stay equal: the added width is never used",
-            "grow with noise (relative std 0.1 to sqrt(ratio - 1)); it is zero-sum and costs no function",
-            tuple(details),
+            "grow with noise (relative std 0.1 to sqrt(ratio - 1)); it is zero-sum and keeps the function",
+            value=least.gradient, tolerance=DIFFERENT_LATER, node="gradient", path=least.name, details=details,
         )  # fmt: skip
-    shown = [row for row in at_first if row.name in part] or list(later.values())
+    shown = [row for row in at_first if row.name in different] or list(later.values())
     least = min(shown, key=lambda row: row.gradient)
-    details.append(f"{len(part)} of {len(at_first)} parameters with copies on the output side part at once, all later")
-    return Finding(name, "PASS", least.gradient, PARTED, "gradient", least.name, details=tuple(details))
+    details.append(
+        f"{len(different)} of {len(at_first)} parameters with copies on the output side become different at once, all "
+        f"within two steps"
+    )
+    return judged("C3", Verdict.PASS, value=least.gradient, tolerance=DIFFERENT, node="gradient", path=least.name,
+                  details=details)  # fmt: skip
 
 
-def _rows(
+def _deviations(
     parameters: Mapping[str, nn.Parameter],
-    widenings: Mapping[str, Widening],
+    recipes: Mapping[str, Widening],
     gradients: Mapping[str, torch.Tensor],
     outputs_only: bool,
-) -> list[_Row]:
-    """How far apart copies are, for parameters that get a gradient; along output-side dims only, or along all."""
+) -> list[_Deviation]:
+    """Measure the deviations of the parameters that get a gradient.
+
+    Args:
+        parameters: of the large model, by name.
+        recipes: how each was filled; of those with copies.
+        gradients: of the parameters.
+        outputs_only: compare copies along the dims that no product sums over only, not along all.
+    """
     rows = []
-    for name, widening in widenings.items():
-        over = _output_side(widening) if outputs_only else [f if _tiles(f) else [_whole(f)] for f in widening.dims]
+    for name, widening in recipes.items():
+        over = _output_side(widening) if outputs_only else [d if d.repeats else _whole(d) for d in widening.dims]
         gradient = gradients.get(name)
         if over is not None and gradient is not None and bool(gradient.any()):
-            rows.append(_Row(name, _deviation(parameters[name].detach(), over), _deviation(gradient, over)))
+            rows.append(_Deviation(name, _deviation(parameters[name].detach(), over), _deviation(gradient, over)))
     return rows
 
 
 def _after_two_steps(
-    pair: Pair, widenings: Mapping[str, Widening]
+    pair: GrownPair, recipes: Mapping[str, Widening]
 ) -> tuple[dict[str, nn.Parameter], Mapping[str, Widening], dict[str, torch.Tensor]]:
-    """Parameters and gradients of a copy of the large model after two steps: by then a part at one end is everywhere.
+    """Train a copy of the large model for two steps; return parameters, recipes and gradients.
 
-    The last layer before a tied head, whose table has no noise, parts only when the table has.
+    A difference at one end of the model is everywhere after two steps. The last layer before a tied head, whose table
+    has no noise, becomes different only when the table has.
     """
     with pair.equally_deep():
         model = copy.deepcopy(pair.large)
@@ -104,52 +119,51 @@ def _after_two_steps(
         for name, gradient in _gradients(pair, model, parameters).items():
             parameters[name].grad = gradient
         optimizer.step()
-    return parameters, widenings, _gradients(pair, model, parameters)
+    return parameters, recipes, _gradients(pair, model, parameters)
 
 
-def _output_side(widening: Widening) -> list[Factors] | None:
-    """The growing dims that no product sums over, the others left whole; None where there are none."""
-    open_ = [i for i, factors in enumerate(widening.dims) if i not in widening.contracted and _tiles(factors)]
+def _output_side(widening: Widening) -> list[IndexMap] | None:
+    """Return the dims with only those left to grow that no product sums over; None where there are none."""
+    open_ = [i for i, dim in enumerate(widening.dims) if i not in widening.contracted and dim.repeats]
     if not open_:
         return None
-    return [f if i in open_ else [_whole(f)] for i, f in enumerate(widening.dims)]
+    return [dim if i in open_ else _whole(dim) for i, dim in enumerate(widening.dims)]
 
 
-def _tiles(factors: Factors) -> bool:
-    return grows(factors) and not any(isinstance(factor, Mapping) and "pad" in factor for factor in factors)
+def _whole(dim: IndexMap) -> IndexMap:
+    """Return the large dim as one that does not grow."""
+    return IndexMap.unchanged(dim.sizes[1])
 
 
-def _whole(factors: Factors) -> list[int]:
-    large = sizes(factors)[1]
-    return [large, large]
-
-
-def _deviation(tensor: torch.Tensor, dims: list[Factors]) -> float:
-    """|T - mean of its copies| / |T|."""
+def _deviation(tensor: torch.Tensor, dims: list[IndexMap]) -> float:
+    """Return |T - mean of its copies| / |T|."""
     tensor = tensor.double()
     gap = tensor - tiled(averaged(tensor, dims), dims)
     return float(gap.norm() / tensor.norm().clamp_min(torch.finfo(torch.float64).tiny))
 
 
-def _gradients(pair: Pair, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Gradients of the loss on the batch with respect to the parameters; the model is left as it was."""
-    with both_modes_restored(model), preserved_rng(), torch.enable_grad():
-        set_mode(model, False)
+def _gradients(pair: GrownPair, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Return the gradients of the loss on the batch; the model is left as it was."""
+    with evaluating(model), torch.enable_grad():
         loss = pair.loss(model(*pair.args, **pair.kwargs), pair.batch)
         learning = {name: p for name, p in parameters.items() if p.requires_grad}
         found = torch.autograd.grad(loss, list(learning.values()), allow_unused=True)
     return {name: g for name, g in zip(learning, found, strict=True) if g is not None}
 
 
-def _not_zero_sum(pair: Pair) -> tuple[str, float, float] | None:
-    """(parameter, relative size of what is left, tolerance) where noise changes the sum over copies of an input."""
+def _not_zero_sum(pair: GrownPair) -> tuple[str, float, float] | None:
+    """Find a parameter whose noise changes the sum over the copies of an input.
+
+    Returns:
+        (name, relative size of what the noise adds up to, tolerance); None where all noise is zero-sum.
+    """
     theirs, ours = dict(pair.small.named_parameters()), pair.parameters()
     for name, widening in pair.plan.widenings.items():
-        if name not in ours or not any(grows(widening.dims[i]) for i in widening.contracted):
+        if name not in ours or not any(widening.dims[i].grows for i in widening.contracted):
             continue
         weight = ours[name].detach().double()
         expected = widened(theirs[widening.source].detach().double(), widening)
-        only = [f if i in widening.contracted else [_whole(f)] for i, f in enumerate(widening.dims)]
+        only = [dim if i in widening.contracted else _whole(dim) for i, dim in enumerate(widening.dims)]
         mean, wanted = averaged(weight, only), averaged(expected, only)
         wanted = wanted * fitted(wanted, mean)
         size = float((mean - wanted).norm() / mean.norm().clamp_min(1e-30))

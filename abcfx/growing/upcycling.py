@@ -1,4 +1,4 @@
-"""`upcycle`: a mixture of experts filled with copies of a trained dense MLP, found by shapes, decided by parity."""
+"""`upcycle`: fills a mixture of experts with copies of a trained dense MLP; shapes say how, outputs confirm it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 
 from abcfx.capture.examples import canonical
 from abcfx.errors import GrowthError, InvalidInputError
-from abcfx.growing.fill.experts import LAYOUTS, Filling
-from abcfx.growing.fill.experts import upcycle as fill
-from abcfx.growing.grown import Grown, Step
-from abcfx.growing.output_gap import TOLERANCES, difference, evaluating, outputs_of
-from abcfx.growing.refusals import same
-from abcfx.growing.state import plain_groups
+from abcfx.growing.fill.experts import LAYOUTS, OF_ONE, TRANSPOSED, Filling, fill_experts
+from abcfx.growing.grown import Grown
+from abcfx.growing.optimizer_state import Group, plain_groups
+from abcfx.growing.output_gap import TOLERANCES, difference, outputs_of
+from abcfx.growing.refusals import same_constant
+from abcfx.growing.steps import Upcycled
+from abcfx.pairing.factors.index_maps import IndexMap
+from abcfx.support.running import evaluating
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 
@@ -26,8 +27,8 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 def upcycle(
     dense: nn.Module,
     into: nn.Module | Callable[[], nn.Module],
-    args: Any = None,
-    kwargs: dict[str, Any] | None = None,
+    args: object = None,
+    kwargs: Mapping[str, object] | None = None,
     *,
     optimizer: torch.optim.Optimizer | None = None,
     noise: float = 0.0,
@@ -35,8 +36,9 @@ def upcycle(
 ) -> Grown:
     """Fill a mixture of experts, of the same width, so that it computes what a trained dense model does.
 
-    Every expert becomes a copy of the MLP in its place. That keeps the function where the weights of the chosen experts
-    add up to one, whatever the router says; it keeps its own random init. Experts part as they see other tokens.
+    Every expert becomes a copy of the MLP in its place. That keeps the function if the weights of the chosen experts
+    add up to one, whatever the router says; the router keeps its own random init. Experts become different because
+    they see different tokens.
 
     Args:
         dense: the trained model; it is not changed.
@@ -44,59 +46,103 @@ def upcycle(
             experts may be stacked in one tensor (experts, ...), or numbered submodules.
         args: example positional inputs; a bare tensor counts as one argument.
         kwargs: example keyword inputs.
-        optimizer: the dense model's, whose state is carried along for what is not in a mixture; experts and routers
-            take its hyperparameters and start anew.
-        noise: relative noise on experts. It changes the function by about as much, and the report says so.
+        optimizer: the dense model's optimizer, whose state is carried along for parameters outside the mixtures.
+            Experts and routers take the hyperparameters of the MLP and start without state.
+
+    Other arguments:
+        noise: standard deviation of noise on the experts, relative to the RMS of each tensor. It changes the function
+            by about as much, and the report says so.
         seed: of the noise.
 
+    Returns:
+        The mixture with parameter groups and state for its optimizer, and a report.
+
     Raises:
-        GrowthError: no filling gives the same outputs (weights that are not renormalised, other constants), or a
-            router is zero. The mixture has its own weights back then.
+        GrowthError: no filling gives the same outputs (weights of the chosen experts that do not add up to one, other
+            constants), or a router is zero. The mixture then has its own weights again.
     """
-    mixture = into if isinstance(into, nn.Module) else into()
-    given, named = canonical(args, kwargs)
-    given, named = given or (), named or {}
     if not noise >= 0.0:
-        raise InvalidInputError(f"noise={noise!r}; expected a number that is not negative.")
-    match = _match(dense, mixture)
-    _refuse(dense, mixture, match)
-    theirs = {name: p.detach() for name, p in dense.named_parameters()}
+        raise InvalidInputError(f"noise={noise!r}; expected a number that is not negative.\n  To fix: noise=0.0")
+    mixture = into if isinstance(into, nn.Module) else into()
+    given, named = canonical(args, dict(kwargs or {}))
+    models = _Models(dense, mixture, given or (), named or {}, _match(dense, mixture))
+    _refuse(models)
+    gap, plan = _filled(models)
+    notes: tuple[str, ...] = ()
+    if noise:
+        fill_experts(mixture, models.tensors(), plan, noise, seed)
+        gap = models.gap()
+        notes = (f"noise of {noise:g} on the experts changes the function",)
+    step = Upcycled(difference=gap, kept=not noise, notes=notes, fillings=plan, noise=noise)
+    groups, state = list[Group](), None
+    if optimizer is not None:
+        groups, state = _carried_along(optimizer, models, plan)
+    return Grown(mixture, groups, state, (step,), dict.fromkeys(dict(mixture.named_parameters()), 1.0))
+
+
+def _filled(models: _Models) -> tuple[float, dict[str, Filling]]:
+    """Fill the mixture in the first way that gives the same outputs; return their difference and the recipes.
+
+    Raises:
+        GrowthError: there is none; the mixture then has its own weights again.
+    """
+    dense, mixture, match = models.dense, models.mixture, models.match
     before = {name: p.detach().clone() for name, p in mixture.named_parameters() if name not in match.routers}
     _copy_common(dense, mixture, match)
+    tensors, limit = models.tensors(), _tolerance(dense)
     best: tuple[float, dict[str, Filling]] | None = None
-    for plan in _plans(match, theirs):
-        fill(mixture, theirs, plan)
-        gap = _gap(dense, mixture, given, named)
-        if best is None or gap < best[0]:
-            best = gap, plan
-        if gap <= _tolerance(dense):
-            break
-    if best is None or not best[0] <= _tolerance(dense):
+    try:
+        for plan in _plans(match, tensors):
+            fill_experts(mixture, tensors, plan)
+            gap = models.gap()
+            if best is None or gap < best[0]:
+                best = gap, plan
+            if gap <= limit:
+                return gap, plan
+        raise GrowthError(_no_filling(match, best))
+    except GrowthError:
         with torch.no_grad():
             for name, parameter in mixture.named_parameters():
                 if name in before:
                     parameter.copy_(before[name])
-        raise GrowthError(_no_filling(match, best))
-    gap, plan = best
-    notes: tuple[str, ...] = ()
-    if noise:
-        fill(mixture, theirs, plan, noise, seed)
-        gap = _gap(dense, mixture, given, named)
-        notes = (f"noise of {noise:g} on the experts changes the function",)
-    data = {"tensors": {n: {"sources": list(f.sources), "layout": f.layout} for n, f in plan.items()}, "noise": noise}
-    step = Step("upcycle", data, gap, not noise, notes)
-    groups, state = list[dict[str, Any]](), None
-    if optimizer is not None:
-        origin = {name: name for name in match.common} | {name: f.sources[0] for name, f in plan.items()}
-        first = next(iter(plan.values())).sources[0]
-        origin |= dict.fromkeys(match.routers, first)
-        groups, state = plain_groups(optimizer, dense, mixture, origin, match.common)
-    return Grown(mixture, groups, state, (step,), dict.fromkeys(dict(mixture.named_parameters()), 1.0))
+        raise
+
+
+def _carried_along(
+    optimizer: torch.optim.Optimizer, models: _Models, plan: Mapping[str, Filling]
+) -> tuple[list[Group], Group]:
+    """Make the groups and the state of the mixture's optimizer."""
+    match = models.match
+    origin = {name: name for name in match.common} | {name: each.sources[0] for name, each in plan.items()}
+    first = next(iter(plan.values())).sources[0]
+    origin |= dict.fromkeys(match.routers, first)
+    return plain_groups(optimizer, models.dense, models.mixture, origin, match.common)
+
+
+@dataclass(frozen=True)
+class _Expert:
+    """A tensor of experts in the mixture.
+
+    Attributes:
+        stacked: whether the tensor holds all experts, along its first dim.
+        shape: of one expert.
+        sources: names of the dense tensors in its place.
+    """
+
+    stacked: bool
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Match:
-    """`common`: parameters of both. `routers`: their names. `experts`: name of a tensor of experts -> what it is."""
+    """The parameters of a mixture by what they are.
+
+    Attributes:
+        common: names of the parameters that the dense model has too.
+        routers: names of the routers' parameters.
+        experts: name -> tensor of experts.
+    """
 
     common: tuple[str, ...]
     routers: tuple[str, ...]
@@ -104,15 +150,38 @@ class _Match:
 
 
 @dataclass(frozen=True)
-class _Expert:
-    """`stacked`: experts are the first dim. `shape`: of one expert. `sources`: dense tensors in its place."""
+class _Models:
+    """The dense model and the mixture, example inputs for both, and what the parameters of the mixture are."""
 
-    stacked: bool
-    shape: tuple[int, ...]
-    sources: tuple[str, ...]
+    dense: nn.Module
+    mixture: nn.Module
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
+    match: _Match
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the parameters of the dense model."""
+        return {name: parameter.detach() for name, parameter in self.dense.named_parameters()}
+
+    def gap(self) -> float:
+        """Return the largest difference of the outputs, relative to their RMS."""
+        with evaluating(self.dense, self.mixture):
+            theirs, ours = (outputs_of(model, self.args, self.kwargs) for model in (self.dense, self.mixture))
+        shared = [p for p, t in theirs.items() if p in ours and t.is_floating_point() and t.shape == ours[p].shape]
+        if not shared:
+            raise GrowthError(
+                f"The models return no tensor in common: {sorted(theirs)} against {sorted(ours)}.\n"
+                f"  To fix: let both return their outputs in the same structure."
+            )
+        return max(difference(theirs[p], ours[p], [*map(IndexMap.unchanged, theirs[p].shape)]) for p in shared)
 
 
 def _match(dense: nn.Module, mixture: nn.Module) -> _Match:
+    """Sort the parameters of the mixture into common ones, routers and experts.
+
+    Raises:
+        GrowthError: there is no mixture, or some parameter is none of the three.
+    """
     ours, theirs = dict(mixture.named_parameters()), dict(dense.named_parameters())
     common = tuple(n for n, p in ours.items() if n in theirs and p.shape == theirs[n].shape)
     only_dense = [name for name in theirs if name not in common]
@@ -138,14 +207,16 @@ def _match(dense: nn.Module, mixture: nn.Module) -> _Match:
                 routers.append(name)
             else:
                 raise GrowthError(
-                    f"{name} {tuple(ours[name].shape)} is neither a router nor an expert, and the dense model has none "
-                    f"of that name.\n  expected: routers (experts, width) and experts of the shapes of the dense MLP."
+                    f"{name} {tuple(ours[name].shape)} is neither a router nor an expert, and the dense model has no "
+                    f"parameter of that name.\n"
+                    f"  expected: routers (experts, width) and experts of the shapes of the dense MLP.\n"
+                    f"  To fix: build both models by the same code outside of the mixtures."
                 )
     return _Match(common, tuple(routers), experts)
 
 
 def _home(name: str, others: list[str]) -> str:
-    """The module path that a name shares with the others, as far as it goes."""
+    """Return the longest module path that a name shares with one of the others."""
     parts = name.split(".")[:-1]
     pairs = (zip(parts, other.split(".")[:-1], strict=False) for other in others)
     alike = [sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pair)) for pair in pairs]
@@ -153,7 +224,7 @@ def _home(name: str, others: list[str]) -> str:
 
 
 def _numbered(names: list[str], home: str) -> dict[str, list[str]]:
-    """Pattern -> names that differ in one number behind `home`: the experts of a ModuleList."""
+    """Return pattern -> names that differ only in numbers behind `home`, as the experts of a ModuleList do."""
     found: dict[str, list[str]] = {}
     for name in names:
         rest = name.removeprefix(home)
@@ -164,13 +235,19 @@ def _numbered(names: list[str], home: str) -> dict[str, list[str]]:
 
 
 def _is_bias(parameters: Mapping[str, nn.Parameter], name: str, here: list[str]) -> bool:
-    """Stacked biases (experts, rows) of stacked matrices (experts, ., .)."""
+    """Whether a tensor holds the biases (experts, rows) of stacked matrices (experts, ., .)."""
     shape = parameters[name].shape
     stacked = [parameters[n].shape for n in here if parameters[n].ndim == 3]
     return any(shape[0] == s[0] and shape[1] in s[1:] for s in stacked) and "bias" in name
 
 
-def _refuse(dense: nn.Module, mixture: nn.Module, match: _Match) -> None:
+def _refuse(models: _Models) -> None:
+    """Check that routers are there and not zero, and that constants are equal.
+
+    Raises:
+        GrowthError: they are not.
+    """
+    dense, mixture, match = models.dense, models.mixture, models.match
     ours = dict(mixture.named_parameters())
     for name in match.routers:
         if ours[name].ndim > 1 and not bool(ours[name].detach().any()):
@@ -180,10 +257,14 @@ def _refuse(dense: nn.Module, mixture: nn.Module, match: _Match) -> None:
                 f"  To fix: torch.nn.init.normal_(model.get_parameter({name!r}), std=0.02)"
             )
     if not match.routers:
-        raise GrowthError("The mixture has no router that could be told from its experts.")
+        raise GrowthError(
+            "The mixture has no router that could be told from its experts.\n"
+            "  expected: a parameter (experts, width) beside the experts.\n"
+            "  To fix: give the number of experts another value than the widths."
+        )
     buffers = dict(dense.named_buffers())
     for name, buffer in mixture.named_buffers():
-        if name in buffers and not same(buffer, buffers[name]):
+        if name in buffers and not same_constant(buffer, buffers[name]):
             raise GrowthError(
                 f"The constant {name} differs between the two models, so that they cannot compute the same.\n"
                 f"  To fix: build both with the same options (rope theta, length)."
@@ -191,6 +272,7 @@ def _refuse(dense: nn.Module, mixture: nn.Module, match: _Match) -> None:
 
 
 def _copy_common(dense: nn.Module, mixture: nn.Module, match: _Match) -> None:
+    """Copy the parameters and buffers that both models have."""
     ours, theirs = dict(mixture.named_parameters()), dict(dense.named_parameters())
     with torch.no_grad():
         for name in match.common:
@@ -202,7 +284,7 @@ def _copy_common(dense: nn.Module, mixture: nn.Module, match: _Match) -> None:
 
 
 def _plans(match: _Match, theirs: Mapping[str, torch.Tensor]) -> Iterator[dict[str, Filling]]:
-    """Every way to lay the experts out of the dense tensors that fits the shapes, alike in all blocks."""
+    """Yield every way to make the experts of dense tensors that fits the shapes, the same in all blocks."""
     kinds: dict[str, list[str]] = {}
     for name in match.experts:
         kinds.setdefault(_NUMBER.sub("*", name), []).append(name)
@@ -220,41 +302,33 @@ def _plans(match: _Match, theirs: Mapping[str, torch.Tensor]) -> Iterator[dict[s
 
 
 def _like(source: str, names: tuple[str, ...]) -> str:
-    """The name among others that differs from `source` in numbers only."""
+    """Return the name among others that differs from `source` in numbers only."""
     return next(name for name in names if _NUMBER.sub("*", name) == _NUMBER.sub("*", source))
 
 
 def _options(expert: _Expert, theirs: Mapping[str, torch.Tensor]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(sources, layout): what gives a tensor of the expert's shape."""
+    """Yield (sources, layout) of each way to make a tensor of the expert's shape."""
     for count in (1, 2):
         for sources in itertools.permutations(expert.sources, count):
             parts = [theirs[source] for source in sources]
             if len({part.shape for part in parts}) > 1:
                 continue
             for layout, lay in LAYOUTS.items():
-                single = layout in ("as it is", "transposed")
-                if single != (count == 1) or (parts[0].ndim == 1 and "transposed" in layout):
+                if (layout in OF_ONE) != (count == 1) or (parts[0].ndim == 1 and layout in TRANSPOSED):
                     continue
                 if tuple(lay(parts).shape) == expert.shape:
                     yield sources, layout
 
 
-def _gap(dense: nn.Module, mixture: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
-    with evaluating(dense, mixture):
-        theirs, ours = (outputs_of(model, args, kwargs) for model in (dense, mixture))
-    shared = [p for p, t in theirs.items() if p in ours and t.is_floating_point() and t.shape == ours[p].shape]
-    if not shared:
-        raise GrowthError(f"The models return nothing in common: {sorted(theirs)} against {sorted(ours)}.")
-    return max(difference(theirs[p], ours[p], [[[n, n]] for n in theirs[p].shape]) for p in shared)
-
-
 def _tolerance(model: nn.Module) -> float:
+    """Return the largest difference of outputs, relative to their RMS, that counts as the same function."""
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     exact = max((TOLERANCES.get(dtype, 0.1) for dtype in dtypes), default=1e-4)
     return max(exact, 1e-5)  # routers commonly compute in float32
 
 
 def _no_filling(match: _Match, best: tuple[float, dict[str, Filling]] | None) -> str:
+    """Write the message for a mixture that no layout fits; `best` is the layout with the nearest outputs."""
     fix = (
         "renormalise the weights of the chosen experts so that they add up to 1 (norm_topk_prob=True), "
         "and give both models the same constants (norm eps, rope theta)"

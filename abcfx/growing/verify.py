@@ -1,31 +1,33 @@
-"""`verify_growth`: is a large model, however it was filled, the small one grown? Seven checks that can fail."""
+"""`verify_growth`: checks that a large model, whoever filled it, is the small one grown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import get_args
 
 import torch
 from torch import nn
 
-from abcfx.errors import AbcfxError, GrowthError, InvalidInputError
-from abcfx.growing.fill.depth import ORDERS
-from abcfx.growing.finding import Finding, Verification
+from abcfx.errors import AbcfxError
+from abcfx.growing.blocks import pair_blocks
+from abcfx.growing.check_result import CheckName, GrowthCheckResult, GrowthCheckRow, judged
+from abcfx.growing.fill.depth import BLOCK_ORDERS, BlockOrder
 from abcfx.growing.function_checks import constants, layers, outputs, routers, sanity
-from abcfx.growing.grown import pair_blocks
-from abcfx.growing.pair import Loss, Pair
+from abcfx.growing.grown_pair import GrownPair
 from abcfx.growing.symmetry import symmetry
-from abcfx.growing.trajectory import course
-from abcfx.support.batch_loss import default_loss
+from abcfx.growing.trajectory import trajectory
+from abcfx.support.batch_loss import Loss, default_loss
+from abcfx.support.choices import choose
 from abcfx.support.running import forward_arguments
+from abcfx.support.verdict import Verdict
 
-CHECKS: dict[str, Callable[[Pair], Finding]] = {
+CHECKS: dict[CheckName, Callable[[GrownPair], GrowthCheckRow]] = {
     "C0": sanity,
     "C1": constants,
     "C2": routers,
     "C3": symmetry,
     "C4": layers,
-    "C5": course,
+    "C5": trajectory,
     "C6": outputs,
 }
 
@@ -33,17 +35,17 @@ CHECKS: dict[str, Callable[[Pair], Finding]] = {
 def verify_growth(
     small: nn.Module,
     large: nn.Module,
-    batch: Any,
+    batch: object,
     *,
     loss: Loss | None = None,
     optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer] | None = None,
-    depth: str = "stack",
-    checks: tuple[str, ...] = tuple(CHECKS),
+    block_order: BlockOrder = "stack",
+    checks: Sequence[CheckName] = get_args(CheckName),
     raises: bool = True,
-) -> Verification:
-    """Check that a large model computes what the small one does, can go on from there, and trains along its course.
+) -> GrowthCheckResult:
+    """Check that a large model computes what the small one does, can go on from there, and trains along its trajectory.
 
-    It may have been filled by any code; neither model is changed. docs/growth.md says what each check means.
+    The large model may have been filled by any code; neither model is changed. docs/growth.md explains each check.
 
     Args:
         small: the model that was grown.
@@ -51,38 +53,64 @@ def verify_growth(
         batch: real inputs: a tensor, a dict of keyword arguments, or (inputs, targets).
         loss: loss(output, batch) -> scalar; by default cross entropy on targets, labels or the next token.
         optimizers: of the small and of the large model, if their states and rates are to be checked too.
-        depth: where new blocks were put, as in `grow`.
+
+    Other arguments:
+        block_order: where new blocks were put, as in `grow`.
         checks: which to run, of C0 to C6.
-        raises: raise when one fails; otherwise the result is false.
+        raises: raise an error if a check fails.
+
+    Returns:
+        One row for each check, in the order of causes; true if all that had something to check pass.
 
     Raises:
-        GrowthError: a check failed; the message has its place, the cause and what to write.
+        CheckFailedError: a check failed; the message has its place, the reason and what to write.
+
+    Example:
+        >>> import torch, abcfx
+        >>> def mlp(width):
+        ...     return torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Linear(width, 1))
+        >>> small, x = mlp(4), torch.randn(2, 3)
+        >>> large = abcfx.grow(small, mlp(8), x).module
+        >>> checked = abcfx.verify_growth(small, large, x, checks=("C0", "C1", "C4"))
+        >>> print(checked.verdict)
+        PASS
     """
-    unknown = [each for each in checks if each not in CHECKS]
-    if unknown or depth not in ORDERS:
-        raise InvalidInputError(
-            f"checks={checks!r}, depth={depth!r}; expected some of {', '.join(CHECKS)}, and one of {', '.join(ORDERS)}."
-        )
+    chosen = {choose("checks", each, CHECKS) for each in checks}
+    order = choose("block_order", block_order, BLOCK_ORDERS)
     args, kwargs = forward_arguments(large, batch)
-    pair = Pair(small, large, batch, args, kwargs, loss or default_loss, pair_blocks(small, large, depth), optimizers)
-    found: list[Finding] = []
-    for name in CHECKS:
-        if name in checks:
-            found.append(_run(name, pair, found))
-    verification = Verification(tuple(found))
-    if raises and not verification:
-        failed = "\n".join(str(each) for each in found if each.status == "FAIL")
-        raise GrowthError(f"The large model is not the small one grown.\n{failed}")
-    return verification
+    blocks = pair_blocks(small, large, order)
+    pair = GrownPair(small, large, batch, args, kwargs, loss or default_loss, blocks, optimizers)
+    result = GrowthCheckResult(rows=_rows(pair, [name for name in CHECKS if name in chosen]))
+    if raises:
+        result.raise_if_failed()
+    return result
 
 
-def _run(name: str, pair: Pair, before: list[Finding]) -> Finding:
-    check = CHECKS[name]
-    title = (check.__doc__ or name).split(":")[0]
-    if name != "C0" and any(each.check.startswith("C1") and each.node == "plan" for each in before):
-        return Finding(title, "SKIP", cause="the two models could not be paired, see C1")
+def _rows(pair: GrownPair, checks: Sequence[CheckName]) -> tuple[GrowthCheckRow, ...]:
+    """Run checks in order; where the models cannot be paired, C1 fails and what needs the pair is skipped."""
+    unpaired = _why_unpaired(pair) if set(checks) - {"C0"} else None
+    found = []
+    for name in checks:
+        if name == "C0" or unpaired is None:
+            found.append(_run(name, pair))
+        elif name == "C1" or "C1" not in checks:
+            found.append(judged(name, Verdict.FAIL, unpaired))
+        else:
+            found.append(judged(name, Verdict.SKIP, "the two models could not be paired, see C1"))
+    return tuple(found)
+
+
+def _why_unpaired(pair: GrownPair) -> str | None:
+    """Return why there is no plan for the two models; None where there is one."""
     try:
-        return check(pair)
-    except AbcfxError as error:  # what cannot be paired or solved is no growth
-        text, _, fix = str(error).partition("\n  To fix: ")
-        return Finding("C1 constants and geometry" if name == "C1" else title, "FAIL", node="plan", cause=text, fix=fix)
+        assert pair.plan
+    except AbcfxError as error:
+        return str(error)
+    return None
+
+
+def _run(name: CheckName, pair: GrownPair) -> GrowthCheckRow:
+    try:
+        return CHECKS[name](pair)
+    except AbcfxError as error:  # the runs cannot be paired, or the loss does not fit
+        return judged(name, Verdict.FAIL, str(error))

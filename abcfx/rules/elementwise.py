@@ -9,26 +9,9 @@ import torch.nn as nn
 
 from abcfx.rules.extents import Number
 from abcfx.rules.op import Op
+from abcfx.rules.op_properties import FORGETS_SIZE, HOMOGENEOUS, KEEPS_ZERO
 from abcfx.rules.registry import plain_name, register_rule
 from abcfx.rules.values import Simplex, Value
-
-# phi(kx) = k phi(x) for k > 0
-HOMOGENEOUS = (
-    "relu", "leaky_relu", "rrelu", "abs", "neg", "dropout", "dropout1d", "dropout2d", "dropout3d", "identity", "to",
-    "float", "double", "half", "bfloat16", "type", "type_as", "contiguous", "clone", "detach", "cpu", "cuda", "alias",
-    "nan_to_num", "masked_fill", "tril", "triu", "real", "imag", "requires_grad", "cumsum", "fill_diagonal",
-)  # fmt: skip
-# phi(0) = 0 and Lipschitz: size and change of the input
-KEEPS_ZERO = (
-    "relu6", "gelu", "silu", "tanh", "elu", "selu", "celu", "mish", "hardtanh", "hardswish", "softsign", "tanhshrink",
-    "softshrink", "hardshrink", "sin", "asin", "atan", "erf", "sinh", "expm1", "log1p", "sign", "alpha_dropout",
-    "feature_alpha_dropout", "clamp", "clamp_min", "clamp_max", "round", "floor", "ceil",
-)  # fmt: skip
-# phi(0) != 0, or not homogeneous at all: O(1) whatever comes in
-FORGETS_SIZE = (
-    "sigmoid", "hardsigmoid", "logsigmoid", "log_sigmoid", "softplus", "exp2", "cos", "cosh", "log", "log2",
-    "log10", "erfc", "acos", "sinc", "threshold",
-)  # fmt: skip
 
 
 @register_rule(*HOMOGENEOUS)

@@ -13,8 +13,9 @@ from torch import nn
 
 import abcfx
 from abcfx.errors import GrowthError, InfeasibleError, InvalidInputError, PairingError
-from abcfx.growing.fill.width import zero_sum_noise
-from abcfx.pairing.factors.index_maps import index_map
+from abcfx.growing.fill import width
+from abcfx.growing.fill.width import Widening, zero_sum_noise
+from abcfx.pairing.factors.index_maps import IndexMap
 
 IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 ROWS = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -179,14 +180,14 @@ def test_fewer_blocks_and_other_architectures_are_refused() -> None:
         abcfx.grow(models.Gpt(layers=3), models.Gpt(layers=2), models.tokens())
     with pytest.raises(PairingError):
         abcfx.grow(models.Mlp(8), nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)), ROWS.float())
-    with pytest.raises(InvalidInputError, match="stack, interleave, append"):
-        abcfx.grow(models.Mlp(8), models.Mlp(16), ROWS.float(), depth="twice")
+    with pytest.raises(InvalidInputError, match="'stack', 'interleave', 'append'"):
+        abcfx.grow(models.Mlp(8), models.Mlp(16), ROWS.float(), block_order="twice")
 
 
-@pytest.mark.parametrize(("depth", "sources"), [("stack", "0101"), ("interleave", "0011"), ("append", "0111")])
-def test_where_new_blocks_go(depth: str, sources: str) -> None:
+@pytest.mark.parametrize(("order", "sources"), [("stack", "0101"), ("interleave", "0011"), ("append", "0111")])
+def test_where_new_blocks_go(order: str, sources: str) -> None:
     small, large = models.drawn(models.Gpt(layers=2)), models.Gpt(layers=4).double()
-    grown = abcfx.grow(small, large, models.tokens(), depth=depth, noise=0.0)
+    grown = abcfx.grow(small, large, models.tokens(), block_order=order, noise=0.0)
     for block, source in zip(large.blocks, sources, strict=True):
         assert torch.equal(block.qkv.weight, small.blocks[int(source)].qkv.weight)
     assert grown.steps[-1].difference < 1e-12
@@ -214,12 +215,12 @@ def test_the_plan_says_how_every_tensor_was_made() -> None:
     for name, entry in widen["tensors"].items():
         tensor = dict(small.named_parameters())[entry["source"]]
         for place, dim in enumerate(entry["dims"]):
-            tensor = tensor.index_select(place, index_map(dim))
+            tensor = tensor.index_select(place, IndexMap.from_json(dim).indices())
         assert torch.equal(tensor * entry["factor"], dict(large.named_parameters())[name]), name
 
 
 def test_noise_adds_up_to_zero_over_the_copies_of_an_input() -> None:
-    widening = abcfx.passes.widen.Widening("w", ([[4, 8]], [[3, 9]]), 1 / 3, (1,))
+    widening = Widening("w", (IndexMap.tiling(4, 8), IndexMap.tiling(3, 9)), 1 / 3, (1,))
     noise = zero_sum_noise((8, 9), widening, 0.3, torch.Generator().manual_seed(0))
     assert noise.view(8, 3, 3).sum(1).abs().max() < 1e-6
     assert noise.pow(2).mean().sqrt() == pytest.approx(0.3, rel=0.3)
@@ -253,7 +254,7 @@ def test_a_tensor_written_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) 
     small, large, inputs = pair_of("gpt, key-value heads grow")
     abcfx.grow(small, large, inputs, noise=0.0)
     whole = copy.deepcopy(large.state_dict())
-    monkeypatch.setattr(abcfx.passes.widen, "PART", 50)
+    monkeypatch.setattr(width, "PART_ENTRIES", 50)
     abcfx.grow(small, large, inputs, noise=0.0)
     assert all(torch.equal(tensor, whole[name]) for name, tensor in large.state_dict().items())
     abcfx.grow(small, large, inputs, noise=0.5)

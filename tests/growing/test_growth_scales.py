@@ -15,7 +15,7 @@ import abcfx
 from abcfx.capture import capture
 from abcfx.dag.layer_dag import build_dag
 from abcfx.growing import Scales, solve_scales
-from abcfx.growing.linear import Equations
+from abcfx.growing.equations import Equations
 from abcfx.pairing.widths import PairedGrowth
 
 VOCABULARY, LENGTH = 11, 5

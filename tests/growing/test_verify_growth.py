@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 import abcfx
-from abcfx.errors import GrowthError
+from abcfx.errors import CheckFailedError
 from abcfx.growing.output_gap import difference
+from abcfx.pairing.factors.index_maps import IndexMap
+from abcfx.support.verdict import Verdict
 
 
 def loss(output: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
@@ -49,7 +51,7 @@ def moe(seed: int = 0) -> tuple[models.Moe, models.Moe, None]:
 def test_a_right_growth_passes_all_checks(seed: int) -> None:
     small, large, optimizers = gpt(seed)
     checked = abcfx.verify_growth(small, large, models.tokens(3, 6, seed=seed), loss=loss, optimizers=optimizers)
-    assert [each.status for each in checked] == ["PASS", "PASS", "SKIP", "PASS", "PASS", "PASS", "PASS"]
+    assert [each.verdict.value for each in checked] == ["PASS", "PASS", "SKIP", "PASS", "PASS", "PASS", "PASS"]
 
 
 def test_one_in_half_precision_does_too() -> None:
@@ -164,7 +166,7 @@ def test_a_planted_fault_fails_its_check_first_and_is_named(
     assert found is not None
     assert found.check.startswith(check), str(found)
     assert found.path.startswith(place), str(found)
-    assert found.cause
+    assert found.reason
     assert found.fix
 
 
@@ -195,7 +197,8 @@ def test_new_blocks_that_add_something_are_a_warning() -> None:
     small, deep = models.drawn(models.Gpt(32, 4, 2)), models.Gpt(32, 4, 2, layers=3).double()
     abcfx.grow(small, deep, models.tokens(), zero_output=False)
     checked = abcfx.verify_growth(small, deep, models.tokens(3, 6), loss=loss, raises=False)
-    assert checked["C4"].status == "WARN"
+    assert checked["C4"].verdict is Verdict.WEAK
+    assert not checked
     assert checked["C4"].path == "blocks.2"
 
 
@@ -203,15 +206,15 @@ def test_a_failure_raises_with_its_place_and_what_to_write() -> None:
     small, large, _ = gpt()
     with torch.no_grad():
         undivided_down_projection(small, large)
-    with pytest.raises(GrowthError, match=r"(?s)C4 layers: FAIL at blocks.0.down.weight.*off, x1.8.*To fix"):
+    with pytest.raises(CheckFailedError, match=r"(?s)FAIL C4 layers at blocks.0.down.weight.*off, x1.8.*To fix"):
         abcfx.verify_growth(small, large, models.tokens(), loss=loss)
 
 
 def test_two_architectures_fail_at_the_first_difference() -> None:
     small, _, _ = moe()
     found = abcfx.verify_growth(small, models.Gpt(32, 4).double(), models.tokens(), loss=loss, raises=False)
-    assert found["C1"].status == "FAIL"
-    assert found["C4"].status == "SKIP"
+    assert found["C1"].verdict is Verdict.FAIL
+    assert found["C4"].verdict is Verdict.SKIP
 
 
 def test_it_works_on_what_other_code_has_grown() -> None:
@@ -233,7 +236,7 @@ def test_it_works_on_what_other_code_has_grown() -> None:
 
 
 def test_what_is_not_a_number_is_infinitely_far_off() -> None:
-    one, dims = torch.ones(2, 3), [[[2, 2]], [[3, 3]]]
+    one, dims = torch.ones(2, 3), [IndexMap.unchanged(2), IndexMap.unchanged(3)]
     broken = one.clone()
     broken[1, 2] = float("nan")
     assert difference(one, broken, dims) == float("inf")

@@ -14,13 +14,14 @@ from torch import nn
 
 import abcfx
 from abcfx.errors import PairingError
-from abcfx.growing.fill.width import widen
-from abcfx.pairing.factors import factor_models, factors_of, largest_ratio, sizes
+from abcfx.pairing.factors import Dim, factor_models, index_map, largest_ratio, sizes
 from abcfx.pairing.factors.atoms import UnfitError, described, fresh, joined, piece, regrouped, unify
+from abcfx.pairing.graphs import match_blocks
 
 
-def index_map(dim: int) -> torch.Tensor:
-    return widen.index_map(factors_of(dim))
+def indices(dim: Dim) -> torch.Tensor:
+    """The small index of every large index of a dim."""
+    return index_map(dim).indices()
 
 
 TOKENS = torch.arange(12).view(2, 6) % 11
@@ -74,7 +75,7 @@ class Deep(nn.Module):
 
 
 def dims_of(small: nn.Module, large: nn.Module, *args: object, name: str) -> str:
-    blocks = abcfx.pairing.match_blocks(dict(large.named_parameters()), dict(small.named_parameters()))
+    blocks = match_blocks(dict(large.named_parameters()), dict(small.named_parameters()))
     factors = factor_models((small, large), args=args, kwargs=None, blocks=blocks)
     assert not [problem for problem in factors.problems if problem.fatal]
     return " , ".join(map(described, factors.parameter(name)))
@@ -91,11 +92,11 @@ def test_views_there_and_back_keep_every_index(shape: int) -> None:
     assert [sizes(dim) for dim in regrouped([whole], shape)] == shape
     assert sizes(whole) == total
     (again,) = regrouped(regrouped([whole], shape), [total])
-    assert index_map(again).equal(index_map(whole))
+    assert indices(again).equal(indices(whole))
     of_shape = torch.arange(total[0]).view([small for small, _ in shape])
     for place, (small, large) in enumerate(shape):
         of_shape = of_shape.index_select(place, torch.arange(large) % small)
-    assert index_map(whole).equal(of_shape.flatten())
+    assert indices(whole).equal(of_shape.flatten())
 
 
 @given(st.lists(pairs, min_size=1, max_size=4))
@@ -110,11 +111,11 @@ def test_pieces_of_a_dim_lie_one_behind_another(parts: list[int]) -> None:
     again = joined(cut)
     if total[0] != total[1]:
         unify(whole, again)
-    assert index_map(again).equal(index_map(whole))
+    assert indices(again).equal(indices(whole))
     offset = [sum(small for small, _ in parts[:i]) for i in range(len(parts))]
     expected = [torch.arange(large) % small + at for (small, large), at in zip(parts, offset, strict=True)]
     if total[0] != total[1]:
-        assert index_map(whole).equal(torch.cat(expected))
+        assert indices(whole).equal(torch.cat(expected))
         assert largest_ratio(whole) == max(Fraction(large, small) for small, large in parts)
 
 
@@ -128,7 +129,7 @@ def test_what_cannot_be_one_dim_is_refused() -> None:
 
 
 def test_copies_of_a_dim_that_is_no_multiple() -> None:
-    assert widen.copies(factors_of(fresh((4, 6)))).tolist() == [2, 2, 1, 1]
+    assert index_map(fresh((4, 6))).copies().tolist() == [2, 2, 1, 1]
 
 
 @pytest.mark.parametrize(

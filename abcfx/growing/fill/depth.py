@@ -1,19 +1,29 @@
-"""Fill a deep model from one with fewer blocks: every block is a copy of another, the new ones add nothing at first."""
+"""Fills the new blocks of a deep model with copies of its old ones, whose last weights may be set to zero."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Literal
 
 import torch
 from torch import nn
 
-ORDERS = ("stack", "interleave", "append")
+BlockOrder = Literal["stack", "interleave", "append"]
+"""Where new blocks go: "stack" makes blocks 0 1 0 1 of 0 1, "interleave" 0 0 1 1, "append" 0 1 1 1."""
+BLOCK_ORDERS: tuple[BlockOrder, ...] = ("stack", "interleave", "append")
 
 
-def source_of(block: int, before: int, after: int, order: str) -> int:
-    """Which of `before` blocks the block at a place among `after` is a copy of.
+def source_of(block: int, before: int, after: int, order: BlockOrder) -> int:
+    """Return which old block a block of the deeper model is a copy of.
 
-    "stack": 0 1 2 0 1 2, "interleave": 0 0 1 1 2 2, "append": 0 1 2 2 2 2.
+    Args:
+        block: place of the block in the deeper model.
+        before: number of old blocks.
+        after: number of blocks of the deeper model.
+        order: where new blocks go.
+
+    >>> [source_of(block, 2, 4, "stack") for block in range(4)]
+    [0, 1, 0, 1]
     """
     if order == "stack":
         return block % before

@@ -1,4 +1,4 @@
-"""Fill the experts of a mixture with copies of a dense MLP's matrices, from plain data."""
+"""Fills the experts of a mixture with copies of a dense MLP's matrices, from plain data."""
 
 from __future__ import annotations
 
@@ -21,23 +21,32 @@ LAYOUTS: dict[str, Callable[[Sequence[torch.Tensor]], torch.Tensor]] = {
     "row by row": _interleaved,
     "row by row, transposed": lambda parts: _interleaved(parts).T,
 }
-"""How an expert's tensor is laid out of the dense MLP's ones: rows of those first are outputs, as in nn.Linear."""
+"""Ways to make an expert's tensor of dense matrices, whose rows are outputs, as in nn.Linear."""
+TRANSPOSED = frozenset({"transposed", "one behind another, transposed", "row by row, transposed"})
+OF_ONE = frozenset({"as it is", "transposed"})
+"""Layouts of a single matrix; the others take two."""
 
 
 @dataclass(frozen=True)
 class Filling:
-    """`sources`: names of the dense tensors. `layout`: one of LAYOUTS. `stacked`: experts are the first dim."""
+    """Recipe for the tensors of one kind of expert.
+
+    Attributes:
+        sources: names of the dense tensors.
+        layout: one of LAYOUTS.
+        stacked: whether all experts are in one tensor, along its first dim.
+    """
 
     sources: tuple[str, ...]
     layout: str
     stacked: bool
 
     def expert(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The tensor of one expert."""
+        """Make the tensor of one expert from the dense model's tensors."""
         return LAYOUTS[self.layout]([tensors[name] for name in self.sources])
 
 
-def upcycle(
+def fill_experts(
     mixture: nn.Module,
     tensors: Mapping[str, torch.Tensor],
     plan: Mapping[str, Filling],
@@ -49,9 +58,9 @@ def upcycle(
     Args:
         mixture: changed in place.
         tensors: the dense model's parameters.
-        plan: name in the mixture -> how it is made.
-        noise: standard deviation of normal noise on each expert, relative to the RMS of the tensor. Unlike the noise of
-            `widen` it changes the function.
+        plan: name in the mixture -> its recipe.
+        noise: standard deviation of normal noise on each expert, relative to the RMS of the tensor. It changes the
+            function, unlike the zero-sum noise of `widen`.
         seed: of the noise.
     """
     generator = torch.Generator().manual_seed(seed)

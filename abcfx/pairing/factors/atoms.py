@@ -1,9 +1,9 @@
 """Dims as products of atoms: factors with a size in the small and in the large model, found by unification.
 
-A dim is a row-major product of atoms. Atoms that must be the same are joined (union-find); an atom is refined into a
-product where a view cuts it, and into segments where a split or a slice does. Since atoms are shared, a refinement is
-seen at once by every dim that has the atom: the rows of a fused projection learn from the view behind it that they are
-segments of heads x head_dim.
+A dim is a row-major product of atoms. Atoms that must be the same are joined (union-find). An atom is refined into a
+product where a view cuts it, and into segments where a split or a slice does. Dims share their atoms, so each of them
+sees a refinement at once: the rows of a fused projection learn from the view behind it that they are segments of
+heads x head_dim.
 """
 
 from __future__ import annotations
@@ -11,22 +11,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 
-Pair = tuple[int, int]
+from abcfx.pairing.factors.index_maps import Factor, IndexMap, Segments, Tiling
+
+SizePair = tuple[int, int]
 """A size or an offset in the small and in the large model."""
 
 
 class UnfitError(Exception):
-    """Dims that cannot be the same, or a cut that no factor of a dim allows."""
+    """Dims cannot be the same, or no factor of a dim allows the cut that an op makes."""
 
 
 @dataclass(eq=False)
 class Atom:
     """A factor of dims.
 
-    `same`: the atom that it was joined with. `product`: the atoms that it was cut into, row-major. `segments`: the
-    dims that lie in it one behind another. At most one of the three is set.
+    At most one of `same`, `product` and `segments` is set.
+
+    Attributes:
+        small: size in the small model.
+        large: size in the large model.
+        same: the atom that this one was joined with.
+        product: the atoms that this one was cut into, row-major.
+        segments: the dims that this atom consists of, one behind another.
     """
 
     small: int
@@ -36,16 +43,27 @@ class Atom:
     segments: list[Dim] = field(default_factory=list)
 
     @property
-    def size(self) -> Pair:
+    def size(self) -> SizePair:
+        """Size in the small and in the large model."""
         return self.small, self.large
 
+    @property
+    def grows(self) -> bool:
+        """Whether the two sizes differ."""
+        return self.small != self.large
+
     def __repr__(self) -> str:
-        return f"{self.small}" if self.small == self.large else f"{self.small}->{self.large}"
+        return f"{self.small}->{self.large}" if self.grows else f"{self.small}"
 
 
 @dataclass(frozen=True, eq=False)
 class AtomUse:
-    """An atom where it stands in a dim; `origin`: the parameter and its dim that it comes from, if any."""
+    """One occurrence of an atom in a dim.
+
+    Attributes:
+        atom: the atom.
+        origin: (name, dim) of the parameter or buffer that the dim comes from; None in tensors that depend on inputs.
+    """
 
     atom: Atom
     origin: tuple[str, int] | None = None
@@ -54,50 +72,56 @@ class AtomUse:
 Dim = tuple[AtomUse, ...]
 
 
-def fresh(size: Pair, origin: tuple[str, int] | None = None) -> Dim:
-    """A dim of which nothing is known but its size."""
+def fresh(size: SizePair, origin: tuple[str, int] | None = None) -> Dim:
+    """Make a dim of which only the size is known."""
     return () if size == (1, 1) else (AtomUse(Atom(*size), origin),)
 
 
 def root(atom: Atom) -> Atom:
+    """Return the atom that stands for all that were joined with this one."""
     while atom.same is not None:
         atom = atom.same
     return atom
 
 
-def legs(dim: Sequence[AtomUse]) -> Dim:
-    """The dim with every cut atom written out; what is left is whole, or has segments."""
+def expanded(dim: Sequence[AtomUse]) -> Dim:
+    """Write a dim in atoms that are not products: each is uncut or consists of segments."""
     found: list[AtomUse] = []
-    for leg in dim:
-        atom = root(leg.atom)
+    for use in dim:
+        atom = root(use.atom)
         if atom.product:
-            found += legs([AtomUse(part, leg.origin) for part in atom.product])
+            found += expanded([AtomUse(part, use.origin) for part in atom.product])
         elif atom.size != (1, 1):
-            found.append(AtomUse(atom, leg.origin))
+            found.append(AtomUse(atom, use.origin))
     return tuple(found)
 
 
-def sizes(dim: Sequence[AtomUse]) -> Pair:
-    """Number of entries in the small and in the large model."""
+def sizes(dim: Sequence[AtomUse]) -> SizePair:
+    """Number of entries of a dim in the small and in the large model."""
     small = large = 1
-    for leg in dim:
-        small, large = small * leg.atom.small, large * leg.atom.large
+    for use in dim:
+        small, large = small * use.atom.small, large * use.atom.large
     return small, large
 
 
 def without_origin(dim: Sequence[AtomUse]) -> Dim:
-    return tuple(AtomUse(leg.atom) for leg in dim)
+    """Return the dim with the same atoms, as it stands in a tensor that depends on inputs."""
+    return tuple(AtomUse(use.atom) for use in dim)
 
 
 def unify(one: Sequence[AtomUse], other: Sequence[AtomUse]) -> None:
-    """Make two dims the same. Raises UnfitError where their atoms do not fit."""
-    ours, theirs = list(legs(one)), list(legs(other))
+    """Make two dims the same.
+
+    Raises:
+        UnfitError: their sizes or atoms do not fit.
+    """
+    ours, theirs = list(expanded(one)), list(expanded(other))
     if sizes(ours) != sizes(theirs):
         raise UnfitError(f"{described(ours)} against {described(theirs)}")
     while ours and theirs:
         a, b = root(ours[0].atom), root(theirs[0].atom)
         if a.product or b.product:
-            ours, theirs = list(legs(ours)), list(legs(theirs))
+            ours, theirs = list(expanded(ours)), list(expanded(theirs))
             continue
         if a is not b and a.size != b.size:
             bigger, first = (a, b) if _covers(a, b) else (b, a)
@@ -109,10 +133,11 @@ def unify(one: Sequence[AtomUse], other: Sequence[AtomUse]) -> None:
 
 
 def _covers(a: Atom, b: Atom) -> bool:
+    """Whether b may be a factor of a: both sizes of a are multiples of b's."""
     return a.small % b.small == 0 and a.large % b.large == 0
 
 
-def _cut(atom: Atom, size: Pair) -> None:
+def _cut(atom: Atom, size: SizePair) -> None:
     """Refine an atom into a product whose first factor has the given size."""
     if atom.segments or atom.small % size[0] or atom.large % size[1]:
         raise UnfitError(f"{atom!r} cannot be cut into {Atom(*size)!r} and a rest")
@@ -120,6 +145,7 @@ def _cut(atom: Atom, size: Pair) -> None:
 
 
 def _join(a: Atom, b: Atom) -> None:
+    """Make two atoms of equal size one; where both have segments, these are unified one by one."""
     if a.segments and b.segments:
         ours, theirs = _run_together(a.segments), _run_together(b.segments)
         if [sizes(each) for each in ours] != [sizes(each) for each in theirs]:
@@ -133,7 +159,7 @@ def _join(a: Atom, b: Atom) -> None:
 
 
 def _run_together(segments: Sequence[Dim]) -> list[Dim]:
-    """The segments, neighbours that do not grow as one."""
+    """Return the segments with neighbours that do not grow joined into one."""
     found: list[Dim] = []
     for segment in segments:
         small, large = sizes(segment)
@@ -145,9 +171,9 @@ def _run_together(segments: Sequence[Dim]) -> list[Dim]:
     return found
 
 
-def regrouped(dims: Sequence[Dim], shape: Sequence[Pair]) -> tuple[Dim, ...]:
-    """What a view makes of the dims: the same atoms in row-major order, grouped to the sizes of `shape`."""
-    rest = list(legs([leg for dim in dims for leg in dim]))
+def regrouped(dims: Sequence[Dim], shape: Sequence[SizePair]) -> tuple[Dim, ...]:
+    """Group the atoms of several dims, in row-major order, into dims of the sizes in `shape`, as a view does."""
+    rest = list(expanded([use for dim in dims for use in dim]))
     found = []
     for size in shape:
         taken, rest = _take(rest, size)
@@ -155,7 +181,8 @@ def regrouped(dims: Sequence[Dim], shape: Sequence[Pair]) -> tuple[Dim, ...]:
     return tuple(found)
 
 
-def _take(rest: list[AtomUse], size: Pair) -> tuple[Dim, list[AtomUse]]:
+def _take(rest: list[AtomUse], size: SizePair) -> tuple[Dim, list[AtomUse]]:
+    """Split off atoms in front whose sizes multiply to `size`, cutting one where that is necessary."""
     taken: list[AtomUse] = []
     have = (1, 1)
     while have != size:
@@ -164,9 +191,9 @@ def _take(rest: list[AtomUse], size: Pair) -> tuple[Dim, list[AtomUse]]:
         wanted = size[0] // have[0], size[1] // have[1]
         atom = root(rest[0].atom)
         if wanted[0] % atom.small or wanted[1] % atom.large:
-            rest = _merged(rest) if atom.small == atom.large and not _covers(atom, Atom(*wanted)) else rest
+            rest = _merged(rest) if not atom.grows and not _covers(atom, Atom(*wanted)) else rest
             _cut(root(rest[0].atom), wanted)
-            rest = list(legs(rest))
+            rest = list(expanded(rest))
             continue
         taken.append(rest[0])
         have = have[0] * atom.small, have[1] * atom.large
@@ -175,17 +202,26 @@ def _take(rest: list[AtomUse], size: Pair) -> tuple[Dim, list[AtomUse]]:
 
 
 def _merged(rest: list[AtomUse]) -> list[AtomUse]:
-    """Atoms in front that do not grow as one: a view may cut across them, for their entries are not copied."""
+    """Replace the atoms in front that do not grow by one; a view may cut across them, since none of them is copied."""
     count, size = 0, 1
-    while count < len(rest) and rest[count].atom.small == rest[count].atom.large:
+    while count < len(rest) and not rest[count].atom.grows:
         size *= rest[count].atom.small
         count += 1
     return [AtomUse(Atom(size, size)), *rest[count:]]
 
 
-def piece(dim: Sequence[AtomUse], start: Pair, size: Pair) -> Dim:
-    """The part of a dim from `start` on, `size` long: what a slice or a split leaves of it."""
-    whole = legs(dim)
+def piece(dim: Sequence[AtomUse], start: SizePair, size: SizePair) -> Dim:
+    """Cut a piece out of a dim, as a slice or a split does.
+
+    Args:
+        dim: the whole dim.
+        start: offset of the piece in both models.
+        size: length of the piece in both models.
+
+    Raises:
+        UnfitError: the piece does not begin and end at borders of factors.
+    """
+    whole = expanded(dim)
     total = sizes(whole)
     if size == total:
         return whole
@@ -198,10 +234,11 @@ def piece(dim: Sequence[AtomUse], start: Pair, size: Pair) -> Dim:
             raise UnfitError(f"a slice across {described(whole)}")
         at, length = ((pair[0] // inner[0], pair[1] // inner[1]) for pair in (start, size))
         return (*piece((first,), at, length), *rest)
-    return tuple(AtomUse(leg.atom, first.origin) for leg in _segment(root(first.atom), start, size))
+    return tuple(AtomUse(use.atom, first.origin) for use in _segment(root(first.atom), start, size))
 
 
-def _segment(atom: Atom, start: Pair, size: Pair) -> Dim:
+def _segment(atom: Atom, start: SizePair, size: SizePair) -> Dim:
+    """Return the segment of an atom at an offset; an atom without segments is cut there."""
     if not atom.segments:
         after = atom.small - start[0] - size[0], atom.large - start[1] - size[1]
         if any((pair[0] == 0) != (pair[1] == 0) or min(pair) < 0 for pair in (start, after)):
@@ -216,7 +253,7 @@ def _segment(atom: Atom, start: Pair, size: Pair) -> Dim:
         inside = all(o <= s and s + n <= e for o, s, n, e in zip(offset, start, size, end, strict=True))
         if inside and not covered:
             found = piece(segment, (start[0] - offset[0], start[1] - offset[1]), size)
-            nested = legs(segment)
+            nested = expanded(segment)
             if len(nested) == 1 and (inner := root(nested[0].atom)).segments:
                 atom.segments[index : index + 1] = inner.segments
             return found
@@ -229,7 +266,7 @@ def _segment(atom: Atom, start: Pair, size: Pair) -> Dim:
 
 
 def joined(dims: Sequence[Dim]) -> Dim:
-    """Dims one behind another, as cat makes them."""
+    """Make the dim of the given dims one behind another, as torch.cat does."""
     if len(dims) == 1:
         return dims[0]
     total = [sizes(dim) for dim in dims]
@@ -239,47 +276,52 @@ def joined(dims: Sequence[Dim]) -> Dim:
     return (AtomUse(Atom(*size, segments=list(dims))),)
 
 
-def factors_of(dim: Sequence[AtomUse]) -> list[Any]:
-    """The dim as plain data: see `abcfx.passes.widen`."""
-    found: list[Any] = []
-    for leg in legs(dim):
-        atom = root(leg.atom)
-        found.append({"segments": [factors_of(each) for each in atom.segments]} if atom.segments else [*atom.size])
-    return found
+def index_map(dim: Sequence[AtomUse]) -> IndexMap:
+    """Return the dim as plain data: which small entry each large entry is a copy of."""
+    found: list[Factor] = []
+    for use in expanded(dim):
+        atom = root(use.atom)
+        found.append(Segments(tuple(map(index_map, atom.segments))) if atom.segments else Tiling(*atom.size))
+    return IndexMap(tuple(found))
 
 
 def largest_ratio(dim: Sequence[AtomUse]) -> Fraction:
-    """Growth of the dim's fastest segment: large / small."""
+    """Return large size / small size of the dim; where it consists of segments, of the one that grows most."""
     ratio = Fraction(1)
-    for leg in legs(dim):
-        atom = root(leg.atom)
+    for use in expanded(dim):
+        atom = root(use.atom)
         whole = Fraction(atom.large, atom.small)
         ratio *= max(map(largest_ratio, atom.segments)) if atom.segments else whole
     return ratio
 
 
 def has_segments(dim: Sequence[AtomUse]) -> bool:
-    """Whether some factor of the dim is made of pieces one behind another."""
-    return any(root(leg.atom).segments for leg in legs(dim))
+    """Whether some factor of the dim consists of pieces one behind another."""
+    return any(root(use.atom).segments for use in expanded(dim))
 
 
 def plain_atoms(dim: Sequence[AtomUse]) -> list[Atom]:
-    """Every atom of the dim that is not refined any further, those inside segments too."""
+    """List every atom of the dim that is not refined any further, also those inside segments."""
     found: list[Atom] = []
-    for leg in legs(dim):
-        atom = root(leg.atom)
+    for use in expanded(dim):
+        atom = root(use.atom)
         found += [inner for segment in atom.segments for inner in plain_atoms(segment)] if atom.segments else [atom]
     return found
 
 
+def grows(dim: Sequence[AtomUse]) -> bool:
+    """Whether some factor of the dim has different sizes in the two models."""
+    return any(atom.grows for atom in plain_atoms(dim))
+
+
 def described(dims: Sequence[AtomUse] | Sequence[Dim]) -> str:
-    """In words: `3 x (4->8) x 8`, segments as `[64->256 | 16 | 16]`."""
+    """Write dims for a message: `3 x 4->8 x 8`, segments as `[64->256 | 16 | 16]`."""
     words = []
     for each in dims:
         if isinstance(each, tuple):
             words.append(described(each) or "1")
             continue
-        for leg in legs([each]):
-            atom = root(leg.atom)
+        for use in expanded([each]):
+            atom = root(use.atom)
             words.append(f"[{' | '.join(map(described, atom.segments))}]" if atom.segments else f"{atom!r}")
     return " x ".join(words) or "1"

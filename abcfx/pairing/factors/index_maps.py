@@ -1,88 +1,222 @@
-"""Index maps of a dim that grows: which entry of the small dim each entry of the large one is a copy of.
+"""Index maps: for a dim that grows, which entry of the small dim each entry of the large one is a copy of.
 
-A dim of a tensor is described by its factors, row-major: a pair [small, large], or {"segments": [dim, dim, ...]} for
-dims one behind another, or {"pad": [small, large]} for a dim whose new entries keep what the large model has there.
-Along a factor that grows, entry i of the large dim is a copy of entry i mod small.
+A dim is a row-major product of factors. A factor repeats its entries (`Tiling`), consists of smaller dims one behind
+another (`Segments`), or keeps its old entries in front of new ones (`Padding`). Everything here is plain, frozen data
+with a JSON form; `Tiling(4, 8)` is `[4, 8]` there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
-Factors = Sequence[Any]
+Json: TypeAlias = "int | float | str | Sequence[Json] | Mapping[str, Json]"
 
 
-def sizes(factors: Factors) -> tuple[int, int]:
-    """Number of entries of a dim in the small and in the large model."""
-    small = large = 1
-    for factor in factors:
-        pairs = [factor]
-        if isinstance(factor, Mapping):
-            pairs = [sizes(each) for each in factor["segments"]] if "segments" in factor else [factor["pad"]]
-        small, large = small * sum(pair[0] for pair in pairs), large * sum(pair[1] for pair in pairs)
+@dataclass(frozen=True)
+class Tiling:
+    """A factor of `small` entries that is repeated: entry i of the large factor is a copy of entry i mod `small`."""
+
+    small: int
+    large: int
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Number of entries in the small and in the large model."""
+        return self.small, self.large
+
+    @property
+    def grows(self) -> bool:
+        """Whether the two sizes differ."""
+        return self.small != self.large
+
+    def indices(self) -> torch.Tensor:
+        """The small index of every large index: (large,) of int64."""
+        return torch.arange(self.large) % self.small
+
+    def to_json(self) -> Json:
+        """The pair `[small, large]`."""
+        return [self.small, self.large]
+
+
+@dataclass(frozen=True)
+class Padding:
+    """A factor whose first `small` entries are the old ones; the entries behind keep what the large model has there."""
+
+    small: int
+    large: int
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Number of entries in the small and in the large model."""
+        return self.small, self.large
+
+    @property
+    def grows(self) -> bool:
+        """True: a padded dim always differs from the small one."""
+        return True
+
+    def indices(self) -> torch.Tensor:
+        """The small index of every large index; new entries point at the last old one: (large,) of int64."""
+        return torch.arange(self.large).clamp_max(self.small - 1)
+
+    def to_json(self) -> Json:
+        """`{"pad": [small, large]}`."""
+        return {"pad": [self.small, self.large]}
+
+
+@dataclass(frozen=True)
+class Segments:
+    """A factor that consists of dims one behind another, as the rows of a fused projection do."""
+
+    parts: tuple[IndexMap, ...]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Number of entries in the small and in the large model."""
+        of_parts = [part.sizes for part in self.parts]
+        return sum(small for small, _ in of_parts), sum(large for _, large in of_parts)
+
+    @property
+    def grows(self) -> bool:
+        """Whether some part grows."""
+        return any(part.grows for part in self.parts)
+
+    def indices(self) -> torch.Tensor:
+        """The small index of every large index: (large,) of int64."""
+        found, start = [], 0
+        for part in self.parts:
+            found.append(part.indices() + start)
+            start += part.sizes[0]
+        return torch.cat(found)
+
+    def to_json(self) -> Json:
+        """`{"segments": [...]}` with the JSON form of each part."""
+        return {"segments": [part.to_json() for part in self.parts]}
+
+
+Factor = Tiling | Padding | Segments
+
+
+@dataclass(frozen=True)
+class IndexMap:
+    """A dim as a row-major product of factors, which says where every large entry is copied from.
+
+    >>> IndexMap((Tiling(2, 4),)).indices().tolist()
+    [0, 1, 0, 1]
+    >>> IndexMap((Tiling(1, 2), Tiling(2, 2))).indices().tolist()  # two heads for one, two entries each
+    [0, 1, 0, 1]
+    >>> IndexMap((Segments((IndexMap.tiling(1, 2), IndexMap.tiling(1, 1))),)).indices().tolist()
+    [0, 0, 1]
+    """
+
+    factors: tuple[Factor, ...]
+
+    @classmethod
+    def tiling(cls, small: int, large: int) -> IndexMap:
+        """The dim that is repeated as a whole."""
+        return cls((Tiling(small, large),))
+
+    @classmethod
+    def unchanged(cls, size: int) -> IndexMap:
+        """The dim that is the same in both models."""
+        return cls.tiling(size, size)
+
+    @classmethod
+    def from_json(cls, data: Sequence[Json]) -> IndexMap:
+        """The index map with this JSON form (`to_json`)."""
+        return cls(tuple(map(_factor_from_json, data)))
+
+    def to_json(self) -> list[Json]:
+        """One entry for each factor: `[small, large]`, `{"segments": [...]}` or `{"pad": [small, large]}`."""
+        return [factor.to_json() for factor in self.factors]
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Number of entries of the dim in the small and in the large model."""
+        of_factors = [factor.sizes for factor in self.factors]
+        return math.prod(small for small, _ in of_factors), math.prod(large for _, large in of_factors)
+
+    @property
+    def grows(self) -> bool:
+        """Whether some factor grows."""
+        return any(factor.grows for factor in self.factors)
+
+    @property
+    def old_entries(self) -> int | None:
+        """Number of old entries in front of the new ones; None unless the dim is padded."""
+        return next((factor.small for factor in self.factors if isinstance(factor, Padding)), None)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the dim grows by copies of its entries, not by new ones."""
+        return self.grows and self.old_entries is None
+
+    def indices(self) -> torch.Tensor:
+        """The small index that each large index is a copy of: (large,) of int64."""
+        found = torch.zeros(1, dtype=torch.int64)
+        for factor in self.factors:
+            found = (found[:, None] * factor.sizes[0] + factor.indices()[None, :]).reshape(-1)
+        return found
+
+    def copies(self) -> torch.Tensor:
+        """Number of large indices that are copies of each small index: (small,) of int64."""
+        return torch.bincount(self.indices(), minlength=self.sizes[0])
+
+
+def _factor_from_json(data: Json) -> Factor:
+    if not isinstance(data, Mapping):
+        return Tiling(*_pair_from_json(data))
+    if "pad" in data:
+        return Padding(*_pair_from_json(data["pad"]))
+    return Segments(tuple(IndexMap.from_json(_sequence(part)) for part in _sequence(data["segments"])))
+
+
+def _pair_from_json(data: Json) -> tuple[int, int]:
+    small, large = _sequence(data)
+    assert isinstance(small, int) and isinstance(large, int)
     return small, large
 
 
-def index_map(factors: Factors) -> torch.Tensor:
-    """For every index of the large dim the index of the small one that it is a copy of: (large,) of int64."""
-    found = torch.zeros(1, dtype=torch.int64)
-    for factor in factors:
-        if isinstance(factor, Mapping) and "pad" in factor:
-            small = factor["pad"][0]
-            own = torch.arange(factor["pad"][1]).clamp_max(small - 1)
-        elif isinstance(factor, Mapping):
-            parts, small = [], 0
-            for segment in factor["segments"]:
-                parts.append(index_map(segment) + small)
-                small += sizes(segment)[0]
-            own = torch.cat(parts)
-        else:
-            small = factor[0]
-            own = torch.arange(factor[1]) % small
-        found = (found[:, None] * small + own[None, :]).reshape(-1)
-    return found
+def _sequence(data: Json) -> Sequence[Json]:
+    assert isinstance(data, Sequence) and not isinstance(data, str)
+    return data
 
 
-def copies(factors: Factors) -> torch.Tensor:
-    """For every index of the small dim, how many of the large one are copies of it: (small,) of int64."""
-    return torch.bincount(index_map(factors), minlength=sizes(factors)[0])
+def tiled(tensor: torch.Tensor, dims: Sequence[IndexMap]) -> torch.Tensor:
+    """Repeat the entries of a small tensor along the dims that grow.
 
-
-def grows(factors: Factors) -> bool:
-    return any(
-        any(map(grows, factor.get("segments", [[[1, 2]]]))) if isinstance(factor, Mapping) else factor[0] != factor[1]
-        for factor in factors
-    )
-
-
-def padded(factors: Factors) -> int | None:
-    """Number of old entries in front of the new ones, where the dim is padded."""
-    pads = [factor["pad"][0] for factor in factors if isinstance(factor, Mapping) and "pad" in factor]
-    return pads[0] if pads else None
-
-
-def tiled(tensor: torch.Tensor, dims: Sequence[Factors]) -> torch.Tensor:
-    """The tensor with its entries repeated along the dims that grow."""
-    for place, factors in enumerate(dims):
-        if grows(factors):
-            tensor = tensor.index_select(place, index_map(factors).to(tensor.device))
+    Args:
+        tensor: of the small model.
+        dims: one index map for each dim of the tensor.
+    """
+    for place, dim in enumerate(dims):
+        if dim.grows:
+            tensor = tensor.index_select(place, dim.indices().to(tensor.device))
     return tensor
 
 
-def averaged(tensor: torch.Tensor, dims: Sequence[Factors]) -> torch.Tensor:
-    """The mean over the copies of each entry: the inverse of `tiled`."""
-    for place, factors in enumerate(dims):
-        if grows(factors):
-            index, count = index_map(factors).to(tensor.device), copies(factors).to(tensor.device)
+def averaged(tensor: torch.Tensor, dims: Sequence[IndexMap]) -> torch.Tensor:
+    """Replace the copies of each entry of a large tensor by their mean: the inverse of `tiled`.
+
+    Args:
+        tensor: of the large model.
+        dims: one index map for each dim of the tensor.
+    """
+    for place, dim in enumerate(dims):
+        if dim.grows:
+            indices, copies = dim.indices().to(tensor.device), dim.copies().to(tensor.device)
             shape = list(tensor.shape)
-            shape[place] = sizes(factors)[0]
-            summed = tensor.new_zeros(shape).index_add_(place, index, tensor)
-            tensor = summed / along(count.to(tensor.dtype), place, tensor.ndim)
+            shape[place] = dim.sizes[0]
+            summed = tensor.new_zeros(shape).index_add_(place, indices, tensor)
+            tensor = summed / along(copies.to(tensor.dtype), place, tensor.ndim)
     return tensor
 
 
 def along(vector: torch.Tensor, place: int, ndim: int) -> torch.Tensor:
+    """View a vector as a tensor of `ndim` dims that varies along the dim at `place` only."""
     return vector.view([-1 if i == place else 1 for i in range(ndim)])

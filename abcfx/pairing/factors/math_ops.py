@@ -1,20 +1,16 @@
-"""Dims of what computes: products, convolutions, norms, attention, reductions, and whatever goes entry by entry."""
+"""Rules of the ops that compute: products, convolutions, norms, attention, reductions, and pointwise ops."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from abcfx.capture.aten import Ref
-from abcfx.pairing.factors.atoms import Dim, Pair, fresh, piece, regrouped, sizes, unify, without_origin
-from abcfx.pairing.factors.registry import Dims, Result, over, rule
-
-if TYPE_CHECKING:
-    from abcfx.pairing.factors.factoring import Step
+from abcfx.pairing.factors.atoms import Dim, SizePair, fresh, piece, regrouped, sizes, unify, without_origin
+from abcfx.pairing.factors.step import Dims, Result, Step, over, rule
 
 
 def pointwise(step: Step) -> Dims:
-    """Dims of tensors that are broadcast against each other, aligned at the right."""
+    """Unify the dims of tensors that are broadcast against each other, aligned at the right."""
     operands = [step.dims(ref) for ref in step.tensors()]
     found = []
     for place in range(len(step.shape())):
@@ -29,11 +25,13 @@ def pointwise(step: Step) -> Dims:
 
 @rule("mm", "bmm", "mv", "dot", "vdot", "_int_mm")
 def product(step: Step) -> Dims:
+    """Follow a matrix product."""
     return step.contract(*step.tensors())
 
 
 @rule("addmm", "baddbmm", "addmv", "addbmm", "_addmm_activation")
 def added_product(step: Step) -> Dims:
+    """Follow bias + a @ b, with a bias that is broadcast."""
     bias, *factors = step.tensors()
     found = step.contract(*factors)
     step.check_broadcast(step.dims(bias), found)
@@ -42,9 +40,10 @@ def added_product(step: Step) -> Dims:
 
 @rule("convolution", "mkldnn_convolution", "_convolution", "convolution_overrideable")
 def convolution(step: Step) -> Dims:
+    """Follow a convolution: it sums over input channels, those of one group where there are several."""
     x, weight = (step.dims(step.call.argument(name)) for name in ("input", "weight"))
     bias, transposed = step.call.argument("bias"), step.call.argument("transposed", False)
-    groups: Pair = (step.calls[0].argument("groups"), step.calls[1].argument("groups"))
+    groups: SizePair = (step.calls[0].argument("groups"), step.calls[1].argument("groups"))
     channels = x[1]
     inner, outer = (weight[0], weight[1]) if transposed else (weight[1], weight[0])
     if groups == (1, 1):
@@ -68,6 +67,7 @@ def convolution(step: Step) -> Dims:
 
 @rule("embedding")
 def embedding(step: Step) -> Dims:
+    """Follow a lookup of rows of a table."""
     table, at = step.dims(step.call.argument("weight")), step.dims(step.call.argument("indices"))
     step.factors.indexed.append(table[0])
     return (*at, *map(without_origin, table[1:]))
@@ -75,6 +75,7 @@ def embedding(step: Step) -> Dims:
 
 @rule("_embedding_bag", "_embedding_bag_forward_only")
 def embedding_bag(step: Step) -> list[Dims]:
+    """Follow a lookup that sums or averages the rows of a bag."""
     table = step.dims(step.call.argument("weight"))
     step.factors.indexed.append(table[0])
     results = [step.unknown(ref) for ref in step.call.outs]
@@ -83,6 +84,7 @@ def embedding_bag(step: Step) -> list[Dims]:
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm(step: Step) -> list[Dims]:
+    """Follow a norm over the last dims, of which every entry must have equally many copies."""
     x = step.dims(step.call.argument("input"))
     count = len(step.call.argument("normalized_shape"))
     for name in ("weight", "bias"):
@@ -95,8 +97,9 @@ def layer_norm(step: Step) -> list[Dims]:
 
 @rule("native_group_norm")
 def group_norm(step: Step) -> list[Dims]:
+    """Follow a norm over groups of channels; the channels of a group must have equally many copies."""
     x = step.dims(step.call.argument("input"))
-    groups: Pair = (step.calls[0].argument("group"), step.calls[1].argument("group"))
+    groups: SizePair = (step.calls[0].argument("group"), step.calls[1].argument("group"))
     of_group = regrouped([x[1]], [groups, over(sizes(x[1]), groups)])
     step.even(of_group[1])
     _unify_vectors(step, ("weight", "bias"), x[1])
@@ -108,16 +111,18 @@ def group_norm(step: Step) -> list[Dims]:
     "_batch_norm_with_update", "_batch_norm_no_update", "_native_batch_norm_legit_functional",
 )  # fmt: skip
 def batch_norm(step: Step) -> list[Dims]:
+    """Follow a norm of each channel over the batch, and note the running statistics."""
     x = step.dims(step.call.argument("input"))
     _unify_vectors(step, ("weight", "bias", "running_mean", "running_var"), x[1])
     for name in ("running_mean", "running_var"):
         if isinstance(ref := step.optional(name), Ref):
-            step.factors.statistics.update(leg.origin[0] for leg in step.dims(ref)[0] if leg.origin)
+            step.factors.statistics.update(use.origin[0] for use in step.dims(ref)[0] if use.origin)
     rest = [step.shape(ref) for ref in step.call.outs[1:]]  # empty in eval mode
     return [x, *((x[1],) if shape == [sizes(x[1])] else tuple(map(fresh, shape)) for shape in rest)]
 
 
 def _unify_vectors(step: Step, names: Sequence[str], channels: Dim) -> None:
+    """Unify the dims of per-channel vectors with the channels."""
     for name in names:
         if isinstance(ref := step.optional(name), Ref):
             unify(step.dims(ref)[0], channels)
@@ -128,6 +133,7 @@ def _unify_vectors(step: Step, names: Sequence[str], channels: Dim) -> None:
     "argmax", "argmin", "max", "min", "median", "var_mean", "std_mean", "nansum", "count_nonzero", "aminmax", "mode",
 )  # fmt: skip
 def reduction(step: Step) -> Result:
+    """Follow a reduction over some dims, or over all."""
     x = step.dims(step.tensors()[0])
     over, keep = step.optional("dim"), bool(step.optional("keepdim"))
     over = list(range(len(x))) if over is None or over == [] else [over] if isinstance(over, int) else over
@@ -142,9 +148,10 @@ def reduction(step: Step) -> Result:
 
 @rule("topk", "kthvalue")
 def topk(step: Step) -> list[Dims]:
+    """Follow a choice of the largest entries."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim", -1)
     if sizes(dims[at]) != step.shape(step.call.outs[0])[at]:
-        dims[at] = step.unfollowed(step.shape(step.call.outs[0])[at])  # equal ones may come in any order
+        dims[at] = step.unfollowed(step.shape(step.call.outs[0])[at])  # which of equal entries are chosen is open
     return [tuple(dims)] * 2
 
 
@@ -154,6 +161,7 @@ def topk(step: Step) -> list[Dims]:
     "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math_for_mps",
 )  # fmt: skip
 def attention(step: Step) -> list[Dims]:
+    """Follow scaled dot-product attention, with as many query heads as key heads or several for each."""
     query, key, value = (step.dims(step.call.argument(name)) for name in ("query", "key", "value"))
     unify(query[-1], key[-1])
     for place in range(len(query) - 2):
@@ -170,16 +178,18 @@ def attention(step: Step) -> list[Dims]:
 
 @rule("glu")
 def gated(step: Step) -> Dims:
+    """Follow a gated linear unit: the two halves of a dim are multiplied with each other."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim", -1)
     half = step.shape()[at]
     halves = [piece(dims[at], start, half) for start in ((0, 0), half)]
-    unify(*halves)
+    unify(halves[0], halves[1])
     dims[at] = halves[0]
     return tuple(dims)
 
 
 @rule("_prelu_kernel", "prelu")
 def prelu(step: Step) -> Dims:
+    """Follow a leaky ReLU with learned slopes."""
     x, slope = (step.dims(ref) for ref in step.tensors())
     step.check_broadcast(slope, x)
     return x
@@ -187,7 +197,7 @@ def prelu(step: Step) -> Dims:
 
 @rule("_weight_norm_interface")
 def weight_norm(step: Step) -> list[Dims]:
-    """(weight, norms): g v / |v|, the norm taken over all dims but one."""
+    """Follow g v / |v|, whose norm is over the dims that g lacks; the results are the weight and the norms."""
     direction, gain = (step.dims(ref) for ref in step.tensors())
     step.check_broadcast(gain, direction)
     for summed in (dim for dim, kept in zip(direction, gain, strict=True) if sizes(dim) != sizes(kept)):
@@ -197,7 +207,7 @@ def weight_norm(step: Step) -> list[Dims]:
 
 @rule("_grouped_mm", "grouped_mm_fallback")
 def grouped_product(step: Step) -> Dims:
-    """Rows of x, sorted by expert, times the matrix of their expert: (tokens, in), (experts, in, out)."""
+    """Follow x (tokens, in), its rows sorted by expert, times the matrix of each row's expert (experts, in, out)."""
     x, weight, *_ = (step.dims(ref) for ref in step.tensors())
     unify(x[-1], weight[-2])
     step.contracted(weight[-2])

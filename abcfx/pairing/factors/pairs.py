@@ -1,35 +1,40 @@
-"""Factors the dims of two models: runs both, with as many blocks as the small one has, and walks the two runs."""
+"""Factors the dims of two models: runs both, with the number of blocks of the small one, and walks the two runs."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from abcfx.capture.aten import trace
 from abcfx.errors import PairingError
-from abcfx.pairing.factors.factoring import Factors, factor
+from abcfx.pairing.factors.factoring import factor
+from abcfx.pairing.factors.step import Factors
 from abcfx.pairing.graphs import NO_BLOCKS, Blocks
 
-Pair = tuple[nn.Module, nn.Module]
+ModelPair = tuple[nn.Module, nn.Module]
+"""The small and the large model, or a graph captured of each."""
 
 
 def factor_models(
-    *pairs: Pair, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None, blocks: Blocks = NO_BLOCKS
+    *pairs: ModelPair, args: Sequence[object] | None, kwargs: Mapping[str, object] | None, blocks: Blocks = NO_BLOCKS
 ) -> Factors:
-    """Factors of the first (small, large) pair whose runs can be compared: a model itself, or a graph captured of it.
+    """Factor the dims of the first (small, large) pair whose two runs can be compared.
 
-    Runs are on fake tensors, or on real ones where the models ask for a value in them, such as that of a mask.
+    Runs are on fake tensors, or on real ones where a model asks for a value in them, such as that of a mask.
 
-    Where the large model has more blocks, one of its blocks stands for each of the small one, under the small one's
-    names (`Blocks.twin`).
+    Args:
+        pairs: (small, large): the models themselves, then graphs captured of them.
+        args: example positional inputs.
+        kwargs: example keyword inputs.
+        blocks: which block of the small model stands for each of the large one, where the large one has more of them.
+            The factors are those of one large block for each small one, under the names of the small model.
 
     Raises:
-        PairingError: none can be; says why, for the first of them.
+        PairingError: no pair can be compared; says why, for the first pair.
     """
     failures: list[Exception] = []
     for fake, (small, large) in itertools.product((True, False), pairs):
@@ -39,25 +44,26 @@ def factor_models(
             with as_deep_as_base(large, blocks):
                 runs = [trace(model, args or (), kwargs, fake=fake) for model in (small, large)]
             return factor(*runs)
-        except Exception as error:  # a model may raise anything on fake tensors
+        except Exception as error:  # any model's forward runs here, on fake tensors too: it may raise anything
             failures.append(error)
     first = failures[0]
     if isinstance(first, PairingError):
         raise first
     raise PairingError(
-        f"The runs of the small and the large model cannot be compared: {type(first).__name__}: {first}"
+        f"The runs of the small and the large model cannot be compared: {type(first).__name__}: {first}\n"
+        f"  To fix: call both models on these inputs first; build both by the same code."
     ) from first
 
 
 @contextmanager
 def as_deep_as_base(large: nn.Module, blocks: Blocks) -> Iterator[None]:
-    """Within the block the large model has as many blocks as the small one, one for each, under the same numbers."""
+    """Give the large model, within the context, one block for each of the small one, under the small one's numbers."""
     saved: list[tuple[nn.Module, dict[str, nn.Module | None]]] = []
     try:
         for container, twins in blocks.index.items():
             module = large.get_submodule(container)
             if not twins.keys() <= module._modules.keys():
-                continue  # it is so already
+                continue  # already done by an outer context
             saved.append((module, dict(module._modules)))
             first: dict[str, nn.Module | None] = {}
             for block, twin in twins.items():

@@ -1,15 +1,10 @@
-"""Dims of what moves entries about: views, cuts, concatenation, indexing, padding; and of new tensors."""
+"""Rules of the ops that move entries: views, cuts, concatenation, indexing, padding; and of those that make tensors."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from abcfx.capture.aten import Ref
-from abcfx.pairing.factors.atoms import UnfitError, fresh, joined, piece, regrouped, sizes, unify
-from abcfx.pairing.factors.registry import Dims, Result, over, rule
-
-if TYPE_CHECKING:
-    from abcfx.pairing.factors.factoring import Step
+from abcfx.pairing.factors.atoms import UnfitError, fresh, grows, joined, piece, regrouped, sizes, unify
+from abcfx.pairing.factors.step import RULES, Dims, ProblemKind, Result, Step, over, rule
 
 
 @rule(
@@ -22,23 +17,27 @@ if TYPE_CHECKING:
     "logcumsumexp", "_softmax", "_log_softmax", "_safe_softmax", "sort", "argsort", "masked_fill", "masked_fill_",
 )  # fmt: skip
 def like_first(step: Step) -> Result:
+    """Give every result the dims of the first input."""
     first = step.dims(step.tensors()[0])
     return [first] * len(step.call.outs) if len(step.call.outs) > 1 else first
 
 
 @rule("copy_")
 def copied(step: Step) -> Dims:
+    """Follow a copy into a tensor, onto which the source is broadcast."""
     step.check_broadcast(step.dims(step.tensors()[1]), step.dims(step.tensors()[0]))
     return step.dims(step.tensors()[0])
 
 
 @rule("view", "_unsafe_view", "_reshape_alias", "reshape", "unsqueeze", "squeeze", "view_copy", "flatten", "unsqueeze_")
 def regroup(step: Step) -> Dims:
+    """Follow a view: the same entries in row-major order, in other dims."""
     return regrouped(step.dims(step.tensors()[0]), step.shape())
 
 
 @rule("expand")
 def expand(step: Step) -> Dims:
+    """Follow a broadcast: dims of size one become new dims."""
     dims, shape = step.dims(step.tensors()[0]), step.shape()
     padded = ((),) * (len(shape) - len(dims)) + dims
     return tuple(dim if sizes(dim) == size else fresh(size) for dim, size in zip(padded, shape, strict=True))
@@ -46,6 +45,7 @@ def expand(step: Step) -> Dims:
 
 @rule("repeat")
 def repeat(step: Step) -> Dims:
+    """Follow repetition of whole tensors along each dim."""
     dims, shape = step.dims(step.tensors()[0]), step.shape()
     padded = ((),) * (len(shape) - len(dims)) + dims
     return tuple((*fresh(over(size, sizes(dim))), *dim) for dim, size in zip(padded, shape, strict=True))
@@ -53,6 +53,7 @@ def repeat(step: Step) -> Dims:
 
 @rule("repeat_interleave")
 def repeat_interleave(step: Step) -> Dims:
+    """Follow repetition of each entry along a dim."""
     return tuple(
         dim if sizes(dim) == size else (*dim, *fresh(over(size, sizes(dim))))
         for dim, size in zip(step.dims(step.tensors()[0]), step.shape(), strict=True)
@@ -61,12 +62,14 @@ def repeat_interleave(step: Step) -> Dims:
 
 @rule("permute")
 def permute(step: Step) -> Dims:
+    """Follow a permutation of the dims."""
     dims = step.dims(step.tensors()[0])
     return tuple(dims[i] for i in step.call.argument("dims"))
 
 
 @rule("transpose", "transpose_")
 def transpose(step: Step) -> Dims:
+    """Follow a swap of two dims."""
     dims = list(step.dims(step.tensors()[0]))
     i, j = step.call.argument("dim0"), step.call.argument("dim1")
     if dims:
@@ -76,20 +79,23 @@ def transpose(step: Step) -> Dims:
 
 @rule("t", "t_")
 def flipped(step: Step) -> Dims:
+    """Follow the transpose of a matrix."""
     return tuple(reversed(step.dims(step.tensors()[0])))
 
 
 @rule("select")
 def select(step: Step) -> Dims:
+    """Follow the choice of one index of a dim, which goes away."""
     dims = list(step.dims(step.tensors()[0]))
     chosen = dims.pop(step.call.argument("dim"))
-    if step.grows(chosen):
+    if grows(chosen):
         step.report("one index of a dim that grows is selected", chosen)
     return tuple(dims)
 
 
 @rule("slice")
 def cut(step: Step) -> Dims:
+    """Follow a slice."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim", 0)
     if sizes(dims[at]) == step.shape()[at]:
         return tuple(dims)
@@ -111,6 +117,7 @@ def _offset(start: int, total: int) -> int:
 
 @rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk")
 def split(step: Step) -> list[Dims]:
+    """Follow a split into pieces."""
     dims, at = step.dims(step.tensors()[0]), step.call.argument("dim", 0)
     found, start = [], (0, 0)
     for ref in step.call.outs:
@@ -124,6 +131,7 @@ def split(step: Step) -> list[Dims]:
 
 @rule("unbind")
 def unbind(step: Step) -> list[Dims]:
+    """Follow a split into single indices of a dim, which goes away."""
     dims = list(step.dims(step.tensors()[0]))
     dims.pop(step.call.argument("dim", 0))
     return [tuple(dims)] * len(step.call.outs)
@@ -131,6 +139,7 @@ def unbind(step: Step) -> list[Dims]:
 
 @rule("cat", "concat")
 def cat(step: Step) -> Dims:
+    """Follow concatenation along a dim; the other dims are the same."""
     tensors = [step.dims(ref) for ref in step.tensors()]
     tensors = [dims for dims in tensors if len(dims) == len(step.shape())]  # an empty one may have one dim
     at = step.call.argument("dim", 0) % len(step.shape())
@@ -144,6 +153,7 @@ def cat(step: Step) -> Dims:
 
 @rule("stack")
 def stack(step: Step) -> Dims:
+    """Follow a stack of tensors of the same dims."""
     tensors = [step.dims(ref) for ref in step.tensors()]
     for other in tensors[1:]:
         for one, two in zip(tensors[0], other, strict=True):
@@ -154,12 +164,12 @@ def stack(step: Step) -> Dims:
 
 @rule("index", "index_unsafe")
 def index(step: Step) -> Dims:
-    """x[i, :, j]: the indexed dims give way to those of the indices, in front where they stand apart."""
+    """Follow x[i, :, j]: the dims of the indices replace the indexed dims, in front if these do not stand together."""
     x, indices = step.dims(step.tensors()[0]), step.call.argument("indices")
     at = [place for place, each in enumerate(indices) if isinstance(each, Ref)]
     for place in at:
-        if step.grows(x[place]):
-            step.report("a dim that grows is indexed", x[place])
+        if grows(x[place]):
+            step.report("a dim that grows is indexed", x[place], ProblemKind.COMPETING)
     kept = [dim for place, dim in enumerate(x) if place not in at]
     count = len(step.shape()) - len(kept)
     front = 0 if at != list(range(at[0], at[-1] + 1)) else at[0]
@@ -169,9 +179,10 @@ def index(step: Step) -> Dims:
 
 @rule("index_select")
 def index_select(step: Step) -> Dims:
+    """Follow a choice of indices of one dim."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim")
-    if step.grows(dims[at]):
-        step.report("a dim that grows is indexed", dims[at])
+    if grows(dims[at]):
+        step.report("a dim that grows is indexed", dims[at], ProblemKind.COMPETING)
     if dims:
         dims[at] = fresh(step.shape()[at])
     return tuple(dims)
@@ -179,6 +190,7 @@ def index_select(step: Step) -> Dims:
 
 @rule("gather")
 def gather(step: Step) -> Dims:
+    """Follow a choice of entries along one dim."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim")
     return tuple(
         dim if place != at % len(dims) and sizes(dim) == size else fresh(size)
@@ -192,7 +204,7 @@ def gather(step: Step) -> Dims:
     "_unsafe_index_put", "slice_scatter", "select_scatter", "masked_scatter", "masked_scatter_", "diagonal_scatter",
 )  # fmt: skip
 def written(step: Step) -> Dims:
-    """What is written over has the dims that it had; where the last dims are as wide, they are the same."""
+    """Follow a write into a tensor, which keeps its dims; last dims of equal width are the same dim."""
     x = step.dims(step.tensors()[0])
     for ref in step.tensors()[1:]:
         source = step.dims(ref)
@@ -210,7 +222,7 @@ def written(step: Step) -> Dims:
     "_fft_r2c", "_fft_c2c", "_fft_c2r", "view_as_real", "view_as_complex",
 )  # fmt: skip
 def resized(step: Step) -> Result:
-    """Dims that keep their size are the same dims; what lies beside them is new."""
+    """Follow an op that changes the size of some dims: those that keep their size are the same, the others new."""
     x = step.dims(step.tensors()[0])
     found = []
     for ref in step.call.outs:
@@ -221,6 +233,7 @@ def resized(step: Step) -> Result:
 
 @rule("pixel_shuffle")
 def pixel_shuffle(step: Step) -> Dims:
+    """Follow channels that become a grid of pixels."""
     *lead, channels, _, _ = step.dims(step.tensors()[0])
     factor = step.call.argument("upscale_factor")
     (out, _) = regrouped([channels], [step.shape()[-3], (factor**2, factor**2)])
@@ -229,6 +242,7 @@ def pixel_shuffle(step: Step) -> Dims:
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(step: Step) -> Dims:
+    """Follow a grid of pixels that becomes channels."""
     *lead, channels, _, _ = step.dims(step.tensors()[0])
     factor = step.call.argument("downscale_factor")
     return (*lead, (*channels, *fresh((factor**2, factor**2))), fresh(step.shape()[-2]), fresh(step.shape()[-1]))
@@ -236,6 +250,7 @@ def pixel_unshuffle(step: Step) -> Dims:
 
 @rule("diagonal")
 def diagonal(step: Step) -> Dims:
+    """Follow the diagonal of two dims, which becomes the last dim."""
     dims = step.dims(step.tensors()[0])
     gone = {step.call.argument("dim1", 0) % len(dims), step.call.argument("dim2", 1) % len(dims)}
     return (*(dim for place, dim in enumerate(dims) if place not in gone), fresh(step.shape()[-1]))
@@ -243,6 +258,7 @@ def diagonal(step: Step) -> Dims:
 
 @rule("as_strided")
 def strided(step: Step) -> Dims:
+    """Follow a strided view if it leaves the shape as it is."""
     dims = step.dims(step.tensors()[0])
     if [sizes(dim) for dim in dims] != step.shape():
         raise UnfitError("as_strided addresses memory, not dims")
@@ -251,6 +267,7 @@ def strided(step: Step) -> Dims:
 
 @rule("im2col")
 def patches(step: Step) -> Dims:
+    """Follow the patches of an image as columns: channels x positions in the patch."""
     *lead, channels, _, _ = step.dims(step.tensors()[0])
     column, count = step.shape()[-2:]
     return (*lead, (*channels, *fresh(over(column, sizes(channels)))), fresh(count))
@@ -258,6 +275,7 @@ def patches(step: Step) -> Dims:
 
 @rule("col2im")
 def unpatched(step: Step) -> Dims:
+    """Follow columns of patches that are added up to an image."""
     *lead, column, _ = step.dims(step.tensors()[0])
     channels, *space = step.shape()[-3:]
     return (*lead, regrouped([column], [channels, over(sizes(column), channels)])[0], *map(fresh, space))
@@ -271,7 +289,16 @@ def unpatched(step: Step) -> Dims:
     "multinomial", "_fused_sdp_choice", "sym_size", "hann_window", "cdist", "_cdist_forward", "_pdist_forward", "isin",
 )  # fmt: skip
 def new(step: Step) -> Result:
+    """Follow an op that makes a tensor of its own."""
     found = [step.unknown(ref) for ref in step.call.outs]
-    if step.call.name in ("arange", "linspace") and any(step.grows(dim) for dims in found for dim in dims):
+    if step.call.name in ("arange", "linspace") and any(grows(dim) for dims in found for dim in dims):
         step.report("numbers that count along a dim that grows", found[0][0])
     return found if len(found) != 1 else found[0]
+
+
+_MOVING = frozenset(name for name, function in RULES.items() if function.__module__ == __name__)
+
+
+def moves_entries(name: str) -> bool:
+    """Whether an op of this name moves, repeats or drops entries, or makes a tensor, and computes nothing."""
+    return name in _MOVING

@@ -11,7 +11,7 @@ TOLERANCE = 1e-7
 
 
 def combined(*terms: tuple[float | Fraction, Mapping[str | float, Fraction]]) -> Form:
-    """Sum of factor x form, without the zeros."""
+    """Add up factor x form over all terms, and drop zeros."""
     total: Form = {}
     for factor, form in terms:
         for key, value in form.items():
@@ -20,31 +20,38 @@ def combined(*terms: tuple[float | Fraction, Mapping[str | float, Fraction]]) ->
 
 
 def as_fraction(number: float | Fraction) -> Fraction:
-    """The simplest fraction that the number may be: 0.6666666667 is 2/3."""
+    """Return the simplest fraction that the number may stand for: 0.6666666667 is 2/3."""
     near = Fraction(number).limit_denominator(1000)
     return near if abs(near - Fraction(number)) < 1e-9 else Fraction(number)
 
 
 def known_value(form: Mapping[str | float, Fraction]) -> Fraction:
-    """The number that a form without unknowns is."""
+    """Return the value of the known numbers in a form."""
     return sum((value * as_fraction(key) for key, value in form.items() if not isinstance(key, str)), Fraction(0))
 
 
 class Equations:
-    """Equations `form = 0`, solved for as many unknowns as there are independent ones."""
+    """Equations `form = 0`, solved for as many unknowns as there are independent equations.
+
+    >>> equations = Equations()
+    >>> equations.require({"x": Fraction(2), 1.0: Fraction(-1)})  # 2 x = 1
+    True
+    >>> equations.solution("x")
+    {1.0: Fraction(1, 2)}
+    """
 
     def __init__(self) -> None:
         self._solved: dict[str, Form] = {}
         self._within: dict[str, set[str]] = {}
 
     def reduced(self, form: Mapping[str | float, Fraction]) -> Form:
-        """The form in unknowns that are still free."""
+        """Write a form in unknowns that are still free."""
         terms = [(Fraction(1), {key: value for key, value in form.items() if key not in self._solved})]
         terms += [(value, self._solved[key]) for key, value in form.items() if key in self._solved]
         return combined(*terms)
 
     def require(self, form: Mapping[str | float, Fraction]) -> bool:
-        """Add `form = 0`; False if it contradicts the equations so far, and then nothing is added."""
+        """Add `form = 0`; return False, and add nothing, if it contradicts the equations so far."""
         rest = self.reduced(form)
         unknowns = [key for key in rest if isinstance(key, str)]
         if not unknowns:
@@ -54,7 +61,7 @@ class Equations:
         return True
 
     def least_squares(self, forms: Iterable[Mapping[str | float, Fraction]]) -> None:
-        """Add what makes the sum of squares of the forms least; unknowns that do not change it stay free."""
+        """Add the equations that make the sum of squares of the forms least; unknowns without influence stay free."""
         normal: dict[str, Form] = {}
         for row in map(self.reduced, forms):
             for name, factor in row.items():
@@ -64,11 +71,12 @@ class Equations:
             assert self.require(equation), "normal equations have a solution"
 
     def solution(self, unknown: str) -> Form:
-        """The unknown in known numbers; what nothing determines is zero."""
+        """Return an unknown in known numbers; 0 where no equation determines it."""
         form = self.reduced({unknown: Fraction(1)})
         return {key: value for key, value in form.items() if not isinstance(key, str)}
 
     def _define(self, pivot: str, form: Form) -> None:
+        """Replace an unknown by a form wherever it occurs."""
         for name in self._within.pop(pivot, set()):
             before = self._solved[name]
             factor = before.pop(pivot)

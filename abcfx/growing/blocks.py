@@ -1,0 +1,117 @@
+"""Finds out which block of the small model each block of a deeper one is a copy of, and what new blocks must zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import nn
+
+from abcfx.dag.layer_dag import LayerDag
+from abcfx.errors import GrowthError
+from abcfx.exponents.depth import is_serial, residual_branches
+from abcfx.growing.fill.depth import BlockOrder, source_of
+from abcfx.pairing.graphs import Blocks, match_blocks
+
+
+def pair_blocks(small: nn.Module, large: nn.Module, order: BlockOrder) -> Blocks:
+    """Find the block of the small model that each block of the large one is a copy of.
+
+    Args:
+        small: the small model.
+        large: the large model.
+        order: where new blocks go.
+
+    Raises:
+        GrowthError: the large model has fewer blocks.
+    """
+    found = match_blocks(dict(large.named_parameters()), dict(small.named_parameters()))
+    index = {}
+    for container, twins in found.index.items():
+        after, before = found.counts[container]
+        if after < before:
+            raise GrowthError(
+                f"{container} has {before} blocks in the small model and {after} in the large one.\n"
+                f"  expected: at least as many. To fix: build the large model with {before} blocks or more."
+            )
+        numbers, bases = sorted(twins, key=int), sorted(set(_children(small, container)), key=int)
+        mapped = {number: bases[source_of(i, before, after, order)] for i, number in enumerate(numbers)}
+        alike = all(_names(large, container, n) == _names(small, container, b) for n, b in mapped.items())
+        index[container] = mapped if alike else dict(twins)
+    return replace(found, index=index)
+
+
+def _children(model: nn.Module, container: str) -> list[str]:
+    return [name for name, _ in model.get_submodule(container).named_children() if name.isdigit()]
+
+
+def _names(model: nn.Module, container: str, block: str) -> list[str]:
+    return [name for name, _ in model.get_submodule(_path(container, block)).named_parameters()]
+
+
+def _path(container: str, block: str) -> str:
+    return f"{container}.{block}" if container else block
+
+
+def refuse_parallel_blocks(blocks: Blocks, dag: LayerDag) -> None:
+    """Check that the containers with more submodules in the large model hold blocks of a stream, not experts.
+
+    Args:
+        blocks: the pairs of blocks.
+        dag: the layer DAG of a large model that has as many blocks as the small one.
+
+    Raises:
+        GrowthError: the submodules of a container do not feed one another.
+    """
+    equally_deep = _equally_deep(blocks)
+    for container, (after, before) in sorted(blocks.counts.items()):
+        prefix = f"{container}." if container else ""
+        has_layers = any(layer.parameter.startswith(prefix) for _, layer in dag.layers())
+        if has_layers and before > 1 and not is_serial(container, dag, equally_deep):
+            raise GrowthError(
+                f"{container} has {before} submodules in the small model and {after} in the large one, and none feeds "
+                f"another.\n  expected: blocks one behind another; more experts side by side would not all be chosen.\n"
+                f"  To fix: keep their number, or hold them in tensors (experts, ...), whose number grows with top-k."
+            )
+
+
+def new_blocks(blocks: Blocks) -> dict[str, str]:
+    """Return the path of each new block of the large model -> the path of the old block that it is a copy of.
+
+    Old blocks are the first of those that have the same block of the small model.
+    """
+    copies = {}
+    for container, twins in blocks.index.items():
+        first: dict[str, str] = {}
+        for block, twin in twins.items():
+            if first.setdefault(twin, block) != block:
+                copies[_path(container, block)] = _path(container, first[twin])
+    return copies
+
+
+def adding_parameters(blocks: Blocks, dag: LayerDag) -> tuple[str, ...]:
+    """Name the parameters by which new blocks add to the stream: zeroed, a new block adds nothing.
+
+    Args:
+        blocks: the pairs of blocks.
+        dag: the layer DAG of a large model that has as many blocks as the small one.
+    """
+    branches = residual_branches(dag, _equally_deep(blocks))
+    last = {name for branch in branches.values() for name in dag.takers(branch.node)}
+    copies, found = new_blocks(blocks), []
+    for container, twins in blocks.index.items():
+        for block, twin in twins.items():
+            prefix = f"{_path(container, twin)}."
+            if (path := _path(container, block)) in copies:
+                found += [f"{path}.{name.removeprefix(prefix)}" for name in last if name.startswith(prefix)]
+    return tuple(sorted(found))
+
+
+def _equally_deep(blocks: Blocks) -> Blocks:
+    """Return the pairs of blocks of a large model that has only one block for each of the small one."""
+    return replace(blocks, index={path: {n: n for n in twins.values()} for path, twins in blocks.index.items()})
+
+
+def is_within(name: str, blocks: Mapping[str, str]) -> bool:
+    """Whether a parameter belongs to one of the blocks with these paths."""
+    return any(name.startswith(f"{path}.") for path in blocks)

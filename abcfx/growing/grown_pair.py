@@ -1,0 +1,113 @@
+"""A small model and one grown from it, with all that the checks of a growth need, each computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from abcfx.growing.blocks import new_blocks
+from abcfx.growing.output_gap import tolerance
+from abcfx.growing.plan import GrowthPlan, plan_growth
+from abcfx.growing.runs import Compared, Runs
+from abcfx.pairing.factors import as_deep_as_base
+from abcfx.pairing.graphs import Blocks
+from abcfx.support.batch_loss import Loss
+from abcfx.support.running import evaluating
+
+
+@dataclass(frozen=True)
+class GrownPair:
+    """A small model and the large one that it was grown into, with real inputs.
+
+    Attributes:
+        small: the small model.
+        large: the large model.
+        batch: real inputs with targets, as `loss` takes them.
+        args: positional inputs of both models.
+        kwargs: keyword inputs of both models.
+        loss: loss(output, batch) -> scalar.
+        blocks: which block of the small model each block of the large one is a copy of.
+        optimizers: of the small and of the large model, if they are to be checked.
+    """
+
+    small: nn.Module
+    large: nn.Module
+    batch: object
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
+    loss: Loss
+    blocks: Blocks
+    optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer] | None = None
+
+    @contextmanager
+    def equally_deep(self) -> Iterator[None]:
+        """Leave the large model, within the context, only one block for each block of the small one."""
+        with as_deep_as_base(self.large, self.blocks):
+            yield
+
+    @cached_property
+    def plan(self) -> GrowthPlan:
+        """How the large model should have been filled."""
+        with self.equally_deep():
+            return plan_growth(self.small, self.large, self.args, self.kwargs)
+
+    @cached_property
+    def runs(self) -> Runs:
+        """Both models run on the batch."""
+        with self.equally_deep():
+            return Runs(self.plan, self.small, self.large, self.args, self.kwargs)
+
+    @cached_property
+    def compared(self) -> list[Compared]:
+        """Every tensor of the two runs, compared."""
+        return list(self.runs.compared())
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference that passes, relative to the RMS: that of the run, more for models beyond 32 blocks."""
+        deepest = max((len(twins) for twins in self.blocks.index.values()), default=1)
+        return tolerance(self.plan.factors) * max(1.0, math.sqrt(deepest / 32))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return the large model's parameters under the names of the plan."""
+        with self.equally_deep():
+            return dict(self.large.named_parameters())
+
+    @cached_property
+    def drift(self) -> dict[str, float]:
+        """Path of each new block -> the largest entry that it adds, relative to the RMS of its input."""
+        found: dict[str, float] = {}
+        hooks = [
+            self.large.get_submodule(path).register_forward_hook(_measuring(path, found), with_kwargs=True)
+            for path in new_blocks(self.blocks)
+        ]
+        try:
+            if hooks:
+                with evaluating(self.large):
+                    self.large(*self.args, **self.kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+
+Hook = Callable[[nn.Module, tuple[object, ...], dict[str, object], object], None]
+
+
+def _measuring(path: str, found: dict[str, float]) -> Hook:
+    """Make a forward hook that measures what a block adds to its input."""
+
+    def measure(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+        out = output[0] if isinstance(output, tuple | list) else output
+        if given and isinstance(out, torch.Tensor) and out.shape == given[0].shape:
+            rms = given[0].double().pow(2).mean().sqrt().clamp_min(1e-30)
+            found[path] = float((out - given[0]).double().abs().max() / rms)
+
+    return measure

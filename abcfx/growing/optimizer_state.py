@@ -1,0 +1,223 @@
+"""Carries an optimizer over to a grown model, so that it goes on training as the small one would have.
+
+With w_L = s copies(w) a gradient is g_L = rho copies(g), where rho = 1 / (s x number of copies). A moment of degree k
+in the gradient is multiplied by rho^k, and what the optimizer adds to w_L must be s times what it adds to w.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from abcfx.errors import GrowthError
+from abcfx.growing.fill.width import Widening, mean_multiplier
+from abcfx.pairing.factors.index_maps import IndexMap, tiled
+from abcfx.theory.optimizers import OptimizerFamily, family
+
+Group = dict[str, Any]
+"""One parameter group of a torch optimizer."""
+
+DEGREES = {
+    "exp_avg": 1, "momentum": 1, "momentum_buffer": 1, "exp_inf": 1, "grad_avg": 1, "prev": 1, "exp_avg_sq": 2,
+    "max_exp_avg_sq": 2, "square_avg": 2, "sum": 2, "exp_avg_sq_row": 2, "exp_avg_sq_col": 2, "row_var": 2,
+    "col_var": 2, "variance": 2,
+}  # fmt: skip
+"""State that torch's optimizers keep -> its degree in the gradient."""
+OF_UPDATES = frozenset({("RMSprop", "momentum_buffer")})
+"""(optimizer, state) that accumulates updates, not gradients; it scales like the update before the learning rate."""
+
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")
+"""Learning rates of a group: its own, and those that torch's schedulers write beside it and go on from."""
+
+
+@dataclass(frozen=True)
+class ParameterGrowth:
+    """Factors that growth brings for one parameter.
+
+    Attributes:
+        weight: s, by which the copies of the weight are multiplied.
+        gradient: rho, the gradient of an entry over that of the entry that it is a copy of.
+    """
+
+    weight: float
+    gradient: float
+
+
+def growth_of(widening: Widening) -> ParameterGrowth:
+    """Return s and rho of a parameter; averages where entries have unequal numbers of copies."""
+    weight = mean_multiplier(widening)
+    copies = 1.0
+    for dim in widening.dims:
+        small, large = dim.sizes
+        copies *= large / small if dim.old_entries is None else 1.0
+    return ParameterGrowth(weight, 1.0 / (weight * copies))
+
+
+def grown_groups(
+    optimizer: torch.optim.Optimizer, recipes: Mapping[str, Widening], small: nn.Module, large: nn.Module
+) -> list[Group]:
+    """Make one group for each parameter of the large model, with hyperparameters that keep the training trajectory.
+
+    Args:
+        optimizer: the small model's optimizer.
+        recipes: name in the large model -> how it was filled.
+        small: the small model.
+        large: the large model.
+    """
+    group_of = _groups_by_parameter(optimizer)
+    ours, theirs = dict(large.named_parameters()), dict(small.named_parameters())
+    made, which = [], family(optimizer)
+    for name, widening in recipes.items():
+        if name not in ours or (group := group_of.get(id(theirs[widening.source]))) is None:
+            continue
+        change = hyperparameters(which, widening, group)
+        made.append({**group, **change, "params": [ours[name]], "param_names": [name]})
+    return made
+
+
+def _groups_by_parameter(optimizer: torch.optim.Optimizer) -> dict[int, Group]:
+    return {id(parameter): dict(group) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def hyperparameters(which: OptimizerFamily, widening: Widening, group: Group) -> Group:
+    """Return learning rates, eps and weight decay of a parameter after growth.
+
+    docs/growth.md derives them.
+
+    Args:
+        which: what the optimizer's update depends on.
+        widening: how the parameter was filled.
+        group: the parameter's group in the small model's optimizer.
+    """
+    growth = growth_of(widening)
+    s, rho = growth.weight, growth.gradient
+    rate = {"gradient": s / rho, "relative": 1.0}.get(which.update, s)
+    if which.update == "spectral":
+        rate = s / _spectral(which, widening)
+    found = {key: group[key] * rate for key in RATES if key in group}
+    if "eps" in group and isinstance(group["eps"], float) and which.has_eps:
+        found["eps"] = group["eps"] * rho
+    decay = group.get("weight_decay") or 0.0
+    if decay:
+        found["weight_decay"] = decay * {"gradient": rho / s, "ratio": 1.0 / s}.get(which.decay, 1.0 / rate)
+    return found
+
+
+def _spectral(which: OptimizerFamily, widening: Widening) -> float:
+    """Return the entries of an update with singular values of one size over those of the copied update."""
+    shapes = zip(*(dim.sizes for dim in widening.dims[:2]), strict=True)
+    small, large = (_adjustment(which.shape, *shape) / math.sqrt(math.prod(shape)) for shape in shapes)
+    return large / small
+
+
+def _adjustment(shape: str, rows: int, columns: int = 1) -> float:
+    """Return the factor by which the optimizer itself multiplies an update of this shape (`OptimizerFamily.shape`)."""
+    return math.sqrt({"tall": max(1.0, rows / columns), "rms": max(rows, columns)}.get(shape, 1.0))
+
+
+def degree_of(optimizer: torch.optim.Optimizer, key: str) -> int | None:
+    """Return the degree in the gradient of the state that an optimizer keeps under a key; None where it is unknown."""
+    return 0 if (type(optimizer).__name__, key) in OF_UPDATES else DEGREES.get(key)
+
+
+def refuse_unknown_state(optimizer: torch.optim.Optimizer) -> None:
+    """Check that it is known of all state of an optimizer how it depends on the gradient.
+
+    Raises:
+        GrowthError: the optimizer keeps something else; names it.
+    """
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.dim() and degree_of(optimizer, key) is None:
+                raise GrowthError(
+                    f"{type(optimizer).__name__} keeps {key!r}, and how that depends on the gradient is not known.\n"
+                    f"  expected one of {', '.join(sorted(DEGREES))}.\n"
+                    f"  To fix: abcfx.grow(..., optimizer=None) and start the optimizer anew, with a short warm-up."
+                )
+
+
+def grown_state(
+    optimizer: torch.optim.Optimizer, groups: list[Group], recipes: Mapping[str, Widening], small: nn.Module
+) -> dict[str, Any]:
+    """Make the state_dict of an optimizer of the same class over new groups.
+
+    Args:
+        optimizer: the small model's optimizer.
+        groups: one for each parameter of the large model.
+        recipes: name in the large model -> how it was filled; names that are left out start without state.
+        small: the small model.
+    """
+    theirs = dict(small.named_parameters())
+    state: dict[int, dict[str, object]] = {}
+    for index, group in enumerate(groups):
+        (name,) = group["param_names"]
+        widening = recipes.get(name)
+        own = optimizer.state.get(theirs[widening.source], {}) if widening else {}
+        if own and widening:
+            state[index] = {
+                key: _grown_entry(degree_of(optimizer, key), key, value, widening, name) for key, value in own.items()
+            }
+    return _state_dict(groups, state)
+
+
+def _grown_entry(degree: int | None, key: str, value: object, widening: Widening, name: str) -> object:
+    """Make one entry of a parameter's state: copies of a tensor with an entry for each weight, all else as it is."""
+    if not isinstance(value, torch.Tensor) or value.dim() == 0:
+        return value.clone() if isinstance(value, torch.Tensor) else value
+    assert degree is not None, "refuse_unknown_state raises before"
+    shape = tuple(dim.sizes[0] for dim in widening.dims)
+    dims = widening.dims
+    if tuple(value.shape) != shape:  # factored second moments, one entry for each row or column
+        if value.dim() != len(shape):
+            raise GrowthError(
+                f"{name} has state {key!r} of shape {tuple(value.shape)}.\n"
+                f"  expected: the shape of the weight, {shape}, or 1 in the place of some of its dims.\n"
+                f"  To fix: abcfx.grow(..., optimizer=None) and start the optimizer anew, with a short warm-up."
+            )
+        dims = tuple(
+            dim if n == size else IndexMap.unchanged(n) for dim, n, size in zip(dims, value.shape, shape, strict=True)
+        )
+    return tiled(value, dims) * growth_of(widening).gradient ** degree
+
+
+def plain_groups(
+    optimizer: torch.optim.Optimizer,
+    small: nn.Module,
+    large: nn.Module,
+    origin: Mapping[str, str],
+    kept: Collection[str],
+) -> tuple[list[Group], dict[str, Any]]:
+    """Make groups and state for a model whose weights are not multiplied: hyperparameters stay as they are.
+
+    Args:
+        optimizer: the small model's optimizer.
+        small: the small model.
+        large: the large model.
+        origin: name in the large model -> name in the small one whose hyperparameters it takes.
+        kept: names in the large model whose state is taken over; the others start without state.
+
+    Returns:
+        (groups, state_dict).
+    """
+    group_of = _groups_by_parameter(optimizer)
+    ours, theirs = dict(large.named_parameters()), dict(small.named_parameters())
+    groups, state = list[Group](), dict[int, dict[str, object]]()
+    for name, source in origin.items():
+        if (group := group_of.get(id(theirs[source]))) is None:
+            continue
+        own = optimizer.state.get(theirs[source], {})
+        if name in kept and own:
+            state[len(groups)] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in own.items()}
+        groups.append({**group, "params": [ours[name]], "param_names": [name]})
+    return groups, _state_dict(groups, state)
+
+
+def _state_dict(groups: list[Group], state: dict[int, dict[str, object]]) -> dict[str, Any]:
+    """Pack groups and state as `Optimizer.state_dict` does: parameters are numbers."""
+    packed = [{**{k: v for k, v in group.items() if k != "params"}, "params": [i]} for i, group in enumerate(groups)]
+    return {"state": state, "param_groups": packed}

@@ -1,0 +1,246 @@
+"""One call of two paired runs as a rule sees it, the factors found so far, and the registry of the rules.
+
+A rule is a small function for one kind of aten op. It gets a `Step` and returns the dims of the result, or a list with
+the dims of each result. Ops that torch tags as pointwise need no rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from abcfx.capture.aten import Ref, Trace
+from abcfx.pairing.factors.atoms import (
+    Dim,
+    SizePair,
+    UnfitError,
+    fresh,
+    grows,
+    sizes,
+    unify,
+    without_origin,
+)
+
+Dims = tuple[Dim, ...]
+"""The dims of one tensor."""
+Result = Dims | list[Dims]
+
+COPIES_COMPETE = frozenset({"softmax", "_softmax", "_log_softmax", "_safe_softmax", "topk"})
+"""Ops along whose `dim` copies of an entry take from each other: they share a probability, or not all are chosen."""
+COPIES_COUNT = frozenset({"sort", "argsort", "cumsum", "cumprod", "logcumsumexp", "argmax", "argmin", "kthvalue"})
+"""Ops along whose `dim` the number of entries in front changes the result, so that copies of the input give no copy."""
+
+
+class ProblemKind(Enum):
+    """Reason why a larger copy would not compute the same; decides which remedy is named."""
+
+    UNEVEN = "a dim with unequal numbers of copies is averaged over"
+    COMPETING = "copies of an entry compete or are picked one by one"
+    NORMED_WEIGHT = "a weight is divided by a norm of itself"
+    NO_RULE = "no rule for the op"
+    OTHER = "any other"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An op at which a larger copy would not compute the same, or at which dims could not be followed.
+
+    Attributes:
+        call: index of the call in the two traces.
+        path: module path of the call.
+        op: name of the op.
+        kind: the reason, as a value.
+        reason: the reason, in words.
+        dim: the dim in question.
+        fatal: whether the dims of the result are unknown from here on.
+    """
+
+    call: int
+    path: str
+    op: str
+    kind: ProblemKind
+    reason: str
+    dim: Dim = ()
+    fatal: bool = False
+
+
+@dataclass
+class Factors:
+    """The dims of every tensor of two traces, in atoms that both models share.
+
+    Attributes:
+        small: trace of the small model.
+        large: trace of the large model, with the same calls.
+        dims: the dims of each tensor, by the index of its `Ref`; None where nothing is known yet.
+        problems: where a larger copy would not compute the same.
+        contracted: (name, dim) of each dim of a parameter that some product sums over.
+        indexed: row dims of the tables that are looked up.
+        statistics: names of buffers that training changes.
+        unfollowed: dims that may grow in another way than by copies.
+        of_weights: indices of the tensors that are computed from parameters and buffers alone.
+        averaged: (call, dim) of each dim that an op averages over.
+    """
+
+    small: Trace
+    large: Trace
+    dims: list[Dims | None]
+    problems: list[Problem] = field(default_factory=list)
+    contracted: set[tuple[str, int]] = field(default_factory=set)
+    indexed: list[Dim] = field(default_factory=list)
+    statistics: set[str] = field(default_factory=set)
+    unfollowed: list[Dim] = field(default_factory=list)
+    of_weights: set[int] = field(default_factory=set)
+    averaged: list[tuple[int, Dim]] = field(default_factory=list)
+
+    def of(self, ref: Ref) -> Dims:
+        """Return the dims of a tensor; fresh ones where nothing is known of it."""
+        found = self.dims[ref.index]
+        if found is None:
+            found = self.dims[ref.index] = tuple(map(fresh, self.shape(ref)))
+        return found
+
+    def shape(self, ref: Ref) -> list[SizePair]:
+        """Return the sizes of a tensor's dims in the small and the large model."""
+        return list(zip(self.small.shapes[ref.index], self.large.shapes[ref.index], strict=True))
+
+    def parameter(self, name: str) -> Dims:
+        """Return the dims of a parameter or buffer of the large model."""
+        ref = self.large.parameters.get(name)
+        return self.of(self.large.buffers[name] if ref is None else ref)
+
+
+class Step:
+    """One step of the two runs: the same call in the small and in the large model.
+
+    Attributes:
+        factors: the factors found so far.
+        index: index of the call in the traces.
+        calls: the call in the small and in the large model.
+        call: the call in the large model.
+    """
+
+    def __init__(self, factors: Factors, index: int) -> None:
+        self.factors, self.index = factors, index
+        self.calls = factors.small.calls[index], factors.large.calls[index]
+        self.call = self.calls[1]
+
+    def tensors(self) -> list[Ref]:
+        """Return the tensors that the call takes, in order."""
+        return self.call.inputs
+
+    def dims(self, ref: Ref) -> Dims:
+        """Return the dims of a tensor."""
+        return self.factors.of(ref)
+
+    def shape(self, ref: Ref | None = None) -> list[SizePair]:
+        """Return the sizes of a tensor, by default of the first result, in the small and the large model."""
+        return self.factors.shape(ref or self.call.outs[0])
+
+    def is_floating(self, ref: Ref) -> bool:
+        """Whether a tensor has floating or complex numbers."""
+        dtype = self.factors.large.dtypes[ref.index]
+        return dtype.is_floating_point or dtype.is_complex
+
+    def unknown(self, ref: Ref) -> Dims:
+        """Return dims for a result of which nothing but its shape is known."""
+        return tuple(map(self.unfollowed, self.shape(ref)))
+
+    def unfollowed(self, size: SizePair) -> Dim:
+        """Make a dim that may grow in another way than by copies, and note it."""
+        dim = fresh(size)
+        if size[0] != size[1]:
+            self.factors.unfollowed.append(dim)
+        return dim
+
+    def optional(self, name: str) -> Any:
+        """Return the argument of that name; None where the op has none."""
+        try:
+            return self.call.argument(name)
+        except KeyError:
+            return None
+
+    def report(self, reason: str, dim: Dim = (), kind: ProblemKind = ProblemKind.OTHER, fatal: bool = False) -> None:
+        """Note that a larger copy would not compute the same here."""
+        self.factors.problems.append(Problem(self.index, self.call.path, self.call.name, kind, reason, dim, fatal))
+
+    def reduced(self, dim: Dim) -> None:
+        """Note that the op reduces a dim by a sum, a mean or the like: every entry must have equally many copies."""
+        self.even(dim)
+        name = self.call.name
+        if name in ("var", "std", "var_mean", "std_mean") and grows(dim):
+            correction = self.optional("correction")
+            unbiased = self.optional("unbiased")
+            if unbiased or (unbiased is None and correction != 0):
+                self.report("an unbiased variance over a dim that grows divides by its size - 1", dim)
+        self.check_copies(dim)
+        if name in ("norm", "linalg_vector_norm") and any(use.origin for use in dim):
+            self.normed(dim)
+
+    def check_copies(self, dim: Dim) -> None:
+        """Report a dim that grows where the op, along that dim, gives another result for copies of its input."""
+        name = self.call.name
+        if name in COPIES_COMPETE | COPIES_COUNT and grows(dim):
+            kind = ProblemKind.COMPETING if name in COPIES_COMPETE else ProblemKind.OTHER
+            self.report(f"{name} over a dim that grows", dim, kind)
+
+    def normed(self, dim: Dim) -> None:
+        """Note that a weight is divided by a sum over one of its dims, and so shrinks as that dim grows."""
+        if grows(dim):
+            reason = "a weight is divided by a norm of itself, over a dim that grows"
+            self.report(reason, dim, ProblemKind.NORMED_WEIGHT)
+
+    def even(self, dim: Dim) -> None:
+        """Note that the op averages over a dim: every entry must have as many copies as any other."""
+        self.factors.averaged.append((self.index, dim))
+
+    def contracted(self, dim: Dim) -> None:
+        """Note that a product sums over a dim."""
+        self.factors.contracted.update(use.origin for use in dim if use.origin is not None)
+
+    def check_broadcast(self, dims: Dims, onto: Dims) -> None:
+        """Unify a tensor's dims with those it is broadcast onto, aligned at the right."""
+        for dim, wide in zip(reversed(dims), reversed(onto), strict=False):
+            if sizes(dim) == sizes(wide):
+                unify(dim, wide)
+
+    def contract(self, one: Ref, other: Ref) -> Dims:
+        """Return the dims of a matrix product: it sums over the last dim of one, the last but one of the other."""
+        a, b = self.dims(one), self.dims(other)
+        inner = b[-2] if len(b) > 1 else b[-1]
+        unify(a[-1], inner)
+        is_weight = any(use.origin for use in inner)
+        self.contracted(inner if is_weight else a[-1])  # a learned input is a parameter, but no weight
+        batch = a[:-2]
+        for mine, theirs in zip(batch, b[:-2], strict=True) if len(a) > 2 else ():
+            unify(mine, theirs)
+        out = (*a[:-1], *(b[-1:] if len(b) > 1 else ()))
+        return tuple(map(without_origin, out))
+
+
+Rule = Callable[[Step], Result]
+
+RULES: dict[str, Rule] = {}
+"""Name of an aten op, without namespace and overload -> its rule."""
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a function as the rule of the ops with these names, without namespace and overload."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def over(size: SizePair, by: SizePair) -> SizePair:
+    """Divide a size by a factor of it, in both models.
+
+    Raises:
+        UnfitError: it is no factor of the size.
+    """
+    if size[0] % by[0] or size[1] % by[1]:
+        raise UnfitError(f"{size[0]} and {size[1]} are no multiples of {by[0]} and {by[1]}")
+    return size[0] // by[0], size[1] // by[1]

@@ -1,0 +1,46 @@
+"""Properties of ops, by name: how the size of the result follows the size of the input.
+
+Names are those of torch functions, methods and aten ops, without namespace, overload, leading and trailing underscores.
+The rules of `abcfx.rules` and the checks of `abcfx.growing` read the same tables.
+"""
+
+from __future__ import annotations
+
+HOMOGENEOUS = (
+    "relu", "leaky_relu", "rrelu", "abs", "neg", "dropout", "dropout1d", "dropout2d", "dropout3d", "identity", "to",
+    "float", "double", "half", "bfloat16", "type", "type_as", "contiguous", "clone", "detach", "cpu", "cuda", "alias",
+    "nan_to_num", "masked_fill", "tril", "triu", "real", "imag", "requires_grad", "cumsum", "fill_diagonal",
+)  # fmt: skip
+"""Entry by entry, phi(k x) = k phi(x) for every k > 0; shape stays."""
+
+KEEPS_ZERO = (
+    "relu6", "gelu", "silu", "tanh", "elu", "selu", "celu", "mish", "hardtanh", "hardswish", "softsign", "tanhshrink",
+    "softshrink", "hardshrink", "sin", "asin", "atan", "erf", "sinh", "expm1", "log1p", "sign", "alpha_dropout",
+    "feature_alpha_dropout", "clamp", "clamp_min", "clamp_max", "round", "floor", "ceil",
+)  # fmt: skip
+"""phi(0) = 0 and Lipschitz: the result has the size and the change of the input."""
+
+FORGETS_SIZE = (
+    "sigmoid", "hardsigmoid", "logsigmoid", "log_sigmoid", "softplus", "exp2", "cos", "cosh", "log", "log2",
+    "log10", "erfc", "acos", "sinc", "threshold",
+)  # fmt: skip
+"""phi(0) is not 0, or phi is far from homogeneous: the result is of order 1, whatever the size of the input."""
+
+JOINTLY_HOMOGENEOUS = (
+    "add", "sub", "rsub", "lerp", "where", "maximum", "minimum", "max", "min", "amax", "amin", "mean", "sort", "topk",
+    "max_pool2d_with_indices",
+)  # fmt: skip
+"""If all inputs become k times as large, so does the result; ops of several inputs, and reductions."""
+
+
+def keeps_factor(name: str) -> bool:
+    """Whether inputs that all have become k times as large make the result k times as large.
+
+    Args:
+        name: of an op; `native_dropout` and `_to_copy` are the aten spellings of `dropout` and `to`.
+    """
+    plain = name.strip("_")
+    return plain in _KEEPS_FACTOR or plain in ("native_dropout", "to_copy")
+
+
+_KEEPS_FACTOR = frozenset(HOMOGENEOUS) | frozenset(JOINTLY_HOMOGENEOUS)
