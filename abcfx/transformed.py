@@ -1,4 +1,4 @@
-"""What `transform` returns: module, optimizer groups, what was found, and what can be done with it later."""
+"""`Transformed`: the result of `transform`, with its module, its optimizer groups, and what can be done with them."""
 
 from __future__ import annotations
 
@@ -6,72 +6,127 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 from torch import nn
 
-from abcfx.capture import CapturedGraph
 from abcfx.capture.state import copied
-from abcfx.errors import InvalidInputError
-from abcfx.exponents.assign import FixedExponents
 from abcfx.exponents.dag_program import SolvedDag
-from abcfx.exponents.depth import DepthScaling
-from abcfx.plan.groups import groups_of, param_groups
+from abcfx.outcome import Header, Outcome
+from abcfx.plan.groups import OptimizerGroup, groups_of, param_groups
 from abcfx.plan.init import Init, initialise
-from abcfx.plan.parameters import Options
+from abcfx.plan.spec import ParameterPlan, Spec
+from abcfx.report.drawing import mermaid, page
+from abcfx.report.explain import Explainer, Explanation
+from abcfx.report.text import as_dict, render
 from abcfx.rewrite.folding import Fold
 from abcfx.theory.optimizers import Optimizer
-from abcfx.theory.parametrizations import Alignments
-
-if TYPE_CHECKING:
-    from abcfx.report.explain import Explanation
-
-
-@dataclass(frozen=True)
-class Analysis:
-    """What was solved, to be solved again with other alignments: graphs, exponents before the LP, options."""
-
-    captured: CapturedGraph
-    setting: FixedExponents
-    alignment: Mapping[str, Alignments]
-    options: Options
-    depth: DepthScaling
 
 
 @dataclass(frozen=True)
 class Transformed:
-    """What `transform` returns; `module, param_groups = result` unpacks, `print(result)` prints the report.
+    """The result of `transform`; `module, param_groups = result` unpacks it, `print(result)` prints the report.
 
     Attributes:
-        module: the rewritten model; the same Parameter names and `state_dict` keys as the model.
-        groups: the optimizer groups as planned; hand `param_groups`, copies of them, to an optimizer.
-        dag: the layer DAG as a networkx DiGraph; nodes carry `kind`, `path`, `s`, `r`, `role`, `parameter`.
-        solution: exponents found by the LP, with what binds and shadow prices.
-        spec: a JSON-able row for each parameter, by name.
-        timings: seconds of each stage.
+        module: the rewritten model, with the Parameter names and `state_dict` keys of the model that was given.
+        outcome: everything that was found, as frozen data.
+        folding: how the trained model is turned into plain weights.
     """
 
     module: nn.Module
-    groups: list[dict[str, Any]] = field(repr=False)
-    dag: nx.DiGraph
-    solution: SolvedDag
-    spec: dict[str, dict[str, Any]]
-    timings: dict[str, float]
-    notes: tuple[str, ...] = ()
-    header: dict[str, Any] = field(default_factory=dict)
-    inits: dict[str, Init] = field(default_factory=dict, repr=False)
-    source: nn.Module | None = field(default=None, repr=False)
-    analysis: Analysis | None = field(default=None, repr=False)
-    folding: Fold = field(default_factory=Fold, repr=False)
+    outcome: Outcome = field(repr=False)
+    folding: Fold = field(repr=False)
+
+    def __iter__(self) -> Iterator[nn.Module | list[OptimizerGroup]]:
+        return iter((self.module, self.param_groups))
+
+    # -- what was found
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """Groups for any torch optimizer: fresh dicts, so that what a scheduler does to them is not kept here."""
-        return [{**group, "params": list(group["params"])} for group in self.groups]
+    def spec(self) -> Spec:
+        """A JSON-able row for each parameter, by name; `spec.to_json()` belongs into a checkpoint."""
+        return self.outcome.spec
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.module, self.param_groups))
+    @property
+    def plan(self) -> Mapping[str, ParameterPlan]:
+        """The same as typed data."""
+        return self.outcome.plan
+
+    @property
+    def header(self) -> Header:
+        """What was asked for and what it was found on."""
+        return self.outcome.header
+
+    @property
+    def solution(self) -> SolvedDag:
+        """The exponents that the linear program found, what binds, and shadow prices."""
+        return self.outcome.solution
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know: defaults that were taken, what was dropped, what the solution costs."""
+        return self.outcome.notes
+
+    @property
+    def timings(self) -> Mapping[str, float]:
+        """Seconds of each stage."""
+        return self.outcome.timings
+
+    @property
+    def inits(self) -> dict[str, Init]:
+        """What is done to every parameter's tensor, by name."""
+        return {name: plan.init for name, plan in self.plan.items()}
+
+    @property
+    def dag(self) -> nx.DiGraph:
+        """The layer DAG as a networkx graph of its own.
+
+        Nodes carry `kind`, `path` (module path), `parameter` (None for what is no weight), `role` (of the parameter,
+        else the name of the kind), `weight` (whether it is a layer), `output`, and the exponents `s` (size) and `r`
+        (change; None where nothing changes).
+        """
+        graph, solved = self.outcome.dag.to_networkx(), self.solution
+        for node, data in graph.nodes.items():
+            data["s"], data["r"] = solved.s[node], solved.r.get(node)
+            data["role"] = self.plan[data["parameter"]].role if data["parameter"] else data["kind"].name
+        return graph
+
+    # -- optimizer groups
+
+    @property
+    def param_groups(self) -> list[OptimizerGroup]:
+        """Groups for any torch optimizer, one per distinct set of hyperparameters; fresh dicts at every call."""
+        return self.groups()
+
+    def groups(self, per_parameter: bool = False) -> list[OptimizerGroup]:
+        """Return optimizer groups over the parameters of `module`.
+
+        Args:
+            per_parameter: one group for each parameter, which rates that change while training need.
+
+        Returns:
+            Plain dicts; see `abcfx.param_groups`.
+        """
+        return param_groups(self.module, self.spec, per_parameter)
+
+    def groups_for(
+        self, optimizer: Optimizer, module: nn.Module | None = None, per_parameter: bool = False
+    ) -> list[OptimizerGroup]:
+        """Return the groups of one optimizer among several: `Muon(result.groups_for("muon"))`.
+
+        Args:
+            optimizer: as given to `transform`: a name, a class or an instance.
+            module: a module with the model's parameter names whose parameters are other objects by now: after
+                `to_empty` on a model planned on the meta device, or sharding. `self.module` by default.
+            per_parameter: one group for each parameter.
+
+        Raises:
+            InvalidInputError: no parameter belongs to it; the module has not the parameters of the plan.
+        """
+        target = self.module if module is None else module
+        return groups_of(param_groups(target, self.spec, per_parameter), self.spec, optimizer)
+
+    # -- weights
 
     def init_weights(self, module: nn.Module | None = None) -> nn.Module:
         """Draw every parameter anew as planned: after `to_empty` on a model planned on the meta device, or to restart.
@@ -87,22 +142,24 @@ class Transformed:
         return target
 
     def fold(self) -> nn.Module:
-        """The trained model as plain weights for inference: the original class and keys, no scale node, no hook.
+        """Turn the trained model into plain weights for inference: the original class and keys, no scale node, no hook.
 
-        It computes what `module` computes now (to rounding). A copy; with `inplace=True` the model object itself, which
-        can then be saved, and should not be trained on, since its rates belong to the weights as they were.
+        It computes what `module` computes now (to rounding). Returns a copy; after apply="inplace" the model object
+        itself, which can then be saved, and should not be trained on, since its rates belong to the weights as they
+        were.
 
         Raises:
             InvalidInputError: a tied parameter would need two factors and no norm can take one; nothing has changed.
         """
-        if self.source is None:
-            raise InvalidInputError("fold: this result was not made by transform.")
-        model = self.source if self.module is self.source else copied(self.source)
+        source = self.outcome.captured.model
+        model = source if self.module is source else copied(source)
         self.folding.apply_to(model)
         return model.train(self.module.training)
 
+    # -- reports
+
     def explain(self, name: str) -> Explanation:
-        """In words: why a parameter has its role, how it grows, what holds its c, what would loosen it, what follows.
+        """Explain one parameter in words: why it has its role, how it grows, what holds its c, what follows.
 
         Args:
             name: of a parameter, a name tied to it, or the module whose weight it is ("blocks.3.attn.qkv").
@@ -110,51 +167,24 @@ class Transformed:
         Raises:
             InvalidInputError: there is none of that name; the message has those that are close.
         """
-        from abcfx.report.explain import Explainer
-
         return Explainer(self).explain(name)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything that was found, as JSON-able values: header, rows, groups, what binds, shadow prices, notes."""
-        from abcfx.report.text import as_dict
-
+    def to_dict(self) -> dict[str, object]:
+        """Return everything that was found as JSON-able values: header, rows, groups, shadow prices, notes."""
         return as_dict(self)
 
     def to_mermaid(self) -> str:
-        """The layer DAG as a Mermaid flowchart, as GitHub draws it: repeated blocks once, a colour for each role."""
-        from abcfx.report.drawing import mermaid
-
+        """Return the layer DAG as a Mermaid flowchart, which GitHub draws: repeated blocks once, a colour by role."""
         return mermaid(self)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write the interactive report: one HTML file that needs no network.
 
-        The layer graph with repeated blocks drawn once, every parameter's row and reasons, what binds, the groups.
+        It has the layer graph with repeated blocks drawn once, every parameter's row and reasons, and the groups.
         """
-        from abcfx.report.drawing import page
-
         Path(path).write_text(page(self), encoding="utf-8")
 
-    def groups_for(self, optimizer: Optimizer, module: nn.Module | None = None) -> list[dict[str, Any]]:
-        """The groups of one optimizer among several: `Muon(result.groups_for("muon"))`.
-
-        Args:
-            optimizer: as given to `transform`: a name, a class or an instance.
-            module: a module with the model's parameter names whose parameters are other objects by now: after
-                `to_empty` on a model planned on the meta device, or sharding. `self.module`, as planned, by default.
-
-        Raises:
-            InvalidInputError: no parameter belongs to it; the module has not the parameters of the plan.
-        """
-        groups = self.param_groups
-        if module is not None:
-            single = all(len(group["params"]) == 1 for group in groups)
-            groups = param_groups(module, self.spec, "parameter" if single else "merged")
-        return groups_of(groups, self.spec, optimizer)
-
     def __str__(self) -> str:
-        from abcfx.report.text import render
-
         return render(self)
 
     def __repr__(self) -> str:

@@ -54,9 +54,9 @@ def train(variant: Variant, task: Task, characters: torch.Tensor, plot: Path | N
     example = torch.zeros(2, task.context, dtype=torch.long)
     model, base = build(task, task.width), build(task, task.base_width)
     result = abcfx.transform(
-        model, example, base=base, optimizer="adamw", lr=lr, groups="parameter", capture="symbolic", verify=False
+        model, example, base=base, optimizer="adamw", lr=lr, capture=abcfx.Capture(method="symbolic", verify=False)
     )
-    optimizer = torch.optim.AdamW(result.param_groups, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(result.groups(per_parameter=True), betas=(0.9, 0.95), weight_decay=0.0)
     warm = max(1, task.steps // 10)
 
     def scheduled(step: int) -> float:

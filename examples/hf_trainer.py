@@ -34,8 +34,7 @@ def prepare(width: int, lr: float = LR) -> tuple[Any, abcfx.Transformed]:
     model, ids = make_llama(width), torch.zeros(2, CONTEXT, dtype=torch.long)
     base = make_llama(BASE)
     result = abcfx.transform(
-        model, kwargs={"input_ids": ids, "labels": ids}, base=base, optimizer="adamw", lr=lr, scales="absorb",
-        inplace=True,
+        model, kwargs={"input_ids": ids, "labels": ids}, base=base, optimizer="adamw", lr=lr, apply="inplace",
     )  # fmt: skip
     return model, result
 

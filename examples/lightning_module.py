@@ -37,7 +37,7 @@ class LightningGPT(LightningModule):
         self.model = GPT(GPTConfig(d_model=width))
         base, ids = GPT(GPTConfig(d_model=base_width)), torch.zeros(2, 64, dtype=torch.long)
         # in place: self.model stays the GPT that it is, and checkpoints have its keys
-        result = abcfx.transform(self.model, ids, base=base, optimizer="adamw", lr=lr, scales="absorb", inplace=True)
+        result = abcfx.transform(self.model, ids, base=base, optimizer="adamw", lr=lr, apply="inplace")
         self.spec = result.spec
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:

@@ -78,7 +78,7 @@ def plan(width: int, multiplier: float = MULTIPLIER) -> abcfx.Transformed:
     rates = {role: multiplier * lr for role, lr in RATES.items()}
     ids = torch.zeros(2, CONTEXT, dtype=torch.long, device="meta")
     like = (lambda: NanoGPT(32), lambda: NanoGPT(64))  # two tiny ones with weights: how the init grows with width
-    return abcfx.transform(model, ids, base=base, optimizer=OPTIMIZERS, lr=rates, init_like=like)
+    return abcfx.transform(model, ids, base=base, optimizer=OPTIMIZERS, lr=rates, init=abcfx.InitLike(*like))
 
 
 def materialise(result: abcfx.Transformed) -> tuple[nn.Module, list[torch.optim.Optimizer]]:

@@ -46,7 +46,7 @@ def main(width: int = WIDTH, steps: int = 60, lr: float = LR) -> dict[str, Any]:
     torch.manual_seed(0)
     model, ids = make_gpt(width), torch.zeros(2, CONTEXT, dtype=torch.long)
     base = make_gpt(BASE)
-    result = abcfx.transform(model, ids, base=base, optimizer="adamw", lr=lr, scales="absorb", inplace=True)
+    result = abcfx.transform(model, ids, base=base, optimizer="adamw", lr=lr, apply="inplace")
     transformed = train(model, result.param_groups, steps)  # `model` itself: its generate, hooks, saving go on working
     print(result)
     print(f"\nwidth {width}, lr {lr:g}: loss as written {as_written:.3f}, transformed {transformed:.3f}")

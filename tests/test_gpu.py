@@ -41,7 +41,7 @@ def train(
 def test_a_model_on_the_device_trains_under_bf16_autocast(scales: str) -> None:
     ids = IDS.to(DEVICE)
     model = gpt(128).to(DEVICE)
-    result = abcfx.transform(model, ids[:2, :-1], base=gpt(64).to(DEVICE), optimizer="adamw", scales=scales, lr=2**-8)
+    result = abcfx.transform(model, ids[:2, :-1], base=gpt(64).to(DEVICE), optimizer="adamw", apply=scales, lr=2**-8)
     assert {p.device.type for p in result.module.parameters()} == {DEVICE}
     losses, logits = train(result.module, torch.optim.AdamW(result.param_groups), ids, 10, dtype=torch.bfloat16)
     assert logits.dtype == torch.bfloat16
@@ -63,9 +63,7 @@ def test_absorbed_in_place_on_the_device_equals_the_cpu() -> None:
     for device in ("cpu", DEVICE):
         model, ids = gpt(128).to(device), IDS.to(device)
         base = gpt(64).to(device)
-        result = abcfx.transform(
-            model, ids[:2, :-1], base=base, optimizer="adamw", lr=2**-8, scales="absorb", inplace=True
-        )
+        result = abcfx.transform(model, ids[:2, :-1], base=base, optimizer="adamw", lr=2**-8, apply="inplace")
         assert result.module is model and next(model.parameters()).device.type == device
         outputs.append(model(ids[:, :-1]).detach().cpu())
         optimizer = torch.optim.AdamW(result.param_groups)
@@ -85,10 +83,8 @@ def test_alignment_is_measured_on_the_device() -> None:
     rows = []
     for device in ("cpu", DEVICE):
         ids = IDS.to(device)
-        result = abcfx.transform(
-            gpt(128).to(device), ids[:2, :-1], base=gpt(64).to(device), optimizer="adam", lr=2**-8, groups="parameter"
-        )
-        optimizer = torch.optim.Adam(result.param_groups)
+        result = abcfx.transform(gpt(128).to(device), ids[:2, :-1], base=gpt(64).to(device), optimizer="adam", lr=2**-8)
+        optimizer = torch.optim.Adam(result.groups(per_parameter=True))
         dynamic = abcfx.DynamicAlignment(result, optimizer, warmup=2, every=1)
         dynamic.capture_initial(ids[:, :-1])
         for _ in range(5):

@@ -28,15 +28,15 @@ def main(rank: int, world: int, address: str, how: str) -> None:
     # In float64: Adam's first steps turn rounding of gradients near zero into whole steps.
     x, y = torch.randn(32, 64, dtype=torch.float64), torch.randint(0, 10, (32,))
     model, base = mlp(64).double(), mlp(32).double()
-    result = abcfx.transform(model, x, base=base, optimizer="adam", lr=3e-3, groups="parameter")
-    module, groups = result.module, result.param_groups
+    result = abcfx.transform(model, x, base=base, optimizer="adam", lr=3e-3)
+    module, groups = result.module, result.groups(per_parameter=True)
     if how == "ddp":
         module = nn.parallel.DistributedDataParallel(module)
     else:
         mesh = init_device_mesh("cpu", (world,))
         fully_shard(module.get_submodule("2"), mesh=mesh)
         fully_shard(module, mesh=mesh)
-        groups = abcfx.param_groups(module, result.spec, groups="parameter")
+        groups = abcfx.param_groups(module, result.spec, per_parameter=True)
     optimizer = torch.optim.Adam(groups)
     dynamic = abcfx.DynamicAlignment(result, optimizer, warmup=0, every=1)
     part = slice(rank * 32 // world, (rank + 1) * 32 // world)

@@ -136,7 +136,7 @@ def _not_copied(model: nn.Module, error: Exception) -> str:
             )
     return (
         f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}\n"
-        "  To fix: inplace=True with scales='absorb' needs no copy."
+        "  To fix: apply='inplace' needs no copy."
     )
 
 

@@ -2,9 +2,10 @@
 
 from abcfx.checks.coord import coord_check
 from abcfx.checks.coord_result import CoordCheck
+from abcfx.checks.optimizer import check_optimizer
 from abcfx.checks.rate_search import tune
 from abcfx.checks.transfer import transfer_check
 from abcfx.checks.transfer_result import TransferCheck
 from abcfx.checks.tune_result import Tuned
 
-__all__ = ["CoordCheck", "TransferCheck", "Tuned", "coord_check", "transfer_check", "tune"]
+__all__ = ["CoordCheck", "TransferCheck", "Tuned", "check_optimizer", "coord_check", "transfer_check", "tune"]

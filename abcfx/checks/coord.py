@@ -28,7 +28,7 @@ from abcfx.checks.recorder import LOGITS, PRODUCT, Recorder, Seen, Use
 from abcfx.checks.slopes import FAIL, INCONCLUSIVE, INFO, SKIP, Slope, fit, judge, worst
 from abcfx.checks.sweep_models import STANDARD, TRANSFORMED, MakeModel, ModelSweep, Optimizers, Prepare
 from abcfx.errors import InvalidInputError
-from abcfx.plan.parameters import ByRole
+from abcfx.plan.options import ByRole
 from abcfx.support.batch_loss import Loss, default_loss
 from abcfx.support.running import call_with_batch, one_thread, seeded
 from abcfx.theory.optimizers import Optimizer
@@ -267,8 +267,7 @@ class _Study:
 
     def _names(self) -> dict[Use, str]:
         """Parameter names; a tied parameter has one for each kind of use; attention has its module's path."""
-        analysis = self.family.result(self.widths[-1]).analysis
-        paths = [] if analysis is None else logits_names(analysis)
+        paths = logits_names(self.family.result(self.widths[-1]).outcome)
         kinds: dict[str, set[str]] = {}
         for use in self.uses:
             kinds.setdefault(use.parameter, set()).add(use.kind)

@@ -13,10 +13,11 @@ from abcfx.exponents.assign import FixedExponents
 from abcfx.exponents.attention import attention_products, find_attention
 from abcfx.exponents.dag_program import DagProgram, SolvedDag
 from abcfx.lp.names import RowKind
+from abcfx.outcome import Outcome
 from abcfx.rules import Bound, Layer
 from abcfx.rules.kinds import NumberFactor, Product
 from abcfx.theory.parametrizations import Alignments, alignment_preset
-from abcfx.transformed import Analysis, Transformed
+from abcfx.transformed import Transformed
 
 INIT, UPDATE, CHANGE = "init", "update", "change"
 INPUT, OUTPUT = "input", "output"  # for information
@@ -46,12 +47,11 @@ def expected_slopes(result: Transformed) -> dict[tuple[Use, str], Interval]:
     * `change`, rms(W x - W0 x0): from what no alignment predicts up to what stays stable.
     * `input`, rms(x) with the layer's multiplier: the size exponent of both.
     """
-    analysis = result.analysis
-    assert analysis is not None
-    setting = _free(analysis.setting)
+    analysis = result.outcome
+    setting = _free(analysis.fixed)
     full = _alignments(setting, "full")
     solved = _solve(setting, full, result.solution)
-    own = _solve(setting, analysis.alignment, result.solution)
+    own = _solve(setting, analysis.alignments, result.solution)
     none = dict.fromkeys(full, Alignments(0.5, 0.5, 0.5))
     fast, slow = solved.r, _changes(setting, solved, none)
     found: dict[tuple[Use, str], Interval] = {}
@@ -125,9 +125,9 @@ def least_squares(x: Sequence[float], y: Sequence[float]) -> float:
     return sum(a * b for a, b in zip(centred, y, strict=True)) / sum(a * a for a in centred)
 
 
-def logits_names(analysis: Analysis) -> list[str]:
+def logits_names(analysis: Outcome) -> list[str]:
     """Module path of every attention, in the order in which they run."""
-    dag = analysis.setting.dag
+    dag = analysis.fixed.dag
     return [dag.node(node).path or node for node in attention_products(dag)]
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from abcfx.capture.options import Capture
 from abcfx.errors import InvalidInputError
 from abcfx.pipeline import transform
-from abcfx.plan.groups import Spec, groups_of, param_groups
+from abcfx.plan.groups import groups_of, param_groups
 from abcfx.plan.init import redraw_
+from abcfx.plan.spec import Spec
 from abcfx.support.running import forward_arguments, seeded
 from abcfx.theory.optimizers import Optimizer, family
 from abcfx.transformed import Transformed
@@ -85,7 +87,9 @@ class ModelSweep:
         if width not in self._results:
             model = self.build(width, 0)
             args, kwargs = forward_arguments(model, self.batch)
-            options = {"verify": not self._results, **self.options}
+            asked = Capture.of(self.options.get("capture", "auto"))
+            checked = replace(asked, verify=asked.verify and not self._results)
+            options = {**self.options, "capture": checked}
             base = self.build(self.base_width, 0)
             self._results[width] = transform(model, args, kwargs, base=base, optimizer=self.optimizer, **options)
         return self._results[width]
@@ -111,7 +115,8 @@ class ModelSweep:
     def _optimizers(self, module: nn.Module, spec: Spec, factors: Factors | None) -> Optimizers:
         if factors:
             default = factors.get("default", 1.0)
-            spec = {name: {**row, "lr": row["lr"] * factors.get(row["role"], default)} for name, row in spec.items()}
+            rows = spec.items()
+            spec = Spec({name: {**row, "lr": row["lr"] * factors.get(row["role"], default)} for name, row in rows})
         return make_optimizers(param_groups(module, spec), spec, self.optimizer)
 
 

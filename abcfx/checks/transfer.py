@@ -15,7 +15,7 @@ from abcfx.checks.sweep import Batches, Job, Run, Sweep
 from abcfx.checks.sweep_models import STANDARD, TRANSFORMED, MakeModel, ModelSweep, Prepare
 from abcfx.checks.transfer_result import Curve, Shift, TransferCheck
 from abcfx.errors import InvalidInputError
-from abcfx.plan.parameters import ByRole
+from abcfx.plan.options import ByRole
 from abcfx.support.batch_loss import Loss, default_loss
 from abcfx.theory.optimizers import Optimizer
 

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from abcfx.checks.slopes import PASS
 from abcfx.checks.sweep_models import STANDARD, TRANSFORMED
-from abcfx.plan.parameters import ByRole
+from abcfx.plan.options import ByRole
 from abcfx.report.console import VERDICT_STYLES, text_of
 from abcfx.support.text import to_pandas
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import inspect
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from rich.console import Console
 
+from abcfx.capture.options import Capture
 from abcfx.cli.load import FORMS, Named, assignments, example_inputs, one_or_by_role, plain_value
 from abcfx.cli.shared import PAGE_WIDTH, Command, print_json, print_text
 from abcfx.errors import InvalidInputError
-from abcfx.pipeline import transform
+from abcfx.exponents.options import Parametrization
+from abcfx.pipeline import TransformOptions, transform
+from abcfx.plan.options import Overrides, Schedule
 from abcfx.report.text import render
 from abcfx.transformed import Transformed
 
@@ -21,7 +24,14 @@ HELP = """Transform a model and print the report, an explanation, a picture, or 
   abcfx report models.py:make_gpt --kwargs width=256 --base-kwargs width=64 --inputs make_tokens
   abcfx report 'models.py:GPT(width=256)' --base 'GPT(width=64)' --inputs 'torch.zeros(2, 64).long()' --html gpt.html
   abcfx report models.py:make_gpt --explain blocks.0.attn.qkv --set alignment=no --set depth=completep"""
-OWN = ("model", "args", "kwargs", "base", "optimizer", "lr", "inplace", "init_like")
+
+
+OPTION_OBJECTS: dict[str, type] = {
+    "parametrization": Parametrization,
+    "overrides": Overrides,
+    "schedule": Schedule,
+    "capture": Capture,
+}
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,22 +85,36 @@ def _transformed(arguments: argparse.Namespace) -> Transformed:
     inputs = Named("--inputs", arguments.inputs, named) if arguments.inputs else None
     args, kwargs = example_inputs(inputs)
     options = transform_options(arguments.set)
-    if arguments.lr is not None:
-        options["lr"] = one_or_by_role("--lr", arguments.lr)
+    lr = None if arguments.lr is None else one_or_by_role("--lr", arguments.lr)
     optimizer = one_or_by_role("--optimizer", arguments.optimizer)
-    return transform(model, args, kwargs, base=base, optimizer=optimizer, **options)
+    return transform(model, args, kwargs, base=base, optimizer=optimizer, lr=lr, **options)
 
 
-def transform_options(given: list[str]) -> dict[str, Any]:
-    """Keyword arguments of `transform`, each given as name=value."""
-    known = [name for name in inspect.signature(transform).parameters if name not in OWN]
-    found = {}
+def _flat_options() -> dict[str, type | None]:
+    """Return every option that `--set` takes, with the option object that it belongs to, if it belongs to one."""
+    flat: dict[str, type | None] = dict.fromkeys(("weight_decay", "eps", "apply", "init"))
+    for owner in OPTION_OBJECTS.values():
+        flat |= dict.fromkeys((each.name for each in fields(owner)), owner)
+    return flat
+
+
+def transform_options(given: list[str]) -> TransformOptions:
+    """Return keyword arguments of `transform` for options written as name=value.
+
+    The fields of its option objects are given by their own names: depth=completep, batch_ratio=4.
+    """
+    flat = _flat_options()
+    found: dict[str, object] = {}
+    parts: dict[type, dict[str, object]] = {}
     for each in given:
         name, equals, text = each.partition("=")
-        if not equals or name not in known:
-            raise InvalidInputError(f"--set {each}: expected name=value, with one of {', '.join(known)}")
-        found[name] = plain_value(text)
-    return found
+        name = {"parametrization": "table", "capture": "method"}.get(name, name)
+        if not equals or name not in flat:
+            raise InvalidInputError(f"--set {each}: expected name=value, with one of {', '.join(flat)}")
+        owner = flat[name]
+        (found if owner is None else parts.setdefault(owner, {}))[name] = plain_value(text)
+    found |= {key: owner(**parts[owner]) for key, owner in OPTION_OBJECTS.items() if owner in parts}
+    return cast(TransformOptions, found)  # transform checks every value
 
 
 COMMAND = Command("report", HELP, _add_arguments, _run)

@@ -193,7 +193,8 @@ class Interpreter:
             raise UnknownOpError(
                 f"The rule for {op.at.target} does not take the arguments of this call: {error}\n"
                 f"  in {location(op.at)}\n"
-                f"  To fix: register one that does, @abcfx.register_rule({plain_name(op.at.target) or op.at.target!r})"
+                f"  To fix: register a rule that does,\n"
+                f"      @abcfx.rules.register_rule({plain_name(op.at.target) or op.at.target!r})"
             ) from None
         return rule(op, *args, **kwargs)
 
@@ -303,7 +304,7 @@ def _unknown(node: fx.Node, target: Any) -> UnknownOpError:
         f"  in {location(node)}\n"
         f"  expected: an op whose effect on a tensor's size and change is known; got graph node {node.name!r}.\n"
         f"  To fix, say before calling transform what it does; for example, it keeps size and change, as relu does:\n"
-        f"      @abcfx.register_rule({key})\n"
+        f"      @abcfx.rules.register_rule({key})\n"
         f"      def rule({arguments}, *args, **kwargs):\n"
         f"          return op.same(x)"
     )

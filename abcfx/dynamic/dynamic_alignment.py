@@ -17,9 +17,10 @@ from abcfx.dynamic.probe_inputs import TOKENS
 from abcfx.dynamic.rate_factors import RateFactors
 from abcfx.dynamic.schedules import MultipliedRates, default_warmup
 from abcfx.errors import InvalidInputError
+from abcfx.outcome import Outcome
 from abcfx.support.choices import choose
 from abcfx.theory.parametrizations import Alignments
-from abcfx.transformed import Analysis, Transformed
+from abcfx.transformed import Transformed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,8 +46,8 @@ class DynamicAlignment:
     around each optimizer step, so schedulers never see it, and `step` may come before or after the scheduler's.
 
     Args:
-        result: what `transform` returned, with `groups="parameter"`.
-        optimizer: made from the groups of the result; or several optimizers, each with a part of them.
+        result: what `transform` returned.
+        optimizer: made from `result.groups(per_parameter=True)`; or several optimizers, each with a part of them.
         warmup: steps before the first measure; nothing is changed during them. None: a tenth of the run where its
             length is known, else 100.
         every: steps between measures.
@@ -80,8 +81,8 @@ class DynamicAlignment:
         >>> from abcfx.pipeline import transform
         >>> x = torch.randn(32, 8)
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
-        >>> result = transform(model, x, optimizer="adam", groups="parameter")
-        >>> optimizer = torch.optim.Adam(result.param_groups)
+        >>> result = transform(model, x, optimizer="adam")
+        >>> optimizer = torch.optim.Adam(result.groups(per_parameter=True))
         >>> dynamic = DynamicAlignment(result, optimizer, warmup=1, every=1)
         >>> dynamic.capture_initial(x)
         >>> for _ in range(2):
@@ -112,8 +113,6 @@ class DynamicAlignment:
         first_weights: FirstWeightsMode = "sample",
         seed: int | None = None,
     ) -> None:
-        if result.analysis is None:
-            raise InvalidInputError("DynamicAlignment: this result was not made by transform.")
         self.warmup = default_warmup(scheduler, total_steps) if warmup is None else warmup
         _check_numbers(self.warmup, every, smoothing, trust)
         if cap is not None:
@@ -125,8 +124,8 @@ class DynamicAlignment:
         optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
         self._rates = [MultipliedRates(each, _names_of_groups(each, result)) for each in optimizers]
         self._place = {name: (rates, i) for rates in self._rates for i, name in enumerate(rates.names)}
-        self._rate_factors = RateFactors(result.analysis, cap=cap, trust=trust, center=center)
-        self._smoothed = dict(result.analysis.alignment)
+        self._rate_factors = RateFactors(result.outcome, cap=cap, trust=trust, center=center)
+        self._smoothed = dict(result.outcome.alignments)
         self._first_weights = FirstWeights(first_weights, seed, result.inits)
         self._probe: Probe | None = None
         self._history: list[HistoryRow] = []
@@ -220,9 +219,8 @@ class DynamicAlignment:
         return plot_history(self._history, path)
 
     @property
-    def _analysis(self) -> Analysis:
-        assert self.result.analysis is not None
-        return self.result.analysis
+    def _analysis(self) -> Outcome:
+        return self.result.outcome
 
     def _new_probe(self) -> Probe:
         return Probe(self._analysis.captured, self.result.module, self._first_weights)
@@ -249,7 +247,7 @@ class DynamicAlignment:
 
     def _smooth(self, node: str, measured: Measured) -> None:
         """Move a layer's smoothed alignments towards the measured ones; the preset stands in for absent ones."""
-        keep, preset = self.smoothing, self._analysis.alignment[node]
+        keep, preset = self.smoothing, self._analysis.alignments[node]
         self._smoothed[node] = Alignments(
             *(
                 keep * past + (1 - keep) * (default if now is None else min(max(now, _LOWEST), _HIGHEST))
@@ -307,7 +305,7 @@ def _names_of_groups(optimizer: torch.optim.Optimizer, result: Transformed) -> l
         if len(group["params"]) != 1:
             raise InvalidInputError(
                 f"DynamicAlignment: group {index} of the optimizer holds {len(group['params'])} parameters; each needs "
-                f"a rate of its own.\n  To fix: abcfx.transform(..., groups='parameter')"
+                f"a rate of its own.\n  To fix: torch.optim.AdamW(result.groups(per_parameter=True))"
             )
         name = names.get(id(group["params"][0]), group.get("param_names", [""])[0])
         if name not in result.spec:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from abcfx.dynamic.sampling import SampledLayer
 from abcfx.exponents.dag_program import DagProgram
+from abcfx.outcome import Outcome
 from abcfx.theory.parametrizations import Alignments, alignment_preset
-from abcfx.transformed import Analysis
 
 DECIMALS = 9  # of c: a resumed run solves its LP from another start and has to find the same bits
 
@@ -23,18 +23,18 @@ class RateFactors:
         center: divide the factors by their geometric mean over matrices.
     """
 
-    def __init__(self, analysis: Analysis, *, cap: str | None, trust: float, center: bool) -> None:
+    def __init__(self, analysis: Outcome, *, cap: str | None, trust: float, center: bool) -> None:
         self.cap, self.trust, self.center = cap, trust, center
-        self._parameters = analysis.setting.parameters
+        self._parameters = analysis.fixed.parameters
         inner, readout = alignment_preset("full")
         self._full = {
             node: readout if self._parameters[layer.parameter].role == "readout" else inner
-            for node, layer in analysis.setting.dag.layers()
+            for node, layer in analysis.fixed.dag.layers()
         }
-        planned = DagProgram(analysis.setting, analysis.alignment).solve().c
+        planned = DagProgram(analysis.fixed, analysis.alignments).solve().c
         self._planned = {name: round(c, DECIMALS) for name, c in planned.items()}
-        caps = DagProgram(analysis.setting, self._full).solve().c if cap == "full" else None
-        self._program = DagProgram(analysis.setting, analysis.alignment, caps)
+        caps = DagProgram(analysis.fixed, self._full).solve().c if cap == "full" else None
+        self._program = DagProgram(analysis.fixed, analysis.alignments, caps)
 
     def solve(self, alignment: Mapping[str, Alignments]) -> dict[str, float]:
         """Return the learning-rate exponent c of every weight, given the alignments of every layer."""

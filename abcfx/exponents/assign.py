@@ -24,7 +24,7 @@ from abcfx.theory.parametrizations import MATRIX_ROLES, ROLES, named_exponents
 
 TOLERANCE = 1e-6
 GIVEN_ROLE = "as given in `roles`"
-Given = Mapping[str, Sequence[float]] | Sequence[Sequence[float]]
+GivenExponents = Mapping[str, Sequence[float]] | Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def assign_exponents(
     parameters: Mapping[str, torch.nn.Parameter],
     parametrization: str,
     roles: Mapping[str, str] | None = None,
-    exponents: Given | None = None,
+    exponents: GivenExponents | None = None,
 ) -> dict[str, ParameterExponents]:
     """Role, a and b of every parameter of a model, with the user's overrides. Raises InvalidInputError.
 
@@ -282,7 +282,7 @@ def _table_row(table: Mapping[str, tuple[float, float]], role: str, e_in: float,
 
 
 def _given_exponents(
-    exponents: Given | None, dag: LayerDag, parameters: Mapping[str, torch.nn.Parameter]
+    exponents: GivenExponents | None, dag: LayerDag, parameters: Mapping[str, torch.nn.Parameter]
 ) -> dict[str, tuple[float, ...]]:
     if exponents is None:
         return {}

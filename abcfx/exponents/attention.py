@@ -58,7 +58,8 @@ def _refuse_unread(setting: FixedExponents, node: str, after: list[str]) -> None
             raise InvalidInputError(
                 f"The scale of attention could not be found: {location(setting.dag.node(n).fx_node)}\n"
                 f"  multiplies the logits, whose head_dim grows, by a tensor that is not known before the model runs.\n"
-                f"  To fix: make it a Python number, or transform(..., attention='keep')."
+                f"  To fix: make it a Python number, or\n"
+                f"  transform(..., parametrization=Parametrization(attention='keep'))."
             )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import InvalidInputError
-from abcfx.pairing.graphs import Blocks
+from abcfx.pairing.blocks import Blocks
 from abcfx.rules import Layer, Vector
 from abcfx.rules.kinds import Merge
 from abcfx.theory.optimizers import OptimizerFamily
@@ -83,14 +83,14 @@ def scale_depth(
         return DepthScaling()
     a, branches = BRANCH_EXPONENT[option], residual_branches(dag, blocks)
     if option == "none":
-        return DepthScaling(notes=_described(branches, "depth='none' leaves branches and rates alone"))
+        return DepthScaling(notes=_described(branches, "Parametrization(depth='none') leaves branches and rates alone"))
     serial = [container for container in blocks.index if is_serial(container, dag, blocks)]
     if not branches and not serial:  # experts, heads: no matter of depth
         return DepthScaling()
     if not branches:
         raise InvalidInputError(
             f"depth={option!r}: the repeated blocks ({', '.join(serial)}) have no residual branches.\n"
-            f"  expected: x + f(x) inside each block. To fix: depth='none'."
+            f"  expected: x + f(x) inside each block. To fix: parametrization=Parametrization(depth='none')."
         )
     inserted: dict[str, DepthExponents] = {}
     ratios: dict[str, float] = {}

@@ -11,7 +11,7 @@ from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import GrowthError
 from abcfx.exponents.depth import is_serial, residual_branches
 from abcfx.growing.fill.depth import BlockOrder, source_of
-from abcfx.pairing.graphs import Blocks, match_blocks
+from abcfx.pairing.blocks import Blocks, match_blocks
 
 
 def pair_blocks(small: nn.Module, large: nn.Module, order: BlockOrder) -> Blocks:

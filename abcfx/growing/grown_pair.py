@@ -15,8 +15,8 @@ from abcfx.growing.blocks import new_blocks
 from abcfx.growing.output_gap import tolerance
 from abcfx.growing.plan import GrowthPlan, plan_growth
 from abcfx.growing.runs import Compared, Runs
+from abcfx.pairing.blocks import Blocks
 from abcfx.pairing.factors import as_deep_as_base
-from abcfx.pairing.graphs import Blocks
 from abcfx.support.batch_loss import Loss
 from abcfx.support.running import evaluating
 

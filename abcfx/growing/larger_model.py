@@ -19,8 +19,8 @@ from abcfx.growing.output_gap import output_gap, tolerance
 from abcfx.growing.plan import GrowthPlan, plan_growth
 from abcfx.growing.refusals import Refusal, refusals
 from abcfx.growing.steps import Deepened, GrowthStep, Widened
+from abcfx.pairing.blocks import Blocks
 from abcfx.pairing.factors import as_deep_as_base
-from abcfx.pairing.graphs import Blocks
 from abcfx.support.choices import choose
 from abcfx.theory.optimizers import family
 

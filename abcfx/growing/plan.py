@@ -8,15 +8,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from abcfx.capture import CapturedGraph, capture
-from abcfx.dag.layer_dag import LayerDag, build_dag
+from abcfx.dag.layer_dag import LayerDag
 from abcfx.growing.equations import Form
 from abcfx.growing.fill.width import Widening
 from abcfx.growing.scales import Scales, solve_scales
-from abcfx.pairing.factors import Dim, Factors, factor_models, index_map, sizes
+from abcfx.pairing.factors import Dim, Factors, index_map, sizes
 from abcfx.pairing.factors.atoms import Atom, expanded, plain_atoms, root
 from abcfx.pairing.factors.index_maps import IndexMap, Padding
-from abcfx.pairing.widths import PairedGrowth
+from abcfx.pairing.pair import PairedModels
 from abcfx.rules import Layer
 
 
@@ -62,20 +61,14 @@ def plan_growth(small: nn.Module, large: nn.Module, args: Sequence[object], kwar
         InfeasibleError: no factors keep the function; names the node.
         CaptureError, UnknownOpError: see `abcfx.transform`.
     """
-    captured, base = (_captured(model, args, kwargs) for model in (large, small))
-    pairs = (small, large), (base.module, captured.module)
-    factors = factor_models(*pairs, args=args, kwargs=kwargs)
-    dag = build_dag(captured)
-    growth = PairedGrowth(captured, base)
+    pair = PairedModels(large, small, tuple(args), kwargs, is_called=False)
+    factors, dag, growth = pair.factors, pair.target_dag, pair.measured_growth
+    assert growth is not None
     scales = solve_scales(dag, growth)
     widenings = _widenings(factors, scales, growth.scale)
     summed = {name for name, nodes in dag.uses().items() if _contracts_alike(dag, nodes)}
     noised = tuple(name for name, each in widenings.items() if each.contracted and name in summed)
     return GrowthPlan(widenings, factors, scales, dag, noised)
-
-
-def _captured(model: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> CapturedGraph:
-    return capture(model, tuple(args), dict(kwargs), verify=False, modes=("train",), sizes="fixed")
 
 
 def _widenings(factors: Factors, scales: Scales, width_ratio: float) -> dict[str, Widening]:

@@ -1,134 +1,53 @@
-"""What stands for what in two instances of one architecture: nodes, parameters, and blocks where one has more of them.
-
-Blocks are numbered submodules ("layers.0", "layers.1", ...). Where base and target have different numbers of them, each
-block of the target is paired with one of the base that has the same parameters, the last with the last if it can be.
-"""
+"""Which node of a base's graph stands for which node of the target's: the two graphs are walked side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Literal, NamedTuple
 
 import torch
 from torch import fx
 
 from abcfx.capture import CapturedGraph
 from abcfx.errors import PairingError
+from abcfx.pairing.blocks import NO_BLOCKS, SAME_CODE, Blocks
 from abcfx.support.location import location, module_path
 
-_BEFORE, _AFTER, _BETWEEN = ": before", ": after", ": between"
 _NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool, type(None))
-_SAME_CODE = "  To fix: build `base` by the same code as the model, with the same options and only smaller widths."
+Part = Literal["before", "block", "between", "after"]
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Containers of numbered submodules of which the target has another number than the base.
+class Place(NamedTuple):
+    """A part of a graph: inside one block of a container, between its blocks, behind the last, or before all blocks."""
 
-    `index`: container -> block of the target -> block of the base. `counts`: container -> (target's, base's).
+    part: Part
+    container: str = ""
+    number: str = ""
+
+
+class Doing(NamedTuple):
+    """What a node runs, equal for two nodes that do the same: op, target, and the class of a module that is called."""
+
+    op: str
+    target: object = ""
+    of_class: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.of_class} {self.target}" if self.of_class else f"{self.op} {self.target}".strip()
+
+
+def pair_graphs(target: CapturedGraph, base: CapturedGraph, blocks: Blocks = NO_BLOCKS) -> dict[fx.Node, fx.Node]:
+    """Return target node -> base node, regions such as no_grad blocks included.
+
+    Raises:
+        PairingError: the graphs are not of one architecture; names the first node that differs.
     """
-
-    index: dict[str, dict[str, str]]
-    counts: dict[str, tuple[int, int]]
-
-    def twin(self, name: str) -> str:
-        """The base's name for a module or parameter of the target."""
-        parts, at = name.split("."), list[str]()
-        for part in parts:
-            renamed = self.index.get(".".join(at), {})
-            at.append(renamed.get(part, part))
-        return ".".join(at)
-
-    def last_of(self, container: str) -> tuple[str, str]:
-        """Last block of the target and of the base."""
-        renamed = self.index[container]
-        last = max(renamed, key=int)
-        return last, renamed[last]
-
-    @property
-    def ratio(self) -> float:
-        """Number of such blocks in the target over that in the base, all containers together."""
-        ours, theirs = (sum(count[i] for count in self.counts.values()) for i in (0, 1))
-        return ours / theirs if theirs else 1.0
-
-
-NO_BLOCKS = Blocks({}, {})
-
-
-def match_blocks(target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> Blocks:
-    """Pair the blocks of two models by the names and ranks of their parameters. Raises PairingError without a pair."""
-    index: dict[str, dict[str, str]] = {}
-    counts: dict[str, tuple[int, int]] = {}
-    if target.keys() == base.keys():
-        return Blocks(index, counts)
-    ours, theirs = _containers(target), _containers(base)
-    for container in sorted(ours.keys() & theirs.keys(), key=len):
-        mine, other = ours[container], theirs[container]
-        inside_one = any(container.startswith(f"{outer}.") for outer in index)
-        if inside_one or mine.keys() == other.keys():
-            continue
-        index[container] = {block: _twin_block(container, block, mine, other) for block in mine}
-        counts[container] = len(mine), len(other)
-    return Blocks(index, counts)
-
-
-def _containers(parameters: Mapping[str, torch.Tensor]) -> dict[str, dict[str, frozenset[tuple[str, int]]]]:
-    """Container path -> block number -> the names in it with their ranks."""
-    found: dict[str, dict[str, set[tuple[str, int]]]] = {}
-    for name, parameter in parameters.items():
-        parts = name.split(".")
-        for i, part in enumerate(parts):
-            if part.isdigit():
-                blocks = found.setdefault(".".join(parts[:i]), {})
-                blocks.setdefault(part, set()).add((".".join(parts[i + 1 :]), parameter.ndim))
-    return {path: {block: frozenset(names) for block, names in blocks.items()} for path, blocks in found.items()}
-
-
-def _twin_block(
-    container: str, block: str, ours: Mapping[str, frozenset[Any]], theirs: Mapping[str, frozenset[Any]]
-) -> str:
-    """The same number if that is alike, else the one at the same place of a repeating pattern, else the nearest."""
-    alike = [other for other, names in theirs.items() if names == ours[block]]
-    if not alike:
-        raise PairingError(
-            f"Block {container}.{block} of the target has parameters that no block of the base has "
-            f"({', '.join(sorted(name for name, _ in ours[block])[:3])}, ...).\n"
-            f"  To fix: give the base at least one block of each kind."
-        )
-    last, other_last = max(ours, key=int), max(theirs, key=int)
-    wanted = [other_last] if block == last else [block, str(int(block) % len(theirs))]
-    inner = [other for other in alike if other != other_last] or alike
-    choices = alike if block == last else inner
-    near = min(choices, key=lambda other: abs(int(other) - int(block)))
-    return next((other for other in wanted if other in choices), near)
-
-
-def pair_parameters(
-    target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor], blocks: Blocks | None = None
-) -> dict[str, torch.Tensor]:
-    """The base's tensor for each parameter of the target. Raises PairingError for one that has none of its rank."""
-    blocks = blocks or match_blocks(target, base)
-    pairs = {name: base.get(blocks.twin(name)) for name in target}
-    left = [name for name in base if name not in {blocks.twin(name) for name in target}] if not blocks.index else []
-    for name in [*target, *left]:
-        one, other = target.get(name), pairs.get(name, base.get(name))
-        if one is None or other is None or one.ndim != other.ndim:
-            shapes = ["none" if tensor is None else str(tuple(tensor.shape)) for tensor in (one, other)]
-            raise PairingError(
-                f"Parameter {name!r} has shape {shapes[0]} in the target and {shapes[1]} in the base.\n{_SAME_CODE}"
-            )
-    return {name: tensor for name, tensor in pairs.items() if tensor is not None}
-
-
-def pair_graphs(target: CapturedGraph, base: CapturedGraph, blocks: Blocks | None = None) -> dict[fx.Node, fx.Node]:
-    """Target node -> base node. Raises PairingError that names the first node that differs."""
-    return _Pairing(target, base, blocks or NO_BLOCKS).run(target.module.graph, base.module.graph)
+    return _Pairing(target, base, blocks).run(target.module.graph, base.module.graph)
 
 
 class _Pairing:
-    """Pairs graphs run by run: the whole graph, or block by block where the models differ in the number of blocks."""
+    """Pairs graphs part by part: the whole graph, or block by block where the models differ in the number of blocks."""
 
     def __init__(self, target: CapturedGraph, base: CapturedGraph, blocks: Blocks) -> None:
         self.target, self.base, self.blocks = target, base, blocks
@@ -138,10 +57,13 @@ class _Pairing:
         ours = self._parts(our_graph, {path: self.blocks.last_of(path)[0] for path in self.blocks.index})
         theirs = self._parts(their_graph, {path: self.blocks.last_of(path)[1] for path in self.blocks.index})
         for place, nodes in ours.items():
-            if place.endswith(_BETWEEN):
-                others = self._between(place.removesuffix(_BETWEEN), nodes, theirs)
+            if place.part == "between":
+                others = self._between(place.container, nodes, theirs)
+            elif place.part == "block":
+                twin = self.blocks.index[place.container][place.number]
+                others = theirs.get(place._replace(number=twin), [])
             else:
-                others = theirs.get(place if place.endswith((_AFTER, _BEFORE)) else self.blocks.twin(place), [])
+                others = theirs.get(place, [])
             pairs |= self._zip(nodes, others)
         for one, other in list(pairs.items()):
             inside = _region(one), _region(other)
@@ -149,49 +71,48 @@ class _Pairing:
                 pairs |= self.run(inside[0].graph, inside[1].graph)
         return pairs
 
-    def _parts(self, graph: fx.Graph, last: Mapping[str, str]) -> dict[str, list[fx.Node]]:
-        """Nodes by block, in order; what stands between blocks is told apart from what stands behind the last."""
-        found: dict[str, list[fx.Node]] = {}
-        after = _BEFORE
+    def _parts(self, graph: fx.Graph, last: Mapping[str, str]) -> dict[Place, list[fx.Node]]:
+        """Sort the nodes by place, in order; nodes that only handle sizes are left out, a base may have them fixed."""
+        found: dict[Place, list[fx.Node]] = {}
+        after = Place("before")
         for node in graph.nodes:
-            if _is_number(node):  # the base's graph may have fixed sizes
+            if _is_number(node):
                 continue
             block = self._block(node)
             if block is not None:
-                container, number = block
                 if node.op != "get_attr":  # those may all stand in front
-                    after = container + (_AFTER if number == last[container] else _BETWEEN)
-                found.setdefault(f"{container}.{number}", []).append(node)
+                    is_last = block.number == last[block.container]
+                    after = Place("after" if is_last else "between", block.container)
+                found.setdefault(block, []).append(node)
             else:
-                place = _BEFORE if node.op in ("placeholder", "get_attr") else after
+                place = Place("before") if node.op in ("placeholder", "get_attr") else after
                 found.setdefault(place, []).append(node)
         return found
 
-    def _between(self, container: str, ours: list[fx.Node], theirs: Mapping[str, list[fx.Node]]) -> list[fx.Node]:
-        """What the base does between two blocks, as often as the target does it.
+    def _between(self, container: str, ours: list[fx.Node], theirs: Mapping[Place, list[fx.Node]]) -> list[fx.Node]:
+        """Return what the base runs between two blocks, repeated as often as the target runs it.
 
-        A base with one block does it behind that block and before it.
+        A base with one block runs it partly behind that block and partly before it.
         """
         length = len(ours) // (self.blocks.counts[container][0] - 1)
-        found = theirs.get(container + _BETWEEN, [])
-        behind, before = theirs.get(container + _AFTER, []), theirs.get(_BEFORE, [])
+        found = theirs.get(Place("between", container), [])
+        behind, before = theirs.get(Place("after", container), []), theirs.get(Place("before"), [])
+        wanted = [self._doing(self.target, node) for node in ours[:length]]
         for split in range(length, -1, -1) if not found else ():
             found = behind[:split] + before[len(before) - (length - split) :]
-            if [self._runs(self.base, n, None) for n in found] == [
-                self._runs(self.target, n, None) for n in ours[:length]
-            ]:
+            if [self._doing(self.base, node) for node in found] == wanted:
                 break
         return (found * -(-len(ours) // len(found)))[: len(ours)] if found else []
 
-    def _block(self, node: fx.Node) -> tuple[str, str] | None:
-        """(container, number) of the block that a node belongs to."""
+    def _block(self, node: fx.Node) -> Place | None:
+        """Return the block that a node belongs to."""
         path = str(node.target) if node.op in ("call_module", "get_attr") else module_path(node)
         for container in self.blocks.index:
             prefix = f"{container}." if container else ""
             if path.startswith(prefix):
                 number = path[len(prefix) :].split(".")[0]
                 if number.isdigit():
-                    return container, number
+                    return Place("block", container, number)
         return None
 
     def _zip(self, ours: list[fx.Node], theirs: list[fx.Node]) -> dict[fx.Node, fx.Node]:
@@ -199,31 +120,31 @@ class _Pairing:
         others = iter(theirs)
         other = next(others, None)
         for one in ours:
-            wanted = self._runs(self.target, one, self.blocks)
+            wanted = self._doing(self.target, one, self.blocks)
             while other is not None and _is_alias(other) and not _is_alias(one):
                 other = next(others, None)
-            got = "nothing more" if other is None else self._runs(self.base, other, None)
+            got = None if other is None else self._doing(self.base, other)
             if other is not None and wanted == got:
                 pairs[one] = other
                 other = next(others, None)
-            elif _keeps_all(one) and one.all_input_nodes[0] in pairs:  # fixed sizes make it nothing
+            elif _keeps_all(one) and one.all_input_nodes[0] in pairs:  # torch.export leaves it out at fixed sizes
                 pairs[one] = pairs[one.all_input_nodes[0]]
             else:
                 raise _differ(one, wanted, got, other)
         if other is not None:
-            raise _differ(ours[-1] if ours else other, "nothing more", self._runs(self.base, other, None), other)
+            raise _differ(ours[-1] if ours else other, None, self._doing(self.base, other), other)
         return pairs
 
     @staticmethod
-    def _runs(captured: CapturedGraph, node: fx.Node, blocks: Blocks | None) -> str:
-        """What a node does, in words that are equal for two nodes that do the same."""
+    def _doing(captured: CapturedGraph, node: fx.Node, blocks: Blocks = NO_BLOCKS) -> Doing:
+        if node.op == "placeholder":
+            return Doing("placeholder")
         if node.op == "call_module":
-            kind = type(captured.module.get_submodule(str(node.target))).__name__
-            return f"{kind} {blocks.twin(str(node.target)) if blocks else node.target}"
-        target = getattr(node.target, "autograd_function", node.target)
-        if node.op == "get_attr" and blocks:
-            target = blocks.twin(str(target))
-        return node.op if node.op == "placeholder" else f"{node.op} {target}"
+            of_class = type(captured.module.get_submodule(str(node.target))).__name__
+            return Doing("call_module", blocks.twin(str(node.target)), of_class)
+        if node.op == "get_attr":
+            return Doing("get_attr", blocks.twin(str(node.target)))
+        return Doing(node.op, str(getattr(node.target, "autograd_function", node.target)))
 
 
 def _keeps_all(node: fx.Node) -> bool:
@@ -237,15 +158,15 @@ def _keeps_all(node: fx.Node) -> bool:
 
 
 def _is_alias(node: fx.Node) -> bool:
-    """What torch.export writes for x[:, :] where sizes are fixed and x is needed as another tensor."""
+    """Whether a node is what torch.export writes for x[:, :] at fixed sizes, where x is needed as another tensor."""
     return node.target is torch.ops.aten.alias.default
 
 
-def _differ(one: fx.Node, wanted: str, got: str, other: fx.Node | None) -> PairingError:
+def _differ(one: fx.Node, wanted: Doing | None, got: Doing | None, other: fx.Node | None) -> PairingError:
     where = "" if other is None else f" at {location(other)}"
     return PairingError(
         f"Base and target are not one architecture: their graphs first differ at {location(one)}.\n"
-        f"  target runs {wanted}\n  base runs   {got}{where}\n{_SAME_CODE}"
+        f"  target runs {wanted or 'nothing more'}\n  base runs   {got or 'nothing more'}{where}\n{SAME_CODE}"
     )
 
 
@@ -257,7 +178,7 @@ def _is_number(node: fx.Node) -> bool:
 
 
 def _region(node: fx.Node) -> fx.GraphModule | None:
-    """The graph that a node stands for, if it is a region of its own (no_grad, autocast)."""
+    """Return the graph that a node stands for, where that is a region of its own (no_grad, autocast)."""
     owner = node.graph.owning_module
     if node.op != "get_attr" or owner is None:
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
@@ -20,8 +20,9 @@ from abcfx.capture import CapturedGraph
 from abcfx.dag.generators import generators
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import InvalidInputError, PairingError
-from abcfx.pairing.factors import Factors, factor_models, has_segments, largest_ratio
-from abcfx.pairing.graphs import NO_BLOCKS, Blocks, match_blocks, pair_graphs, pair_parameters
+from abcfx.pairing.blocks import NO_BLOCKS, Blocks, pair_parameters
+from abcfx.pairing.factors import Factors, has_segments, largest_ratio
+from abcfx.pairing.graphs import pair_graphs
 from abcfx.rules import Layer, Number, Vector
 from abcfx.rules.extents import (
     ConstantTensor,
@@ -173,32 +174,32 @@ class SizeGrowth(WidthGrowth):
 class PairedGrowth(SizeGrowth):
     """With a base: the ratio of every size and number in the target's graph to the same one in the base's graph."""
 
-    def __init__(self, target: CapturedGraph, base: CapturedGraph) -> None:
+    def __init__(
+        self, target: CapturedGraph, base: CapturedGraph, blocks: Blocks, factors: Callable[[], Factors]
+    ) -> None:
         ours, theirs = (dict(each.model.named_parameters()) for each in (target, base))
-        self.blocks = match_blocks(ours, theirs)
-        super().__init__(ours, pair_parameters(ours, theirs, self.blocks))
-        self._twin = pair_graphs(target, base, self.blocks)
+        self.blocks = blocks
+        super().__init__(ours, pair_parameters(ours, theirs, blocks))
+        self._twin = pair_graphs(target, base, blocks)
         self._captured = target, base
+        self._find_factors = factors
 
-    def _both(self, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> tuple[Any, Any]:
-        """The number in the target and in the base."""
+    def _both(self, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> tuple[object, object]:
+        """Return a number of the graph in the target and in the base."""
         ours, theirs = (each.module for each in self._captured)
         return _value(ours, scalar.node, scalar), _value(theirs, self._twin[scalar.node], scalar)
 
     @cached_property
     def _factors(self) -> Factors | None:
         """Factors of all dims, which are only needed where some dim grows neither like m nor not at all."""
-        target, base = self._captured
         exponents = {self._exponent(ratio) for ratios in self._ratios.values() for ratio in ratios}
-        if not exponents - {0.0, 1.0} or target.args is None:
+        if not exponents - {0.0, 1.0} or self._captured[0].args is None:
             return None
-        pairs = (base.model, target.model), (base.module, target.module)
         try:
-            found = factor_models(*pairs, args=target.args, kwargs=target.kwargs, blocks=self.blocks)
+            return self._find_factors()
         except PairingError as error:
             self.notes = (f"fused rows that grow in part count with the ratio of their sizes: {error}",)
             return None
-        return found
 
     def _rows(self, dim: ParameterDim) -> float | None:
         """Of a dim that no product sums over: the growth of the segment that grows most; None where it has none.
@@ -233,12 +234,11 @@ class PairedGrowth(SizeGrowth):
         if isinstance(scalar, WidthScale):
             return 1.0
         value, base_value = self._both(scalar)
-        is_tensor = isinstance(scalar, ConstantTensor) and value is not None and base_value is not None
-        if is_tensor and value * base_value <= 0:  # a mask, an offset
-            return 0.0
         if value == base_value or not isinstance(value, int | float) or not isinstance(base_value, int | float):
             return 0.0
         if value * base_value <= 0:
+            if isinstance(scalar, ConstantTensor):  # a mask, an offset
+                return 0.0
             raise PairingError(
                 f"A number changes sign or vanishes between base and target: {base_value} -> {value} in "
                 f"{location(scalar.node)}; such a change is no power of width."
@@ -255,7 +255,7 @@ class PairedGrowth(SizeGrowth):
         return all(value is not None for what in constants for value in self._both(what))
 
 
-def _value(module: torch.nn.Module, node: fx.Node, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> Any:
+def _value(module: torch.nn.Module, node: fx.Node, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> object:
     if isinstance(scalar, ConstantTensor):
         return _constant(module, node)
     if isinstance(scalar, ModuleAttribute):
@@ -286,29 +286,3 @@ def _constant(module: torch.nn.Module, node: fx.Node) -> float | None:
             return float(run(node))
     except Exception:  # whatever it needs, it is not there before the model runs
         return None
-
-
-def measure_growth(
-    target: CapturedGraph,
-    dag: LayerDag,
-    base: CapturedGraph | None,
-    base_shapes: Mapping[str, Sequence[int]] | None = None,
-) -> WidthGrowth:
-    """Growth by pairing; by structure without a base, or when base and target have the same sizes (then m is 1).
-
-    Args:
-        base_shapes: shapes of the base's parameters, where they are all that is known of it.
-    """
-    parameters = dict(target.model.named_parameters())
-    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    paired: SizeGrowth
-    if base_shapes is not None:
-        theirs = {name: torch.empty(tuple(shape), device="meta") for name, shape in base_shapes.items()}
-        blocks = match_blocks(parameters, theirs)
-        paired = SizeGrowth(parameters, pair_parameters(parameters, theirs, blocks))
-        paired.blocks = blocks
-    elif base is not None:
-        paired = PairedGrowth(target, base)
-    else:
-        return StructuralGrowth(dag, shapes)
-    return StructuralGrowth(dag, shapes, paired) if paired.scale == 1.0 else paired

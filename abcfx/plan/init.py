@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from abcfx.errors import InvalidInputError
-from abcfx.pairing.graphs import pair_parameters
+from abcfx.pairing.blocks import pair_parameters
 from abcfx.pairing.widths import SizeGrowth, WidthGrowth
 
 SIGMAS = 4.0  # sampling errors within which a measured exponent is taken for the round one beside it
@@ -124,7 +124,9 @@ def carried_own_init(
     patterns = {_pattern(name): name for name in reversed(list(small))}
     twins = {name: name if name in small else patterns.get(_pattern(name)) for name in base}
     if missing := [name for name, twin in twins.items() if twin is None]:
-        raise InvalidInputError(f"init_like: the instances have no parameter like {missing[0]!r} of the model.")
+        raise InvalidInputError(
+            f"init=InitLike(...): the instances have no parameter like {missing[0]!r} of the model."
+        )
     measured = measure_own_init(large, small, between, {twin: fan_in.get(name) for name, twin in twins.items() if twin})
     grown = [b / s for n, t in twins.items() if t for b, s in zip(base[n].shape, small[t].shape, strict=True)]
     ratio = max(grown, key=lambda r: abs(math.log(r)), default=1.0)
@@ -222,7 +224,7 @@ def initialise(module: torch.nn.Module, inits: Mapping[str, Init]) -> None:
         if init.std is None and init.fill is None:
             raise InvalidInputError(
                 f"init_weights: how {name!r} is initialised is not known, since the model was on the meta device.\n"
-                f"  To fix: transform(..., init_like=(small, large)) with two tiny instances that have real weights."
+                f"  To fix: transform(..., init=InitLike(small, large)), two tiny instances with real weights."
             )
     with torch.no_grad():
         for name, parameter in parameters.items():

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from abcfx.transformed import Analysis, Transformed
+    from abcfx.outcome import Outcome
+    from abcfx.transformed import Transformed
 
 DECAY_WORDS = {
     "independent": "so that lr x weight decay is the same at every width",
@@ -17,8 +18,7 @@ DECAY_WORDS = {
 
 def consequences(result: Transformed, name: str, learns: bool) -> list[str]:
     """One line for each number of a parameter's row, with the power of width that it is."""
-    analysis, row = result.analysis, result.spec[name]
-    assert analysis is not None
+    analysis, row = result.outcome, result.spec[name]
     lines = [_multiplier(result, name), _init(result, name)]
     if not learns:
         return [*lines, "lr: none, since it is frozen"]
@@ -30,27 +30,27 @@ def consequences(result: Transformed, name: str, learns: bool) -> list[str]:
         words = _product(row["eps"], -row["g"], analysis, row, name, "g")
         lines.append(f"eps {words}; entries of its gradient are {_power(analysis, row['g'])}")
     if row["weight_decay"]:
-        lines.append(f"weight decay {row['weight_decay']:.4g}, {DECAY_WORDS[analysis.options.weight_decay_mode]}")
-    group = next((i for i, g in enumerate(result.groups) if name in g["param_names"]), None)
+        lines.append(f"weight decay {row['weight_decay']:.4g}, {DECAY_WORDS[analysis.options.overrides.decay_mode]}")
+    group = next((i for i, g in enumerate(result.param_groups) if name in g["param_names"]), None)
     if group is not None:
         lines.append(f"It is in group {group}, for {row['optimizer']}.")
     return lines
 
 
-def _m(analysis: Analysis) -> str:
-    return "m" if analysis.setting.widths.has_base else "n"
+def _m(analysis: Outcome) -> str:
+    return "m" if analysis.fixed.widths.has_base else "n"
 
 
-def _n(analysis: Analysis, row: Mapping[str, Any]) -> float:
+def _n(analysis: Outcome, row: Mapping[str, Any]) -> float:
     """The number that exponents of a row are powers of."""
-    widths = analysis.setting.widths
+    widths = analysis.fixed.widths
     return float(widths.scale if widths.has_base else row["width"])
 
 
-def _product(value: float, exponent: float, analysis: Analysis, row: Mapping[str, Any], name: str, key: str) -> str:
+def _product(value: float, exponent: float, analysis: Outcome, row: Mapping[str, Any], name: str, key: str) -> str:
     """`0.00195 = 0.00781 x 4^-1`, with the power of the ratio of depths where there is one."""
     n, ratio = _n(analysis, row), analysis.depth.ratios.get(name, 1.0)
-    by = analysis.depth.absorbed if analysis.options.scales == "absorb" else analysis.depth.inserted
+    by = analysis.depth.absorbed if analysis.options.absorbs else analysis.depth.inserted
     deep = -getattr(by[name], key) if name in by and ratio != 1.0 else 0.0
     powers = [f"{n:.4g}^{exponent:.3g}"] if exponent and n != 1.0 else []
     powers += [f"{ratio:.3g}^{deep:.3g} for {ratio:.3g} times the blocks"] if deep else []
@@ -60,31 +60,30 @@ def _product(value: float, exponent: float, analysis: Analysis, row: Mapping[str
 
 
 def _multiplier(result: Transformed, name: str) -> str:
-    analysis, row = result.analysis, result.spec[name]
-    assert analysis is not None
+    analysis, row = result.outcome, result.spec[name]
     if row["void"]:
         return "No multiplier: a norm follows at once and would divide it out again."
     if isinstance(row["multiplier"], Mapping):
         uses = ", ".join(f"{value:.4g} at {node}" for node, value in row["multiplier"].items())
         return f"multiplier, by use: {uses}"
-    solved = next(iter(analysis.setting.parameters[name].a.values()), 0.0)
-    if analysis.options.scales == "absorb" and solved != row["a"]:
+    solved = next(iter(analysis.fixed.parameters[name].a.values()), 0.0)
+    if analysis.options.absorbs and solved != row["a"]:
         return (
             f"multiplier 1: the factor {_m(analysis)}^{-solved:.3g} of the solution is absorbed, c and b carry it "
             f"(c = {row['c']:.3g}, b = {row['b']:.3g})"
         )
     if not row["a"]:
         return "multiplier 1 (a = 0)"
-    return f"multiplier {row['multiplier']:.4g} = {_n(analysis, row):.4g}^{-row['a'] + 0.0:.3g}"
+    a = result.plan[name].a
+    return f"multiplier {row['multiplier']:.4g} = {_n(analysis, row):.4g}^{-next(iter(a.values())) + 0.0:.3g}"
 
 
 def _init(result: Transformed, name: str) -> str:
-    analysis, row, init = result.analysis, result.spec[name], result.inits[name]
-    assert analysis is not None
+    analysis, row, init = result.outcome, result.spec[name], result.inits[name]
     size, now = f"RMS entry {init.std:.4g}" if init.std is not None else "", _power(analysis, row["b"])
     own = row["own_init"]
     if init.std is None:
-        return "init: not known, the model is on the meta device; init_like=(small, large) says how it is drawn"
+        return "init: not known, the model is on the meta device; init=InitLike(small, large) says how it is drawn"
     if init.redraw:
         return f"init: drawn anew, normal with standard deviation {init.std:.4g}, which is {now}"
     if init.fill is not None:
@@ -96,5 +95,5 @@ def _init(result: Transformed, name: str) -> str:
     return f"init: the model's own draw{was} times {init.factor:.4g}, so that it is {now}; {size}"
 
 
-def _power(analysis: Analysis, exponent: float) -> str:
+def _power(analysis: Outcome, exponent: float) -> str:
     return f"~ {_m(analysis)}^{-exponent:.3g}" if exponent else "O(1)"

@@ -23,7 +23,8 @@ from abcfx.rules.kinds import Kind, Merge, Norm, Product
 from abcfx.support.location import location
 
 if TYPE_CHECKING:
-    from abcfx.transformed import Analysis, Transformed
+    from abcfx.outcome import Outcome
+    from abcfx.transformed import Transformed
 
 WIDTH = 100
 USES_SHOWN = 3
@@ -109,11 +110,9 @@ class Explainer:
     """Explains parameters of one result; the rows of its LP are written once."""
 
     def __init__(self, result: Transformed) -> None:
-        if result.analysis is None:
-            raise InvalidInputError("explain: this result was not made by transform.")
-        self._result, self._analysis = result, result.analysis
-        setting = self._analysis.setting
-        self._constraints = Constraints(setting, self._analysis.alignment, result.solution)
+        self._result, self._analysis = result, result.outcome
+        setting = self._analysis.fixed
+        self._constraints = Constraints(setting, self._analysis.alignments, result.solution)
         self._uses = setting.dag.uses()
         self._parameters = dict(self._analysis.captured.model.named_parameters())
         self._tied = {names[0]: tuple(names[1:]) for names in tied_names(self._analysis.captured.model)}
@@ -121,7 +120,7 @@ class Explainer:
     def explain(self, name: str) -> Explanation:
         """See `Transformed.explain`."""
         name = self._resolved(name)
-        row, decided = self._result.spec[name], self._analysis.setting.parameters[name]
+        row, decided = self._result.spec[name], self._analysis.fixed.parameters[name]
         aliases, dims = self._tied.get(name, ()), self._dims(name)
         is_held = decided.c is None
         constraints = tuple(self._constraints.holding(name)) if is_held else ()
@@ -163,7 +162,7 @@ class Explainer:
     # -- role
 
     def _role_lines(self, name: str, row: Mapping[str, Any], aliases: tuple[str, ...]) -> list[str]:
-        is_both = row["role"] == "embedding" and self._analysis.setting.parameters[name].e_in > 0
+        is_both = row["role"] == "embedding" and self._analysis.fixed.parameters[name].e_in > 0
         lines = [f"The role is {row['role']}: {row['why']}. {MEANING_OF_TIED if is_both else MEANING[row['role']]}"]
         if row["why"].startswith(GIVEN_ROLE):
             own = self._own_role(name)
@@ -179,13 +178,13 @@ class Explainer:
         return lines
 
     def _own_role(self, name: str) -> ParameterExponents:
-        setting = self._analysis.setting
-        table = self._result.header["parametrization"]
+        setting = self._analysis.fixed
+        table = self._result.header.parametrization
         return assign_exponents(setting.dag, setting.widths, {name: self._parameters[name]}, table)[name]
 
     def _use(self, node: str) -> str:
         """How and where a parameter is used at a DAG node."""
-        dag = self._analysis.setting.dag
+        dag = self._analysis.fixed.dag
         kind, place = dag.kind(node), location(dag.node(node).fx_node)
         if isinstance(kind, Layer):
             words = f"as the weight of a layer, at {place}"
@@ -199,7 +198,7 @@ class Explainer:
     # -- dims
 
     def _dims(self, name: str) -> tuple[DimGrowth, ...]:
-        widths, parameter = self._analysis.setting.widths, self._parameters[name]
+        widths, parameter = self._analysis.fixed.widths, self._parameters[name]
         base = widths.base_parameters[name].shape if widths.has_base else None
         sides = self._sides(name)
         growth = widths.parameter(name, tuple(parameter.shape))
@@ -210,7 +209,7 @@ class Explainer:
 
     def _sides(self, name: str) -> dict[int, str]:
         """Which dims of a weight are summed over and which come out, at its first use as a layer."""
-        dag = self._analysis.setting.dag
+        dag = self._analysis.fixed.dag
         layers = [kind for node in self._uses.get(name, []) if isinstance(kind := dag.kind(node), Layer)]
         if not layers:
             return {}
@@ -228,7 +227,7 @@ class Explainer:
         return f"What holds c = {_c(self._result, name):.4g}" if learns else "No learning rate"
 
     def _holding_lines(self, name: str, constraints: tuple[Constraint, ...]) -> list[str]:
-        row, decided = self._result.spec[name], self._analysis.setting.parameters[name]
+        row, decided = self._result.spec[name], self._analysis.fixed.parameters[name]
         if decided.c is not None:
             r = "" if row["r"] is None else f" With it the change of its output is ~ m^-r with r = {row['r']:.4g}."
             return [f"It was given in `exponents`; the other parameters are solved around it.{r}"]
@@ -247,8 +246,8 @@ class Explainer:
         return lines
 
     def _rule_lines(self, name: str) -> list[str]:
-        family, c = self._analysis.setting.families[name], _c(self._result, name)
-        nodes = [after for node in self._uses[name] for after in self._analysis.setting.dag.successors(node)]
+        family, c = self._analysis.fixed.families[name], _c(self._result, name)
+        nodes = [after for node in self._uses[name] for after in self._analysis.fixed.dag.successors(node)]
         lines = [
             "It has no column in the linear program: by rule, c is the least at which what it is added to or "
             "multiplied onto stays as stable as everything behind needs it."
@@ -315,8 +314,8 @@ def _vector_way(node: str, kind: Kind) -> str:
     return "by multiplying with it, in" if isinstance(kind, Product | Vector) else "in"
 
 
-def _dim_lines(dims: tuple[DimGrowth, ...], analysis: Analysis) -> list[str]:
-    widths = analysis.setting.widths
+def _dim_lines(dims: tuple[DimGrowth, ...], analysis: Outcome) -> list[str]:
+    widths = analysis.fixed.widths
     if not dims:
         return ["It is a single number."]
     lines = []

@@ -41,7 +41,7 @@ TAGS = {
     "free": "nothing: it reaches no output, c is bounded by hand",
 }
 PRICED = ("alpha", "omega", "u", "gradient")
-SETTINGS = ("parametrization", "optimizer", "alignment", "scales", "init")
+SETTINGS = ("parametrization", "optimizer", "alignment", "apply", "init")
 _DOT = re.compile(r"\.(?![^{]*\})")  # between the parts of a name, not within {0..11}
 NAMES_SHOWN = 6
 PRICES_SHOWN = 8
@@ -67,10 +67,10 @@ def render(result: Transformed, width: int = 100) -> str:
 
 def as_dict(result: Transformed) -> dict[str, Any]:
     """The report as JSON-able values."""
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in result.groups]
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in result.param_groups]
     return {
-        "header": result.header,
-        "parameters": result.spec,
+        "header": result.header.to_dict(),
+        "parameters": dict(result.spec),
         "groups": groups,
         "shadow_prices": {str(name): price for name, price in result.solution.shadow_prices.items()},
         "objective": result.solution.solution.objective,
@@ -121,23 +121,23 @@ def number(value: float | None) -> str:
 
 def _header(result: Transformed) -> list[str | Table]:
     header, tensors = result.header, dict(result.module.named_parameters())
-    if not header["has_base"]:
+    if not header.has_base:
         scale = "absolute widths: n is the width of each layer itself"
-    elif header["scale"] == 1.0:
+    elif header.scale == 1.0:
         scale = "base of the same width (m = 1): the transform is the identity"
     else:
-        scale = f"m = {header['scale']:.6g}, the largest ratio of a dim to the same dim of the base model"
-    settings = ", ".join(f"{key} {header[key]}" for key in SETTINGS)
-    captured = METHODS.get(header["captured"], header["captured"])
+        scale = f"m = {header.scale:.6g}, the largest ratio of a dim to the same dim of the base model"
+    settings = ", ".join(f"{key} {getattr(header, key)}" for key in SETTINGS)
+    captured = METHODS.get(header.captured, header.captured)
     size = f"{len(tensors)} parameters, {count_entries(tensors.values()):,} entries"
-    return [f"{header['model']}: {size}, captured by {captured}", f"{scale}", settings]
+    return [f"{header.model}: {size}, captured by {captured}", f"{scale}", settings]
 
 
 # -- a row for each parameter
 
 
 def _parameters(result: Transformed, width: int) -> list[str | Table]:
-    spec, has_base = result.spec, result.header["has_base"]
+    spec, has_base = result.spec, result.header.has_base
     columns = ["x", "role", "growth", *([] if has_base else ["n"]), "a", "b", "c", "mult", "std", "lr"]
     columns += ["eps"] if any(row["eps"] is not None for row in spec.values()) else []
     columns += ["decay"] if any(row["weight_decay"] for row in spec.values()) else []
@@ -165,7 +165,7 @@ def _parameters(result: Transformed, width: int) -> list[str | Table]:
 
 def legend(result: Transformed) -> list[str]:
     """What the columns of a parameter's row mean."""
-    m = "m" if result.header["has_base"] else "n"
+    m = "m" if result.header.has_base else "n"
     return [
         f"A weight is multiplied by {m}^-a, starts with standard deviation ~ {m}^-b and learns at a rate ~ {m}^-c; "
         f"over training its output changes by ~ {m}^-r: r = 0 is the most that stays stable at any width.",
@@ -177,9 +177,17 @@ def row_key(result: Transformed, name: str) -> tuple[Hashable, ...]:
     """What a row shows, but for its std, a random draw, and its multipliers by node, whose names differ."""
     row = result.spec[name]
     use = tuple(row["a"].values()) if isinstance(row["a"], dict) else row["a"]
-    shown = ("role", "why", "b", "c", "void", "r", "lr", "eps", "weight_decay", "width")
-    exact = tuple(f"{row[key]:.9g}" if isinstance(row[key], float) else row[key] for key in shown)
-    return (*exact, use, tuple(f"{e:.9g}" for e in row["growth"]), binding_tags(result.solution.binding[name]))
+    numbers = (row["b"], row["c"], row["r"], row["lr"], row["eps"], row["weight_decay"], row["width"])
+    exact = tuple(None if value is None else f"{value:.9g}" for value in numbers)
+    return (
+        row["role"],
+        row["why"],
+        row["void"],
+        *exact,
+        use,
+        tuple(f"{e:.9g}" for e in row["growth"]),
+        binding_tags(result.solution.binding[name]),
+    )
 
 
 def _cells(part: CollapsedName, result: Transformed, columns: Sequence[str]) -> list[str]:
@@ -192,11 +200,16 @@ def _cells(part: CollapsedName, result: Transformed, columns: Sequence[str]) -> 
         "n": number(row["width"]),
         "a": _per_use(row["a"]),
         "mult": "void" if row["void"] else _per_use(row["multiplier"]),
-        "std": _spread([spec[name]["std"] for name in part.names]),
+        "std": _spread([std for name in part.names if (std := spec[name]["std"]) is not None]),
+        "b": number(row["b"]),
+        "c": number(row["c"]),
+        "r": number(row["r"]),
+        "lr": number(row["lr"]),
+        "eps": number(row["eps"]),
         "decay": number(row["weight_decay"]),
         "binds": ", ".join(binding_tags(result.solution.binding[part.names[0]])),
     }
-    return [cells[column] if column in cells else number(row[column]) for column in columns]
+    return [cells[column] for column in columns]
 
 
 def _per_use(value: float | Mapping[str, float]) -> str:
@@ -360,5 +373,5 @@ def _notes(result: Transformed) -> list[str | Table]:
 
 def _cost(result: Transformed) -> list[str | Table]:
     times = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in result.timings.items())
-    lp = f"LP: {result.header['rows']} rows, {result.header['columns']} columns"
+    lp = f"LP: {result.header.rows} rows, {result.header.columns} columns"
     return [lp, f"Time (ms): {times}; in all {1000 * sum(result.timings.values()):.1f}"]

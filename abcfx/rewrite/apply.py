@@ -3,86 +3,104 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
 from abcfx.capture import CapturedGraph
-from abcfx.dag.layer_dag import LayerDag, build_dag
+from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.assign import FixedExponents
 from abcfx.exponents.attention import attention_products
 from abcfx.exponents.depth import DepthScaling, residual_branches
-from abcfx.pairing.graphs import Blocks
+from abcfx.pairing.blocks import Blocks
+from abcfx.pairing.pair import PairedModels
 from abcfx.pairing.widths import WidthGrowth
 from abcfx.passes import PassError, ScaleInsertion, insert_scales, multiply_marks, scale_attention
 from abcfx.plan.absorb import attention_left
 from abcfx.plan.init import redraw_
-from abcfx.plan.parameters import ParameterPlan
+from abcfx.plan.options import ApplyMode
+from abcfx.plan.spec import ParameterPlan
 from abcfx.rewrite.folding import FeatureScale, Fold, hook_features, query_features, refuse_saving
 from abcfx.rewrite.marks import marked_nodes
 from abcfx.support.location import location
 
 
+@dataclass(frozen=True)
+class Applied:
+    """How the trained model is folded into plain weights, and notes for the report."""
+
+    fold: Fold
+    notes: tuple[str, ...]
+
+
 def apply_plan(
-    captured: CapturedGraph,
-    setting: FixedExponents,
-    plan: Mapping[str, ParameterPlan],
-    depth: DepthScaling,
-    absorb: bool,
-    inplace: bool,
-    unknown: str,
-) -> tuple[Fold, tuple[str, ...]]:
+    pair: PairedModels, fixed: FixedExponents, plan: Mapping[str, ParameterPlan], depth: DepthScaling, mode: ApplyMode
+) -> Applied:
     """Put multipliers where they go and re-initialise the weights.
 
-    Returns:
-        How the trained model is folded, and notes for the report.
+    Args:
+        pair: the model, with its graphs and DAGs of both modes.
+        fixed: factors on attention logits, and the growth of dims.
+        plan: multiplier and init of every parameter.
+        depth: factors on residual branches.
+        mode: where multipliers go; see `transform`.
 
     Raises:
         InvalidInputError: a multiplier has no place; nothing has been changed then.
     """
-    dag, module = setting.dag, captured.module
+    module, inplace = pair.target_graph.module, mode == "inplace"
+    absorbs = mode in ("absorb", "inplace")
     marks = [node for graph in module.graphs for node in marked_nodes(graph)]
-    if marks and (inplace or not setting.widths.has_base):
+    if marks and (inplace or not fixed.widths.has_base):
         raise InvalidInputError(
             f"abcfx.scaled at {location(marks[0])}: its multiplier is a node of the graph, in powers of the ratio of "
-            f"widths.\n  To fix: transform(model, inputs, base=...), without inplace=True."
+            f"widths.\n  To fix: transform(model, inputs, base=...), without apply='inplace'."
         )
-    attention = attention_left(setting) if absorb else setting.attention
-    dags = [dag]
-    if module.eval_graph is not None:
-        dags.append(build_dag(captured, module.eval_graph, unknown))
-    scales = [scale for each in dags for scale in _scales(each, plan, setting.widths)]
-    on_logits = [scale for each in dags for scale in _attention_scales(dag, each, attention, setting.widths)]
-    branches = depth.left if absorb else depth.branches.keys()
+    branches = depth.left if absorbs else depth.branches.keys()
     if inplace and branches:
         raise InvalidInputError(
-            f"inplace=True: the factor of the residual branch at {sorted(branches)[0]} cannot be absorbed: what comes\n"
-            f"  last in it is no weight or gain. To fix: use the module that transform returns, without inplace=True."
+            f"apply='inplace': the factor of the residual branch at {sorted(branches)[0]} cannot be absorbed:\n"
+            f"  the last op of the branch has no weight or gain.\n"
+            f"  To fix: apply='absorb' or 'insert', and use result.module."
         )
-    scales += [s for each in dags for s in _branch_scales(dag, each, depth, branches, setting.widths.blocks)]
     left = [*_without_place(plan), *(f"abcfx.scaled at {location(node)}" for node in marks)]
     left += [f"the factor of the branch at {merge}" for merge in depth.left]
     fold = Fold({name: row.fold for name, row in plan.items()}, left=left)
-    notes: tuple[str, ...] = ()
     if inplace:
-        notes = _hook(captured, dag, attention, setting.widths, fold)
+        notes = _hook(pair.target_graph, fixed, fold)
     else:
-        factors = attention_left(setting)
-        fold.find_features = partial(_query_features, captured, dag, factors, setting.widths)
-        try:
-            scale_attention(module, on_logits)
-        except PassError as error:
-            raise InvalidInputError(
-                f"head_dim grows, so that the scale of attention has to change, and it is inside one op:\n  {error}\n"
-                f"  To fix: give example inputs and capture='export', which opens the op; or let the number of heads "
-                f"grow."
-            ) from error
-        notes = insert_scales(module, scales).notes
-        multiply_marks(module, marks, setting.widths.scale)
-    _initialise(captured.model, plan)
-    return fold, notes
+        fold.find_features = partial(_query_features, pair.target_graph, fixed, attention_left(fixed))
+        notes = _insert(pair, fixed, plan, depth, attention_left(fixed) if absorbs else fixed.attention, branches)
+        multiply_marks(module, marks, fixed.widths.scale)
+    _initialise(pair.target_graph.model, plan)
+    return Applied(fold, notes)
+
+
+def _insert(
+    pair: PairedModels,
+    fixed: FixedExponents,
+    plan: Mapping[str, ParameterPlan],
+    depth: DepthScaling,
+    attention: Mapping[str, float],
+    branches: Collection[str],
+) -> tuple[str, ...]:
+    """Put scale nodes into the graphs of both modes; returns notes of the passes."""
+    module, growth = pair.target_graph.module, fixed.widths
+    dags = [dag for dag in (pair.target_dag, pair.eval_dag) if dag is not None]
+    scales = [scale for dag in dags for scale in _scales(dag, plan, growth)]
+    scales += [s for dag in dags for s in _branch_scales(pair.target_dag, dag, depth, branches, growth.blocks)]
+    on_logits = [scale for dag in dags for scale in _attention_scales(pair.target_dag, dag, attention, growth)]
+    try:
+        scale_attention(module, on_logits)
+    except PassError as error:
+        raise InvalidInputError(
+            f"head_dim grows, so that the scale of attention has to change, and it is inside one op:\n  {error}\n"
+            f"  To fix: give example inputs and capture='export', which opens the op; or let the number of heads grow."
+        ) from error
+    return insert_scales(module, scales).notes
 
 
 def _initialise(model: nn.Module, plan: Mapping[str, ParameterPlan]) -> None:
@@ -100,22 +118,21 @@ def _without_place(plan: Mapping[str, ParameterPlan]) -> list[str]:
 
 
 def _query_features(
-    captured: CapturedGraph, dag: LayerDag, attention: Mapping[str, float], growth: WidthGrowth
+    captured: CapturedGraph, fixed: FixedExponents, attention: Mapping[str, float]
 ) -> list[FeatureScale]:
-    return [query_features(captured, dag, node, float(growth.scale**-a)) for node, a in attention.items()]
+    scale = fixed.widths.scale
+    return [query_features(captured, fixed.dag, node, float(scale**-a)) for node, a in attention.items()]
 
 
-def _hook(
-    captured: CapturedGraph, dag: LayerDag, attention: Mapping[str, float], growth: WidthGrowth, fold: Fold
-) -> tuple[str, ...]:
-    """On the model's own object hooks scale the queries of fused layers, and saving is refused until it is folded."""
+def _hook(captured: CapturedGraph, fixed: FixedExponents, fold: Fold) -> tuple[str, ...]:
+    """Scale the queries of fused layers by hooks on the model's own object, which can't be saved until it is folded."""
     if fold.left:
         raise InvalidInputError(
-            f"inplace=True: {fold.left[0]} cannot be absorbed: one parameter is used there and elsewhere with\n"
+            f"apply='inplace': {fold.left[0]} cannot be absorbed: one parameter is used there and elsewhere with\n"
             f"  different multipliers, and no norm that could take one stands before it.\n"
-            f"  To fix: use the module that transform returns, without inplace=True."
+            f"  To fix: apply='absorb' or 'insert', and use result.module."
         )
-    fold.features = _query_features(captured, dag, attention, growth)
+    fold.features = _query_features(captured, fixed, attention_left(fixed))
     if not fold.features:
         return ()
     fold.hooks += [hook_features(captured.model, each) for each in fold.features]

@@ -218,5 +218,5 @@ def _refused(node: fx.Node) -> InvalidInputError:
     return InvalidInputError(
         f"Attention at {location(node)}: head_dim grows, so that its logits need a factor that no parameter can take:\n"
         f"  queries and keys come out of one layer, and which of its features are queries could not be found.\n"
-        f"  To fix: scales='insert', or let the number of heads grow and head_dim stay."
+        f"  To fix: apply='insert', or let the number of heads grow and head_dim stay."
     )

@@ -86,7 +86,7 @@ class Op:
             raise UnknownOpError(
                 f"{type(owner).__name__}.{name} in {location(self.at)} is computed from {len(parts)} parameters; how "
                 f"it changes with them is not known.\n"
-                f"  To fix: register a rule for the module, @abcfx.register_rule({type(owner).__name__})"
+                f"  To fix: register a rule for the module, @abcfx.rules.register_rule({type(owner).__name__})"
             )
         return main[0], tuple(self._names[p] for p in parts if p is not main[0] and p in self._names)
 

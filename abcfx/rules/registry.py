@@ -39,7 +39,7 @@ def register_rule(*targets: object) -> Callable[[R], R]:
     forms; "mylib::scan" a custom op).
     The rule gets an `Op`, for a module then the module, then the op's own arguments, tensors as `Value`:
 
-        @abcfx.register_rule(my_ops.swiglu)
+        @abcfx.rules.register_rule(my_ops.swiglu)
         def swiglu(op, gate, x):
             return op.product(op.nonlinear(gate), x)    # silu(0) = 0: size and change of its input
     """

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import networkx as nx
 
+from abcfx.capture.options import Capture
 from abcfx.errors import AbcfxError, InfeasibleError, InvalidInputError
+from abcfx.exponents.options import Parametrization
 from abcfx.lp.networks import OPTIMIZERS, NetworkOptimizer, Solution, chain_solver, find_c, find_c_dag
 from abcfx.pipeline import transform
 from abcfx.theory.parametrizations import MATRIX_ROLES, alignment_preset, named_exponents
@@ -49,7 +51,12 @@ def known_recovery(_: Any) -> Evidence:
             if not _same(c, expected):
                 chains_off.append(f"{name} {optimizer} {alignment}: {numbers(c)}, expected {numbers(expected)}")
         model = MLP(32, hidden=2)
-        result = transform(model, parametrization=name, optimizer=optimizer, alignment=alignment, verify=False)
+        result = transform(
+            model,
+            parametrization=Parametrization(table=name, alignment=alignment),
+            capture=Capture(verify=False),
+            optimizer=optimizer,
+        )
         c = [result.spec[each]["c"] for each, _ in model.named_parameters()]
         if not _same(c, expected):
             models_off.append(f"{name} {optimizer} {alignment}: {numbers(c)}, expected {numbers(expected)}")
@@ -222,10 +229,10 @@ def per_parameter(_: Any) -> Evidence:
     evidence.close("uniform alignment: one c for all hidden layers", uniform, [0.5, 1.0, 1.0, 1.0, 0.5])
     evidence.close("alignments of their own: each its own c", varied, [0.5, 0.8, 1.0, 0.5, 0.5])
     given = {f"hidden.{k}.weight": alignment for k, alignment in enumerate(own.values())}
-    result = transform(MLP(64, hidden=3), noise(4, 16), alignment=given, lr=1.0, groups="parameter")
+    result = transform(MLP(64, hidden=3), noise(4, 16), parametrization=Parametrization(alignment=given), lr=1.0)
     names = [name for name, _ in result.module.named_parameters()]
     evidence.close("transform of a model gives the same c", [result.spec[name]["c"] for name in names], varied)
-    rates = {group["param_names"][0]: group["lr"] for group in result.param_groups}
+    rates = {group["param_names"][0]: group["lr"] for group in result.groups(per_parameter=True)}
     evidence.close("and its groups hold 64^-c", [rates[name] for name in names], [64.0**-c for c in varied])
     return evidence
 

@@ -86,20 +86,21 @@ def initialisation(_: Any) -> Evidence:
     table = evidence.table(caption, "layer", "multiplier", "n^-a", "std", "n^-b", "lr", "lr n^-c")
     weights = dict(absolute.module.named_parameters())
     for layer, (a, b, c) in EXPONENTS.items():
-        row, weight = absolute.spec[f"{layer}.weight"], weights[f"{layer}.weight"].detach()
+        row, weight = absolute.plan[f"{layer}.weight"], weights[f"{layer}.weight"].detach()
         std, error = float(weight.std()), ERRORS / math.sqrt(2 * weight.numel())
         expected = WIDTH**-a, WIDTH**-b, LR * WIDTH**-c
-        cells = zip((row["multiplier"], std, row["lr"]), expected, strict=True)
+        (multiplier,) = row.multiplier.values()
+        cells = zip((multiplier, std, row.lr), expected, strict=True)
         table.add(layer, *(value for pair in cells for value in pair))
-        evidence.close(f"{layer}: multiplier and lr", [row["multiplier"], row["lr"]], [expected[0], expected[2]])
+        evidence.close(f"{layer}: multiplier and lr", [multiplier, row.lr], [expected[0], expected[2]])
         off = abs(std / expected[1] - 1)
         claim = f"{layer}: std within {100 * error:.1f} % ({ERRORS:g} standard errors of {weight.numel():,} entries)"
         evidence.check(claim, off <= error, f"off by {100 * off:.2f} %")
     ratio, own = WIDTH / BASE, {"stem": 16, "hidden.0": BASE, "head": BASE}
     weights = dict(relative.module.named_parameters())
     for layer, (a, b, c) in EXPONENTS.items():
-        row, weight = relative.spec[f"{layer}.weight"], weights[f"{layer}.weight"].detach()
-        found = [row["multiplier"], row["lr"]]
+        row, weight = relative.plan[f"{layer}.weight"], weights[f"{layer}.weight"].detach()
+        found = [*row.multiplier.values(), row.lr]
         evidence.close(f"{layer} over base width {BASE}: powers of {ratio:.3g}", found, [ratio**-a, LR * ratio**-c])
         expected_std = ratio**-b / math.sqrt(3 * own[layer])  # nn.Linear draws from U(-1, 1) / sqrt(fan_in)
         off = abs(float(weight.std()) / expected_std - 1)
@@ -122,7 +123,7 @@ def _scale_nodes(result: Transformed) -> list[ScaleAt]:
 
 
 def _absorbed(model: torch.nn.Module, x: torch.Tensor) -> Transformed:
-    return transform(model, x, base=lambda: seeded(lambda: MLP(BASE)), scales="absorb")
+    return transform(model, x, base=lambda: seeded(lambda: MLP(BASE)), apply="absorb")
 
 
 def _trained(result: Transformed, x: torch.Tensor) -> torch.Tensor:

@@ -116,8 +116,8 @@ class Studies:
     def _train(self, follows: bool, history: list[HistoryRow]) -> list[float]:
         example = torch.zeros(4, CONTEXT, dtype=torch.long)
         model, base = seeded(lambda: CharMLP(128)), seeded(lambda: CharMLP(64))
-        result = transform(model, example, base=base, optimizer="adam", lr=2.0**-6, groups="parameter")
-        optimizer = torch.optim.Adam(result.param_groups)
+        result = transform(model, example, base=base, optimizer="adam", lr=2.0**-6)
+        optimizer = torch.optim.Adam(result.groups(per_parameter=True))
         batches = list(text_batches(TRAINING_STEPS))
         dynamic = DynamicAlignment(result, optimizer, warmup=20, every=10) if follows else None
         if dynamic is not None:

@@ -58,8 +58,8 @@ def dynamic_flow(_: Any) -> Evidence:
     evidence = Evidence()
     x, labels = noise(128, 16), torch.randint(10, (128,), generator=torch.Generator().manual_seed(1))
     warmup, steps = 2, 4
-    result = transform(seeded(lambda: MLP(WIDTH)), x, lr=0.02, groups="parameter")
-    optimizer = torch.optim.Adam(result.param_groups)
+    result = transform(seeded(lambda: MLP(WIDTH)), x, lr=0.02)
+    optimizer = torch.optim.Adam(result.groups(per_parameter=True))
     dynamic = DynamicAlignment(
         result, optimizer, warmup=warmup, every=1, smoothing=0.0, cap=None, center=False, trust=1e9
     )

@@ -72,13 +72,13 @@ def build(kind: str) -> tuple[abcfx.Transformed, torch.Tensor, torch.Tensor]:
     }[kind]
     labels = inputs if kind == "gpt" else torch.randint(0, 10, (len(inputs),))
     base = MAKE[kind](64)
-    result = abcfx.transform(MAKE[kind](256), inputs, base=base, lr=1e-3, groups="parameter", verify=False)
+    result = abcfx.transform(MAKE[kind](256), inputs, base=base, lr=1e-3, capture=abcfx.Capture(verify=False))
     return result, inputs, labels
 
 
 def trainer(kind: str, every: int | None) -> Callable[[], float]:
     result, inputs, labels = build(kind)
-    optimizer = torch.optim.Adam(result.param_groups)
+    optimizer = torch.optim.Adam(result.groups(per_parameter=True))
     dynamic = None
     if every is not None:
         dynamic = abcfx.DynamicAlignment(result, optimizer, warmup=0, every=every)
@@ -123,7 +123,7 @@ def test_training_step_with_and_without(benchmark: BenchmarkFixture, kind: str, 
 def test_where_the_time_goes(benchmark: BenchmarkFixture, kind: str, part: str) -> None:
     """What is neither capture nor products nor LP is bookkeeping."""
     result, inputs, _ = build(kind)
-    dynamic = abcfx.DynamicAlignment(result, torch.optim.Adam(result.param_groups), warmup=0, every=1)
+    dynamic = abcfx.DynamicAlignment(result, torch.optim.Adam(result.groups(per_parameter=True)), warmup=0, every=1)
     dynamic.capture_initial(inputs)
     for parameter in result.module.parameters():
         parameter.data += 0.01 * torch.randn_like(parameter)
@@ -151,8 +151,8 @@ def test_solve_of_two_hundred_parameters(benchmark: BenchmarkFixture) -> None:
     """A GPT of 16 layers has 199 parameters; alignments move a little between solves, as in a run."""
     model, base = (GPT(GPTConfig(d_model=width, n_layer=16)) for width in (128, 64))
     tokens = torch.zeros(2, 8, dtype=torch.long)
-    result = abcfx.transform(model, tokens, base=base, groups="parameter", verify=False)
-    dynamic = abcfx.DynamicAlignment(result, torch.optim.Adam(result.param_groups))
+    result = abcfx.transform(model, tokens, base=base, capture=abcfx.Capture(verify=False))
+    dynamic = abcfx.DynamicAlignment(result, torch.optim.Adam(result.groups(per_parameter=True)))
     generator = torch.Generator().manual_seed(0)
     current = {node: torch.tensor(terms) for node, terms in dynamic._smoothed.items()}
 

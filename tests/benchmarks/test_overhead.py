@@ -55,9 +55,11 @@ def test_training_step(benchmark: BenchmarkFixture, width: int) -> None:
     """Forward and backward, eager: as written, absorbed (into the model's own object, and as a graph), inserted."""
     tokens = torch.randint(0, 128, (8, 64), generator=torch.Generator().manual_seed(0))
     own = gpt(width)
-    abcfx.transform(own, tokens, base=gpt(64), scales="absorb", inplace=True, verify=False)
+    abcfx.transform(own, tokens, base=gpt(64), apply="inplace", capture=abcfx.Capture(verify=False))
     graphs = {
-        scales: abcfx.transform(gpt(width), tokens, base=gpt(64), scales=scales, verify=False).module
+        scales: abcfx.transform(
+            gpt(width), tokens, base=gpt(64), apply=scales, capture=abcfx.Capture(verify=False)
+        ).module
         for scales in ("absorb", "insert")
     }
 
@@ -81,7 +83,7 @@ def test_training_step(benchmark: BenchmarkFixture, width: int) -> None:
 def test_optimizer_step(benchmark: BenchmarkFixture, width: int, implementation: str) -> None:
     """AdamW with the groups of the plan, beside one group of all parameters."""
     tokens = torch.randint(0, 128, (2, 64), generator=torch.Generator().manual_seed(0))
-    result = abcfx.transform(gpt(width), tokens, base=gpt(64), optimizer="adamw", verify=False)
+    result = abcfx.transform(gpt(width), tokens, base=gpt(64), optimizer="adamw", capture=abcfx.Capture(verify=False))
     model = gpt(width)
     for parameter in (*model.parameters(), *result.module.parameters()):
         parameter.grad = torch.full_like(parameter, 1e-3)

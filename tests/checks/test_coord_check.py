@@ -117,11 +117,14 @@ def test_attention_with_another_scale_fails_by_name(power: float) -> None:
 
 
 def test_attention_that_is_told_to_keep_its_scale_fails() -> None:
-    assert "blocks.0.attn (attention logits)" in check(wide_heads, attention="keep").failed
+    assert (
+        "blocks.0.attn (attention logits)"
+        in check(wide_heads, parametrization=abcfx.Parametrization(attention="keep")).failed
+    )
 
 
 def test_a_rate_given_by_the_user_is_judged_against_the_one_that_would_be_solved() -> None:
-    result = check(exponents={HIDDEN: (0.0, 0.5, 1.5)})
+    result = check(overrides=abcfx.Overrides(exponents={HIDDEN: (0.0, 0.5, 1.5)}))
     assert result.failed == [HIDDEN]
 
 
@@ -212,9 +215,9 @@ def test_few_tokens() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(abcfx.InvalidInputError, match=message):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=message):
         check(**options)
-    with pytest.raises(abcfx.InvalidInputError, match="neither targets nor token ids"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="neither targets nor token ids"):
         abcfx.coord_check(ZeroHead, torch.randn(8, 8), widths=WIDTHS)
 
 

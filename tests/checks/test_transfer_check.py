@@ -120,12 +120,12 @@ def test_rates_by_role_move_together() -> None:
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(abcfx.InvalidInputError, match=message):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=message):
         check(**options)
 
 
 def test_a_list_of_batches_must_be_long_enough() -> None:
-    with pytest.raises(abcfx.InvalidInputError, match="memorise"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="memorise"):
         abcfx.transfer_check(Net, batches(0)[:10], widths=WIDTHS, steps=40)
 
 

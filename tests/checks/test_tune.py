@@ -113,5 +113,5 @@ def test_moves_that_help_are_added_up() -> None:
     "options", [{"roles": ("head",)}, {"roles": ()}, {"budget": 3}, {"method": "grid"}, {"lr": 0.0}]
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(abcfx.InvalidInputError, match="tune: "):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="tune: "):
         tuned(**options)

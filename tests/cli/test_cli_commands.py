@@ -94,10 +94,10 @@ def test_a_model_can_be_named_in_many_ways(arguments: list[str], capsys: pytest.
 def test_options_reach_transform(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(
         capsys, "report", "cli_models.py:Net", "--base", "small", "--optimizer", "hidden=muon,default=adamw",
-        "--lr", "hidden=0.02,default=0.01", "--set", "scales=absorb", "--set", "weight_decay=0.1", "--json",
+        "--lr", "hidden=0.02,default=0.01", "--set", "apply=absorb", "--set", "weight_decay=0.1", "--json",
     )  # fmt: skip
     found = json.loads(out)
-    assert found["header"]["scales"] == "absorb"
+    assert found["header"]["apply"] == "absorb"
     assert found["parameters"]["blocks.0.weight"]["optimizer"] == "muon"
     assert found["parameters"]["blocks.0.weight"]["lr"] == 0.02
     assert found["parameters"]["table.weight"]["lr"] == 0.01
@@ -137,7 +137,7 @@ def test_report_in_every_form(capsys: pytest.CaptureFixture[str], tmp_path: Path
         (["cli_models.py:small", "--kwargs", "width=3"], "is a module already"),
         (["cli_models.py:number"], "gives a int, expected a module"),
         (["cli_models.py:broken"], "ZeroDivisionError"),
-        (["cli_models.py:Net", "--set", "widht=3"], "expected name=value, with one of parametrization"),
+        (["cli_models.py:Net", "--set", "widht=3"], "expected name=value, with one of weight_decay"),
         (["cli_models.py:Net", "--explain", "heed"], "Names that are close: head"),
         (["cli_models.py:Net", "--optimizer", "nothing"], "nothing"),
     ],
@@ -151,7 +151,7 @@ def test_errors_of_report_are_one_message(
 def test_debug_raises(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ZeroDivisionError):
         cli.main(["report", "cli_models.py:broken", "--debug"])
-    with pytest.raises(abcfx.InvalidInputError):
+    with pytest.raises(abcfx.errors.InvalidInputError):
         cli.main(["report", "cli_models.py:number", "--debug"])
 
 

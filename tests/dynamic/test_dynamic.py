@@ -41,8 +41,8 @@ class Run:
         **options: Any,
     ) -> None:
         torch.manual_seed(0)
-        self.result = abcfx.transform(mlp(width), X, base=mlp(32), optimizer="adam", lr=3e-3, groups="parameter")
-        self.optimizer = torch.optim.Adam(self.result.param_groups)
+        self.result = abcfx.transform(mlp(width), X, base=mlp(32), optimizer="adam", lr=3e-3)
+        self.optimizer = torch.optim.Adam(self.result.groups(per_parameter=True))
         self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
         self.dynamic = abcfx.DynamicAlignment(self.result, self.optimizer, **({"warmup": 2, "every": 1} | options))
         if batch is not None:
@@ -179,15 +179,15 @@ def test_a_resumed_run_is_the_same_bit_for_bit(stop: int) -> None:
 
 def test_bad_use_is_refused() -> None:
     run = Run(batch=None)
-    with pytest.raises(abcfx.InvalidInputError, match=r"before capture_initial"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"before capture_initial"):
         run.dynamic.step()
     merged = abcfx.transform(mlp(64), X, base=mlp(32))
-    with pytest.raises(abcfx.InvalidInputError, match="groups='parameter'"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="per_parameter=True"):
         abcfx.DynamicAlignment(merged, torch.optim.Adam(merged.param_groups))
     for wrong in ({"every": 0}, {"smoothing": 1.0}, {"cap": "half"}, {"trust": 1.0}):
-        with pytest.raises(abcfx.InvalidInputError, match=next(iter(wrong))):
+        with pytest.raises(abcfx.errors.InvalidInputError, match=next(iter(wrong))):
             Run(**wrong)
-    with pytest.raises(abcfx.InvalidInputError, match="cannot be called with this batch"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="cannot be called with this batch"):
         Run(batch=(X, Y))
 
 
@@ -207,11 +207,11 @@ class Net(nn.Module):
         return self.head(self.rnn(x)[0][:, -1])
 
 
-@pytest.mark.parametrize("options", [{}, {"scales": "absorb", "inplace": True}, {"capture": "export"}])
+@pytest.mark.parametrize("options", [{}, {"apply": "inplace"}, {"capture": "export"}])
 def test_other_layers_and_ways_to_apply(options: dict[str, Any]) -> None:
     x, y = torch.randn(40, 3, 6, 6), torch.randint(0, 5, (40,))
-    result = abcfx.transform(Net(32), x, base=Net(16), groups="parameter", lr=1e-2, **options)
-    optimizer = torch.optim.Adam(result.param_groups)
+    result = abcfx.transform(Net(32), x, base=Net(16), lr=1e-2, **options)
+    optimizer = torch.optim.Adam(result.groups(per_parameter=True))
     dynamic = abcfx.DynamicAlignment(result, optimizer, warmup=0, every=1)
     dynamic.capture_initial(x)
     for _ in range(4):
@@ -228,8 +228,8 @@ def test_other_layers_and_ways_to_apply(options: dict[str, Any]) -> None:
 
 def test_memory_is_a_small_part_of_the_models() -> None:
     model = nn.Sequential(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 1024))
-    result = abcfx.transform(model, X, groups="parameter")
-    dynamic = abcfx.DynamicAlignment(result, torch.optim.Adam(result.param_groups))
+    result = abcfx.transform(model, X)
+    dynamic = abcfx.DynamicAlignment(result, torch.optim.Adam(result.groups(per_parameter=True)))
     dynamic.capture_initial(X)
     state = dynamic.state_dict()["probe"]
     held = {id(t): t.numel() for part in (state["inputs"], state["first"]["kept"]) for t in part.values()}
@@ -238,18 +238,18 @@ def test_memory_is_a_small_part_of_the_models() -> None:
 
 def test_rates_off_the_last_basis_are_those_of_a_new_solve() -> None:
     """Small moves keep the basis and take no simplex at all, jumps do not; the same alignments give the same rates."""
-    analysis = Run(batch=None).result.analysis
-    warm = DagProgram(analysis.setting, analysis.alignment)
+    analysis = Run(batch=None).result.outcome
+    warm = DagProgram(analysis.fixed, analysis.alignments)
     generator, solves = torch.Generator().manual_seed(0), []
     whole = warm.solver._optimum
     warm.solver._optimum = lambda: solves.append(1) or whole()
-    alignment = dict(analysis.alignment)
+    alignment = dict(analysis.alignments)
     for step in range(40):
         size = 0.3 if step % 10 == 0 else 0.01
         for node, terms in alignment.items():
             moved = torch.tensor(terms) + size * torch.randn(3, generator=generator)
             alignment[node] = Alignments(*moved.clamp(0.5, 1.0).tolist())
-        cold = DagProgram(analysis.setting, alignment)
+        cold = DagProgram(analysis.fixed, alignment)
         assert warm.rates(alignment) == pytest.approx(cold.rates(alignment), abs=1e-12)
     assert 0 < len(solves) < 20
 

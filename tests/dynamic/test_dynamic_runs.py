@@ -31,12 +31,12 @@ class Recall(nn.Module):
 
 def planned(**options: Any) -> abcfx.Transformed:
     torch.manual_seed(0)
-    options = {"base": Recall(16), "optimizer": "adamw", "lr": 1e-2, "groups": "parameter"} | options
+    options = {"base": Recall(16), "optimizer": "adamw", "lr": 1e-2} | options
     return abcfx.transform(Recall(64), kwargs={"input_ids": TOKENS}, **options)
 
 
 def dynamic_of(result: abcfx.Transformed, **options: Any) -> tuple[torch.optim.Optimizer, abcfx.DynamicAlignment]:
-    optimizer = torch.optim.AdamW(result.param_groups)
+    optimizer = torch.optim.AdamW(result.groups(per_parameter=True))
     dynamic = abcfx.DynamicAlignment(result, optimizer, **({"warmup": 0, "every": 1} | options))
     dynamic.capture_initial({"input_ids": TOKENS})
     return optimizer, dynamic
@@ -68,7 +68,7 @@ def run(
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
 @pytest.mark.skipif(shutil.which("gcc") is None and shutil.which("c++") is None, reason="no compiler")
-@pytest.mark.parametrize("options", [{}, {"scales": "absorb", "inplace": True}])
+@pytest.mark.parametrize("options", [{}, {"apply": "inplace"}])
 def test_a_compiled_module_trains_at_the_rates_of_the_eager_one(options: dict[str, Any]) -> None:
     factors = []
     for compiled in (False, True):
@@ -163,24 +163,24 @@ def test_first_weights_sampled_redrawn_or_kept(first_weights: str) -> None:
 
 def test_first_weights_that_cannot_be_had_back_are_refused() -> None:
     result = planned()
-    optimizer = torch.optim.AdamW(result.param_groups)
-    with pytest.raises(abcfx.InvalidInputError, match=r"seed=seed"):
+    optimizer = torch.optim.AdamW(result.groups(per_parameter=True))
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"seed=seed"):
         abcfx.DynamicAlignment(result, optimizer, first_weights="redraw")
-    with pytest.raises(abcfx.InvalidInputError, match="'sample', 'redraw', 'keep'"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="'sample', 'redraw', 'keep'"):
         abcfx.DynamicAlignment(result, optimizer, first_weights="all")
     dynamic = abcfx.DynamicAlignment(result, optimizer, first_weights="redraw", seed=3)
-    with pytest.raises(abcfx.InvalidInputError, match=r"is not what seed 3 draws(.|\n)*init_weights"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"is not what seed 3 draws(.|\n)*init_weights"):
         dynamic.capture_initial({"input_ids": TOKENS})
-    with pytest.raises(abcfx.InvalidInputError, match="before capture_initial"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="before capture_initial"):
         dynamic.step()  # nothing half done
     state = dynamic_of(planned())[1].state_dict()
-    with pytest.raises(abcfx.InvalidInputError, match="first_weights='sample'"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="first_weights='sample'"):
         dynamic.load_state_dict(state)
 
 
 def test_warm_up_is_a_tenth_of_a_run_of_known_length() -> None:
     result = planned()
-    optimizer = torch.optim.AdamW(result.param_groups)
+    optimizer = torch.optim.AdamW(result.groups(per_parameter=True))
     schedulers = {
         30: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300),
         40: abcfx.dynamic.wsd(optimizer, 400),
@@ -215,8 +215,8 @@ class Mixture(nn.Module):
 def test_experts_and_a_matrix_on_the_left_are_measured_with_their_own_inputs() -> None:
     torch.manual_seed(0)
     x = torch.randn(32, 4, 8)
-    result = abcfx.transform(Mixture(64), x, base=Mixture(32), groups="parameter", lr=1e-2)
-    optimizer = torch.optim.AdamW(result.param_groups)
+    result = abcfx.transform(Mixture(64), x, base=Mixture(32), lr=1e-2)
+    optimizer = torch.optim.AdamW(result.groups(per_parameter=True))
     dynamic = abcfx.DynamicAlignment(result, optimizer, warmup=0, every=1, first_weights="keep")
     dynamic.capture_initial(x)
     probe = dynamic._probe
@@ -260,11 +260,11 @@ class Sorted(nn.Module):
 def test_what_is_written_in_place_is_there_at_the_measure() -> None:
     torch.manual_seed(0)
     x = torch.randn(8, 8)
-    result = abcfx.transform(Sorted(32), x, base=Sorted(32), groups="parameter")  # no multipliers
+    result = abcfx.transform(Sorted(32), x, base=Sorted(32))  # no multipliers
     model, seen = Sorted(32), []
     model.load_state_dict(result.module.state_dict())
     model.head.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     model(x)
-    dynamic = abcfx.DynamicAlignment(result, torch.optim.AdamW(result.param_groups))
+    dynamic = abcfx.DynamicAlignment(result, torch.optim.AdamW(result.groups(per_parameter=True)))
     dynamic.capture_initial(x)
     torch.testing.assert_close(dynamic._probe.inputs["head"], seen[0].detach())

@@ -103,7 +103,7 @@ def test_numbers_that_are_none_leave_a_term_absent() -> None:
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(abcfx.InvalidInputError, match=r"one shape .*\(3, 4\)"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"one shape .*\(3, 4\)"):
         measure(torch.ones(3, 4), torch.ones(5, 6), torch.ones(3, 4), torch.ones(5, 6), 4)
-    with pytest.raises(abcfx.InvalidInputError, match="rms"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="rms"):
         measure(torch.ones(3, 4), torch.ones(5, 4), torch.ones(3, 4), torch.ones(5, 4), 4, norm="max")

@@ -57,15 +57,15 @@ def test_groups_for_a_module_whose_parameters_are_others_by_now() -> None:
     assert {p.ndim for group in muon.param_groups for p in group["params"]} == {2}
     for ours, planned in zip(result.groups_for("adamw", module), result.groups_for("adamw"), strict=True):
         assert ours["param_names"] == planned["param_names"] and ours["lr"] == planned["lr"]
-    with pytest.raises(abcfx.InvalidInputError, match="no parameter belongs"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="no parameter belongs"):
         result.groups_for("sgd", module)
-    with pytest.raises(abcfx.InvalidInputError):
+    with pytest.raises(abcfx.errors.InvalidInputError):
         result.groups_for("muon", torch.nn.Linear(2, 2))
 
 
 def test_groups_for_keeps_one_group_for_each_parameter() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
-    result = abcfx.transform(model, torch.rand(3, 8), optimizer="adam", groups="parameter")
+    result = abcfx.transform(model, torch.rand(3, 8), optimizer="adam")
     assert len(result.groups_for("adam", result.module)) == len(result.groups_for("adam")) == 4
 
 

@@ -44,9 +44,9 @@ def test_logits_get_what_is_missing_for_one_over_head_dim(how: str, factor: floa
 def test_a_scale_that_is_a_tensor_is_read_if_it_can_be() -> None:
     (node,) = [n for n in scale_nodes(transformed("tensor").module.graph) if "logits" in n.meta["abcfx"].label]
     assert node.args[1] == 0.5
-    with pytest.raises(abcfx.InvalidInputError, match=r"(?s)scale of attention could not be found.*models.py"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"(?s)scale of attention could not be found.*models.py"):
         transformed("unknown")
-    assert transformed("unknown", attention="keep").module is not None
+    assert transformed("unknown", parametrization=abcfx.Parametrization(attention="keep")).module is not None
 
 
 def test_fixed_head_dim_changes_nothing_and_says_so() -> None:
@@ -58,7 +58,7 @@ def test_fixed_head_dim_changes_nothing_and_says_so() -> None:
 @pytest.mark.parametrize("how", ["sdpa with scale", "scaled before", "normed", "after a bias"])
 def test_absorbed_into_the_query_it_trains_the_same(how: str) -> None:
     options = {"optimizer": "adamw", "weight_decay": 0.1, "lr": 0.02}
-    inserted, absorbed = transformed(how, **options), transformed(how, scales="absorb", **options)
+    inserted, absorbed = transformed(how, **options), transformed(how, apply="absorb", **options)
     assert not scale_nodes(absorbed.module.graph)
     for left, right in zip(trained(inserted, IDS, 10), trained(absorbed, IDS, 10), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-11, atol=1e-11)

@@ -51,7 +51,13 @@ class Deep(nn.Module):
 def deep(depth: str, layers: int = 8, kind: str = "plain", width: int = 32, **options: object) -> abcfx.Transformed:
     torch.manual_seed(0)
     model, base = Deep(width, layers, kind).double(), Deep(16, 2, kind).double()
-    return abcfx.transform(model, IDS, base=base, depth=depth, **({"optimizer": "adamw", "lr": 0.01} | options))
+    return abcfx.transform(
+        model,
+        IDS,
+        base=base,
+        parametrization=abcfx.Parametrization(depth=depth),
+        **({"optimizer": "adamw", "lr": 0.01} | options),
+    )
 
 
 # exponents of the ratio of depths, here 4
@@ -81,7 +87,7 @@ def test_numbers_of_the_published_table(
 def test_absorbed_factors_train_the_same(kind: str, depth: str, optimizer: str) -> None:
     options = {"kind": kind, "optimizer": optimizer, "weight_decay": 0.1}
     inserted, sgd = deep(depth, **options), optimizer == "sgd"
-    absorbed = deep(depth, scales="absorb", **options)
+    absorbed = deep(depth, apply="absorb", **options)
     assert not scale_nodes(absorbed.module.graph)
     for left, right in zip(trained(inserted, IDS, 6, sgd), trained(absorbed, IDS, 6, sgd), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
@@ -113,9 +119,11 @@ def test_same_depth_is_left_alone_and_blocks_without_branches_are_refused() -> N
     def chain(width: int, depth: int) -> nn.Module:
         return nn.Sequential(nn.Linear(6, width), *(nn.Linear(width, width) for _ in range(depth)))
 
-    with pytest.raises(abcfx.InvalidInputError, match="no residual branches"):
-        abcfx.transform(chain(16, 4), torch.rand(3, 6), base=chain(16, 2), depth="completep")
-    with pytest.raises(abcfx.InvalidInputError, match="none, mup, completep"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="no residual branches"):
+        abcfx.transform(
+            chain(16, 4), torch.rand(3, 6), base=chain(16, 2), parametrization=abcfx.Parametrization(depth="completep")
+        )
+    with pytest.raises(abcfx.errors.InvalidInputError, match="'none', 'mup', 'completep'"):
         deep("sqrt")
 
 
@@ -154,7 +162,7 @@ def test_every_branch_of_the_stream_is_scaled_once(how: str, branches: int) -> N
     x = torch.randn(4, 6)
     torch.manual_seed(0)
     model, base = Odd(16, 3, how, extra=4).double(), Odd(16, 1, how, extra=2).double()
-    result = abcfx.transform(model, x.double(), base=base, depth="completep")
+    result = abcfx.transform(model, x.double(), base=base, parametrization=abcfx.Parametrization(depth="completep"))
     nodes = [n for n in scale_nodes(result.module.graph) if "branch" in n.meta["abcfx"].label]
     assert len(nodes) == branches
     assert all(n.args[1] == pytest.approx(1 / 3) for n in nodes)  # blocks, not heads
@@ -162,5 +170,10 @@ def test_every_branch_of_the_stream_is_scaled_once(how: str, branches: int) -> N
 
 
 def test_more_heads_are_no_depth() -> None:
-    result = abcfx.transform(Odd(16, 2, "gated", 8), torch.randn(4, 6), base=Odd(16, 2, "gated", 2), depth="completep")
+    result = abcfx.transform(
+        Odd(16, 2, "gated", 8),
+        torch.randn(4, 6),
+        base=Odd(16, 2, "gated", 2),
+        parametrization=abcfx.Parametrization(depth="completep"),
+    )
     assert not [n for n in scale_nodes(result.module.graph) if "branch" in n.meta["abcfx"].label]

@@ -39,7 +39,7 @@ def _forward(row: dict[str, Any], uses: list[dict[str, Any]]) -> list[float]:
 )
 def test_invariants_equal_those_of_mup(name: str, scales: str) -> None:
     """Effective init, Adam and SGD rates and lr x weight decay: what the symmetry between formulations leaves alone."""
-    adam, sgd = _transform(name, "adamw", scales=scales).spec, _transform(name, "sgd", scales=scales).spec
+    adam, sgd = _transform(name, "adamw", apply=scales).spec, _transform(name, "sgd", apply=scales).spec
     wrong = []
     for parameter, expected in REFERENCE[name]["params"].items():
         row, theirs = adam[parameter], expected["uses"][0]["forward_mult"]

@@ -57,7 +57,7 @@ def transformed(scales: str, counted: int | None, **options: Any) -> abcfx.Trans
     for each in (model, base):
         for parameter in each.parameters():
             parameter.data = parameter.data.double()
-    return abcfx.transform(model, IDS, base=base, scales=scales, verify=False, **options)
+    return abcfx.transform(model, IDS, base=base, apply=scales, capture=abcfx.Capture(verify=False), **options)
 
 
 def trajectory(result: abcfx.Transformed) -> list[float]:
@@ -119,7 +119,9 @@ def test_a_gain_that_is_used_as_one_plus_takes_no_multiplier() -> None:
 def test_given_exponents_are_checked_with_the_factor() -> None:
     torch.manual_seed(0)
     model, base = Model(WIDTH, table="number", tied=False), Model(BASE, table="number", tied=False)
-    given = abcfx.transform(model, IDS, base=base, exponents={"embedding.weight": (0.0, 0.5)})
+    given = abcfx.transform(
+        model, IDS, base=base, overrides=abcfx.Overrides(exponents={"embedding.weight": (0.0, 0.5)})
+    )
     assert given.spec["embedding.weight"]["b"] == 0.5
-    with pytest.raises(abcfx.InvalidInputError, match=r"only if a \+ b is\s*0\.5"):
-        abcfx.transform(model, IDS, base=base, exponents={"embedding.weight": (0.0, 0.0)})
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"only if a \+ b is\s*0\.5"):
+        abcfx.transform(model, IDS, base=base, overrides=abcfx.Overrides(exponents={"embedding.weight": (0.0, 0.0)}))

@@ -139,7 +139,7 @@ def test_a_schedule_runs_on() -> None:
 def test_rates_are_those_of_the_plan() -> None:
     """-log of the factor is the exponent that the LP finds for Adam under full alignment."""
     small, large, inputs = pair_of("gpt")
-    spec = abcfx.transform(copy.deepcopy(large), (inputs,), base=copy.deepcopy(small), scales="absorb").spec
+    spec = abcfx.transform(copy.deepcopy(large), (inputs,), base=copy.deepcopy(small), apply="absorb").spec
     rates = abcfx.grow(small, large, inputs).rates
     for name, row in spec.items():
         assert rates[name] == pytest.approx(2.0 ** -row["c"] * 2.0 ** -row["a"] if row["a"] else row["lr"] / 1e-3), name

@@ -16,7 +16,7 @@ from abcfx.capture import capture
 from abcfx.dag.layer_dag import build_dag
 from abcfx.growing import Scales, solve_scales
 from abcfx.growing.equations import Equations
-from abcfx.pairing.widths import PairedGrowth
+from abcfx.pairing.pair import PairedModels
 
 VOCABULARY, LENGTH = 11, 5
 TOKENS = torch.arange(3 * LENGTH).view(3, LENGTH) % VOCABULARY
@@ -90,7 +90,8 @@ def scales_of(
 ) -> object:
     """The scales, and the ratio m that they are exponents of."""
     captured, base = (capture(model, (x,), method="export", modes=("train",)) for model in (large, small))
-    growth = PairedGrowth(captured, base)
+    growth = PairedModels.of_graphs(captured, base).measured_growth
+    assert growth is not None
     return solve_scales(build_dag(captured), growth, multipliers), growth.scale
 
 
@@ -195,7 +196,7 @@ def test_a_multiplier_on_both_uses_moves_into_the_weight() -> None:
 
 @pytest.mark.parametrize(("last", "why"), [("plain", "an output of the model"), (F.gelu, "an output of the model")])
 def test_a_tied_head_after_a_norm_without_gain_is_refused_by_name(last: str | Callable[..., object], why: str) -> None:
-    with pytest.raises(abcfx.InfeasibleError) as raised:
+    with pytest.raises(abcfx.errors.InfeasibleError) as raised:
         scales_of(Tied(16, last), Tied(8, last), TOKENS)
     message = str(raised.value)
     assert "function preserving" in message and why in message and "m^1 too large" in message
@@ -221,7 +222,7 @@ def test_added_constants_and_nonlinear_functions_of_parameters_are_pinned() -> N
     scales, _ = scales_of(Shifted(16, None), Shifted(8, None), TOKENS)
     assert (float(scales.exponent("tok.weight")), float(scales.exponent("gain"))) == (-0.5, 0.0)
     for shift in ("number", "tensor"):
-        with pytest.raises(abcfx.InfeasibleError, match="output"):
+        with pytest.raises(abcfx.errors.InfeasibleError, match="output"):
             scales_of(Shifted(16, shift), Shifted(8, shift), TOKENS)
 
 
@@ -232,8 +233,8 @@ def test_the_copy_trains_as_the_small_model_does_at_the_rates_of_the_lp(name: st
     torch.manual_seed(0)
     small, large = build(1).double().eval(), build(4).double().eval()
     x = x.double() if x.is_floating_point() else x
-    result = abcfx.transform(large, (x,), base=small, lr=1e-2, eps=1e-30, verify=False)
-    assert result.header["scale"] == 4.0
+    result = abcfx.transform(large, (x,), base=small, lr=1e-2, eps=1e-30, capture=abcfx.Capture(verify=False))
+    assert result.header.scale == 4.0
     # the scales of the transformed pair are what the rates say
     v = {name: -math.log(1e-2 / row["lr"], 4.0) for name, row in result.spec.items()}
     small_state = dict(small.named_parameters())

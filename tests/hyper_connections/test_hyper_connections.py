@@ -142,5 +142,5 @@ def test_the_projector_removes_what_sinkhorn_cannot_see(n: int) -> None:
     ],
 )
 def test_bad_input_is_refused(call: Callable[..., object], words: str) -> None:
-    with pytest.raises(abcfx.InvalidInputError, match=words):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=words):
         call()

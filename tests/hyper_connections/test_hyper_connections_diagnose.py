@@ -358,5 +358,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_bad_input_is_refused(call: Callable[..., object], words: str) -> None:
-    with pytest.raises(abcfx.InvalidInputError, match=words):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=words):
         call()

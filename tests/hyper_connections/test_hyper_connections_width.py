@@ -193,7 +193,9 @@ def test_the_module_gets_the_exponents_of_a_readout(capture: str) -> None:
 
 
 def test_sgd_takes_the_sum_over_the_width_into_account_that_a_gate_sends_back() -> None:
-    sgd = abcfx.transform(gpt(256), TOKENS, base=gpt(64), optimizer="sgd", scales="off", verify=False)
+    sgd = abcfx.transform(
+        gpt(256), TOKENS, base=gpt(64), optimizer="sgd", apply="off", capture=abcfx.Capture(verify=False)
+    )
     assert sgd.spec["blocks.0.attn_hc.weight"]["c"] == 1.0
     assert sgd.spec["blocks.0.attn_hc.base"]["c"] == 0.0
 
@@ -217,7 +219,12 @@ def test_a_bottleneck_and_a_gate_that_do_not_weigh_their_own_input_keep_the_fan_
 
 def check_slopes(widths: tuple[int, ...], seeds: int, tolerance: float) -> None:
     result = abcfx.coord_check(
-        lambda width: gpt(width), TOKENS, widths=widths, seeds=range(seeds), steps=STEPS, verify=False
+        lambda width: gpt(width),
+        TOKENS,
+        widths=widths,
+        seeds=range(seeds),
+        steps=STEPS,
+        capture=abcfx.Capture(verify=False),
     )
     print(result)
     last = [s for s in result.slopes if s.statistic == "update" and s.step == STEPS]

@@ -14,9 +14,9 @@ from torch import nn
 
 import abcfx
 from abcfx.errors import PairingError
+from abcfx.pairing.blocks import match_blocks
 from abcfx.pairing.factors import Dim, factor_models, index_map, largest_ratio, sizes
 from abcfx.pairing.factors.atoms import UnfitError, described, fresh, joined, piece, regrouped, unify
-from abcfx.pairing.graphs import match_blocks
 
 
 def indices(dim: Dim) -> torch.Tensor:

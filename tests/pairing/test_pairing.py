@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import abcfx
-from abcfx.pairing.graphs import match_blocks
+from abcfx.pairing.blocks import match_blocks
 
 
 class Mixed(nn.Module):
@@ -49,7 +49,7 @@ def test_blocks_are_paired_with_blocks_of_their_kind(target: str, base: str, cap
 
 
 def test_a_kind_that_the_base_has_not_is_named() -> None:
-    with pytest.raises(abcfx.PairingError, match=r"(?s)Block blocks\.1 .*at least one block of each kind"):
+    with pytest.raises(abcfx.errors.PairingError, match=r"(?s)Block blocks\.1 .*at least one block of each kind"):
         abcfx.transform(Mixed(64, "mlm"), X, base=Mixed(16, "mm"))
 
 
@@ -61,7 +61,7 @@ def test_blocks_that_do_something_else_are_refused() -> None:
                 x = x + (torch.sigmoid(block(x)) if index == 3 else block(x))
             return self.head(self.norm(x))
 
-    with pytest.raises(abcfx.PairingError, match=r"target runs .*sigmoid"):
+    with pytest.raises(abcfx.errors.PairingError, match=r"target runs .*sigmoid"):
         abcfx.transform(Other(64, "mmmmmm"), X, base=Other(16, "mmm"))
 
 
@@ -81,9 +81,9 @@ def test_shapes_alone_will_do_for_a_base() -> None:
     kept = abcfx.transform(model, X, base=shapes, init="keep")
     paired = abcfx.transform(model, X, base=base, init="keep")
     assert [g["lr"] for g in kept.param_groups] == [g["lr"] for g in paired.param_groups]
-    like = abcfx.transform(model, X, base=shapes, init_like=(Mixed(16, "m"), Mixed(32, "m")))
+    like = abcfx.transform(model, X, base=shapes, init=abcfx.InitLike(Mixed(16, "m"), Mixed(32, "m")))
     own = abcfx.transform(model, X, base=base)
     for name in ("emb.weight", "blocks.1.2.weight", "head.weight"):
         assert like.spec[name]["std"] == pytest.approx(own.spec[name]["std"], rel=0.2)
-    with pytest.raises(abcfx.InvalidInputError, match="init_like"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="InitLike"):
         abcfx.transform(model, X, base=shapes)

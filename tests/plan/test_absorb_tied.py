@@ -31,7 +31,7 @@ def test_absorb_keeps_the_scale_of_the_other_use_where_no_norm_can_take_it() -> 
     torch.manual_seed(0)
     model, base = Tied(64, affine=False), Tied(16, affine=False)
     inserted = abcfx.transform(copy.deepcopy(model), IDS, base=base)
-    absorbed = abcfx.transform(model, IDS, base=base, scales="absorb")
+    absorbed = abcfx.transform(model, IDS, base=base, apply="absorb")
     assert absorbed.spec["embedding.weight"]["multiplier"] == {"embedding": 1.0, "head": 0.25}
     torch.testing.assert_close(absorbed.module(IDS), inserted.module(IDS))
 
@@ -43,7 +43,7 @@ def test_absorb_moves_the_scale_of_a_tied_head_into_the_norm_before_it(with_base
     losses = {}
     for scales in ("insert", "absorb"):
         torch.manual_seed(1)
-        result = abcfx.transform(model, IDS, base=base, scales=scales, optimizer="adamw", weight_decay=0.1, eps=1e-4)
+        result = abcfx.transform(model, IDS, base=base, apply=scales, optimizer="adamw", weight_decay=0.1, eps=1e-4)
         optimizer = torch.optim.AdamW(result.param_groups)
         losses[scales] = []
         for _ in range(20):
@@ -61,7 +61,7 @@ def test_a_tied_model_is_changed_in_place() -> None:
     torch.manual_seed(0)
     model, base = Tied(64), Tied(16)
     expected = abcfx.transform(model, IDS, base=base).module(IDS)
-    result = abcfx.transform(model, IDS, base=base, scales="absorb", inplace=True)
+    result = abcfx.transform(model, IDS, base=base, apply="inplace")
     assert result.module is model
     torch.testing.assert_close(model(IDS), expected)
 
@@ -77,7 +77,7 @@ def test_inplace_refuses_to_lose_it_and_leaves_the_model_alone() -> None:
     torch.manual_seed(0)
     model = NoHead(64, affine=False)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(abcfx.InvalidInputError, match="cannot be absorbed"):
-        abcfx.transform(model, IDS, base=NoHead(16, affine=False), scales="absorb", inplace=True)
+    with pytest.raises(abcfx.errors.InvalidInputError, match="cannot be absorbed"):
+        abcfx.transform(model, IDS, base=NoHead(16, affine=False), apply="inplace")
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])

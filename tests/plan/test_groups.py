@@ -12,6 +12,7 @@ from models import Block
 from torch import nn
 
 import abcfx
+from abcfx.plan.spec import Spec
 
 IDS = torch.zeros(3, 4, dtype=torch.long)
 
@@ -30,13 +31,14 @@ def numbers(groups: int) -> list[dict[str, object]]:
 def test_groups_are_built_again_by_name(
     result: abcfx.Transformed, wrap: Callable[..., object] | type[nn.Module]
 ) -> None:
-    again = abcfx.param_groups(wrap(result.module), json.loads(json.dumps(result.spec)))
+    again = abcfx.param_groups(wrap(result.module), json.loads(result.spec.to_json()))
     assert numbers(again) == numbers(result.param_groups)
 
 
 def test_a_module_with_other_parameters_is_refused(result: abcfx.Transformed) -> None:
-    with pytest.raises(abcfx.InvalidInputError, match=r"'emb\.weight' is in the spec but not in the module"):
-        abcfx.param_groups(result.module.fc, {k.removeprefix("fc."): v for k, v in result.spec.items()})
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"'emb\.weight' is in the spec but not in the module"):
+        rows = {name.removeprefix("fc."): row for name, row in result.spec.items()}
+        abcfx.param_groups(result.module.fc, Spec(rows))
 
 
 def test_a_common_factor_is_right_and_anything_else_is_named(result: abcfx.Transformed) -> None:
@@ -48,7 +50,7 @@ def test_a_common_factor_is_right_and_anything_else_is_named(result: abcfx.Trans
         scheduler.step()
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
-    with pytest.raises(abcfx.InvalidInputError, match=r"(?s)group \d .*has lr = 0.001; expected 0.00"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"(?s)group \d .*has lr = 0.001; expected 0.00"):
         abcfx.check_optimizer(optimizer, result)
 
 
@@ -56,7 +58,7 @@ def test_a_common_factor_is_right_and_anything_else_is_named(result: abcfx.Trans
 def test_other_hyperparameters_are_checked(result: abcfx.Transformed, key: str) -> None:
     optimizer = torch.optim.AdamW(result.param_groups)
     optimizer.param_groups[0][key] *= 2
-    with pytest.raises(abcfx.InvalidInputError, match=f"{key} ="):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=f"{key} ="):
         abcfx.check_optimizer(optimizer, result)
 
 
@@ -64,14 +66,14 @@ def test_a_checkpoint_with_flat_groups_is_noticed(result: abcfx.Transformed) -> 
     flat = torch.optim.AdamW([{"params": group["params"]} for group in copy.deepcopy(result.param_groups)])
     optimizer = torch.optim.AdamW(result.param_groups)
     optimizer.load_state_dict(flat.state_dict())
-    with pytest.raises(abcfx.InvalidInputError, match="loaded checkpoint"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="loaded checkpoint"):
         abcfx.check_optimizer(optimizer, result)
 
 
 def test_parameters_left_out_or_of_another_model(result: abcfx.Transformed) -> None:
-    with pytest.raises(abcfx.InvalidInputError, match="is in no group"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="is in no group"):
         abcfx.check_optimizer(torch.optim.AdamW(result.param_groups[1:]), result)
-    with pytest.raises(abcfx.InvalidInputError, match="not one of the transformed"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="not one of the transformed"):
         abcfx.check_optimizer(torch.optim.AdamW(Block(64).parameters()), result)
 
 
@@ -82,7 +84,7 @@ def test_one_of_several_optimizers_is_checked_alone() -> None:
     adamw = torch.optim.AdamW(result.groups_for("adamw"))
     abcfx.check_optimizer(adamw, result)
     adamw.param_groups[0]["lr"] *= 2
-    with pytest.raises(abcfx.InvalidInputError, match="lr ="):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="lr ="):
         abcfx.check_optimizer(adamw, result)
 
 
@@ -98,5 +100,5 @@ def test_schedulers_do_not_reach_the_plan(result: abcfx.Transformed) -> None:
 
 @pytest.mark.parametrize("other", [torch.optim.SGD, torch.optim.Adam, torch.optim.Adafactor])
 def test_another_optimizer_than_planned_is_named(result: abcfx.Transformed, other: type[torch.optim.Optimizer]) -> None:
-    with pytest.raises(abcfx.InvalidInputError, match="planned for adamw"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="planned for adamw"):
         abcfx.check_optimizer(other([{k: v for k, v in g.items() if k != "eps"} for g in result.param_groups]), result)

@@ -82,7 +82,7 @@ def test_keep_changes_no_weight_and_inserts_no_scale() -> None:
 
 
 def test_a_constant_on_the_init_touches_weights_only() -> None:
-    spec = abcfx.transform(Net(64), IDS, base=Net(64), std=0.5).spec
+    spec = abcfx.transform(Net(64), IDS, base=Net(64), overrides=abcfx.Overrides(std=0.5)).spec
     assert spec["fc.weight"]["init_factor"] == 0.5 and spec["norm.weight"]["init_factor"] == 1.0
 
 
@@ -94,7 +94,9 @@ def _on_meta(width: int) -> Net:
 def test_a_model_on_the_meta_device_is_planned_and_drawn_after_materialisation() -> None:
     torch.manual_seed(0)
     ids = IDS.to("meta")
-    result = abcfx.transform(_on_meta(512), ids, base=_on_meta(128), init_like=(lambda: Net(32), lambda: Net(64)))
+    result = abcfx.transform(
+        _on_meta(512), ids, base=_on_meta(128), init=abcfx.InitLike(lambda: Net(32), lambda: Net(64))
+    )
     assert all(p.is_meta for p in result.module.parameters())
     module = result.init_weights(result.module.to_empty(device="cpu"))
     real = abcfx.transform(Net(512), IDS, base=Net(128))
@@ -110,14 +112,14 @@ def test_init_weights_says_what_it_does_not_know_and_writes_nothing() -> None:
     result = abcfx.transform(_on_meta(64), IDS.to("meta"), base=_on_meta(16))
     module = Net(64)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    with pytest.raises(abcfx.InvalidInputError, match="init_like"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="InitLike"):
         result.init_weights(module)
-    with pytest.raises(abcfx.InvalidInputError, match="not a parameter of the plan"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="not a parameter of the plan"):
         abcfx.transform(Net(64)).init_weights(nn.Linear(2, 2))
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
     tables = (nn.Embedding(2, 2), nn.Embedding(4, 4))
-    with pytest.raises(abcfx.InvalidInputError, match=r"init_like.*tok.weight"):
-        abcfx.transform(_on_meta(64), IDS.to("meta"), base=_on_meta(16), init_like=tables)
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"InitLike.*tok.weight"):
+        abcfx.transform(_on_meta(64), IDS.to("meta"), base=_on_meta(16), init=abcfx.InitLike(*tables))
 
 
 def test_an_unknown_op_may_be_reported_instead() -> None:
@@ -125,13 +127,13 @@ def test_an_unknown_op_may_be_reported_instead() -> None:
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return self.head(torch.special.erfcx(self.fc(self.tok(ids))))
 
-    with pytest.raises(abcfx.UnknownOpError, match="erfcx"):
+    with pytest.raises(abcfx.errors.UnknownOpError, match="erfcx"):
         abcfx.transform(Odd(64), IDS, base=Odd(16))
-    result = abcfx.transform(Odd(64), IDS, base=Odd(16), unknown="report")
+    result = abcfx.transform(Odd(64), IDS, base=Odd(16), capture=abcfx.Capture(unknown="report"))
     assert any("erfcx" in note and "test_init.py" in note for note in result.notes)
     assert result.spec["fc.weight"]["c"] == 1.0
 
 
 def test_a_model_without_shapes_yet_is_refused_with_the_line_that_gives_it_some() -> None:
-    with pytest.raises(abcfx.InvalidInputError, match=r"(?i)lazy"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"(?i)lazy"):
         abcfx.transform(nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)))

@@ -94,7 +94,9 @@ def test_embedding_vector_and_readout(result: abcfx.Transformed) -> None:
 
 
 def test_why_a_tensor_may_not_change_more_is_followed_downstream() -> None:
-    told = transformed(gpt(64, head_dim=32), gpt(16, head_dim=8), attention="keep").explain("blocks.1.attn.qkv")
+    told = transformed(
+        gpt(64, head_dim=32), gpt(16, head_dim=8), parametrization=abcfx.Parametrization(attention="keep")
+    ).explain("blocks.1.attn.qkv")
     (alpha,) = told.constraints
     assert alpha.formula.startswith("r(blocks.1.attn.qkv) = 0.5 <= c - alpha")
     assert alpha.because[-1].startswith("r(scaled_dot_product_attention_1#2) = 0 <=")
@@ -111,10 +113,12 @@ def test_a_frozen_parameter() -> None:
 
 
 def test_roles_and_exponents_that_were_given() -> None:
-    told = transformed(roles={"blocks.0.mlp.up": "plain"}).explain("blocks.0.mlp.up")
+    told = transformed(overrides=abcfx.Overrides(roles={"blocks.0.mlp.up": "plain"})).explain("blocks.0.mlp.up")
     assert "The graph alone says hidden" in paragraph(told, "Role")
     assert "the base learning rate" in paragraph(told, "What follows")
-    told = transformed(exponents={"blocks.0.mlp.up": (0.5, 0.0, 0.7)}).explain("blocks.0.mlp.up")
+    told = transformed(overrides=abcfx.Overrides(exponents={"blocks.0.mlp.up": (0.5, 0.0, 0.7)})).explain(
+        "blocks.0.mlp.up"
+    )
     assert "given in `exponents`" in paragraph(told, "What holds c = 0.7")
 
 
@@ -128,10 +132,12 @@ def test_other_optimizers() -> None:
 
 
 def test_absorbed_multipliers_and_depth() -> None:
-    told = transformed(scales="absorb").explain("head")
+    told = transformed(apply="absorb").explain("head")
     assert "the factor m^-0.5 of the solution is absorbed" in paragraph(told, "What follows")
     assert told.paragraphs[2].title == "What holds c = 0.5"
-    told = transformed(gpt(64, layers=4), depth="completep").explain("blocks.3.mlp.up")
+    told = transformed(gpt(64, layers=4), parametrization=abcfx.Parametrization(depth="completep")).explain(
+        "blocks.3.mlp.up"
+    )
     assert "x 2^-1 for 2 times the blocks" in paragraph(told, "What follows")
 
 
@@ -185,11 +191,11 @@ def test_router_experts_scalar_and_void(tied: bool) -> None:
 
 
 def test_an_unknown_name_gets_those_that_are_close(result: abcfx.Transformed) -> None:
-    with pytest.raises(abcfx.InvalidInputError, match=r"blocks\.0\.mlp\.up\.weight"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"blocks\.0\.mlp\.up\.weight"):
         result.explain("blocks.0.mlp.uo.weight")
-    with pytest.raises(abcfx.InvalidInputError, match=r"close: blocks\.0\.attn\.qkv\.weight, "):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"close: blocks\.0\.attn\.qkv\.weight, "):
         result.explain("blocks.0.attn")
-    with pytest.raises(abcfx.InvalidInputError, match="To fix"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="To fix"):
         result.explain("")
 
 

@@ -144,7 +144,7 @@ def test_no_network(text: str) -> None:
 
 def test_everything_is_in_it(result: abcfx.Transformed, text: str) -> None:
     data = data_of(text)
-    assert data["report"]["parameters"] == json.loads(json.dumps(result.spec))
+    assert data["report"]["parameters"] == json.loads(json.dumps(dict(result.spec)))
     assert data["report"] == json.loads(json.dumps(result.to_dict()))
     assert {name for box in data["boxes"] for name in box["parameters"]} == set(range(len(result.spec)))
     assert sorted(i for part in data["folds"] for i in part["names"]) == list(range(len(result.spec)))
@@ -190,7 +190,9 @@ def test_a_model_of_a_thousand_layers() -> None:
         layers = [m for _ in range(998) for m in (nn.Linear(width, width), nn.ReLU())]
         return nn.Sequential(nn.Linear(10, width), nn.ReLU(), *layers, nn.Linear(width, 4))
 
-    result = abcfx.transform(seeded(deep, 8), torch.zeros(2, 10), base=seeded(deep, 4), verify=False)
+    result = abcfx.transform(
+        seeded(deep, 8), torch.zeros(2, 10), base=seeded(deep, 4), capture=abcfx.Capture(verify=False)
+    )
     start = time.process_time()
     text = page(result)
     assert time.process_time() - start < 2

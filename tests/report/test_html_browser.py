@@ -50,7 +50,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("html")
     result = abcfx.transform(seeded(gpt, 64), IDS, base=seeded(gpt, 16), optimizer="adamw", lr=0.01)
     result.to_html(folder / "gpt.html")
-    large = abcfx.transform(seeded(deep, 8), torch.zeros(2, 10), base=seeded(deep, 4), verify=False)
+    large = abcfx.transform(
+        seeded(deep, 8), torch.zeros(2, 10), base=seeded(deep, 4), capture=abcfx.Capture(verify=False)
+    )
     large.to_html(folder / "deep.html")
     return folder
 

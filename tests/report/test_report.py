@@ -138,7 +138,10 @@ def test_a_repeated_block_is_shown_once_with_its_count(deep: abcfx.Transformed) 
 
 def test_blocks_that_differ_are_not_folded() -> None:
     model = abcfx.transform(
-        seeded(ResidualMLP, 16, 6), torch.zeros(2, 10), base=seeded(ResidualMLP, 8, 6), roles={"blocks.3.up": "plain"}
+        seeded(ResidualMLP, 16, 6),
+        torch.zeros(2, 10),
+        base=seeded(ResidualMLP, 8, 6),
+        overrides=abcfx.Overrides(roles={"blocks.3.up": "plain"}),
     )
     text = str(model)
     assert "blocks.{0..2,4,5}.up.weight" in text
@@ -205,7 +208,7 @@ def test_own_init_near_no_round_exponent_is_said() -> None:
 
 def test_stages_and_size_of_the_lp(mlp: abcfx.Transformed) -> None:
     text = " ".join(str(mlp).split())
-    assert f"LP: {mlp.header['rows']} rows, {mlp.header['columns']} columns" in text
+    assert f"LP: {mlp.header.rows} rows, {mlp.header.columns} columns" in text
     for stage in mlp.timings:
         assert re.search(rf"{stage} \d+\.\d", text)
 

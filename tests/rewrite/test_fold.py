@@ -88,14 +88,14 @@ def test_folded_weights_compute_what_was_trained(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_model_object_trains_as_the_graph_with_scale_nodes(name: str) -> None:
     _, inserted, inputs = prepared(name)
-    _, own, _ = prepared(name, scales="absorb", inplace=True)
+    _, own, _ = prepared(name, apply="inplace")
     for left, right in zip(train(inserted, inputs), train(own, inputs), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
     hooked = name in ("fused", "interleaved", "module")
     expected = own.module(inputs)
     if hooked:
         assert any("hooks" in note for note in own.notes)
-        with pytest.raises(abcfx.InvalidInputError, match=r"result\.fold\(\)"):
+        with pytest.raises(abcfx.errors.InvalidInputError, match=r"result\.fold\(\)"):
             own.module.state_dict()
     folded = own.fold()
     assert folded is own.module
@@ -109,18 +109,18 @@ def test_tied_head_that_nothing_can_scale() -> None:
     model = Tied(64, affine=False).double()
     before = copy.deepcopy(model.state_dict())
     inserted = abcfx.transform(model, IDS, base=Tied(16, affine=False).double())
-    with pytest.raises(abcfx.InvalidInputError, match="multiplier of head cannot be put into weights"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="multiplier of head cannot be put into weights"):
         inserted.fold()
-    with pytest.raises(abcfx.InvalidInputError, match="multiplier of head cannot be absorbed"):
-        abcfx.transform(model, IDS, base=Tied(16, affine=False).double(), scales="absorb", inplace=True)
+    with pytest.raises(abcfx.errors.InvalidInputError, match="multiplier of head cannot be absorbed"):
+        abcfx.transform(model, IDS, base=Tied(16, affine=False).double(), apply="inplace")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_hooks_are_not_stacked() -> None:
-    model, _, inputs = prepared("fused", scales="absorb", inplace=True)
+    model, _, inputs = prepared("fused", apply="inplace")
     expected = model(inputs)
-    with pytest.raises(abcfx.InvalidInputError, match="in place before"):
-        abcfx.transform(model, inputs, base=MODELS["fused"][0](16).double(), scales="absorb", inplace=True)
+    with pytest.raises(abcfx.errors.InvalidInputError, match="in place before"):
+        abcfx.transform(model, inputs, base=MODELS["fused"][0](16).double(), apply="inplace")
     torch.testing.assert_close(model(inputs), expected, rtol=0, atol=0)
 
 

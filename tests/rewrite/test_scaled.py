@@ -52,8 +52,8 @@ def test_it_is_a_scale_node_of_the_transformed_model(capture: str, as_module: bo
 
 
 def test_where_it_has_no_place_it_is_refused() -> None:
-    for options in ({}, {"base": Model(8), "scales": "absorb", "inplace": True}):
-        with pytest.raises(abcfx.InvalidInputError, match=r"abcfx\.scaled at fc.*\n.*base="):
+    for options in ({}, {"base": Model(8), "apply": "inplace"}):
+        with pytest.raises(abcfx.errors.InvalidInputError, match=r"abcfx\.scaled at fc.*\n.*base="):
             abcfx.transform(Model(32), X, **options)
-    with pytest.raises(abcfx.InvalidInputError, match=r"abcfx\.scaled at .* cannot be put into weights"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"abcfx\.scaled at .* cannot be put into weights"):
         abcfx.transform(Model(32), X, base=Model(8)).fold()

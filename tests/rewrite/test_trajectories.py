@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -142,7 +143,13 @@ def transformed(name: str, scales: str, trained: Trained) -> abcfx.Transformed:
             if parameter.ndim == 1:  # Adafactor's updates follow the size of a parameter only where it has one
                 nn.init.normal_(parameter, 0.5, 0.1)
     return abcfx.transform(
-        model, inputs, base=base, optimizer=trained.optimizer, scales=scales, verify=False, **trained.options
+        model,
+        inputs,
+        base=base,
+        optimizer=trained.optimizer,
+        apply=scales,
+        capture=abcfx.Capture(verify=False),
+        **trained.options,
     )
 
 
@@ -184,12 +191,7 @@ def test_each_hyperparameter_counts(key: str) -> None:
     """With one of them left as it is with inserted scales, the runs part."""
     trained = OPTIMIZERS["AdamW"]
     inserted, absorbed = (transformed("GPT with tied head", scales, trained) for scales in ("insert", "absorb"))
-    theirs = {name: group[key] for group in inserted.param_groups for name in group["param_names"]}
-    rows = [
-        {**group, "params": [p], "param_names": [name], key: theirs[name]}
-        for group in absorbed.param_groups
-        for p, name in zip(group["params"], group["param_names"], strict=True)
-    ]
-    absorbed.groups[:] = rows
+    plan = {name: replace(row, **{key: getattr(inserted.plan[name], key)}) for name, row in absorbed.plan.items()}
+    absorbed = replace(absorbed, outcome=replace(absorbed.outcome, plan=plan))
     runs = [outputs("GPT with tied head", result, trained) for result in (inserted, absorbed)]
     assert largest_difference(*runs) > 1e-6

@@ -55,18 +55,18 @@ class WithOpaque(WithFunction):
 
 def test_a_custom_autograd_function_is_what_its_forward_does() -> None:
     result = abcfx.transform(WithFunction(32), torch.randn(4, 20), base=WithFunction(8))
-    assert result.header["captured"] == "record" and result.spec["emb.weight"]["c"] == 0.5
+    assert result.header.captured == "record" and result.spec["emb.weight"]["c"] == 0.5
     assert "pointwise" in {data["kind"].name for _, data in result.dag.nodes.items()}
     assert any("Clipped has a gradient of its own" in note for note in result.notes)
 
 
 def test_a_custom_autograd_function_takes_a_rule_by_its_class() -> None:
     x = torch.randn(4, 20)
-    with pytest.raises(abcfx.UnknownOpError, match=r"register_rule\(Opaque\)"):
+    with pytest.raises(abcfx.errors.UnknownOpError, match=r"register_rule\(Opaque\)"):
         abcfx.transform(WithOpaque(16), x)
-    abcfx.register_rule(Opaque)(lambda op, x: op.same(x))
+    abcfx.rules.register_rule(Opaque)(lambda op, x: op.same(x))
     result = abcfx.transform(WithOpaque(16), x)
-    assert result.header["captured"] == "record" and result.spec["emb.weight"]["role"] == "embedding"
+    assert result.header.captured == "record" and result.spec["emb.weight"]["role"] == "embedding"
 
 
 def test_a_region_of_its_own_is_paired_too() -> None:
@@ -77,7 +77,7 @@ def test_a_region_of_its_own_is_paired_too() -> None:
                 x = (x @ x.T).softmax(-1) @ self.hidden[0](x)
             return self.head(x.float())
 
-    result = abcfx.transform(Autocast(64), torch.randn(4, 20), base=Autocast(16), verify=False)
+    result = abcfx.transform(Autocast(64), torch.randn(4, 20), base=Autocast(16), capture=abcfx.Capture(verify=False))
     assert result.spec["hidden.0.weight"]["role"] == "hidden"
 
 
@@ -135,7 +135,9 @@ def test_attention_module_with_growing_heads_and_with_growing_head_dim() -> None
     x = torch.randn(3, 5, 6)
     more = abcfx.transform(Attention(64, 8), x, base=Attention(16, 2)).spec
     wider = abcfx.transform(Attention(64, 2), x, base=Attention(16, 2)).spec
-    kept = abcfx.transform(Attention(64, 2), x, base=Attention(16, 2), attention="keep").spec
+    kept = abcfx.transform(
+        Attention(64, 2), x, base=Attention(16, 2), parametrization=abcfx.Parametrization(attention="keep")
+    ).spec
     assert more["attention.in_proj_weight"]["c"] == wider["attention.in_proj_weight"]["c"] == 1.0
     assert kept["attention.in_proj_weight"]["c"] == 1.5  # 1/sqrt(head_dim) leaves logits that would grow at c = 1
 
@@ -217,7 +219,7 @@ def test_logits_divided_by_head_dim_after_the_product_hold_nothing_back() -> Non
         return body
 
     assert _pair(attend(-1.0)).spec["fc.weight"]["c"] == 1.0
-    slow = _pair(attend(-0.5), attention="keep")
+    slow = _pair(attend(-0.5), parametrization=abcfx.Parametrization(attention="keep"))
     assert slow.spec["fc.weight"]["c"] == 1.5
     assert any("not divided by it" in note for note in slow.notes)
 
@@ -254,7 +256,7 @@ def test_depthwise_convolution_sends_back_from_its_own_channel_only() -> None:
             return self.head(F.relu(self.mix(F.relu(self.stem(x)))))
 
     x = torch.randn(3, 3, 8, 8)
-    spec = abcfx.transform(Depthwise(64), x, base=Depthwise(16), optimizer="sgd", scales="absorb").spec
+    spec = abcfx.transform(Depthwise(64), x, base=Depthwise(16), optimizer="sgd", apply="absorb").spec
     assert (spec["stem.weight"]["c"], spec["mix.weight"]["c"]) == (-1.0, -1.0)
     assert (spec["stem.weight"]["g"], spec["mix.weight"]["g"]) == (1.0, 1.0)
     assert abcfx.transform(Depthwise(64), x).spec["mix.weight"]["role"] == "embedding"
@@ -305,7 +307,7 @@ def test_a_module_with_a_rule_of_its_own_stays_one_node() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * torch.sigmoid(self.beta * x)
 
-    @abcfx.register_rule(Swish)
+    @abcfx.rules.register_rule(Swish)
     def swish(op: Any, module: nn.Module, x: Any) -> Any:
         return op.product(op.same(x), op.parameter(module, "beta"))
 
@@ -499,7 +501,7 @@ class Normalised(nn.Module):
 def test_a_weight_that_is_normalised_in_forward_keeps_its_init_and_takes_no_factor(how: str) -> None:
     torch.manual_seed(0)
     x, model, base = torch.randn(16, 5), Normalised(256, how), Normalised(16, how)
-    inserted, absorbed = (abcfx.transform(model, x, base=base, scales=scales) for scales in ("insert", "absorb"))
+    inserted, absorbed = (abcfx.transform(model, x, base=base, apply=scales) for scales in ("insert", "absorb"))
     for left, right in zip(inserted.module(x), absorbed.module(x), strict=True):
         torch.testing.assert_close(left, right)
     sizes = [float(m(x)[0].detach().square().mean().sqrt()) for m in (base, inserted.module)]
@@ -510,5 +512,5 @@ def test_a_weight_that_is_normalised_in_forward_keeps_its_init_and_takes_no_fact
         assert inserted.spec["last.weight"]["multiplier"] == 1.0
         inserted.fold()
     else:
-        with pytest.raises(abcfx.InvalidInputError, match=r"multiplier of last.* cannot be put into weights"):
+        with pytest.raises(abcfx.errors.InvalidInputError, match=r"multiplier of last.* cannot be put into weights"):
             inserted.fold()

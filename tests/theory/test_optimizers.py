@@ -20,7 +20,7 @@ def rates(
     """c of each parameter where no multiplier is left."""
     result = abcfx.transform(
         Block(width), torch.zeros(3, 4, dtype=torch.long), base=Block(base), optimizer=optimizer,
-        scales="absorb", **options,
+        apply="absorb", **options,
     )  # fmt: skip
     return result, {name: row["c"] for name, row in result.spec.items()}
 
@@ -73,10 +73,10 @@ def test_optimizer_may_be_a_class_or_an_instance() -> None:
 
 def test_what_is_not_known_is_refused_with_the_nearest():
     with pytest.raises(
-        abcfx.InvalidInputError, match=r"optimizer='adamm' is not known.*\n.*\n  To fix: optimizer='adam'"
+        abcfx.errors.InvalidInputError, match=r"optimizer='adamm' is not known.*\n.*\n  To fix: optimizer='adam'"
     ):
         family("adamm")
-    with pytest.raises(abcfx.InvalidInputError, match=r"\n  To fix: optimizer='adamw'"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"\n  To fix: optimizer='adamw'"):
         family(torch.optim.LBFGS)
 
 
@@ -96,12 +96,12 @@ def test_several_optimizers_share_a_model() -> None:
     assert len(muon) + len(adamw) == len(result.param_groups)
     torch.optim.Muon(muon), torch.optim.AdamW(adamw)
     assert (c["fc.weight"], c["emb.weight"]) == (0, 0)
-    with pytest.raises(abcfx.InvalidInputError, match="adamw, muon"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="adamw, muon"):
         result.groups_for("sgd")
 
 
 def test_muon_for_vectors_is_refused_with_the_line_that_splits() -> None:
-    with pytest.raises(abcfx.InvalidInputError, match=r"fc\.bias.*\n.*'hidden': 'muon'.*groups_for"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"fc\.bias.*\n.*'hidden': 'muon'.*groups_for"):
         rates("muon")
 
 
@@ -110,7 +110,7 @@ def test_weight_decay_modes(scales: str) -> None:
     def decays(mode: str, name: str) -> tuple[float, float]:
         result = abcfx.transform(
             Block(64), torch.zeros(3, 4, dtype=torch.long), base=Block(16), optimizer="adamw", weight_decay=0.1,
-            weight_decay_mode=mode, scales=scales, no_decay=["vector", "head"],
+            apply=scales, overrides=abcfx.Overrides(no_decay=["vector", "head"], decay_mode=mode),
         )  # fmt: skip
         assert result.spec["head.weight"]["weight_decay"] == result.spec["norm.weight"]["weight_decay"] == 0
         return result.spec[name]["weight_decay"], result.spec[name]["lr"] * result.spec[name]["weight_decay"]
@@ -126,12 +126,12 @@ def test_weight_decay_modes(scales: str) -> None:
 def test_batch_size_and_horizon_multiply_rates() -> None:
     """The laws of the sources: sqrt for Adam, linear for SGD, tokens^-0.32, decay by its time scale."""
     plain, _ = rates("adamw", weight_decay=0.1)
-    more, _ = rates("adamw", weight_decay=0.1, batch_ratio=4.0, horizon_ratio=10.0)
+    more, _ = rates("adamw", weight_decay=0.1, schedule=abcfx.Schedule(batch_ratio=4.0, tokens_ratio=10.0))
     for old, new in zip(plain.param_groups, more.param_groups, strict=True):
         assert new["lr"] / old["lr"] == pytest.approx(2 * 10**-0.32)
         steps = 10 / 4  # of the longer run, in those of the shorter
         assert steps * new["lr"] * new["weight_decay"] == pytest.approx(old["lr"] * old["weight_decay"])
-    sgd, faster = rates("sgd")[0], rates("sgd", batch_ratio=4.0)[0]
+    sgd, faster = rates("sgd")[0], rates("sgd", schedule=abcfx.Schedule(batch_ratio=4.0))[0]
     assert faster.param_groups[0]["lr"] == pytest.approx(4 * sgd.param_groups[0]["lr"])
-    with pytest.raises(abcfx.InvalidInputError, match="batch_ratio"):
-        rates("adamw", batch_ratio=0.0)
+    with pytest.raises(abcfx.errors.InvalidInputError, match="batch_ratio"):
+        rates("adamw", schedule=abcfx.Schedule(batch_ratio=0.0))

@@ -48,7 +48,7 @@ def test_rows_of_the_lp_that_are_off_are_seen(monkeypatch: pytest.MonkeyPatch) -
 def test_rates_that_are_too_large_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     solve = abcfx.find_c.__globals__["GraphSolver"].solve
 
-    def lowered(self: object) -> abcfx.Solution:
+    def lowered(self: object) -> abcfx.lp.networks.Solution:
         found = solve(self)
         c = (
             [value - 0.05 for value in found.c]
@@ -66,7 +66,7 @@ def test_rates_that_are_too_large_are_seen(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_solver_whose_answer_depends_on_the_order_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     solve = abcfx.find_c.__globals__["GraphSolver"].solve
 
-    def moved(self: object) -> abcfx.Solution:
+    def moved(self: object) -> abcfx.lp.networks.Solution:
         found = solve(self)
         names = list(found.c) if isinstance(found.c, dict) else []
         c = {**found.c, names[0]: found.c[names[0]] + 1e-3} if names else found.c

@@ -13,11 +13,10 @@ from torch.utils import _pytree as pytree
 
 from abcfx.capture import CapturedGraph, capture
 from abcfx.capture.structure import take_apart
-from abcfx.dag.layer_dag import build_dag
 from abcfx.errors import AbcfxError, InvalidInputError
 from abcfx.exponents.assign import FixedExponents, assign_exponents
 from abcfx.exponents.dag_program import DagProgram
-from abcfx.pairing.widths import measure_growth
+from abcfx.pairing.pair import PairedModels
 from abcfx.theory.optimizers import family
 from abcfx.theory.parametrizations import alignment_preset
 
@@ -79,8 +78,8 @@ def plan(row: Row, captured: CapturedGraph) -> None:
     """Layer DAG and LP, with errors on: an op without a rule fails the row."""
     parameters = dict(captured.model.named_parameters())
     try:
-        dag = build_dag(captured)
-        growth = measure_growth(captured, dag, None)
+        pair = PairedModels.of_graphs(captured)
+        dag, growth = pair.target_dag, pair.growth
         decided = assign_exponents(dag, growth, parameters, "mup")
         setting = FixedExponents(dag, growth, decided, dict.fromkeys(parameters, family("adam")))
         solved = DagProgram(setting, {node: alignment_preset("full")[0] for node, _ in dag.layers()}).solve()

@@ -22,12 +22,11 @@ import torch
 from torch import nn
 
 from abcfx.capture import capture
-from abcfx.dag.layer_dag import build_dag
 from abcfx.exponents.assign import FixedExponents, assign_exponents
 from abcfx.exponents.attention import find_attention
 from abcfx.exponents.dag_program import DagProgram
 from abcfx.growing import clone_exponents
-from abcfx.pairing.widths import measure_growth
+from abcfx.pairing.pair import PairedModels
 from abcfx.rules import Layer
 from abcfx.theory.optimizers import family
 from abcfx.theory.parametrizations import alignment_preset
@@ -75,8 +74,8 @@ def compare(
     base = capture(small, *(base_call or (args, kwargs)), method=captured.method, verify=False, modes=("train",))
     row = Clones(name, captured.method)
     parameters = dict(captured.model.named_parameters())
-    dag = build_dag(captured)
-    growth = measure_growth(captured, dag, base)
+    pair = PairedModels.of_graphs(captured, base)
+    dag, growth = pair.target_dag, pair.growth
     decided = assign_exponents(dag, growth, parameters, parametrization)
     setting = FixedExponents(dag, growth, decided, dict.fromkeys(parameters, family("adam")))
     setting = setting.with_attention({each.node: each.missing for each in find_attention(setting) if each.missing})

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from abcfx import register_rule
+from abcfx.rules import register_rule
 from abcfx.rules.op import Op
 
 WIDTH = 8

@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from abcfx.capture.aten import trace
 from abcfx.errors import PairingError
+from abcfx.pairing.blocks import NO_BLOCKS, Blocks
 from abcfx.pairing.factors.factoring import factor
 from abcfx.pairing.factors.step import Factors
-from abcfx.pairing.graphs import NO_BLOCKS, Blocks
 
 ModelPair = tuple[nn.Module, nn.Module]
 """The small and the large model, or a graph captured of each."""

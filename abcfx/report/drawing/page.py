@@ -10,7 +10,6 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from abcfx.errors import InvalidInputError
 from abcfx.report.drawing.boxes import Box, Diagram, make_diagram
 from abcfx.report.drawing.layout import lay_out
 from abcfx.report.drawing.mermaid import short_label
@@ -57,7 +56,7 @@ def page(result: Transformed) -> str:
     folder = files("abcfx.report.drawing")
     template = Template((folder / "page.html").read_text(encoding="utf-8"))
     header = result.header
-    title = f"{header['model']}, scaled"
+    title = f"{header.model}, scaled"
     data = json.dumps(finite(page_data(result)), allow_nan=False, separators=(",", ":"))
     return template.substitute(
         title=escape(title),
@@ -80,13 +79,11 @@ def page(result: Transformed) -> str:
 
 def page_data(result: Transformed) -> dict[str, Any]:
     """The report as JSON, shapes, folded rows with an explanation of each, and the drawings."""
-    analysis = result.analysis
-    if analysis is None:
-        raise InvalidInputError("to_html: this result was not made by transform.")
+    analysis = result.outcome
     names = list(result.spec)
     index = {name: i for i, name in enumerate(names)}
     parameters = dict(analysis.captured.model.named_parameters())
-    widths, has_base = analysis.setting.widths, result.header["has_base"]
+    widths, has_base = analysis.fixed.widths, result.header.has_base
     shapes = {name: tuple(parameters[name].shape) for name in names}
     keys = {
         name: (*row_key(result, name), shapes[name], row["optimizer"], parameters[name].requires_grad)
@@ -208,49 +205,47 @@ def _rounded(values: Sequence[float]) -> list[float]:
 def _summary(result: Transformed) -> str:
     header, tensors = result.header, dict(result.module.named_parameters())
     size = f"{len(tensors)} parameters with {count_entries(tensors.values()):,} entries"
-    if not header["has_base"]:
+    if not header.has_base:
         scale = "no base: the exponents are of each layer's own width"
-    elif header["scale"] == 1.0:
+    elif header.scale == 1.0:
         scale = "the base has the same width: the transform changes nothing"
     else:
-        scale = f"{header['scale']:.4g} times as wide as the base (m = {header['scale']:.4g})"
+        scale = f"{header.scale:.4g} times as wide as the base (m = {header.scale:.4g})"
     return f"{size}, {scale}."
 
 
 def _settings(result: Transformed) -> list[tuple[str, str]]:
-    header, analysis = result.header, result.analysis
-    assert analysis is not None
-    options, widths = analysis.options, analysis.setting.widths
-    found = [("captured by", METHODS.get(header["captured"], header["captured"]))]
+    header, analysis = result.header, result.outcome
+    options, widths = analysis.options, analysis.fixed.widths
+    found = [("captured by", METHODS.get(header.captured, header.captured))]
     if widths.has_base and widths.scale != 1.0:
         found.append(("sizes that grow", _sizes(result)))
     rates = (
         options.lr if not isinstance(options.lr, Mapping) else ", ".join(f"{k} {v:.4g}" for k, v in options.lr.items())
     )
     found += [
-        ("parametrization", f"{header['parametrization']}, alignment {header['alignment']}"),
-        ("optimizer", f"{header['optimizer']}, lr {rates if isinstance(rates, str) else f'{rates:.4g}'}"),
-        ("weight decay", f"{options.weight_decay:.4g}, {options.weight_decay_mode}"),
-        ("multipliers", f"scales {header['scales']}, init {header['init']}"),
-        ("linear program", f"{header['rows']} rows, {header['columns']} columns"),
+        ("parametrization", f"{header.parametrization}, alignment {header.alignment}"),
+        ("optimizer", f"{header.optimizer}, lr {rates if isinstance(rates, str) else f'{rates:.4g}'}"),
+        ("weight decay", f"{options.weight_decay:.4g}, {options.overrides.decay_mode}"),
+        ("multipliers", f"apply {header.apply}, init {header.init}"),
+        ("linear program", f"{header.rows} rows, {header.columns} columns"),
         ("time", f"{1000 * sum(result.timings.values()):.0f} ms"),
     ]
-    if header["attention"]:
-        values = ", ".join(f"{v:.4g}" for v in dict.fromkeys(header["attention"].values()))
+    if header.attention:
+        values = ", ".join(f"{v:.4g}" for v in dict.fromkeys(header.attention.values()))
         found.append(("attention logits", f"multiplied by {values}"))
-    if header["depth"]:
-        values = ", ".join(f"{v:.4g}" for v in dict.fromkeys(header["depth"].values()))
-        found.append(("residual branches", f"{len(header['depth'])}, multiplied by {values}"))
+    if header.depth:
+        values = ", ".join(f"{v:.4g}" for v in dict.fromkeys(header.depth.values()))
+        found.append(("residual branches", f"{len(header.depth)}, multiplied by {values}"))
     return found
 
 
 def _sizes(result: Transformed) -> str:
     """The commonest sizes that differ from the base's."""
-    assert result.analysis is not None
-    base = result.analysis.setting.widths.base_parameters
+    base = result.outcome.fixed.widths.base_parameters
     pairs = Counter(
         (theirs, ours)
-        for name, parameter in result.analysis.captured.model.named_parameters()
+        for name, parameter in result.outcome.captured.model.named_parameters()
         for theirs, ours in zip(base[name].shape, parameter.shape, strict=True)
         if theirs != ours
     )
@@ -294,7 +289,7 @@ def _prices(result: Transformed) -> str:
 
 
 def _groups(result: Transformed) -> str:
-    keys = [key for key in ("lr", "eps", "weight_decay") if any(group.get(key) for group in result.groups)]
+    keys = [key for key in ("lr", "eps", "weight_decay") if any(group.get(key) for group in result.param_groups)]
     titles = ["group", "optimizer", *keys, "tensors", "entries", "of role"]
     left = {"optimizer", "of role"}
 
@@ -304,7 +299,7 @@ def _groups(result: Transformed) -> str:
         return f"<{tag}{scope}{side}>{escape(text)}</{tag}>"
 
     rows = []
-    for i, group in enumerate(result.groups):
+    for i, group in enumerate(result.param_groups):
         roles = dict.fromkeys(result.spec[name]["role"] for name in group["param_names"])
         own = result.spec[group["param_names"][0]]["optimizer"]
         size = [str(len(group["params"])), f"{count_entries(group['params']):,}"]

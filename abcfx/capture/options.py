@@ -1,0 +1,49 @@
+"""`Capture`: how a user wants models to be turned into graphs, and what to do where that is not exact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from abcfx.errors import InvalidInputError
+from abcfx.support.choices import choose
+
+CaptureMethod = Literal["auto", "symbolic", "export", "record", "record_values"]
+UnknownOps = Literal["raise", "report"]
+
+
+@dataclass(frozen=True)
+class Capture:
+    """How a model is turned into graphs. Every function that captures takes it, or a method's name alone.
+
+    Args:
+        method: "symbolic" (torch.fx, needs no inputs), "export" (torch.export), "record" (the operations of one run on
+            fake tensors), or "auto": the first of them that captures the model correctly. "record_values" records a
+            run on the example inputs themselves, for models that branch on values; "auto" never chooses it.
+        verify: compare the graph with the model on other inputs before anything is built on it.
+        unknown: what to do at an op without a rule: "raise", or "report" it and assume that it passes on the largest
+            change among its inputs.
+
+    Raises:
+        InvalidInputError: a value is not one of these.
+
+    >>> Capture(method="Export").method
+    'export'
+    """
+
+    method: CaptureMethod = "auto"
+    verify: bool = True
+    unknown: UnknownOps = "raise"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", choose("Capture(method)", self.method, get_args(CaptureMethod)))
+        object.__setattr__(self, "unknown", choose("Capture(unknown)", self.unknown, get_args(UnknownOps)))
+        if not isinstance(self.verify, bool):
+            raise InvalidInputError(f"Capture(verify={self.verify!r}): expected True or False.")
+
+    @classmethod
+    def of(cls, option: Capture | CaptureMethod) -> Capture:
+        """Return the option itself, or the defaults with the method that was named."""
+        if isinstance(option, Capture):
+            return option
+        return cls(method=choose("capture", option, get_args(CaptureMethod)))

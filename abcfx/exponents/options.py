@@ -1,0 +1,86 @@
+"""`Parametrization`: which exponents a user wants, from a named table, assumed alignments, attention and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from abcfx.dag.layer_dag import LayerDag
+from abcfx.errors import InvalidInputError
+from abcfx.exponents.assign import ParameterExponents
+from abcfx.support.choices import choose
+from abcfx.support.patterns import match_patterns
+from abcfx.theory.parametrizations import Alignments, alignment_preset, named_exponents
+
+AttentionScaling = Literal["scale", "keep"]
+DepthTable = Literal["none", "mup", "completep"]
+AlignmentOption = str | Sequence[float] | Mapping[str, str | Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Parametrization:
+    """Which exponents of width and depth a model gets. `transform` also takes the table's name alone.
+
+    Args:
+        table: named table of the exponents a and b: "mup", "sp", "ntk" or "mfp".
+        alignment: how far updates line up with activations: "full", "no", "worst", a tuple (alpha, omega, u) of
+            exponents of fan_in, or a dict of glob pattern on parameter names to one of these.
+        attention: "scale" multiplies attention logits by what is missing for 1 / head_dim where head_dim grows; "keep"
+            leaves them as they are, and the report says what that costs.
+        depth: what to do where the base has fewer blocks: "completep" or "mup" scale residual branches, rates and eps
+            with the ratio of depths; "none" leaves them alone.
+
+    Raises:
+        InvalidInputError: a value is not one of these.
+
+    >>> Parametrization(alignment="no").table
+    'mup'
+    """
+
+    table: str = "mup"
+    alignment: AlignmentOption = "full"
+    attention: AttentionScaling = "scale"
+    depth: DepthTable = "none"
+
+    def __post_init__(self) -> None:
+        named_exponents(self.table)
+        object.__setattr__(self, "attention", choose("attention", self.attention, get_args(AttentionScaling)))
+        object.__setattr__(self, "depth", choose("depth", self.depth, get_args(DepthTable)))
+        values = self.alignment.values() if isinstance(self.alignment, Mapping) else [self.alignment]
+        for value in values:
+            _for_inner_and_readout(value)
+
+    @classmethod
+    def of(cls, option: Parametrization | str) -> Parametrization:
+        """Return the option itself, or the defaults with the table that was named."""
+        return option if isinstance(option, Parametrization) else cls(table=option)
+
+    def alignments(self, dag: LayerDag, decided: Mapping[str, ParameterExponents]) -> dict[str, Alignments]:
+        """Return (alpha, omega, u) of every layer node of a DAG, by node.
+
+        Raises:
+            InvalidInputError: a glob pattern matches no weight.
+        """
+        layers = dag.layers()
+        if isinstance(self.alignment, Mapping):
+            matched = match_patterns("alignment", self.alignment, [layer.parameter for _, layer in layers])
+            of_parameter = {name: _for_inner_and_readout(value) for name, value in matched.items()}
+            default = _for_inner_and_readout("full")
+        else:
+            of_parameter, default = {}, _for_inner_and_readout(self.alignment)
+        found = {}
+        for node, layer in layers:
+            inner, readout = of_parameter.get(layer.parameter, default)
+            found[node] = readout if decided[layer.parameter].role == "readout" else inner
+        return found
+
+
+def _for_inner_and_readout(value: str | Sequence[float]) -> tuple[Alignments, Alignments]:
+    """Return the alignments that one value means for an inner layer and for a readout."""
+    if isinstance(value, str):
+        return alignment_preset(value)
+    numbers = tuple(float(x) for x in value)
+    if len(numbers) != 3 or not all(abs(x) < float("inf") for x in numbers):
+        raise InvalidInputError(f"alignment: expected a preset or finite (alpha, omega, u), got {value!r}.")
+    return Alignments(*numbers), Alignments(*numbers)

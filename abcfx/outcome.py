@@ -1,0 +1,100 @@
+"""`Outcome`: everything that one transform found, as frozen data that reports, checks and dynamic rates read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+from abcfx.capture import CapturedGraph
+from abcfx.dag.layer_dag import LayerDag
+from abcfx.exponents.assign import FixedExponents
+from abcfx.exponents.dag_program import SolvedDag
+from abcfx.exponents.depth import DepthScaling
+from abcfx.plan.groups import OptimizerGroup, param_groups
+from abcfx.plan.options import PlanOptions
+from abcfx.plan.spec import ParameterPlan, Spec
+from abcfx.theory.parametrizations import Alignments
+
+
+@dataclass(frozen=True)
+class Header:
+    """What was asked for and what it was found on, for the head of a report.
+
+    Attributes:
+        model: class name of the model.
+        captured: method of the capture.
+        scale: the width ratio m; 1 without a base.
+        has_base: whether there is a base.
+        parametrization: name of the table of a and b.
+        optimizer: names of the optimizers, separated by commas.
+        alignment: name of the alignment preset, or "given".
+        apply: "insert", "absorb", "inplace" or "off".
+        init: "auto", "keep" or "redraw".
+        attention: factor on the logits of each attention, by node.
+        depth: factor on each residual branch, by merge.
+        rows: number of rows of the linear program.
+        columns: number of its columns.
+    """
+
+    model: str
+    captured: str
+    scale: float
+    has_base: bool
+    parametrization: str
+    optimizer: str
+    alignment: str
+    apply: str
+    init: str
+    attention: dict[str, float]
+    depth: dict[str, float]
+    rows: int
+    columns: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Return JSON-able values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that one transform found.
+
+    Attributes:
+        captured: the model as graphs.
+        fixed: roles and exponents a, b, which were fixed before the linear program, with the layer DAG.
+        alignments: (alpha, omega, u) of every layer node.
+        solution: exponents c, r and those of gradients, with what binds and shadow prices.
+        depth: factors on residual branches.
+        options: the user's constants and choices.
+        plan: the numbers of every parameter, by name.
+        header: what was asked for.
+        notes: what the user should know: defaults taken, what was dropped, what the solution costs.
+        timings: seconds of each stage.
+    """
+
+    captured: CapturedGraph
+    fixed: FixedExponents
+    alignments: Mapping[str, Alignments]
+    solution: SolvedDag
+    depth: DepthScaling
+    options: PlanOptions
+    plan: Mapping[str, ParameterPlan]
+    header: Header
+    notes: tuple[str, ...]
+    timings: Mapping[str, float]
+
+    @property
+    def dag(self) -> LayerDag:
+        """The layer DAG of the model in train mode."""
+        return self.fixed.dag
+
+    @cached_property
+    def spec(self) -> Spec:
+        """The plan as versioned, JSON-able rows."""
+        return Spec({name: plan.row() for name, plan in self.plan.items()})
+
+    @property
+    def param_groups(self) -> list[OptimizerGroup]:
+        """Optimizer groups over the model's parameters, one per distinct set of hyperparameters."""
+        return param_groups(self.captured.model, self.spec)

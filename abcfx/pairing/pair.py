@@ -1,0 +1,193 @@
+"""`PairedModels`: a model and its base, with all that is derived of the two, each made once when first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from abcfx.capture import CapturedGraph, capture
+from abcfx.capture.aten import Trace
+from abcfx.capture.examples import OpenSizes
+from abcfx.capture.options import Capture
+from abcfx.dag.layer_dag import LayerDag, build_dag
+from abcfx.errors import CaptureError, PairingError
+from abcfx.pairing.blocks import Blocks, match_blocks, pair_parameters
+from abcfx.pairing.factors import Factors, factor_models
+from abcfx.pairing.widths import PairedGrowth, SizeGrowth, StructuralGrowth, WidthGrowth
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+class PairedModels:
+    """A model (the target) and the instance that it is compared with (the base), with all that is derived of them.
+
+    Each property is computed when it is first read and then kept: each model is captured once and traced once. Neither
+    model is changed.
+
+    Args:
+        target: the model that is analysed.
+        base: the same architecture at another width; the shapes of its parameters by name, where these are all that is
+            known; or None.
+        args: example positional inputs; a bare tensor counts as one argument.
+        kwargs: example keyword inputs.
+        options: how both are captured.
+        is_called: whether the target's graphs will be called later. If not, only its train mode is captured, at the
+            sizes of the example inputs, and not verified, which takes a fraction of the time.
+        blocks: which block of the base stands for each block of the target; matched by names and shapes if not given.
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        base: nn.Module | Shapes | None = None,
+        args: object = None,
+        kwargs: Mapping[str, object] | None = None,
+        options: Capture = Capture(),
+        *,
+        is_called: bool = True,
+        blocks: Blocks | None = None,
+    ) -> None:
+        self.target = target
+        self.base = base if isinstance(base, nn.Module) else None
+        self.base_shapes = base if isinstance(base, Mapping) else None
+        self.options, self.is_called = options, is_called
+        self._args, self._kwargs, self._blocks = args, kwargs, blocks
+
+    @classmethod
+    def of_graphs(cls, target: CapturedGraph, base: CapturedGraph | None = None) -> PairedModels:
+        """Pair two models that were captured already, also on inputs of different kinds."""
+        pair = cls(target.model, None if base is None else base.model, target.args, target.kwargs)
+        pair.target_graph = target
+        if base is not None:
+            pair._paired = base, pair._grown(target, base)
+        return pair
+
+    @cached_property
+    def target_graph(self) -> CapturedGraph:
+        """The target as graphs."""
+        kwargs = None if self._kwargs is None else dict(self._kwargs)
+        method = self.options.method
+        if self.is_called:
+            return capture(self.target, self._args, kwargs, method=method, verify=self.options.verify)
+        return capture(self.target, self._args, kwargs, method=method, verify=False, modes=("train",), sizes="fixed")
+
+    @property
+    def base_graph(self) -> CapturedGraph | None:
+        """The base as a graph of its train mode; None where there is no base, or only its shapes."""
+        return None if self._paired is None else self._paired[0]
+
+    @cached_property
+    def target_dag(self) -> LayerDag:
+        """The layer DAG of the target in train mode."""
+        return build_dag(self.target_graph, unknown=self.options.unknown)
+
+    @cached_property
+    def eval_dag(self) -> LayerDag | None:
+        """The layer DAG of the target in eval mode; None where both modes run one graph."""
+        graph = self.target_graph.module.eval_graph
+        return None if graph is None else build_dag(self.target_graph, graph, self.options.unknown)
+
+    @cached_property
+    def base_dag(self) -> LayerDag | None:
+        """The layer DAG of the base."""
+        return None if self.base_graph is None else build_dag(self.base_graph, unknown=self.options.unknown)
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """Which block of the base stands for each block of the target, where their numbers differ."""
+        if self._blocks is not None:
+            return self._blocks
+        return match_blocks(dict(self.target.named_parameters()), self._base_parameters or {})
+
+    @cached_property
+    def factors(self) -> Factors:
+        """The dims of every tensor of a run of both models, in the factors that they share.
+
+        Raises:
+            PairingError: the runs cannot be compared, or there is no base model.
+        """
+        base = self.base_graph
+        if base is None:
+            raise PairingError("Factors of dims need a base model; only shapes, or nothing, are known of the base.")
+        target = self.target_graph
+        pairs = (base.model, target.model), (base.module, target.module)
+        return factor_models(*pairs, args=target.args, kwargs=target.kwargs, blocks=self.blocks)
+
+    @property
+    def target_trace(self) -> Trace:
+        """The aten calls of a run of the target."""
+        return self.factors.large
+
+    @property
+    def base_trace(self) -> Trace:
+        """The aten calls of a run of the base."""
+        return self.factors.small
+
+    @cached_property
+    def growth(self) -> WidthGrowth:
+        """How every dim grows from base to target; read off the structure where there is no base, or of equal sizes.
+
+        Raises:
+            PairingError: base and target are not instances of one architecture.
+        """
+        shapes = {name: tuple(parameter.shape) for name, parameter in self.target.named_parameters()}
+        measured = self.measured_growth
+        if measured is None or measured.scale == 1.0:
+            return StructuralGrowth(self.target_dag, shapes, measured)
+        return measured
+
+    @cached_property
+    def measured_growth(self) -> SizeGrowth | None:
+        """How every dim grows by the sizes in both models, which may be not at all; None without a base.
+
+        Raises:
+            PairingError: base and target are not instances of one architecture.
+        """
+        if self._paired is not None:
+            return self._paired[1]
+        if self._base_parameters is None:
+            return None
+        ours = dict(self.target.named_parameters())
+        found = SizeGrowth(ours, pair_parameters(ours, self._base_parameters, self.blocks))
+        found.blocks = self.blocks
+        return found
+
+    @cached_property
+    def _base_parameters(self) -> dict[str, torch.Tensor] | None:
+        if self.base is not None:
+            return dict(self.base.named_parameters())
+        if self.base_shapes is not None:
+            return {name: torch.empty(tuple(shape), device="meta") for name, shape in self.base_shapes.items()}
+        return None
+
+    @cached_property
+    def _paired(self) -> tuple[CapturedGraph, PairedGrowth] | None:
+        """The base's graph with the growth between the two graphs.
+
+        An export at fixed sizes takes half the time. It leaves out ops that open sizes need; where the graphs then do
+        not pair, another export is made.
+        """
+        if self.base is None:
+            return None
+        target, wanted = self.target_graph, self.options.method
+        method = target.method if wanted == "auto" else wanted
+        if not self.is_called:
+            return self._paired_at("fixed", method, target)
+        if method == "export":
+            with suppress(PairingError, CaptureError):  # raised again below, unless fixed sizes are the cause
+                return self._paired_at("fixed", method, target)
+        return self._paired_at("free", method, target)
+
+    def _paired_at(self, sizes: OpenSizes, method: str, target: CapturedGraph) -> tuple[CapturedGraph, PairedGrowth]:
+        assert self.base is not None
+        graph = capture(
+            self.base, target.args, target.kwargs, method=method, verify=False, modes=("train",), sizes=sizes
+        )
+        return graph, self._grown(target, graph)
+
+    def _grown(self, target: CapturedGraph, base: CapturedGraph) -> PairedGrowth:
+        return PairedGrowth(target, base, self.blocks, lambda: self.factors)

@@ -1,0 +1,171 @@
+"""The options of `transform` that turn exponents into numbers: constants, init, overrides, schedule, how to apply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import nn
+
+from abcfx.errors import InvalidInputError
+from abcfx.exponents.assign import GivenExponents
+from abcfx.support.choices import choose
+from abcfx.support.patterns import match_patterns
+from abcfx.theory.optimizers import OptimizerFamily
+from abcfx.theory.parametrizations import ROLES
+
+ApplyMode = Literal["insert", "absorb", "inplace", "off"]
+InitMode = Literal["auto", "keep", "redraw"]
+DecayMode = Literal["independent", "coupled", "fixed"]
+ByRole = float | Mapping[str, float]
+Instance = nn.Module | Callable[[], nn.Module]
+DEFAULT_LR, DEFAULT_EPS = 1e-3, 1e-8
+
+
+def _of_role(value: ByRole, role: str, default: float) -> float:
+    return float(value.get(role, value.get("default", default)) if isinstance(value, Mapping) else value)
+
+
+def _check_constants(option: str, value: ByRole) -> None:
+    numbers = value.values() if isinstance(value, Mapping) else [value]
+    if isinstance(value, Mapping) and (wrong := set(value) - {*ROLES, "default"}):
+        raise InvalidInputError(f"{option}: unknown role {sorted(wrong)[0]!r}; expected {', '.join(ROLES)} or default.")
+    if any(not x > 0 or x == float("inf") for x in numbers):
+        raise InvalidInputError(f"{option}={value!r}; expected positive, finite numbers.")
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Decisions of the user's own that replace what the graph and the linear program say.
+
+    Args:
+        roles: glob pattern on parameter names -> role ("embedding", "hidden", "readout", "vector", "scalar", "plain").
+        exponents: glob pattern -> exponents (a, b) or (a, b, c) of width, or a list of those in the order in which the
+            layers run.
+        std: constant that multiplies the init of every weight, or a dict of role to it.
+        no_decay: roles and glob patterns of the parameters without weight decay, such as ("vector", "scalar").
+        decay_mode: "independent" keeps lr x weight decay of each parameter independent of width; "coupled" lets the
+            product shrink as the lr does (one weight decay for all once multipliers are absorbed); "fixed" writes the
+            same weight decay into every group.
+
+    Raises:
+        InvalidInputError: a role, a mode or a constant is not one of these.
+
+    >>> Overrides(roles={"head": "plain"}).decay_mode
+    'independent'
+    """
+
+    roles: Mapping[str, str] | None = None
+    exponents: GivenExponents | None = None
+    std: ByRole = 1.0
+    no_decay: Sequence[str] = ()
+    decay_mode: DecayMode = "independent"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decay_mode", choose("decay_mode", self.decay_mode, get_args(DecayMode)))
+        for pattern, role in (self.roles or {}).items():
+            choose(f"roles: {pattern!r}", role, ROLES)
+        _check_constants("std", self.std)
+        if isinstance(self.no_decay, str):
+            raise InvalidInputError(
+                f"no_decay={self.no_decay!r}: expected a list of roles and patterns.\n"
+                f"  To fix: no_decay=[{self.no_decay!r}]"
+            )
+
+    def without_decay(self, roles: Mapping[str, str]) -> set[str]:
+        """Return the names of the parameters that `no_decay` takes out of weight decay.
+
+        Args:
+            roles: role of every parameter, by name.
+
+        Raises:
+            InvalidInputError: a pattern matches no parameter.
+        """
+        patterns = [key for key in self.no_decay if key not in ROLES]
+        matched = match_patterns("no_decay", dict.fromkeys(patterns, True), roles)
+        return {name for name, role in roles.items() if name in matched or role in self.no_decay}
+
+
+@dataclass(frozen=True)
+class InitLike:
+    """Two tiny instances with real weights, off which a model's own init is read when it is on the meta device.
+
+    Args:
+        small: an instance, or a function that builds it.
+        large: a wider instance of the same architecture, or a function that builds it.
+    """
+
+    small: Instance
+    large: Instance
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How much longer and with how much larger batches the model trains than the run in which the lr was tuned.
+
+    Args:
+        batch_ratio: batch size over that of the tuning run. lr grows as its square root (SGD: in proportion).
+        tokens_ratio: number of training tokens over that of the tuning run. lr shrinks as its power -0.32.
+
+    Raises:
+        InvalidInputError: a ratio is not a positive, finite number.
+
+    Source: lr ~ batch^1/2 for Adam and its kin (Malladi et al. 2022, arXiv 2205.10287), ~ batch for SGD (Goyal et al.
+    2017, arXiv 1706.02677), ~ tokens^-0.32 (Bjorck et al. 2024, arXiv 2409.19913). Weight decay keeps its time scale
+    as a share of the run, tokens x lr x decay / batch (Wang and Aitchison 2024, arXiv 2405.13698).
+
+    >>> Schedule(batch_ratio=4.0).tokens_ratio
+    1.0
+    """
+
+    batch_ratio: float = 1.0
+    tokens_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_ratio", "tokens_ratio"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InvalidInputError(f"{name}={getattr(self, name)!r}; expected a positive, finite number.")
+
+    def factors(self, family: OptimizerFamily) -> tuple[float, float]:
+        """Return what lr and weight decay are multiplied by for an optimizer of this family."""
+        power = 1.0 if family.update == "gradient" else 0.5
+        lr = float(self.batch_ratio**power * self.tokens_ratio**-0.32)
+        return lr, self.batch_ratio / self.tokens_ratio / lr
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """The options of one `transform` that decide numbers, checked.
+
+    `lr` and `weight_decay` are absolute; `lr` and `overrides.std` are constants, or by role with an optional
+    "default". `eps` is None where the optimizer's usual one is wanted.
+    """
+
+    lr: ByRole = DEFAULT_LR
+    weight_decay: float = 0.0
+    eps: float | None = None
+    apply: ApplyMode = "insert"
+    init: InitMode = "auto"
+    overrides: Overrides = Overrides()
+    schedule: Schedule = Schedule()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "apply", choose("apply", self.apply, get_args(ApplyMode)))
+        object.__setattr__(self, "init", choose("init", self.init, get_args(InitMode)))
+        _check_constants("lr", self.lr)
+        if not 0 <= self.weight_decay < float("inf"):
+            raise InvalidInputError(f"weight_decay={self.weight_decay!r}; expected a finite number, at least 0.")
+
+    @property
+    def absorbs(self) -> bool:
+        """Whether multipliers go into init and rates, so that no op is added to the model."""
+        return self.apply in ("absorb", "inplace")
+
+    def lr_of(self, role: str) -> float:
+        """Return the user's learning rate for a role; a role that a dict leaves out takes its default."""
+        return _of_role(self.lr, role, DEFAULT_LR)
+
+    def std_of(self, role: str) -> float:
+        """Return the user's constant on the init of a role."""
+        return _of_role(self.overrides.std, role, 1.0)

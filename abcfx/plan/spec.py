@@ -1,0 +1,188 @@
+"""The plan of every parameter as typed data, and the spec: the same as versioned JSON that travels in a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypedDict, cast
+
+from abcfx.errors import InvalidInputError
+from abcfx.exponents.dag_program import Binding
+from abcfx.plan.init import Init, OwnInit
+
+SPEC_VERSION = 1
+
+
+class OwnInitRow(TypedDict):
+    """How the model's own init scales: RMS entry ~ width^-exponent, and the exponent before rounding."""
+
+    exponent: float
+    measured: float
+
+
+class SpecRow(TypedDict):
+    """One parameter in the spec. Exponents are of the width ratio; `lr` and `eps` are absolute.
+
+    `a` and `multiplier` are one number, or by node where several uses differ.
+    """
+
+    role: str
+    why: str
+    growth: list[float]
+    width: float
+    a: float | dict[str, float]
+    b: float
+    c: float
+    g: float
+    multiplier: float | dict[str, float]
+    std: float | None
+    lr: float
+    eps: float | None
+    weight_decay: float
+    optimizer: str
+    r: float | None
+    binding: str
+    void: bool
+    init_factor: float
+    own_init: OwnInitRow | None
+
+
+@dataclass(frozen=True)
+class ParameterPlan:
+    """Exponents (of the width ratio m) and numbers of one parameter.
+
+    Attributes:
+        role: "embedding", "hidden", "readout", "vector", "scalar" or "plain"; `why` says what made it so.
+        growth: growth exponent of each dim.
+        width: the number that exponents are powers of.
+        a: exponent of the multiplier m^-a at each DAG node that uses the parameter; `multiplier` is its value.
+        b: exponent of the init m^-b; `std` is the RMS entry after init, None where it is not known.
+        c: exponent of the learning rate m^-c; `lr` is the absolute rate.
+        g: exponent of an entry of its gradient, m^-g; `eps` follows it.
+        r: exponent of the change m^-r of the output at the parameter's first use in the linear program.
+        binding: what holds c up.
+        void: whether a norm divides the multiplier out again, so that none is needed.
+        init: what is done to the tensor.
+        own_init: how the model's own init scales, where that is known.
+        trainable: whether it requires a gradient.
+        fold: the factor by which folding multiplies the parameter.
+        left: the nodes whose multiplier cannot be folded into the parameter.
+    """
+
+    role: str
+    why: str
+    growth: tuple[float, ...]
+    width: float
+    a: dict[str, float]
+    b: float
+    c: float
+    g: float
+    multiplier: dict[str, float]
+    std: float | None
+    lr: float
+    eps: float | None
+    weight_decay: float
+    optimizer: str
+    r: float | None
+    binding: Binding
+    void: bool
+    init: Init
+    own_init: OwnInit | None
+    trainable: bool
+    fold: float = 1.0
+    left: tuple[str, ...] = ()
+
+    def row(self) -> SpecRow:
+        """Return the JSON-able row of this parameter in the spec."""
+        own = self.own_init
+        return {
+            "role": self.role,
+            "why": self.why,
+            "growth": list(self.growth),
+            "width": self.width,
+            "a": _one_or_by_node(self.a, 0.0),
+            "b": self.b,
+            "c": self.c,
+            "g": self.g,
+            "multiplier": _one_or_by_node(self.multiplier, 1.0),
+            "std": self.std,
+            "lr": self.lr,
+            "eps": self.eps,
+            "weight_decay": self.weight_decay,
+            "optimizer": self.optimizer,
+            "r": self.r,
+            "binding": str(self.binding),
+            "void": self.void,
+            "init_factor": self.init.factor,
+            "own_init": None if own is None else {"exponent": own.exponent, "measured": own.measured},
+        }
+
+
+def _one_or_by_node(by_node: Mapping[str, float], unused: float) -> float | dict[str, float]:
+    values = set(by_node.values())
+    return dict(by_node) if len(values) > 1 else next(iter(values), unused)
+
+
+class Spec(Mapping[str, SpecRow]):
+    """The durable result of a transform: a row for each parameter by name, and the version of the format.
+
+    It holds plain numbers and strings only. Keep `spec.to_json()` beside a checkpoint; `Spec.from_json(text)` reads it
+    back, and `abcfx.param_groups(module, spec)` makes optimizer groups of it at any time.
+    """
+
+    def __init__(self, rows: Mapping[str, SpecRow], version: int = SPEC_VERSION) -> None:
+        self._rows, self.version = dict(rows), version
+
+    def __getitem__(self, name: str) -> SpecRow:
+        return self._rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"Spec({len(self)} parameters, version {self.version})"
+
+    def to_dict(self) -> dict[str, object]:
+        """Return JSON-able values: `version`, and `parameters` with the rows by name."""
+        return {"version": self.version, "parameters": dict(self._rows)}
+
+    def to_json(self) -> str:
+        """Return the spec as JSON text."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> Spec:
+        """Read a spec back from `to_json`. Raises InvalidInputError where the text is no spec of a known version."""
+        try:
+            return cls.of(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise InvalidInputError(
+                f"spec: not JSON ({error}).\n  expected: the text of result.spec.to_json()."
+            ) from None
+
+    @classmethod
+    def of(cls, given: object) -> Spec:
+        """Return a spec itself, or one made of what `to_dict` returned.
+
+        Raises:
+            InvalidInputError: something is missing, or the format is newer than this version of abcfx.
+        """
+        if isinstance(given, Spec):
+            return given
+        if not isinstance(given, Mapping) or not isinstance(given.get("parameters"), Mapping):
+            raise InvalidInputError(
+                "spec: expected a Spec, or a dict with `version` and `parameters`.\n"
+                "  To fix: keep result.spec.to_json() and read it with Spec.from_json(text)."
+            )
+        version, rows = given.get("version"), given["parameters"]
+        if version != SPEC_VERSION:
+            raise InvalidInputError(f"spec: version {version!r} is not known; this abcfx reads version {SPEC_VERSION}.")
+        for name, row in rows.items():
+            missing = SpecRow.__required_keys__ - set(row) if isinstance(row, Mapping) else {"every key"}
+            if missing:
+                raise InvalidInputError(f"spec: the row of {name!r} lacks {', '.join(sorted(missing))}.")
+        return cls(cast(Mapping[str, SpecRow], rows))
