@@ -15,7 +15,7 @@ from rich.console import Console
 from abcfx.cli.shared import Command, make_table, print_json, print_text
 from abcfx.errors import InvalidInputError
 from abcfx.lp.names import RowName
-from abcfx.lp.networks import Solution, find_c, find_c_dag
+from abcfx.lp.networks import ChainSolution, GraphSolution, find_c, find_c_dag
 
 HELP = """Solve for the learning-rate exponents of a chain or graph of layers given as JSON; "-" reads standard input.
 
@@ -38,14 +38,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace, console: Console) -> None:
     problem = _read(arguments.file)
     options = {key: problem[key] for key in OPTIONS if key in problem}
+    solution: ChainSolution | GraphSolution
     if "nodes" in problem:
         _check_keys(problem, ("nodes", "edges", *ALIGNMENTS, *OPTIONS), required=("nodes", "edges"))
-        solution = find_c_dag(_graph(problem), **options)
-        c, r = dict(solution.c), dict(solution.r)
+        solution = of_graph = find_c_dag(_graph(problem), **options)
+        c, r = of_graph.c, of_graph.r
     else:
         _check_keys(problem, ("a", "b", *ALIGNMENTS, *OPTIONS), required=("a", "b", *ALIGNMENTS))
-        solution = find_c(problem["a"], problem["b"], *(problem[key] for key in ALIGNMENTS), **options)
-        c, r = dict(enumerate(solution.c)), dict(enumerate(solution.r))
+        solution = of_chain = find_c(problem["a"], problem["b"], *(problem[key] for key in ALIGNMENTS), **options)
+        c, r = dict(enumerate(of_chain.c)), dict(enumerate(of_chain.r))
     if arguments.json:
         binding = {str(key): list(map(str, names)) for key, names in solution.binding.items()}
         found = {"c": solution.c, "r": solution.r, "objective": solution.objective, "binding": binding}
@@ -93,7 +94,9 @@ def _graph(problem: Mapping[str, Any]) -> nx.DiGraph:
     return graph
 
 
-def _print(solution: Solution, c: Mapping[Any, float], r: Mapping[Any, float], console: Console) -> None:
+def _print(
+    solution: ChainSolution | GraphSolution, c: Mapping[Any, float], r: Mapping[Any, float], console: Console
+) -> None:
     table = make_table("layer", "c", "r", "held by", left=("layer", "held by"))
     for layer in r:
         rate = f"{c[layer]:.4g}" if layer in c else "-"

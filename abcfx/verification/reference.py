@@ -11,7 +11,7 @@ from typing import Any
 
 import networkx as nx
 
-from abcfx.lp.networks import Solution, find_c, find_c_dag
+from abcfx.lp.networks import ChainSolution, GraphSolution, find_c, find_c_dag
 
 ALIGNMENTS = ("alpha", "omega", "u")
 
@@ -33,7 +33,7 @@ def graph_of(row: Mapping[str, Any]) -> nx.DiGraph:
     return graph
 
 
-def solve_row(row: Mapping[str, Any]) -> Solution:
+def solve_row(row: Mapping[str, Any]) -> ChainSolution | GraphSolution:
     """The row, solved here. Raises whatever `find_c` and `find_c_dag` raise."""
     options = {"optimizer": row["optimizer"], "feature_learning": row["feature_learning"]}
     if row["kind"] == "dag":

@@ -16,7 +16,7 @@ from abcfx.checks.expected_slopes import OUTPUT
 from abcfx.dynamic import DynamicAlignment
 from abcfx.dynamic.history import HistoryRow
 from abcfx.examples.gpt import GPT, GPTConfig
-from abcfx.lp.networks import chain_solver
+from abcfx.lp.networks import find_c
 from abcfx.pipeline import transform
 from abcfx.verification.models import CONTEXT, MLP, CharMLP, noise, seeded, text_batches
 
@@ -61,9 +61,9 @@ class Studies:
     @cached_property
     def alignments(self) -> dict[float, list[float]]:
         """c of embedding, hidden, readout at alpha = u from 0 to 1, omega = 1/2."""
-        solver = chain_solver([-0.5, 0.0, 0.5], [0.5] * 3, 0.0, 0.5, 0.0)
+        solution = find_c([-0.5, 0.0, 0.5], [0.5] * 3, 0.0, 0.5, 0.0)
         levels = [k / GRID for k in range(GRID + 1)]
-        return {level: list(solver.resolve(level, 0.5, level).c) for level in levels}
+        return {level: solution.resolve(level, 0.5, level).c for level in levels}
 
     @cached_property
     def rates(self) -> Curves:

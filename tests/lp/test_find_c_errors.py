@@ -11,7 +11,7 @@ from oracles import FULL, MUP, mup_graph
 
 from abcfx.errors import AbcfxError, InfeasibleError, InvalidInputError
 from abcfx.lp.names import RowKind
-from abcfx.lp.networks import dag_solver, find_c, find_c_dag
+from abcfx.lp.networks import find_c, find_c_dag
 
 
 class TestErrors:
@@ -83,13 +83,13 @@ class TestErrors:
             find_c_dag(mup_graph(), optimizer="lion")
 
     def test_alignments_of_a_re_solve(self) -> None:
-        solver = dag_solver(mup_graph())
+        solution = find_c_dag(mup_graph())
         with pytest.raises(InvalidInputError, match="o has no omega"):
-            solver.resolve(1.0, {"h": 0.5}, 1.0)
+            solution.resolve(1.0, {"h": 0.5}, 1.0)
         with pytest.raises(InvalidInputError, match="alpha is given for 'x', which is not a node"):
-            solver.resolve({"h": 1.0, "o": 1.0, "x": 1.0}, 0.5, 1.0)
+            solution.resolve({"h": 1.0, "o": 1.0, "x": 1.0}, 0.5, 1.0)
         with pytest.raises(InvalidInputError, match="alpha must be a dict by node, or one number for all; got 3"):
-            solver.resolve([1.0] * 3, 0.5, 1.0)
+            solution.resolve([1.0] * 3, 0.5, 1.0)
 
     def test_every_error_is_ours(self) -> None:
         assert issubclass(InvalidInputError, AbcfxError) and issubclass(InvalidInputError, ValueError)

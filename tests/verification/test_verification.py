@@ -36,17 +36,17 @@ def failing(*numbers: int) -> dict[int, list[str]]:
 
 def test_rows_of_the_lp_that_are_off_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """alpha counts 0.1 more than it should: every rate is too small, and nothing is unstable."""
-    rows = abcfx.find_c.__globals__["_write_rows"]
+    rows = abcfx.find_c.__globals__["write_rows"]
 
     def off(*args: object) -> list[object]:
         return [row._replace(constant=row.constant - 0.1) if row.alignment == "alpha" else row for row in rows(*args)]
 
-    monkeypatch.setitem(abcfx.find_c.__globals__, "_write_rows", off)
+    monkeypatch.setitem(abcfx.find_c.__globals__, "write_rows", off)
     assert failing(1, 2, 3, 4, 5, 8, 10, 11).keys() == {1, 2, 3, 4, 5, 8, 10, 11}
 
 
 def test_rates_that_are_too_large_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    solve = abcfx.find_c.__globals__["GraphSolver"].solve
+    solve = abcfx.find_c.__globals__["NetworkSolver"].solve
 
     def lowered(self: object) -> abcfx.lp.networks.Solution:
         found = solve(self)
@@ -57,14 +57,14 @@ def test_rates_that_are_too_large_are_seen(monkeypatch: pytest.MonkeyPatch) -> N
         )
         return dataclasses.replace(found, c=c)
 
-    monkeypatch.setattr(abcfx.find_c.__globals__["GraphSolver"], "solve", lowered)
+    monkeypatch.setattr(abcfx.find_c.__globals__["NetworkSolver"], "solve", lowered)
     found = failing(1, 2, 4, 5, 8, 11)
     assert found.keys() == {1, 2, 4, 5, 8, 11}
     assert "every r is at least 0" in found[4]
 
 
 def test_a_solver_whose_answer_depends_on_the_order_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    solve = abcfx.find_c.__globals__["GraphSolver"].solve
+    solve = abcfx.find_c.__globals__["NetworkSolver"].solve
 
     def moved(self: object) -> abcfx.lp.networks.Solution:
         found = solve(self)
@@ -72,7 +72,7 @@ def test_a_solver_whose_answer_depends_on_the_order_is_seen(monkeypatch: pytest.
         c = {**found.c, names[0]: found.c[names[0]] + 1e-3} if names else found.c
         return dataclasses.replace(found, c=c)
 
-    monkeypatch.setattr(abcfx.find_c.__globals__["GraphSolver"], "solve", moved)
+    monkeypatch.setattr(abcfx.find_c.__globals__["NetworkSolver"], "solve", moved)
     assert any("another order" in claim for claim in failing(4)[4])
 
 

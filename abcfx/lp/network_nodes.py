@@ -1,0 +1,169 @@
+"""Layers of a network as `find_c` and `find_c_dag` take them: their exponents, and who feeds whom, checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
+from typing import Literal, NamedTuple, SupportsFloat, TypeAlias, get_args
+
+import networkx as nx
+
+from abcfx.errors import InvalidInputError
+from abcfx.lp.levels import without_gc
+from abcfx.support.choices import choose
+
+Merge: TypeAlias = Literal["min", "sum"]
+MERGES: tuple[Merge, ...] = get_args(Merge)
+RELATIVE, ABSOLUTE = 1e-5, 1e-8  # tolerances of a + b, as in numpy.isclose
+
+
+class Node(NamedTuple):
+    """One layer, or a node without a weight.
+
+    `key` is the user's name of it and `label` the same as text; `inputs` counts how often it uses each predecessor, by
+    label. `merge` says how it joins several inputs: "min" adds or concatenates them, "sum" multiplies them.
+    """
+
+    key: Hashable
+    label: str
+    a: float
+    b: float
+    has_weight: bool
+    merge: Merge
+    inputs: Mapping[str, int]
+
+    @property
+    def is_aligned(self) -> bool:
+        """True if alignments enter its rows: it has a weight, and an input that changes."""
+        return self.has_weight and bool(self.inputs)
+
+
+@without_gc
+def chain_nodes(a: Sequence[float], b: Sequence[float]) -> list[Node]:
+    """Make the nodes of a chain of layers, embedding first.
+
+    Raises:
+        InvalidInputError: `a` and `b` are empty or differ in length, or an exponent is not a finite number.
+    """
+    if len(a) != len(b) or not len(a):
+        raise InvalidInputError(
+            f"a and b must have one exponent per layer, and at least one; got {len(a)} and {len(b)}. "
+            "Write one entry per layer, embedding first, readout last."
+        )
+    return [
+        _node(layer, f"layer {layer}", {"a": a[layer], "b": b[layer]}, {f"layer {layer - 1}": 1} if layer else {})
+        for layer in range(len(a))
+    ]
+
+
+@without_gc
+def graph_nodes(graph: nx.DiGraph) -> list[Node]:
+    """Make the nodes of a networkx graph, each after its predecessors.
+
+    Raises:
+        InvalidInputError: the graph is empty, undirected or has a cycle, or an attribute is missing or malformed.
+    """
+    if not (isinstance(graph, nx.DiGraph) and len(graph)):
+        raise InvalidInputError(f"graph must be a networkx.DiGraph with at least one node; got {graph!r}")
+    try:
+        order = list(nx.topological_sort(graph))
+    except nx.NetworkXUnfeasible:
+        cycle = [str(edge[0]) for edge in nx.find_cycle(graph)]
+        path = " -> ".join([*cycle, cycle[0]])
+        raise InvalidInputError(f"the graph has a cycle, {path}: no layer may feed itself; remove an edge") from None
+    labels = {key: str(key) for key in order}
+    if len(set(labels.values())) < len(order):
+        labels = {key: repr(key) for key in order}
+    nodes = []
+    for key in order:
+        _check_attributes(graph, key)
+        inputs = {labels[tail]: _multiplicity(graph, tail, key) for tail in graph.predecessors(key)}
+        nodes.append(_node(key, labels[key], graph.nodes[key], inputs))
+    return nodes
+
+
+def find_successors(nodes: Sequence[Node]) -> dict[str, list[str]]:
+    """Find the nodes that use each node, by label."""
+    successors: dict[str, list[str]] = {node.label: [] for node in nodes}
+    for node in nodes:
+        for label in node.inputs:
+            successors[label].append(node.label)
+    return successors
+
+
+def measure_distances(nodes: Sequence[Node], successors: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Count the layers with a weight on the longest way from each node to an output; strictly more upstream."""
+    has_weight = {node.label: node.has_weight for node in nodes}
+    distances: dict[str, int] = {}
+    for node in reversed(nodes):
+        ways = [distances[other] + has_weight[other] for other in successors[node.label]]
+        distances[node.label] = max(ways, default=0)
+    return distances
+
+
+def check_stable_at_init(node: Node, is_readout: bool) -> None:
+    """Raise InvalidInputError unless a + b makes a layer's output O(1) at initialisation; a readout's may be less."""
+    if not node.has_weight:
+        return
+    total, target = node.a + node.b, 0.5 if node.inputs else 0.0
+    at_least = is_readout and bool(node.inputs)
+    if abs(total - target) <= ABSOLUTE + RELATIVE * target or (at_least and total > target):
+        return
+    role = "a source (no predecessor)" if not node.inputs else "a readout (no successor)" if at_least else "hidden"
+    raise InvalidInputError(
+        f"{node.label} is {role}, so a + b must be {'at least ' if at_least else ''}{target:g} for an output of size "
+        f"O(1) at initialisation; got {node.a:g} + {node.b:g} = {total:g}. With this a, its b is {target - node.a:g}."
+    )
+
+
+def finite_number(value: object, name: str, label: str) -> float:
+    """Return a user's number as a float; raise InvalidInputError for what is no finite number."""
+    number = math.nan
+    if isinstance(value, float | int):  # asked first, since `SupportsFloat` takes long to check
+        number = float(value)
+    elif isinstance(value, SupportsFloat):
+        with suppress(TypeError):  # an array of several numbers
+            number = float(value)
+    if not math.isfinite(number):
+        raise InvalidInputError(f"{label}: {name} must be a finite number; got {value!r}")
+    return number
+
+
+def _node(key: Hashable, label: str, attributes: Mapping[str, object], inputs: Mapping[str, int]) -> Node:
+    has_weight = attributes.get("has_weight", True)
+    if has_weight not in (True, False):
+        raise InvalidInputError(f"{label}: has_weight must be True or False; got {has_weight!r}")
+    merge = attributes.get("merge", "min")
+    chosen: Merge = "min" if merge == "min" else choose(f"{label}: merge", merge, MERGES)
+    a, b = (finite_number(attributes.get(name, 0.0), name, label) for name in ("a", "b"))
+    return Node(key, label, a, b, bool(has_weight), chosen, inputs)
+
+
+def _check_attributes(graph: nx.DiGraph, key: Hashable) -> None:
+    """Raise unless a node has `a`, `b` if it has a weight, and `predecessors`, if listed, that agree with the edges."""
+    values = graph.nodes[key]
+    for name in ("a", "b") if values.get("has_weight", True) else ("a",):
+        if name not in values:
+            edges = [f"{tail} -> {head}" for tail, head in [*graph.in_edges(key), *graph.out_edges(key)]]
+            place = f", known only from the edge {edges[0]}," if edges and not values else ""
+            fix = f"graph.nodes[{key!r}][{name!r}] = ..."
+            raise InvalidInputError(f"node {key!r}{place} has no attribute {name}; write {fix}")
+    if "predecessors" in values:
+        edges = list(graph.predecessors(key))
+        for listed in values["predecessors"]:
+            if listed not in edges:
+                lack = "edge from it" if listed in graph else "such node"
+                raise InvalidInputError(f"node {key!r} lists the predecessor {listed!r}, but there is no {lack}")
+        for tail in edges:
+            if tail not in values["predecessors"]:
+                raise InvalidInputError(f"node {key!r} has an edge from {tail!r}, but does not list that predecessor")
+
+
+def _multiplicity(graph: nx.DiGraph, tail: Hashable, head: Hashable) -> int:
+    """Count how often `head` uses the output of `tail`."""
+    data = graph.get_edge_data(tail, head)
+    count = sum(edge.get("multiplicity", 1) for edge in (data.values() if graph.is_multigraph() else [data]))
+    if not (isinstance(count, int) and count >= 1):
+        raise InvalidInputError(f"edge {tail} -> {head}: multiplicity must be a whole number, 1 or more; got {count!r}")
+    return count

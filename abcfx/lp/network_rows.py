@@ -1,0 +1,77 @@
+"""Rows of the linear program of a network: how much each output may change, and how large gradients may be.
+
+Everett et al. 2024 (arXiv 2407.05872) for chains; docs/how_it_works.md for graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias, get_args
+
+from abcfx.lp.names import RowKind, RowLabel, RowName
+from abcfx.lp.network_nodes import Node
+from abcfx.lp.rows import Row
+
+NetworkOptimizer: TypeAlias = Literal["adam", "sgd"]
+OPTIMIZERS: tuple[NetworkOptimizer, ...] = get_args(NetworkOptimizer)
+ALPHA, U, OMEGA = RowLabel(RowKind.ALPHA), RowLabel(RowKind.U), RowLabel(RowKind.OMEGA)
+
+Variable: TypeAlias = tuple[str, str]  # ("c" | "r" | "G", label of a node)
+
+
+def write_rows(nodes: list[Node], successors: Mapping[str, Sequence[str]], optimizer: NetworkOptimizer) -> list[Row]:
+    """Write the rows of a network; r of an output is the min of three terms: dW x (alpha), dW dx (u), W dx (omega).
+
+    Entries of an update are m**-(c + q), with q = 0 for Adam and the exponent of the gradient, a + G, for SGD.
+    """
+    rows: list[Row] = []
+    gradients = _write_gradient_rows(rows, nodes, successors) if optimizer == "sgd" else {}
+    r = {node.label: ("r", node.label) for node in nodes}
+    for _, label, a, b, has_weight, merge, inputs in nodes:
+        out, update = r[label], (("c", label), *gradients.get(label, ()))
+        size = 2 * a if optimizer == "sgd" else a
+        if merge == "sum":
+            repeated = tuple([r[other] for other, count in inputs.items() for _ in range(count)])
+            incoming = [("", repeated)] if inputs else []
+        else:
+            incoming = [(other if len(inputs) > 1 else "", (r[other],)) for other in inputs]
+        if has_weight and inputs:
+            rows.append(Row(RowName(label, ALPHA), out, update, size, "alpha", label))
+            for other, levels in incoming:
+                u, omega = (RowLabel(RowKind.U, other), RowLabel(RowKind.OMEGA, other)) if other else (U, OMEGA)
+                rows.append(Row(RowName(label, u), out, update + levels, size, "u", label))
+                rows.append(Row(RowName(label, omega), out, levels, a + b, "omega", label))
+        elif has_weight:
+            rows.append(Row(RowName(label, RowLabel(RowKind.UPDATE)), out, update, size))
+        elif inputs:
+            names = [RowName(label, RowLabel(RowKind.INPUT, other)) for other, _ in incoming]
+            rows += [Row(name, out, levels, a) for name, (_, levels) in zip(names, incoming, strict=True)]
+        else:
+            rows.append(Row(RowName(label, RowLabel(RowKind.SOURCE)), out, (), a))
+    return rows
+
+
+def _write_gradient_rows(
+    rows: list[Row], nodes: list[Node], successors: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[Variable, ...]]:
+    """Add the rows of G, and return the variables that make up G of each node; none for a readout, whose own G is 0.
+
+    G is the min of (a + b, 2a + c) over the readouts that a node reaches. Nodes that reach the same readouts by the
+    same way share one level.
+    """
+    passed_back: dict[str, Variable] = {}
+    gradients: dict[str, tuple[Variable, ...]] = {}
+    for _, label, a, b, has_weight, _, inputs in reversed(nodes):
+        level = ("G", label)
+        arriving = list(dict.fromkeys(passed_back[other] for other in successors[label]))
+        passed_back[label] = arriving[0] if len(arriving) == 1 else level
+        if arriving:
+            gradients[label] = (passed_back[label],)
+        if len(arriving) > 1:
+            names = [RowName(label, RowLabel(RowKind.GRADIENT, other[1])) for other in arriving]
+            rows += [Row(name, level, (other,), 0.0) for name, other in zip(names, arriving, strict=True)]
+        elif not arriving and inputs:
+            rows.append(Row(RowName(label, RowLabel(RowKind.INITIAL_GRADIENT)), level, (), a + b))
+            if has_weight:
+                rows.append(Row(RowName(label, RowLabel(RowKind.UPDATED_GRADIENT)), level, (("c", label),), 2 * a))
+    return gradients
