@@ -289,7 +289,7 @@ def _header(
         apply=options.apply,
         init=options.init,
         attention={node: float(scale**-a) for node, a in fixed.attention.items()},
-        depth={merge: float(branch.ratio**-depth.a) for merge, branch in depth.branches.items()},
+        depth={merge: float(ratio**-depth.a) for merge, ratio in depth.branches.items()},
         rows=solved.rows,
         columns=solved.columns,
     )

@@ -8,9 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from abcfx.checks.recorder import LOGITS, LOOKUP, PRODUCT, Use
+from abcfx.dag.queries import attention_products
 from abcfx.errors import InfeasibleError, InvalidInputError
 from abcfx.exponents.assign import FixedExponents
-from abcfx.exponents.attention import attention_products, find_attention
+from abcfx.exponents.attention import find_attention
 from abcfx.exponents.dag_program import DagProgram, SolvedDag
 from abcfx.lp.names import RowKind
 from abcfx.outcome import Outcome

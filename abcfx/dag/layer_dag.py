@@ -14,7 +14,7 @@ from abcfx.dag.interpreter import Interpreter, tensors
 from abcfx.errors import InvalidInputError
 from abcfx.rules import Kind, Layer, Vector
 from abcfx.rules.builder import DagBuilder, DagNode
-from abcfx.rules.kinds import Merge, Norm, NumberFactor, Product, Reduce, Softmax
+from abcfx.rules.kinds import Merge, Norm, NumberFactor, Product, Softmax
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,8 @@ class LayerDag:
         return {node.name: node for node in self.nodes}
 
     @cached_property
-    def _edges(self) -> nx.DiGraph:
-        """Names and edges as a frozen networkx graph, for its algorithms."""
+    def edges(self) -> nx.DiGraph:
+        """Names of the nodes and their edges, as a frozen networkx graph for its algorithms."""
         graph = nx.DiGraph()
         graph.add_nodes_from(self.order)
         after: dict[str, list[str]] = {name: [] for name in self.order}
@@ -65,19 +65,19 @@ class LayerDag:
 
     def successors(self, name: str) -> tuple[str, ...]:
         """The nodes that read a node, in the order in which they run."""
-        return tuple(self._edges.successors(name))
+        return tuple(self.edges.successors(name))
 
     def predecessors(self, name: str) -> tuple[str, ...]:
         """The nodes that a node reads, in the order in which they run."""
-        return tuple(self._edges.predecessors(name))
+        return tuple(self.edges.predecessors(name))
 
     def ancestors(self, name: str) -> set[str]:
         """Every node that a node is computed from; itself not among them."""
-        return set(nx.ancestors(self._edges, name))
+        return set(nx.ancestors(self.edges, name))
 
     def descendants(self, name: str) -> set[str]:
         """Every node that is computed from a node; itself not among them."""
-        return set(nx.descendants(self._edges, name))
+        return set(nx.descendants(self.edges, name))
 
     def to_networkx(self) -> nx.DiGraph:
         """A copy for networkx, in which each node has these attributes.
@@ -97,7 +97,7 @@ class LayerDag:
                 weight=isinstance(node.kind, Layer),
                 output=node.name in self.outputs,
             )
-        graph.add_edges_from(self._edges.edges)
+        graph.add_edges_from(self.edges.edges)
         return graph
 
     def nodes_of(self, *kinds: type[Kind]) -> list[str]:
@@ -167,48 +167,12 @@ class LayerDag:
 
         return all(map(voids, consumers))
 
-    def takers(self, node: str) -> tuple[str, ...]:
-        """Parameters that can take a factor on the tensor of a node, which nothing else may use; () where none can.
-
-        A weight with its bias, gain and bias of a norm, a gain written out; of a sum, those of every summand.
-        """
-        if len(self.successors(node)) != 1 or node in self.outputs or self._is_pinned(node):
-            return ()
-        kind = self.kind(node)
-        if isinstance(kind, NumberFactor | Reduce):
-            return self.takers(kind.input)
-        if isinstance(kind, Product):  # linear in each factor: a written-out gain first
-            vectors = [n for n in kind.sources if isinstance(self.kind(n), Vector)]
-            return next((names for n in (*vectors, *kind.sources) if (names := self.takers(n))), ())
-        if isinstance(kind, Merge):
-            found = [self.takers(source) for source in kind.sources]
-            return tuple(name for names in found for name in names) if all(found) else ()
-        nodes: tuple[str, ...] = ()
-        if isinstance(kind, Layer):
-            nodes = () if kind.normalised else (node, *kind.vectors)
-        elif isinstance(kind, Norm):
-            nodes = kind.vectors
-        elif isinstance(kind, Vector):
-            nodes = (node,)
-        uses = self.uses()
-        kinds = [self.kind(n) for n in nodes]
-        names = tuple(k.parameter for k in kinds if isinstance(k, Layer | Vector))
-        alone = all(len(uses[name]) == 1 for name in names) and all(len(self.successors(n)) == 1 for n in nodes)
-        return names if len(names) == len(nodes) and alone and not any(map(self._is_pinned, nodes)) else ()
-
-    def _is_pinned(self, node: str) -> bool:
-        """Whether a function that is not homogeneous takes it, or a gain is used as 1 + gain."""
-        return self.node(node).is_pinned or self.node(node).parameter in self.pinned_parameters
-
     def distances(self) -> dict[str, int]:
         """Largest number of layers between a node and the outputs."""
         far: dict[str, int] = {}
         for node in reversed(self.order):
             far[node] = max((far[n] + isinstance(self.kind(n), Layer) for n in self.successors(node)), default=0)
         return far
-
-    def merges(self) -> list[str]:
-        return self.nodes_of(Merge, Product)
 
 
 def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, unknown: str = "raise") -> LayerDag:

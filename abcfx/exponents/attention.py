@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from abcfx.dag.layer_dag import LayerDag
+from abcfx.dag.queries import attention_products
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.assign import FixedExponents
-from abcfx.rules.kinds import Layer, Norm, NumberFactor, Product, Reduce, Softmax
+from abcfx.rules.kinds import NumberFactor, Product
 from abcfx.support.location import location
 
 TOLERANCE = 1e-6
@@ -61,50 +61,6 @@ def _refuse_unread(setting: FixedExponents, node: str, after: list[str]) -> None
                 f"  To fix: make it a Python number, or\n"
                 f"  transform(..., parametrization=Parametrization(attention='keep'))."
             )
-
-
-def attention_products(dag: LayerDag) -> dict[str, list[str]]:
-    """Node of each product of two activations that goes to a softmax -> the nodes between them, as the model runs."""
-    found = {}
-    for node in dag.nodes_of(Product):
-        kind = dag.kind(node)
-        if isinstance(kind, Product) and kind.contracted and None not in kind.inputs:
-            after = _to_softmax(dag, node)
-            if after is not None:
-                found[node] = after
-    return found
-
-
-def _to_softmax(dag: LayerDag, node: str) -> list[str] | None:
-    """The nodes on the way from a product to a softmax; None when a layer, a norm or another sum comes first.
-
-    A norm that is written out is such a sum.
-    """
-    came_from: dict[str, str] = {}
-    waiting = [node]
-    while waiting:
-        at = waiting.pop()
-        for after in dag.successors(at):
-            kind = dag.kind(after)
-            if isinstance(kind, Softmax):
-                path = [at]
-                while path[-1] != node:
-                    path.append(came_from[path[-1]])
-                return path[:-1]
-            summed = isinstance(kind, Layer | Norm | Reduce) or (isinstance(kind, Product) and kind.contracted)
-            if after not in came_from and not summed:
-                came_from[after] = at
-                waiting.append(after)
-    return None
-
-
-def query_targets(dag: LayerDag, node: str) -> tuple[str, ...]:
-    """Parameters that can take a factor on attention logits: those of the query if it stands alone, else of the key.
-
-    () where both come out of one fused layer.
-    """
-    sides = [dag.takers(side) for side in dag.kind(node).inputs if side is not None]
-    return next((names for names in sides if names), ())
 
 
 def describe(found: tuple[AttentionLogits, ...]) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from torch import nn
 
 from abcfx.dag.layer_dag import LayerDag
+from abcfx.dag.queries import absorbing_parameters, is_serial, residual_branches
 from abcfx.errors import GrowthError
-from abcfx.exponents.depth import is_serial, residual_branches
 from abcfx.growing.fill.depth import BlockOrder, source_of
 from abcfx.pairing.blocks import Blocks, match_blocks
 
@@ -63,11 +63,10 @@ def refuse_parallel_blocks(blocks: Blocks, dag: LayerDag) -> None:
     Raises:
         GrowthError: the submodules of a container do not feed one another.
     """
-    equally_deep = _equally_deep(blocks)
     for container, (after, before) in sorted(blocks.counts.items()):
         prefix = f"{container}." if container else ""
         has_layers = any(layer.parameter.startswith(prefix) for _, layer in dag.layers())
-        if has_layers and before > 1 and not is_serial(container, dag, equally_deep):
+        if has_layers and before > 1 and not is_serial(dag, container):
             raise GrowthError(
                 f"{container} has {before} submodules in the small model and {after} in the large one, and none feeds "
                 f"another.\n  expected: blocks one behind another; more experts side by side would not all be chosen.\n"
@@ -96,8 +95,8 @@ def adding_parameters(blocks: Blocks, dag: LayerDag) -> tuple[str, ...]:
         blocks: the pairs of blocks.
         dag: the layer DAG of a large model that has as many blocks as the small one.
     """
-    branches = residual_branches(dag, _equally_deep(blocks))
-    last = {name for branch in branches.values() for name in dag.takers(branch.node)}
+    branches = residual_branches(dag, blocks.index)
+    last = {name for branch in branches.values() for name in absorbing_parameters(dag, branch.node)}
     copies, found = new_blocks(blocks), []
     for container, twins in blocks.index.items():
         for block, twin in twins.items():
@@ -105,11 +104,6 @@ def adding_parameters(blocks: Blocks, dag: LayerDag) -> tuple[str, ...]:
             if (path := _path(container, block)) in copies:
                 found += [f"{path}.{name.removeprefix(prefix)}" for name in last if name.startswith(prefix)]
     return tuple(sorted(found))
-
-
-def _equally_deep(blocks: Blocks) -> Blocks:
-    """Return the pairs of blocks of a large model that has only one block for each of the small one."""
-    return replace(blocks, index={path: {n: n for n in twins.values()} for path, twins in blocks.index.items()})
 
 
 def is_within(name: str, blocks: Mapping[str, str]) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from abcfx.dag.queries import blocks_around
 from abcfx.errors import PairingError
 
 SAME_CODE = "  To fix: build `base` by the same code as the model, with the same options and only smaller widths."
@@ -77,11 +78,8 @@ def _containers(parameters: Mapping[str, torch.Tensor]) -> dict[str, dict[str, f
     """Return container path -> block number -> the parameter names in the block with their ranks."""
     found: dict[str, dict[str, set[tuple[str, int]]]] = {}
     for name, parameter in parameters.items():
-        parts = name.split(".")
-        for i, part in enumerate(parts):
-            if part.isdigit():
-                blocks = found.setdefault(".".join(parts[:i]), {})
-                blocks.setdefault(part, set()).add((".".join(parts[i + 1 :]), parameter.ndim))
+        for block in blocks_around(name):
+            found.setdefault(block.container, {}).setdefault(block.number, set()).add((block.rest, parameter.ndim))
     return {path: {block: frozenset(names) for block, names in blocks.items()} for path, blocks in found.items()}
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from abcfx.capture import CapturedGraph
+from abcfx.dag.queries import block_of
 from abcfx.errors import PairingError
 from abcfx.pairing.blocks import NO_BLOCKS, SAME_CODE, Blocks
 from abcfx.support.location import location, module_path
@@ -107,13 +108,8 @@ class _Pairing:
     def _block(self, node: fx.Node) -> Place | None:
         """Return the block that a node belongs to."""
         path = str(node.target) if node.op in ("call_module", "get_attr") else module_path(node)
-        for container in self.blocks.index:
-            prefix = f"{container}." if container else ""
-            if path.startswith(prefix):
-                number = path[len(prefix) :].split(".")[0]
-                if number.isdigit():
-                    return Place("block", container, number)
-        return None
+        block = block_of(path, self.blocks.index)
+        return None if block is None else Place("block", block.container, block.number)
 
     def _zip(self, ours: list[fx.Node], theirs: list[fx.Node]) -> dict[fx.Node, fx.Node]:
         pairs: dict[fx.Node, fx.Node] = {}

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from abcfx.dag.layer_dag import LayerDag
+from abcfx.dag.queries import absorbing_parameters, query_targets
 from abcfx.exponents.assign import FixedExponents, ParameterExponents
-from abcfx.exponents.attention import query_targets
 from abcfx.exponents.dag_program import SolvedDag
 from abcfx.rules import Layer
 from abcfx.theory.optimizers import OptimizerFamily
@@ -90,5 +90,5 @@ def attention_left(fixed: FixedExponents) -> dict[str, float]:
 def _vectors_before(dag: LayerDag, node: str) -> tuple[str, ...]:
     """Find gain and bias of the norm whose output goes to this layer and nowhere else; () without such a norm."""
     (before,) = dag.kind(node).inputs
-    found = () if before is None else dag.takers(before)
+    found = () if before is None else absorbing_parameters(dag, before)
     return found if not any(isinstance(dag.kind(n), Layer) for name in found for n in dag.uses()[name]) else ()

@@ -7,14 +7,11 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
-import networkx as nx
 from torch import nn
 
 from abcfx.exponents.dag_program import Binding, BindingKind
 from abcfx.lp.names import RowName
 from abcfx.lp.rows import ALIGNMENTS
-from abcfx.rules import Layer, Vector
-from abcfx.rules.kinds import Merge
 
 _NUMBER = re.compile(r"(\d+)")
 
@@ -67,67 +64,12 @@ def _braces(values: Sequence[str]) -> str:
     return "{" + ",".join(shown) + "}"
 
 
-class Skip(NamedTuple):
-    """A merge that is reached from `start` by a path through `most` layers and by one through `fewest`."""
-
-    start: str
-    end: str
-    most: int
-    fewest: int
-
-
-def find_skips(dag: nx.DiGraph) -> list[Skip]:
-    """Skip connections: merges whose branches leave one tensor and differ in the number of layers on the way."""
-    main = dag.subgraph([n for n, data in dag.nodes.items() if not isinstance(data["kind"], Vector)])
-    merges = [n for n in main if isinstance(dag.nodes[n]["kind"], Merge)]
-    root = object()
-    rooted = nx.DiGraph(main.edges)
-    rooted.add_nodes_from(main)
-    rooted.add_edges_from([(root, n) for n in main if not main.in_degree(n)])
-    dominators = nx.immediate_dominators(rooted, root)
-    skips = []
-    for end in merges:
-        start = dominators[end]
-        if start is root:
-            continue
-        most, fewest = _layers_between(main, start, end)
-        if fewest < most:
-            skips.append(Skip(start, end, most, fewest))
-    return skips
-
-
-def _layers_between(graph: nx.DiGraph, start: str, end: str) -> tuple[int, int]:
-    """(most, fewest) layers on a path from `start` to `end`, which it dominates."""
-    between, waiting = {end}, [end]
-    while waiting:
-        for node in graph.predecessors(waiting.pop()):
-            if node != start and node not in between:
-                between.add(node)
-                waiting.append(node)
-    most, fewest = {start: 0}, {start: 0}
-    for node in nx.topological_sort(graph.subgraph(between)):
-        own = isinstance(graph.nodes[node]["kind"], Layer)
-        before = [p for p in graph.predecessors(node) if p in most]
-        most[node] = own + max(most[p] for p in before)
-        fewest[node] = own + min(fewest[p] for p in before)
-    return most[end], fewest[end]
-
-
 def tied_names(module: nn.Module) -> list[list[str]]:
     """Names that stand for one and the same parameter, the first of each being the name in the spec."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
     return [shared for shared in names.values() if len(shared) > 1]
-
-
-def repeated_uses(dag: nx.DiGraph) -> dict[str, list[str]]:
-    """Parameter name -> its layer nodes, for parameters that are used by more than one."""
-    uses: dict[str, list[str]] = {}
-    for node, data in dag.nodes.items():
-        if isinstance(data["kind"], Layer):
-            uses.setdefault(data["kind"].parameter, []).append(node)
-    return {name: nodes for name, nodes in uses.items() if len(nodes) > 1}
 
 
 def tag_of(name: RowName) -> str:

@@ -14,14 +14,13 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from abcfx.dag.queries import find_skips, repeated_uses
 from abcfx.report.names import (
     CollapsedName,
     binding_tags,
     collapse_names,
     count_entries,
-    find_skips,
     group_prices,
-    repeated_uses,
     tied_names,
 )
 from abcfx.rules import Layer, Vector
@@ -279,16 +278,16 @@ def _groups(result: Transformed) -> list[str | Table]:
 
 
 def _graph(result: Transformed) -> list[str | Table]:
-    dag = result.dag
-    kinds = [data["kind"] for data in dag.nodes.values()]
+    dag = result.outcome.dag
+    kinds = [node.kind for node in dag.nodes]
     counts = {
         "layer": sum(isinstance(k, Layer) for k in kinds),
         "norm": sum(isinstance(k, Norm) for k in kinds),
         "merge": sum(isinstance(k, Merge) for k in kinds),
         "product": sum(isinstance(k, Product) and not isinstance(k, Mix) for k in kinds),
         "mix": sum(isinstance(k, Mix) for k in kinds),
-        "fork": sum(dag.out_degree(n) > 1 for n, data in dag.nodes.items() if not isinstance(data["kind"], Vector)),
-        "output": sum(bool(data.get("output")) for data in dag.nodes.values()),
+        "fork": sum(len(dag.successors(n.name)) > 1 for n in dag.nodes if not isinstance(n.kind, Vector)),
+        "output": len(dag.outputs),
     }
     lines = ["Layer DAG: " + ", ".join(_count(n, what) for what, n in counts.items() if n)]
     skips = find_skips(dag)

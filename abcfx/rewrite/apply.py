@@ -11,10 +11,10 @@ from torch import nn
 
 from abcfx.capture import CapturedGraph
 from abcfx.dag.layer_dag import LayerDag
+from abcfx.dag.queries import attention_products, residual_branches
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.assign import FixedExponents
-from abcfx.exponents.attention import attention_products
-from abcfx.exponents.depth import DepthScaling, residual_branches
+from abcfx.exponents.depth import DepthScaling
 from abcfx.pairing.blocks import Blocks
 from abcfx.pairing.pair import PairedModels
 from abcfx.pairing.widths import WidthGrowth
@@ -176,10 +176,11 @@ def _branch_scales(
     if not branches:
         return []
     scales = []
-    twins = residual_branches(of, blocks).items()
-    for (merge, here), (twin, there) in zip(residual_branches(dag, blocks).items(), twins, strict=True):
+    twins = residual_branches(of, blocks.index).items()
+    for merge, (twin, there) in zip(residual_branches(dag, blocks.index), twins, strict=True):
         if merge in branches:
+            ratio = depth.branches[merge]
             total = of.node(twin)
-            factor, formula = float(here.ratio**-depth.a), f"{here.ratio:g}^{-depth.a:g}"
+            factor, formula = float(ratio**-depth.a), f"{ratio:g}^{-depth.a:g}"
             scales.append(ScaleInsertion(total.fx_node, total.operands[there.node], factor, f"{merge} branch", formula))
     return scales

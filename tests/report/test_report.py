@@ -10,10 +10,11 @@ from models import seeded
 from torch import nn
 
 import abcfx
+from abcfx.dag.queries import find_skips, repeated_uses
 from abcfx.examples.gpt import GPT, GPTConfig
 from abcfx.exponents.dag_program import Binding, BindingKind
 from abcfx.lp.names import BoundName, RowKind, RowLabel, RowName
-from abcfx.report.names import binding_tags, collapse_names, find_skips, group_prices, repeated_uses, tied_names
+from abcfx.report.names import binding_tags, collapse_names, group_prices, tied_names
 from abcfx.report.text import render
 
 IDS = torch.zeros(2, 16, dtype=torch.long)
@@ -237,15 +238,15 @@ def test_fold_keeps_unequal_rows_apart() -> None:
 def test_skips_are_seen_where_branches_differ_in_layers(
     gpt: abcfx.Transformed, deep: abcfx.Transformed, mlp: abcfx.Transformed
 ) -> None:
-    assert [(skip.fewest, skip.most) for skip in find_skips(gpt.dag)] == [(0, 2)] * 4
-    assert len(find_skips(deep.dag)) == 48
-    assert find_skips(mlp.dag) == []
+    assert [(skip.fewest, skip.most) for skip in find_skips(gpt.outcome.dag)] == [(0, 2)] * 4
+    assert len(find_skips(deep.outcome.dag)) == 48
+    assert find_skips(mlp.outcome.dag) == []
 
 
 def test_shared_weights(tied: bool, gpt: abcfx.Transformed) -> None:
     assert tied_names(tied.module) == [["embedding.weight", "head.weight"]]
-    assert set(repeated_uses(tied.dag)) == {"embedding.weight", "loop.weight"}
-    assert repeated_uses(gpt.dag) == {}
+    assert set(repeated_uses(tied.outcome.dag)) == {"embedding.weight", "loop.weight"}
+    assert repeated_uses(gpt.outcome.dag) == {}
 
 
 def test_tags_and_prices() -> None:

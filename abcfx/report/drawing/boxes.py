@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
+from abcfx.dag.layer_dag import LayerDag
 from abcfx.rules import Layer, Vector
 from abcfx.rules.kinds import Norm
 
@@ -58,10 +59,10 @@ class Diagram:
 
 def make_diagram(result: Transformed) -> Diagram:
     """The boxes of a result's layer DAG."""
-    dag, spec = result.dag, result.spec
+    dag, spec = result.outcome.dag, result.spec
     owner = _owners(dag)
     members: dict[str, list[str]] = {}
-    for node in dag:
+    for node in dag.order:
         members.setdefault(owner[node], []).append(node)
     shapes = {name: tuple(parameter.shape) for name, parameter in result.module.named_parameters()}
     boxes: list[Box] = []
@@ -71,25 +72,25 @@ def make_diagram(result: Transformed) -> Diagram:
         taken.update(boxes[-1].parameters)
     name_of = {node: box.name for box in boxes for node in box.nodes}
     position = {box.name: i for i, box in enumerate(boxes)}
-    edges = dict.fromkeys((name_of[tail], name_of[head]) for tail, head in dag.edges)
+    edges = dict.fromkeys((name_of[tail], name_of[head]) for tail, head in dag.edges.edges)
     return Diagram(tuple(boxes), tuple(edge for edge in edges if position[edge[0]] < position[edge[1]]))
 
 
-def _owners(dag: nx.DiGraph) -> dict[str, str]:
+def _owners(dag: LayerDag) -> dict[str, str]:
     """DAG node -> the first node of its box."""
-    paths = {node: str(data.get("path") or "") for node, data in dag.nodes.items()}
+    paths = {node.name: node.path for node in dag.nodes}
     inner = {path.rpartition(".")[0] for path in paths.values()}
     inner |= {path[:i] for path in paths.values() for i in range(len(path)) if path[i] == "."}
     joined = nx.Graph()
-    joined.add_nodes_from(dag)
-    for node, data in dag.nodes.items():
+    joined.add_nodes_from(dag.order)
+    for node in dag.order:
         for after in dag.successors(node):
             same_module = paths[node] == paths[after] and paths[node] not in inner and paths[node]
             same_op = _op(node) == _op(after)
-            is_own = isinstance(data["kind"], Vector) and node in dag.nodes[after]["kind"].vectors
-            if (same_module or same_op or is_own) and dag.out_degree(node) >= 1:
+            is_own = isinstance(dag.kind(node), Vector) and node in dag.kind(after).vectors
+            if same_module or same_op or is_own:
                 joined.add_edge(node, after)
-    position = {node: i for i, node in enumerate(dag)}
+    position = {node: i for i, node in enumerate(dag.order)}
     owner = {}
     for component in nx.connected_components(joined):
         first = min(component, key=position.__getitem__)
@@ -104,22 +105,22 @@ def _op(node: str) -> str:
 
 def _box(
     nodes: list[str],
-    dag: nx.DiGraph,
+    dag: LayerDag,
     spec: Mapping[str, Mapping[str, Any]],
     shapes: Mapping[str, Hashable],
     taken: set[str],
 ) -> Box:
-    main = next((n for n in nodes if isinstance(dag.nodes[n]["kind"], Layer)), None)
-    main = main or next((n for n in nodes if isinstance(dag.nodes[n]["kind"], Norm)), nodes[0])
-    weights = [data["parameter"] for n in nodes if isinstance((data := dag.nodes[n])["kind"], Layer)]
-    others = [data["parameter"] for n in nodes if (data := dag.nodes[n])["parameter"]]
+    main = next((n for n in nodes if isinstance(dag.kind(n), Layer)), None)
+    main = main or next((n for n in nodes if isinstance(dag.kind(n), Norm)), nodes[0])
+    weights = [kind.parameter for n in nodes if isinstance(kind := dag.kind(n), Layer)]
+    others = [name for n in nodes if (name := dag.node(n).parameter)]
     parameters = tuple(dict.fromkeys([*weights, *others]))
     first = (weights or parameters or ("",))[0]
-    path = str(dag.nodes[main].get("path") or "")
+    path = dag.node(main).path
     has_own_path = bool(parameters) and bool(path)
     op = _COUNTED.sub("", _op(main))
     label = path if has_own_path else first if parameters else SHORT.get(op, op.strip("_"))
-    kinds = tuple(dag.nodes[n]["kind"].name for n in nodes)
+    kinds = tuple(dag.kind(n).name for n in nodes)
     tails = [name.removeprefix(f"{path}.") for name in parameters]
     numbers = [(tail, shapes[name], _numbers(spec[name])) for tail, name in zip(tails, parameters, strict=True)]
     return Box(
@@ -131,7 +132,7 @@ def _box(
         nodes=tuple(nodes),
         parameters=parameters,
         is_tied=first in taken,
-        is_output=any(bool(dag.nodes[n].get("output")) for n in nodes),
+        is_output=any(n in dag.outputs for n in nodes),
         alike=(kinds, tuple(numbers)),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from abcfx.dag.queries import blocks_around
 from abcfx.report.drawing.boxes import Box, make_diagram
 from abcfx.report.drawing.repeats import Frame, find_runs, view
 
@@ -81,9 +82,8 @@ def _node(box: Box, ids: dict[str, str], frame: str) -> str:
 
 def short_label(box: Box, in_frame: bool) -> str:
     """In a frame, whose title has the rest: what follows the last number of the path; else the whole label."""
-    parts = box.label.split(".")
-    last = max((i for i, part in enumerate(parts) if part.isdigit()), default=-1)
-    return ".".join(parts[last + 1 :]) or box.label if in_frame else box.label
+    blocks = blocks_around(box.label)
+    return blocks[-1].rest or box.label if in_frame and blocks else box.label
 
 
 def _quoted(text: str) -> str:

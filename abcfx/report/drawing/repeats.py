@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
+from abcfx.dag.queries import blocks_around
 from abcfx.report.drawing.boxes import Box, Diagram
 from abcfx.report.names import collapse_names
 
@@ -52,10 +53,9 @@ def find_runs(diagram: Diagram) -> tuple[Run, ...]:
         incoming.setdefault(head, []).append(tail)
     containers: dict[tuple[str, ...], dict[str, list[Box]]] = {}
     for box in diagram.boxes:
-        parts = box.path.split(".")
-        for i, part in enumerate(parts):
-            if part.isdigit():
-                containers.setdefault(tuple(parts[:i]), {}).setdefault(part, []).append(box)
+        for block in blocks_around(box.path):
+            prefix = tuple(block.container.split(".")) if block.container else ()
+            containers.setdefault(prefix, {}).setdefault(block.number, []).append(box)
     runs = []
     for prefix, units in sorted(containers.items(), key=lambda item: len(item[0])):
         marks = [_signature(boxes, (*prefix, index), incoming) for index, boxes in units.items()]

@@ -1,0 +1,249 @@
+"""Questions about a layer DAG: numbered blocks, residual connections, attention, parameters that can take factors."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence, Set
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import networkx as nx
+
+from abcfx.dag.layer_dag import LayerDag
+from abcfx.rules.kinds import Layer, Merge, Norm, NumberFactor, Product, Reduce, Softmax, Vector
+
+# -- numbered blocks
+
+
+class BlockName(NamedTuple):
+    """A dotted name cut at one of its numbers: `blocks.3.fc.weight` is ("blocks", "3", "fc.weight")."""
+
+    container: str
+    number: str
+    rest: str
+
+
+def blocks_around(name: str) -> list[BlockName]:
+    """The numbered blocks that a parameter or module lies in, outermost first."""
+    parts = name.split(".")
+    return [
+        BlockName(".".join(parts[:i]), part, ".".join(parts[i + 1 :])) for i, part in enumerate(parts) if part.isdigit()
+    ]
+
+
+def block_of(name: str, containers: Collection[str]) -> BlockName | None:
+    """The outermost block of one of the containers that a parameter or module lies in; None outside of all."""
+    return next((block for block in blocks_around(name) if block.container in containers), None)
+
+
+def is_serial(dag: LayerDag, container: str) -> bool:
+    """Whether one block of a container feeds another: layers do, experts side by side do not."""
+    blocks = {node: block_of(layer.parameter, (container,)) for node, layer in dag.layers()}
+    inside = {node: block.number for node, block in blocks.items() if block is not None}
+    return any(
+        inside[above] != number for node, number in inside.items() for above in dag.ancestors(node) & inside.keys()
+    )
+
+
+# -- residual connections
+
+
+class Skip(NamedTuple):
+    """A merge that is reached from `start` by a path through `most` layers and by one through `fewest`."""
+
+    start: str
+    end: str
+    most: int
+    fewest: int
+
+
+def find_skips(dag: LayerDag) -> list[Skip]:
+    """Find the skip connections: merges whose inputs come from one node, past different numbers of layers."""
+    main = dag.edges.subgraph([node.name for node in dag.nodes if not isinstance(node.kind, Vector)])
+    root = object()
+    rooted = nx.DiGraph(main.edges)
+    rooted.add_nodes_from(main)
+    rooted.add_edges_from([(root, n) for n in main if not main.in_degree(n)])
+    dominators = nx.immediate_dominators(rooted, root)
+    skips = []
+    for end in dag.nodes_of(Merge):
+        start = dominators[end]
+        if start is root:
+            continue
+        most, fewest = _layers_between(dag, main, start, end)
+        if fewest < most:
+            skips.append(Skip(start, end, most, fewest))
+    return skips
+
+
+def _layers_between(dag: LayerDag, main: nx.DiGraph, start: str, end: str) -> tuple[int, int]:
+    """(most, fewest) layers on a path from `start` to `end`, where every path to `end` goes through `start`."""
+    between, waiting = {end}, [end]
+    while waiting:
+        for node in main.predecessors(waiting.pop()):
+            if node != start and node not in between:
+                between.add(node)
+                waiting.append(node)
+    most, fewest = {start: 0}, {start: 0}
+    for node in nx.topological_sort(main.subgraph(between)):
+        own = isinstance(dag.kind(node), Layer)
+        before = [p for p in main.predecessors(node) if p in most]
+        most[node] = own + max(most[p] for p in before)
+        fewest[node] = own + min(fewest[p] for p in before)
+    return most[end], fewest[end]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch: the f of x + f(x).
+
+    Attributes:
+        node: the node that is added to the stream.
+        inside: the nodes that only the branch computes, `node` among them.
+        containers: the containers of numbered blocks that its layers lie in.
+    """
+
+    node: str
+    inside: frozenset[str]
+    containers: frozenset[str]
+
+
+def residual_branches(dag: LayerDag, containers: Collection[str]) -> dict[str, Branch]:
+    """Find every f that a block of one of the containers adds to the stream, as the model runs.
+
+    A residual connection inside of a branch is part of the branch.
+
+    Args:
+        dag: the layer DAG.
+        containers: paths of modules with numbered submodules, such as "blocks".
+
+    Returns:
+        Merge that adds the branch -> the branch.
+    """
+    found: dict[str, Branch] = {}
+    earlier: dict[str, list[str]] = {}  # merge -> itself and the merges of the stream before it, the latest first
+    for merge in dag.nodes_of(Merge):
+        sources = [n for n in dag.kind(merge).inputs if n is not None]
+        above = {n: dag.ancestors(n) for n in sources}
+        pairs = [
+            (stream, branch, root)
+            for stream in sources
+            for branch in sources
+            if stream != branch and (root := _first(earlier.get(stream, [stream]), above[branch])) is not None
+        ]
+        if len(sources) != 2 or len(pairs) != 1:
+            continue
+        ((stream, branch, root),) = pairs
+        inside = (above[branch] | {branch}) - dag.ancestors(root) - {root}
+        if _lies_in_one_block(dag, inside, containers):
+            homes = {block_of(k.parameter, containers) for n in inside if isinstance(k := dag.kind(n), Layer)}
+            found[merge] = Branch(branch, frozenset(inside), frozenset(home.container for home in homes if home))
+            earlier[merge] = [merge, *earlier.get(stream, [stream])]
+    within = {merge for merge in found for other in found.values() if merge in other.inside}
+    return {merge: branch for merge, branch in found.items() if merge not in within}
+
+
+def _first(nodes: Sequence[str], among: Set[str]) -> str | None:
+    return next((node for node in nodes if node in among), None)
+
+
+def _lies_in_one_block(dag: LayerDag, nodes: Collection[str], containers: Collection[str]) -> bool:
+    """Whether all parameters of the nodes belong to numbered blocks of one and the same number."""
+    names = [kind.parameter for node in nodes if isinstance(kind := dag.kind(node), Layer | Vector)]
+    blocks = [block_of(name, containers) for name in names]
+    return bool(blocks) and None not in blocks and len({block.number for block in blocks if block}) == 1
+
+
+def repeated_uses(dag: LayerDag) -> dict[str, list[str]]:
+    """Parameter name -> its layers, for parameters that are the weight of more than one."""
+    uses: dict[str, list[str]] = {}
+    for node, layer in dag.layers():
+        uses.setdefault(layer.parameter, []).append(node)
+    return {name: nodes for name, nodes in uses.items() if len(nodes) > 1}
+
+
+# -- attention
+
+
+def attention_products(dag: LayerDag) -> dict[str, list[str]]:
+    """Product of two activations that goes to a softmax -> the nodes between them, for every such product.
+
+    Products come in the order in which the model runs.
+    """
+    found = {}
+    for node in dag.nodes_of(Product):
+        kind = dag.kind(node)
+        if isinstance(kind, Product) and kind.contracted and None not in kind.inputs:
+            after = _nodes_to_softmax(dag, node)
+            if after is not None:
+                found[node] = after
+    return found
+
+
+def _nodes_to_softmax(dag: LayerDag, node: str) -> list[str] | None:
+    """The nodes on the way from a product to a softmax; None when a layer, a norm or another sum comes first.
+
+    A norm that is written out is such a sum.
+    """
+    came_from: dict[str, str] = {}
+    waiting = [node]
+    while waiting:
+        at = waiting.pop()
+        for after in dag.successors(at):
+            kind = dag.kind(after)
+            if isinstance(kind, Softmax):
+                path = [at]
+                while path[-1] != node:
+                    path.append(came_from[path[-1]])
+                return path[:-1]
+            summed = isinstance(kind, Layer | Norm | Reduce) or (isinstance(kind, Product) and kind.contracted)
+            if after not in came_from and not summed:
+                came_from[after] = at
+                waiting.append(after)
+    return None
+
+
+def query_targets(dag: LayerDag, node: str) -> tuple[str, ...]:
+    """Parameters that can take a factor on attention logits: those of the query if it stands alone, else of the key.
+
+    () where both come out of one fused layer.
+    """
+    sides = [absorbing_parameters(dag, side) for side in dag.kind(node).inputs if side is not None]
+    return next((names for names in sides if names), ())
+
+
+# -- which parameters take a factor
+
+
+def absorbing_parameters(dag: LayerDag, node: str) -> tuple[str, ...]:
+    """Parameters that can take a factor on the tensor of a node without changing anything else; () where none can.
+
+    Of a layer: its weight and bias. Of a norm: its gain and bias. Of a product: one factor's. Of a sum: all summands'.
+    """
+    if not _is_free(dag, node) or node in dag.outputs:
+        return ()
+    kind = dag.kind(node)
+    if isinstance(kind, NumberFactor | Reduce):
+        return absorbing_parameters(dag, kind.input)
+    if isinstance(kind, Product):  # linear in each factor: a gain that is written out first
+        vectors = [n for n in kind.sources if isinstance(dag.kind(n), Vector)]
+        return next((names for n in (*vectors, *kind.sources) if (names := absorbing_parameters(dag, n))), ())
+    if isinstance(kind, Merge):
+        found = [absorbing_parameters(dag, source) for source in kind.sources]
+        return tuple(name for names in found for name in names) if all(found) else ()
+    nodes: tuple[str, ...] = ()
+    if isinstance(kind, Layer):
+        nodes = () if kind.normalised else (node, *kind.vectors)
+    elif isinstance(kind, Norm):
+        nodes = kind.vectors
+    elif isinstance(kind, Vector):
+        nodes = (node,)
+    uses = dag.uses()
+    names = tuple(name for n in nodes if (name := dag.node(n).parameter) is not None)
+    are_free = all(len(uses[name]) == 1 for name in names) and all(_is_free(dag, n) for n in nodes)
+    return names if len(names) == len(nodes) and are_free else ()
+
+
+def _is_free(dag: LayerDag, node: str) -> bool:
+    """Whether one node alone reads the node, and neither the node nor its parameter must keep its size."""
+    is_pinned = dag.node(node).is_pinned or dag.node(node).parameter in dag.pinned_parameters
+    return len(dag.successors(node)) == 1 and not is_pinned
