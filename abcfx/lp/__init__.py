@@ -1,1 +1,1 @@
-"""Linear programs over levels, solved by HiGHS: rows, their optimum, and `find_c`, `find_c_dag` on top. No torch."""
+"""The linear program of learning-rate exponents, solved by HiGHS, and `find_c` and `find_c_dag` on top. No torch."""

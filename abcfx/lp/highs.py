@@ -1,4 +1,4 @@
-"""Owns the HiGHS object behind the solver: loading, lexicographic minimisation, conflicts."""
+"""The HiGHS object behind the solver: loading an LP, minimising it by two costs in order, and finding conflicts."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ _INFEASIBLE = highspy.HighsModelStatus.kInfeasible
 
 
 class UnboundedError(Exception):
-    """Columns can fall without end; `args` are their numbers."""
+    """The minimum is -infinity; `args` are the numbers of the columns that can fall without end."""
 
 
 class Point(NamedTuple):
-    """A lexicographic optimum of the LP, in which a level may be below the min of its rows."""
+    """An optimum of the LP: least by cost and, among those, least by weight. Levels may be below the min of their rows.
+
+    Attributes:
+        x: value of each column.
+        objective: its cost.
+        tie: its weight.
+        row_dual: d(objective) / d(right side) of each row.
+        column_dual: d(objective) / d(bound) of each column.
+    """
 
     x: Floats
     objective: float
@@ -31,12 +39,19 @@ class Point(NamedTuple):
 
     @property
     def key(self) -> tuple[float, float]:
-        """Points compare by cost, then by weight."""
+        """What points are compared by: cost, then weight."""
         return (round(self.objective, 9), round(self.tie, 9))
 
 
 class Vertex(NamedTuple):
-    """A basis that is optimal whatever the right side, as long as it is feasible: its columns, and what stays fixed."""
+    """An optimal basis, kept because it is optimal at any right side at which it is feasible: costs do not change.
+
+    Attributes:
+        basic: positions of columns among the basic variables.
+        columns: the columns at those positions.
+        x: values of the other columns, which are at bounds; 0 for basic ones.
+        fixed: the part of each row's activity that those other columns make up.
+    """
 
     basic: Ints
     columns: Ints
@@ -44,20 +59,26 @@ class Vertex(NamedTuple):
     fixed: Floats
 
 
-class Lp:
-    """Rows `matrix @ x <= right` in one persistent HiGHS object, minimised by cost and, among its optima, by weight."""
+class Matrix(NamedTuple):
+    """A sparse matrix by rows: row k has `value[i]` in column `column[i]` for i from `start[k]` to `start[k + 1]`."""
 
-    def __init__(
-        self, matrix: tuple[Any, Any, Any], cost: Floats, weight: Floats, lower: Floats, upper: Floats
-    ) -> None:
+    start: Ints
+    column: Ints
+    value: Floats
+
+
+class Lp:
+    """Rows `matrix @ x <= right` in one HiGHS object, minimised by cost and, among the optima of that, by weight."""
+
+    def __init__(self, matrix: Matrix, cost: Floats, weight: Floats, lower: Floats, upper: Floats) -> None:
         self.cost, self.lower, self.upper = cost, lower, upper
         self.weight = weight * 100 / max(1.0, weight.max(initial=0.0))  # larger ones end in numerical trouble
         # with this little weight its optimum nearly always is the lexicographic one, and both stages take no pivot
         self._blend = cost + self.weight / 1000
         self.iterations = 0
-        self._num_rows, self._num_columns = len(matrix[0]) - 1, len(cost)
-        start, self._column, self._value = map(np.asarray, matrix)
-        self._row = np.repeat(np.arange(self._num_rows), np.diff(start))
+        self._num_rows, self._num_columns = len(matrix.start) - 1, len(cost)
+        self._column, self._value = matrix.column, matrix.value
+        self._row = np.repeat(np.arange(self._num_rows), np.diff(matrix.start))
         self._vertex: Vertex | None = None
         self._every_row = np.arange(self._num_rows, dtype=np.int32)
         self._every_column = np.arange(self._num_columns, dtype=np.int32)
@@ -81,9 +102,15 @@ class Lp:
     def minimise(
         self, right: Floats, tight: Sequence[int] = (), basic: Mapping[int, int] | None = None
     ) -> Point | None:
-        """The lexicographic optimum with the rows `tight` as equalities; None if no point is feasible.
+        """Find the point that is least by cost and then by weight; None if no point is feasible.
 
-        Starts from the last basis, or from that in which the columns of `basic` are determined by its rows.
+        Args:
+            right: right sides of the rows.
+            tight: rows that must hold with equality.
+            basic: column -> the row that determines it, of a basis to start from; the last basis if None.
+
+        Raises:
+            UnboundedError: the cost can fall without end.
         """
         self._vertex = None
         floor = np.full(self._num_rows, -math.inf)
@@ -113,9 +140,9 @@ class Lp:
         return Point(x, float(self.cost @ x), float(self.weight @ x), row_dual, column_dual)
 
     def revisit(self, right: Floats) -> Floats | None:
-        """The lexicographic optimum, without pivots; None where another basis than the last may be optimal.
+        """Find the optimum at other right sides from the last basis alone; None where another basis may be optimal.
 
-        Costs, which have not changed, make that basis optimal wherever it is feasible: what it determines is computed.
+        Costs have not changed, so the last basis is optimal if the point that it determines is feasible.
         """
         if self._vertex is None:
             return None
@@ -146,7 +173,7 @@ class Lp:
         return int(np.count_nonzero(np.abs(duals) > 10 * TOLERANCE))
 
     def conflict(self, right: Floats, tight: Sequence[int]) -> tuple[list[int], list[tuple[int, bool]]]:
-        """An irreducible infeasible set: rows, and columns with whether it is the upper bound that counts."""
+        """Find an irreducible infeasible set: rows, and bounds as (column, True if the upper one is meant)."""
         self.minimise(right, tight)
         highs = _new_highs(iis_strategy=6)  # from the LP, columns first; the default, 0, finds an empty set
         _check(highs.passModel(self._highs.getLp()), "load the infeasible LP")
@@ -174,7 +201,7 @@ class Lp:
         _check(self._highs.changeColsBounds(columns, self._every_column, lower, upper), "change column bounds")
 
     def _run(self, cost: Floats) -> bool:
-        """Whether there is a feasible point; the optimum is then in HiGHS."""
+        """Minimise a cost; returns False if no point is feasible, else the optimum is in HiGHS."""
         highs = self._highs
         _check(highs.changeColsCost(self._num_columns, self._every_column, cost), "change the cost")
         for _attempt in ("from the last basis", "from nothing"):
@@ -204,7 +231,7 @@ class _SilentHighs(highspy.Highs):
 
 
 def _new_highs(**options: float | str) -> Any:  # the stubs of highspy lack half of its methods
-    highs: Any = _SilentHighs()  # type: ignore[no-untyped-call]
+    highs = _SilentHighs()  # type: ignore[no-untyped-call]
     for option, value in {"output_flag": False, **options}.items():
         _check(highs.setOptionValue(option, value), f"set {option}")
     return highs

@@ -1,4 +1,4 @@
-"""Owns the arithmetic of levels, each the min of its rows: order, recursion, what holds up what, a first basis."""
+"""Arithmetic of levels, variables that are each the min of their rows: evaluation, what binds, a first basis."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ T = TypeVar("T")
 
 
 class Levels:
-    """Rows as arrays of columns, which are rates (the first `num_rates`) and then levels.
+    """Rows as arrays. Variables are numbered columns: first the rates (`num_rates` of them), then the levels.
 
     Attributes:
-        out: by row, the level that it bounds.
-        inputs: by row, its inputs; a repeated one is there twice.
-        input_row, input: the same inputs in one array, and the row of each.
-        order: the levels with their rows, inputs first; levels in a cycle or behind one are missing.
+        out: the level that each row bounds.
+        inputs: the columns on the right side of each row; one that counts twice is there twice.
+        input_row: `inputs` as one flat array: the row of each entry.
+        input: `inputs` as one flat array: the column of each entry.
+        order: (level, its rows), each level after those it depends on; levels in a cycle or behind one are missing.
     """
 
     def __init__(self, num_rates: int, num_columns: int, out: Sequence[int], inputs: list[tuple[int, ...]]) -> None:
@@ -42,8 +43,8 @@ class Levels:
         self.order = [(j, tuple(rows[start[j] : start[j + 1]])) for j in order if j >= num_rates]
         self._level_inputs = [tuple([j for j in columns if j >= num_rates]) for columns in inputs]
 
-    def cycle(self) -> list[int]:
-        """Levels of which each needs the next, and the last the first; empty if there is no cycle."""
+    def find_cycle(self) -> list[int]:
+        """Find levels that depend on each other in a cycle, each on the next and the last on the first; else []."""
         stuck = set(range(self.num_rates, self.num_columns)) - {out for out, _ in self.order}
         path = [min(stuck)] if stuck else []
         while path:
@@ -54,17 +55,18 @@ class Levels:
             path.append(needed)
         return []
 
-    def totals(self, right: Floats, values: Floats) -> Floats:
-        """The right side of every row, inputs included."""
+    def right_sides(self, right: Floats, values: Floats) -> Floats:
+        """Evaluate the right side of every row: its constant plus its inputs."""
         return np.asarray(right + np.bincount(self.input_row, values[self.input], self.num_rows))
 
-    def recurse(self, right: Floats, rates: Floats, near: Floats) -> list[float]:
-        """The rates, then every level as the exact min of its rows, or as in `near` where they differ by 1e-9.
+    def evaluate(self, right: Floats, rates: Floats, near: Floats) -> list[float]:
+        """Evaluate every level as the min of its rows, given the rates; returns the rates and then the levels.
 
-        Such a difference is rounding, and must not grow: products of changes would double it in every layer.
+        A level within 1e-9 of its value in `near` takes that value: the difference is rounding, and products of changes
+        would double it in every layer.
         """
         values: list[float] = np.concatenate([rates, np.zeros(self.num_columns - self.num_rates)]).tolist()
-        totals = self.totals(right, np.array(values)).tolist()
+        totals = self.right_sides(right, np.array(values)).tolist()
         inputs, guess = self._level_inputs, near.tolist()
         for out, rows in self.order:
             value = math.inf
@@ -77,8 +79,8 @@ class Levels:
             values[out] = guess[out] if abs(value - guess[out]) <= TOLERANCE else value
         return values
 
-    def held(self, lower: Floats) -> list[bool]:
-        """Whether a column has a finite bound from below, or something that has one would fall with it."""
+    def find_held(self, lower: Floats) -> list[bool]:
+        """Tell which columns cannot fall without end: they have a lower bound, or hold up a level that has one."""
         held = np.isfinite(lower).tolist()
         for out, rows in reversed(self.order):
             for k in rows if held[out] else ():
@@ -86,10 +88,10 @@ class Levels:
                     held[j] = True
         return list(held)
 
-    def required(self, right: Floats, values: Floats, lower: Floats) -> list[float]:
-        """The least value that each column must keep, all else equal, for every level to stay at its bound."""
+    def least_values(self, right: Floats, values: Floats, lower: Floats) -> list[float]:
+        """Find the least value that each column may take, all others fixed, with every level at or above its bound."""
         need: list[float] = lower.tolist()
-        totals = self.totals(right, values).tolist()
+        totals = self.right_sides(right, values).tolist()
         for out, rows in reversed(self.order):
             for k in rows if need[out] > -math.inf else ():
                 for j in self.inputs[k]:
@@ -97,12 +99,12 @@ class Levels:
                     need[j] = max(need[j], float(values[j]) - slack)
         return need
 
-    def holding(self, right: Floats, values: Floats, lower: Floats) -> list[list[int]]:
-        """By rate, the tight rows of levels that cannot go lower.
+    def find_holding_rows(self, right: Floats, values: Floats, lower: Floats) -> list[list[int]]:
+        """Find the rows that keep each rate from going lower; one list of rows per rate.
 
-        A level cannot where it is at its bound, or where a level that cannot go lower has a tight row with it.
+        Such a row is tight, and its level cannot go lower: it is at its bound, or it is itself an input of such a row.
         """
-        is_tight = (self.totals(right, values) - values[self.out] <= TOLERANCE).tolist()
+        is_tight = (self.right_sides(right, values) - values[self.out] <= TOLERANCE).tolist()
         is_stuck = (values - lower <= TOLERANCE).tolist()
         rows_of: list[list[int]] = [[] for _ in range(self.num_rates)]
         for out, rows in reversed(self.order):
@@ -116,70 +118,75 @@ class Levels:
 
 
 class GreedyStart:
-    """The basis in which each level is as low as its users allow, and then each rate as low as its rows allow.
+    """A first basis for the simplex method: levels as low as the levels above them allow, then rates likewise.
 
-    It is optimal, up to what gradients depend on, where no level has two users: no rate can rise and lower two others.
-    Elsewhere it is a good start. Levels that nothing bounds (gradients) are the min of their rows.
+    Where no level has two users, as in a chain, this basis is optimal up to what gradients depend on, because no rate
+    can rise and lower two others. Elsewhere it is a good start. Levels without a lower bound (gradients) are the min of
+    their rows.
     """
 
     def __init__(self, levels: Levels, lower: Floats) -> None:
         self._levels, self._lower = levels, lower
         row, column = levels.input_row, levels.input
-        self._asking, asked = self._ask(lower)
-        asks = asked[levels.out]
-        between = asks[row] & asked[column]
+        self._demanding, demanded = self._find_demands(lower)
+        demands = demanded[levels.out]
+        between = demands[row] & demanded[column]
         users = np.unique(column[between] * levels.num_columns + levels.out[row[between]])
         self.is_optimal = len(users) == len(np.unique(users // levels.num_columns))
-        self._from_asked = asked[column]
+        self._from_demanded = demanded[column]
 
         # the other columns are determined by (column, row) pairs: rates by rows that ask, levels by their own rows
-        mentions = asks[row] & (column < levels.num_rates)
-        owners = np.concatenate([column[mentions], levels.out[~asks]])
-        pairs = np.unique(owners * levels.num_rows + np.concatenate([row[mentions], np.flatnonzero(~asks)]))
+        mentions = demands[row] & (column < levels.num_rates)
+        owners = np.concatenate([column[mentions], levels.out[~demands]])
+        pairs = np.unique(owners * levels.num_rows + np.concatenate([row[mentions], np.flatnonzero(~demands)]))
         owner, self._row = pairs // max(levels.num_rows, 1), (pairs % max(levels.num_rows, 1)).tolist()
         size = np.bincount(row, minlength=levels.num_rows)[self._row]
         pair = np.repeat(np.arange(len(pairs)), size)
         entry = np.searchsorted(row, self._row)[pair] + np.arange(len(pair)) - (np.cumsum(size) - size)[pair]
         is_own = column[entry] == owner[pair]
         self._times = np.bincount(pair[is_own], minlength=len(pairs)).tolist()
-        rest = ~is_own & ~asked[column[entry]]
+        rest = ~is_own & ~demanded[column[entry]]
         pair, other = pair[rest], column[entry][rest]
         start, others = np.searchsorted(pair, np.arange(len(pairs) + 1)).tolist(), other.tolist()
         self._others = [tuple(others[i:j]) for i, j in pairwise(start)]
         start = np.searchsorted(owner, np.arange(levels.num_columns + 1)).tolist()
         order = dependency_order(levels.num_columns, owner[pair], other)
-        self._plan = [(j, start[j], start[j + 1]) for j in order if not asked[j]]
+        self._plan = [(j, start[j], start[j + 1]) for j in order if not demanded[j]]
 
-    def _ask(self, lower: Floats) -> tuple[list[tuple[int, int, int, int, tuple[int, ...]]], NDArray[np.bool_]]:
-        """The rows without rates by which levels ask for other levels, users first; the levels that are asked.
+    def _find_demands(
+        self, lower: Floats
+    ) -> tuple[list[tuple[int, int, int, int, tuple[int, ...]]], NDArray[np.bool_]]:
+        """Find the rows without rates, by which a bounded level demands a least value of other levels.
 
-        Each row comes as (out, row, first input, how often that is there, other inputs).
+        Returns:
+            (level, row, its first input, how often that input counts, its other inputs) of each such row, the level
+            that demands before the levels demanded; and a mask of the columns of which something is demanded.
         """
         levels = self._levels
         has_rate = np.bincount(levels.input_row, levels.input < levels.num_rates, levels.num_rows).tolist()
-        asked = (np.isfinite(lower) & (np.arange(levels.num_columns) >= levels.num_rates)).tolist()
-        asking = []
+        demanded = (np.isfinite(lower) & (np.arange(levels.num_columns) >= levels.num_rates)).tolist()
+        demanding = []
         for out, rows in reversed(levels.order):
-            for k in rows if asked[out] else ():
+            for k in rows if demanded[out] else ():
                 inputs = levels.inputs[k]
                 if inputs and not has_rate[k]:
                     others = tuple([j for j in inputs if j != inputs[0]])
-                    asking.append((out, k, inputs[0], len(inputs) - len(others), others))
+                    demanding.append((out, k, inputs[0], len(inputs) - len(others), others))
                     for j in inputs:
-                        asked[j] = True
-        return asking, np.array(asked, dtype=bool)
+                        demanded[j] = True
+        return demanding, np.array(demanded, dtype=bool)
 
     def basis(self, right: Floats) -> dict[int, int]:
-        """Column -> the row that determines it, where one does."""
+        """Build the basis at these right sides: column -> the row that determines it, for columns that have one."""
         levels, value, bound = self._levels, self._lower.tolist(), right.tolist()
         basic: dict[int, int] = {}
-        for out, k, first, times, others in self._asking:
+        for out, k, first, times, others in self._demanding:
             least = (value[out] - bound[k] - sum([value[j] for j in others])) / times
             if value[first] < least < math.inf:  # the first input rises as far as the output needs it
                 value[first] = least
                 basic[first] = k
         known = np.nan_to_num(value, neginf=0.0)  # a free column that nothing determines stays at 0
-        row, column = levels.input_row[self._from_asked], levels.input[self._from_asked]
+        row, column = levels.input_row[self._from_demanded], levels.input[self._from_demanded]
         base = right + np.bincount(row, known[column], levels.num_rows)
         totals, gaps = base.tolist(), (known[levels.out] - base).tolist()
         row_of, times_of, others_of, num_rates = self._row, self._times, self._others, levels.num_rates
@@ -199,7 +206,7 @@ class GreedyStart:
 
 
 def dependency_order(count: int, users: Ints, needs: Ints) -> list[int]:
-    """0 to count - 1, each after all that it needs (users[i] needs needs[i]); a cycle and what follows is left out."""
+    """Sort 0 to count - 1 so that users[i] comes after needs[i]; a cycle and all that depends on it are left out."""
     by_need = np.argsort(needs, kind="stable")
     start = np.searchsorted(needs[by_need], np.arange(count + 1)).tolist()
     users_of = users[by_need].tolist()
@@ -214,7 +221,7 @@ def dependency_order(count: int, users: Ints, needs: Ints) -> list[int]:
 
 
 def without_gc(function: Callable[P, T]) -> Callable[P, T]:
-    """Pauses the cyclic collector: where many rows are made and none is garbage, it would take half of the time."""
+    """Decorate a function that makes many objects and no garbage: the cyclic collector, half of its time, pauses."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:

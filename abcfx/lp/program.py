@@ -1,4 +1,4 @@
-"""Owns the linear program over named rows `out <= inputs + constant - weight * alignment`: checks, solves, explains."""
+"""`Solver`: the linear program over named rows, checked, solved, and told in names: what binds and what conflicts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from abcfx.errors import AbcfxError, InfeasibleError, InvalidInputError
-from abcfx.lp.highs import Lp, Point, UnboundedError
+from abcfx.lp.highs import Lp, Matrix, Point, UnboundedError
 from abcfx.lp.levels import TOLERANCE, Floats, GreedyStart, Levels, without_gc
 from abcfx.lp.names import BoundName, Relation, RowName
 from abcfx.lp.rows import ALIGNMENTS, Alignment, Rate, Row, generic_weight, is_tagged, written
@@ -25,18 +24,18 @@ DECIMALS = 13  # of c: equal exponents come out equal whatever the pivots, and 1
 
 @dataclass(frozen=True)
 class LpSolution:
-    """The unique optimum.
+    """The optimum of a linear program; it is unique.
 
     Attributes:
-        c: the rates.
-        levels: the levels, by exact recursion from `c`.
-        objective: the cost-weighted sum of `c`.
-        binding: by rate, the names of the tight rows, or of its own bound, that keep it from going lower.
-        shadow_prices: d(objective) / d(right-hand side) by name of row or bound, where not zero; at a degenerate
-            optimum one of several.
-        unconstrained: rates that no row holds up, which are kept within +-4.
-        iterations: of the simplex method.
-        seconds: of the whole solve.
+        c: value of each rate.
+        levels: value of each level, the exact min of its rows at these rates.
+        objective: sum of the rates, each times its cost.
+        binding: names of the tight rows, or of its own bound, that keep each rate from going lower.
+        shadow_prices: d(objective) / d(right side) by name of row or bound, where it is not zero. At a degenerate
+            optimum several such derivatives exist, and this is one of them.
+        unconstrained: rates that no row keeps from falling; they stay within +-4.
+        iterations: iterations of the simplex method.
+        seconds: time of the whole solve.
     """
 
     c: dict[Hashable, float]
@@ -50,11 +49,20 @@ class LpSolution:
 
 
 class Solver:
-    """Minimises the cost-weighted sum of the rates; of all optima takes the least by generic weights, upstream dearer.
+    """The linear program: the smallest rates, summed with their costs, at which every level is above its lower bound.
 
-    `lower` bounds levels from below (absent: free), `exact` names levels that must equal their bound, `alignment` maps
-    a layer to (alpha, omega, u). The weights come from the `repr` of a rate's name, which should be the same in every
-    process.
+    Of several optima it takes the one that is least by weights: larger for rates further upstream, with a small part
+    that is derived from the `repr` of a rate's name, which should thus be the same in every process.
+
+    Args:
+        rows: constraints; a level is the min of all rows that bound it.
+        rates: the variables to minimise, by name.
+        lower: lower bounds of levels; a level that is not in it is free.
+        alignment: (alpha, omega, u) of each layer that a row names.
+        exact: levels that must be equal to their lower bound.
+
+    Raises:
+        InvalidInputError: names are repeated or unknown, numbers are not finite, or levels depend on each other.
     """
 
     @without_gc
@@ -73,7 +81,7 @@ class Solver:
         column = {name: j for j, name in enumerate(self._names)}
         inputs = [tuple([column[name] for name in row.inputs]) for row in self.rows]
         self._levels = Levels(self._count, len(column), [column[row.out] for row in self.rows], inputs)
-        if cycle := self._levels.cycle():
+        if cycle := self._levels.find_cycle():
             path = " <- ".join(written(self._names[j]) for j in [*cycle, cycle[0]])
             raise InvalidInputError(f"levels depend on each other in a cycle: {path}. Remove one of their rows.")
         self._lower, self._upper = np.full(len(column), -math.inf), np.full(len(column), math.inf)
@@ -91,20 +99,21 @@ class Solver:
         self._right = self._right_hand_sides(alignment)
         self._lp: tuple[Lp, GreedyStart] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_lp": None}  # nothing in highspy can be pickled; the next solve loads the LP again
 
     @without_gc
     def solve(self) -> LpSolution:
-        """Solve at the alignments of the last call (at first: those of the constructor).
+        """Solve at the alignments of the last call; at first at those of the constructor.
 
         Raises:
-            InfeasibleError: no exponents satisfy the rows; the message names a set in conflict, no part of which is.
+            InfeasibleError: no rates satisfy the rows; the message names a set in conflict, of which no row can be
+                left out.
         """
         start = time.perf_counter()
         lp, point = self._optimum()
         c = self._rounded(point.x)
-        values = np.array(self._levels.recurse(self._right, c, near=point.x))
+        values = np.array(self._levels.evaluate(self._right, c, near=point.x))
         if (values < self._lower - 1e-6).any():
             raise AbcfxError(f"HiGHS returned a point below a bound by {np.max(self._lower - values):.1e}")
         return LpSolution(
@@ -119,12 +128,12 @@ class Solver:
         )
 
     def resolve(self, alignment: Alignment) -> LpSolution:
-        """Solve at new alignments: only row bounds change, and HiGHS starts from a basis near the optimum."""
+        """Solve at other alignments: only right sides change, and HiGHS starts from a basis near the optimum."""
         self._right = self._right_hand_sides(alignment)
         return self.solve()
 
     def rates_at(self, alignment: Alignment) -> dict[Hashable, float]:
-        """The rates that `resolve` finds and nothing else, in less time where the last basis is still optimal."""
+        """Return the rates that `resolve` finds; it takes less time where the last basis is still optimal."""
         self._right = self._right_hand_sides(alignment)
         x = self._lp[0].revisit(self._right) if self._lp is not None and not self._exact else None
         if x is None:
@@ -142,21 +151,25 @@ class Solver:
             raise InvalidInputError(f"{names or 'a rate'} can fall without end while others rise: bound it") from None
 
     def _rounded(self, x: Floats) -> Floats:
-        """The rates of a point."""
+        """Return the rates of a point, rounded so that equal exponents come out equal."""
         return np.asarray(np.round(x[: self._count], DECIMALS) + 0.0, dtype=np.float64)
 
     def required(self, solution: LpSolution) -> dict[Hashable, float]:
-        """For each level, the least value it must keep, all else equal, for every level to stay at its lower bound.
+        """Find the least value that each level may take, all others fixed, with every level at or above its bound.
 
-        `solution` is that of the last solve; -inf where nothing is required.
+        Args:
+            solution: the solution of the last solve.
+
+        Returns:
+            The value by level; -inf where nothing is required of it.
         """
         known = {**solution.c, **solution.levels}
         values = np.array([known[name] for name in self._names])
-        need = self._levels.required(self._right, values, self._lower)
+        need = self._levels.least_values(self._right, values, self._lower)
         return dict(zip(self._names[self._count :], need[self._count :], strict=True))
 
     def _check(self, lower: Mapping[Hashable, float], exact: Sequence[Hashable]) -> None:
-        """Everything that HiGHS would not refuse, or not by name."""
+        """Raise for input that HiGHS would not refuse, or not by name."""
         levels = {row.out for row in self.rows}
         count_of = Counter([row.name for row in self.rows])
         repeated = [str(name) for name, count in count_of.items() if count > 1]
@@ -187,8 +200,8 @@ class Solver:
         return right
 
     def _bound_rates(self) -> tuple[Hashable, ...]:
-        """Sets the bounds of the rates; returns those that no row holds up, which would fall without end."""
-        held = self._levels.held(self._lower)
+        """Set the bounds of the rates, and return the rates that would fall without end since no row holds them up."""
+        held = self._levels.find_held(self._lower)
         unconstrained = []
         for j, (name, rate) in enumerate(self.rates.items()):
             low, high = rate.limits
@@ -205,14 +218,14 @@ class Solver:
         signs = np.repeat([1.0, -1.0], [levels.num_rows, len(levels.input)])
         entries, entry = np.unique(keys, return_inverse=True)  # a repeated input becomes one entry, -2
         start = np.searchsorted(entries, np.arange(levels.num_rows + 1) * num_columns)
-        matrix = (start, entries % max(num_columns, 1), np.bincount(entry, signs))
+        matrix = Matrix(start, entries % max(num_columns, 1), np.asarray(np.bincount(entry, signs), np.float64))
         cost, weight = np.zeros(num_columns), np.zeros(num_columns)
         cost[: self._count] = [rate.cost for rate in self.rates.values()]
         weight[: self._count] = [rate.distance + 0.5 * generic_weight(name) for name, rate in self.rates.items()]
         return Lp(matrix, cost, weight, self._lower, self._upper), GreedyStart(levels, self._lower)
 
     def _binding(self, values: Floats) -> dict[Hashable, tuple[Hashable, ...]]:
-        rows_of = self._levels.holding(self._right, values, self._lower)
+        rows_of = self._levels.find_holding_rows(self._right, values, self._lower)
         at_bound = (values - self._lower <= TOLERANCE).tolist()
         names: list[list[Hashable]] = [[self._bound_name(j)] if at_bound[j] else [] for j in range(self._count)]
         for j, rows in enumerate(rows_of):
@@ -234,7 +247,7 @@ class Solver:
         return BoundName(owner, variable, relation, high if is_upper else low)
 
     def _search(self, lp: Lp, basic: Mapping[int, int] | None) -> Point:
-        """The optimum at which exact levels are exact: best first over which row of a level holds with equality."""
+        """Find the best point at which exact levels are exact: best-first search over rows that are equalities."""
         best: Point | None = None
         refuted: tuple[int, ...] | None = None
         queue: list[tuple[tuple[float, float], int, int, tuple[int, ...]]] = [((-math.inf, -math.inf), 0, 0, ())]
@@ -246,7 +259,7 @@ class Solver:
             if point is None:
                 refuted = tight if refuted is None else refuted
             elif best is None or point.key < best.key:
-                level = self._pretending(tight, point)
+                level = self._find_false_level(tight, point)
                 if level is None:
                     best = point
                 else:
@@ -261,9 +274,9 @@ class Solver:
             raise self._conflict(lp, refuted or (), tried)
         return best
 
-    def _pretending(self, tight: tuple[int, ...], point: Point) -> int | None:
-        """A level that the LP keeps below the min of its rows so that an exact level seems to be at its bound."""
-        truth = self._levels.recurse(self._right, point.x[: self._count], near=point.x) if self._exact else []
+    def _find_false_level(self, tight: tuple[int, ...], point: Point) -> int | None:
+        """Find a level that the LP keeps below the min of its rows, so that an exact level seems to be at its bound."""
+        truth = self._levels.evaluate(self._right, point.x[: self._count], near=point.x) if self._exact else []
         if all(truth[level] <= self._lower[level] + 10 * TOLERANCE for level in self._exact):
             return None
         decided = set(self._levels.out[list(tight)].tolist())
@@ -275,7 +288,7 @@ class Solver:
         return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
     def _conflict(self, lp: Lp, tight: tuple[int, ...], tried: int) -> InfeasibleError:
-        """The error for infeasible rows; with `tight`, for the first of the `tried` ways to make levels exact."""
+        """Make the error for infeasible rows; with `tight`, for the first of the `tried` ways to make levels exact."""
         rows, columns = lp.conflict(self._right, tight)
         head = "no exponents satisfy these constraints together; relax one of them:"
         if tight:
@@ -288,7 +301,7 @@ class Solver:
         return InfeasibleError("\n  - ".join(lines), (*(self.rows[k].name for k in rows), *bounds))
 
     def _written(self, k: int, relation: Relation) -> str:
-        """A row with its name, its formula at the current alignments, and its meaning."""
+        """Write a row: its name, its formula at the current alignments, and its meaning."""
         row = self.rows[k]
         terms = " + ".join([*map(written, row.inputs), f"{self._right[k]:g}"]).replace("+ -", "- ")
         meaning = f" ({row.name.kind.sentence})" if isinstance(row.name, RowName) else ""

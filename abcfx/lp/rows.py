@@ -1,4 +1,4 @@
-"""What a linear program is made of: rows over named variables, and rates with their costs and bounds."""
+"""The parts of a linear program: rows over named variables, and rates with their costs and bounds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ Alignment: TypeAlias = Mapping[Hashable, tuple[float, float, float]]
 
 
 class Row(NamedTuple):
-    """A constraint `out <= sum(inputs) + constant - weight * alignment[layer]`; a level is the exact min of its rows.
+    """A constraint `out <= sum(inputs) + constant - weight * alignment`; a level is the exact min of its rows.
 
-    `inputs` are rates or levels; a repeated one counts twice. `weight` is the growth exponent of the fan-in. `name` may
-    be any hashable, most often a `RowName`; binding rows, shadow prices and conflicts are told by it.
+    Attributes:
+        name: any hashable, unique among the rows; binding rows, shadow prices and conflicts are told by it.
+        out: the level that the row bounds.
+        inputs: rates and levels; a repeated one counts twice.
+        constant: a number.
+        alignment: "alpha", "omega" or "u", the alignment exponent that is subtracted; None if there is none.
+        layer: the layer whose alignment it is.
+        weight: growth exponent of the layer's fan_in.
     """
 
     name: Hashable
@@ -28,7 +34,7 @@ class Row(NamedTuple):
     weight: float = 1.0
 
     def problem(self, levels: Collection[Hashable], rates: Collection[Hashable]) -> str | None:
-        """What is wrong with the row, in words; None if nothing is."""
+        """Describe what is wrong with the row; None if nothing is."""
         if self.out in rates:
             return f"it defines {written(self.out)} as a level, but that is a rate"
         for name in self.inputs:
@@ -42,7 +48,14 @@ class Row(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """A learning-rate exponent c; `distance` to the outputs, in layers, makes upstream dearer in the tie-break."""
+    """A learning-rate exponent c, which is minimised.
+
+    Attributes:
+        cost: its weight in the objective.
+        distance: number of layers to the outputs; of equal optima, the one with smaller rates upstream is taken.
+        fixed: the value that it must have; None if it is free.
+        bounds: the least and the greatest value that it may have.
+    """
 
     cost: float = 1.0
     distance: int = 0
@@ -51,11 +64,11 @@ class Rate(NamedTuple):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The bounds, or the fixed value twice."""
+        """The bounds; the fixed value twice if there is one."""
         return self.bounds if self.fixed is None else (self.fixed, self.fixed)
 
     def problem(self) -> str | None:
-        """What is wrong with the rate, in words; None if nothing is."""
+        """Describe what is wrong with the rate; None if nothing is."""
         low, high = self.limits
         if self.fixed is not None and not math.isfinite(self.fixed):
             return f"its fixed value must be finite, got {self.fixed}"

@@ -1,1 +1,1 @@
-"""What stands in papers: how optimizers move weights, and tables of named parametrizations."""
+"""Facts from papers: how large the updates of optimizers are, and tables of named parametrizations."""

@@ -1,4 +1,4 @@
-"""How large an optimizer's update is before the learning rate: families, by name, class, instance, role or pattern."""
+"""Families of optimizers: how large an update is before the learning rate, and how decay and eps are applied."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
@@ -15,34 +15,40 @@ from abcfx.errors import InvalidInputError
 from abcfx.support.patterns import match_patterns
 from abcfx.theory.parametrizations import ROLES
 
-Optimizer = str | type[torch.optim.Optimizer] | torch.optim.Optimizer
+UpdateSize: TypeAlias = Literal["sign", "gradient", "relative", "spectral"]
+Optimizer: TypeAlias = str | type[torch.optim.Optimizer] | torch.optim.Optimizer
 
 
 @dataclass(frozen=True)
 class OptimizerFamily:
-    """What an optimizer does to a parameter, as far as width is concerned (docs, "Optimizers").
+    """Optimizers whose updates depend on width in the same way.
 
-    `update`: "sign" (entries O(1): Adam, Lion), "gradient" (entries ~ the gradient: SGD), "relative" (entries ~ RMS of
-    the weight: Adafactor, LAMB), "spectral" (all singular values O(1): Muon). `absorb`: how many times a moves into c
-    when a multiplier m^-a moves into the weight. `decay`: how weight decay is applied: "decoupled" (w shrinks by
-    lr x decay), "gradient" (added to the gradient), "ratio" (added to the update before its size is set, as in LAMB).
-    `shape`: what the optimizer itself multiplies a spectral update with: "" nothing, "tall" sqrt(max(1, out / in)),
-    "rms" sqrt(max(out, in)).
+    Attributes:
+        name: lower case, as the user writes it.
+        update: size of an update with lr = 1: "sign", entries O(1) (Adam, Lion); "gradient", entries as large as the
+            gradient's (SGD); "relative", entries as large as the weight's (Adafactor, LAMB); "spectral", all singular
+            values O(1) (Muon).
+        absorb: number of times that a is added to c when a multiplier m^-a moves into the weight.
+        has_eps: whether it has an eps beside the gradient, as Adam has.
+        decay: how weight decay acts: "decoupled", the weight shrinks by lr x decay; "gradient", it is added to the
+            gradient; "ratio", it is added to the update before the size of that is set, as in LAMB.
+        shape: factor that the optimizer itself puts on a spectral update: "" none, "tall" sqrt(max(1, out / in)), "rms"
+            sqrt(max(out, in)).
     """
 
     name: str
-    update: str
+    update: UpdateSize
     absorb: int
     has_eps: bool = False
-    decay: str = "decoupled"
-    shape: str = ""
+    decay: Literal["decoupled", "gradient", "ratio"] = "decoupled"
+    shape: Literal["", "tall", "rms"] = ""
 
     def rate_shift(self, a: float) -> float:
-        """What absorbing a multiplier m^-a adds to c."""
+        """Return what is added to c when a multiplier m^-a moves into the weight."""
         return self.absorb * a
 
     def decay_shift(self, a: float) -> float:
-        """What absorbing a multiplier m^-a adds to the exponent of m in weight_decay = m^shift, with lr moved along."""
+        """Return the power of m by which weight decay changes when a multiplier m^-a moves into weight and rate."""
         if self.update == "gradient":
             return 2.0 * a
         if self.decay == "gradient":
@@ -50,13 +56,14 @@ class OptimizerFamily:
         return a if self.update != "relative" or self.decay == "ratio" else 0.0
 
     def independent_decay(self, c: float, b: float) -> float:
-        """The exponent of weight decay that keeps the share of a weight lost in a step independent of width."""
+        """Return the exponent of weight decay at which a step shrinks a weight by the same share at every width."""
         return c + b if self.decay == "ratio" else c
 
     def spectral_growth(self, e_in: float, e_out: float) -> float:
-        """Exponent of rms(dW x) / rms(x) for an update with lr 1: its operator norm on vectors of fan_in entries.
+        """Return the exponent of rms(dW x) / rms(x) for an update with lr = 1.
 
-        |dW x|_rms <= |dW|_op sqrt(fan_in / fan_out) |x|_rms, with equality for the singular vectors that matter.
+        It is that of the operator norm: |dW x|_rms <= |dW|_op sqrt(fan_in / fan_out) |x|_rms, with equality for the
+        singular vectors that matter.
         """
         own = {"": 0.0, "tall": max(0.0, e_out - e_in) / 2, "rms": max(e_in, e_out) / 2}[self.shape]
         return (e_in - e_out) / 2 + own
@@ -89,12 +96,17 @@ _PACKED = re.compile(r"(paged|fused|deepspeedcpu|cpu|\d+bit|fp8)")
 
 
 def family(optimizer: Optimizer) -> OptimizerFamily:
-    """The family of an optimizer given by name, class or instance.
+    """Find the family of an optimizer.
 
-    Low-precision, fused and paged variants belong to the optimizer that they pack (AdamW8bit, FusedAdam).
+    Args:
+        optimizer: a name in any case, a class or an instance. Low-precision, fused and paged variants belong to the
+            optimizer that they implement (AdamW8bit, FusedAdam).
 
     Raises:
-        InvalidInputError: its update size is not known.
+        InvalidInputError: the size of its update is not known.
+
+    >>> family("AdamW").update
+    'sign'
     """
     options: Mapping[str, object] = {}
     if isinstance(optimizer, torch.optim.Optimizer):
@@ -117,8 +129,8 @@ def family(optimizer: Optimizer) -> OptimizerFamily:
     return found
 
 
-def hyperparameters(optimizer: Any) -> dict[str, float]:
-    """lr, weight_decay and eps that an optimizer instance was made with; {} for anything else."""
+def hyperparameters(optimizer: object) -> dict[str, float]:
+    """Read lr, weight_decay and eps off an optimizer instance; {} for anything else."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         return {}
     found = {key: optimizer.defaults.get(key) for key in ("lr", "weight_decay", "eps")}
@@ -128,16 +140,17 @@ def hyperparameters(optimizer: Any) -> dict[str, float]:
 def assign_families(
     optimizer: Optimizer | Mapping[str, Optimizer], roles: Mapping[str, str], parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, OptimizerFamily]:
-    """The family of each parameter.
+    """Find the family of each parameter.
 
     Args:
         optimizer: one optimizer for all, or a dict of role, glob pattern or "default" to one. A pattern is stronger
-            than a role, a role than "default".
+            than a role, and a role stronger than "default".
         roles: role of each parameter.
-        parameters: by name.
+        parameters: the parameters by name.
 
     Raises:
-        InvalidInputError: a parameter gets none, a key matches nothing, or Muon would get something else than a matrix.
+        InvalidInputError: a parameter gets no optimizer, a key matches nothing, or Muon gets something else than a
+            matrix.
     """
     if not isinstance(optimizer, Mapping):
         found = dict.fromkeys(parameters, family(optimizer))
