@@ -1,4 +1,7 @@
-"""The errors a user can meet; each message says what, where, expected against got, and the line that fixes it."""
+"""The errors that abcfx raises on purpose.
+
+Each message says what is wrong and where, what was expected and what was given, and the line that fixes it.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ class AbcfxError(Exception):
 
 
 class InvalidInputError(AbcfxError, ValueError):
-    """An argument is malformed: wrong length, NaN, a pattern that matched nothing, a + b off, a cycle."""
+    """Raised for a malformed argument: a wrong length, NaN, a pattern without a match, a wrong a + b, a cycle."""
 
 
 class InfeasibleError(AbcfxError):
-    """No exponents satisfy the constraints; the message tells the smallest set of them that is in conflict.
+    """Raised when no exponents satisfy the constraints; the message tells the smallest set of them in conflict.
 
-    `conflict` holds the names of that set: rows and bounds of the linear program.
+    Attributes:
+        conflict: names of the rows and bounds of the linear program that are in that set.
     """
 
     def __init__(self, message: str, conflict: tuple[Hashable, ...] = ()) -> None:
@@ -25,20 +29,28 @@ class InfeasibleError(AbcfxError):
 
 
 class UnknownOpError(AbcfxError):
-    """An op in the traced graph has no rule."""
+    """Raised when an op in the traced graph has no rule."""
 
 
 class CaptureError(AbcfxError):
-    """The model could not be turned into a graph."""
+    """Raised when a model cannot be turned into a graph.
+
+    Attributes:
+        line: the line of the model's source that is the cause, as "path/file.py:12: text"; "" when it is not known.
+    """
+
+    def __init__(self, message: str, line: str = "") -> None:
+        super().__init__(message)
+        self.line = line
 
 
 class PairingError(AbcfxError):
-    """The graphs of the base and the target model are not instances of one architecture."""
+    """Raised when the base and the target model are not instances of one architecture."""
 
 
 class GrowthError(AbcfxError):
-    """A larger model cannot be filled so that it computes what the smaller one does, or was not."""
+    """Raised when a larger model cannot be filled, or was not filled, so that it computes what the smaller one does."""
 
 
 class CheckFailedError(AbcfxError):
-    """A check failed and was asked to raise; the message has the rows that fail."""
+    """Raised on request when a check has failed; the message has the rows that fail."""

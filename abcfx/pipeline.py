@@ -10,8 +10,8 @@ from typing import TypedDict
 from torch import nn
 
 from abcfx.capture import CapturedGraph, EmittedModule
+from abcfx.capture.copying import copied
 from abcfx.capture.options import Capture, CaptureMethod
-from abcfx.capture.state import copied
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.assign import FixedExponents, assign_exponents
 from abcfx.exponents.attention import describe, find_attention

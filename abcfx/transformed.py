@@ -10,7 +10,7 @@ from pathlib import Path
 import networkx as nx
 from torch import nn
 
-from abcfx.capture.state import copied
+from abcfx.capture.copying import copied
 from abcfx.exponents.dag_program import SolvedDag
 from abcfx.outcome import Header, Outcome
 from abcfx.plan.groups import OptimizerGroup, groups_of, param_groups

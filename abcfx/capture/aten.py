@@ -1,4 +1,4 @@
-"""A run of a model as the list of aten calls that it makes, each with the module that made it."""
+"""Write down a run of a model as the list of its aten calls, each with the module that made it."""
 
 from __future__ import annotations
 
@@ -10,54 +10,69 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from abcfx.capture.codegen import signature_of_graph
+from abcfx.capture.dispatch import CallWatcher
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.fake import off_meta, replace_weights
 from abcfx.capture.patches import as_if_exporting, conversions_that_change_nothing
-from abcfx.capture.signature import SignatureCodeGen
-from abcfx.capture.state import preserved, preserved_rng, quiet_torch
+from abcfx.capture.state import preserved, quiet_torch
 from abcfx.support import trees
 from abcfx.support.location import module_path
+from abcfx.support.running import preserved_rng
 
 _aten = torch.ops.aten
 _COPIES = frozenset({_aten.clone.default, _aten.detach.default, _aten.alias.default, _aten.lift_fresh.default})
-"""Whether a view has to copy depends on sizes: these are left out, and what they return is what they were given."""
 
 
 @dataclass(frozen=True)
 class Ref:
-    """A tensor of a trace, by the order in which it was first seen."""
+    """A tensor of a run, by the order in which tensors were first seen."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class Call:
-    """One aten call. `args`, `kwargs` and `results` hold Refs in the place of tensors; `path`: the module it ran in."""
+    """One aten call.
 
-    op: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    results: Any
+    Attributes:
+        op: the overload that was called.
+        args: positional arguments, with Refs in the place of tensors.
+        kwargs: keyword arguments, likewise.
+        results: what the call returned, likewise.
+        path: path of the module whose forward made the call; "" is the model itself.
+    """
+
+    op: OpOverload
+    args: tuple[object, ...]
+    kwargs: Mapping[str, object]
+    results: object
     path: str
 
     @property
     def name(self) -> str:
-        """The op without namespace and overload: `aten.add_.Tensor` is "add_"."""
+        """The op without namespace and overload: "add_" for `aten.add_.Tensor`."""
         return str(self.op._schema.name.split("::")[-1])
 
     @property
     def inputs(self) -> list[Ref]:
+        """The tensors among the arguments, in order."""
         return trees.leaves_of(Ref, (self.args, dict(self.kwargs)))
 
     @property
     def outs(self) -> list[Ref]:
+        """The tensors among the results, in order."""
         return trees.leaves_of(Ref, self.results)
 
-    def argument(self, name: str, default: Any = None) -> Any:
-        """The argument that the op's schema calls `name`."""
+    def argument(self, name: str, default: object = None) -> Any:
+        """Return the argument that the op's schema calls `name`, or the default where it is None.
+
+        Raises:
+            KeyError: the schema has no such argument.
+        """
         for index, declared in enumerate(self.op._schema.arguments):
             if declared.name == name:
                 given = self.args[index] if index < len(self.args) else self.kwargs.get(name, declared.default_value)
@@ -67,11 +82,17 @@ class Call:
 
 @dataclass
 class Trace:
-    """The calls of one run.
+    """The aten calls of one run.
 
-    `shapes`, `dtypes`: of every tensor. `parameters`, `buffers`: name -> the tensor. `outputs`: what it returned.
-    `values`: for every call the tensors that it returned, None for those computed from weights alone; only where they
-    were asked for.
+    Attributes:
+        calls: the calls in order.
+        shapes: shape of every tensor, by the index of its Ref.
+        dtypes: dtype of every tensor, likewise.
+        parameters: the tensor of each parameter, by name.
+        buffers: the tensor of each buffer, by name.
+        outputs: the tensors that the model returned.
+        values: for every call the tensors that it returned, with None for those computed from weights alone; None
+            unless values were asked for.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -83,25 +104,90 @@ class Trace:
     values: list[list[torch.Tensor | None]] | None = None
 
 
+class CallLogger(CallWatcher):
+    """A mode that writes every aten call into a `Trace`.
+
+    Args:
+        model: the model that will run; its parameters and buffers are the first tensors of the trace.
+        values: keep the tensors that calls return.
+        copies: write copies (clone, detach, alias) down as calls. Otherwise a copy is the same tensor as the original:
+            whether a view has to copy depends on sizes, so that two sizes of a model would not compare.
+
+    Attributes:
+        trace: what was written so far.
+        paths: path of the module that runs, last in the list.
+    """
+
+    def __init__(self, model: nn.Module, *, values: bool = False, copies: bool = False) -> None:
+        super().__init__()
+        self.trace = Trace(values=[] if values else None)
+        self.paths = [""]
+        self._copies = frozenset() if copies else _COPIES
+        # The tensors are kept, so that no id comes twice.
+        self._seen: dict[int, tuple[Ref, torch.Tensor]] = {}
+        self.trace.parameters = {name: self.ref(parameter) for name, parameter in model.named_parameters()}
+        self.trace.buffers = {name: self.ref(buffer) for name, buffer in model.named_buffers()}
+        self._of_weights = set(range(len(self.trace.shapes)))
+
+    def ref(self, tensor: torch.Tensor) -> Ref:
+        """Return the tensor's Ref, a new one for a tensor that was not seen before."""
+        known = self._seen.get(id(tensor))
+        if known is None:
+            known = self._seen[id(tensor)] = Ref(len(self.trace.shapes)), tensor
+            self.trace.shapes.append(tuple(tensor.shape))
+            self.trace.dtypes.append(tensor.dtype)
+        return known[0]
+
+    def refs(self, tree: trees.Tree) -> trees.Tree:
+        """Return the tree with Refs in the place of tensors."""
+        return trees.map_tensors(self.ref, tree)
+
+    def watch(self, op: OpOverload, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        args_of_call, kwargs_of_call = self.refs((args, kwargs))
+        out: object = op(*args, **kwargs)
+        original = args_of_call[0] if op in self._copies else None
+        if isinstance(original, Ref) and isinstance(out, torch.Tensor):
+            self._seen.setdefault(id(out), (original, out))
+        elif op.namespace != "prim":  # a prim call asks something about a tensor and computes nothing
+            call = Call(op, args_of_call, kwargs_of_call, self.refs(out), self.paths[-1])
+            self.trace.calls.append(call)
+            if self.trace.values is not None:
+                self.trace.values.append(self._copied_results(call, out))
+        return out
+
+    def _copied_results(self, call: Call, out: object) -> list[torch.Tensor | None]:
+        """Copy the results, since later calls may write into them; results that depend on weights alone are left."""
+        tensors = trees.tensors(out)
+        inputs = {ref.index for ref in call.inputs}
+        if inputs and inputs <= self._of_weights:
+            self._of_weights |= {ref.index for ref in call.outs}
+            return [None] * len(tensors)
+        return [tensor.detach().clone() for tensor in tensors]
+
+
 def trace(
     model: nn.Module,
-    args: Sequence[Any] = (),
-    kwargs: Mapping[str, Any] | None = None,
+    args: Sequence[object] = (),
+    kwargs: Mapping[str, object] | None = None,
     *,
     values: bool = False,
     fake: bool = True,
 ) -> Trace:
-    """Run the model once without gradients and write down what it does; the model is left as it was.
+    """Run the model once without gradients and write down its aten calls; the model is left as it was.
 
     Args:
+        model: any module, or the module that a capture emitted.
+        args: positional inputs.
+        kwargs: keyword inputs.
         values: run on the real weights and inputs, and keep every tensor.
-        fake: otherwise, whether to run on fake ones, at no cost.
+        fake: where no values are kept, whether to run on fake tensors, which costs almost nothing.
 
-    Raises whatever the model raises; on fake tensors also where it asks for a value in them.
+    Raises:
+        Exception: whatever the model raises; on fake tensors also where it asks for a value in a tensor.
     """
     mode = None if values or not fake else FakeTensorMode(allow_non_fake_inputs=True)
-    given = trees.map_tensors(
-        lambda t: t if mode is None else mode.from_tensor(t.detach(), static_shapes=True),
+    given_args, given_kwargs = trees.map_tensors(
+        lambda tensor: tensor if mode is None else mode.from_tensor(tensor.detach(), static_shapes=True),
         off_meta((tuple(args), dict(kwargs or {}))),
     )
     with ExitStack() as stack:
@@ -111,39 +197,40 @@ def trace(
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.enter_context(quiet_torch())
-        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # recurrent layers as the ops they are made of
+        # Without mkldnn a recurrent layer runs as the ops that it is made of.
+        stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
         if mode is not None:
             replace_weights(model, mode)
             stack.enter_context(as_if_exporting())
             stack.enter_context(conversions_that_change_nothing())
             stack.enter_context(mode)
-        log = _Log(values)
-        stack.enter_context(log)
-        log.paths = stack.enter_context(_module_paths(model))
-        log.trace.parameters = {name: log.ref(p) for name, p in model.named_parameters()}
-        log.trace.buffers = {name: log.ref(b) for name, b in model.named_buffers()}
-        log.start()
-        results = trees.tensors(_run(model, log.paths, *given[0], **given[1]))
-        log.trace.outputs = [log.ref(tensor) for tensor in results]
-    return log.trace
+        logger = CallLogger(model, values=values)
+        stack.enter_context(logger)
+        logger.paths = stack.enter_context(_module_paths(model))
+        output = _run(model, logger.paths, given_args, given_kwargs)
+        logger.trace.outputs = [logger.ref(tensor) for tensor in trees.tensors(output)]
+    return logger.trace
 
 
-def _run(model: nn.Module, paths: list[str], *args: Any, **kwargs: Any) -> Any:
-    code = model.graph._codegen if isinstance(model, EmittedModule) else None
-    if not isinstance(model, EmittedModule) or not isinstance(code, SignatureCodeGen):
+def _run(model: nn.Module, paths: list[str], args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    signature = signature_of_graph(model.graph) if isinstance(model, EmittedModule) else None
+    if not isinstance(model, EmittedModule) or signature is None:
         return model(*args, **kwargs)
-    flat = code.signature.flatten(code.signature.bind(*args, **kwargs))
-    return _WithPaths(model, paths).run(*flat, enable_io_processing=False)
+    flat = signature.flatten(signature.bind(*args, **kwargs))
+    return _PathInterpreter(model, paths).run(*flat, enable_io_processing=False)
 
 
-class _WithPaths(fx.Interpreter):
-    """Runs a captured graph; exported nodes know the module that they came from, which no longer runs itself."""
+class _PathInterpreter(fx.Interpreter):
+    """Runs a captured graph and keeps the path of the module that each node came from.
+
+    A module whose operations were captured one by one no longer runs itself, so that hooks on it would say nothing.
+    """
 
     def __init__(self, module: EmittedModule, paths: list[str]) -> None:
         super().__init__(module)
         self.paths = paths
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         self.paths.append(module_path(n))
         try:
             return super().run_node(n)
@@ -153,13 +240,13 @@ class _WithPaths(fx.Interpreter):
 
 @contextmanager
 def _module_paths(model: nn.Module) -> Iterator[list[str]]:
-    """A list whose last entry is the path of the module that runs."""
+    """Yield a list whose last entry is the path of the module that runs."""
     stack = [""]
 
     def entering(path: str) -> Callable[..., None]:
         return lambda *_: stack.append(path)
 
-    def leaving(*_: Any) -> None:
+    def leaving(*_: object) -> None:
         stack.pop()
 
     hooks = []
@@ -171,49 +258,3 @@ def _module_paths(model: nn.Module) -> Iterator[list[str]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, values: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.trace = Trace(values=[] if values else None)
-        self.paths = [""]
-        self._of_weights = set[int]()
-        self._seen: dict[int, tuple[Ref, torch.Tensor]] = {}  # tensors are kept, so that no id comes twice
-
-    def ref(self, value: torch.Tensor) -> Ref:
-        known = self._seen.get(id(value))
-        if known is None:
-            known = self._seen[id(value)] = Ref(len(self.trace.shapes)), value
-            self.trace.shapes.append(tuple(value.shape))
-            self.trace.dtypes.append(value.dtype)
-        return known[0]
-
-    def _refs(self, tree: Any) -> Any:
-        return trees.map_tensors(self.ref, tree)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        given = self._refs((args, kwargs))
-        out = func(*args, **kwargs)
-        if func in _COPIES:
-            self._seen.setdefault(id(out), (given[0][0], out))
-        elif func.namespace != "prim":
-            call = Call(func, given[0], given[1], self._refs(out), self.paths[-1])
-            self.trace.calls.append(call)
-            if self.trace.values is not None:
-                self.trace.values.append(self._kept(call, out))
-        return out
-
-    def start(self) -> None:
-        """What has been seen by now are weights."""
-        self._of_weights = set(range(len(self.trace.shapes)))
-
-    def _kept(self, call: Call, out: Any) -> list[torch.Tensor | None]:
-        """Copies of the results, which later calls may write into; of weights there is no need of any."""
-        tensors = trees.tensors(out)
-        inputs = {ref.index for ref in call.inputs}
-        if inputs and inputs <= self._of_weights:
-            self._of_weights |= {ref.index for ref in call.outs}
-            return [None] * len(tensors)
-        return [tensor.detach().clone() for tensor in tensors]

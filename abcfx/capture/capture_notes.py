@@ -1,9 +1,6 @@
-"""What a capture leaves out of the graph on purpose, said in its notes: hooks, checkpoints."""
+"""Notes on what a capture leaves out of the graph on purpose: hooks, checkpoints, checks of tensor values."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
@@ -13,15 +10,18 @@ CHECKPOINTS = (
     "activation checkpointing in forward (torch.utils.checkpoint) is not part of the graph: its operations are, and "
     "keep their activations; torch.utils.checkpoint around calls of the module saves that memory"
 )
+# How many modules a note names.
 _NAMED = 3
 _LIBRARIES = ("torch.", "transformers.")
 
 
 def hook_notes(model: nn.Module, module: EmittedModule, *, root: bool) -> tuple[str, ...]:
-    """Notes on hooks of modules that the graphs do not call as modules.
+    """Return notes on hooks of modules that the graphs do not call as modules.
 
     Args:
-        root: the model's own hooks ran while it was captured.
+        model: the model that was captured.
+        module: the module that the capture emitted.
+        root: True if the model's own hooks ran while it was captured.
     """
     called = {str(node.target) for graph in module.graphs for node in graph.find_nodes(op="call_module")}
     if ROOT_LEAF in called:
@@ -31,9 +31,9 @@ def hook_notes(model: nn.Module, module: EmittedModule, *, root: bool) -> tuple[
     for path, each in model.named_modules():
         if "" in called or any((path + ".").startswith(leaf + ".") for leaf in called):
             continue
-        if _users(each, "_forward_hooks", "_forward_pre_hooks") and (path or root):
+        if _user_hooks(each, "_forward_hooks", "_forward_pre_hooks") and (path or root):
             forward.append(path)
-        if _users(each, "_backward_hooks", "_backward_pre_hooks"):
+        if _user_hooks(each, "_backward_hooks", "_backward_pre_hooks"):
             backward.append(path)
     notes = []
     if forward:
@@ -47,15 +47,15 @@ def hook_notes(model: nn.Module, module: EmittedModule, *, root: bool) -> tuple[
 
 
 def checks_note(places: list[str]) -> tuple[str, ...]:
-    """A note on checks of tensor values, at these source lines."""
+    """Return the note on checks of tensor values at these source lines; none for no lines."""
     if not places:
         return ()
     shown = "; ".join(dict.fromkeys(places))
     return (f"checks of tensor values are not part of the graph, which runs as if they passed: {shown}",)
 
 
-def _users(module: nn.Module, *kinds: str) -> list[Callable[..., Any]]:
-    """The module's hooks of these kinds but for torch's and transformers' own, which belong to the graph."""
+def _user_hooks(module: nn.Module, *kinds: str) -> list[object]:
+    """Return the module's hooks of these kinds, without torch's and transformers' own, which belong to the graph."""
     hooks = [hook for kind in kinds for hook in getattr(module, kind, {}).values()]
     return [hook for hook in hooks if not (getattr(hook, "__module__", None) or "").startswith(_LIBRARIES)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
@@ -12,13 +11,13 @@ from abcfx.capture.emitted import EmittedModule
 
 @dataclass(frozen=True)
 class CapturedGraph:
-    """A model as graphs.
+    """A model together with the graphs that were captured of it.
 
     Attributes:
         model: the model that was captured, unchanged.
         module: the graphs with the model's own Parameters, names and signature; see `EmittedModule`.
-        method: "symbolic", "export" or "record".
-        notes: what the report must say: defaults taken, dummy inputs used, what was dropped.
+        method: the way of capturing that gave them: "symbolic", "export" or "record".
+        notes: what the report must say: defaults taken, dummy inputs used, effects left out.
         args: example positional inputs, if any.
         kwargs: example keyword inputs, if any.
     """
@@ -27,5 +26,5 @@ class CapturedGraph:
     module: EmittedModule
     method: str
     notes: tuple[str, ...] = ()
-    args: tuple[Any, ...] | None = None
-    kwargs: dict[str, Any] | None = None
+    args: tuple[object, ...] | None = None
+    kwargs: dict[str, object] | None = None

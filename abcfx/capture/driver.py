@@ -1,44 +1,49 @@
-"""`capture`: the one way from a model to its graphs; every way of capturing in turn, each checked before it is used."""
+"""`capture`, the one way from a model to its graphs: tries the ways of capturing in turn and checks each result."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import nn
 
 from abcfx.capture.capture_notes import CHECKPOINTS, hook_notes
 from abcfx.capture.captured import CapturedGraph
+from abcfx.capture.copying import refuse_lazy
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.examples import OpenSizes, canonical, tiled
 from abcfx.capture.export import capture_export
 from abcfx.capture.leaves import is_composite
+from abcfx.capture.options import CaptureMethod
 from abcfx.capture.patches import checkpoints_noticed
 from abcfx.capture.record import capture_record
 from abcfx.capture.shapes import propagate_shapes
-from abcfx.capture.signature import signature_of
-from abcfx.capture.state import quiet_torch, rare_collections, refuse_lazy
+from abcfx.capture.signature import opaque_signature_of
+from abcfx.capture.state import quiet_torch, rare_collections
 from abcfx.capture.symbolic import capture_symbolic
 from abcfx.capture.verify import own_failure
 from abcfx.capture.verify import verify as verify_graphs
 from abcfx.errors import CaptureError, InvalidInputError
+from abcfx.support.choices import choose
 
-METHODS = ("auto", "symbolic", "export", "record", "record_values")
-_Capture = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[EmittedModule, tuple[str, ...]]]
-_Attempt = Callable[[], tuple[EmittedModule, tuple[str, ...]]]
+Mode = Literal["train", "eval"]
+
+# The module that a way of capturing emitted, and its notes.
+Emitted = tuple[EmittedModule, tuple[str, ...]]
 
 
 def capture(
     model: nn.Module,
-    args: Any = None,
-    kwargs: dict[str, Any] | None = None,
+    args: object = None,
+    kwargs: Mapping[str, object] | None = None,
     *,
-    method: str = "auto",
+    method: CaptureMethod = "auto",
     verify: bool = True,
-    modes: tuple[str, ...] = ("train", "eval"),
+    modes: tuple[Mode, ...] = ("train", "eval"),
     sizes: OpenSizes = "free",
 ) -> CapturedGraph:
     """Turn a model into graphs that are called exactly like it.
@@ -56,39 +61,78 @@ def capture(
 
     Raises:
         CaptureError: no way of capturing gave a correct graph; names the line of the model that is the cause.
+        InvalidInputError: an option or the example inputs are malformed, or the model has no weights yet.
+
+    Example:
+        >>> captured = capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()))
+        >>> captured.method, [str(node) for node in captured.module.graph.nodes]
+        ('symbolic', ['input_1', '_0', '_1', 'output'])
     """
-    if method not in METHODS:
-        raise InvalidInputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    method = choose("method", method, get_args(CaptureMethod))
     if not modes or set(modes) - {"train", "eval"}:
         raise InvalidInputError(f"modes must be some of 'train', 'eval', got {modes!r}")
     refuse_lazy(model)
-    args, kwargs = canonical(args, kwargs)
+    examples = _Examples(model, *canonical(args, kwargs))
     notes: tuple[str, ...] = ()
-    if args is None and (dummy := _dummy_inputs(model)) is not None:
-        args, kwargs = (), dummy
+    if examples.args is None and (dummy := _dummy_inputs(model)) is not None:
+        examples = _Examples(model, (), dummy)
         notes = (f"no example inputs: the model's own dummy_inputs were used ({', '.join(dummy)})",)
     flags = tuple(mode == "train" for mode in modes)
-    attempts = _attempts(model, args, kwargs, flags, sizes)
+    attempts = _attempts(examples, flags, sizes)
     if method == "auto":
-        attempts.pop("record_values", None)
+        attempts = [attempt for attempt in attempts if attempt.automatic]
     else:
-        attempts = {name: attempt for name, attempt in attempts.items() if name.split(",")[0] == method}
+        attempts = [attempt for attempt in attempts if attempt.method == method]
     if not attempts:
-        raise InvalidInputError(f"method={method!r} needs example inputs: capture(model, args, kwargs)")
-    failures: dict[str, str] = {}
+        raise InvalidInputError(f"method={method!r} needs example inputs.\n  To fix: capture(model, args, kwargs)")
+    return _first_correct(examples, attempts, flags if verify else (), notes)
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """A model with example inputs; both are None when there are none."""
+
+    model: nn.Module
+    args: tuple[object, ...] | None
+    kwargs: dict[str, object] | None
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One way to capture the model.
+
+    Attributes:
+        method: the way's name among the methods that a user can ask for.
+        run: captures the model.
+        automatic: True if the way is tried without being asked for.
+        sizes_fixed: True if only the batch stays open.
+    """
+
+    method: CaptureMethod
+    run: Callable[[], Emitted]
+    automatic: bool = True
+    sizes_fixed: bool = False
+
+
+def _first_correct(
+    examples: _Examples, attempts: Sequence[_Attempt], verified_modes: tuple[bool, ...], notes: tuple[str, ...]
+) -> CapturedGraph:
+    """Return the result of the first attempt that gives a correct graph, if possible one that shows all layers."""
+    model, args, kwargs = examples.model, examples.args, examples.kwargs
+    failures: list[tuple[_Attempt, CaptureError]] = []
     kept: CapturedGraph | None = None
-    for name, attempt in attempts.items():
+    for attempt in attempts:
         try:
             with quiet_torch(), rare_collections(), checkpoints_noticed() as checkpoints:
-                module, more = attempt()
-            more += hook_notes(model, module, root=name != "symbolic")
+                module, more = attempt.run()
+            more += hook_notes(model, module, root=attempt.method != "symbolic")
             more += (CHECKPOINTS,) if checkpoints else ()
-            if verify and args is not None and kwargs is not None:
-                more += verify_graphs(model, module, args, kwargs, modes=flags)
+            if verified_modes and args is not None and kwargs is not None:
+                more += verify_graphs(model, module, args, kwargs, modes=verified_modes)
         except CaptureError as error:
-            failures[name] = str(error)
+            failures.append((attempt, error))
             continue
-        result = CapturedGraph(model, module, name.split(",")[0].removesuffix("_values"), notes + more, args, kwargs)
+        result = CapturedGraph(model, module, attempt.method.removesuffix("_values"), notes + more, args, kwargs)
         if not _hides_layers(module) or len(attempts) == 1:
             return result
         # torch.nn.Transformer and its like came out as single nodes: right, but another way may show their inside.
@@ -96,68 +140,82 @@ def capture(
     if kept is not None:
         return kept
     if args is not None and kwargs is not None and (own := own_failure(model, args, kwargs)):
-        lines = "\n".join(dict.fromkeys(line for text in failures.values() for line in text.splitlines()[1:2]))
-        raise CaptureError(f"{type(model).__name__} does not run on its example inputs: {own}\n{lines}".rstrip())
-    raise CaptureError(_all_failed(model, failures, args is None))
+        raise _no_run(examples, failures, own)
+    raise _all_failed(examples, failures)
 
 
-def _attempts(
-    model: nn.Module,
-    args: tuple[Any, ...] | None,
-    kwargs: dict[str, Any] | None,
-    flags: tuple[bool, ...],
-    sizes: OpenSizes,
-) -> dict[str, _Attempt]:
-    attempts: dict[str, _Attempt] = {"symbolic": lambda: _symbolic(model, args, kwargs)}
-    if args is not None and kwargs is not None:
-        given, named = args, kwargs
-        attempts["export"] = lambda: _with_larger_batch(
-            partial(capture_export, modes=flags, sizes=sizes), model, given, named
-        )
-        attempts["record"] = lambda: _with_larger_batch(
-            partial(capture_record, modes=flags, sizes=sizes), model, given, named
-        )
-        # Python code that needs plain numbers for sizes (a dict keyed by a length) gets them in all dims but the batch.
-        attempts["export, sizes fixed"] = partial(_fixed, capture_export, model, given, named, flags)
-        attempts["record, sizes fixed"] = partial(_fixed, capture_record, model, given, named, flags)
-        attempts["record_values"] = lambda: capture_record(model, given, named, modes=flags, values=True)
-    return attempts
+def _attempts(examples: _Examples, flags: tuple[bool, ...], sizes: OpenSizes) -> list[_Attempt]:
+    """List the ways to capture the model in the order in which they are tried.
 
-
-def _symbolic(
-    model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None
-) -> tuple[EmittedModule, tuple[str, ...]]:
-    module, signature, examples, notes = capture_symbolic(model, args, kwargs)
+    Args:
+        examples: the model and its inputs. Without inputs symbolic tracing is the only way.
+        flags: the modes to capture, True for train mode.
+        sizes: the sizes that stay open.
+    """
+    attempts = [_Attempt("symbolic", partial(_symbolic, examples))]
+    model, args, kwargs = examples.model, examples.args, examples.kwargs
     if args is None or kwargs is None:
+        return attempts
+
+    def running(way: _RunningWay, open_sizes: OpenSizes) -> Callable[[], Emitted]:
+        return lambda: _with_larger_batch(partial(way, model, modes=flags, sizes=open_sizes), args, kwargs)
+
+    return [
+        *attempts,
+        _Attempt("export", running(capture_export, sizes)),
+        _Attempt("record", running(capture_record, sizes)),
+        # Python code that needs plain numbers for sizes (a dict keyed by a length) gets them in all dims but the batch.
+        _Attempt("export", running(capture_export, "batch"), sizes_fixed=True),
+        _Attempt("record", running(capture_record, "batch"), sizes_fixed=True),
+        _Attempt(
+            "record_values",
+            lambda: capture_record(model, args, kwargs, modes=flags, values=True),
+            automatic=False,
+        ),
+    ]
+
+
+class _RunningWay(Protocol):
+    """A way of capturing that runs the model on its example inputs."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        /,
+        *,
+        modes: tuple[bool, ...],
+        sizes: OpenSizes,
+    ) -> Emitted: ...
+
+
+def _symbolic(examples: _Examples) -> Emitted:
+    """Trace the model, and put shapes on the nodes where there are example inputs."""
+    module, signature, slot_values, notes = capture_symbolic(examples.model, examples.args, examples.kwargs)
+    if examples.args is None or examples.kwargs is None:
         return module, notes
-    _, larger = signature_of(model, *tiled(args, kwargs), opaque=True)
+    _, larger = opaque_signature_of(examples.model, *tiled(examples.args, examples.kwargs))
     without_shapes = propagate_shapes(module, signature.slots, larger)
     if without_shapes:
-        without_shapes = propagate_shapes(module, signature.slots, examples)
+        without_shapes = propagate_shapes(module, signature.slots, slot_values)
     return module, notes + without_shapes
 
 
 def _with_larger_batch(
-    capture_with: _Capture, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[EmittedModule, tuple[str, ...]]:
+    capture_on: Callable[[tuple[object, ...], dict[str, object]], Emitted],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+) -> Emitted:
+    """Capture on inputs whose batch is not mistaken for a constant; on the inputs as they are where that fails."""
     larger = tiled(args, kwargs)
     try:
-        return capture_with(model, *larger)
+        return capture_on(*larger)
     except CaptureError:
         if larger[0] is args and larger[1] is kwargs:
             raise
         # The first dim was not a batch after all.
-        return capture_with(model, args, kwargs)
-
-
-def _fixed(
-    capture_with: Callable[..., tuple[EmittedModule, tuple[str, ...]]],
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    flags: tuple[bool, ...],
-) -> tuple[EmittedModule, tuple[str, ...]]:
-    return _with_larger_batch(partial(capture_with, modes=flags, sizes="batch"), model, args, kwargs)
+        return capture_on(args, kwargs)
 
 
 def _hides_layers(module: EmittedModule) -> bool:
@@ -168,8 +226,11 @@ def _hides_layers(module: EmittedModule) -> bool:
     )
 
 
-def _dummy_inputs(model: nn.Module) -> dict[str, Any] | None:
-    """The inputs that a Hugging Face model offers, unless its forward takes others (every model offers token ids)."""
+def _dummy_inputs(model: nn.Module) -> dict[str, object] | None:
+    """Return the inputs that a Hugging Face model offers, unless its forward takes others.
+
+    Every such model offers token ids, also one for images.
+    """
     inputs = getattr(model, "dummy_inputs", None)
     if not isinstance(inputs, dict):
         return None
@@ -181,12 +242,22 @@ def _dummy_inputs(model: nn.Module) -> dict[str, Any] | None:
     return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
-def _all_failed(model: nn.Module, failures: dict[str, str], no_inputs: bool) -> str:
-    tried = "\n".join(f"- {name}: {failure}" for name, failure in failures.items() if "sizes fixed" not in name)
+def _no_run(examples: _Examples, failures: Sequence[tuple[_Attempt, CaptureError]], own: str) -> CaptureError:
+    """Say that the model itself does not run, with the lines of its source at which attempts failed."""
+    lines = list(dict.fromkeys(error.line for _, error in failures if error.line))
+    text = "".join(f"\n    {line}" for line in lines)
+    return CaptureError(
+        f"{type(examples.model).__name__} does not run on its example inputs: {own}{text}", lines[0] if lines else ""
+    )
+
+
+def _all_failed(examples: _Examples, failures: Sequence[tuple[_Attempt, CaptureError]]) -> CaptureError:
+    tried = "\n".join(f"- {attempt.method}: {error}" for attempt, error in failures if not attempt.sizes_fixed)
     advice = (
         "give example inputs (args=..., kwargs=...), so that torch.export and the recorder can take the model"
-        if no_inputs
+        if examples.args is None
         else "take branches on tensor values out of forward (torch.where, torch.cond, an argument fixed in __init__); "
         'or, where the branches taken for these inputs are the right ones for all, capture="record_values"'
     )
-    return f"{type(model).__name__} could not be captured.\n{tried}\nWhat to do: {advice}."
+    line = next((error.line for _, error in reversed(failures) if error.line), "")
+    return CaptureError(f"{type(examples.model).__name__} could not be captured.\n{tried}\n  To fix: {advice}.", line)

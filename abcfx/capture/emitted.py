@@ -1,4 +1,4 @@
-"""The module that capture emits: the model's own hierarchy and Parameters under one fx.Graph per mode."""
+"""The module that a capture emits: the model's own hierarchy and Parameters with one fx.Graph for each mode."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import inspect
 import itertools
 import linecache
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -17,21 +16,24 @@ from abcfx.errors import InvalidInputError
 from abcfx.support import trees
 from abcfx.support.location import location
 
+# Name under which graphs call a model that is itself a single torch.nn module.
 ROOT_LEAF = "_root_leaf"
 _counter = itertools.count()
+# Attributes that belong to a graph or to generated code, which copies and unpickled modules make anew.
 _NOT_COPIED = ("_graph", "eval_graph", "_code", "_compiled_call_impl")
 
 
 class EmittedModule(fx.GraphModule):
     """A GraphModule with a graph for train mode and, where it differs, one for eval mode.
 
-    It holds the same Parameters, buffers and submodules as the model it was captured from, used by a graph or
-    not, under the same names; as with `torch.fx.symbolic_trace`, submodules are shared with that model.
+    It holds the same Parameters, buffers and submodules as the model it was captured from, under the same names,
+    whether a graph uses them or not. As with `torch.fx.symbolic_trace`, submodules are shared with that model.
 
     Args:
         root: the model whose parameters, buffers and submodules are taken over.
         graph: the graph of train mode, or of both modes.
         eval_graph: the graph of eval mode when it differs.
+        class_name: name of the generated class, by default that of the model.
         constants: tensors that the graphs refer to by name and that the model does not hold.
     """
 
@@ -56,6 +58,7 @@ class EmittedModule(fx.GraphModule):
         self.graph = graph
 
     def _adopt(self, root: nn.Module) -> None:
+        """Register the model's own parameters, buffers and submodules."""
         for name, parameter in root._parameters.items():
             self.register_parameter(name, parameter)
         for name, buffer in root._buffers.items():
@@ -64,7 +67,7 @@ class EmittedModule(fx.GraphModule):
             self.add_module(name, module) if module is not None else self.register_module(name, None)
 
     def _take_plain_tensors(self, root: nn.Module, *graphs: fx.Graph | None) -> None:
-        """Tensors that the model keeps as plain attributes stay plain attributes: they do not move with `.to`."""
+        """Copy tensors that the model keeps as plain attributes: they stay so, and do not move with `.to`."""
         for graph in graphs:
             for node in graph.nodes if graph is not None else ():
                 if node.op in ("get_attr", "call_module"):
@@ -75,8 +78,8 @@ class EmittedModule(fx.GraphModule):
     def hold_root_leaf(self, leaf: nn.Module) -> None:
         """Let graphs call a model that is itself one torch.nn module as `call_module` of `ROOT_LEAF`.
 
-        The shell shares this module's own dicts of parameters, buffers and submodules, so that it follows every
-        `.to` and `load_state_dict`; it is not registered, so that no name changes.
+        The shallow copy of it shares this module's own dicts of parameters, buffers and submodules, so that it follows
+        every `.to` and `load_state_dict`. It is not registered, so that no name changes.
         """
         shell = copy.copy(leaf)
         for inner in ("_parameters", "_buffers", "_modules"):
@@ -85,7 +88,7 @@ class EmittedModule(fx.GraphModule):
 
     @property
     def graphs(self) -> tuple[fx.Graph, ...]:
-        """The graphs a pass has to edit: train, and eval where it differs."""
+        """The graphs that a pass has to edit: train, and eval where it differs."""
         return (self.graph,) if self.eval_graph is None else (self.graph, self.eval_graph)
 
     def train(self, mode: bool = True) -> EmittedModule:
@@ -96,22 +99,23 @@ class EmittedModule(fx.GraphModule):
         return self
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> EmittedModule:
-        """Every conversion comes through here. A graph that names dtypes cannot follow one to a smaller dtype."""
-        first = next((p for p in self.parameters() if p.is_floating_point()), None)
+        """Refuse a conversion to a smaller dtype if a graph names the old one; torch makes every conversion here."""
+        first = next((each for each in self.parameters() if each.is_floating_point()), None)
         if first is not None:
             wanted = fn(torch.empty(0, dtype=first.dtype, device=first.device)).dtype
             smaller = wanted.is_floating_point and torch.finfo(wanted).bits < torch.finfo(first.dtype).bits
-            if smaller and (node := self._names_dtype(first.dtype)) is not None:
+            if smaller and (node := self._node_naming(first.dtype)) is not None:
                 raise InvalidInputError(
                     f"This graph was captured with {first.dtype} weights and names that dtype: {location(node)}.\n"
-                    f"  It cannot be converted to {wanted}. To fix: convert the model before,\n"
-                    f"  abcfx.transform(model.to({wanted}), ...); or train it under torch.autocast."
+                    f"  It cannot be converted to {wanted}.\n"
+                    f"  To fix: convert the model before, abcfx.transform(model.to({wanted}), ...); or train it under "
+                    f"torch.autocast."
                 )
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def _names_dtype(self, dtype: torch.dtype) -> fx.Node | None:
-        """A node that has the dtype among its arguments."""
+    def _node_naming(self, dtype: torch.dtype) -> fx.Node | None:
+        """Find a node that has the dtype among its arguments."""
         for graph in self.graphs:
             for node in list[fx.Node](graph.nodes):
                 if any(leaf is dtype for leaf in trees.leaves((node.args, node.kwargs))):
@@ -119,16 +123,16 @@ class EmittedModule(fx.GraphModule):
         return None
 
     def recompile(self) -> fx.graph.PythonCode:
-        """Regenerate the code of both graphs; needed after any edit. `.code` is the train graph's."""
+        """Generate the code of both graphs anew, needed after any edit; `.code` is the train graph's."""
         code = super().recompile()
         if self.eval_graph is not None:
             self.eval_graph.owning_module = self
-            # GraphModule makes a class per instance, which is what lets an instance have a forward of its own.
-            cls: Any = type(self)
-            cls.forward = _dispatch(cls.forward, _compile_forward(self.eval_graph))
+            # GraphModule makes a class for each instance, so that each may have a forward of its own.
+            forward = _dispatch(type(self).forward, _compile_forward(self.eval_graph))
+            type(self).forward = forward
         return code
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> EmittedModule:
+    def __deepcopy__(self, memo: dict[int, object]) -> EmittedModule:
         new = _blank(type(self).__name__)
         memo[id(self)] = new
         state = {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
@@ -138,7 +142,7 @@ class EmittedModule(fx.GraphModule):
         new.graph = copy.deepcopy(self.graph)
         return new
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickle the graphs themselves; GraphModule would write code and trace it again, which loses their meta."""
         state = {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
         state["_compiled_call_impl"] = None
@@ -153,13 +157,13 @@ class EmittedModule(fx.GraphModule):
 
 
 def _blank(class_name: str) -> EmittedModule:
-    """An instance to be filled in; GraphModule makes a class for each, which is named after the captured model."""
+    """Make an instance to be filled in; GraphModule makes a class for it, which gets the captured model's name."""
     new = EmittedModule.__new__(EmittedModule)
     type(new).__name__ = class_name
     return new
 
 
-def _unpickle(name: str, state: dict[str, Any], train: GraphData, evaluate: GraphData | None) -> EmittedModule:
+def _unpickle(name: str, state: dict[str, object], train: GraphData, evaluate: GraphData | None) -> EmittedModule:
     new = _blank(name)
     new.__dict__.update(state)
     new.eval_graph = graph_from_data(evaluate) if evaluate is not None else None
@@ -167,8 +171,10 @@ def _unpickle(name: str, state: dict[str, Any], train: GraphData, evaluate: Grap
     return new
 
 
-def _dispatch(train: Callable[..., Any], evaluate: Callable[..., Any]) -> Callable[..., Any]:
-    def forward(self: EmittedModule, *args: Any, **kwargs: Any) -> Any:
+def _dispatch(train: Callable[..., object], evaluate: Callable[..., object]) -> Callable[..., object]:
+    """Return a forward that runs one function in train mode and the other in eval mode."""
+
+    def forward(self: EmittedModule, *args: object, **kwargs: object) -> object:
         if self.training:
             return train(self, *args, **kwargs)
         return evaluate(self, *args, **kwargs)
@@ -177,12 +183,12 @@ def _dispatch(train: Callable[..., Any], evaluate: Callable[..., Any]) -> Callab
     return forward
 
 
-def _compile_forward(graph: fx.Graph) -> Callable[..., Any]:
+def _compile_forward(graph: fx.Graph) -> Callable[..., object]:
     code = graph.python_code(root_module="self")
     # The same kind of file name as GraphModule's own, so that torch's error reporting recognises generated code.
     filename = f"<eval_with_key>.abcfx_eval_{next(_counter)}"
     linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)
     namespace = dict(code.globals)
     exec(compile(code.src, filename, "exec", dont_inherit=True), namespace)
-    forward: Callable[..., Any] = namespace["forward"]
+    forward: Callable[..., object] = namespace["forward"]
     return forward

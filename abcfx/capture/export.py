@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager, ExitStack, redirect_stderr
-from typing import Any
 
 import torch
 from torch import fx, nn
 
+from abcfx.capture.codegen import SignatureCodeGen
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.examples import OpenSizes, free_dims
 from abcfx.capture.fake import off_meta, replace_weights
 from abcfx.capture.graphs import merge_constants, same_graph
-from abcfx.capture.guards import guards_of
+from abcfx.capture.guards import guards_of_export
 from abcfx.capture.modes import modes_agree
 from abcfx.capture.patches import (
     answers_as_eager,
@@ -25,56 +25,44 @@ from abcfx.capture.patches import (
     plain_call_of_checkpoint,
 )
 from abcfx.capture.rebuild import Rebuild
-from abcfx.capture.signature import Signature, SignatureCodeGen, signature_of
-from abcfx.capture.state import both_modes_restored, no_hidden_randomness, preserved, preserved_rng, set_mode
+from abcfx.capture.signature import Signature, signature_of
+from abcfx.capture.state import no_hidden_randomness, preserved
 from abcfx.capture.structure import Part, take_apart
 from abcfx.errors import CaptureError
 from abcfx.support.location import user_line
+from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
 
-
-class _Recipe:
-    """Keeps what the model's output is made of, outside of the module, whose attributes an export restores."""
-
-    output: Part | None = None
-
-
-class _FlatCall(nn.Module):
-    """Calls the model with flat tensors, so that torch.export sees neither its signature nor its containers."""
-
-    def __init__(self, model: nn.Module, signature: Signature) -> None:
-        super().__init__()
-        self.model = model
-        self.signature = signature
-        self.recipe = _Recipe()
-        self.training = model.training
-
-    def forward(self, *flat: Any) -> Any:
-        values = self.signature.rebuild(dict(zip(self.signature.slots, flat, strict=True)))
-        with no_hidden_randomness():
-            outputs, self.recipe.output = take_apart(self.signature.call(self.model, values))
-        return tuple(outputs)
+# How many places may hear one by one that the model is compiled, before all of them do.
+_CONCESSIONS = 3
 
 
 def capture_export(
     model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
     *,
     modes: tuple[bool, ...],
     sizes: OpenSizes = "free",
 ) -> tuple[EmittedModule, tuple[str, ...]]:
-    """Export the model in the given modes (True is train).
+    """Export the model in the given modes.
 
     Args:
-        sizes: which sizes the graph leaves open, see `free_dims`.
+        model: the model.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+        modes: True for train mode, False for eval mode, in any order.
+        sizes: the sizes that the graph leaves open, see `free_dims`.
+
+    Returns:
+        The emitted module, and no notes.
 
     Raises:
-        CaptureError: torch.export cannot take the model, or it has a custom autograd.Function, whose gradient
+        CaptureError: torch.export cannot take the model, or the model has a custom autograd.Function, whose gradient
             an export would silently replace; names the line of the model's source.
     """
     signature, examples = signature_of(model, args, kwargs)
     graphs: dict[bool, fx.Graph] = {}
-    attributes: dict[str, Any] = {}
+    attributes: dict[str, object] = {}
     told: set[str] = set()
     if len(modes) == 2 and modes_agree(model, signature, examples):
         modes = modes[:1]
@@ -95,14 +83,15 @@ def capture_export(
     return module, ()
 
 
-_CONCESSIONS = 3
-
-
 def _as_trained(export: Callable[[], fx.Graph], told: set[str]) -> fx.Graph:
-    """The graph of the path that the model takes in training, as far as that can be exported.
+    """Export the path that the model takes in training, as far as that can be exported.
 
-    Where an export fails, the place that asked last whether the model is compiled is told the truth (`told`), so that
-    only there another path is taken; after a few such places all are.
+    A model may ask torch whether it is compiled, and it hears no. Where an export fails, the place that asked last is
+    told the truth from then on, so that another path is taken only there; after a few such places all are told.
+
+    Args:
+        export: makes one export.
+        told: the places that are told the truth; grows.
     """
     for _ in range(_CONCESSIONS):
         with answers_as_eager(told) as asked:
@@ -119,24 +108,26 @@ def _as_trained(export: Callable[[], fx.Graph], told: set[str]) -> fx.Graph:
 def _export(
     model: nn.Module,
     signature: Signature,
-    examples: Mapping[str, Any],
-    attributes: dict[str, Any],
+    examples: Mapping[str, torch.Tensor],
+    attributes: MutableMapping[str, object],
     sizes: OpenSizes,
 ) -> fx.Graph:
+    """Export the model in its present mode.
+
+    Args:
+        attributes: tensors and sub-graphs that graphs refer to by name; grows.
+    """
     wrapper = _FlatCall(model, signature)
     flat = off_meta(tuple(examples[name] for name in signature.slots))
     free = free_dims(examples, sizes=sizes)
     dims = tuple(dict.fromkeys(sorted(free[name]), torch.export.Dim.AUTO) for name in signature.slots)
-
-    def refuse(original: Callable[..., Any], cls: type, args: Any, kwargs: Any) -> Any:
-        call = plain_call_of_checkpoint(cls, args)
-        if call is not None:
-            return call()
-        if is_torchs_own(cls):
-            return original(*args, **kwargs)
-        raise CaptureError(f"{cls.__name__} is a custom autograd.Function, whose gradient an export would replace")
-
-    with preserved(model), preserved_rng(), warnings.catch_warnings(), function_applies(refuse), ExitStack() as stack:
+    with (
+        preserved(model),
+        preserved_rng(),
+        warnings.catch_warnings(),
+        function_applies(_without_custom_gradients),
+        ExitStack() as stack,
+    ):
         stack.enter_context(_quiet())
         # Warnings here are about torch.export's own use of torch, not about anything the user can change.
         warnings.simplefilter("ignore")
@@ -145,31 +136,62 @@ def _export(
         try:
             program = torch.export.export(wrapper, flat, dynamic_shapes=(dims,), strict=False)
             exported = program.module()
-        except Exception as error:
-            raise _explain(model, error) from error
+        except Exception as error:  # torch.export runs the user's forward, and both may raise anything
+            raise _explained(model, error) from error
     assert wrapper.recipe.output is not None
     rebuilt = Rebuild(model, exported, signature.slots)
-    graph, found = rebuilt.graph, rebuilt.found
-    merge_constants(graph, found, attributes)
-    guards = guards_of(exported, program, signature.slots)
-    graph.set_codegen(SignatureCodeGen(signature.with_output(wrapper.recipe.output).with_guards(guards)))
-    return graph
+    merge_constants(rebuilt.graph, rebuilt.found, attributes)
+    guards = guards_of_export(exported, program, signature.slots)
+    whole = signature.with_output(wrapper.recipe.output).with_guards(guards)
+    rebuilt.graph.set_codegen(SignatureCodeGen(whole))
+    return rebuilt.graph
 
 
-def _quiet() -> AbstractContextManager[Any]:
-    """torch.export prints the graph it had got to when it fails."""
+class _Recipe:
+    """Holds the recipe of the model's output outside of the module, whose attributes an export restores."""
+
+    output: Part | None = None
+
+
+class _FlatCall(nn.Module):
+    """Calls the model with flat tensors, so that torch.export sees neither its signature nor its containers."""
+
+    def __init__(self, model: nn.Module, signature: Signature) -> None:
+        super().__init__()
+        self.model = model
+        self.signature = signature
+        self.recipe = _Recipe()
+        self.training = model.training
+
+    def forward(self, *flat: torch.Tensor) -> tuple[object, ...]:
+        values = self.signature.rebuild(dict(zip(self.signature.slots, flat, strict=True)))
+        with no_hidden_randomness():
+            outputs, self.recipe.output = take_apart(self.signature.call(self.model, values))
+        return tuple(outputs)
+
+
+def _without_custom_gradients(
+    original: Callable[..., object], cls: type, args: tuple[object, ...], kwargs: dict[str, object]
+) -> object:
+    """Refuse a custom autograd.Function; torch's own are run, and a reentrant checkpoint is left out."""
+    call = plain_call_of_checkpoint(cls, args)
+    if call is not None:
+        return call()
+    if is_torchs_own(cls):
+        return original(*args, **kwargs)
+    raise CaptureError(f"{cls.__name__} is a custom autograd.Function, whose gradient an export would replace")
+
+
+def _quiet() -> AbstractContextManager[object]:
+    """Swallow stderr: torch.export prints the graph it had got to when it fails."""
     return redirect_stderr(io.StringIO())
 
 
-def _explain(model: nn.Module, error: Exception) -> CaptureError:
+def _explained(model: nn.Module, error: Exception) -> CaptureError:
     line = user_line(error.__traceback__)
     where = f"\n    {line}" if line else ""
+    # Further lines of torch's messages advise on torch.export's settings, which a user of this package cannot change.
+    first = next((text.strip() for text in str(error).splitlines() if text.strip()), "")
     return CaptureError(
-        f"torch.export cannot take {type(model).__name__}:{where}\n    {type(error).__name__}: {_first_lines(error)}"
+        f"torch.export cannot take {type(model).__name__}:{where}\n    {type(error).__name__}: {first[:600]}", line
     )
-
-
-def _first_lines(error: Exception) -> str:
-    """torch's messages go on with advice on torch.export's own settings, which a user of this package cannot change."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "\n    ".join(lines[:1])[:600]

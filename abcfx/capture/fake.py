@@ -1,19 +1,16 @@
-"""Fake tensors and traced sizes: the only place that touches them.
+"""Fake tensors: tensors with a shape and without values, on which a model runs at no cost.
 
-torch has no public import for `FakeTensorMode`, nor for the expression behind a `torch.SymInt`; `ShapeEnv` is
-documented under torch.fx.experimental.
+torch has no public import for `FakeTensorMode`; `ShapeEnv` is documented under torch.fx.experimental.
 """
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import (
@@ -23,13 +20,12 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
-from abcfx.capture.graphs import at_front
-from abcfx.errors import CaptureError
 from abcfx.support import trees
 
-# What fake tensors raise when Python asks for a value.
-GUARD_ERRORS = (GuardOnDataDependentSymNode, DataDependentOutputException)
-SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+# The errors of fake tensors when Python asks for a value.
+VALUE_ERRORS = (GuardOnDataDependentSymNode, DataDependentOutputException)
+
+_Inputs = TypeVar("_Inputs")
 
 
 class FakeInputs:
@@ -37,7 +33,7 @@ class FakeInputs:
 
     Args:
         examples: the inputs by name.
-        free: which dims of each get a symbol; the others keep the size they have.
+        free: the dims of each input that get a symbol; the others keep the size they have.
     """
 
     def __init__(self, examples: Mapping[str, torch.Tensor], free: Mapping[str, frozenset[int]]) -> None:
@@ -47,19 +43,19 @@ class FakeInputs:
 
     def _fake(self, tensor: torch.Tensor, free: frozenset[int]) -> torch.Tensor:
         kinds = [DimDynamic.DUCK if dim in free else DimDynamic.STATIC for dim in range(tensor.dim())]
-        context: Any = StatelessSymbolicContext(dynamic_sizes=kinds)
+        context: StatelessSymbolicContext[..., object] = StatelessSymbolicContext(dynamic_sizes=kinds)
         return self.mode.from_tensor(tensor.detach(), symbolic_context=context)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Within the block, new tensors are fake too."""
+        """Make new tensors fake, too, within the block."""
         with self.mode, enable_python_dispatcher():
             yield
 
     def guards(self) -> list[str]:
-        """What the run assumed about sizes, as Python expressions over `L["t0"]`, `L["t1"]`, ... for the inputs."""
-        placeholders: list[Any] = list(self.tensors.values())
-        code = self.shapes.produce_guards_expression(placeholders, ignore_static=False) or "True"
+        """Return what the run assumed about sizes, as Python expressions over `L["t0"]`, `L["t1"]`, ... for inputs."""
+        inputs = cast("list[FakeTensor]", list(self.tensors.values()))
+        code = self.shapes.produce_guards_expression(inputs, ignore_static=False) or "True"
         # Layout in memory does not change what a graph computes, and torch.compile cannot read offsets.
         return [each for each in code.split(" and ") if "storage_offset" not in each and "stride" not in each]
 
@@ -91,8 +87,8 @@ def _fake_weight(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 
 
-def off_meta(inputs: Any) -> Any:
-    """Example inputs with tensors on the meta device replaced by zeros on the CPU."""
+def off_meta(inputs: _Inputs) -> _Inputs:
+    """Return example inputs with zeros on the CPU in the place of tensors on the meta device."""
 
     def real(tensor: torch.Tensor) -> torch.Tensor:
         return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
@@ -101,12 +97,12 @@ def off_meta(inputs: Any) -> Any:
 
 
 def constant_of(tensor: torch.Tensor) -> torch.Tensor | None:
-    """The value of a tensor that no recorded call made; None when it is fake and has none."""
+    """Return the value of a tensor that no recorded call made; None when the tensor is fake and has no value."""
     return tensor.constant if isinstance(tensor, FakeTensor) else tensor
 
 
-def recurrent_output(module: nn.Module, args: tuple[Any, ...]) -> Any:
-    """What a recurrent layer returns for a fake input; None for anything else.
+def recurrent_output(module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...] | None:
+    """Return the output of a recurrent layer for a fake input; None for any other module or input.
 
     torch's own rule for fake tensors loops over time, which would fix the length.
     """
@@ -122,89 +118,3 @@ def recurrent_output(module: nn.Module, args: tuple[Any, ...]) -> Any:
         sizes.append((module.num_layers * directions, *batch, module.hidden_size))
     y, *state = [x.new_empty(shape).requires_grad_(learns) for shape in sizes]
     return y, tuple(state) if isinstance(module, nn.LSTM) else state[0]
-
-
-class Sizes:
-    """Nodes that compute traced sizes out of the sizes of inputs."""
-
-    def __init__(self, graph: fx.Graph) -> None:
-        self.graph = graph
-        self._known: dict[Any, fx.Node | tuple[fx.Node, int]] = {}
-
-    def add_input(self, node: fx.Node, tensor: torch.Tensor) -> None:
-        """The symbols in an input's shape are read off it, when they are first needed."""
-        for dim, size in enumerate(tensor.shape):
-            if isinstance(size, torch.SymInt):
-                self._known.setdefault(size.node.expr, (node, dim))
-
-    def add_value(self, value: Any, node: fx.Node) -> None:
-        """A number that a call read out of a tensor, such as `.item()`."""
-        if value.node.expr.is_Symbol:
-            self._known.setdefault(value.node.expr, node)
-
-    def are_new(self, values: list[Any]) -> bool:
-        """True when some value is a symbol that no node gives yet."""
-        return any(isinstance(v, SYMBOLIC) and v.node.expr.is_Symbol and v.node.expr not in self._known for v in values)
-
-    def node_of(self, value: Any) -> Any:
-        """The node that computes a traced size, or the number if it turned out to be one."""
-        return self._expression(value.node.expr)
-
-    def _expression(self, expression: Any) -> Any:
-        known = self._known.get(expression)
-        if isinstance(known, fx.Node):
-            return known
-        if known is not None:
-            placeholder, dim = known
-            with at_front(self.graph):
-                node = self.graph.call_method("size", (placeholder, dim))
-            self._known[expression] = node
-            return node
-        if expression.is_Boolean and not expression.args:
-            return bool(expression)
-        if expression.is_number:
-            return int(expression) if expression.is_integer else float(expression)
-        name = expression.func.__name__
-        if expression.is_Symbol or name not in _UNARY.keys() | _FUNCTIONS.keys():
-            raise CaptureError(f"a size depends on {expression}, which cannot be recorded")
-        first, *rest = [self._expression(argument) for argument in expression.args]
-        if name in _UNARY:
-            return self._call(_UNARY[name], first)
-        function = _FUNCTIONS[name]
-        for other in rest:
-            first = self._call(function, first, other)
-        return first
-
-    def _call(self, function: Callable[..., Any], *args: Any) -> Any:
-        if not any(isinstance(argument, fx.Node) for argument in args):
-            return function(*args)
-        return self.graph.call_function(function, args)
-
-
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "Add": operator.add,
-    "Mul": operator.mul,
-    "Pow": operator.pow,
-    "PowByNatural": operator.pow,
-    "FloorDiv": operator.floordiv,
-    "CleanDiv": operator.floordiv,
-    "IntTrueDiv": operator.truediv,
-    "FloatTrueDiv": operator.truediv,
-    "Mod": operator.mod,
-    "PythonMod": operator.mod,
-    "Max": torch.sym_max,
-    "Min": torch.sym_min,
-    "FloatPow": operator.pow,
-}
-_UNARY: dict[str, Callable[..., Any]] = {
-    "ToFloat": torch.sym_float,
-    "FloorToInt": math.floor,
-    "CeilToInt": math.ceil,
-    "TruncToInt": int,
-    "RoundToInt": round,
-    "OpaqueUnaryFn_sqrt": math.sqrt,
-    "OpaqueUnaryFn_log": math.log,
-    "OpaqueUnaryFn_log2": math.log2,
-    "OpaqueUnaryFn_exp": math.exp,
-    "Abs": abs,
-}

@@ -1,14 +1,18 @@
-"""Gradients of one run, compared without being stored: random projections, and routes where even one is too large."""
+"""Compare the gradients of two runs without storing them.
+
+Most gradients are compared by random projections, `fingerprints`. For parameters so large that even one gradient of
+theirs takes too much memory, the operations that hand gradient to them are compared instead: their `routes`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import Node
 
 _SEED = 20_240
 # A parameter whose gradient takes more than this and more than this share of all weights (a tied token embedding) is
@@ -22,14 +26,15 @@ Routes = tuple[str, ...]
 
 
 def large_parameters(model: nn.Module) -> frozenset[str]:
-    """Names of the trained parameters whose gradient is too large to be computed for a check."""
-    sizes = {name: p.numel() * p.element_size() for name, p in model.named_parameters() if p.requires_grad}
+    """Return the names of the trained parameters whose gradient is too large to be computed for a check."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    sizes = {name: parameter.numel() * parameter.element_size() for name, parameter in trained.items()}
     limit = max(_LARGE_BYTES, _LARGE_SHARE * sum(sizes.values()))
     return frozenset(name for name, size in sizes.items() if size > limit)
 
 
 class Gradients:
-    """What one backward left behind, small enough to keep.
+    """The gradients of one backward, reduced to what is small enough to keep.
 
     Args:
         model: the model whose parameters get the gradients.
@@ -41,14 +46,14 @@ class Gradients:
     """
 
     def __init__(self, model: nn.Module, large: frozenset[str]) -> None:
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
         self.large = large
         self.fingerprints: dict[str, torch.Tensor] = {}
         self.routes: dict[str, Routes] = {}
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Within the block, gradients become fingerprints as soon as they are there; `.grad` is as it was after it."""
+        """Turn each gradient into a fingerprint as soon as it is there; on exit every `.grad` is as it was."""
         saved = [(parameter, parameter.grad) for parameter in self.parameters.values()]
         handles = []
         for name, parameter in self.parameters.items():
@@ -62,8 +67,8 @@ class Gradients:
             for parameter, gradient in saved:
                 parameter.grad = gradient
 
-    def backward(self, outputs: Iterable[Any]) -> None:
-        """Backward from a random projection of all outputs, without making that projection's own value."""
+    def backward(self, outputs: Iterable[object]) -> None:
+        """Run the backward of a random projection of all outputs; the projection itself is never computed."""
         roots: list[torch.Tensor] = []
         weights: list[torch.Tensor] = []
         generator = torch.Generator().manual_seed(_SEED)
@@ -71,7 +76,7 @@ class Gradients:
             if isinstance(value, torch.Tensor) and value.requires_grad:
                 real = torch.view_as_real(value) if value.is_complex() else value
                 roots.append(real)
-                weights.append(_weights(real.detach(), generator))
+                weights.append(_random_weights(real.detach(), generator))
         if not roots:
             return
         asked = None
@@ -96,13 +101,17 @@ class Gradients:
 
 
 def routes(roots: Sequence[torch.Tensor], wanted: Mapping[int, str]) -> dict[str, Routes]:
-    """By name, the kinds of autograd nodes with an edge to the parameter of that id, one for each edge.
+    """Return, by name, the kinds of autograd nodes that hand gradient to a parameter, one entry for each edge.
 
-    Needs no backward, so it costs no memory. A reentrant checkpoint on the way has an (empty) entry of its own.
+    This needs no backward, so it costs no memory. A reentrant checkpoint on the way has an (empty) entry of its own.
+
+    Args:
+        roots: the tensors from which a backward would start.
+        wanted: names of the parameters, by their ids.
     """
     found: dict[str, list[str]] = {}
     # Nodes are compared as Python objects, which live as long as somebody holds them: this dict does.
-    seen: dict[Any, None] = dict.fromkeys(root.grad_fn for root in roots if root.grad_fn is not None)
+    seen: dict[Node, None] = dict.fromkeys(root.grad_fn for root in roots if root.grad_fn is not None)
     waiting = list(seen)
     while waiting:
         node = waiting.pop()
@@ -121,7 +130,7 @@ def routes(roots: Sequence[torch.Tensor], wanted: Mapping[int, str]) -> dict[str
     return {name: tuple(sorted(kinds)) for name, kinds in found.items()}
 
 
-def _weights(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _random_weights(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     weights = torch.randn(value.shape, generator=generator).to(value.device, value.dtype)
     finite = value.isfinite()
     # Masked positions hold -inf by design; they carry no gradient.
@@ -129,7 +138,7 @@ def _weights(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _fingerprint(gradient: torch.Tensor) -> torch.Tensor:
-    """Random projections of the rows and of the columns of the gradient, as square a matrix as its dims allow."""
+    """Project the gradient, as square a matrix as its dims allow, on a random row and on a random column."""
     dense = gradient.to_dense() if gradient.is_sparse else gradient
     real = torch.view_as_real(dense) if dense.is_complex() else dense
     splits = [math.prod(real.shape[:dim]) for dim in range(1, real.dim())] or [max(real.numel(), 1)]

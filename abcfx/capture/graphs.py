@@ -1,17 +1,20 @@
-"""Comparing graphs of one model in two modes, and keeping their constants apart."""
+"""Compare the graphs of one model in two modes, and keep the constants of both apart."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
 from torch import fx
+from torch.fx.node import Argument
+
+Held = TypeVar("Held")
 
 
 def same_graph(first: fx.Graph, second: fx.Graph) -> bool:
-    """True when both graphs compute the same, node by node, names of nodes aside."""
+    """Return True when both graphs compute the same, node by node; names of nodes do not count."""
     if len(first.nodes) != len(second.nodes):
         return False
     position: dict[fx.Node, int] = {}
@@ -19,28 +22,41 @@ def same_graph(first: fx.Graph, second: fx.Graph) -> bool:
         position[left] = position[right] = index
         if (left.op, left.target) != (right.op, right.target):
             return False
-
-        def numbered(value: Any) -> Any:
-            return fx.map_arg(value, lambda node: ("node", position[node]))
-
-        if not _equal((numbered(left.args), numbered(left.kwargs)), (numbered(right.args), numbered(right.kwargs))):
+        if not _equal((left.args, left.kwargs), (right.args, right.kwargs), position):
             return False
     return True
 
 
-def _equal(left: Any, right: Any) -> bool:
+def _equal(left: object, right: object, position: Mapping[fx.Node, int]) -> bool:
+    """Compare arguments of two nodes; nodes are equal at the same position of their graphs."""
+    if isinstance(left, fx.Node) or isinstance(right, fx.Node):
+        return isinstance(left, fx.Node) and isinstance(right, fx.Node) and position[left] == position[right]
     if isinstance(left, (list, tuple)):
-        return type(left) is type(right) and len(left) == len(right) and all(map(_equal, left, right))
+        return type(left) is type(right) and _all_equal(left, right, position)
     if isinstance(left, dict):
-        return isinstance(right, dict) and list(left) == list(right) and all(_equal(left[k], right[k]) for k in left)
+        return (
+            isinstance(right, dict)
+            and list(left) == list(right)
+            and _all_equal(left.values(), right.values(), position)
+        )
+    if isinstance(left, slice) and isinstance(right, slice):
+        return _equal((left.start, left.stop, left.step), (right.start, right.stop, right.step), position)
     if left is right:
         return True
     # repr tells -0.0 from 0.0; a nan is equal to itself here.
     return type(left) is type(right) and (bool(left == right) or left != left) and repr(left) == repr(right)
 
 
-def merge_constants(graph: fx.Graph, found: Mapping[str, Any], merged: MutableMapping[str, Any]) -> None:
-    """Add what a graph refers to by name (constants, sub-graphs) to what the other one does; one name, one value."""
+def _all_equal(left: Iterable[object], right: Iterable[object], position: Mapping[fx.Node, int]) -> bool:
+    left, right = list(left), list(right)
+    return len(left) == len(right) and all(_equal(*pair, position) for pair in zip(left, right, strict=True))
+
+
+def merge_constants(graph: fx.Graph, found: Mapping[str, Held], merged: MutableMapping[str, Held]) -> None:
+    """Add what a graph refers to by name (constants, sub-graphs) to what the graph of the other mode refers to.
+
+    A name that the other graph uses for something else is changed in this graph.
+    """
     for name, value in found.items():
         new = name
         while new in merged and not _identical(merged[new], value):
@@ -51,7 +67,7 @@ def merge_constants(graph: fx.Graph, found: Mapping[str, Any], merged: MutableMa
                 node.target = new
 
 
-def _identical(left: Any, right: Any) -> bool:
+def _identical(left: object, right: object) -> bool:
     if not isinstance(left, torch.Tensor) or not isinstance(right, torch.Tensor):
         return left is right
     return left is right or (
@@ -63,10 +79,15 @@ def _identical(left: Any, right: Any) -> bool:
     )
 
 
-def at_front(graph: fx.Graph) -> AbstractContextManager[Any]:
-    """Within the block, nodes are added right behind the placeholders, where any later place can use them."""
+def at_front(graph: fx.Graph) -> AbstractContextManager[object]:
+    """Add nodes right behind the placeholders within the block, where every later node can use them."""
     placeholders = graph.find_nodes(op="placeholder")
     if placeholders:
         return graph.inserting_after(placeholders[-1])
     first = next(iter(graph.nodes), None)
     return graph.inserting_before(first) if first is not None else nullcontext()
+
+
+def as_argument(value: object) -> Argument:
+    """Return the value with the type of a node's argument; fx takes any object as one and looks only for nodes."""
+    return cast("Argument", value)

@@ -1,11 +1,10 @@
-"""What an exported graph assumed about the sizes of its inputs, checked on every call."""
+"""Check on every call what a captured graph assumed about the sizes of its inputs."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import fx
@@ -14,26 +13,15 @@ from torch.fx.experimental.symbolic_shapes import SYMPY_INTERP
 from abcfx.capture.fake import FakeInputs
 from abcfx.errors import InvalidInputError
 
-Guards = Callable[[Sequence[Any]], None]
-# The commonest guard, one size of one input, and what that size is called.
+# Raises for placeholders' values that a graph is not right for.
+Guards = Callable[[Sequence[object]], None]
+# The most common guard is on one size of one input; a size has a word in messages.
 _ONE_SIZE = re.compile(r"(\w+)\.(?:size\(\)|shape)\[(\d+)\] == (\d+)")
 _DIMS = {"0": "batch {}", "1": "length {}"}
 
 
-def guards_of(exported: fx.GraphModule, program: torch.export.ExportedProgram, slots: Sequence[str]) -> Guards:
-    """A function that raises for inputs whose sizes the graph was not exported for.
-
-    torch keeps all guards, those of branches in the model included, in a module of the exported graph. Versions
-    of torch before that have the ranges and equalities of input dims only.
-    """
-    node = next(iter(exported.graph.find_nodes(op="call_module", target="_guards_fn")), None)
-    check = exported.get_submodule("_guards_fn").forward if node is not None else _range_checks(exported, program)
-
-    return _in_own_words(check, slots)
-
-
 class SizesRefused(InvalidInputError):
-    """Inputs of sizes that a graph was not captured for.
+    """Says that inputs have sizes that a graph was not captured for.
 
     Attributes:
         note: the same as a statement about the graph, for a report.
@@ -47,8 +35,38 @@ class SizesRefused(InvalidInputError):
         )
 
 
-def _in_own_words(check: Callable[..., None], slots: Sequence[str]) -> Guards:
-    def guards(flat: Sequence[Any]) -> None:
+def guards_of_export(exported: fx.GraphModule, program: torch.export.ExportedProgram, slots: Sequence[str]) -> Guards:
+    """Return the guards of an exported graph.
+
+    torch keeps all guards, also those of branches in the model, in a module of the exported graph. Older versions of
+    torch have the ranges and equalities of input dims only.
+    """
+    node = next(iter(exported.graph.find_nodes(op="call_module", target="_guards_fn")), None)
+    check = exported.get_submodule("_guards_fn").forward if node is not None else _range_checks(exported, program)
+    return _refusing(check, slots)
+
+
+def guards_of_record(fake: FakeInputs | None, slots: Sequence[str], inputs: Mapping[str, torch.Tensor]) -> Guards:
+    """Return the guards of a recorded graph: what a run on fake inputs assumed, or the exact sizes of real inputs."""
+    code = fake.guards() if fake is not None else []
+    if fake is None:
+        for number, name in enumerate(slots):
+            code += [f"L['t{number}'].size()[{dim}] == {size}" for dim, size in enumerate(inputs[name].shape)]
+    namespace: dict[str, object] = {**SYMPY_INTERP, "math": math, "inf": math.inf}
+    lines = ["def check(*flat):", "    L = {f't{n}': tensor for n, tensor in enumerate(flat)}"]
+    for each in code:
+        shown = re.sub(r"L\[['\"]t(\d+)['\"]\]", r"flat_\1", each).strip("() ")
+        lines += [f"    if not ({each}):", f"        raise AssertionError({shown!r})"]
+    exec("\n".join(lines), namespace)
+    check = namespace["check"]
+    assert callable(check)
+    return _refusing(check, slots)
+
+
+def _refusing(check: Callable[..., object], slots: Sequence[str]) -> Guards:
+    """Return guards that raise `SizesRefused` in place of the check's AssertionError, with the model's own names."""
+
+    def guards(flat: Sequence[object]) -> None:
         try:
             check(*flat)
         except AssertionError as error:
@@ -58,7 +76,12 @@ def _in_own_words(check: Callable[..., None], slots: Sequence[str]) -> Guards:
 
 
 def needs(failed: str, slots: Sequence[str]) -> str:
-    """What a guard that failed asks for, in the names of the model's arguments."""
+    """Say which sizes a failed guard asks for, in the names of the model's arguments.
+
+    Args:
+        failed: the guard as code of torch's, in which input number 0 is called flat_0.
+        slots: names of the placeholders.
+    """
     named = re.sub(r"\bflat_(\d+)", lambda match: slots[int(match[1])], failed.removeprefix("Guard failed: "))
     one_size = _ONE_SIZE.fullmatch(named.strip("() "))
     if one_size is None:
@@ -82,18 +105,3 @@ def _range_checks(exported: fx.GraphModule, program: torch.export.ExportedProgra
                     raise AssertionError(f"flat_{number}.size()[{dim}] == {text} (in {limits})")
 
     return check
-
-
-def expression_guards(fake: FakeInputs | None, slots: Sequence[str], inputs: Mapping[str, torch.Tensor]) -> Guards:
-    """Guards for a recorded graph: what the run on fake inputs assumed, or the exact sizes of a run on real ones."""
-    code = fake.guards() if fake is not None else []
-    if fake is None:
-        for number, name in enumerate(slots):
-            code += [f"L['t{number}'].size()[{dim}] == {size}" for dim, size in enumerate(inputs[name].shape)]
-    namespace: dict[str, Any] = {**SYMPY_INTERP, "math": math, "inf": math.inf}
-    lines = ["def check(*flat):", "    L = {f't{n}': tensor for n, tensor in enumerate(flat)}"]
-    for each in code:
-        shown = re.sub(r"L\[['\"]t(\d+)['\"]\]", r"flat_\1", each).strip("() ")
-        lines += [f"    if not ({each}):", f"        raise AssertionError({shown!r})"]
-    exec("\n".join(lines), namespace)
-    return _in_own_words(namespace["check"], slots)

@@ -1,29 +1,30 @@
-"""Says whether train and eval mode of a model run the same operations, by one run of each on fake tensors."""
+"""Find out whether train and eval mode of a model run the same operations, by one run of each on fake tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from abcfx.capture.aten import CallLogger
 from abcfx.capture.fake import off_meta, replace_weights
 from abcfx.capture.signature import Signature
-from abcfx.capture.state import both_modes_restored, no_hidden_randomness, preserved, preserved_rng, set_mode
+from abcfx.capture.state import no_hidden_randomness, preserved
 from abcfx.support import trees
+from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
 
 
-def modes_agree(model: nn.Module, signature: Signature, examples: Mapping[str, Any]) -> bool:
-    """True when both modes run the same operations on the same tensors, so that one graph serves both.
+def modes_agree(model: nn.Module, signature: Signature, examples: Mapping[str, object]) -> bool:
+    """Return True when both modes run the same operations on the same tensors, so that one graph serves both.
 
-    Such a run costs a small part of an export. False also when it cannot be made, and where a layer says it without.
+    The two runs cost a small part of an export. Also False if the runs fail, or if batch norm or active dropout
+    already shows a difference.
     """
-    if any(map(_tells_modes_apart, model.modules())):
+    if any(map(_differs_by_mode, model.modules())):
         return False
     try:
         with both_modes_restored(model):
@@ -31,48 +32,24 @@ def modes_agree(model: nn.Module, signature: Signature, examples: Mapping[str, A
             train = _operations(model, signature, examples)
             set_mode(model, False)
             return _operations(model, signature, examples) == train
-    except Exception:  # whatever it is, the export meets it too and explains it
+    except Exception:  # the user's forward may raise anything on fake tensors; the export meets it too and explains it
         return False
 
 
-def _tells_modes_apart(module: nn.Module) -> bool:
+def _differs_by_mode(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
 
 
-class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down every operation with its arguments, tensors by the number of the call that made them."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.entries: list[Any] = []
-        # Tensors are kept, so that no id comes twice; fake ones hold no memory.
-        self._seen: dict[int, tuple[int, torch.Tensor]] = {}
-
-    def number(self, value: Any) -> Any:
-        """A tensor's place in the order of first appearance; other values as text, which tells 0.0 from False."""
-        if isinstance(value, torch.Tensor):
-            return self._seen.setdefault(id(value), (len(self._seen), value))[0]
-        return repr(value)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace != "prim":  # questions about a tensor
-            self.entries.append((func, *map(self.number, trees.leaves((args, kwargs or {})))))
-        out = func(*args, **(kwargs or {}))
-        for leaf in trees.leaves(out):
-            self.number(leaf)
-        return out
-
-
-def _operations(model: nn.Module, signature: Signature, examples: Mapping[str, Any]) -> list[Any]:
+def _operations(model: nn.Module, signature: Signature, examples: Mapping[str, object]) -> list[str]:
+    """Return the aten calls of a run, and what the model returned, as text that tells 0.0 from False."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fake = {
-        name: mode.from_tensor(value, static_shapes=True) if isinstance(value, torch.Tensor) else value
-        for name, value in off_meta(dict(examples)).items()
-    }
+    fake = trees.map_leaves_of(
+        torch.Tensor, lambda tensor: mode.from_tensor(tensor, static_shapes=True), off_meta(dict(examples))
+    )
     with preserved(model), preserved_rng():
         replace_weights(model, mode)
-        log = _Log()
-        with no_hidden_randomness(), mode, log:
-            results = trees.leaves(signature.call(model, signature.rebuild(fake)))
-        log.entries.append(tuple(map(log.number, results)))
-    return log.entries
+        logger = CallLogger(model, copies=True)
+        with no_hidden_randomness(), mode, logger:
+            output = signature.call(model, signature.rebuild(fake))
+        calls = [f"{call.op} {call.args!r} {dict(call.kwargs)!r}" for call in logger.trace.calls]
+        return [*calls, repr(trees.leaves(logger.refs(output)))]

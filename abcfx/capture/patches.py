@@ -1,129 +1,130 @@
-"""The only place that patches torch, for the length of one capture: calls of modules and of autograd Functions.
+"""Patch torch for the length of a capture: calls of modules and autograd Functions, and what models ask torch about.
 
-torch.fx patches `nn.Module.__call__` in the same way while it traces. torch has no hook for
-`torch.autograd.Function.apply`, whose custom gradient every tracer would otherwise lose silently.
+No other module of this package patches anything. torch.fx patches `nn.Module.__call__` in the same way while it traces.
+torch has no hook for `torch.autograd.Function.apply`, whose custom gradient every tracer would otherwise lose silently.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from types import FrameType, ModuleType
 
 import torch
 import torch.utils.checkpoint
 from torch import nn
 
-ModuleCall = Callable[[Callable[..., Any], nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+# Called as handler(original, module, args, kwargs) in place of a module.
+ModuleCall = Callable[[Callable[..., object], nn.Module, tuple[object, ...], dict[str, object]], object]
+# Called as handler(original, cls, args, kwargs) in place of the `apply` of an autograd.Function.
+FunctionApply = Callable[[Callable[..., object], type, tuple[object, ...], dict[str, object]], object]
+
 _NON_REENTRANT = "_checkpoint_without_reentrant_generator"
-FunctionApply = Callable[[Callable[..., Any], type, tuple[Any, ...], dict[str, Any]], Any]
+
+
+@contextmanager
+def _replaced(owner: type | ModuleType, **attributes: object) -> Iterator[None]:
+    """Set attributes of a class or module within the block; afterwards they are the same objects as before."""
+    before = {name: vars(owner)[name] for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 @contextmanager
 def module_calls(handler: ModuleCall) -> Iterator[None]:
-    """Within the block, `handler(original, module, args, kwargs)` runs in place of every module call."""
-    original: Any = nn.Module.__call__
+    """Run the handler in place of every module call within the block."""
+    original: Callable[..., object] = nn.Module.__call__
 
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def call(module: nn.Module, *args: object, **kwargs: object) -> object:
         return handler(original, module, args, kwargs)
 
-    nn.Module.__call__ = call  # type: ignore[method-assign]
-    try:
+    with _replaced(nn.Module, __call__=call):
         yield
-    finally:
-        nn.Module.__call__ = original  # type: ignore[method-assign]
 
 
 @contextmanager
 def function_applies(handler: FunctionApply) -> Iterator[None]:
-    """Within the block, `handler(original, cls, args, kwargs)` runs in place of every `autograd.Function.apply`."""
-    function: Any = torch.autograd.Function
-    original = function.__dict__["apply"]
+    """Run the handler in place of the `apply` of every `autograd.Function` within the block."""
+    original = vars(torch.autograd.Function)["apply"]
 
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+    def apply(cls: type[torch.autograd.Function], /, *args: object, **kwargs: object) -> object:
         return handler(original.__get__(None, cls), cls, args, kwargs)
 
-    function.apply = classmethod(apply)
-    try:
+    with _replaced(torch.autograd.Function, apply=classmethod(apply)):
         yield
-    finally:
-        function.apply = original
 
 
-def plain_call_of_checkpoint(cls: type, args: tuple[Any, ...]) -> Callable[[], Any] | None:
-    """The call that torch's reentrant checkpoint makes, to be recorded without it; None for any other Function."""
+def plain_call_of_checkpoint(cls: type, args: tuple[object, ...]) -> Callable[[], object] | None:
+    """Return the call that torch's reentrant checkpoint makes, so that a capture can make it without the checkpoint.
+
+    None for every other autograd.Function.
+    """
     if cls.__module__ != "torch.utils.checkpoint":
         return None
     function, _preserve_rng_state, *inputs = args
+    assert callable(function)
     return lambda: function(*inputs)
 
 
 @contextmanager
 def checkpoints_noticed() -> Iterator[list[str]]:
-    """Within the block, every use of torch.utils.checkpoint, of either kind, adds to the list.
+    """Yield a list that gets an entry for every use of torch.utils.checkpoint within the block, of either kind.
 
-    Models import `checkpoint` under names of their own; what it goes through is looked up in its own module.
+    Models import `checkpoint` under names of their own; what it calls is looked up in torch's module at every call.
     """
-    module: Any = torch.utils.checkpoint
+    module = torch.utils.checkpoint
     used: list[str] = []
     generator, function = getattr(module, _NON_REENTRANT, None), module.CheckpointFunction
 
-    def non_reentrant(*args: Any, **kwargs: Any) -> Any:
+    def non_reentrant(*args: object, **kwargs: object) -> object:
         used.append("non-reentrant")
         assert generator is not None
         return generator(*args, **kwargs)
 
     class Reentrant:
         @staticmethod
-        def apply(*args: Any) -> Any:
+        def apply(*args: object) -> object:
             used.append("reentrant")
-            return function.apply(*args)
+            return function.apply(*args)  # type: ignore[no-untyped-call]
 
-    module.CheckpointFunction = Reentrant
-    if generator is not None:
-        setattr(module, _NON_REENTRANT, non_reentrant)
-    try:
-        yield used
-    finally:
-        module.CheckpointFunction = function
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(module, CheckpointFunction=Reentrant))
         if generator is not None:
-            setattr(module, _NON_REENTRANT, generator)
+            stack.enter_context(_replaced(module, **{_NON_REENTRANT: non_reentrant}))
+        yield used
 
 
 def is_torchs_own(cls: type) -> bool:
-    """True for a Function by which torch itself gives a custom op its gradient; the op is what a graph keeps."""
+    """Return True for a Function by which torch itself gives a custom op its gradient; a graph keeps the op."""
     return cls.__module__.startswith("torch.")
 
 
 def is_backward_hook(cls: type) -> bool:
-    """True for the identity by which torch lets a module's backward hooks see gradients."""
+    """Return True for the identity by which torch lets a module's backward hooks see gradients."""
     return cls.__module__ == "torch.nn.modules._functions" and cls.__name__ == "BackwardHookFunction"
 
 
 @contextmanager
 def as_if_exporting() -> Iterator[None]:
-    """Within the block `torch.compiler.is_exporting()` is true, so that models avoid looking at tensor values.
+    """Make `torch.compiler.is_exporting()` true within the block, so that models avoid looking at tensor values.
 
     torch offers no way to say so from outside an export.
     """
-    compiler: Any = torch.compiler
-    flags = {name: getattr(compiler, name) for name in ("_is_compiling_flag", "_is_exporting_flag")}
-    for name in flags:
-        setattr(compiler, name, True)
-    try:
+    with _replaced(torch.compiler, _is_compiling_flag=True, _is_exporting_flag=True):
         yield
-    finally:
-        for name, flag in flags.items():
-            setattr(compiler, name, flag)
 
 
 @contextmanager
 def answers_as_eager(told: Container[str] | None) -> Iterator[list[str]]:
-    """Within the block a model that asks `torch.compiler` whether it is compiled hears no, as it does in training.
+    """Let a model that asks `torch.compiler` whether it is compiled hear no, as it does in training.
 
-    Some choose another algorithm when they hear yes. torch itself is told the truth.
+    Some models choose another algorithm when they hear yes. torch itself is told the truth.
 
     Args:
         told: places in the model's code that hear the truth; None for all of them.
@@ -131,29 +132,26 @@ def answers_as_eager(told: Container[str] | None) -> Iterator[list[str]]:
     Yields:
         The places that heard something else, in the order in which they asked.
     """
-    compiler: Any = torch.compiler
-    originals = {name: getattr(compiler, name) for name in ("is_compiling", "is_exporting")}
+    originals = {"is_compiling": torch.compiler.is_compiling, "is_exporting": torch.compiler.is_exporting}
     asked: list[str] = []
 
-    def answer(name: str) -> bool:
-        truth = bool(originals[name]())
-        place = _place(sys._getframe(2))
-        if not truth or not place or told is None or place in told:
-            return truth
-        asked.append(place)
-        return False
+    def answering(name: str) -> Callable[[], bool]:
+        def answer() -> bool:
+            truth = originals[name]()
+            place = _place(sys._getframe(1))
+            if not truth or not place or told is None or place in told:
+                return truth
+            asked.append(place)
+            return False
 
-    for name in originals:
-        setattr(compiler, name, lambda name=name: answer(name))
-    try:
+        return answer
+
+    with _replaced(torch.compiler, **{name: answering(name) for name in originals}):
         yield asked
-    finally:
-        for name, original in originals.items():
-            setattr(compiler, name, original)
 
 
 def _place(frame: FrameType) -> str:
-    """Where a question comes from, helpers between included; "" for torch itself."""
+    """Say where a question comes from, with the caller, since a helper may ask for several; "" for torch itself."""
     if str(frame.f_globals.get("__name__", "")).partition(".")[0] == "torch":
         return ""
     frames = [frame, *([frame.f_back] if frame.f_back is not None else [])]
@@ -162,14 +160,13 @@ def _place(frame: FrameType) -> str:
 
 @contextmanager
 def conversions_that_change_nothing() -> Iterator[None]:
-    """Within the block `module.to(...)` of a module that is so already returns at once.
+    """Let `module.to(...)` return at once within the block where the module is so already.
 
     Models call it in forward to be sure of a dtype; on fake weights torch refuses even when there is nothing to do.
     """
-    cls: Any = nn.Module
-    original = cls.to
+    original: Callable[..., object] = nn.Module.to
 
-    def to(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def to(module: nn.Module, *args: object, **kwargs: object) -> object:
         asked = (*args, *kwargs.values())
         dtypes = {value for value in asked if isinstance(value, torch.dtype)}
         devices = {torch.device(value) for value in asked if isinstance(value, (str, torch.device))}
@@ -179,8 +176,5 @@ def conversions_that_change_nothing() -> Iterator[None]:
             return module
         return original(module, *args, **kwargs)
 
-    cls.to = to
-    try:
+    with _replaced(nn.Module, to=to):
         yield
-    finally:
-        cls.to = original

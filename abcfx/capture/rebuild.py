@@ -1,33 +1,42 @@
-"""An exported graph over the model's own names: parameters by identity, no_grad regions inlined, device left free."""
+"""Copy an exported graph onto the model's own names.
+
+Parameters are found by identity, torch.no_grad regions are written out in place, and the device is left open.
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument
 
 from abcfx.errors import CaptureError
 
-# torch.export called the model as the submodule of this name of a wrapper.
+# torch.export called the model as the submodule with this name of a wrapper.
 WRAPPED = "model"
 
 
 class Rebuild:
-    """Copies the graph of `ExportedProgram.module()` onto the model that was exported.
+    """A copy of the graph of `ExportedProgram.module()` for the model that was exported.
+
+    Args:
+        model: the model that was exported.
+        exported: the module that torch.export made of it.
+        slots: names for the placeholders, in order.
 
     Attributes:
-        graph: the new graph; its placeholders are the signature's slots, in order.
+        graph: the new graph.
         found: tensors and sub-graphs that the graph refers to by name and that the model does not hold.
     """
 
-    def __init__(self, model: nn.Module, exported: fx.GraphModule, slots: list[str]) -> None:
+    def __init__(self, model: nn.Module, exported: fx.GraphModule, slots: Sequence[str]) -> None:
         self.model = model
         self.names = {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
         self.graph = fx.Graph()
-        self.found: dict[str, Any] = {}
+        self.found: dict[str, object] = {}
         copies: dict[fx.Node, fx.Node] = {}
         for node, slot in zip(exported.graph.find_nodes(op="placeholder"), slots, strict=True):
             copies[node] = self.graph.placeholder(slot)
@@ -37,11 +46,11 @@ class Rebuild:
         self._free_the_device()
         self.graph.lint()
 
-    def _transfer(self, owner: fx.GraphModule, copies: dict[fx.Node, fx.Node]) -> Any:
-        """Copy every node of the owner's graph but placeholders and output; returns the output's argument."""
+    def _transfer(self, owner: fx.GraphModule, copies: dict[fx.Node, fx.Node]) -> Argument:
+        """Copy every node of the owner's graph but placeholders and output, and return the output's argument."""
         for node in owner.graph.nodes:
             if node.op == "output":
-                return node.args[0]
+                return cast("Argument", node.args[0])
             if node in copies or _is_bookkeeping(node):
                 continue
             if _is_grad_region(node):
@@ -52,7 +61,7 @@ class Rebuild:
                 self._resolve(copies[node], owner)
         raise CaptureError("the exported graph has no output")
 
-    def _copy(self, node: fx.Node, copies: dict[fx.Node, fx.Node]) -> fx.Node:
+    def _copy(self, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> fx.Node:
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: copies[each])
         name = node.name.removeprefix(WRAPPED + "_")
         new = self.graph.create_node(node.op, node.target, args, kwargs, name, node.type)
@@ -83,6 +92,7 @@ class Rebuild:
         enabled, body, *inputs = region.args
         assert isinstance(body, fx.Node)
         inside = _lookup(owner, str(body.target))
+        assert isinstance(inside, fx.GraphModule)
         if enabled:
             raise CaptureError("forward turns gradients on where they were off, which an exported graph cannot keep")
         inner: dict[fx.Node, fx.Node] = {}
@@ -91,10 +101,10 @@ class Rebuild:
             assert isinstance(given, fx.Node)
             outer[placeholder] = copies[given]
             inner[placeholder] = self._detached(copies[given], region)
-        results = self._transfer(inside, inner)
+        results = cast("Sequence[fx.Node]", self._transfer(inside, inner))
         for user in region.users:
             # Results leave a region through a getitem of its tuple. One that is an input is that input, not detached.
-            result = results[user.args[1]]
+            result = results[cast("int", user.args[1])]
             copies[user] = outer.get(result, inner[result])
 
     def _detached(self, node: fx.Node, region: fx.Node) -> fx.Node:
@@ -109,12 +119,13 @@ class Rebuild:
 
     def _free_the_device(self) -> None:
         """Take the device from the first input where the export wrote down the one it ran on, so that `.to` works."""
-        inputs = [n for n in self.graph.find_nodes(op="placeholder") if isinstance(n.meta.get("val"), torch.Tensor)]
+        placeholders = self.graph.find_nodes(op="placeholder")
+        inputs = [node for node in placeholders if isinstance(node.meta.get("val"), torch.Tensor)]
         device = inputs[0].meta["val"].device if inputs else None
-        uses = [node for node in self.graph.nodes if node.op == "call_function" and device in _values(node)]
+        uses = [node for node in self.graph.nodes if node.op == "call_function" and device in _devices(node)]
         if device is None or not uses:
             return
-        with self.graph.inserting_after(self.graph.find_nodes(op="placeholder")[-1]):
+        with self.graph.inserting_after(placeholders[-1]):
             free = self.graph.call_function(getattr, (inputs[0], "device"))
         free.meta["val"] = device
         for node in uses:
@@ -122,8 +133,8 @@ class Rebuild:
             node.kwargs = {key: free if value == device else value for key, value in node.kwargs.items()}
 
 
-def own_stack(stack: dict[str, tuple[str, Any]]) -> dict[str, tuple[str, Any]]:
-    """An exported `nn_module_stack` with paths of the model instead of the wrapper around it."""
+def own_stack(stack: Mapping[str, tuple[str, object]]) -> dict[str, tuple[str, object]]:
+    """Return an exported `nn_module_stack` with paths of the model instead of the wrapper around it."""
     return {
         key: (path.removeprefix(WRAPPED).removeprefix("."), kind)
         for key, (path, kind) in stack.items()
@@ -131,7 +142,7 @@ def own_stack(stack: dict[str, tuple[str, Any]]) -> dict[str, tuple[str, Any]]:
     }
 
 
-def _values(node: fx.Node) -> Iterable[Any]:
+def _devices(node: fx.Node) -> list[torch.device]:
     return [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, torch.device)]
 
 
@@ -140,17 +151,19 @@ def _is_grad_region(node: fx.Node) -> bool:
 
 
 def _is_bookkeeping(node: fx.Node) -> bool:
-    """Guards (kept apart), parameters nobody reads, bodies that get inlined, and checks of dtypes as they were.
+    """Return True for nodes that are left out.
 
-    The dtype checks would refuse autocast, which the model itself allows.
+    These are guards (kept apart), parameters that nobody reads, bodies that get inlined, and checks that dtypes are as
+    they were, which would refuse autocast although the model itself allows it.
     """
     if node.op == "get_attr":
         return all(_is_grad_region(user) and user.args[1] is node for user in node.users)
     return node.target in ("_guards_fn", torch.ops.aten._assert_tensor_metadata.default)
 
 
-def _lookup(owner: Any, path: str) -> Any:
+def _lookup(owner: object, path: str) -> object:
     try:
-        return operator.attrgetter(path)(owner)
+        found: object = operator.attrgetter(path)(owner)
     except AttributeError:
         return None
+    return found

@@ -1,6 +1,6 @@
-"""Capture by recording: the model runs once on fake tensors while every torch call that touches them is written down.
+"""Capture by recording: the model runs on fake tensors while every torch call that touches them is written down.
 
-Unlike an export it keeps torch.nn layers and custom autograd Functions whole; unlike symbolic tracing it sees real
+Unlike an export it keeps torch.nn layers and custom autograd Functions whole. Unlike symbolic tracing it sees real
 shapes, so that Python code over containers, shapes and types just runs.
 """
 
@@ -9,58 +9,71 @@ from __future__ import annotations
 import inspect
 import math
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
 from abcfx.capture.capture_notes import checks_note
+from abcfx.capture.codegen import SignatureCodeGen
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.examples import OpenSizes, free_dims
 from abcfx.capture.fake import FakeInputs, off_meta, replace_weights
 from abcfx.capture.graphs import merge_constants, same_graph
-from abcfx.capture.guards import expression_guards
+from abcfx.capture.guards import guards_of_record
 from abcfx.capture.patches import as_if_exporting, conversions_that_change_nothing, function_applies, module_calls
 from abcfx.capture.recorder import Recorder
-from abcfx.capture.signature import Signature, SignatureCodeGen, signature_of
-from abcfx.capture.state import both_modes_restored, no_hidden_randomness, preserved, preserved_rng, set_mode
+from abcfx.capture.signature import Signature, signature_of
+from abcfx.capture.state import no_hidden_randomness, preserved
 from abcfx.capture.structure import take_apart
 from abcfx.errors import CaptureError
 from abcfx.support.location import is_user_file, user_line
+from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
+
+# Numbers that float(tensor) gives while there is no value. Three recordings that agree did not look at the number.
+_STAND_INS = (1e30, -1e30, math.nan)
 
 
 def capture_record(
     model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
     *,
     modes: tuple[bool, ...],
     values: bool = False,
     sizes: OpenSizes = "free",
 ) -> tuple[EmittedModule, tuple[str, ...]]:
-    """Record the model in the given modes (True is train).
+    """Record the model in the given modes.
 
     Args:
-        sizes: which sizes the graph leaves open, see `free_dims`.
+        model: the model.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+        modes: True for train mode, False for eval mode, in any order.
         values: record on the example tensors themselves instead of fake ones. Branches on tensor values can then be
             recorded, but the graph is right only for inputs that take the same branches; so this is never automatic.
+        sizes: the sizes that the graph leaves open, see `free_dims`.
+
+    Returns:
+        The emitted module, and notes for the report.
 
     Raises:
         CaptureError: forward looks at tensor values, or does something that cannot be recorded; names the line.
     """
     signature, examples = signature_of(model, args, kwargs)
-    free = None if values else free_dims(examples, sizes=sizes)
+    run = _Run(model, signature, examples, None if values else free_dims(examples, sizes=sizes))
     graphs: dict[bool, fx.Graph] = {}
     constants: dict[str, torch.Tensor] = {}
     checks: list[str] = []
     with both_modes_restored(model):
         for training in sorted(modes, key=lambda mode: mode != model.training):
             set_mode(model, training)
-            graphs[training], places = _record(model, signature, examples, constants, free)
-            checks += places
+            recorder = _record(run)
+            merge_constants(recorder.graph, recorder.constants, constants)
+            graphs[training] = recorder.graph
+            checks += recorder.places
     train = graphs.get(True, graphs.get(False))
     assert train is not None
     evaluate = graphs.get(False) if True in graphs else None
@@ -72,114 +85,150 @@ def capture_record(
     return EmittedModule(model, train, evaluate, constants=constants), notes
 
 
-# What float(tensor) gives while there is no value. Three recordings that agree did not look at it.
-_STAND_INS = (1e30, -1e30, math.nan)
-
-
-def _record(
-    model: nn.Module,
-    signature: Signature,
-    examples: Mapping[str, Any],
-    constants: dict[str, torch.Tensor],
-    free: Mapping[str, frozenset[int]] | None,
-) -> tuple[fx.Graph, list[str]]:
-    """The graph of one run and the lines of its checks; on fake tensors, or without `free` on the examples."""
-    run = partial(_run, model, signature, examples, free)
-    recorder = run(None, None) if free is None else _past_checks(run)
+def _record(run: _Run) -> Recorder:
+    """Record the model in its present mode, on fake tensors or on the examples."""
+    if run.free is None:
+        return run.record(None, None)
+    recorder = _past_checks(run)
     for stand_in in _STAND_INS[1:] if recorder.used_stand_in else ():
-        if not same_graph(recorder.graph, run(stand_in, recorder.taken).graph):
+        if not same_graph(recorder.graph, run.record(stand_in, recorder.taken).graph):
             raise CaptureError("forward computes with float(tensor), or branches on it, which a graph cannot keep")
-    merge_constants(recorder.graph, recorder.constants, constants)
-    return recorder.graph, recorder.places
+    return recorder
 
 
-def _past_checks(run: Callable[[float, Sequence[bool]], Recorder]) -> Recorder:
-    """Record a forward that checks tensor values, `assert not x.isnan().any()` say, on the way that passes the checks.
+def _past_checks(run: _Run) -> Recorder:
+    """Record a forward that checks tensor values, such as `assert not x.isnan().any()`, as if the checks pass.
 
     A truth value is a check when forward raises for the other one. A branch, both sides of which go on, is refused.
     """
     decisions: list[bool] = []
     while True:
         try:
-            recorder = run(_STAND_INS[0], decisions)
+            recorder = run.record(_STAND_INS[0], decisions)
             break
         except _RaisedByModel as raised:
-            if len(raised.taken) <= len(decisions):  # also when nothing was looked at
-                raise CaptureError(str(raised)) from raised
+            if len(raised.taken) <= len(decisions):  # also when forward looked at nothing
+                raise CaptureError(str(raised), raised.line) from raised
             decisions = [*raised.taken[:-1], not raised.taken[-1]]
     for index, taken in enumerate(recorder.taken):
         try:
-            other = run(_STAND_INS[0], [*recorder.taken[:index], not taken])
+            other = run.record(_STAND_INS[0], [*recorder.taken[:index], not taken])
         except _RaisedByModel:
             continue
         if not same_graph(recorder.graph, other.graph):
-            raise CaptureError(
-                f"forward branches on a tensor's value, which a graph cannot keep: {recorder.places[index]}"
-            )
+            place = recorder.places[index]
+            raise CaptureError(f"forward branches on a tensor's value, which a graph cannot keep: {place}", place)
     return recorder
 
 
 class _RaisedByModel(Exception):
-    """The model's own code raised while it was recorded, after these truth values of tensors."""
+    """Says that the model's own code raised while it was recorded.
 
-    def __init__(self, message: str, taken: list[bool]) -> None:
-        super().__init__(message)
+    Attributes:
+        line: the line of the model's source.
+        taken: the truth values of tensors that forward had got by then.
+    """
+
+    def __init__(self, explained: CaptureError, taken: list[bool]) -> None:
+        super().__init__(str(explained))
+        self.line = explained.line
         self.taken = taken
 
 
-def _run(
-    model: nn.Module,
-    signature: Signature,
-    examples: Mapping[str, Any],
-    free: Mapping[str, frozenset[int]] | None,
-    stand_in: float | None,
-    decisions: Sequence[bool] | None,
-) -> Recorder:
-    fake = None if free is None else FakeInputs(off_meta(dict(examples)), free)
-    inputs = {name: tensor.detach().clone() for name, tensor in examples.items()} if fake is None else fake.tensors
-    originals = {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()] if fake is None else []
-    with preserved(model), preserved_rng(), ExitStack() as stack:
+@dataclass(frozen=True)
+class _Run:
+    """Everything that one run of the model needs.
+
+    Attributes:
+        model: the model, in the mode to record.
+        signature: the model's signature.
+        examples: the example value of every placeholder.
+        free: the dims of each input that stay open; None to run on the examples themselves.
+    """
+
+    model: nn.Module
+    signature: Signature
+    examples: Mapping[str, torch.Tensor]
+    free: Mapping[str, frozenset[int]] | None
+
+    def record(self, stand_in: float | None, decisions: Sequence[bool] | None) -> Recorder:
+        """Run the model once; both arguments are those of `Recorder`.
+
+        Raises:
+            CaptureError: the model cannot be recorded.
+            _RaisedByModel: the model's own code raised, where decisions were asked for.
+        """
+        fake = None if self.free is None else FakeInputs(off_meta(dict(self.examples)), self.free)
         if fake is not None:
-            replace_weights(model, fake.mode)
-        recorder = Recorder(model, originals if fake is None else None, stand_in, decisions)
-        recorder.add_inputs(inputs)
-        try:
+            inputs = fake.tensors
+        else:
+            inputs = {name: tensor.detach().clone() for name, tensor in self.examples.items()}
+        named = [*self.model.named_buffers(), *self.model.named_parameters()]
+        originals = {id(tensor): name for name, tensor in named}
+        with preserved(self.model), preserved_rng(), ExitStack() as stack:
             if fake is not None:
-                stack.enter_context(fake.active())
-                stack.enter_context(as_if_exporting())
-            stack.enter_context(module_calls(recorder.call_module))
-            stack.enter_context(conversions_that_change_nothing())
-            stack.enter_context(function_applies(recorder.call_autograd_function))
-            recorder.bottom = inspect.currentframe()
-            with no_hidden_randomness(), recorder:
-                results, recipe = take_apart(signature.call(model, signature.rebuild(inputs)))
-                recorder.finish(results)
-        except CaptureError:
-            raise
-        except Exception as error:
-            if decisions is not None and isinstance(error, (AssertionError, ValueError)) and _is_raised_by_user(error):
-                raise _RaisedByModel(str(_explain(model, recorder, error)), recorder.taken) from error
-            raise _explain(model, recorder, error) from error
-        finally:
-            stack.close()
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
-    guards = expression_guards(fake, signature.slots, inputs)
-    recorder.graph.set_codegen(SignatureCodeGen(signature.with_output(recipe).with_guards(guards)))
-    return recorder
+                replace_weights(self.model, fake.mode)
+            else:
+                stack.enter_context(_buffers_restored(self.model))
+            recorder = Recorder(self.model, originals if fake is None else None, stand_in, decisions)
+            recorder.add_inputs(inputs)
+            try:
+                with _recording(recorder, fake):
+                    recorder.bottom = inspect.currentframe()
+                    with no_hidden_randomness(), recorder:
+                        output = self.signature.call(self.model, self.signature.rebuild(inputs))
+                        results, recipe = take_apart(output)
+                        recorder.finish(results)
+            except CaptureError:
+                raise
+            except Exception as error:  # the user's forward runs here on fake tensors, and may raise anything
+                explained = _explained(self.model, recorder, error)
+                if decisions is not None and _is_refusal(error):
+                    raise _RaisedByModel(explained, recorder.taken) from error
+                raise explained from error
+        guards = guards_of_record(fake, self.signature.slots, inputs)
+        signature = self.signature.with_output(recipe).with_guards(guards)
+        recorder.graph.set_codegen(SignatureCodeGen(signature))
+        return recorder
 
 
-def _is_raised_by_user(error: Exception) -> bool:
+@contextmanager
+def _recording(recorder: Recorder, fake: FakeInputs | None) -> Iterator[None]:
+    """Show the recorder calls of modules and Functions within the block; on fake tensors, run as in an export."""
+    with ExitStack() as stack:
+        if fake is not None:
+            stack.enter_context(fake.active())
+            stack.enter_context(as_if_exporting())
+        stack.enter_context(module_calls(recorder.call_module))
+        stack.enter_context(conversions_that_change_nothing())
+        stack.enter_context(function_applies(recorder.call_autograd_function))
+        yield
+
+
+@contextmanager
+def _buffers_restored(model: nn.Module) -> Iterator[None]:
+    """Put the values of buffers back on exit, for a run on the model's own tensors."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return True for an error that the model's own code raises on purpose when a check of values fails."""
+    if not isinstance(error, (AssertionError, ValueError)):
+        return False
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and is_user_file(frames[-1].filename)
 
 
-def _explain(model: nn.Module, recorder: Recorder, error: Exception) -> CaptureError:
+def _explained(model: nn.Module, recorder: Recorder, error: Exception) -> CaptureError:
     line = user_line(error.__traceback__)
     first = next((text for text in str(error).splitlines() if text.strip()), "")
     where = recorder.current_module() + (f"\n    {line}" if line else "")
     return CaptureError(
-        f"{type(model).__name__} cannot be recorded: in {where}\n    {type(error).__name__}: {first[:300]}"
+        f"{type(model).__name__} cannot be recorded: in {where}\n    {type(error).__name__}: {first[:300]}", line
     )

@@ -1,46 +1,58 @@
-"""Writes torch calls down as graph nodes while a model runs."""
+"""Write torch calls down as graph nodes while a model runs."""
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument, Target
 from torch.overrides import TorchFunctionMode
 
-from abcfx.capture.fake import GUARD_ERRORS, SYMBOLIC, Sizes, constant_of, recurrent_output
-from abcfx.capture.graphs import at_front
+from abcfx.capture.fake import VALUE_ERRORS, constant_of, recurrent_output
+from abcfx.capture.graphs import as_argument, at_front
 from abcfx.capture.leaves import is_composite, stays_whole
 from abcfx.capture.patches import is_backward_hook, is_torchs_own, plain_call_of_checkpoint
+from abcfx.capture.traced_sizes import SYMBOLIC, SizeNodes
 from abcfx.errors import CaptureError
 from abcfx.support import trees
-from abcfx.support.location import format_frames, source_line
+from abcfx.support.location import format_frames, frames_above, source_line
 
-# More truth values of tensors than this in one forward are no checks but a loop.
+# More truth values of tensors than this in one forward are not checks but a loop.
 MAX_CHECKS = 16
-# Calls that change nothing a graph computes.
+# Calls that change nothing that a graph computes.
 _IGNORED = {"requires_grad_", "register_hook", "retain_grad", "_set_grad_enabled", "__torch_function__"}
+
+_Result = TypeVar("_Result")
 
 
 class Recorder(TorchFunctionMode):
     """A mode that records every call of torch on tensors that depend on the model's inputs or weights.
 
+    Args:
+        model: the model that will run.
+        names: names of its parameters and buffers by id, where the run is on other tensors than the model's present
+            ones.
+        stand_in: the number that `float(tensor)` gives, since a fake tensor has no value; None to let it raise.
+        decisions: the truth values that `bool(tensor)` gives, in order, as far as they go; True after them. None to
+            let it raise where sizes do not decide it.
+
     Attributes:
         graph: what was recorded so far.
         constants: tensors that the model does not hold, by the names the graph uses for them.
-        bottom: the frame that called the model; stack traces stop there.
-        taken: what `bool(tensor)` gave, in order: `decisions` as far as they go, then True.
-        used_stand_in: `float(tensor)` was called, and got `stand_in` since a fake tensor has no value.
+        bottom: the frame that calls the model; stack traces stop there.
+        taken: the truth values that were given without knowing them, in order.
+        places: the source line of each of them.
+        used_stand_in: True if `float(tensor)` was called and got the stand-in.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        names: dict[int, str] | None = None,
+        names: Mapping[int, str] | None = None,
         stand_in: float | None = None,
         decisions: Sequence[bool] | None = None,
     ) -> None:
@@ -57,10 +69,11 @@ class Recorder(TorchFunctionMode):
         self.names = names or {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
         self.buffers = dict(model.named_buffers())
         self.paths = {id(module): name for name, module in model.named_modules()}
-        self.sizes = Sizes(self.graph)
+        self.sizes = SizeNodes(self.graph)
         self._nodes: dict[int, fx.Node] = {}
         self._detached: dict[fx.Node, fx.Node] = {}
-        self._kept: list[Any] = []  # ids are only unique among objects that are alive
+        self._kept: list[torch.Tensor] = []  # ids are only unique among objects that are alive
+        # Of each running module: a key that tells its calls apart, its path, its class.
         self._stack: list[tuple[str, str, type]] = []
         self._failed: tuple[str, str, type] | None = None
         self._calls: dict[str, int] = {}
@@ -69,14 +82,18 @@ class Recorder(TorchFunctionMode):
         self._autocast = torch.is_autocast_enabled("cpu")
 
     def add_inputs(self, inputs: Mapping[str, torch.Tensor]) -> None:
-        """One placeholder per input tensor, whose sizes give the values of all symbols."""
+        """Add one placeholder per input tensor, off whose shape the symbols of sizes are read."""
         for name, tensor in inputs.items():
             node = self.graph.placeholder(name)
             self._bind(tensor, node)
             self.sizes.add_input(node, tensor)
 
-    def finish(self, results: list[Any]) -> None:
-        """Write the output, and for every buffer that forward replaced by a new tensor a copy into it."""
+    def finish(self, results: Sequence[object]) -> None:
+        """Write the output, and for every buffer that forward replaced by a new tensor a copy into the buffer.
+
+        Raises:
+            CaptureError: forward replaced a buffer by one of another shape or dtype.
+        """
         output = tuple(self._argument(value) for value in results)
         for name, before in self.buffers.items():
             after = self.model.get_buffer(name)
@@ -92,11 +109,22 @@ class Recorder(TorchFunctionMode):
                 self.graph.erase_node(node)
         self.graph.lint()
 
+    def current_module(self) -> str:
+        """Return path and class of the innermost module that is running, or was when recording stopped."""
+        innermost = self._failed or (self._stack[-1] if self._stack else None)
+        if innermost is None or not innermost[1]:
+            return f"{type(self.model).__name__} (the model itself)"
+        return f"{innermost[1]} ({innermost[2].__name__})"
+
     # Calls
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         if self._inside:
             return func(*args, **kwargs)
@@ -107,19 +135,21 @@ class Recorder(TorchFunctionMode):
             self.used_stand_in = True
             return self.stand_in
         out = self._decide(func, args) if name == "__bool__" else func(*args, **kwargs)
-        changed = name == "__set__" or any(t._version != v for t, v in zip(inputs, versions, strict=True))
+        changed = name == "__set__" or any(
+            tensor._version != before for tensor, before in zip(inputs, versions, strict=True)
+        )
         leaves = trees.leaves(out)
-        tensors = any(isinstance(leaf, torch.Tensor) for leaf in leaves)
-        if name in _IGNORED or not (tensors or changed or self.sizes.are_new(leaves)):
+        gives_tensors = any(isinstance(leaf, torch.Tensor) for leaf in leaves)
+        if name in _IGNORED or not (gives_tensors or changed or self.sizes.are_new(leaves)):
             return out
         self._write(func, name, args, kwargs, out)
         return out
 
-    def _decide(self, func: Callable[..., Any], args: Any) -> Any:
-        """A truth value: the real one if sizes give it, else the one given for this place, else True."""
+    def _decide(self, func: Callable[..., object], args: tuple[object, ...]) -> object:
+        """Return a truth value: the real one if sizes give it, else the one decided for this place, else True."""
         try:
             return func(*args)
-        except GUARD_ERRORS:
+        except VALUE_ERRORS:
             # A loop that runs until a value is reached would take every guess of True and go on for ever.
             if self.decisions is None or len(self.taken) == MAX_CHECKS:
                 raise
@@ -129,9 +159,9 @@ class Recorder(TorchFunctionMode):
             return self.taken[-1]
 
     def call_module(
-        self, original: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """A torch.nn layer becomes one node; every other module is entered."""
+        self, original: Callable[..., object], module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        """Write a torch.nn layer down as one node; enter every other module."""
         path = self.paths.get(id(module))
         if self._inside or path is None:
             return original(module, *args, **kwargs)
@@ -141,43 +171,39 @@ class Recorder(TorchFunctionMode):
         try:
             if not path or not self._is_leaf(module):
                 return original(module, *args, **kwargs)
-            given = self._argument(args), self._argument(kwargs)
+            given, named = self._arguments(args), self._named_arguments(kwargs)
             out = self._whole(lambda: recurrent_output(module, args) or original(module, *args, **kwargs))
-            node = self._create("call_module", path, *given)
+            node = self._create("call_module", path, given, named)
             self._bind(out, self._stopped(node, out))
             return out
-        except Exception:
+        except Exception:  # the user's forward may raise anything: only the innermost module is noted here
             self._failed = self._failed or self._stack[-1]
             raise
         finally:
             self._stack.pop()
 
     def call_autograd_function(
-        self, original: Callable[..., Any], cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """A custom autograd.Function becomes one node, so that its own backward is kept; torch's own are entered."""
+        self, original: Callable[..., object], cls: type, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        """Write a custom autograd.Function down as one node, so that its own backward is kept; enter torch's own."""
         if not self._inside and (call := plain_call_of_checkpoint(cls, args)) is not None:
             return call()
         if not self._inside and is_backward_hook(cls):
-            out = self._whole(lambda: original(*args))
-            for given, copied in zip(args, out, strict=True):
+            copies = self._whole(lambda: original(*args))
+            assert isinstance(copies, tuple)
+            for given, copied in zip(args, copies, strict=True):
+                assert isinstance(given, torch.Tensor)
                 self._bind(copied, self._node(given))
-            return out
+            return copies
         if self._inside or is_torchs_own(cls):
             return original(*args, **kwargs)
-
-        def apply(*inputs: Any, **named: Any) -> Any:
-            return cls.apply(*inputs, **named)  # type: ignore[attr-defined]
-
-        apply.__name__ = apply.__qualname__ = f"{cls.__name__}_apply"
-        apply.__module__ = cls.__module__
-        apply.__dict__["autograd_function"] = cls  # what rules are registered for
-        given = self._argument(args), self._argument(kwargs)
+        node_args = self._arguments(args), self._named_arguments(kwargs)
         out = self._whole(lambda: original(*args, **kwargs))
-        self._bind(out, self._create("call_function", apply, *given))
+        self._bind(out, self._create("call_function", _apply_of(cls), *node_args))
         return out
 
-    def _whole(self, call: Callable[[], Any]) -> Any:
+    def _whole(self, call: Callable[[], _Result]) -> _Result:
+        """Make a call that is one node: nothing within it is written down."""
         self._inside = True
         try:
             return call()
@@ -185,19 +211,29 @@ class Recorder(TorchFunctionMode):
             self._inside = False
 
     def _is_leaf(self, module: nn.Module) -> bool:
-        """torch's own layers, while they hold their own weights (functional_call puts others in their place)."""
+        """Return True for torch's own layers while they hold their own weights.
+
+        `functional_call` puts other tensors in the weights' place, which a call of the layer would not know.
+        """
         tensors = [*module.parameters(), *module.buffers()]
-        return stays_whole(module) and not is_composite(module) and all(id(t) in self.names for t in tensors)
+        return stays_whole(module) and not is_composite(module) and all(id(each) in self.names for each in tensors)
 
     # Nodes
 
-    def _write(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, out: Any) -> None:
-        given, named = self._argument(tuple(args)), self._argument(dict(kwargs))
+    def _write(
+        self,
+        func: Callable[..., object],
+        name: str,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        out: object,
+    ) -> None:
+        """Write a call down as a node, and say which nodes give the tensors in its result."""
+        given, named = self._arguments(args), self._named_arguments(kwargs)
         if name == "__get__":
-            node = self._create("call_function", getattr, (given[0], func.__self__.__name__), {})  # type: ignore[attr-defined]
+            node = self._create("call_function", getattr, (given[0], _attribute(func)), {})
         elif name == "__set__":
-            attribute = func.__self__.__name__  # type: ignore[attr-defined]
-            node = self._create("call_function", setattr, (given[0], attribute, given[1]), {})
+            node = self._create("call_function", setattr, (given[0], _attribute(func), given[1]), {})
         elif (python := _python_operator(name)) is not None and not named:
             function, swapped = python
             node = self._create("call_function", function, given[::-1] if swapped else given, {})
@@ -207,7 +243,7 @@ class Recorder(TorchFunctionMode):
             node = self._create("call_function", func, given, named)
         self._bind(out, node)
 
-    def _create(self, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
+    def _create(self, op: str, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> fx.Node:
         if torch.is_autocast_enabled("cpu") != self._autocast:
             raise CaptureError("forward turns autocast on or off, which cannot be recorded")
         node = self.graph.create_node(op, target, args, kwargs)
@@ -216,21 +252,16 @@ class Recorder(TorchFunctionMode):
         return node
 
     def _trace(self) -> str:
-        frames: list[FrameType] = []
-        frame = inspect.currentframe()
-        while frame is not None and frame is not self.bottom:
-            frames.append(frame)
-            frame = frame.f_back
-        return format_frames(reversed(frames))
+        return format_frames(frames_above(self.bottom))
 
-    def _stopped(self, node: fx.Node, out: Any) -> fx.Node:
-        """The node, detached where a layer with weights of its own was called without gradients."""
+    def _stopped(self, node: fx.Node, out: object) -> fx.Node:
+        """Return the node, detached where a layer with weights of its own was called without gradients."""
         if torch.is_grad_enabled() == self._grad or not isinstance(out, torch.Tensor) or not _carries_gradient(out):
             return node
         node.meta["val"] = out
         return self._create("call_method", "detach", (node,), {})
 
-    def _bind(self, out: Any, node: fx.Node) -> None:
+    def _bind(self, out: object, node: fx.Node) -> None:
         """Remember which node gives each tensor of a result."""
         node.meta.setdefault("val", out)
         if isinstance(out, torch.Tensor):
@@ -245,23 +276,32 @@ class Recorder(TorchFunctionMode):
 
     # Arguments
 
-    def _argument(self, value: Any) -> Any:
-        """A call's argument as a graph has it: nodes for tensors and traced sizes."""
+    def _arguments(self, args: tuple[object, ...]) -> tuple[Argument, ...]:
+        return tuple(self._argument(value) for value in args)
+
+    def _named_arguments(self, kwargs: Mapping[str, object]) -> dict[str, Argument]:
+        return {key: self._argument(value) for key, value in kwargs.items()}
+
+    def _argument(self, value: object) -> Argument:
+        """Return a call's argument as a graph has it: nodes for tensors and traced sizes."""
         if isinstance(value, torch.Tensor):
             return self._without_gradient(self._node(value), value)
         if isinstance(value, SYMBOLIC):
             return self.sizes.node_of(value)
         if isinstance(value, slice):
             return slice(*(self._argument(each) for each in (value.start, value.stop, value.step)))
-        if isinstance(value, torch.Size) or type(value) in (tuple, list):
-            return (list if isinstance(value, list) else tuple)(self._argument(each) for each in value)
+        if isinstance(value, torch.Size) or type(value) is tuple:
+            return self._arguments(tuple(value))
+        if type(value) is list:
+            return [self._argument(each) for each in value]
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*(self._argument(each) for each in value))
+            named_tuple: Callable[..., Argument] = type(value)
+            return named_tuple(*self._arguments(value))
         if isinstance(value, Mapping):
-            return {key: self._argument(each) for key, each in value.items()}
-        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-            return value.item()
-        return value
+            return self._named_arguments(value)
+        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item"):
+            return as_argument(value.item())
+        return as_argument(value)
 
     def _node(self, tensor: torch.Tensor) -> fx.Node:
         if id(tensor) not in self._nodes:
@@ -283,7 +323,7 @@ class Recorder(TorchFunctionMode):
         return name
 
     def _without_gradient(self, node: fx.Node, tensor: torch.Tensor) -> fx.Node:
-        """Within torch.no_grad, inputs from outside are detached, which stops the same gradients."""
+        """Return the node, detached for a tensor from outside of a torch.no_grad region, which stops the gradients."""
         if torch.is_grad_enabled() == self._grad or not _carries_gradient(tensor) or not tensor.requires_grad:
             return node
         if torch.is_grad_enabled():
@@ -293,27 +333,37 @@ class Recorder(TorchFunctionMode):
             self._detached[node].meta["val"] = tensor
         return self._detached[node]
 
-    def current_module(self) -> str:
-        """Path and class of the innermost module that is running, or was when recording stopped."""
-        innermost = self._failed or (self._stack[-1] if self._stack else None)
-        if innermost is None or not innermost[1]:
-            return f"{type(self.model).__name__} (the model itself)"
-        return f"{innermost[1]} ({innermost[2].__name__})"
+
+def _apply_of(cls: type) -> Callable[..., object]:
+    """Return the `apply` of an autograd.Function as a function that a graph can call and print."""
+
+    def apply(*inputs: object, **named: object) -> object:
+        return cls.apply(*inputs, **named)  # type: ignore[attr-defined]
+
+    apply.__name__ = apply.__qualname__ = f"{cls.__name__}_apply"
+    apply.__module__ = cls.__module__
+    apply.__dict__["autograd_function"] = cls  # what rules are registered for
+    return apply
+
+
+def _attribute(func: Callable[..., object]) -> str:
+    """Return the name of the attribute that a getter or setter of Tensor belongs to."""
+    return str(func.__self__.__name__)  # type: ignore[attr-defined]
 
 
 def _carries_gradient(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _is_method(func: Callable[..., Any]) -> bool:
+def _is_method(func: Callable[..., object]) -> bool:
     owner = getattr(func, "__objclass__", None)
     if owner is not None:
         return issubclass(torch.Tensor, owner)
     return getattr(func, "__qualname__", "").startswith(("Tensor.", "TensorBase."))
 
 
-def _python_operator(name: str) -> tuple[Callable[..., Any], bool] | None:
-    """`operator`'s function for a special method, and whether it takes its operands swapped (`__radd__`)."""
+def _python_operator(name: str) -> tuple[Callable[..., object], bool] | None:
+    """Return `operator`'s function for a special method, and whether its operands are swapped (`__radd__`)."""
     if not (name.startswith("__") and name.endswith("__")):
         return None
     word = name[2:-2]

@@ -1,10 +1,9 @@
-"""Second inputs for a check: other batch, other length, other values, padded masks, mildest last."""
+"""Make second inputs for the check of a graph: other batch, other length, other values, padded masks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -16,47 +15,64 @@ _FEW_TOKENS = 65
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of one call, and in words how they differ from the examples."""
+    """Arguments of one call.
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    Attributes:
+        args: positional arguments.
+        kwargs: keyword arguments.
+        label: how the arguments differ from the examples, in words.
+        varied: False for the examples themselves.
+    """
+
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
     label: str
     varied: bool = True
 
-    def fresh_args(self) -> Any:
-        """The positional arguments with copied tensors, since a model may write into its inputs."""
-        return trees.map_tensors(_copy, self.args)
-
-    def fresh_kwargs(self) -> Any:
-        """The keyword arguments, copied likewise."""
-        return trees.map_tensors(_copy, self.kwargs)
+    def fresh(self) -> tuple[tuple[object, ...], dict[str, object]]:
+        """Return both with copied tensors, since a model may write into its inputs."""
+        return trees.map_tensors(_copy, self.args), trees.map_tensors(_copy, self.kwargs)
 
 
-def variations(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Inputs]:
-    """The example inputs changed in several ways; a caller takes the first that the model accepts."""
+@dataclass(frozen=True)
+class _Variation:
+    """One way to change example inputs.
+
+    Attributes:
+        label: the change in words.
+        batch: size of the batch, if it changes.
+        lengths: length of a sequence before and after, if it changes.
+        values: True if values change.
+    """
+
+    label: str
+    batch: int | None = None
+    lengths: tuple[int, int] | None = None
+    values: bool = True
+
+
+def variations(args: tuple[object, ...], kwargs: dict[str, object]) -> Iterator[Inputs]:
+    """Yield the example inputs changed in several ways, the mildest change last; then the examples themselves.
+
+    A caller takes the first inputs that the model accepts.
+    """
     tensors = [tensor for tensor in trees.tensors((args, kwargs)) if tensor.dim()]
     first = tensors[0] if tensors else torch.empty(0)
     batch = first.shape[0]
+    ways: list[_Variation] = []
     for other in _other_lengths(first) if first.dim() in (2, 3) else ():
         label = f"other batch, length {other} for {first.shape[1]}"
-        yield _vary(args, kwargs, batch, (first.shape[1], other), label, values=True)
+        ways.append(_Variation(label, batch, (first.shape[1], other)))
     if tensors:
-        yield _vary(args, kwargs, batch, None, "other batch and values", values=True)
-        yield _vary(args, kwargs, batch, None, "other batch", values=False)
-        yield _vary(args, kwargs, None, None, "other values", values=True)
+        ways.append(_Variation("other batch and values", batch))
+        ways.append(_Variation("other batch", batch, values=False))
+        ways.append(_Variation("other values"))
+    for way in ways:
+        yield _vary(args, kwargs, way)
     yield Inputs(args, kwargs, "the example inputs themselves", varied=False)
 
 
-def _vary(
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    batch: int | None,
-    lengths: tuple[int, int] | None,
-    label: str,
-    *,
-    values: bool,
-) -> Inputs:
-    """The inputs with another batch, with the first of the two lengths replaced by the second, with other values."""
+def _vary(args: tuple[object, ...], kwargs: dict[str, object], way: _Variation) -> Inputs:
     generator = torch.Generator().manual_seed(_SEED)
 
     def change(path: str, leaf: object) -> object:
@@ -64,24 +80,24 @@ def _vary(
             return leaf
         leaf = leaf.detach()
         ascending = _is_ascending(leaf)
-        if batch is not None and leaf.shape[0] == batch:
-            leaf = _resized(leaf, 0, 4 if batch != 4 else 5)
+        if way.batch is not None and leaf.shape[0] == way.batch:
+            leaf = _resized(leaf, 0, 4 if way.batch != 4 else 5)
         for dim in range(1, leaf.dim()):
-            if lengths is not None and leaf.shape[dim] == lengths[0]:
-                leaf = _resized(leaf, dim, lengths[1])
+            if way.lengths is not None and leaf.shape[dim] == way.lengths[0]:
+                leaf = _resized(leaf, dim, way.lengths[1])
         # Integers in one ascending row may be offsets or segments, which mean nothing in another order.
         if ascending:
             return leaf.sort().values
-        return _revalued(leaf, path, generator) if values else leaf
+        return _revalued(leaf, path, generator) if way.values else leaf
 
     new_args, new_kwargs = trees.map_leaves_by_path(change, (args, kwargs))
-    return Inputs(new_args, new_kwargs, label)
+    return Inputs(new_args, new_kwargs, way.label)
 
 
 def _other_lengths(first: torch.Tensor) -> list[int]:
-    """Shorter for long inputs, which is cheap and within every limit on length; longer for short ones.
+    """Return lengths to try: shorter for long inputs, which is cheap and within every limit; longer for short ones.
 
-    Much shorter for long rows of tokens, since each takes a step of training of the whole model.
+    Long rows of tokens are tried much shorter first, since each try takes a training step of the whole model.
     """
     length = first.shape[1]
     half = length // 2 + 1 if length > 8 else length + 2
@@ -94,7 +110,7 @@ def _resized(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
 
 
 def _revalued(tensor: torch.Tensor, path: str, generator: torch.Generator) -> torch.Tensor:
-    """The tensor's own values drawn anew, so that ids stay valid; a mask becomes one with padding at the end."""
+    """Draw values anew from the tensor's own, so that ids stay valid; a mask becomes one with padding at the end."""
     flat = tensor.reshape(-1)
     if not len(flat):
         return tensor

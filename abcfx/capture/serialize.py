@@ -1,24 +1,33 @@
-"""Graphs as plain data, so that an emitted module can be pickled and deep trees of nodes do not recurse."""
+"""Turn graphs into plain data and back, so that an emitted module can be pickled.
+
+Nodes refer to each other by position, so that a long chain of nodes does not recurse.
+"""
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar, cast
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
+from torch.fx.node import Argument, Target
 
-from abcfx.capture.signature import Signature, SignatureCodeGen
+from abcfx.capture.codegen import SignatureCodeGen, signature_of_graph
+from abcfx.capture.signature import Signature
 
-# Shapes are fake tensors and pass results are kept in the JSON spec; these two say where a node came from.
+# Of a node's meta only these two, which say where it came from. Shapes are fake tensors, and notes of passes stand in
+# the spec.
 _META = ("stack_trace", "nn_module_stack")
+
+_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True)
-class _Reference:
-    """A node, by its position."""
+class _Position:
+    """A node, by its position in the graph."""
 
     index: int
 
@@ -31,52 +40,72 @@ class _Operator:
 
 
 @dataclass(frozen=True)
+class NodeData:
+    """A node without objects that pickle cannot take."""
+
+    op: str
+    name: str
+    target: Target | _Operator
+    args: object
+    kwargs: object
+    meta: dict[str, object]
+
+
+@dataclass(frozen=True)
 class GraphData:
     """A graph without objects that pickle cannot take."""
 
-    nodes: list[tuple[str, str, Any, Any, Any, dict[str, Any]]]
+    nodes: list[NodeData]
     signature: Signature | None
 
 
 def graph_to_data(graph: fx.Graph) -> GraphData:
-    """The graph's nodes in order, arguments by position.
+    """Return the graph as plain data.
 
     Raises:
-        pickle.PicklingError: a graph from torch.export or with a custom autograd.Function holds functions that have
-            no name to be found by.
+        pickle.PicklingError: the graph has guards (as every graph from torch.export has), which are generated
+            functions without a name to be found by.
     """
-    codegen = graph._codegen  # fx has `set_codegen` and no way to ask for it
-    signature = codegen.signature if isinstance(codegen, SignatureCodeGen) else None
+    signature = signature_of_graph(graph)
     if signature is not None and signature.guards is not None:
         raise pickle.PicklingError(
-            "a graph with guards on sizes cannot be pickled: save state_dict() and capture the model again"
+            "a graph with guards on sizes cannot be pickled.\n  To fix: save state_dict() and capture the model again."
         )
     positions = {node: index for index, node in enumerate(graph.nodes)}
+
+    def position(node: fx.Node) -> _Position:
+        return _Position(positions[node])
+
     nodes = []
     for node in graph.nodes:
         target = node.target
-        if isinstance(target, torch._ops.OpOverload):
+        if isinstance(target, OpOverload):
             target = _Operator(str(target.name()))  # type: ignore[no-untyped-call]
-        args, kwargs = (_replace(value, lambda n: _Reference(positions[n])) for value in (node.args, node.kwargs))
-        nodes.append((node.op, node.name, target, args, kwargs, _meta(node)))
+        args, kwargs = _replace(node.args, fx.Node, position), _replace(node.kwargs, fx.Node, position)
+        nodes.append(NodeData(node.op, node.name, target, args, kwargs, _meta(node)))
     return GraphData(nodes, signature)
 
 
 def graph_from_data(data: GraphData) -> fx.Graph:
-    """The graph again, with the same names, arguments and source locations."""
+    """Build the graph again, with the same names, arguments and source locations."""
     graph = fx.Graph()
     made: list[fx.Node] = []
-    for op, name, target, args, kwargs, meta in data.nodes:
-        args, kwargs = (_replace(value, lambda r: made[r.index], _Reference) for value in (args, kwargs))
-        node = graph.create_node(op, _resolve(target), args, kwargs, name)
-        node.meta.update(meta)
+
+    def node_at(position: _Position) -> fx.Node:
+        return made[position.index]
+
+    for each in data.nodes:
+        args = cast("tuple[Argument, ...]", _replace(each.args, _Position, node_at))
+        kwargs = cast("dict[str, Argument]", _replace(each.kwargs, _Position, node_at))
+        node = graph.create_node(each.op, _resolve(each.target), args, kwargs, each.name)
+        node.meta.update(each.meta)
         made.append(node)
     if data.signature is not None:
         graph.set_codegen(SignatureCodeGen(data.signature))
     return graph
 
 
-def _meta(node: fx.Node) -> dict[str, Any]:
+def _meta(node: fx.Node) -> dict[str, object]:
     meta = {key: node.meta[key] for key in _META if key in node.meta}
     stack = meta.get("nn_module_stack")
     if stack is not None:
@@ -85,28 +114,31 @@ def _meta(node: fx.Node) -> dict[str, Any]:
     return meta
 
 
-def _class_name(kind: Any) -> str:
+def _class_name(kind: type | str) -> str:
     return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _resolve(target: Any) -> Any:
+def _resolve(target: Target | _Operator) -> Target:
     if not isinstance(target, _Operator):
         return target
     namespace, _, name = target.name.partition("::")
     name, _, overload = name.partition(".")
-    return getattr(getattr(getattr(torch.ops, namespace), name), overload or "default")
+    found: Target = getattr(getattr(getattr(torch.ops, namespace), name), overload or "default")
+    return found
 
 
-def _replace(value: Any, function: Callable[[Any], Any], kind: type = fx.Node) -> Any:
+def _replace(value: object, kind: type[_Kind], function: Callable[[_Kind], object]) -> object:
+    """Return a node's argument with everything of one kind in it replaced by what the function returns."""
     if isinstance(value, kind):
         return function(value)
     if isinstance(value, (tuple, list)):
-        items = [_replace(each, function, kind) for each in value]
+        items = [_replace(each, kind, function) for each in value]
         if hasattr(value, "_fields"):
-            return type(value)(*items)
+            named_tuple: Callable[..., object] = type(value)
+            return named_tuple(*items)
         return tuple(items) if isinstance(value, tuple) else items
     if isinstance(value, Mapping):
-        return {key: _replace(each, function, kind) for key, each in value.items()}
+        return {key: _replace(each, kind, function) for key, each in value.items()}
     if isinstance(value, slice):
-        return slice(*(_replace(each, function, kind) for each in (value.start, value.stop, value.step)))
+        return slice(*(_replace(each, kind, function) for each in (value.start, value.stop, value.step)))
     return value

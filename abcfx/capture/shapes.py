@@ -1,91 +1,100 @@
-"""Puts the shape and dtype of every value on the graph's nodes, as `node.meta["val"]`, without any real compute."""
+"""Put the shape and dtype of every value on a graph's nodes, as `node.meta["val"]`, without any real compute."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument, Target
 
 from abcfx.capture.emitted import EmittedModule
-from abcfx.capture.state import preserved_rng
 from abcfx.support import trees
 from abcfx.support.location import location
+from abcfx.support.running import preserved_rng
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of the same shape, strides and dtype without storage."""
+    """Return a tensor of the same shape, strides and dtype without storage."""
     return torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad and tensor.is_leaf)
 
 
 class _ShapeInterpreter(fx.Interpreter):
-    """Runs a graph on meta tensors; torch.nn layers run as copies whose parameters are meta tensors too."""
+    """Runs a graph on meta tensors; torch.nn layers run as copies whose parameters are meta tensors too.
 
-    def __init__(self, module: EmittedModule, graph: fx.Graph, shadows: dict[int, Any]) -> None:
+    Attributes:
+        shadows: the meta tensor of each parameter, buffer and constant, by the id of the real one.
+        failed: the node that ran last, which is the cause when the run raises.
+    """
+
+    def __init__(self, module: EmittedModule, graph: fx.Graph, shadows: dict[int, torch.Tensor]) -> None:
         super().__init__(module, graph=graph)
         self.shadows = shadows
         self.failed: fx.Node | None = None
         self._leaves: dict[str, nn.Module] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         self.failed = n
-        value = super().run_node(n)
+        value: object = super().run_node(n)
         if n.op != "output":
             # Detached: a node must not keep an autograd graph alive.
-            n.meta["val"] = trees.map_tensors(lambda t: t.detach() if t.grad_fn else t, value)
+            n.meta["val"] = trees.map_tensors(lambda tensor: tensor.detach() if tensor.grad_fn else tensor, value)
         return value
 
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        value = super().get_attr(target, args, kwargs)
+    def get_attr(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
+        value: object = super().get_attr(target, args, kwargs)
         return self._shadow(value) if isinstance(value, torch.Tensor) else value
 
     def _shadow(self, tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in self.shadows:
             self.shadows[id(tensor)] = to_meta(tensor)
-        shadow: torch.Tensor = self.shadows[id(tensor)]
-        return shadow
+        return self.shadows[id(tensor)]
 
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target not in self._leaves:
-            leaf = self.fetch_attr(target)
-            memo: dict[int, Any] = {}
-            for tensor in [*leaf.parameters(), *leaf.buffers()]:
-                # The memo hands deepcopy the meta tensor in place of a copy of the real one.
-                memo[id(tensor)] = self._shadow(tensor)
-            self._leaves[target] = copy.deepcopy(leaf, memo)
-        return self._leaves[target](*args, **kwargs)
+    def call_module(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
+        path = str(target)
+        if path not in self._leaves:
+            leaf: nn.Module = self.fetch_attr(path)
+            tensors = [*leaf.parameters(), *leaf.buffers()]
+            # The memo hands deepcopy the meta tensor in place of a copy of the real one.
+            memo: dict[int, object] = {id(tensor): self._shadow(tensor) for tensor in tensors}
+            self._leaves[path] = copy.deepcopy(leaf, memo)
+        return self._leaves[path](*args, **kwargs)
 
-    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def call_function(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
         return super().call_function(target, args, _on_meta(kwargs))
 
-    def call_method(self, target: Any, args: Any, kwargs: Any) -> Any:
+    def call_method(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
         if target == "to":
-            args = tuple(torch.device("meta") if isinstance(a, torch.device) else a for a in args)
+            args = tuple(torch.device("meta") if isinstance(each, torch.device) else each for each in args)
         return super().call_method(target, args, _on_meta(kwargs))
 
 
-def _on_meta(kwargs: dict[str, Any]) -> dict[str, Any]:
+def _on_meta(kwargs: dict[str, object]) -> dict[str, object]:
     return {**kwargs, "device": torch.device("meta")} if kwargs.get("device") is not None else kwargs
 
 
-def propagate_shapes(module: EmittedModule, slots: list[str], examples: Mapping[str, Any]) -> tuple[str, ...]:
-    """Set `meta["val"]` on all nodes of both graphs from the example value of every placeholder.
+def propagate_shapes(module: EmittedModule, slots: Sequence[str], examples: Mapping[str, object]) -> tuple[str, ...]:
+    """Set `meta["val"]` on the nodes of both graphs.
+
+    Args:
+        module: the emitted module.
+        slots: names of the placeholders, in order.
+        examples: the example value of every placeholder.
 
     Returns:
-        A note for each graph in which some value could not be had without running the model; nodes before it
-        have theirs.
+        A note for each graph in which some value could not be had without running the model; only the nodes before
+        that value have theirs.
     """
     notes: list[str] = []
-    shadows: dict[int, Any] = {}
+    shadows: dict[int, torch.Tensor] = {}
     inputs = [trees.map_tensors(to_meta, examples[name]) for name in slots]
     for graph in module.graphs:
         interpreter = _ShapeInterpreter(module, graph, shadows)
         try:
             with preserved_rng(), torch.no_grad(), torch.device("meta"):
                 interpreter.run(*inputs, enable_io_processing=False)
-        except Exception as error:
+        except Exception as error:  # the user's ops may need values, which meta tensors do not have, and raise anything
             at = location(interpreter.failed) if interpreter.failed is not None else "the inputs"
             notes.append(f"no shapes from {at} on: {type(error).__name__}: {str(error).splitlines()[0]}")
     return tuple(dict.fromkeys(notes))

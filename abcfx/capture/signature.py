@@ -1,28 +1,28 @@
-"""The model's own calling convention, kept: argument names, keywords, defaults, nested containers in and out."""
+"""A model's calling convention, kept in its graph: argument names, keywords, defaults, nested containers in and out.
+
+A graph takes a flat list of tensors, its placeholders. A `Signature` says how the arguments of a call become that list.
+"""
 
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from abcfx.capture.structure import Part, put_together
 from abcfx.errors import InvalidInputError
 from abcfx.support import trees
 
-_GLOBAL = "_abcfx_signature"
 _MISSING = inspect.Parameter.empty
-_IDENTITY: Any = object.__eq__
+_IDENTITY: object = object.__eq__
 
 
 @dataclass(frozen=True)
 class Slot:
-    """An input that stays free: the graph's placeholder of this name."""
+    """An input that stays free: the graph's placeholder with this name."""
 
     name: str
 
@@ -31,42 +31,46 @@ class Slot:
 class Constant:
     """An input whose value is part of the graph; a call with another value is refused."""
 
-    value: Any
+    value: object
 
 
 @dataclass(frozen=True)
-class Argument:
-    """How one argument of the model becomes placeholders: its pytree structure and what each leaf is."""
+class ArgumentTree:
+    """One argument of the model: the shape of its tree, and for each leaf whether it is a slot or a constant."""
 
     spec: trees.TreeSpec
     leaves: tuple[Slot | Constant, ...]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # By an example of the structure: pytree's own objects warn when they are unpickled.
+    def __reduce__(self) -> tuple[object, ...]:
+        # Pickled as an example of the tree: torch's own description of a tree warns when it is unpickled.
         return _argument_like, (trees.unflatten([0] * len(self.leaves), self.spec), self.leaves)
+
+
+def _argument_like(example: object, leaves: tuple[Slot | Constant, ...]) -> ArgumentTree:
+    return ArgumentTree(trees.structure(example), leaves)
 
 
 @dataclass(frozen=True, eq=False)
 class Signature:
-    """A model's call signature with its mapping to placeholders, and the structure of its output.
+    """A model's call signature, how its arguments become placeholders, and how its output is built.
 
     Attributes:
         parameters: the signature of the model's forward.
-        arguments: by name, how each becomes placeholders and constants.
-        output: how the graph's flat outputs make the model's; None when they are the same.
-        guards: a check of the placeholders' values on every call.
-        positional: how many arguments were given by position.
-        omitted: names of the arguments that were left at their defaults.
+        arguments: by name, how each argument becomes placeholders and constants.
+        output: the recipe that builds the model's output from the graph's flat outputs; None when they are the same.
+        guards: raises for values of the placeholders that the graph is not right for; run on every call.
+        positional: how many arguments the example gave by position.
+        omitted: names of the arguments that the example left at their defaults.
     """
 
     parameters: inspect.Signature
-    arguments: Mapping[str, Argument]
+    arguments: Mapping[str, ArgumentTree]
     output: Part | None = None
-    guards: Callable[[list[Any]], None] | None = None
+    guards: Callable[[Sequence[object]], None] | None = None
     positional: int = 0
     omitted: frozenset[str] = frozenset()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Signature:
+    def __deepcopy__(self, memo: dict[int, object]) -> Signature:
         return self  # nothing in it ever changes
 
     @property
@@ -76,15 +80,26 @@ class Signature:
 
     @property
     def is_plain(self) -> bool:
-        """Every argument is one required placeholder, so generated code needs no checks."""
+        """True when every argument is one required placeholder, so that generated code needs no checks."""
         return self.guards is None and all(
             argument.leaves == (Slot(name),) and self.parameters.parameters[name].default is _MISSING
             for name, argument in self.arguments.items()
         )
 
-    def flatten(self, values: Mapping[str, Any]) -> list[Any]:
-        """The placeholders' values out of the arguments' values; refuses what the graph was not captured for."""
-        flat: list[Any] = []
+    def bind(self, *args: object, **kwargs: object) -> dict[str, object]:
+        """Return the arguments of a call by name, with defaults filled in."""
+        bound = self.parameters.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
+
+    def flatten(self, values: Mapping[str, object]) -> list[object]:
+        """Return the placeholders' values, given the arguments by name.
+
+        Raises:
+            InvalidInputError: the graph was not captured for such arguments: another tree, another constant, None in
+                the place of a tensor, or a guard that fails.
+        """
+        flat: list[object] = []
         for name, argument in self.arguments.items():
             value = values[name]
             if argument.spec.is_leaf():
@@ -104,18 +119,12 @@ class Signature:
             self.guards(flat)
         return flat
 
-    def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The arguments of a call by name, defaults filled in."""
-        bound = self.parameters.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return dict(bound.arguments)
-
-    def unflatten(self, outputs: Any) -> Any:
-        """The model's own output structure out of the graph's flat outputs."""
+    def unflatten(self, outputs: Sequence[object]) -> object:
+        """Build the model's output from the graph's flat outputs."""
         return outputs if self.output is None else put_together(self.output, outputs)
 
-    def rebuild(self, slot_values: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments by name, with the given values in the slots and the constants in their places."""
+    def rebuild(self, slot_values: Mapping[str, object]) -> dict[str, object]:
+        """Return the arguments by name, with the given values in the slots and the constants in their places."""
         return {
             name: trees.unflatten(
                 [slot_values[leaf.name] if isinstance(leaf, Slot) else leaf.value for leaf in argument.leaves],
@@ -124,135 +133,124 @@ class Signature:
             for name, argument in self.arguments.items()
         }
 
-    def with_output(self, output: Part) -> Signature:
-        """The same inputs with outputs of the given structure."""
-        return replace(self, output=output)
-
-    def with_guards(self, guards: Callable[[list[Any]], None]) -> Signature:
-        """The same with a check of the placeholders' values on every call."""
-        return replace(self, guards=guards)
-
-    def call(self, function: Callable[..., Any], values: Mapping[str, Any]) -> Any:
-        """Call `function` in the way the example was: the same arguments by position, defaults left out.
+    def call(self, function: Callable[..., object], values: Mapping[str, object]) -> object:
+        """Call the function like the example: the same arguments by position, and the same ones left out.
 
         Decorated functions may treat an argument by keyword, or one left out, in their own way.
         """
-        positional: list[Any] = []
-        keywords: dict[str, Any] = {}
+        positional: list[object] = []
+        keywords: dict[str, object] = {}
         for index, (name, parameter) in enumerate(self.parameters.parameters.items()):
+            value = values[name]
             if parameter.kind is parameter.VAR_POSITIONAL:
-                positional.extend(values[name])
+                assert isinstance(value, Iterable)
+                positional.extend(value)
             elif parameter.kind is parameter.VAR_KEYWORD:
-                keywords.update(values[name])
+                assert isinstance(value, Mapping)
+                keywords.update(value)
             elif name in self.omitted:
                 continue
             elif parameter.kind is parameter.KEYWORD_ONLY or index >= self.positional:
-                keywords[name] = values[name]
+                keywords[name] = value
             else:
-                positional.append(values[name])
+                positional.append(value)
         return function(*positional, **keywords)
 
+    def with_output(self, output: Part) -> Signature:
+        """Return the signature with outputs built by the given recipe."""
+        return replace(self, output=output)
 
-class SignatureCodeGen(fx.graph.CodeGen):
-    """Generates `forward` with the model's own signature in front of a graph that takes flat tensors."""
-
-    def __init__(self, signature: Signature) -> None:
-        super().__init__()
-        self.signature = signature
-
-    def additional_globals(self) -> list[tuple[str, Any]]:
-        return [(_GLOBAL, self.signature)]
-
-    def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, *, expanded_def: bool = False) -> str:
-        header = f"def forward({_render(self.signature.parameters)}){maybe_return_annotation}:"
-        names = [name.split(":")[0].split("=")[0].strip() for name in free_vars if name != "self"]
-        if self.signature.is_plain:
-            return header
-        values = ", ".join(f"{name!r}: {name}" for name in self.signature.arguments)
-        target = f"{', '.join(names)}, = " if names else ""
-        return f"{header}\n    {target}{_GLOBAL}.flatten({{{values}}})"
-
-    def generate_output(
-        self, output_args: Any, *, descs: Any = None, repr_fn: Callable[[object], str] | None = None
-    ) -> str:
-        repr_fn = repr_fn or repr
-        if self.signature.output is None:
-            return f"return {repr_fn(output_args)}"
-        return f"return {_GLOBAL}.unflatten({repr_fn(output_args)})"
-
-    def process_inputs(self, *args: Any) -> Any:
-        return self.signature.flatten(self.signature.bind(*args))
-
-    def process_outputs(self, outputs: Any) -> Any:
-        return self.signature.unflatten(outputs)
-
-
-def call_signature(graph: fx.Graph) -> Signature:
-    """Return the signature under which a captured graph is called."""
-    code = graph._codegen  # fx has `set_codegen` and no way to ask for it
-    assert isinstance(code, SignatureCodeGen)
-    return code.signature
+    def with_guards(self, guards: Callable[[Sequence[object]], None]) -> Signature:
+        """Return the signature with a check of the placeholders' values on every call."""
+        return replace(self, guards=guards)
 
 
 def signature_of(
-    model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None, *, opaque: bool = False
-) -> tuple[Signature, dict[str, Any]]:
-    """The model's signature with tensors as slots and all else as constants, and the example value of every slot.
+    model: nn.Module, args: tuple[object, ...] | None, kwargs: dict[str, object] | None
+) -> tuple[Signature, dict[str, torch.Tensor]]:
+    """Return the model's signature, with tensors as slots and all else as constants, and the slots' example values.
 
-    Without examples, arguments that have a default are constants with that default. With `opaque`, leaves of
-    classes unknown to pytree (a graph batch, say) are slots too, which only symbolic tracing can use.
+    Args:
+        model: the model whose forward is called.
+        args: positional example inputs. Without any examples, arguments that have a default are constants with it.
+        kwargs: keyword example inputs.
+
+    Raises:
+        InvalidInputError: forward does not take the example inputs.
     """
+    signature, examples = _signature_of(model, args, kwargs, lambda leaf: isinstance(leaf, torch.Tensor))
+    return signature, {name: value for name, value in examples.items() if isinstance(value, torch.Tensor)}
+
+
+def opaque_signature_of(
+    model: nn.Module, args: tuple[object, ...] | None, kwargs: dict[str, object] | None
+) -> tuple[Signature, dict[str, object]]:
+    """Do as `signature_of`, but make slots also of objects that cannot be compared (a batch of graphs, say).
+
+    Only symbolic tracing can use such slots.
+    """
+    return _signature_of(model, args, kwargs, lambda leaf: isinstance(leaf, torch.Tensor) or not _is_constant(leaf))
+
+
+def _signature_of(
+    model: nn.Module,
+    args: tuple[object, ...] | None,
+    kwargs: dict[str, object] | None,
+    is_slot: Callable[[object], bool],
+) -> tuple[Signature, dict[str, object]]:
     parameters = inspect.signature(model.forward)
     parameters = parameters.replace(
-        parameters=[p.replace(annotation=_MISSING) for p in parameters.parameters.values()],
+        parameters=[each.replace(annotation=_MISSING) for each in parameters.parameters.values()],
         return_annotation=_MISSING,
     )
-    if args is None and kwargs is None:
-        values: dict[str, Any] = {}
-    else:
+    values: dict[str, object] = {}
+    if args is not None or kwargs is not None:
         try:
             values = parameters.bind(*(args or ()), **(kwargs or {})).arguments
         except TypeError as error:
             raise InvalidInputError(f"The example inputs do not fit {type(model).__name__}.forward: {error}") from None
-    arguments: dict[str, Argument] = {}
-    examples: dict[str, Any] = {}
+    arguments: dict[str, ArgumentTree] = {}
+    examples: dict[str, object] = {}
     taken = set(parameters.parameters)
     for name, parameter in parameters.parameters.items():
         free = name not in values and parameter.default is _MISSING
         if free and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            arguments[name] = Argument(trees.structure(0), (Slot(name),))
+            arguments[name] = ArgumentTree(trees.structure(0), (Slot(name),))
             continue
-        arguments[name] = _argument(name, parameter, values, opaque, taken, examples)
-    omitted = {name for name, p in parameters.parameters.items() if name not in values and p.default is not _MISSING}
+        arguments[name], slot_values = _argument(parameter, values, is_slot, taken)
+        examples |= slot_values
+    omitted = {
+        name for name, each in parameters.parameters.items() if name not in values and each.default is not _MISSING
+    }
     positional = len(args) if args is not None else len(parameters.parameters)
     return Signature(parameters, arguments, positional=positional, omitted=frozenset(omitted)), examples
 
 
-def _argument_like(example: Any, leaves: tuple[Slot | Constant, ...]) -> Argument:
-    return Argument(trees.structure(example), leaves)
-
-
 def _argument(
-    name: str,
-    parameter: inspect.Parameter,
-    values: Mapping[str, Any],
-    opaque: bool,
-    taken: set[str],
-    examples: dict[str, Any],
-) -> Argument:
+    parameter: inspect.Parameter, values: Mapping[str, object], is_slot: Callable[[object], bool], taken: set[str]
+) -> tuple[ArgumentTree, dict[str, object]]:
+    """Return how one argument becomes placeholders, and the example values of its slots.
+
+    Args:
+        parameter: the argument in the signature of forward.
+        values: the example's arguments by name.
+        is_slot: tells slots from constants among the leaves of the argument.
+        taken: names in use, to which those of the new slots are added.
+    """
     empty = parameter.default
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         empty = () if parameter.kind is parameter.VAR_POSITIONAL else {}
-    leaves, spec = trees.flatten(values.get(name, empty))
+    leaves, spec = trees.flatten(values.get(parameter.name, empty))
     kinds: list[Slot | Constant] = []
+    examples: dict[str, object] = {}
     for number, leaf in enumerate(leaves):
-        if not (isinstance(leaf, torch.Tensor) or (opaque and not _is_constant(leaf))):
+        if not is_slot(leaf):
             kinds.append(Constant(leaf))
             continue
-        slot = name if spec.is_leaf() else _fresh(f"{name}_{number}", taken)
+        slot = parameter.name if spec.is_leaf() else _fresh(f"{parameter.name}_{number}", taken)
         examples[slot] = leaf
         kinds.append(Slot(slot))
-    return Argument(spec, tuple(kinds))
+    return ArgumentTree(spec, tuple(kinds)), examples
 
 
 def _fresh(name: str, taken: set[str]) -> str:
@@ -262,55 +260,25 @@ def _fresh(name: str, taken: set[str]) -> str:
     return name
 
 
-def _is_constant(value: Any) -> bool:
+def _is_constant(value: object) -> bool:
+    """Return True for values that can be compared by what they hold, which a check on every call needs."""
     plain = (bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.layout)
     return value is None or isinstance(value, plain) or type(value).__eq__ is not _IDENTITY
 
 
-def _same(expected: Any, got: Any) -> bool:
-    return expected is got or (type(expected) is type(got) and not isinstance(got, torch.Tensor) and expected == got)
+def _same(expected: object, got: object) -> bool:
+    if expected is got:
+        return True
+    return type(expected) is type(got) and not isinstance(got, torch.Tensor) and bool(expected == got)
 
 
-def _describe(value: Any) -> str:
+def _describe(value: object) -> str:
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
 
 
 def _refusal(name: str, expected: str, got: str) -> str:
     return (
-        f"forward({name}=...): this graph was captured with {expected} and was called with {got}. "
-        f"To use it so, capture again with example inputs that have the new value, "
-        f"e.g. abcfx.transform(model, args, {{{name!r}: ...}})."
+        f"forward({name}=...): this graph was captured with {expected} and was called with {got}.\n"
+        f"  To fix: capture again with example inputs that have the new value,\n"
+        f"  e.g. abcfx.transform(model, args, {{{name!r}: ...}})."
     )
-
-
-def _render(signature: inspect.Signature) -> str:
-    """The signature as source text; defaults that have no faithful text are taken from the signature object."""
-    parts = ["self"]
-    seen_star = False
-    parameters = list(signature.parameters.values())
-    for index, parameter in enumerate(parameters):
-        if parameter.kind is parameter.KEYWORD_ONLY and not seen_star:
-            parts.append("*")
-            seen_star = True
-        star = ""
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            star, seen_star = "*", True
-        elif parameter.kind is parameter.VAR_KEYWORD:
-            star = "**"
-        text = star + parameter.name
-        if parameter.default is not _MISSING:
-            text += f" = {_default_text(parameter)}"
-        parts.append(text)
-        following = parameters[index + 1] if index + 1 < len(parameters) else None
-        if parameter.kind is parameter.POSITIONAL_ONLY and (
-            following is None or following.kind is not parameter.POSITIONAL_ONLY
-        ):
-            parts.append("/")
-    return ", ".join(parts)
-
-
-def _default_text(parameter: inspect.Parameter) -> str:
-    default = parameter.default
-    if isinstance(default, (bool, int, str, type(None))) or (type(default) is float and math.isfinite(default)):
-        return repr(default)
-    return f"{_GLOBAL}.parameters.parameters[{parameter.name!r}].default"

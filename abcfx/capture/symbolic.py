@@ -1,23 +1,25 @@
-"""Symbolic capture: torch.fx tracing without running the model, torch.nn modules kept as call_module nodes."""
+"""Capture by torch.fx tracing: the model runs on symbols and not on tensors, and torch.nn modules stay whole."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import Argument, Target
 from torch.overrides import TorchFunctionMode
 
+from abcfx.capture.codegen import SignatureCodeGen
 from abcfx.capture.emitted import ROOT_LEAF, EmittedModule
-from abcfx.capture.graphs import merge_constants, same_graph
+from abcfx.capture.graphs import as_argument, merge_constants, same_graph
 from abcfx.capture.leaves import stays_whole
-from abcfx.capture.signature import Signature, SignatureCodeGen, signature_of
-from abcfx.capture.state import both_modes_restored, no_hidden_randomness, preserved, preserved_rng, set_mode
+from abcfx.capture.signature import Signature, opaque_signature_of
+from abcfx.capture.state import no_hidden_randomness, preserved
 from abcfx.errors import CaptureError
-from abcfx.support.location import format_frames, user_line
+from abcfx.support.location import format_frames, frames_above, user_line
+from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
 
 # Calls that make a tensor out of no tensor. Executed while tracing they would become constants: frozen noise, or a
 # buffer that in-place writes carry over from call to call. As nodes they run on every call, as in the model.
@@ -32,115 +34,23 @@ _FACTORIES = frozenset(
 )
 
 
-class _FactoryMode(TorchFunctionMode):
-    """Records factory calls; torch.fx alone neither records them nor lets them take traced sizes."""
-
-    def __init__(self, tracer: SymbolicTracer) -> None:
-        super().__init__()
-        self.tracer = tracer
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _FACTORIES and not self.tracer.in_init:
-            return self.tracer.create_proxy("call_function", func, args, kwargs)
-        return func(*args, **kwargs)
-
-
-class SymbolicTracer(fx.Tracer):
-    """`torch.fx.Tracer` with the model's own signature, source locations, buffers as nodes and refusals.
-
-    What torch.fx would silently drop (no_grad and autocast regions, random draws) is refused instead.
-    """
-
-    proxy_buffer_attributes = True
-
-    def __init__(self, signature: Signature) -> None:
-        super().__init__()
-        self.signature = signature
-        self.in_init = True
-        self._names: dict[int, str] = {}
-        self._context = _ambient_context()
-        self._bottom: FrameType | None = None
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return stays_whole(m)
-
-    def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
-    ) -> tuple[Callable[..., Any], list[Any]]:
-        """Placeholders by the model's signature; arguments bound to constants are handed over as they are."""
-        proxies = {name: self.create_proxy("placeholder", name, (), {}) for name in self.signature.slots}
-        values = self.signature.rebuild(proxies)
-        for tensor_name, tensor in [*self.root.named_buffers(), *self.root.named_parameters()]:
-            self._names.setdefault(id(tensor), tensor_name)
-
-        # No return annotation: torch.fx would copy it onto the generated forward.
-        def run():  # type: ignore[no-untyped-def]
-            self._bottom = inspect.currentframe()
-            self.in_init = False
-            return self.signature.call(self.root.forward, values)
-
-        return run, []
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
-        if not isinstance(attr_val, torch.Tensor) or id(attr_val) not in self._names:
-            return attr_val
-        name = self._names[id(attr_val)]
-        if name not in parameter_proxy_cache:
-            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
-        return parameter_proxy_cache[name]
-
-    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> fx.Node:
-        if not self.in_init and kind.startswith("call_") and _ambient_context() != self._context:
-            raise CaptureError(
-                "forward changes the grad mode or autocast (torch.no_grad, torch.autocast, a reentrant checkpoint or "
-                "a custom autograd.Function), which symbolic tracing cannot record"
-            )
-        node = super().create_node(kind, target, args, kwargs, *more, **named)
-        trace = format_frames(self._frames())
-        if trace:
-            node.meta["stack_trace"] = trace
-        return node
-
-    def _frames(self) -> list[FrameType]:
-        frames: list[FrameType] = []
-        frame = inspect.currentframe()
-        while frame is not None and frame is not self._bottom:
-            frames.append(frame)
-            frame = frame.f_back
-        return frames[::-1] if frame is not None else []
-
-    def current_module(self) -> str:
-        """Path and class of the module whose forward was running when tracing stopped."""
-        if not self.module_stack:
-            return f"{type(self.root).__name__} (the model itself)"
-        path, kind = next(reversed(self.module_stack.values()))
-        return f"{path} ({kind.__name__})"
-
-
-def _ambient_context() -> tuple[Any, ...]:
-    kinds = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        *(torch.is_autocast_enabled(kind) for kind in kinds),
-    )
-
-
 def capture_symbolic(
-    model: nn.Module, args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None
-) -> tuple[EmittedModule, Signature, dict[str, Any], tuple[str, ...]]:
+    model: nn.Module, args: tuple[object, ...] | None, kwargs: dict[str, object] | None
+) -> tuple[EmittedModule, Signature, dict[str, object], tuple[str, ...]]:
     """Trace the model in train and in eval mode.
 
+    Args:
+        model: the model.
+        args: positional example inputs, if any; they decide which arguments are tensors.
+        kwargs: keyword example inputs, if any.
+
     Returns:
-        The emitted module, its signature, the example value of every placeholder, and what the report must say.
+        The emitted module, its signature, the example value of every placeholder, and notes for the report.
 
     Raises:
         CaptureError: the model cannot be traced symbolically; names the line of its source.
     """
-    signature, examples = signature_of(model, args, kwargs, opaque=True)
+    signature, examples = opaque_signature_of(model, args, kwargs)
     if stays_whole(model):
         return _whole(model, signature), signature, examples, ()
     graphs: dict[bool, fx.Graph] = {}
@@ -166,40 +76,18 @@ def _root_hooks(model: nn.Module) -> list[str]:
     return [kind for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks") if getattr(model, kind, None)]
 
 
-def _trace(model: nn.Module, signature: Signature) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
-    """The model's graph in its current mode, and the tensors that tracing stored as new attributes of the model."""
-    tracer = SymbolicTracer(signature)
-    known = set(model.__dict__)
-    with preserved(model), preserved_rng():
-        try:
-            with no_hidden_randomness(torch_too=True), _FactoryMode(tracer):
-                graph = tracer.trace(model)
-        except Exception as error:
-            raise _explain(model, tracer, error) from error
-        constants = {k: v for k, v in model.__dict__.items() if k not in known and isinstance(v, torch.Tensor)}
-    graph.set_codegen(SignatureCodeGen(signature))
-    return graph, constants
-
-
-def _explain(model: nn.Module, tracer: SymbolicTracer, error: Exception) -> CaptureError:
-    line = user_line(error.__traceback__)
-    where = f"in {tracer.current_module()}" + (f"\n    {line}" if line else "")
-    return CaptureError(
-        f"{type(model).__name__} cannot be traced symbolically: {where}\n    {type(error).__name__}: {error}"
-    )
-
-
 def _whole(model: nn.Module, signature: Signature) -> EmittedModule:
-    """The graph of a model that is itself one torch.nn layer: a single call of it."""
+    """Emit a model that is itself one torch.nn layer as a graph with a single call of it."""
     graph = fx.Graph()
-    values = signature.rebuild({name: graph.placeholder(name) for name in signature.slots})
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
+    placeholders: dict[str, object] = {name: graph.placeholder(name) for name in signature.slots}
+    values = signature.rebuild(placeholders)
+    args: list[Argument] = []
+    kwargs: dict[str, Argument] = {}
     for name, parameter in signature.parameters.parameters.items():
         if parameter.default is inspect.Parameter.empty:
-            args.append(values[name])
+            args.append(as_argument(values[name]))
         elif values[name] is not parameter.default:
-            kwargs[name] = values[name]
+            kwargs[name] = as_argument(values[name])
     node = graph.call_module(ROOT_LEAF, tuple(args), kwargs)
     node.meta["nn_module_stack"] = {"": ("", type(model))}
     graph.output(node)
@@ -207,3 +95,132 @@ def _whole(model: nn.Module, signature: Signature) -> EmittedModule:
     module = EmittedModule(model, graph)
     module.hold_root_leaf(model)
     return module
+
+
+def _trace(model: nn.Module, signature: Signature) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
+    """Return the model's graph in its current mode, and the tensors that tracing stored as attributes of the model."""
+    tracer = SymbolicTracer(signature)
+    known = set(model.__dict__)
+    with preserved(model), preserved_rng():
+        try:
+            with no_hidden_randomness(torch_too=True), _FactoryMode(tracer):
+                graph = tracer.trace(model)
+        except Exception as error:  # the user's forward runs here on symbols, and may raise anything
+            raise _explained(model, tracer, error) from error
+        made = {name: value for name, value in model.__dict__.items() if name not in known}
+        constants = {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
+    graph.set_codegen(SignatureCodeGen(signature))
+    return graph, constants
+
+
+def _explained(model: nn.Module, tracer: SymbolicTracer, error: Exception) -> CaptureError:
+    line = user_line(error.__traceback__)
+    where = f"in {tracer.current_module()}" + (f"\n    {line}" if line else "")
+    return CaptureError(
+        f"{type(model).__name__} cannot be traced symbolically: {where}\n    {type(error).__name__}: {error}", line
+    )
+
+
+class SymbolicTracer(fx.Tracer):
+    """A `torch.fx.Tracer` that keeps the model's own signature, source locations, and buffers as nodes.
+
+    It refuses what torch.fx would silently drop: no_grad and autocast regions, random draws.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, signature: Signature) -> None:
+        super().__init__()
+        self.signature = signature
+        # True while torch.fx still prepares the trace and the model's forward does not run yet.
+        self.in_init = True
+        self._names: dict[int, str] = {}
+        self._context = _ambient_context()
+        self._bottom: FrameType | None = None
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return stays_whole(m)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., object], is_module: bool, concrete_args: object = None
+    ) -> tuple[Callable[..., object], list[object]]:
+        """Make the placeholders of the model's signature; arguments bound to constants are handed over as they are."""
+        proxies: dict[str, object] = {
+            name: self.create_proxy("placeholder", name, (), {}) for name in self.signature.slots
+        }
+        values = self.signature.rebuild(proxies)
+        for tensor_name, tensor in [*self.root.named_buffers(), *self.root.named_parameters()]:
+            self._names.setdefault(id(tensor), tensor_name)
+
+        # No return annotation: torch.fx would copy it onto the generated forward.
+        def run():  # type: ignore[no-untyped-def]
+            self._bottom = inspect.currentframe()
+            self.in_init = False
+            return self.signature.call(self.root.forward, values)
+
+        return run, []
+
+    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]) -> object:
+        if not isinstance(attr_val, torch.Tensor) or id(attr_val) not in self._names:
+            return attr_val
+        name = self._names[id(attr_val)]
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def create_node(
+        self,
+        kind: str,
+        target: Target,
+        args: tuple[Argument, ...],
+        kwargs: dict[str, Argument],
+        name: str | None = None,
+        type_expr: object = None,
+    ) -> fx.Node:
+        if not self.in_init and kind.startswith("call_") and _ambient_context() != self._context:
+            raise CaptureError(
+                "forward changes the grad mode or autocast (torch.no_grad, torch.autocast, a reentrant checkpoint or "
+                "a custom autograd.Function), which symbolic tracing cannot record"
+            )
+        node = super().create_node(kind, target, args, kwargs, name, type_expr)
+        trace = format_frames(frames_above(self._bottom))
+        if trace:
+            node.meta["stack_trace"] = trace
+        return node
+
+    def current_module(self) -> str:
+        """Return path and class of the module whose forward was running when tracing stopped."""
+        if not self.module_stack:
+            return f"{type(self.root).__name__} (the model itself)"
+        path, kind = next(reversed(self.module_stack.values()))
+        return f"{path} ({kind.__name__})"
+
+
+class _FactoryMode(TorchFunctionMode):
+    """A mode that records factory calls; torch.fx alone neither records them nor lets them take traced sizes."""
+
+    def __init__(self, tracer: SymbolicTracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        kwargs = kwargs or {}
+        if func in _FACTORIES and not self.tracer.in_init:
+            return self.tracer.create_proxy("call_function", func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+def _ambient_context() -> tuple[object, ...]:
+    """Return the grad mode and autocast state, which a graph cannot change."""
+    kinds = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        *(torch.is_autocast_enabled(kind) for kind in kinds),
+    )

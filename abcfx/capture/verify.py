@@ -1,4 +1,4 @@
-"""Checks a captured graph against the eager model on inputs it was not captured with: outputs, gradients, buffers."""
+"""Check a captured graph against the model on inputs it was not captured with: outputs, gradients, buffers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +15,10 @@ from abcfx.capture.emitted import ROOT_LEAF, EmittedModule
 from abcfx.capture.gradients import Gradients, Routes, large_parameters
 from abcfx.capture.guards import SizesRefused
 from abcfx.capture.second_inputs import Inputs, variations
-from abcfx.capture.state import both_modes_restored, preserved, preserved_rng, set_mode
+from abcfx.capture.state import preserved
 from abcfx.capture.structure import take_apart
 from abcfx.errors import CaptureError, InvalidInputError
+from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
 
 _SEED = 20_240
 # A gradient much smaller than the largest one is rounding noise (a key bias before a softmax, say).
@@ -27,32 +27,44 @@ _NOISE = 1e-5
 
 @dataclass
 class _Run:
-    """What one forward and backward left behind, small enough to keep: no gradient is stored."""
+    """The results of one forward and backward, small enough to keep: no gradient is stored."""
 
-    outputs: list[Any]
+    outputs: list[object]
     fingerprints: dict[str, torch.Tensor]
     routes: dict[str, Routes]
     buffers: dict[str, torch.Tensor]
 
 
 def verify(
-    model: nn.Module, module: EmittedModule, args: tuple[Any, ...], kwargs: dict[str, Any], *, modes: tuple[bool, ...]
+    model: nn.Module,
+    module: EmittedModule,
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    *,
+    modes: tuple[bool, ...],
 ) -> tuple[str, ...]:
     """Compare the emitted module with the model in every mode.
 
     Inputs differ from the examples in batch, length and values wherever the model itself accepts that.
 
+    Args:
+        model: the model that was captured.
+        module: the module that the capture emitted.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+        modes: True for train mode, False for eval mode.
+
     Returns:
-        What the report must say: sizes that the graph was specialised to, or why nothing could be checked.
+        Notes for the report: sizes that the graph was specialised to, or why nothing could be checked.
 
     Raises:
-        CaptureError: the graph computes something else than the model; says what and in which mode.
+        CaptureError: the graph computes something else than the model; names the value and the mode.
     """
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+    if _has_no_values(model):
         return ("not verified against the model: its weights are on the meta device",)
     notes: list[str] = []
     with preserved(model), preserved_rng(), both_modes_restored(model), warnings.catch_warnings():
-        # What the model warns of here is about inputs made up for the check.
+        # The model's warnings here are about inputs made up for the check.
         warnings.simplefilter("ignore")
         for training in modes:
             set_mode(model, training)
@@ -61,28 +73,33 @@ def verify(
     return tuple(dict.fromkeys(notes))
 
 
-def own_failure(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """What the model itself raises on its example inputs; "" when it runs."""
-    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+def own_failure(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> str:
+    """Return the error that the model itself raises on its example inputs; "" when it runs."""
+    if _has_no_values(model):
         return ""
     try:
         with preserved_rng():
             _run(model, model, Inputs(args, kwargs, "", varied=False), None)
-    except Exception as error:
+    except Exception as error:  # the user's forward may raise anything, and that is what is asked for
         return f"{type(error).__name__}: {error}"
     return ""
 
 
+def _has_no_values(model: nn.Module) -> bool:
+    return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
 def _verify_mode(
-    model: nn.Module, module: EmittedModule, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool
+    model: nn.Module, module: EmittedModule, args: tuple[object, ...], kwargs: dict[str, object], training: bool
 ) -> list[str]:
+    """Compare one mode on the first inputs that model and graph both take; return notes on sizes that were refused."""
     notes: list[str] = []
-    refused: object = None
+    refused = ""
     large = large_parameters(model) if training else None
     for inputs in variations(args, kwargs):
         try:
             expected = _run(model, model, inputs, large)
-        except Exception as error:  # the model's own refusal of these sizes; the next variation is milder
+        except Exception as error:  # the user's forward may refuse these sizes with any error; the next are milder
             refused = f"{type(error).__name__}: {error}"
             continue
         if inputs.varied and _has_nan(expected):
@@ -95,7 +112,7 @@ def _verify_mode(
         except InvalidInputError as error:
             notes.append(error.note if isinstance(error, SizesRefused) else str(error))
             continue
-        except Exception as error:
+        except Exception as error:  # a wrong graph may raise anything where the model runs
             message = f"{type(error).__name__}: {str(error)[:300]}"
             raise CaptureError(f"the captured graph fails where the model runs ({inputs.label}): {message}") from error
         difference = _difference(expected, got)
@@ -128,9 +145,12 @@ def _in_mode(module: EmittedModule, training: bool) -> Iterator[None]:
 
 
 def _run(model: nn.Module, function: nn.Module, inputs: Inputs, large: frozenset[str] | None) -> _Run:
-    """Call the function with a fixed seed; parameters' gradients and buffers are put back as they were.
+    """Call the function with a fixed seed; the parameters' gradients and the buffers are put back afterwards.
 
     Args:
+        model: the owner of the parameters and buffers.
+        function: the model or its graph.
+        inputs: the arguments.
         large: parameters whose gradients are compared by routes only; None for a run without gradients.
     """
     saved_buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
@@ -138,7 +158,8 @@ def _run(model: nn.Module, function: nn.Module, inputs: Inputs, large: frozenset
     try:
         torch.manual_seed(_SEED)
         with preserved(model), torch.set_grad_enabled(large is not None), gradients.collected():
-            outputs, _ = take_apart(function(*inputs.fresh_args(), **inputs.fresh_kwargs()))
+            args, kwargs = inputs.fresh()
+            outputs, _ = take_apart(function(*args, **kwargs))
             if large is not None:
                 gradients.backward(outputs)
             buffers = {name: function.get_buffer(name).detach().clone() for name, _ in model.named_buffers()}
@@ -152,7 +173,7 @@ def _run(model: nn.Module, function: nn.Module, inputs: Inputs, large: frozenset
 
 
 def _difference(expected: _Run, got: _Run) -> str:
-    """What differs beyond rounding, in words; "" when nothing does."""
+    """Say in words where two runs differ beyond rounding; "" when they do not."""
     if len(expected.outputs) != len(got.outputs):
         return f"{len(got.outputs)} output tensors, expected {len(expected.outputs)}"
     for number, (left, right) in enumerate(zip(expected.outputs, got.outputs, strict=True)):
@@ -168,14 +189,20 @@ def _difference(expected: _Run, got: _Run) -> str:
         return f"gradient of {', '.join(sorted(missing)[:3])} is there in only one of model and graph"
     sizes = [float(value.abs().max()) for value in expected.fingerprints.values() if value.numel()]
     noise = _NOISE * max((size for size in sizes if math.isfinite(size)), default=0.0)
-    for name, left in expected.fingerprints.items():
-        text = _compare(left, got.fingerprints[name], tolerance=2e-3, noise=noise)
+    for name, fingerprint in expected.fingerprints.items():
+        text = _compare(fingerprint, got.fingerprints[name], tolerance=2e-3, noise=noise)
         if text:
             return f"gradient of {name} {text}"
     return ""
 
 
-def _compare(expected: Any, got: Any, *, tolerance: float = 1e-4, noise: float = 0.0) -> str:
+def _compare(expected: object, got: object, *, tolerance: float = 1e-4, noise: float = 0.0) -> str:
+    """Say in words how two values differ; "" when they are equal up to rounding.
+
+    Args:
+        tolerance: largest difference of entries, relative to the largest entry.
+        noise: absolute difference that is allowed on top.
+    """
     if not isinstance(expected, torch.Tensor) or not isinstance(got, torch.Tensor):
         return "" if type(expected) is type(got) and expected == got else f"is {got!r}, expected {expected!r}"
     if expected.shape != got.shape or expected.dtype != got.dtype:

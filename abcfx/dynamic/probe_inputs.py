@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import fx
 
-from abcfx.capture.signature import call_signature
+from abcfx.capture.codegen import call_signature
 from abcfx.errors import InvalidInputError
 from abcfx.support import trees
 

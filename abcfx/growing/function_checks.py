@@ -173,7 +173,7 @@ def outputs(pair: GrownPair) -> GrowthCheckRow:
             continue
         try:
             with evaluating(pair.large):
-                got = outputs_of(pair.large, inputs.fresh_args(), inputs.fresh_kwargs())
+                got = outputs_of(pair.large, *inputs.fresh())
         except Exception as error:  # the small model takes these inputs: whatever the large one raises is its fault
             return judged(
                 "C6", Verdict.FAIL,
@@ -201,6 +201,6 @@ def _outputs_if_taken(pair: GrownPair, inputs: Inputs) -> dict[str, torch.Tensor
     """Return the small model's outputs; None where it does not take the inputs."""
     try:
         with evaluating(pair.small):
-            return outputs_of(pair.small, inputs.fresh_args(), inputs.fresh_kwargs())
+            return outputs_of(pair.small, *inputs.fresh())
     except NOT_TAKEN:
         return None

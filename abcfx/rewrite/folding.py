@@ -13,7 +13,6 @@ from torch.utils.hooks import RemovableHandle
 
 from abcfx.capture import CapturedGraph
 from abcfx.capture.signature import signature_of
-from abcfx.capture.state import preserved_rng
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import InvalidInputError
 from abcfx.passes.scale_attention import scaled_query_parameters
@@ -21,6 +20,7 @@ from abcfx.rules import Layer
 from abcfx.rules.extents import ParameterDim
 from abcfx.rules.kinds import NumberFactor
 from abcfx.support.location import location
+from abcfx.support.running import preserved_rng
 
 # Model objects whose hooks multiply, so that none is transformed twice.
 _HOOKED: WeakSet[nn.Module] = WeakSet()

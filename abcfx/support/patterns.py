@@ -1,4 +1,4 @@
-"""Overrides by glob pattern on parameter and layer names; a pattern that matches nothing is an error."""
+"""Match overrides, given by glob pattern, to parameter and layer names; a pattern that matches nothing is an error."""
 
 from __future__ import annotations
 
@@ -13,17 +13,30 @@ T = TypeVar("T")
 
 
 def match_patterns(argument: str, patterns: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
-    """Parameter name -> the value of the last pattern that matches it.
+    """Return the value for each name that a pattern matches; of several patterns the last one counts.
 
-    A pattern matches a parameter's full name ("blocks.0.fc.weight") or that name without ".weight" ("blocks.*.fc").
-    Raises InvalidInputError when a pattern matches no name.
+    A pattern matches a full name ("blocks.0.fc.weight") or a name without ".weight" ("blocks.*.fc").
+
+    Args:
+        argument: the option that the patterns were given in, for the error message.
+        patterns: values by pattern.
+        names: all names that there are.
+
+    Raises:
+        InvalidInputError: a pattern matches no name; the message lists names that are close.
+
+    Example:
+        >>> match_patterns("std", {"*": 1.0, "head": 0.5}, ["emb.weight", "head.weight"])
+        {'emb.weight': 1.0, 'head.weight': 0.5}
     """
     known = list(names)
     found: dict[str, T] = {}
     for pattern, value in patterns.items():
-        matched = [n for n in known if fnmatchcase(n, pattern) or fnmatchcase(n.removesuffix(".weight"), pattern)]
+        matched = [
+            name for name in known if fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".weight"), pattern)
+        ]
         if not matched:
-            close = get_close_matches(pattern, [n.removesuffix(".weight") for n in known], n=3, cutoff=0.3)
+            close = get_close_matches(pattern, [name.removesuffix(".weight") for name in known], n=3, cutoff=0.3)
             raise InvalidInputError(
                 f"{argument}: the pattern {pattern!r} matches no parameter.\n"
                 f"  Names that are close: {', '.join(close or known[:3])}.\n"

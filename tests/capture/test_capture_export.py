@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 from abcfx.capture import capture, gradients
+from abcfx.capture.copying import copied
 from abcfx.capture.guards import _range_checks
-from abcfx.capture.state import copied
 from abcfx.errors import CaptureError, InvalidInputError
 from abcfx.support.location import location
 

@@ -326,7 +326,7 @@ def test_what_tracing_would_get_wrong_is_refused(model: nn.Module) -> None:
     with pytest.raises(CaptureError) as error:
         capture(nn.Sequential(nn.Identity(), model))
     message = str(error.value)
-    assert "What to do" in message
+    assert "To fix: " in message
     assert f"1 ({type(model).__name__})" in message or "draws random numbers" in message
 
 
@@ -368,7 +368,7 @@ def test_location_names_module_and_line(model: nn.Module) -> None:
 
 
 def test_unknown_method_is_refused(model: nn.Module) -> None:
-    with pytest.raises(InvalidInputError, match="method must be one of"):
+    with pytest.raises(InvalidInputError, match=r"method=.guess. is not known"):
         capture(model, method="guess")
 
 

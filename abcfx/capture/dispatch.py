@@ -1,0 +1,25 @@
+"""Watch the aten calls of a run; the one use of torch's dispatch modes, which torch keeps in a private module."""
+
+from __future__ import annotations
+
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class CallWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Base class of modes that see every aten call within their `with` block."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()  # type: ignore[no-untyped-call]
+
+    def watch(self, op: OpOverload, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        """Make the call and return its result; subclasses look at both."""
+        raise NotImplementedError
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
+        return self.watch(func, args, kwargs or {})
