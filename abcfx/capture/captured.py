@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from abcfx.capture.emitted import EmittedModule
+from abcfx.capture.options import CaptureMethod
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class CapturedGraph:
 
     model: nn.Module
     module: EmittedModule
-    method: str
+    method: CaptureMethod
     notes: tuple[str, ...] = ()
     args: tuple[object, ...] | None = None
     kwargs: dict[str, object] | None = None

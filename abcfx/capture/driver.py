@@ -132,7 +132,8 @@ def _first_correct(
         except CaptureError as error:
             failures.append((attempt, error))
             continue
-        result = CapturedGraph(model, module, attempt.method.removesuffix("_values"), notes + more, args, kwargs)
+        method: CaptureMethod = "record" if attempt.method == "record_values" else attempt.method
+        result = CapturedGraph(model, module, method, notes + more, args, kwargs)
         if not _hides_layers(module) or len(attempts) == 1:
             return result
         # torch.nn.Transformer and its like came out as single nodes: right, but another way may show their inside.

@@ -12,7 +12,7 @@ from torch import nn
 from abcfx.capture import CapturedGraph, capture
 from abcfx.capture.aten import Trace
 from abcfx.capture.examples import OpenSizes
-from abcfx.capture.options import Capture
+from abcfx.capture.options import Capture, CaptureMethod
 from abcfx.dag.layer_dag import LayerDag, build_dag
 from abcfx.errors import CaptureError, PairingError
 from abcfx.pairing.blocks import Blocks, match_blocks, pair_parameters
@@ -182,7 +182,9 @@ class PairedModels:
                 return self._paired_at("fixed", method, target)
         return self._paired_at("free", method, target)
 
-    def _paired_at(self, sizes: OpenSizes, method: str, target: CapturedGraph) -> tuple[CapturedGraph, PairedGrowth]:
+    def _paired_at(
+        self, sizes: OpenSizes, method: CaptureMethod, target: CapturedGraph
+    ) -> tuple[CapturedGraph, PairedGrowth]:
         assert self.base is not None
         graph = capture(
             self.base, target.args, target.kwargs, method=method, verify=False, modes=("train",), sizes=sizes
