@@ -1,9 +1,9 @@
-"""A small GPT that grows while it trains: dense, then a mixture of experts, then twice as wide and two layers deeper.
+"""Trains a small GPT that grows twice: dense, then a mixture of experts, then twice as wide and two layers deeper.
 
 python -m abcfx.examples.grow_gpt --out out        (five minutes on one core)
 python -m abcfx.examples.grow_gpt --steps 100 100 200 --lr 0.01 0.01 0.005
 
-The large mixture is trained from scratch beside it, as far as the grown one went in steps, which takes more compute.
+The large mixture is trained from scratch beside it for as many steps, which takes more compute.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,15 +24,17 @@ import abcfx
 from abcfx.examples.demo import VOCABULARY, read_characters
 from abcfx.examples.gpt import GPT, MLP, GPTConfig
 from abcfx.growing import Grown
+from abcfx.support.running import one_thread
 
 BATCH, CONTEXT, HELD_OUT = 16, 64, 128
 PHASES = ("dense", "mixture", "grown")
 
 
 class Mixture(nn.Module):
-    """The `top_k` best of some MLPs for each token, their weights adding up to one. (B, T, d_model) to the same.
+    """A mixture of MLPs: for each token the outputs of the `top_k` best, with weights that add up to one.
 
-    Every MLP sees every token, which costs more than it must and keeps the code short.
+    Input and output have shape (batch, tokens, d_model). Every MLP sees every token, which costs more than necessary
+    and keeps the code short.
     """
 
     def __init__(self, config: GPTConfig, experts: int, top_k: int) -> None:
@@ -52,7 +53,7 @@ class Mixture(nn.Module):
 
 
 class MixtureGPT(GPT):
-    """The GPT with a mixture in the place of each MLP."""
+    """A GPT with a mixture of experts in the place of each MLP."""
 
     def __init__(self, config: GPTConfig, experts: int, top_k: int) -> None:
         super().__init__(config)
@@ -62,7 +63,19 @@ class MixtureGPT(GPT):
 
 @dataclass(frozen=True)
 class Setting:
-    """`steps`, `lr`: of the three phases. `scratch_lr`: of the large model that is not grown, at the small width."""
+    """Sizes, steps and rates of the experiment.
+
+    Attributes:
+        width: of the dense model.
+        layers: of the dense model.
+        experts: number of experts in each mixture.
+        top_k: number of experts that each token is sent to.
+        steps: of the three phases.
+        lr: of the three phases, at the small width.
+        scratch_lr: of the large model that is trained from scratch, at the small width.
+        noise: on the copies when the model grows, relative to the weights.
+        seed: of text and init.
+    """
 
     width: int = 32
     layers: int = 2
@@ -75,12 +88,15 @@ class Setting:
     seed: int = 0
 
     def dense(self) -> GPT:
+        """Build the model of the first phase."""
         return GPT(self._config(1, 0))
 
     def mixture(self) -> MixtureGPT:
+        """Build the model of the second phase."""
         return MixtureGPT(self._config(1, 0), self.experts, self.top_k)
 
     def large(self) -> MixtureGPT:
+        """Build the model of the third phase, twice as wide and two layers deeper."""
         return MixtureGPT(self._config(2, 2), self.experts, self.top_k)
 
     def _config(self, times: int, more: int) -> GPTConfig:
@@ -88,7 +104,7 @@ class Setting:
 
 
 class Text:
-    """Windows of the standard library in random order: some held out, the others one batch after the other."""
+    """Windows of the standard library's source in random order: some held out, the others in batches."""
 
     def __init__(self, seed: int) -> None:
         characters = read_characters()
@@ -99,14 +115,21 @@ class Text:
         self._windows, self._order = windows, order[HELD_OUT:]
 
     def batches(self, start: int, steps: int) -> Iterator[torch.Tensor]:
-        """Ids (BATCH, CONTEXT + 1) of the steps from `start` on; no window comes twice."""
+        """Yield ids (BATCH, CONTEXT + 1) for the steps from `start` on; no window comes twice."""
         for step in range(start, start + steps):
             yield self._windows[self._order[step * BATCH : (step + 1) * BATCH]].long()
 
 
 @dataclass
 class Curve:
-    """A training run: loss of each step, nats per character, on text not seen before; compute up to then, in FLOPs."""
+    """A training run.
+
+    Attributes:
+        losses: of each step, in nats per character, on text not seen before.
+        compute: up to the end of each step, in FLOPs.
+        ends: number of steps at the end of each phase.
+        held_out: loss on the held-out text at the end of each phase.
+    """
 
     losses: list[float]
     compute: list[float]
@@ -115,10 +138,12 @@ class Curve:
 
 
 def loss_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross entropy of the next character."""
     return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
 
 
 def held_out_loss(model: nn.Module, text: Text) -> float:
+    """Return the loss on the held-out text."""
     with torch.no_grad():
         return loss_of(model, text.held_out).item()
 
@@ -126,7 +151,16 @@ def held_out_loss(model: nn.Module, text: Text) -> float:
 def train(
     model: nn.Module, optimizer: torch.optim.Optimizer, text: Text, steps: int, curve: Curve, warm: int = 0
 ) -> None:
-    """Goes on where the curve ends; constant rates, after a linear warm-up if any."""
+    """Train for some steps and append them to a curve; rates are constant after a linear warm-up.
+
+    Args:
+        model: the model.
+        optimizer: its optimizer.
+        text: its batches are used from the end of the curve on.
+        steps: number of steps.
+        curve: extended in place.
+        warm: number of steps of the warm-up.
+    """
     rates = [group["lr"] for group in optimizer.param_groups]
     start, spent = len(curve.losses), curve.compute[-1] if curve.compute else 0.0
     per_step = 0.0
@@ -156,7 +190,12 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, ids: torch.Tensor)
 
 
 def carried_on(grown: Grown, ratio: float) -> torch.optim.Optimizer:
-    """The optimizer of a grown model: rates that growth gives times the ratio of the phases' own, state taken over."""
+    """Build the optimizer of a grown model, with its state taken over.
+
+    Args:
+        grown: the grown model.
+        ratio: factor on the learning rates that growth gives: rate of the new phase over that of the old one.
+    """
     assert grown.optimizer_state is not None
     optimizer = torch.optim.AdamW(grown.param_groups)
     optimizer.load_state_dict(grown.optimizer_state)
@@ -166,14 +205,14 @@ def carried_on(grown: Grown, ratio: float) -> torch.optim.Optimizer:
 
 
 def grow_while_training(setting: Setting, text: Text) -> Curve:
-    """The three phases, with the checks after each growth; raises where one fails."""
+    """Train the three phases and check each growth; raises CheckFailedError if a check fails."""
     curve = Curve([], [], [], [])
     probe = text.held_out[:8]
     torch.manual_seed(setting.seed)
     dense = setting.dense()
     optimizer: torch.optim.Optimizer = torch.optim.AdamW(dense.parameters(), setting.lr[0], (0.9, 0.95))
     train(dense, optimizer, text, setting.steps[0], curve, warm=setting.steps[0] // 10)
-    _say(curve, "dense", dense)
+    _print_phase(curve, "dense", dense)
 
     upcycled = abcfx.upcycle(dense, setting.mixture, probe[:, :-1], optimizer=optimizer)
     mixture = upcycled.module
@@ -182,7 +221,7 @@ def grow_while_training(setting: Setting, text: Text) -> Curve:
     print(routing["C2"])
     optimizer = carried_on(upcycled, setting.lr[1] / setting.lr[0])
     train(mixture, optimizer, text, setting.steps[1], curve)
-    _say(curve, "mixture", mixture)
+    _print_phase(curve, "mixture", mixture)
 
     grown = abcfx.grow(
         mixture, setting.large, probe[:, :-1], optimizer=optimizer, noise=setting.noise, seed=setting.seed
@@ -193,12 +232,12 @@ def grow_while_training(setting: Setting, text: Text) -> Curve:
     print(abcfx.verify_growth(mixture, large, probe[:, :-1], optimizers=(optimizer, after)))
     after = carried_on(grown, setting.lr[2] / setting.lr[1])
     train(large, after, text, setting.steps[2], curve)
-    _say(curve, "grown", large)
+    _print_phase(curve, "grown", large)
     return curve
 
 
 def from_scratch(setting: Setting, text: Text, steps: int) -> Curve:
-    """The large mixture with init and rates that abcfx carries over from the small one."""
+    """Train the large mixture from scratch, with init and rates that abcfx transfers from the small one."""
     curve = Curve([], [], [], [])
     torch.manual_seed(setting.seed)
     result = abcfx.transform(
@@ -206,11 +245,11 @@ def from_scratch(setting: Setting, text: Text, steps: int) -> Curve:
     )
     optimizer = torch.optim.AdamW(result.param_groups, betas=(0.9, 0.95))
     train(result.module, optimizer, text, steps, curve, warm=setting.steps[0] // 10)
-    _say(curve, "from scratch", result.module)
+    _print_phase(curve, "from scratch", result.module)
     return curve
 
 
-def _say(curve: Curve, name: str, model: nn.Module) -> None:
+def _print_phase(curve: Curve, name: str, model: nn.Module) -> None:
     print(
         f"{name}, {sum(p.numel() for p in model.parameters()):,} parameters: {curve.ends[-1]} steps, "
         f"{curve.compute[-1]:.3g} FLOPs, held-out loss {curve.held_out[-1]:.4f}",
@@ -219,7 +258,7 @@ def _say(curve: Curve, name: str, model: nn.Module) -> None:
 
 
 def smoothed(curve: Curve, window: int) -> list[float]:
-    """Mean of the last `window` losses, or of those that there are."""
+    """Return the mean of the last `window` losses at each step, or of all so far where there are fewer."""
     sums = torch.tensor([0.0, *curve.losses], dtype=torch.float64).cumsum(0)
     ends = torch.arange(1, len(curve.losses) + 1)
     starts = (ends - window).clamp_min(0)
@@ -228,10 +267,14 @@ def smoothed(curve: Curve, window: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Smoothed training losses, on fresh text: of the grown model at its end, and of the one from scratch.
+    """Smoothed training losses, on fresh text, and the costs of reaching them.
 
-    `needed_compute`, `needed_steps`: what the one from scratch took to get as low, as a share of what the grown one
-    took; None if it did not.
+    Attributes:
+        grown: final loss of the grown model.
+        scratch_at_equal_steps: loss of the model from scratch after as many steps.
+        scratch_at_equal_compute: its loss after as much compute.
+        needed_steps: steps until its loss is as low, over those of the grown model; None if it never is.
+        needed_compute: compute until its loss is as low, over that of the grown model; None if it never is.
     """
 
     grown: float
@@ -242,6 +285,7 @@ class Comparison:
 
 
 def compare(grown: Curve, scratch: Curve) -> Comparison:
+    """Compare the grown model with the one from scratch."""
     window = max(1, len(grown.losses) // 20)
     ours, theirs = smoothed(grown, window), smoothed(scratch, window)
     at = min(sum(spent <= grown.compute[-1] for spent in scratch.compute), len(theirs)) - 1
@@ -256,7 +300,7 @@ def compare(grown: Curve, scratch: Curve) -> Comparison:
 
 
 def plot(grown: Curve, scratch: Curve, path: Path) -> None:
-    """Loss over steps and over compute."""
+    """Draw both losses over steps and over compute."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.0, 4.2), dpi=100, layout="constrained")
@@ -280,6 +324,7 @@ def plot(grown: Curve, scratch: Curve, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> Comparison:
+    """Run the experiment with the options of the command line; print the comparison, write figure and numbers."""
     standard = Setting()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     phases = ", ".join(PHASES)
@@ -290,18 +335,14 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
         parser.add_argument(f"--{name}", type=int, default=getattr(standard, name.replace("-", "_")))
     parser.add_argument("--noise", type=float, default=standard.noise, help="of the copies, relative to the weights")
     parser.add_argument("--out", type=Path, help="folder for the figure and the numbers as JSON; needs matplotlib")
-    options: dict[str, Any] = vars(parser.parse_args(argv))
+    options = vars(parser.parse_args(argv))
     out: Path | None = options.pop("out")
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
     setting = replace(standard, **fields)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
+    with one_thread():
         text = Text(setting.seed)
         grown = grow_while_training(setting, text)
         scratch = from_scratch(setting, text, sum(setting.steps))
-    finally:
-        torch.set_num_threads(threads)
     found = compare(grown, scratch)
     for name, value in asdict(found).items():
         print(f"{name.replace('_', ' ')}: {'not reached' if value is None else format(value, '.3f')}")

@@ -117,7 +117,7 @@ class Op:
     def nonlinear(self, x: Value) -> Value:
         """phi(x) with phi(0) = 0 and phi(kx) != k phi(x), such as gelu or tanh: as `same`, and x is marked as pinned.
 
-        Copies of a network can compute the same function only if x stays as large as it was (abcfx.growth.scales).
+        Copies of a network can compute the same function only if x stays as large as it was (abcfx.growing.scales).
         """
         self._pin(x)
         return self.same(x)
