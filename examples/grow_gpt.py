@@ -229,7 +229,7 @@ def grow_while_training(setting: Setting, text: Text) -> Curve:
     large = grown.module
     print(grown.report, f"\nheld-out loss after growing: {held_out_loss(large, text):.4f}", sep="")
     after = carried_on(grown, 1.0)
-    print(abcfx.verify_growth(mixture, large, probe[:, :-1], optimizers=(optimizer, after)))
+    print(abcfx.verify_growth(mixture, grown, probe[:, :-1], optimizers=(optimizer, after)))
     after = carried_on(grown, setting.lr[2] / setting.lr[1])
     train(large, after, text, setting.steps[2], curve)
     _print_phase(curve, "grown", large)

@@ -11,6 +11,7 @@ from torch import nn
 from abcfx.growing.report import growth_text
 from abcfx.growing.steps import GrowthStep
 from abcfx.pairing.factors.index_maps import Json
+from abcfx.pairing.pair import PairedModels
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Grown:
         optimizer_state: state_dict for an optimizer of the same class over `param_groups`; None without an optimizer.
         steps: the passes, each with the difference of the outputs after it.
         rates: parameter -> factor on its learning rate with Adam and its relatives: (large width / small width) ** -c.
+        models: the large and the small model, as `grow` captured them, with as many blocks; None from `upcycle`.
     """
 
     module: nn.Module
@@ -31,6 +33,7 @@ class Grown:
     optimizer_state: dict[str, Any] | None
     steps: tuple[GrowthStep, ...]
     rates: Mapping[str, float] = field(repr=False)
+    models: PairedModels | None = field(repr=False, default=None)
 
     @property
     def plan(self) -> list[dict[str, Json]]:

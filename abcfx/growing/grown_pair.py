@@ -11,12 +11,14 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from abcfx.capture.options import Capture
 from abcfx.growing.blocks import new_blocks
 from abcfx.growing.output_gap import tolerance
 from abcfx.growing.plan import GrowthPlan, plan_growth
-from abcfx.growing.runs import Compared, Runs
-from abcfx.pairing.blocks import Blocks
+from abcfx.growing.runs import Compared, Runs, run_and_factor
+from abcfx.pairing.blocks import NO_BLOCKS, Blocks
 from abcfx.pairing.factors import as_deep_as_base
+from abcfx.pairing.pair import PairedModels
 from abcfx.support.batch_loss import Loss
 from abcfx.support.running import evaluating
 
@@ -34,6 +36,8 @@ class GrownPair:
         loss: loss(output, batch) -> scalar.
         blocks: which block of the small model each block of the large one is a copy of.
         optimizers: of the small and of the large model, if they are to be checked.
+        options: how both models are captured.
+        captured: the two models if they were captured before, as `grow` does; they are not captured again then.
     """
 
     small: nn.Module
@@ -44,6 +48,8 @@ class GrownPair:
     loss: Loss
     blocks: Blocks
     optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer] | None = None
+    options: Capture = Capture()
+    captured: PairedModels | None = None
 
     @contextmanager
     def equally_deep(self) -> Iterator[None]:
@@ -55,13 +61,20 @@ class GrownPair:
     def plan(self) -> GrowthPlan:
         """How the large model should have been filled."""
         with self.equally_deep():
-            return plan_growth(self.small, self.large, self.args, self.kwargs)
+            if self.captured is None:
+                models = PairedModels(
+                    self.large, self.small, self.args, self.kwargs, self.options, is_called=False, blocks=NO_BLOCKS
+                )
+            else:
+                models = PairedModels.of_graphs(self.captured.target_graph, self.captured.base_graph)
+            models.factors = run_and_factor(self.small, self.large, self.args, self.kwargs)
+            return plan_growth(models)
 
     @cached_property
     def runs(self) -> Runs:
-        """Both models run on the batch."""
+        """The runs of both models on the inputs."""
         with self.equally_deep():
-            return Runs(self.plan, self.small, self.large, self.args, self.kwargs)
+            return Runs(self.plan, self.small, self.large)
 
     @cached_property
     def compared(self) -> list[Compared]:

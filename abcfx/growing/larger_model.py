@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from abcfx.capture.examples import canonical
+from abcfx.capture.options import Capture, CaptureMethod
 from abcfx.errors import GrowthError, InvalidInputError
 from abcfx.growing.blocks import adding_parameters, is_within, new_blocks, pair_blocks, refuse_parallel_blocks
 from abcfx.growing.fill.depth import BLOCK_ORDERS, BlockOrder, deepen
@@ -19,8 +20,9 @@ from abcfx.growing.output_gap import output_gap, tolerance
 from abcfx.growing.plan import GrowthPlan, plan_growth
 from abcfx.growing.refusals import Refusal, refusals
 from abcfx.growing.steps import Deepened, GrowthStep, Widened
-from abcfx.pairing.blocks import Blocks
+from abcfx.pairing.blocks import NO_BLOCKS, Blocks
 from abcfx.pairing.factors import as_deep_as_base
+from abcfx.pairing.pair import PairedModels
 from abcfx.support.choices import choose
 from abcfx.theory.optimizers import family
 
@@ -36,6 +38,7 @@ def grow(
     seed: int = 0,
     block_order: BlockOrder = "stack",
     zero_output: bool = True,
+    capture: Capture | CaptureMethod = "auto",
 ) -> Grown:
     """Fill a larger model of the same architecture so that it computes what the small one does.
 
@@ -43,7 +46,7 @@ def grow(
     solve over the layer DAG finds. New blocks add nothing to the stream. A model that becomes wider and deeper is
     widened first.
 
-    Args:
+    Main arguments:
         small: the trained model; it is not changed.
         into: the larger model, which is filled in place, or a function that builds it.
         args: example positional inputs; a bare tensor counts as one argument.
@@ -57,6 +60,7 @@ def grow(
         block_order: where new blocks go: "stack" (0 1 0 1), "interleave" (0 0 1 1), "append" (0 1 1 1).
         zero_output: set to zero the weights by which new blocks add to the stream. Otherwise the function changes, and
             `Grown.steps` says by how much.
+        capture: name of a capture method, or a `Capture`; both models are captured once.
 
     Returns:
         The large model with parameter groups and state for its optimizer, and a report.
@@ -84,8 +88,11 @@ def grow(
         refuse_unknown_state(optimizer)
     given, named = canonical(args, dict(kwargs or {}))
     models = _Models(small, large, given or (), named or {}, pair_blocks(small, large, order))
+    paired = PairedModels(
+        large, small, models.args, models.kwargs, Capture.of(capture), is_called=False, blocks=NO_BLOCKS
+    )
     with as_deep_as_base(large, models.blocks):
-        plan = plan_growth(small, large, models.args, models.kwargs)
+        plan = plan_growth(paired)
         refuse_parallel_blocks(models.blocks, plan.dag)
         if against := refusals(plan, small, large):
             raise GrowthError(_refused(against))
@@ -100,7 +107,7 @@ def grow(
         old = {name: each for name, each in recipes.items() if not is_within(name, new)}
         state = grown_state(optimizer, groups, old, small)
     rates = {name: growth_of(each).weight for name, each in recipes.items()}
-    return Grown(large, groups, state, tuple(steps), rates)
+    return Grown(large, groups, state, tuple(steps), rates, paired)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.growing.equations import Form
 from abcfx.growing.fill.width import Widening
@@ -47,23 +45,19 @@ class GrowthPlan:
         ]
 
 
-def plan_growth(small: nn.Module, large: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> GrowthPlan:
+def plan_growth(models: PairedModels) -> GrowthPlan:
     """Plan the growth of a model into one with as many blocks; neither is changed.
 
     Args:
-        small: the model that is grown.
-        large: the larger model.
-        args: example positional inputs.
-        kwargs: example keyword inputs.
+        models: the large model as target, the small one as base.
 
     Raises:
         PairingError: they are not instances of one architecture.
         InfeasibleError: no factors keep the function; names the node.
         CaptureError, UnknownOpError: see `abcfx.transform`.
     """
-    pair = PairedModels(large, small, tuple(args), kwargs, is_called=False)
-    factors, dag, growth = pair.factors, pair.target_dag, pair.measured_growth
-    assert growth is not None
+    factors, dag, growth = models.factors, models.target_dag, models.measured_growth
+    assert growth is not None, "there is a base"
     scales = solve_scales(dag, growth)
     widenings = _widenings(factors, scales, growth.scale)
     summed = {name for name, nodes in dag.uses().items() if _contracts_alike(dag, nodes)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from abcfx.growing.expected_scales import expected_scales, fitted
 from abcfx.growing.fill.width import mean_multiplier
 from abcfx.growing.output_gap import difference
 from abcfx.growing.plan import GrowthPlan, padded_atoms, padded_index_map
-from abcfx.pairing.factors import factor
+from abcfx.pairing.factors import Factors, factor
 from abcfx.pairing.factors.atoms import plain_atoms
 from abcfx.pairing.factors.index_maps import IndexMap, tiled
 from abcfx.support.running import evaluating
@@ -40,20 +40,34 @@ class Compared:
     error: float
 
 
-class Runs:
-    """A run of both models in eval mode; the large model has as many blocks as the small one."""
+def run_and_factor(small: nn.Module, large: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> Factors:
+    """Run both models in eval mode on real inputs, keep every tensor, and factor the dims of all of them.
 
-    def __init__(
-        self,
-        plan: GrowthPlan,
-        small: nn.Module,
-        large: nn.Module,
-        args: tuple[object, ...],
-        kwargs: Mapping[str, object],
-    ) -> None:
-        with evaluating(small, large):
-            traces = [trace(model, args, kwargs, values=True) for model in (small, large)]
-        self.factors = factor(*traces)
+    Args:
+        small: the small model.
+        large: the large model, with as many blocks.
+        args: positional inputs of both.
+        kwargs: keyword inputs of both.
+
+    Raises:
+        PairingError: the models do not make the same calls.
+    """
+    with evaluating(small, large):
+        traces = [trace(model, args, kwargs, values=True) for model in (small, large)]
+    return factor(*traces)
+
+
+class Runs:
+    """The runs of both models on real inputs, with what every tensor should be.
+
+    Args:
+        plan: of the growth; its traces keep values.
+        small: the small model.
+        large: the large model, with as many blocks.
+    """
+
+    def __init__(self, plan: GrowthPlan, small: nn.Module, large: nn.Module) -> None:
+        self.factors = plan.factors
         of_weights = {name: mean_multiplier(widening) for name, widening in plan.widenings.items()}
         self.scales = expected_scales(self.factors, of_weights | _ratios_of_numbers(small, large))
         self._unfollowed = {id(atom) for dim in self.factors.unfollowed for atom in plain_atoms(dim)}

@@ -40,7 +40,7 @@ def upcycle(
     add up to one, whatever the router says; the router keeps its own random init. Experts become different because
     they see different tokens.
 
-    Args:
+    Main arguments:
         dense: the trained model; it is not changed.
         into: the mixture, filled in place, or a function that builds it. Parameters with the same name are copied;
             experts may be stacked in one tensor (experts, ...), or numbered submodules.

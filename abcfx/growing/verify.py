@@ -8,11 +8,13 @@ from typing import get_args
 import torch
 from torch import nn
 
+from abcfx.capture.options import Capture, CaptureMethod
 from abcfx.errors import AbcfxError
 from abcfx.growing.blocks import pair_blocks
 from abcfx.growing.check_result import CheckName, GrowthCheckResult, GrowthCheckRow, judged
 from abcfx.growing.fill.depth import BLOCK_ORDERS, BlockOrder
 from abcfx.growing.function_checks import constants, layers, outputs, routers, sanity
+from abcfx.growing.grown import Grown
 from abcfx.growing.grown_pair import GrownPair
 from abcfx.growing.symmetry import symmetry
 from abcfx.growing.trajectory import trajectory
@@ -34,7 +36,7 @@ CHECKS: dict[CheckName, Callable[[GrownPair], GrowthCheckRow]] = {
 
 def verify_growth(
     small: nn.Module,
-    large: nn.Module,
+    large: nn.Module | Grown,
     batch: object,
     *,
     loss: Loss | None = None,
@@ -42,14 +44,16 @@ def verify_growth(
     block_order: BlockOrder = "stack",
     checks: Sequence[CheckName] = get_args(CheckName),
     raises: bool = True,
+    capture: Capture | CaptureMethod = "auto",
 ) -> GrowthCheckResult:
     """Check that a large model computes what the small one does, can go on from there, and trains along its trajectory.
 
     The large model may have been filled by any code; neither model is changed. docs/growth.md explains each check.
 
-    Args:
+    Main arguments:
         small: the model that was grown.
-        large: the model that it was grown into, before any further step.
+        large: the model that it was grown into, before any further step; or the result of `grow`, whose captures of
+            both models are used again.
         batch: real inputs: a tensor, a dict of keyword arguments, or (inputs, targets).
         loss: loss(output, batch) -> scalar; by default cross entropy on targets, labels or the next token.
         optimizers: of the small and of the large model, if their states and rates are to be checked too.
@@ -58,6 +62,7 @@ def verify_growth(
         block_order: where new blocks were put, as in `grow`.
         checks: which to run, of C0 to C6.
         raises: raise an error if a check fails.
+        capture: name of a capture method, or a `Capture`; both models are captured once.
 
     Returns:
         One row for each check, in the order of causes; true if all that had something to check pass.
@@ -70,16 +75,27 @@ def verify_growth(
         >>> def mlp(width):
         ...     return torch.nn.Sequential(torch.nn.Linear(3, width), torch.nn.Linear(width, 1))
         >>> small, x = mlp(4), torch.randn(2, 3)
-        >>> large = abcfx.grow(small, mlp(8), x).module
-        >>> checked = abcfx.verify_growth(small, large, x, checks=("C0", "C1", "C4"))
+        >>> grown = abcfx.grow(small, mlp(8), x)
+        >>> checked = abcfx.verify_growth(small, grown, x, checks=("C0", "C1", "C4"))
         >>> print(checked.verdict)
         PASS
     """
     chosen = {choose("checks", each, CHECKS) for each in checks}
     order = choose("block_order", block_order, BLOCK_ORDERS)
-    args, kwargs = forward_arguments(large, batch)
-    blocks = pair_blocks(small, large, order)
-    pair = GrownPair(small, large, batch, args, kwargs, loss or default_loss, blocks, optimizers)
+    module, captured = (large.module, large.models) if isinstance(large, Grown) else (large, None)
+    args, kwargs = forward_arguments(module, batch)
+    pair = GrownPair(
+        small,
+        module,
+        batch,
+        args,
+        kwargs,
+        loss or default_loss,
+        pair_blocks(small, module, order),
+        optimizers,
+        Capture.of(capture),
+        captured,
+    )
     result = GrowthCheckResult(rows=_rows(pair, [name for name in CHECKS if name in chosen]))
     if raises:
         result.raise_if_failed()

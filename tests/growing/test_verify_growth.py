@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
+from types import ModuleType
 
 import growth_models as models
 import pytest
@@ -11,6 +13,8 @@ import torch
 from torch import nn
 
 import abcfx
+import abcfx.growing.runs
+import abcfx.pairing.pair
 from abcfx.errors import CheckFailedError
 from abcfx.growing.output_gap import difference
 from abcfx.pairing.factors.index_maps import IndexMap
@@ -273,3 +277,52 @@ def test_models_are_left_as_they_were() -> None:
     for model, state in zip((small, large), before, strict=True):
         assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
         assert all(parameter.grad is None for parameter in large.parameters())
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
+    """How often each model (by id) was captured and its aten calls traced since the test began."""
+    counts: Counter[tuple[str, int]] = Counter()
+
+    def counted(what: str, module: ModuleType, name: str) -> None:
+        original = getattr(module, name)
+
+        def call(model: nn.Module, *args: object, **kwargs: object) -> object:
+            counts[what, id(model)] += 1
+            return original(model, *args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted("capture", abcfx.pairing.pair, "capture")
+    counted("trace", abcfx.pairing.factors.pairs, "trace")
+    counted("trace", abcfx.growing.runs, "trace")
+    return counts
+
+
+def test_each_model_is_captured_once_and_traced_once(runs: Counter[tuple[str, int]]) -> None:
+    small, large = models.drawn(models.Gpt(16, 2)), models.Gpt(32, 4, layers=4).double()
+    grown = abcfx.grow(small, large, models.tokens(), noise=0.3)
+    once = {(what, id(model)): 1 for what in ("capture", "trace") for model in (small, large)}
+    assert runs == once
+    runs.clear()
+    abcfx.verify_growth(small, large, models.tokens(3, 6), loss=loss)
+    assert runs == once
+    runs.clear()
+    abcfx.verify_growth(small, grown, models.tokens(3, 6), loss=loss)  # on the captures that grow made
+    assert runs == {("trace", id(model)): 1 for model in (small, large)}
+
+
+def test_an_error_of_the_large_model_on_other_inputs_is_a_failure() -> None:
+    class Fixed(models.Mlp):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.first.out_features == 16 and len(x) != 5:
+                raise TypeError("five rows, please")
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    small, large = models.drawn(Fixed(8)), Fixed(16).double()
+    rows = torch.randn(5, 6, dtype=torch.float64)
+    abcfx.grow(small, large, rows)
+    row = abcfx.verify_growth(small, large, rows, loss=lambda y, _: y.mean(), checks=("C6",), raises=False)["C6"]
+    assert row.verdict is Verdict.FAIL
+    assert "the large model raises TypeError: five rows, please" in row.reason
