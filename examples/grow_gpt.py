@@ -337,8 +337,8 @@ def main(argv: Sequence[str] | None = None) -> Comparison:
     parser.add_argument("--out", type=Path, help="folder for the figure and the numbers as JSON; needs matplotlib")
     options = vars(parser.parse_args(argv))
     out: Path | None = options.pop("out")
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    setting = replace(standard, **fields)
+    options["steps"], options["lr"] = tuple(options["steps"]), tuple(options["lr"])
+    setting = replace(standard, **options)
     with one_thread():
         text = Text(setting.seed)
         grown = grow_while_training(setting, text)
