@@ -32,7 +32,8 @@ def pair_blocks(small: nn.Module, large: nn.Module, order: BlockOrder) -> Blocks
         if after < before:
             raise GrowthError(
                 f"{container} has {before} blocks in the small model and {after} in the large one.\n"
-                f"  expected: at least as many. To fix: build the large model with {before} blocks or more."
+                f"  expected: at least as many.\n"
+                f"  To fix: build the large model with {before} blocks or more."
             )
         numbers, bases = sorted(twins, key=int), sorted(set(_children(small, container)), key=int)
         mapped = {number: bases[source_of(i, before, after, order)] for i, number in enumerate(numbers)}

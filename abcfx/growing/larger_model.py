@@ -54,8 +54,9 @@ def grow(
         optimizer: the small model's optimizer, whose state and hyperparameters are carried along.
 
     Other arguments:
-        noise: standard deviation of zero-sum noise on contracted weights, relative to their RMS. It lets copies part
-            without changing the function; up to sqrt(ratio - 1) is useful, 0 keeps the training run of the small model.
+        noise: standard deviation of zero-sum noise on contracted weights, relative to their RMS. It makes
+            copies different without changing the function; up to sqrt(ratio - 1) is useful, 0 keeps the training
+            trajectory of the small model.
         seed: of the noise.
         block_order: where new blocks go: "stack" (0 1 0 1), "interleave" (0 0 1 1), "append" (0 1 1 1).
         zero_output: set to zero the weights by which new blocks add to the stream. Otherwise the function changes, and
@@ -143,8 +144,8 @@ def _widen(models: _Models, plan: GrowthPlan, noise: float, seed: int) -> Widene
     if not gap <= limit:
         raise GrowthError(
             f"The large model was filled, and its outputs are {gap:.2g} (relative) off: more than {limit:g}.\n"
-            f"  Its weights have been overwritten. To fix: abcfx.verify_growth(small, large, ...) names the first "
-            f"tensor that is off."
+            f"  Its weights have been overwritten.\n"
+            f"  To fix: abcfx.verify_growth(small, large, ...) names the first tensor that is off."
         )
     return Widened(difference=gap, tensors=plan.widenings, noise=noise, noised=plan.noised, seed=seed)
 

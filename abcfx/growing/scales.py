@@ -60,10 +60,10 @@ def solve_scales(dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, f
     return _Scaling(dag, growth, multipliers or {}).solve()
 
 
-def clone_exponents(setting: FixedExponents) -> dict[str, Fraction]:
+def clone_exponents(fixed: FixedExponents) -> dict[str, Fraction]:
     """Return c_p = -v_p of every parameter that the graph uses, with the multipliers of a plan."""
-    multipliers = setting.attention | {node: a for p in setting.parameters.values() for node, a in p.a.items()}
-    scales = solve_scales(setting.dag, setting.widths, multipliers)
+    multipliers = fixed.attention | {node: a for p in fixed.parameters.values() for node, a in p.a.items()}
+    scales = solve_scales(fixed.dag, fixed.widths, multipliers)
     return {name: -scales.exponent(name) for name in scales.exponents}
 
 
@@ -78,11 +78,11 @@ class _Scaling:
     def solve(self) -> Scales:
         for node in self.dag.order:
             self.forms[node] = self._form(node)
-            for why, row in self._must(node):
+            for why, row in self._required(node):
                 if not self.equations.require(row):
                     raise self._contradiction(node, why, row)
         for node in self.dag.order:
-            if node in self.dag.outputs and self._goes_on(node):
+            if node in self.dag.outputs and self._is_used_too(node):
                 self.equations.require(self.forms[node])  # left out if it contradicts the rows so far
         outputs, finite, contracted = list[Form](), list[Form](), list[Form]()
         for node, kind in self.dag.layers():
@@ -98,17 +98,17 @@ class _Scaling:
     def _form(self, node: str) -> Form:
         """Return log_m of how many times as large a node's tensor is, as a linear form."""
         kind = self.dag.kind(node)
-        first = self._of(kind.inputs[0]) if kind.inputs else ZERO
+        first = self._form_of(kind.inputs[0]) if kind.inputs else ZERO
         match kind:
             case Layer():
                 own = combined((1, first), (1, self._weight(node, kind)))
             case Vector():
                 own = {kind.parameter: Fraction(1)}
             case Merge():
-                own = self._of(next(x for x in kind.inputs if x is not None))
+                own = self._form_of(next(x for x in kind.inputs if x is not None))
             case Product():
                 contracted = self._extents(*kind.contracted)
-                factors = ((1, self._of(x)) for x in kind.inputs)
+                factors = ((1, self._form_of(x)) for x in kind.inputs)
                 own = combined(*factors, (1, contracted), (-1, self._multiplier(node, contracted)))
             case Norm():
                 own = combined((-1 / as_fraction(kind.power), self._extents(*kind.summed)))
@@ -124,29 +124,29 @@ class _Scaling:
                 own = combined((1, first), (0 if kind.mean else 1, self._extents(*kind.over)))
             case _:
                 raise NotImplementedError(f"no law of scales for {type(kind).__name__}")
-        return combined((1, own), *((1, self._of(gain)) for gain in self.dag.node(node).gains))
+        return combined((1, own), *((1, self._form_of(gain)) for gain in self.dag.node(node).gains))
 
-    def _must(self, node: str) -> Iterator[tuple[str, Form]]:
+    def _required(self, node: str) -> Iterator[tuple[str, Form]]:
         """Yield (reason in words, row) for every equation that a node adds."""
         kind, form = self.dag.kind(node), self.forms[node]
         if isinstance(kind, Merge):
             for x in kind.inputs:
-                yield f"{x} must grow like the tensors that it is added to", combined((1, self._of(x)), (-1, form))
+                yield f"{x} must grow like the tensors that it is added to", combined((1, self._form_of(x)), (-1, form))
         for vector in kind.vectors:
             if vector not in self.dag.node(node).gains:
                 yield (
                     f"{vector} must grow like the tensor that it is added to",
-                    combined((1, self._of(vector)), (-1, form)),
+                    combined((1, self._form_of(vector)), (-1, form)),
                 )
         divides_by_sum = isinstance(kind, Norm) and kind.power == 1.0  # without an eps
         if isinstance(kind, Norm | Pointwise | Softmax) and not divides_by_sum:
-            yield f"what enters {kind.name} must keep its size", self._of(kind.inputs[0])
+            yield f"what enters {kind.name} must keep its size", self._form_of(kind.inputs[0])
         if self.dag.node(node).is_pinned:
             yield "it enters a function that is not homogeneous, and must keep its size", form
-        if node in self.dag.outputs and not self._goes_on(node):
+        if node in self.dag.outputs and not self._is_used_too(node):
             yield "an output of the model must keep its size", form
 
-    def _goes_on(self, node: str) -> bool:
+    def _is_used_too(self, node: str) -> bool:
         """Whether the model uses a tensor that it returns: a by-product such as a cache of keys or a hidden state."""
         return bool(self.dag.successors(node))
 
@@ -161,7 +161,7 @@ class _Scaling:
             return [node]
         return [end for n in followers for end in self._ends(n)]
 
-    def _of(self, node: str | None) -> Form:
+    def _form_of(self, node: str | None) -> Form:
         return ZERO if node is None else self.forms[node]
 
     def _weight(self, node: str, layer: Layer) -> Form:

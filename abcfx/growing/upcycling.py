@@ -60,6 +60,16 @@ def upcycle(
     Raises:
         GrowthError: no filling gives the same outputs (weights of the chosen experts that do not add up to one, other
             constants), or a router is zero. The mixture then has its own weights again.
+
+    Example:
+        >>> import torch, abcfx
+        >>> from abcfx.examples.gpt import GPT, GPTConfig
+        >>> from abcfx.examples.grow_gpt import MixtureGPT
+        >>> config = GPTConfig(d_model=32, n_layer=1)
+        >>> dense, tokens = GPT(config), torch.zeros(1, 8, dtype=torch.long)
+        >>> mixture = abcfx.upcycle(dense, MixtureGPT(config, experts=4, top_k=2), tokens).module
+        >>> torch.allclose(mixture(tokens), dense(tokens), atol=1e-4)
+        True
     """
     if not noise >= 0.0:
         raise InvalidInputError(f"noise={noise!r}; expected a number that is not negative.\n  To fix: noise=0.0")

@@ -1,4 +1,4 @@
-"""Growing: the function is kept to rounding, training goes on along the same course, and what cannot be is refused."""
+"""Growing keeps the function up to rounding and the training trajectory; what cannot be kept is refused."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_the_function_is_kept(name: str, noise: float) -> None:
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("mlp x2", "gpt", "experts, wider", "gpt, head_dim")),
     ],
 )
-def test_training_goes_on_along_the_same_course(name: str, optimizer: Callable[..., object]) -> None:
+def test_training_follows_the_same_trajectory(name: str, optimizer: Callable[..., object]) -> None:
     small, large, inputs = pair_of(name)
     batches = [inputs if inputs.is_floating_point() else models.tokens(2, 6, seed=i) for i in range(25)]
     first = optimizer(small.parameters())

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from abcfx.capture.aten import trace
+from abcfx.capture.fake import VALUE_ERRORS
 from abcfx.errors import PairingError
 from abcfx.pairing.blocks import NO_BLOCKS, Blocks
 from abcfx.pairing.factors.factoring import factor
@@ -38,7 +38,7 @@ def factor_models(
     """
     failures: list[Exception] = []
     for fake, (small, large) in itertools.product((True, False), pairs):
-        if not fake and not isinstance(failures[0], DataDependentOutputException):
+        if not fake and not isinstance(failures[0], VALUE_ERRORS):
             break
         try:
             with as_deep_as_base(large, blocks):
