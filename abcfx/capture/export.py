@@ -14,7 +14,7 @@ from abcfx.capture.codegen import SignatureCodeGen
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.examples import OpenSizes, free_dims
 from abcfx.capture.fake import off_meta, replace_weights
-from abcfx.capture.graphs import merge_constants, same_graph
+from abcfx.capture.graphs import graphs_of_modes, merge_constants
 from abcfx.capture.guards import guards_of_export
 from abcfx.capture.modes import modes_agree
 from abcfx.capture.patches import (
@@ -30,7 +30,7 @@ from abcfx.capture.state import no_hidden_randomness, preserved
 from abcfx.capture.structure import Part, take_apart
 from abcfx.errors import CaptureError
 from abcfx.support.location import user_line
-from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
+from abcfx.support.running import preserved_rng
 
 # How many places may hear one by one that the model is compiled, before all of them do.
 _CONCESSIONS = 3
@@ -61,20 +61,15 @@ def capture_export(
             an export would silently replace; names the line of the model's source.
     """
     signature, examples = signature_of(model, args, kwargs)
-    graphs: dict[bool, fx.Graph] = {}
     attributes: dict[str, object] = {}
     told: set[str] = set()
     if len(modes) == 2 and modes_agree(model, signature, examples):
         modes = modes[:1]
-    with both_modes_restored(model):
-        for training in sorted(modes, key=lambda mode: mode != model.training):
-            set_mode(model, training)
-            graphs[training] = _as_trained(lambda: _export(model, signature, examples, attributes, sizes), told)
-    train = graphs.get(True, graphs.get(False))
-    assert train is not None
-    evaluate = graphs.get(False) if True in graphs else None
-    if evaluate is not None and same_graph(train, evaluate):
-        evaluate = None
+
+    def export() -> fx.Graph:
+        return _export(model, signature, examples, attributes, sizes)
+
+    train, evaluate = graphs_of_modes(model, modes, lambda: _as_trained(export, told))
     constants = {name: value for name, value in attributes.items() if isinstance(value, torch.Tensor)}
     module = EmittedModule(model, train, evaluate, constants=constants)
     for name, value in attributes.items():

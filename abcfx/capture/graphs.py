@@ -1,16 +1,43 @@
-"""Compare the graphs of one model in two modes, and keep the constants of both apart."""
+"""Make the graphs of both modes of a model, compare them, and keep their constants apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar, cast
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx.node import Argument
 
+from abcfx.support.running import both_modes_restored, set_mode
+
 Held = TypeVar("Held")
+
+
+def graphs_of_modes(
+    model: nn.Module, modes: Iterable[bool], graph_now: Callable[[], fx.Graph]
+) -> tuple[fx.Graph, fx.Graph | None]:
+    """Make the graph of each mode.
+
+    Args:
+        model: the model, which is back in its mode afterwards.
+        modes: True for train mode, False for eval mode, in any order.
+        graph_now: makes the graph of the mode that the model is in.
+
+    Returns:
+        The graph of train mode, or of the only mode; the graph of eval mode, or None when both compute the same.
+    """
+    graphs: dict[bool, fx.Graph] = {}
+    with both_modes_restored(model):
+        # The model's own mode comes first: it needs no call of `train`, in which a model may do work.
+        for training in sorted(modes, key=lambda mode: mode != model.training):
+            set_mode(model, training)
+            graphs[training] = graph_now()
+    if len(graphs) == 1:
+        (only,) = graphs.values()
+        return only, None
+    return graphs[True], None if same_graph(graphs[True], graphs[False]) else graphs[False]
 
 
 def same_graph(first: fx.Graph, second: fx.Graph) -> bool:

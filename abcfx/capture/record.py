@@ -21,7 +21,7 @@ from abcfx.capture.codegen import SignatureCodeGen
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.examples import OpenSizes, free_dims
 from abcfx.capture.fake import FakeInputs, off_meta, replace_weights
-from abcfx.capture.graphs import merge_constants, same_graph
+from abcfx.capture.graphs import graphs_of_modes, merge_constants, same_graph
 from abcfx.capture.guards import guards_of_record
 from abcfx.capture.patches import as_if_exporting, conversions_that_change_nothing, function_applies, module_calls
 from abcfx.capture.recorder import Recorder
@@ -30,7 +30,7 @@ from abcfx.capture.state import no_hidden_randomness, preserved
 from abcfx.capture.structure import take_apart
 from abcfx.errors import CaptureError
 from abcfx.support.location import is_user_file, user_line
-from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
+from abcfx.support.running import preserved_rng
 
 # Numbers that float(tensor) gives while there is no value. Three recordings that agree did not look at the number.
 _STAND_INS = (1e30, -1e30, math.nan)
@@ -64,21 +64,16 @@ def capture_record(
     """
     signature, examples = signature_of(model, args, kwargs)
     run = _Run(model, signature, examples, None if values else free_dims(examples, sizes=sizes))
-    graphs: dict[bool, fx.Graph] = {}
     constants: dict[str, torch.Tensor] = {}
     checks: list[str] = []
-    with both_modes_restored(model):
-        for training in sorted(modes, key=lambda mode: mode != model.training):
-            set_mode(model, training)
-            recorder = _record(run)
-            merge_constants(recorder.graph, recorder.constants, constants)
-            graphs[training] = recorder.graph
-            checks += recorder.places
-    train = graphs.get(True, graphs.get(False))
-    assert train is not None
-    evaluate = graphs.get(False) if True in graphs else None
-    if evaluate is not None and same_graph(train, evaluate):
-        evaluate = None
+
+    def record() -> fx.Graph:
+        recorder = _record(run)
+        merge_constants(recorder.graph, recorder.constants, constants)
+        checks.extend(recorder.places)
+        return recorder.graph
+
+    train, evaluate = graphs_of_modes(model, modes, record)
     notes = checks_note(checks)
     if values:
         notes += ("recorded on the example values: branches on tensor values are fixed as these inputs took them",)

@@ -13,13 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 from abcfx.capture.codegen import SignatureCodeGen
 from abcfx.capture.emitted import ROOT_LEAF, EmittedModule
-from abcfx.capture.graphs import as_argument, merge_constants, same_graph
+from abcfx.capture.graphs import as_argument, graphs_of_modes, merge_constants
 from abcfx.capture.leaves import stays_whole
 from abcfx.capture.signature import Signature, opaque_signature_of
 from abcfx.capture.state import no_hidden_randomness, preserved
 from abcfx.errors import CaptureError
 from abcfx.support.location import format_frames, frames_above, user_line
-from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
+from abcfx.support.running import preserved_rng
 
 # Calls that make a tensor out of no tensor. Executed while tracing they would become constants: frozen noise, or a
 # buffer that in-place writes carry over from call to call. As nodes they run on every call, as in the model.
@@ -53,13 +53,14 @@ def capture_symbolic(
     signature, examples = opaque_signature_of(model, args, kwargs)
     if stays_whole(model):
         return _whole(model, signature), signature, examples, ()
-    graphs: dict[bool, fx.Graph] = {}
     constants: dict[str, torch.Tensor] = {}
-    with both_modes_restored(model):
-        for training in (model.training, not model.training):
-            set_mode(model, training)
-            graphs[training], found = _trace(model, signature)
-            merge_constants(graphs[training], found, constants)
+
+    def trace() -> fx.Graph:
+        graph, found = _trace(model, signature)
+        merge_constants(graph, found, constants)
+        return graph
+
+    train, evaluate = graphs_of_modes(model, (True, False), trace)
     notes = [f"hooks on the model itself are not part of the graph: {kind}" for kind in _root_hooks(model)]
     if args is None and kwargs is None:
         notes += [
@@ -67,8 +68,7 @@ def capture_symbolic(
             for name, parameter in signature.parameters.parameters.items()
             if parameter.default is not inspect.Parameter.empty
         ]
-    eval_graph = None if same_graph(graphs[True], graphs[False]) else graphs[False]
-    module = EmittedModule(model, graphs[True], eval_graph, constants=constants)
+    module = EmittedModule(model, train, evaluate, constants=constants)
     return module, signature, examples, tuple(notes)
 
 
