@@ -1,14 +1,17 @@
-"""Models and optimizers that tests of several rooms build."""
+"""Models, an optimizer and a short training run that tests of several rooms use."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.optim.optimizer import ParamsT
+
+import abcfx
 
 Built = TypeVar("Built")
 Parameters = ParamSpec("Parameters")
@@ -21,6 +24,8 @@ def seeded(build: Callable[Parameters, Built], *args: Parameters.args, **kwargs:
 
 
 class MLP(nn.Module):
+    """Linear layers with ReLU between them: 20 inputs, `hidden` square layers, 10 outputs."""
+
     def __init__(self, width: int, hidden: int = 1, bias: bool = True) -> None:
         super().__init__()
         self.emb = nn.Linear(20, width, bias=bias)
@@ -35,6 +40,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """A language model of 11 tokens with one residual branch and a norm before its head."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.emb = nn.Embedding(11, width)
@@ -48,7 +55,12 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """One block of attention, its logits written as `how` says. `factors`: what a transformed model multiplies by."""
+    """A language model of one attention block whose logits are computed as `how` says.
+
+    `factors` multiply the embedding, the queries and the input of the head, as scale nodes do after `transform`.
+    """
+
+    bias: torch.Tensor
 
     def __init__(self, width: int, heads: int, how: str, factors: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> None:
         super().__init__()
@@ -75,7 +87,7 @@ class Attention(nn.Module):
         if how == "einsum":
             logits = torch.einsum("bhtd,bhsd->bhts", q, k) * self.softmax_scale
             return torch.einsum("bhts,bhsd->bhtd", logits.softmax(-1), v)
-        logits = {
+        written: dict[str, Callable[[], torch.Tensor]] = {
             "divided": lambda: q @ kt / math.sqrt(d),
             "scaled before": lambda: (q * self.softmax_scale) @ kt,
             "both sides": lambda: (q / d**0.25) @ (kt / d**0.25),
@@ -86,8 +98,8 @@ class Attention(nn.Module):
             "none": lambda: q @ kt,
             "mup": lambda: q @ kt * 8 / d,
             "unknown": lambda: q @ kt * ids.double().mean(),
-        }[how]()
-        return logits.softmax(-1) @ v
+        }
+        return written[how]().softmax(-1) @ v
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         at_emb, at_logits, at_head = self.factors
@@ -103,7 +115,7 @@ class Attention(nn.Module):
 
 
 class AttentionModule(nn.Module):
-    """nn.MultiheadAttention, called as a module."""
+    """A residual branch made of `nn.MultiheadAttention`, which is called as a module."""
 
     def __init__(self, width: int, factor: float = 1.0) -> None:
         super().__init__()
@@ -116,9 +128,9 @@ class AttentionModule(nn.Module):
 
 
 class Lion(torch.optim.Optimizer):
-    """Chen et al. 2023 (arXiv 2302.06675), algorithm 2."""
+    """The sign of an interpolated momentum: Chen et al. 2023 (arXiv 2302.06675), algorithm 2."""
 
-    def __init__(self, params: Any, betas: tuple[float, float] = (0.9, 0.99)) -> None:
+    def __init__(self, params: ParamsT, betas: tuple[float, float] = (0.9, 0.99)) -> None:
         super().__init__(params, {"betas": betas})
 
     @torch.no_grad()
@@ -130,3 +142,17 @@ class Lion(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_((beta1 * momentum + (1 - beta1) * p.grad).sign(), alpha=-group["lr"])
                 momentum.lerp_(p.grad, 1 - beta2)
+
+
+def trained(result: abcfx.Transformed, ids: torch.Tensor, steps: int, sgd: bool = False) -> list[torch.Tensor]:
+    """Train a transformed language model of 11 tokens and return its output before each step."""
+    optimizer: torch.optim.Optimizer
+    optimizer = torch.optim.SGD(result.param_groups) if sgd else torch.optim.AdamW(result.param_groups)
+    outputs = []
+    for _ in range(steps):
+        out = result.module(ids)
+        outputs.append(out.detach())
+        optimizer.zero_grad()
+        F.cross_entropy(out.flatten(0, 1), (ids.flatten() * 3 + 1) % 11).backward()
+        optimizer.step()
+    return outputs

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import growth_models
+import models_growing
 import pytest
 import torch
 
@@ -15,7 +15,7 @@ from abcfx.cli import main
 
 MODELS = """
 import torch
-from growth_models import Mlp
+from models_growing import Mlp
 
 
 def batch():
@@ -28,8 +28,8 @@ def weights(tmp_path: Path) -> tuple[str, str, str]:
     """(a file of models, weights of a small model, weights of a large one grown from it)."""
     torch.manual_seed(0)
     (tmp_path / "grown_models.py").write_text(MODELS)
-    small, large = growth_models.Mlp(8), growth_models.Mlp(16)
-    growth_models.drawn(small).float()
+    small, large = models_growing.Mlp(8), models_growing.Mlp(16)
+    models_growing.drawn(small).float()
     abcfx.grow(small, large, torch.randn(5, 6), noise=0.3)
     files = (str(tmp_path / "small.pt"), str(tmp_path / "large.pt"))
     for model, file in zip((small, large), files, strict=True):

@@ -257,7 +257,7 @@ def test_rates_off_the_last_basis_are_those_of_a_new_solve() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_two_ranks_have_the_rates_of_one_process_on_the_joined_batch(tmp_path: Path, how: str) -> None:
-    script = Path(__file__).parents[1] / "two_ranks.py"
+    script = Path(__file__).parent / "two_ranks.py"
     factors = []
     for world in (1, 2):
         address = f"file://{tmp_path}/{world}"

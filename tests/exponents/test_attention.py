@@ -7,8 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from models import Attention, AttentionModule
-from runs import trained
+from models import Attention, AttentionModule, trained
 from torch import nn
 
 import abcfx

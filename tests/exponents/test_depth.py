@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import trained
+from models import trained
 from torch import nn
 
 import abcfx

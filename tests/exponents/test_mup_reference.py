@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import mup_reference_models as MODELS
 import pytest
 import torch
+from models_mup import ARCHITECTURES
 
 import abcfx
 
@@ -16,15 +16,14 @@ HERE = Path(__file__).parents[1]
 REFERENCE = json.loads((HERE / "data" / "mup_reference.json").read_text())["architectures"]
 
 
-COVERED = [name for name in MODELS.ARCHS if name in REFERENCE]
+COVERED = [name for name in ARCHITECTURES if name in REFERENCE]
 
 
 def _transform(name: str, optimizer: str, **options: Any) -> abcfx.Transformed:
-    build, inputs, _ = MODELS.ARCHS[name]
+    architecture = ARCHITECTURES[name]
     torch.manual_seed(0)
-    return abcfx.transform(
-        build(256), inputs(), base=build(64), optimizer=optimizer, lr=1.0, weight_decay=1.0, **options
-    )
+    model, inputs, base = architecture.build(256), architecture.inputs(), architecture.build(64)
+    return abcfx.transform(model, inputs, base=base, optimizer=optimizer, lr=1.0, weight_decay=1.0, **options)
 
 
 def _forward(row: dict[str, Any], uses: list[dict[str, Any]]) -> list[float]:

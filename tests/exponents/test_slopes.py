@@ -9,7 +9,7 @@ import pytest
 
 import abcfx
 
-slope_models = pytest.importorskip("slope_models", reason="needs transformers")
+models_transformers = pytest.importorskip("models_transformers", reason="needs transformers")
 
 WIDTHS = (64, 128, 256, 512)
 PART, PARTS = map(int, os.environ.get("ABCFX_ZOO_PART", "0/1").split("/"))
@@ -17,10 +17,10 @@ PART, PARTS = map(int, os.environ.get("ABCFX_ZOO_PART", "0/1").split("/"))
 
 def measure(name: str, widths: tuple[int, ...], seeds: int, **options: Any) -> Any:
     return abcfx.coord_check(
-        lambda width: slope_models.build(name, width),
-        slope_models.ARCHITECTURES[name].inputs(),
+        lambda width: models_transformers.build(name, width),
+        models_transformers.ARCHITECTURES[name].inputs(),
         widths=widths,
-        loss=slope_models.loss,
+        loss=models_transformers.loss,
         seeds=seeds,
         **options,
     )
@@ -42,7 +42,7 @@ def check(name: str, widths: tuple[int, ...], seeds: int) -> None:
 
 @pytest.mark.zoo
 @pytest.mark.filterwarnings("ignore")  # of transformers' own
-@pytest.mark.parametrize("name", list(getattr(slope_models, "ARCHITECTURES", ()))[PART::PARTS])
+@pytest.mark.parametrize("name", list(getattr(models_transformers, "ARCHITECTURES", ()))[PART::PARTS])
 def test_all(name: str) -> None:
     check(name, WIDTHS, seeds=6)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import growth_models as models
+import models_growing as models
 import pytest
 import torch
 from torch import nn

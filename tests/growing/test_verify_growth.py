@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from types import ModuleType
 
-import growth_models as models
+import models_growing as models
 import pytest
 import torch
 from torch import nn

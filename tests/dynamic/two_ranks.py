@@ -1,4 +1,4 @@
-"""One rank of a small data-parallel run with DynamicAlignment; prints its factors. Run by test_dynamic.py.
+"""Run one rank of a small data-parallel training with DynamicAlignment and print its factors, for test_dynamic.py.
 
 python two_ranks.py RANK WORLD INIT_METHOD ddp|fsdp
 """

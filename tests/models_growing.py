@@ -1,4 +1,4 @@
-"""Models that tests grow, each built from its widths, with everything that inits leave at 0 or 1 drawn at random."""
+"""Models that tests make larger, each built from its widths and other sizes."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def drawn(model: ModuleT, seed: int = 0, std: float = 0.1) -> ModuleT:
-    """The model in float64 with noise on every parameter, so that no bias is 0 and no gain 1."""
+    """Turn a model to float64 and add noise to every parameter, so that no bias is 0 and no gain is 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.double().parameters():
-            parameter += std * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.add_(std * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
         for buffer in model.buffers():
             if buffer.is_floating_point() and buffer.ndim == 1:
-                buffer += 0.3 * torch.rand(buffer.shape, generator=generator, dtype=buffer.dtype)
+                buffer.add_(0.3 * torch.rand(buffer.shape, generator=generator, dtype=buffer.dtype))
     return model
 
 
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Draw token ids of a shape, (2, LENGTH) by default."""
     return torch.randint(0, VOCABULARY, shape or (2, LENGTH), generator=torch.Generator().manual_seed(seed))
 
 
 def rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Rotary positions: `table` (length, head_dim / 2) of angles."""
+    """Rotate queries or keys by their positions; `table` (length, head_dim / 2) holds the angles."""
     one, two = x.chunk(2, -1)
     cos, sin = table.cos(), table.sin()
     return torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
 
 
 class Block(nn.Module):
-    """Attention with fused q, k, v (grouped where `kv_heads` is less), rotary or not, then a gated MLP."""
+    """Attention with q, k, v in one matrix, then a gated MLP; grouped queries and rotary positions are optional."""
+
+    table: torch.Tensor | None
 
     def __init__(
         self,
@@ -72,6 +75,8 @@ class Block(nn.Module):
 
 
 class Gpt(nn.Module):
+    """A decoder with `layers` blocks."""
+
     def __init__(
         self,
         width: int = 16,
@@ -102,7 +107,7 @@ class Gpt(nn.Module):
 
 
 class Experts(nn.Module):
-    """Top-k of experts, weights renormalised; every expert on every token, as small models do."""
+    """The k best of several experts, their weights renormalised to a sum of 1; every expert sees every token."""
 
     def __init__(self, width: int, inner: int, experts: int, k: int) -> None:
         super().__init__()
@@ -119,6 +124,8 @@ class Experts(nn.Module):
 
 
 class Moe(nn.Module):
+    """A language model with one layer of experts, which are stacked in tensors."""
+
     def __init__(self, width: int = 16, inner: int = 24, experts: int = 4, k: int = 2) -> None:
         super().__init__()
         self.tok, self.norm = nn.Embedding(VOCABULARY, width), nn.LayerNorm(width)
@@ -130,7 +137,7 @@ class Moe(nn.Module):
 
 
 class Residual(nn.Module):
-    """A small ResNet; `norm(channels)`."""
+    """A convolution, a residual block and a linear head for images of 3 channels; `norm` takes the channels."""
 
     def __init__(self, channels: int = 8, norm: Callable[..., nn.Module] = nn.BatchNorm2d, groups: int = 1) -> None:
         super().__init__()
@@ -144,6 +151,8 @@ class Residual(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Three linear layers with GELU between them, 6 inputs and 4 outputs."""
+
     def __init__(self, width: int = 8, hidden: int | None = None) -> None:
         super().__init__()
         hidden = hidden or width
@@ -154,6 +163,8 @@ class Mlp(nn.Module):
 
 
 class DenseMlp(nn.Module):
+    """A gated MLP without biases, which `upcycle` turns into experts."""
+
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.gate, self.up = nn.Linear(width, inner, bias=False), nn.Linear(width, inner, bias=False)
@@ -164,7 +175,7 @@ class DenseMlp(nn.Module):
 
 
 class ListedExperts(nn.Module):
-    """Experts as submodules, every expert on every token."""
+    """The k best of several experts, which are submodules; every expert sees every token."""
 
     def __init__(self, width: int, inner: int, experts: int = 4, k: int = 2, renormalise: bool = True) -> None:
         super().__init__()
@@ -179,7 +190,7 @@ class ListedExperts(nn.Module):
 
 
 class FusedExperts(nn.Module):
-    """Experts in tensors (experts, in, out), gate and up in one, entry by entry in turn."""
+    """The k best of several experts in tensors (experts, in, out); columns of gate and up alternate in one tensor."""
 
     def __init__(self, width: int, inner: int, experts: int = 4, k: int = 2) -> None:
         super().__init__()
@@ -196,7 +207,7 @@ class FusedExperts(nn.Module):
 
 
 class Stream(nn.Module):
-    """Tokens, blocks of x + mlp(norm(x)), head; `mlp(width, inner)`."""
+    """A language model with residual blocks x + mlp(norm(x)); `mlp` takes the width and the inner width."""
 
     def __init__(self, mlp: Callable[[int, int], nn.Module], width: int = 16, inner: int = 24, layers: int = 2) -> None:
         super().__init__()

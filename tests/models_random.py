@@ -1,6 +1,8 @@
-"""Random models for property tests: a width and a program of ops on tensors of that width, as a plain nn.Module."""
+"""Random models for property tests: modules that run a random program of ops on tensors of one width."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn as nn
@@ -12,11 +14,12 @@ OPS = (
     "linear", "no_bias", "raw", "relu", "gelu", "tanh", "gate", "swiglu",
     "add", "cat", "mul", "norm", "rms", "again", "scale", "square",
 )  # fmt: skip
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}
 Program = list[tuple[str, int]]
 
 
 class RandomModel(nn.Module):
-    """Runs a program: each step reads the last tensor and, where it needs a second one, an earlier one."""
+    """A module that runs a program: each op reads the last tensor and, if it needs a second one, an earlier one."""
 
     def __init__(self, program: Program, width: int) -> None:
         super().__init__()
@@ -55,8 +58,8 @@ class RandomModel(nn.Module):
             return module(torch.tanh(module(x)))
         if op == "raw":
             return x @ raw
-        if op in ("relu", "gelu", "tanh"):
-            return {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}[op](x + raw)
+        if op in ACTIVATIONS:
+            return ACTIVATIONS[op](x + raw)
         if op == "gate":
             return torch.sigmoid(y) * x
         if op == "swiglu":

@@ -1,4 +1,4 @@
-"""Fifteen architectures from transformers at any width, with random weights; heads of fixed size grow in number."""
+"""Fifteen architectures of transformers at any width, with random weights and heads of a fixed size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Inputs = dict[str, torch.Tensor]
 
 
 class Architecture(NamedTuple):
-    """`config` takes a width; `inputs` are keyword arguments of the forward."""
+    """A class of transformers, its config at a width, and keyword arguments for its forward."""
 
     cls: str
     config: Callable[[int], Any]
@@ -162,7 +162,7 @@ def build(name: str, width: int) -> nn.Module:
 
 
 def loss(output: Any, batch: Inputs) -> torch.Tensor:
-    """Cross entropy of every position against fixed targets."""
+    """Return the cross entropy of all positions against fixed targets."""
     logits = output.logits
     targets = torch.arange(logits.shape[-2] if logits.ndim > 2 else 1) * 3 % logits.shape[-1]
     return nn.functional.cross_entropy(logits.flatten(0, -2), targets.expand(logits.shape[:-1]).flatten())
