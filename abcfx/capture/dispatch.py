@@ -6,7 +6,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
-class CallWatcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class CallWatcher(TorchDispatchMode):
     """Base class of modes that see every aten call within their `with` block."""
 
     def __init__(self) -> None:

@@ -58,7 +58,7 @@ class Gradients:
         handles = []
         for name, parameter in self.parameters.items():
             parameter.grad = None
-            handles.append(parameter.register_post_accumulate_grad_hook(self._hook(name)))  # type: ignore[no-untyped-call]
+            handles.append(parameter.register_post_accumulate_grad_hook(self._hook(name)))
         try:
             yield
         finally:

@@ -91,7 +91,7 @@ def checkpoints_noticed() -> Iterator[list[str]]:
         @staticmethod
         def apply(*args: object) -> object:
             used.append("reentrant")
-            return function.apply(*args)  # type: ignore[no-untyped-call]
+            return function.apply(*args)
 
     with ExitStack() as stack:
         stack.enter_context(_replaced(module, CheckpointFunction=Reentrant))

@@ -80,7 +80,7 @@ def graph_to_data(graph: fx.Graph) -> GraphData:
     for node in graph.nodes:
         target = node.target
         if isinstance(target, OpOverload):
-            target = _Operator(str(target.name()))  # type: ignore[no-untyped-call]
+            target = _Operator(str(target.name()))
         args, kwargs = _replace(node.args, fx.Node, position), _replace(node.kwargs, fx.Node, position)
         nodes.append(NodeData(node.op, node.name, target, args, kwargs, _meta(node)))
     return GraphData(nodes, signature)

@@ -175,7 +175,7 @@ class _Study:
             loss = self.loss(output, self.family.batch)
             for optimizer in optimizers:
                 optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             for optimizer in optimizers:
                 optimizer.step()
 

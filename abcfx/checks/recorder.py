@@ -97,7 +97,7 @@ def _mean_square(tensor: torch.Tensor) -> float:
     return float(tensor.double().square().mean()) if tensor.numel() else 0.0
 
 
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Recorder(TorchDispatchMode):
     """Does every weight op of the code under it a second time with dW in the weight's place.
 
     A weight is known by its storage, so that views of it (transposed, one head of it) count. Attention logits are what

@@ -168,7 +168,7 @@ def _losses(
             return losses
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             schedule.step()

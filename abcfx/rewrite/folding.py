@@ -136,7 +136,7 @@ def refuse_saving(model: nn.Module) -> RemovableHandle:
         )
 
     _HOOKED.add(model)
-    handle: RemovableHandle = model.register_state_dict_pre_hook(refuse)  # type: ignore[no-untyped-call]
+    handle: RemovableHandle = model.register_state_dict_pre_hook(refuse)
     return handle
 
 

@@ -126,7 +126,7 @@ class Studies:
         for ids, following in batches:
             loss = F.cross_entropy(result.module(ids), following)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             if dynamic is not None:
                 dynamic.step()

@@ -75,7 +75,7 @@ def dynamic_flow(_: Any) -> Evidence:
     optimizer.register_step_pre_hook(lambda *_: used.append([float(group["lr"]) for group in optimizer.param_groups]))
     for _ in range(steps):
         optimizer.zero_grad()
-        F.cross_entropy(result.module(x), labels).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(result.module(x), labels).backward()
         optimizer.step()
         dynamic.step()
     evidence.check(
