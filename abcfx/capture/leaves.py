@@ -23,6 +23,16 @@ def keep_whole(module_type: type[nn.Module]) -> None:
     _KEPT.add(module_type)
 
 
+def open_up(module_type: type[nn.Module]) -> None:
+    """Take back `keep_whole`: trace into modules of this type again."""
+    _KEPT.discard(module_type)
+
+
+def is_kept(module_type: type[nn.Module]) -> bool:
+    """Return True for a type given to `keep_whole`."""
+    return module_type in _KEPT
+
+
 def stays_whole(module: nn.Module) -> bool:
     """Return True for torch's own layers and for the types given to `keep_whole`."""
     return is_torch_module(module) or type(module) in _KEPT

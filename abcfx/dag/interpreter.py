@@ -136,7 +136,7 @@ class Interpreter:
         return fx.node.map_arg(arguments, lambda node: self.values[node])
 
     def _evaluate(self, node: fx.Node) -> Any:
-        op = Op(self.builder, self.at or node, module_path(self.at or node), is_within=self.at is not None)
+        op = Op(self.builder, self.at or node, module_path(self.at or node), is_inside=self.at is not None)
         if node.op == "placeholder":
             return op.constant()
         if node.op == "get_attr":

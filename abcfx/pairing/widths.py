@@ -36,7 +36,7 @@ from abcfx.rules.extents import (
     WidthScale,
 )
 from abcfx.rules.registry import plain_name
-from abcfx.rules.values import DATA, shape_of
+from abcfx.rules.values import UNKNOWN_SIZE, shape_of
 from abcfx.support.location import location
 
 CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16", "to_copy"})
@@ -228,7 +228,7 @@ class PairedGrowth(SizeGrowth):
                 f"  To fix: abcfx.transform(model, (inputs,), base=...)"
             )
         size, base_size = sizes[dim.index], base_sizes[dim.index]
-        return 0.0 if DATA in (size, base_size) or not base_size else self._exponent(size / base_size)
+        return 0.0 if UNKNOWN_SIZE in (size, base_size) or not base_size else self._exponent(size / base_size)
 
     def scalar(self, scalar: InGraph) -> float:
         if isinstance(scalar, WidthScale):

@@ -1,10 +1,11 @@
 """What each op does to sizes, changes and gradients: kinds of DAG node, and a small rule per op that builds them."""
 
 from abcfx.rules import attention, conv, elementwise, experts, linear, norm, recurrent, shape, transformer  # noqa: F401  (filling the registry)
+from abcfx.rules.bounds import Bound, ExponentContext
 from abcfx.rules.extents import Dim, Number
-from abcfx.rules.kinds import Bound, ExponentContext, Kind, Layer, Vector
+from abcfx.rules.kinds import Kind, Layer, Vector
 from abcfx.rules.op import Op
-from abcfx.rules.registry import find_function_rule, find_module_rule, plain_name, register_rule
+from abcfx.rules.registry import find_function_rule, find_module_rule, override, plain_name, register_rule
 from abcfx.rules.values import Sizes, Value
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Vector",
     "find_function_rule",
     "find_module_rule",
+    "override",
     "plain_name",
     "register_rule",
 ]

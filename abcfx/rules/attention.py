@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch.nn as nn
 
@@ -13,7 +13,7 @@ from abcfx.rules.values import Value
 
 
 def _attend(
-    op: Op, query: Value, key: Value, value: Value, head: Extent | None, scale: Number | None, mask: Any
+    op: Op, query: Value, key: Value, value: Value, head: Extent | None, scale: Number | None, mask: object
 ) -> Value:
     """softmax(scale * query key + mask) value, where `head` is the dim that query and key are contracted over."""
     if op.is_weight(query) and not op.is_weight(key):  # learned queries: their weights are what the keys meet
@@ -36,7 +36,7 @@ def scaled_dot_product_attention(
     attn_mask: Value | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    scale: Any = None,
+    scale: object = None,
     enable_gqa: bool = False,
 ) -> Value:
     head = query.dim(-1)
@@ -49,7 +49,7 @@ def scaled_dot_product_attention(
 
 @register_rule(nn.MultiheadAttention)
 def multi_head_attention(
-    op: Op, module: nn.MultiheadAttention, query: Value, key: Value, value: Value, *args: Any, **kwargs: Any
+    op: Op, module: nn.MultiheadAttention, query: Value, key: Value, value: Value, *args: object, **kwargs: object
 ) -> tuple[Value, Value]:
     mask = kwargs.get("attn_mask", args[2] if len(args) > 2 else None)
     out = attend_with(op, module, query, key, value, mask)
@@ -57,7 +57,7 @@ def multi_head_attention(
 
 
 def attend_with(
-    op: Op, module: nn.MultiheadAttention, query: Value, key: Value, value: Value, mask: Any, path: str = ""
+    op: Op, module: nn.MultiheadAttention, query: Value, key: Value, value: Value, mask: object, path: str = ""
 ) -> Value:
     """Multi-head attention by a module that is called, or that stands at `path` inside the one that is."""
     fused = op.parameter(module, "in_proj_weight")
@@ -87,8 +87,8 @@ def multi_head_attention_forward(
     query: Value,
     key: Value,
     value: Value,
-    embed_dim: Any,
-    num_heads: Any,
+    embed_dim: object,
+    num_heads: object,
     in_proj_weight: Value | None,
     in_proj_bias: Value | None,
     bias_k: Value | None,
@@ -97,11 +97,12 @@ def multi_head_attention_forward(
     dropout_p: float,
     out_proj_weight: Value,
     out_proj_bias: Value | None,
-    *_: Any,
-    **options: Any,
+    *_: object,
+    **options: object,
 ) -> tuple[Value, Value]:
-    separate = [options.get(f"{name}_proj_weight") for name in "qkv"]
-    weights = separate if any(isinstance(w, Value) for w in separate) else [in_proj_weight] * 3
+    found = (options.get(f"{name}_proj_weight") for name in "qkv")
+    separate = [weight for weight in found if isinstance(weight, Value)]
+    weights: Sequence[Value | None] = separate or [in_proj_weight] * 3
     q, k, v = (
         op.layer(x, weight, [-1], [-2], in_proj_bias, inner=True)
         for x, weight in zip((query, key, value), weights, strict=True)

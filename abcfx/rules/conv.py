@@ -2,51 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn as nn
 
 from abcfx.rules.extents import Number
 from abcfx.rules.op import Op
-from abcfx.rules.registry import register_rule
+from abcfx.rules.registry import plain_name, register_rule
 from abcfx.rules.values import Value
 
 
 @register_rule("conv1d", "conv2d", "conv3d", "convolution")
-def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *rest: Any, **options: Any) -> Value:
-    """Weight (out, in / groups, kernel...): what is contracted is the second dim; kernel dims never grow."""
-    position = 5 if "convolution" in str(op.at.target) else 3
-    groups: Any = options.get("groups", rest[position] if len(rest) > position else 1)
+def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *rest: object, **options: object) -> Value:
+    """A weight of dims (out, in / groups, *kernel): all but the first are summed over; kernel dims never grow."""
+    position = 5 if plain_name(op.at.target) == "convolution" else 3  # after stride, padding, dilation, transposed, ...
+    groups = options.get("groups", rest[position] if len(rest) > position else 1)
     key = "groups" if "groups" in op.at.kwargs else 3 + position
     return _grouped(op, x, weight, bias, None if groups == 1 else op.scalar(key))
 
 
 def _grouped(op: Op, x: Value, weight: Value, bias: Value | None, groups: Number | None) -> Value:
-    """An input channel sends its gradient back from the outputs of its own group only."""
+    """A convolution whose input channels get their gradient from the outputs of their own group only."""
     out = weight.dim(0)
     back = None if groups is None or out is None else (Number(((out, 1.0),)).times(groups.power(-1.0)),)
     return op.layer(x, weight, range(1, weight.ndim or 2), [0], bias, fan_back=back)
 
 
 @register_rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def conv_transpose(op: Op, x: Value, weight: Value, bias: Value | None = None, *_: Any, **__: Any) -> Value:
-    """Weight (in, out / groups, kernel...)."""
+def conv_transpose(op: Op, x: Value, weight: Value, bias: Value | None = None, *_: object, **__: object) -> Value:
+    """A weight of dims (in, out / groups, *kernel)."""
     return op.layer(x, weight, fan_in=[0, *range(2, weight.ndim or 2)], fan_out=[1], bias=bias)
 
 
-def _module(transposed: bool) -> Any:
-    def rule(op: Op, module: nn.Module, x: Value, *_: Any, **__: Any) -> Value:
-        weight, bias = op.parameter(module, "weight"), op.parameter(module, "bias")
-        assert weight is not None
-        if transposed:
-            return conv_transpose(op, x, weight, bias)
-        return _grouped(op, x, weight, bias, None if module.groups == 1 else op.attribute("groups"))
-
-    return rule
+@register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def conv_module(op: Op, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Value, *_: object, **__: object) -> Value:
+    weight = op.parameter(module, "weight")
+    assert weight is not None
+    groups = None if module.groups == 1 else op.attribute("groups")
+    return _grouped(op, x, weight, op.parameter(module, "bias"), groups)
 
 
-register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)(_module(transposed=False))
-register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)(_module(transposed=True))
+@register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+def conv_transpose_module(op: Op, module: nn.Module, x: Value, *_: object, **__: object) -> Value:
+    weight = op.parameter(module, "weight")
+    assert weight is not None
+    return conv_transpose(op, x, weight, op.parameter(module, "bias"))
 
 
 @register_rule(
@@ -57,7 +55,7 @@ register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)(_modul
     "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "grid_sample",
     "grid_sampler", "pixel_shuffle", "pixel_unshuffle", "lp_pool2d",
 )  # fmt: skip
-def pool(op: Op, x: Value, *_: Any, **__: Any) -> Value:
+def pool(op: Op, x: Value, *_: object, **__: object) -> Value:
     return op.same(x)
 
 
@@ -67,5 +65,5 @@ def pool(op: Op, x: Value, *_: Any, **__: Any) -> Value:
     nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
     nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d,
 )  # fmt: skip
-def pool_module(op: Op, module: nn.Module, x: Value, *_: Any) -> Value:
+def pool_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value:
     return op.same(x)

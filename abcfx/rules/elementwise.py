@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch.nn as nn
 
@@ -11,21 +11,21 @@ from abcfx.rules.extents import Number
 from abcfx.rules.op import Op
 from abcfx.rules.op_properties import FORGETS_SIZE, HOMOGENEOUS, KEEPS_ZERO
 from abcfx.rules.registry import plain_name, register_rule
-from abcfx.rules.values import Simplex, Value
+from abcfx.rules.values import Dims, Simplex, Value
 
 
 @register_rule(*HOMOGENEOUS)
-def homogeneous(op: Op, x: Value, *_: Any, **__: Any) -> Value:
+def homogeneous(op: Op, x: Value, *_: object, **__: object) -> Value:
     return op.same(x)
 
 
 @register_rule(nn.ReLU, nn.LeakyReLU, nn.RReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-def homogeneous_module(op: Op, module: nn.Module, x: Value, *_: Any) -> Value:
+def homogeneous_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value:
     return op.same(x)
 
 
 @register_rule(*KEEPS_ZERO)
-def keeps_zero(op: Op, x: Value, *_: Any, **__: Any) -> Value:
+def keeps_zero(op: Op, x: Value, *_: object, **__: object) -> Value:
     return op.nonlinear(x)
 
 
@@ -33,12 +33,12 @@ def keeps_zero(op: Op, x: Value, *_: Any, **__: Any) -> Value:
     nn.ReLU6, nn.GELU, nn.SiLU, nn.Tanh, nn.ELU, nn.SELU, nn.CELU, nn.Mish, nn.Hardtanh, nn.Hardswish, nn.Softsign,
     nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
-def keeps_zero_module(op: Op, module: nn.Module, x: Value, *_: Any) -> Value:
+def keeps_zero_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value:
     return op.nonlinear(x)
 
 
 @register_rule(*FORGETS_SIZE)
-def forgets_size(op: Op, x: Value, *_: Any, **__: Any) -> Value:
+def forgets_size(op: Op, x: Value, *_: object, **__: object) -> Value:
     return op.pointwise(x)
 
 
@@ -76,12 +76,12 @@ def glu_module(op: Op, module: nn.GLU, x: Value) -> Value:
 
 
 @register_rule("add", "sub", "rsub", "maximum", "minimum", "max", "min", "lerp", "logaddexp")
-def add(op: Op, x: Any, y: Any = None, *_: Any, **__: Any) -> Value | tuple[Value, ...]:
-    """Also max(x) and max(x, dim), which return a value of x (and its index)."""
+def add(op: Op, x: object, y: object = None, *_: object, **__: object) -> Value | tuple[Value, ...]:
+    """A sum or maximum of two tensors; also max(x) and max(x, dim), which return entries of x (and their indices)."""
     if not isinstance(x, Value) or not isinstance(y, Value):
         tensor = x if isinstance(x, Value) else y
         assert isinstance(tensor, Value)
-        reduces = plain_reduction(op) and y is not None
+        reduces = _reduces(op) and y is not None
         return (op.same(tensor), op.constant()) if reduces else op.same(tensor) if y is None else op.nonlinear(tensor)
     for tensor, other in ((x, y), (y, x)):
         stat = other.statistic
@@ -95,18 +95,18 @@ def add(op: Op, x: Any, y: Any = None, *_: Any, **__: Any) -> Value | tuple[Valu
     return op.merge([x, y])
 
 
-def plain_reduction(op: Op) -> bool:
+def _reduces(op: Op) -> bool:
     """Whether the op is torch's max or min: with a number beside the tensor they reduce a dim."""
     return str(getattr(op.at.target, "__name__", op.at.target)) in ("max", "min")
 
 
 @register_rule("amax", "amin", "quantile")
-def extremum(op: Op, x: Value, *_: Any, **__: Any) -> Value:
+def extremum(op: Op, x: Value, *_: object, **__: object) -> Value:
     return op.same(x)
 
 
 @register_rule("logsumexp")
-def logsumexp(op: Op, x: Value, dim: Any, *_: Any, **__: Any) -> Value:
+def logsumexp(op: Op, x: Value, dim: Sequence[int] | int, *_: object, **__: object) -> Value:
     return op.log_total(x, dim)
 
 
@@ -115,38 +115,42 @@ def logsumexp(op: Op, x: Value, dim: Any, *_: Any, **__: Any) -> Value:
     "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full", "new_empty", "dim", "numel",
     "is_floating_point", "argsort", "bucketize", "storage_offset", "sym_storage_offset", "stride", "sym_stride",
 )  # fmt: skip
-def constant(op: Op, *_: Any, **__: Any) -> Value:
+def constant(op: Op, *_: object, **__: object) -> Value:
     return op.constant()
 
 
 @register_rule("mul")
-def mul(op: Op, x: Any, y: Any) -> Any:
+def mul(op: Op, x: object, y: object) -> Value:
     if isinstance(x, Value) and isinstance(y, Value):
         if x.node is not None and x.node == y.node and x.statistic == y.statistic:
             return op.power(x, 2.0)
-        for tensor, other in ((x, y), (y, x)):
+        for one, other in ((x, y), (y, x)):
             if (number := op.constant_number(other)) is not None:
-                return op.scale(tensor, number)
+                return op.scale(one, number)
         return op.product(x, y)
     tensor, factor, key = (x, y, 1) if isinstance(x, Value) else (y, x, 0)
+    assert isinstance(tensor, Value)
     return op.scale(tensor, factor if isinstance(factor, Number) else op.scalar(key))
 
 
 @register_rule("div")
-def div(op: Op, x: Any, y: Any, **_: Any) -> Value:
+def div(op: Op, x: object, y: object, **_: object) -> Value:
     if isinstance(y, Value) and isinstance(x, Value) and (number := op.constant_number(y)) is not None:
         return op.scale(x, number.power(-1.0))
     if isinstance(y, Value):
         inverse = op.power(y, -1.0) if y.node is not None else y
         return op.product(x, inverse) if isinstance(x, Value) else inverse
+    assert isinstance(x, Value)
     return op.scale(x, (y if isinstance(y, Number) else op.scalar(1)).power(-1.0))
 
 
 @register_rule("pow")
-def power(op: Op, x: Any, exponent: Any) -> Value:
-    if not isinstance(x, Value) or not isinstance(exponent, int | float):
-        return op.pointwise(exponent if isinstance(exponent, Value) else x)
-    return op.power(x, float(exponent))
+def power(op: Op, x: object, exponent: object) -> Value:
+    if isinstance(x, Value) and isinstance(exponent, int | float):
+        return op.power(x, float(exponent))
+    tensor = exponent if isinstance(exponent, Value) else x
+    assert isinstance(tensor, Value)
+    return op.pointwise(tensor)
 
 
 @register_rule("square")
@@ -170,12 +174,12 @@ def reciprocal(op: Op, x: Value) -> Value:
 
 
 @register_rule("where")
-def where(op: Op, condition: Value, x: Any, y: Any) -> Value:
+def where(op: Op, condition: Value, x: object, y: object) -> Value:
     return op.merge([v for v in (x, y) if isinstance(v, Value)])
 
 
 @register_rule("softmax", "log_softmax", "gumbel_softmax", "softmin")
-def softmax(op: Op, x: Value, dim: int | None = None, *_: Any, **__: Any) -> Value:
+def softmax(op: Op, x: Value, dim: int | None = None, *_: object, **__: object) -> Value:
     return op.softmax(x, -1 if dim is None else dim, is_log=plain_name(op.at.target) == "log_softmax")
 
 
@@ -185,22 +189,22 @@ def softmax_module(op: Op, module: nn.Softmax | nn.LogSoftmax, x: Value) -> Valu
 
 
 @register_rule("mean")
-def mean(op: Op, x: Value, dim: Any = None, *_: Any, **__: Any) -> Value:
+def mean(op: Op, x: Value, dim: Dims = None, *_: object, **__: object) -> Value:
     return op.reduce(x, dim, mean=True)
 
 
 @register_rule("sum")
-def sum_(op: Op, x: Value, dim: Any = None, *_: Any, **__: Any) -> Value:
+def sum_(op: Op, x: Value, dim: Dims = None, *_: object, **__: object) -> Value:
     return op.reduce(x, dim, mean=False)
 
 
 @register_rule("var")
-def var(op: Op, x: Value, dim: Any = None, *_: Any, **__: Any) -> Value:
+def var(op: Op, x: Value, dim: Dims = None, *_: object, **__: object) -> Value:
     return op.spread(x, dim, 1.0)
 
 
 @register_rule("std")
-def std(op: Op, x: Value, dim: Any = None, *_: Any, **__: Any) -> Value:
+def std(op: Op, x: Value, dim: Dims = None, *_: object, **__: object) -> Value:
     return op.spread(x, dim, 0.5)
 
 
@@ -208,7 +212,7 @@ def std(op: Op, x: Value, dim: Any = None, *_: Any, **__: Any) -> Value:
     "cross_entropy", "cross_entropy_loss", "nll_loss", "nll_loss_nd", "mse_loss", "l1_loss", "smooth_l1_loss",
     "huber_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy", "kl_div",
 )  # fmt: skip
-def loss(op: Op, x: Value, target: Any, *_: Any, **__: Any) -> Value:
+def loss(op: Op, x: Value, target: object, *_: object, **__: object) -> Value:
     """A loss is as stable as what goes in. Regression losses average over all dims, also growing ones."""
     both = op.nonlinear(op.merge([v for v in (x, target) if isinstance(v, Value)]))
     averages = plain_name(op.at.target) in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
@@ -216,5 +220,5 @@ def loss(op: Op, x: Value, target: Any, *_: Any, **__: Any) -> Value:
 
 
 @register_rule(nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.BCEWithLogitsLoss)
-def loss_module(op: Op, module: nn.Module, x: Value, target: Any) -> Value:
+def loss_module(op: Op, module: nn.Module, x: Value, target: object) -> Value:
     return loss(op, x, target)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
 from abcfx.rules.values import Value
 
 
 @register_rule("grouped_mm", "transformers::grouped_mm_fallback")
-def grouped_mm(op: Op, x: Value, weight: Value, *_: Any, **__: Any) -> Value:
-    """x (tokens, in) times the matrix of each token's expert, of weight (experts, in, out)."""
+def grouped_mm(op: Op, x: Value, weight: Value, *_: object, **__: object) -> Value:
+    """x of dims (tokens, in) times the matrix of each token's expert, from a weight of dims (experts, in, out)."""
     return op.layer(x, weight, fan_in=[-2], fan_out=[-1], over=())  # which token is where follows the router

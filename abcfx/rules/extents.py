@@ -1,4 +1,4 @@
-"""What may change with width: dims of parameters and tensors, and numbers in a graph."""
+"""Dims of parameters and tensors, and numbers in a graph: what may change with width."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ class ScalarArgument(NamedTuple):
 
 
 class ModuleAttribute(NamedTuple):
-    """A Python number that the module called at an fx node has under the dotted name `key`."""
+    """A Python number that the module called at an fx node holds under the dotted name `key`."""
 
     node: fx.Node
     key: str
 
 
 class ConstantTensor(NamedTuple):
-    """A tensor of one number that does not depend on inputs and parameters, as torch.sqrt(torch.tensor(head_dim))."""
+    """A tensor of one number that depends on no input and no parameter, as torch.sqrt(torch.tensor(head_dim)) does."""
 
     node: fx.Node
 
 
 class WidthScale(NamedTuple):
-    """The scale m itself: width over base width."""
+    """The width ratio m itself: width over base width."""
 
 
 InGraph = ScalarArgument | ModuleAttribute | ConstantTensor | WidthScale
@@ -56,15 +56,20 @@ InGraph = ScalarArgument | ModuleAttribute | ConstantTensor | WidthScale
 
 @dataclass(frozen=True)
 class Number:
-    """A number that may change with width: a product of powers of dim sizes and of numbers in the graph."""
+    """A number that may change with width: a product of powers of dim sizes and of numbers in the graph.
+
+    Attributes:
+        powers: pairs of a factor and the power that it is taken to; empty for a number that width does not change.
+    """
 
     powers: tuple[tuple[Dim | InGraph, float], ...] = ()
 
     def power(self, exponent: float) -> Number:
-        return Number(tuple((what, power * exponent) for what, power in self.powers))
+        return Number(tuple((factor, power * exponent) for factor, power in self.powers))
 
     def times(self, other: Number) -> Number:
         return Number(self.powers + other.powers)
 
 
-Extent = Dim | Number  # what a sum runs over: a dim, or a count that only a module knows
+Extent = Dim | Number
+"""The range of a sum: a dim, or a count that only a module or an argument knows."""

@@ -1,9 +1,10 @@
 """The kinds of node in a layer DAG, and what each does to sizes s, changes r and gradients G.
 
-Notation. m is the scale of the growth. A tensor whose RMS entry is ~ m^-s has *size* s, whose change since init is
-~ m^-r has *change* r, and whose gradient entries are ~ m^-G has *gradient* G. All are exponents of width.
-Every formula bounds an exponent from above by `inputs + constant`; the true value is the minimum of its bounds.
-Sources: Everett et al. 2024 (arXiv 2407.05872) for the chain; products, norms and forks: docs/how_it_works.md.
+Notation: m is the width ratio. The RMS entry of a tensor is ~ m^-s, its change since init ~ m^-r, and the entries of
+its gradient ~ m^-G; s is called its *size*, r its *change*, G its *gradient*. All three are exponents of width.
+A formula bounds an exponent from above by `inputs + constant`; the exponent is the minimum of its bounds.
+
+Sources: Everett et al. 2024 (arXiv 2407.05872) for a chain of layers; docs/how_it_works.md for products, norms, forks.
 """
 
 from __future__ import annotations
@@ -11,60 +12,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
 
 from abcfx.lp.names import RowKind, RowLabel
+from abcfx.rules.bounds import Bound, ExponentContext
 from abcfx.rules.extents import Dim, Extent, Number
-from abcfx.theory.optimizers import OptimizerFamily
-
-
-class Bound(NamedTuple):
-    """One term of a minimum: `out <= sum(inputs) + constant - weight * alignment`.
-
-    `inputs` are variables: ("r", node), ("G", node), ("g", parameter), or ("c", parameter). `label` names the term
-    among those of its node.
-    """
-
-    label: RowLabel
-    inputs: tuple[tuple[str, str], ...]
-    constant: float
-    alignment: str | None = None
-    weight: float = 0.0
-
-
-class ExponentContext(Protocol):
-    """What a kind may ask while it writes its bounds: everything that is fixed before the LP is solved."""
-
-    def growth(self, *dims: Extent) -> float:
-        """Sum of the growth exponents of dims."""
-
-    def number(self, number: Number) -> float:
-        """Exponent of m in a Python number."""
-
-    def size(self, node: str | None) -> float:
-        """Size s of a node; 0 for a constant."""
-
-    def changes(self, node: str | None) -> bool:
-        """Whether a node has a change r at all."""
-
-    def a(self, node: str) -> float:
-        """Multiplier exponent of a layer (per use), or of attention logits."""
-
-    def b(self, parameter: str) -> float:
-        """Init exponent of a parameter."""
-
-    def learns(self, parameter: str) -> bool:
-        """False for a frozen parameter, and for one whose role is "plain"."""
-
-    def family(self, parameter: str) -> OptimizerFamily: ...
 
 
 @dataclass(frozen=True)
 class Kind(ABC):
-    """A node of the layer DAG.
+    """What a node of the layer DAG computes.
 
-    `inputs` are names of DAG nodes; None stands for a constant (data, a mask, a buffer). `vectors` are names of Vector
-    nodes that are added to or multiplied onto the result: the bias of a layer, gain and bias of a norm.
+    Attributes:
+        inputs: names of the DAG nodes that are read; None stands for a constant (data, a mask, a buffer).
+        vectors: names of the Vector nodes that are added to the result or multiplied onto it: the bias of a layer, gain
+            and bias of a norm.
     """
 
     inputs: tuple[str | None, ...]
@@ -72,47 +33,55 @@ class Kind(ABC):
 
     @property
     def sources(self) -> tuple[str, ...]:
+        """Names of all DAG nodes that are read, vectors among them."""
         return (*(name for name in self.inputs if name is not None), *self.vectors)
 
-    def changes(self, node: str, known: ExponentContext) -> Iterator[Bound]:
-        """All bounds on r of the output."""
-        yield from self.change(node, known)
+    def changes(self, node: str, context: ExponentContext) -> Iterator[Bound]:
+        """Yield all bounds on r of the output."""
+        yield from self.change(node, context)
         for vector in self.vectors:
-            if known.changes(vector):
+            if context.changes(vector):
                 yield Bound(RowLabel(RowKind.CHANGE, vector), (("r", vector),), 0.0)
 
-    def gradients(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """(input, bound on G of that input) for inputs and vectors."""
-        yield from self.gradient(node, known)
+    def gradients(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
+        """Yield (input, bound on G of that input) for inputs and vectors."""
+        yield from self.gradient(node, context)
         for vector in self.vectors:
             yield vector, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), 0.0)
 
     @property
     def name(self) -> str:
+        """The kind in lower case, as users see it."""
         return type(self).__name__.lower()
 
     @abstractmethod
-    def size(self, node: str, known: ExponentContext) -> float:
-        """Size s of the output at init."""
+    def size(self, node: str, context: ExponentContext) -> float:
+        """Return the size s of the output at init."""
 
     @abstractmethod
-    def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
-        """Bounds on r of the output that come from its inputs and its own parameter."""
+    def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
+        """Yield the bounds on r of the output that come from inputs and the node's own parameter."""
 
     @abstractmethod
-    def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """(input, bound on G of that input): what flows back."""
+    def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
+        """Yield (input, bound on G of that input) for inputs, without vectors."""
 
 
 @dataclass(frozen=True)
 class Layer(Kind):
-    """A use of `parameter`: y = m^-a W x, contracted over the dims `fan_in` of the parameter (none for a lookup).
+    """A use of a weight: y = m^-a W x.
 
-    `pieces`: how many layers it counts for in the objective (fused q, k, v: 3). `inner`: no scale node can be placed at
-    it, since its input exists only inside an op; then a = 0, and init and rate carry the multiplier. `factor`: a number
-    that the model itself multiplies the weight with. `fan_back`: what the backward product sums over where that is not
-    all of `fan_out` (a convolution with groups). `normalised`: forward divides the weight by a norm of itself, so that
-    its size is not the parameter's.
+    Attributes:
+        parameter: name of the weight.
+        fan_in: dims of the weight that are summed over; none for a lookup in a table.
+        fan_out: dims of the weight that the result has.
+        pieces: number of layers that it counts for in the objective: 3 for fused q, k, v.
+        inner: whether no scale node can be placed at it, since its input exists only inside an op; then a = 0, and init
+            and rate carry the multiplier.
+        factor: a number that the model itself multiplies the weight with.
+        fan_back: the sum of the backward product, where it does not run over all of `fan_out` (convolutions with
+            groups).
+        normalised: whether forward divides the weight by a norm of itself, so that its size is not the parameter's.
     """
 
     parameter: str
@@ -124,84 +93,89 @@ class Layer(Kind):
     fan_back: tuple[Extent, ...] | None = None
     normalised: bool = False
 
-    def size(self, node: str, known: ExponentContext) -> float:
-        product = known.a(node) + known.b(self.parameter) + known.size(self.inputs[0]) - known.growth(*self.fan_in) / 2
+    def size(self, node: str, context: ExponentContext) -> float:
+        product = (
+            context.a(node)
+            + context.b(self.parameter)
+            + context.size(self.inputs[0])
+            - context.growth(*self.fan_in) / 2
+        )
         return min(product, 0.0) if self.vectors else product
 
-    def _update(self, known: ExponentContext) -> tuple[tuple[tuple[str, str], ...], float]:
-        """(variables, constant) of the exponent of one entry of the update."""
+    def _update(self, context: ExponentContext) -> tuple[tuple[tuple[str, str], ...], float]:
+        """Return (variables, constant) of the exponent of one entry of the update."""
         rate = ("c", self.parameter)
-        update = known.family(self.parameter).update
+        update = context.family(self.parameter).update
         if update == "gradient":
             return (rate, ("g", self.parameter)), 0.0
-        return (rate,), known.b(self.parameter) if update == "relative" else 0.0
+        return (rate,), context.b(self.parameter) if update == "relative" else 0.0
 
-    def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
-        x, a, e_in = self.inputs[0], known.a(node), known.growth(*self.fan_in)
-        moved = x is not None and known.changes(x)
-        if known.learns(self.parameter) and (family := known.family(self.parameter)).update == "spectral":
+    def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
+        x, a, e_in = self.inputs[0], context.a(node), context.growth(*self.fan_in)
+        moved = x is not None and context.changes(x)
+        if context.learns(self.parameter) and (family := context.family(self.parameter)).update == "spectral":
             # an operator norm bounds dW x for every x, so there is no alignment to choose
-            grown = family.spectral_growth(e_in, known.growth(*self.fan_out))
-            yield Bound(RowLabel(RowKind.ALPHA), (("c", self.parameter),), a + known.size(x) - grown)
+            grown = family.spectral_growth(e_in, context.growth(*self.fan_out))
+            yield Bound(RowLabel(RowKind.ALPHA), (("c", self.parameter),), a + context.size(x) - grown)
             if x is not None and moved:
                 yield Bound(RowLabel(RowKind.U), (("c", self.parameter), ("r", x)), a - grown)
-        elif known.learns(self.parameter):
-            update, q = self._update(known)
-            yield Bound(RowLabel(RowKind.ALPHA), update, a + q + known.size(x), "alpha", e_in)
+        elif context.learns(self.parameter):
+            update, q = self._update(context)
+            yield Bound(RowLabel(RowKind.ALPHA), update, a + q + context.size(x), "alpha", e_in)
             if x is not None and moved:
                 yield Bound(RowLabel(RowKind.U), (*update, ("r", x)), a + q, "u", e_in)
         if x is not None and moved:
-            yield Bound(RowLabel(RowKind.OMEGA), (("r", x),), a + known.b(self.parameter), "omega", e_in)
+            yield Bound(RowLabel(RowKind.OMEGA), (("r", x),), a + context.b(self.parameter), "omega", e_in)
 
-    def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
+    def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
         back = self.fan_out if self.fan_back is None else self.fan_back
-        x, a, e_out = self.inputs[0], known.a(node), known.growth(*back)
+        x, a, e_out = self.inputs[0], context.a(node), context.growth(*back)
         if x is None:
             return
         yield (
             x,
-            Bound(RowLabel(RowKind.INITIAL_GRADIENT, node), (("G", node),), a + known.b(self.parameter) - e_out / 2),
+            Bound(RowLabel(RowKind.INITIAL_GRADIENT, node), (("G", node),), a + context.b(self.parameter) - e_out / 2),
         )
-        if known.learns(self.parameter) and known.family(self.parameter).update == "gradient":
+        if context.learns(self.parameter) and context.family(self.parameter).update == "gradient":
             # g of this use alone: with g over all uses, a tied embedding would feed its own gradient
             update = (("G", node), ("G", node), ("c", self.parameter))
-            yield x, Bound(RowLabel(RowKind.UPDATED_GRADIENT, node), update, 2 * a + known.size(x), "alpha", e_out)
+            yield x, Bound(RowLabel(RowKind.UPDATED_GRADIENT, node), update, 2 * a + context.size(x), "alpha", e_out)
 
-    def parameter_gradient(self, node: str, known: ExponentContext) -> Bound:
-        """Bound on g, the exponent of dL/dw."""
-        return Bound(RowLabel(RowKind.WEIGHT_GRADIENT), (("G", node),), known.a(node) + known.size(self.inputs[0]))
+    def parameter_gradient(self, node: str, context: ExponentContext) -> Bound:
+        """Return the bound on g, the exponent of dL/dw, that this use of the weight gives."""
+        return Bound(RowLabel(RowKind.WEIGHT_GRADIENT), (("G", node),), context.a(node) + context.size(self.inputs[0]))
 
 
 @dataclass(frozen=True)
 class Vector(Kind):
-    """A parameter that is added or multiplied entry by entry: bias, gain, position table, temperature. a = b = 0."""
+    """A parameter that is added or multiplied entry by entry (bias, gain, position table, temperature); a = b = 0."""
 
     parameter: str
     dims: tuple[Dim, ...] = ()
 
-    def size(self, node: str, known: ExponentContext) -> float:
+    def size(self, node: str, context: ExponentContext) -> float:
         return 0.0
 
-    def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
+    def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
         yield from ()
 
-    def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
+    def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
         yield from ()
 
 
 @dataclass(frozen=True)
 class Merge(Kind):
-    """Add, concatenate, select: the largest input dominates size and change."""
+    """A sum, concatenation or selection: the largest input dominates size and change."""
 
-    def size(self, node: str, known: ExponentContext) -> float:
-        return min(known.size(x) for x in self.inputs if x is not None)
+    def size(self, node: str, context: ExponentContext) -> float:
+        return min(context.size(x) for x in self.inputs if x is not None)
 
-    def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
+    def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
         for x in dict.fromkeys(self.inputs):
-            if x is not None and known.changes(x):
+            if x is not None and context.changes(x):
                 yield Bound(RowLabel(RowKind.INPUT, x), (("r", x),), 0.0)
 
-    def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
+    def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
         for x in dict.fromkeys(self.inputs):
             if x is not None:
                 yield x, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), 0.0)
@@ -209,34 +183,36 @@ class Merge(Kind):
 
 @dataclass(frozen=True)
 class Product(Kind):
-    """x times y, entry by entry or contracted over `contracted`: d(xy) = x dy + y dx + dx dy.
+    """A product of two activations, entry by entry or as a contraction: d(xy) = x dy + y dx + dx dy.
 
-    `broadcast`: dims that x does not have and y has, and the other way round: a gate on all entries of a vector. Its
-    gradient is a sum over them, of random signs at init and of one sign once it has been trained on.
+    Attributes:
+        contracted: dims that are summed over; none for a product entry by entry.
+        broadcast: dims that only y has, and dims that only x has, as a gate on all entries of a vector lacks theirs.
+            The gradient is summed over them, with random signs at init and with one sign once it was trained on.
     """
 
     contracted: tuple[Extent, ...] = ()
     broadcast: tuple[tuple[Extent, ...], tuple[Extent, ...]] = ((), ())
 
-    def size(self, node: str, known: ExponentContext) -> float:
+    def size(self, node: str, context: ExponentContext) -> float:
         x, y = self.inputs
-        return known.size(x) + known.size(y) - known.growth(*self.contracted) / 2 + known.a(node)
+        return context.size(x) + context.size(y) - context.growth(*self.contracted) / 2 + context.a(node)
 
-    def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
+    def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
         x, y = self.inputs
-        aligned = known.a(node) - known.growth(*self.contracted)
-        if x is not None and known.changes(x):
-            yield Bound(RowLabel(RowKind.CHANGE, x), (("r", x),), known.size(y) + aligned)
-        if y is not None and known.changes(y):
-            yield Bound(RowLabel(RowKind.CHANGE, y), (("r", y),), known.size(x) + aligned)
-        if x is not None and y is not None and known.changes(x) and known.changes(y):
+        aligned = context.a(node) - context.growth(*self.contracted)
+        if x is not None and context.changes(x):
+            yield Bound(RowLabel(RowKind.CHANGE, x), (("r", x),), context.size(y) + aligned)
+        if y is not None and context.changes(y):
+            yield Bound(RowLabel(RowKind.CHANGE, y), (("r", y),), context.size(x) + aligned)
+        if x is not None and y is not None and context.changes(x) and context.changes(y):
             yield Bound(RowLabel(RowKind.BOTH_CHANGES), (("r", x), ("r", y)), aligned)
 
-    def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
+    def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
         x, y = self.inputs
         for this, other, missing in ((x, y, self.broadcast[0]), (y, x, self.broadcast[1])):
             if this is not None:
-                entry, summed = known.size(other) + known.a(node), known.growth(*missing)
+                entry, summed = context.size(other) + context.a(node), context.growth(*missing)
                 yield this, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), entry - summed / 2)
                 if summed > 0:
                     yield this, Bound(RowLabel(RowKind.UPDATED_GRADIENT, node), (("G", node),), entry - summed)
@@ -244,129 +220,133 @@ class Product(Kind):
 
 @dataclass(frozen=True)
 class Mix(Product):
-    """Weights times x, where the weights are doubly stochastic: a convex combination, never larger than x is."""
+    """A product of doubly stochastic weights and x: a convex combination, which is never larger than x."""
 
-    def size(self, node: str, known: ExponentContext) -> float:
-        return known.size(self.inputs[1])
+    def size(self, node: str, context: ExponentContext) -> float:
+        return context.size(self.inputs[1])
 
-    def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
+    def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
         weights, x = self.inputs
-        if x is not None and known.changes(x):
+        if x is not None and context.changes(x):
             yield Bound(RowLabel(RowKind.CHANGE, x), (("r", x),), 0.0)
-        if weights is not None and known.changes(weights):
-            moved = -known.growth(*self.contracted)
-            yield Bound(RowLabel(RowKind.CHANGE, weights), (("r", weights),), known.size(x) + moved)
+        if weights is not None and context.changes(weights):
+            moved = -context.growth(*self.contracted)
+            yield Bound(RowLabel(RowKind.CHANGE, weights), (("r", weights),), context.size(x) + moved)
 
 
 @dataclass(frozen=True)
 class Unary(Kind):
-    """y = f(x): size and change of x, shifted by constants."""
+    """A function of one input, whose size and change are shifted by constants."""
 
     @property
     def input(self) -> str:
+        """Name of the DAG node that is read."""
         (x,) = self.inputs
-        assert x is not None, "constants are folded before a DAG node is made"
+        assert x is not None, "an op on constants makes no DAG node"
         return x
 
     @abstractmethod
-    def size(self, node: str, known: ExponentContext) -> float: ...
+    def size(self, node: str, context: ExponentContext) -> float: ...
 
     @abstractmethod
-    def shift(self, known: ExponentContext) -> float:
-        """What is added to r of the input to give r of the output."""
+    def shift(self, context: ExponentContext) -> float:
+        """Return the difference between r of the output and r of the input."""
 
-    def gradient_shift(self, known: ExponentContext) -> float:
-        """What is added to G of the output to give G of the input."""
-        return self.shift(known)
+    def gradient_shift(self, context: ExponentContext) -> float:
+        """Return the difference between G of the input and G of the output."""
+        return self.shift(context)
 
-    def change(self, node: str, known: ExponentContext) -> Iterator[Bound]:
-        if known.changes(self.input):
-            yield Bound(RowLabel(RowKind.INPUT, self.input), (("r", self.input),), self.shift(known))
+    def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
+        if context.changes(self.input):
+            yield Bound(RowLabel(RowKind.INPUT, self.input), (("r", self.input),), self.shift(context))
 
-    def gradient(self, node: str, known: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        yield self.input, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), self.gradient_shift(known))
+    def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
+        yield self.input, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), self.gradient_shift(context))
 
 
 @dataclass(frozen=True)
 class Norm(Unary):
-    """Layer, RMS, batch, group norm: the size becomes 0, so that the multiplier of a layer before it is void.
+    """A layer, RMS, batch or group norm: the size becomes 0, so that the multiplier of a layer before it is void.
 
-    A norm that divides by a sum over the dims `summed` of powers of entries, not by their mean, leaves entries of about
-    size^(-1/power): 2 for an L2 norm; 1 for x / sum(x), as routers do with the weights of the chosen experts.
+    A norm that divides by a sum of powers of n entries, not by their mean, leaves entries of about n^(-1/power).
+
+    Attributes:
+        summed: dims of such a sum; none where it is a mean.
+        power: 2 for an L2 norm; 1 for x / sum(x), as routers do with the weights of the chosen experts.
     """
 
     summed: tuple[Dim, ...] = ()
     power: float = 2.0
 
-    def size(self, node: str, known: ExponentContext) -> float:
-        return known.growth(*self.summed) / self.power
+    def size(self, node: str, context: ExponentContext) -> float:
+        return context.growth(*self.summed) / self.power
 
-    def shift(self, known: ExponentContext) -> float:
-        return self.size("", known) - known.size(self.input)
+    def shift(self, context: ExponentContext) -> float:
+        return self.size("", context) - context.size(self.input)
 
 
 @dataclass(frozen=True)
 class Pointwise(Unary):
-    """A function with phi(0) != 0 (sigmoid, exp, cos): O(1) whatever comes in. Where phi(0) = 0, no node is made."""
+    """A function with phi(0) != 0 (sigmoid, exp, cos): of order 1 for any input. One with phi(0) = 0 makes no node."""
 
-    def size(self, node: str, known: ExponentContext) -> float:
-        return min(0.0, known.size(self.input))
+    def size(self, node: str, context: ExponentContext) -> float:
+        return min(0.0, context.size(self.input))
 
-    def shift(self, known: ExponentContext) -> float:
+    def shift(self, context: ExponentContext) -> float:
         return 0.0
 
 
 @dataclass(frozen=True)
 class Power(Unary):
-    """x ** exponent, homogeneous."""
+    """A power x ** exponent."""
 
     exponent: float
 
-    def size(self, node: str, known: ExponentContext) -> float:
-        return self.exponent * known.size(self.input)
+    def size(self, node: str, context: ExponentContext) -> float:
+        return self.exponent * context.size(self.input)
 
-    def shift(self, known: ExponentContext) -> float:
-        return (self.exponent - 1) * known.size(self.input)
+    def shift(self, context: ExponentContext) -> float:
+        return (self.exponent - 1) * context.size(self.input)
 
 
 @dataclass(frozen=True)
 class Softmax(Unary):
-    """Softmax over one dim; over a growing dim each weight is ~ 1/size."""
+    """A softmax; over a dim that grows each weight is ~ 1 / size of the dim."""
 
     over: tuple[Dim, ...]
 
-    def size(self, node: str, known: ExponentContext) -> float:
-        return known.growth(*self.over)
+    def size(self, node: str, context: ExponentContext) -> float:
+        return context.growth(*self.over)
 
-    def shift(self, known: ExponentContext) -> float:
-        return known.growth(*self.over)
+    def shift(self, context: ExponentContext) -> float:
+        return context.growth(*self.over)
 
 
 @dataclass(frozen=True)
 class NumberFactor(Unary):
-    """Multiplication by a Python number that may change with width, as 1/sqrt(head_dim) does."""
+    """A product with a number that may change with width, as 1/sqrt(head_dim) does."""
 
     factor: Number
 
-    def size(self, node: str, known: ExponentContext) -> float:
-        return known.size(self.input) + self.shift(known)
+    def size(self, node: str, context: ExponentContext) -> float:
+        return context.size(self.input) + self.shift(context)
 
-    def shift(self, known: ExponentContext) -> float:
-        return -known.number(self.factor)
+    def shift(self, context: ExponentContext) -> float:
+        return -context.number(self.factor)
 
 
 @dataclass(frozen=True)
 class Reduce(Unary):
-    """Mean or sum over dims. Over a growing dim the entries are taken as aligned: the bound that always holds."""
+    """A mean or sum over dims. Entries along a growing dim are taken as aligned, the bound that always holds."""
 
     over: tuple[Dim, ...]
     mean: bool
 
-    def size(self, node: str, known: ExponentContext) -> float:
-        return known.size(self.input) + self.shift(known)
+    def size(self, node: str, context: ExponentContext) -> float:
+        return context.size(self.input) + self.shift(context)
 
-    def shift(self, known: ExponentContext) -> float:
-        return 0.0 if self.mean else -known.growth(*self.over)
+    def shift(self, context: ExponentContext) -> float:
+        return 0.0 if self.mean else -context.growth(*self.over)
 
-    def gradient_shift(self, known: ExponentContext) -> float:
-        return known.growth(*self.over) if self.mean else 0.0
+    def gradient_shift(self, context: ExponentContext) -> float:
+        return context.growth(*self.over) if self.mean else 0.0

@@ -1,9 +1,9 @@
-"""Rules of weight ops on vectors: linear maps, lookups in tables, matrix products of any spelling."""
+"""Rules of weight ops on vectors: linear maps, lookups in tables, matrix products in any spelling."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch.nn as nn
 
@@ -26,8 +26,10 @@ def linear_module(op: Op, module: nn.Module, x: Value) -> Value:
 
 
 @register_rule("embedding_bag")
-def embedding_bag(op: Op, x: Value, y: Value, offsets: Any = None, *rest: Any, **options: Any) -> Any:
-    """The mean or sum of looked-up rows, each times its own weight where there are some."""
+def embedding_bag(
+    op: Op, x: Value, y: Value, offsets: object = None, *rest: object, **options: object
+) -> Value | tuple[Value, ...]:
+    """The mean or sum of looked-up rows, each times a weight of its own where such weights are given."""
     out = embedding(op, x, y)
     position = 5 if x.is_constant else 3  # F.embedding_bag takes (ids, table), aten.embedding_bag (table, ids)
     weights = options.get("per_sample_weights", rest[position] if len(rest) > position else None)
@@ -38,8 +40,8 @@ def embedding_bag(op: Op, x: Value, y: Value, offsets: Any = None, *rest: Any, *
 
 
 @register_rule("embedding")
-def embedding(op: Op, x: Value, y: Value, *_: Any, **__: Any) -> Value:
-    """F.embedding takes (ids, table), aten.embedding (table, ids): the table is what is not constant."""
+def embedding(op: Op, x: Value, y: Value, *_: object, **__: object) -> Value:
+    """Take (ids, table) of F.embedding and (table, ids) of aten.embedding: the table is what learns."""
     return op.layer(None, y if x.is_constant else x, fan_in=[], fan_out=[1])
 
 
@@ -52,8 +54,8 @@ def embedding_module(op: Op, module: nn.Module, input: Value) -> Value:
 
 @register_rule(nn.EmbeddingBag)
 def embedding_bag_module(
-    op: Op, module: nn.Module, input: Value, offsets: Any = None, per_sample_weights: Value | None = None
-) -> Any:
+    op: Op, module: nn.Module, input: Value, offsets: object = None, per_sample_weights: Value | None = None
+) -> Value | tuple[Value, ...]:
     weight = op.parameter(module, "weight")
     assert weight is not None
     return embedding_bag(op, input, weight, offsets, per_sample_weights=per_sample_weights)
@@ -61,7 +63,7 @@ def embedding_bag_module(
 
 @register_rule(nn.Bilinear)
 def bilinear_module(op: Op, module: nn.Module, x: Value, y: Value) -> Value:
-    """x W y + bias, with W of dims (out, x, y): a layer on x, then contracted with y."""
+    """x W y + bias with W of dims (out, x, y): a layer on x, whose result is contracted with y."""
     weight = op.parameter(module, "weight")
     assert weight is not None
     once = op.layer(x, weight, fan_in=[1], fan_out=[0, 2], inner=True)
@@ -72,8 +74,8 @@ def bilinear_module(op: Op, module: nn.Module, x: Value, y: Value) -> Value:
 
 
 @register_rule("weight_norm", "weight_norm_interface")
-def weight_norm(op: Op, direction: Value, gain: Value, *_: Any) -> Value:
-    """gain * direction / |direction|: at init it equals the direction, and it changes as it does."""
+def weight_norm(op: Op, direction: Value, gain: Value, *_: object) -> Value:
+    """gain * direction / |direction|: at init equal to the direction, and it changes as the direction does."""
     return replace(direction, at=op.at, gains=() if gain.parameter is None else (gain.parameter,))
 
 
@@ -92,43 +94,44 @@ def matmul(op: Op, x: Value, y: Value) -> Value:
 
 
 def _matrix_dim(x: Value, index: int) -> tuple[Dim, ...]:
-    """A dim of a matrix, or of a batch of them; none of a vector, or where shapes are not known."""
-    dim = x.dim(index) if (x.ndim or 0) > 1 else None
-    return () if dim is None else (dim,)
+    """The dim of a matrix or a batch of matrices; none of a vector, or where shapes are not known."""
+    return x.dims_at([index]) if (x.ndim or 0) > 1 else ()
 
 
 @register_rule(
     "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft2", "fft_fftn", "fft_ifftn", "fft_rfftn"
 )
-def fourier(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
-    """sqrt(n) times a rotation over the dims that it runs along: size and change grow alike, aligned or not."""
-    dims: Any = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    indices = range(x.ndim or 0) if dims is None else [dims] if isinstance(dims, int) else dims
-    over = tuple(d for i in indices if (d := x.dim(i)) is not None)
+def fourier(op: Op, x: Value, *args: object, **kwargs: object) -> Value:
+    """A rotation times sqrt(n) over the dims that it runs along: size and change grow alike, aligned or not."""
+    dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    if isinstance(dims, list | tuple):
+        over = x.dims_at(dims)
+    else:
+        over = x.dims_at([dims]) if isinstance(dims, int) else x.all_dims()
     return op.scale(x, Number(tuple((d, 0.5) for d in over))) if over else op.same(x)
 
 
 @register_rule("linalg_solve_triangular", "solve_triangular")
-def solve_triangular(op: Op, matrix: Value, x: Value, *_: Any, **__: Any) -> Value:
-    """The inverse of a unit triangular matrix over time, times x: O(1) whatever stands beside its diagonal."""
+def solve_triangular(op: Op, matrix: Value, x: Value, *_: object, **__: object) -> Value:
+    """The inverse of a unit triangular matrix over time, which is of order 1 for any entries, times x."""
     return op.product(op.pointwise(matrix), x)
 
 
 @register_rule("addmm", "baddbmm", "addbmm", "addmv")
-def addmm(op: Op, bias: Value, x: Value, y: Value, *, beta: Any = 1, alpha: Any = 1) -> Value:
+def addmm(op: Op, bias: Value, x: Value, y: Value, *, beta: object = 1, alpha: object = 1) -> Value:
     product = matmul(op, x, y)
     return op.merge([product if alpha == 1 else op.scale(product, op.scalar("alpha")), bias])
 
 
 @register_rule("einsum")
-def einsum(op: Op, equation: str, *operands: Any) -> Value:
-    tensors = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else list(operands)
+def einsum(op: Op, equation: str, *operands: Value | Sequence[Value]) -> Value:
+    tensors = [x for each in operands for x in ([each] if isinstance(each, Value) else each)]
     inputs, _, output = equation.replace(" ", "").partition("->")
     letters = inputs.split(",")
     if not output:
         every = inputs.replace(",", "")
         output = "".join(sorted(c for c in set(every) if every.count(c) == 1))
-    value: Value = tensors[0]
+    value = tensors[0]
     seen = letters[0]
     for k in range(1, len(tensors)):
         later = output + "".join(letters[k + 1 :])
@@ -140,7 +143,7 @@ def einsum(op: Op, equation: str, *operands: Any) -> Value:
 
 
 def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kept: str) -> Value:
-    """One contraction of two operands; a raw parameter among them makes it a layer."""
+    """One contraction of two operands: a layer, if one of them is a weight."""
     if op.is_weight(x):
         x, x_letters, y, y_letters = y, y_letters, x, x_letters
     contracted = [c for c in y_letters if c in x_letters and c not in kept]
@@ -162,16 +165,16 @@ def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kep
         )
 
     def missing(x_letters: str, y: Value, y_letters: str) -> tuple[Dim, ...]:
-        """The dims of y that x does not have."""
+        """Return the dims of y that x does not have."""
         letters = [c for c in y_letters if c not in x_letters and c != "."] if y.ndim is not None else []
-        return tuple(d for c in letters if (d := y.dim(position(y_letters, c))) is not None)
+        return y.dims_at([position(y_letters, c) for c in letters])
 
-    dims = tuple(d for c in contracted if (d := y.dim(position(y_letters, c))) is not None)
+    dims = y.dims_at([position(y_letters, c) for c in contracted])
     broadcast = missing(x_letters, y, y_letters), missing(y_letters, x, x_letters)
     return op.product(x, y, dims, broadcast)
 
 
 def _from_last(letters: str, c: str) -> int:
-    """Where a dim is, counted from the last one. Letters before an ellipsis are first, so counted from there."""
+    """The index of a dim, counted from the last one; letters before an ellipsis are counted from the first."""
     before, dots, after = letters.partition("...")
     return before.index(c) if dots and c in before else (after or before).index(c) - len(after or before)

@@ -1,30 +1,41 @@
-"""Rules of normalisation. Norms written out by hand need none: `Op.product` sees x times 1/rms(x) for what it is."""
+"""Rules of normalisation. Norms that are written out need none: `Op.product` recognises x times 1/rms(x)."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch.nn as nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
-from abcfx.rules.values import Value
+from abcfx.rules.values import Dims, Value
 
 
 @register_rule("layer_norm", "rms_norm", "group_norm")
 def layer_norm(
-    op: Op, x: Value, shape_or_groups: Any, weight: Value | None = None, bias: Value | None = None, *_: Any, **__: Any
+    op: Op,
+    x: Value,
+    shape_or_groups: object,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    *_: object,
+    **__: object,
 ) -> Value:
-    """layer_norm(x, shape, weight, bias), rms_norm(x, shape, weight, eps), group_norm(x, groups, weight, bias)."""
+    """Take the arguments of layer_norm (x, shape, weight, bias), rms_norm (x, shape, weight, eps) and group_norm."""
     return op.norm(x, weight, bias if isinstance(bias, Value) else None)
 
 
 @register_rule("batch_norm", "instance_norm")
 def batch_norm(
-    op: Op, x: Value, first: Any = None, second: Any = None, third: Any = None, fourth: Any = None, *_: Any, **__: Any
+    op: Op,
+    x: Value,
+    first: object = None,
+    second: object = None,
+    third: object = None,
+    fourth: object = None,
+    *_: object,
+    **__: object,
 ) -> Value:
-    """F.batch_norm takes (x, mean, var, gain, bias), aten.batch_norm (x, gain, bias, mean, var): gain learns."""
+    """Take (x, mean, var, gain, bias) of F.batch_norm, (x, gain, bias, mean, var) of aten: gain and bias learn."""
     pairs = [[v if isinstance(v, Value) else None for v in pair] for pair in ((first, second), (third, fourth))]
     gain, bias = next((pair for pair in pairs if any(v and not v.is_constant for v in pair)), (None, None))
     return op.norm(x, gain, bias)
@@ -36,7 +47,7 @@ def norm_module(op: Op, module: nn.Module, x: Value) -> Value:
 
 
 @register_rule("normalize")
-def normalize(op: Op, x: Value, p: float = 2.0, dim: int = 1, **_: Any) -> Value:
+def normalize(op: Op, x: Value, p: float = 2.0, dim: int = 1, **_: object) -> Value:
     return op.product(x, op.power(vector_norm(op, x, p, dim), -1.0))
 
 
@@ -47,6 +58,6 @@ def cosine_similarity(op: Op, x: Value, y: Value, dim: int = 1, eps: float = 1e-
 
 
 @register_rule("norm", "vector_norm", "linalg_vector_norm", "linalg_norm", "frobenius_norm")
-def vector_norm(op: Op, x: Value, ord: Any = 2, dim: Any = None, *_: Any, **__: Any) -> Value:
+def vector_norm(op: Op, x: Value, ord: object = 2, dim: Dims = None, *_: object, **__: object) -> Value:
     power = 1.0 if ord == 1 else 2.0
     return op.power(op.reduce(op.power(x, power), dim, mean=False, dims_of=x), 1.0 / power)

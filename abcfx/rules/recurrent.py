@@ -1,20 +1,24 @@
 """Rules of recurrent modules and cells: every gate is a sum of a layer on the input and one on the previous state.
 
-The previous state is a bounded function of such gates itself; it is taken to change as what the input alone makes of
-it, which is what one step through time shows. All gates of a weight share its exponents.
+The previous state is a bounded function of such gates itself. It is taken to change as gates of the input alone do,
+which is what one step through time shows. All gates of a weight share its exponents.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch.nn as nn
 
 from abcfx.rules.op import Op
-from abcfx.rules.registry import register_rule
-from abcfx.rules.values import Value
+from abcfx.rules.registry import plain_name, register_rule
+from abcfx.rules.values import Result, Value
 
-GATES = {"LSTM": 4, "LSTMCell": 4, "GRU": 3, "GRUCell": 3, "RNN": 1, "RNNCell": 1}
+LSTM_GATES, GRU_GATES, RNN_GATES = 4, 3, 1
+_GATES = {
+    "lstm": LSTM_GATES, "lstm_cell": LSTM_GATES, "gru": GRU_GATES, "gru_cell": GRU_GATES,
+    "rnn_tanh": RNN_GATES, "rnn_tanh_cell": RNN_GATES, "rnn_relu": RNN_GATES, "rnn_relu_cell": RNN_GATES,
+}  # fmt: skip
 
 
 def _step(
@@ -34,8 +38,8 @@ def _held(op: Op, module: nn.Module, suffix: str) -> tuple[tuple[Value, Value], 
 
 
 @register_rule(nn.LSTM, nn.GRU, nn.RNN)
-def recurrent(op: Op, module: nn.RNNBase, x: Value, state: Any = None) -> tuple[Value, Any]:
-    gates = GATES[module.mode.partition("_")[0]]
+def recurrent(op: Op, module: nn.RNNBase, x: Value, state: object = None) -> tuple[Value, Result]:
+    gates = _GATES[module.mode.lower()]
     given = [v for v in (state if isinstance(state, tuple) else (state,)) if isinstance(v, Value)]
     outputs = [x]
     for layer in range(module.num_layers):
@@ -54,31 +58,53 @@ def recurrent(op: Op, module: nn.RNNBase, x: Value, state: Any = None) -> tuple[
 
 
 @register_rule(nn.LSTMCell, nn.GRUCell, nn.RNNCell)
-def cell(op: Op, module: nn.RNNCellBase, x: Value, state: Any = None) -> Any:
+def cell(op: Op, module: nn.RNNCellBase, x: Value, state: Value | Sequence[Value] | None = None) -> Result:
     weights, biases = _held(op, module, "")
-    state = state[0] if isinstance(state, tuple | list) else state
-    out = _step(op, x, state, weights, biases, GATES[type(module).__name__.removeprefix("Parametrized")])
-    return (out, out) if isinstance(module, nn.LSTMCell) else out
+    is_lstm = isinstance(module, nn.LSTMCell)
+    gates = LSTM_GATES if is_lstm else GRU_GATES if isinstance(module, nn.GRUCell) else RNN_GATES
+    out = _step(op, x, _hidden(state), weights, biases, gates)
+    return (out, out) if is_lstm else out
+
+
+def _hidden(state: Value | Sequence[Value] | None) -> Value | None:
+    """The hidden state, which is the first of the two states of an LSTM."""
+    return state if state is None or isinstance(state, Value) else state[0]
 
 
 @register_rule("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 def cell_function(
-    op: Op, x: Value, state: Any, w_ih: Value, w_hh: Value, b_ih: Value | None = None, b_hh: Value | None = None
-) -> Any:
-    name = str(getattr(op.at.target, "__name__", op.at.target))
-    is_lstm = name.startswith("lstm")
-    hidden = state[0] if is_lstm else state
-    out = _step(op, x, hidden, (w_ih, w_hh), (b_ih, b_hh), 4 if is_lstm else 3 if name.startswith("gru") else 1)
-    return (out, out) if is_lstm else out
+    op: Op,
+    x: Value,
+    state: Value | Sequence[Value],
+    w_ih: Value,
+    w_hh: Value,
+    b_ih: Value | None = None,
+    b_hh: Value | None = None,
+) -> Result:
+    gates = _gates(op)
+    out = _step(op, x, _hidden(state), (w_ih, w_hh), (b_ih, b_hh), gates)
+    return (out, out) if gates == LSTM_GATES else out
+
+
+def _gates(op: Op) -> int:
+    name = plain_name(op.at.target)
+    assert name is not None, "the rules below and above are registered by name"
+    return _GATES[name]
 
 
 @register_rule("lstm", "gru", "rnn_tanh", "rnn_relu")
-def recurrent_function(op: Op, x: Value, state: Any, params: Any, has_biases: bool, num_layers: int, *rest: Any) -> Any:
-    """aten.lstm(x, [h, c], weights, has_biases, num_layers, dropout, train, bidirectional, batch_first)."""
-    name = str(getattr(op.at.target, "__name__", op.at.target))
-    is_lstm, directions = name.startswith("lstm"), 2 if len(rest) > 2 and rest[2] else 1
-    gates = 4 if is_lstm else 3 if name.startswith("gru") else 1
-    given = list(state) if isinstance(state, tuple | list) else [state]
+def recurrent_function(
+    op: Op,
+    x: Value,
+    state: Value | Sequence[Value],
+    params: Sequence[Value],
+    has_biases: bool,
+    num_layers: int,
+    *rest: object,
+) -> tuple[Value, ...]:
+    """Take (x, [h, c], weights, has_biases, num_layers, dropout, train, bidirectional, batch_first) of aten.lstm."""
+    gates, directions = _gates(op), 2 if len(rest) > 2 and rest[2] else 1
+    given = [state] if isinstance(state, Value) else list(state)
     per_step = len(params) // (num_layers * directions)
     out = x
     for layer in range(num_layers):
@@ -90,4 +116,4 @@ def recurrent_function(op: Op, x: Value, state: Any, params: Any, has_biases: bo
             projected = len(held) == 3 + 2 * has_biases
             following.append(op.layer(step, held[-1], [-1], [-2], inner=True) if projected else step)
         out = op.merge(following)
-    return (out, out, out) if is_lstm else (out, out)
+    return (out, out, out) if gates == LSTM_GATES else (out, out)

@@ -1,7 +1,7 @@
-"""Which rule speaks for an op: a registry of functions, methods and module types, filled by the files beside it.
+"""The registry of rules: which rule speaks for which function, method or module type.
 
-One op has many faces: `torch.relu`, `F.relu`, `Tensor.relu_`, `aten.relu.default`, `nn.ReLU`. Torch's own functions are
-looked up by their plain name, so one rule serves all of them; a user's functions are looked up by identity.
+One op has many spellings: `torch.relu`, `F.relu`, `Tensor.relu_`, `aten.relu.default`. Torch's own functions are looked
+up by their plain name, so that one rule serves all spellings; a user's functions are looked up by identity.
 """
 
 from __future__ import annotations
@@ -9,19 +9,21 @@ from __future__ import annotations
 import builtins
 import math
 import operator
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import TypeAlias, TypeVar
 
 import torch
 
-from abcfx.capture.leaves import keep_whole
+from abcfx.capture.leaves import is_kept, keep_whole, open_up
+from abcfx.rules.values import Result
 
-Rule = Callable[..., Any]
+Rule: TypeAlias = Callable[..., Result]
 R = TypeVar("R", bound=Rule)
 
-_BY_NAME: dict[str, Rule] = {}
+_BY_NAME: dict[object, Rule] = {}
 _BY_OBJECT: dict[object, Rule] = {}
-_BY_MODULE: dict[type[torch.nn.Module], Rule] = {}
+_BY_MODULE: dict[object, Rule] = {}
 
 _SAME_NAME = {
     "iadd": "add", "imul": "mul", "isub": "sub", "itruediv": "div", "truediv": "div", "true_divide": "div",
@@ -32,34 +34,74 @@ _SAME_NAME = {
 
 
 def register_rule(*targets: object) -> Callable[[R], R]:
-    """Register a rule for ops that abcfx does not know (or to replace a rule that it has).
+    """Register a rule for ops that abcfx does not know, or in place of a rule that it has.
 
-    A target is a function as it appears in the graph (mind `torch.fx.wrap` for your own), an `nn.Module` or an
-    `autograd.Function` subclass, or the plain name of a torch function, method or custom op ("relu" serves all its
-    forms; "mylib::scan" a custom op).
-    The rule gets an `Op`, for a module then the module, then the op's own arguments, tensors as `Value`:
+    The rule gets an `Op`, for a module then the module, then the op's own arguments, where tensors are `Value`. It says
+    by the methods of `Op` what the op does to the size and the change of a tensor.
 
-        @abcfx.rules.register_rule(my_ops.swiglu)
-        def swiglu(op, gate, x):
-            return op.product(op.nonlinear(gate), x)    # silu(0) = 0: size and change of its input
+    Args:
+        targets: functions as they appear in the graph (mind `torch.fx.wrap` for your own), subclasses of `nn.Module` or
+            `autograd.Function`, or plain names of torch functions, methods or custom ops: "relu" serves all spellings
+            of relu, "mylib::scan" a custom op.
+
+    Returns:
+        A decorator that registers a rule and returns it.
+
+    Example:
+        >>> @register_rule("mylib::swiglu")
+        ... def swiglu(op, gate, x):
+        ...     return op.product(op.nonlinear(gate), x)  # silu(0) = 0: size and change of its input
     """
 
     def register(rule: R) -> R:
         for target in targets:
-            if isinstance(target, str):
-                _BY_NAME[target] = rule
-            elif isinstance(target, type) and issubclass(target, torch.nn.Module):
-                _BY_MODULE[target] = rule
-                keep_whole(target)
-            else:
-                _BY_OBJECT[target] = rule
+            rules, key = _place_of(target)
+            rules[key] = rule
+            if isinstance(key, type) and rules is _BY_MODULE:
+                keep_whole(key)
         return rule
 
     return register
 
 
-def find_function_rule(target: Any) -> Rule | None:
-    """The rule of a call_function or call_method target; of an autograd.Function, that of its class."""
+@contextmanager
+def override(target: object, rule: Rule) -> Iterator[None]:
+    """Register a rule for one op or module type as long as a `with` block runs; the rule before it then holds again.
+
+    Args:
+        target: a function, a module type or a name, as in `register_rule`.
+        rule: the rule.
+
+    Example:
+        >>> with override("mylib::scan", lambda op, x: op.same(x)):
+        ...     pass  # result = abcfx.transform(model, x)
+    """
+    rules, key = _place_of(target)
+    before = rules.get(key)
+    was_whole = isinstance(key, type) and is_kept(key)
+    register_rule(target)(rule)
+    try:
+        yield
+    finally:
+        if before is None:
+            del rules[key]
+        else:
+            rules[key] = before
+        if isinstance(key, type) and rules is _BY_MODULE and not was_whole:
+            open_up(key)
+
+
+def _place_of(target: object) -> tuple[MutableMapping[object, Rule], object]:
+    """The table that holds the rule of a target, and its key there."""
+    if isinstance(target, str):
+        return _BY_NAME, _SAME_NAME.get(target, target)
+    if isinstance(target, type) and issubclass(target, torch.nn.Module):
+        return _BY_MODULE, target
+    return _BY_OBJECT, target
+
+
+def find_function_rule(target: object) -> Rule | None:
+    """Return the rule of a function or method that the graph calls; of an autograd.Function, that of its class."""
     target = getattr(target, "autograd_function", target)
     if not isinstance(target, str) and (rule := _BY_OBJECT.get(target)) is not None:
         return rule
@@ -68,12 +110,17 @@ def find_function_rule(target: Any) -> Rule | None:
 
 
 def find_module_rule(module: torch.nn.Module) -> Rule | None:
-    """The rule of a module: its own class, or the nearest base class that has one."""
+    """Return the rule of a module's class, or of the nearest base class that has one."""
     return next((rule for cls in type(module).__mro__ if (rule := _BY_MODULE.get(cls)) is not None), None)
 
 
-def plain_name(target: Any) -> str | None:
-    """The name that all forms of one torch op share; None for a function that is not torch's, operator's or math's."""
+def plain_name(target: object) -> str | None:
+    """Return the name that all spellings of one torch op share; None for a function not of torch, operator or math.
+
+    Example:
+        >>> plain_name(torch.relu_), plain_name(torch.ops.aten.relu.default), plain_name(operator.truediv)
+        ('relu', 'relu', 'div')
+    """
     if isinstance(target, str):
         name = target
     elif isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
@@ -82,13 +129,19 @@ def plain_name(target: Any) -> str | None:
             return f"{namespace}::{name.partition('.')[0]}"
         name = name.partition(".")[0]
     else:
-        module = getattr(target, "__module__", None) or ""
-        known = module.split(".")[0] in ("torch", "_operator", "math", "builtins")
-        own = getattr(operator, getattr(target, "__name__", ""), None) is target
-        bound_to_torch = module == "" and hasattr(torch, getattr(target, "__name__", "?"))
-        if not (known or own or bound_to_torch or target in vars(builtins).values() or target in vars(math).values()):
+        name = str(getattr(target, "__name__", ""))
+        if not _is_known(target, name):
             return None
-        name = target.__name__
     if not (name.startswith("__") and name.endswith("__")):
         name = name.strip("_")
     return _SAME_NAME.get(name, name)
+
+
+def _is_known(target: object, name: str) -> bool:
+    """Whether a function called `name` belongs to torch, operator, math or the builtins."""
+    module = getattr(target, "__module__", None) or ""
+    if module.split(".")[0] in ("torch", "_operator", "math", "builtins"):
+        return True
+    is_bound_to_torch = module == "" and hasattr(torch, name or "?")
+    known = (*vars(builtins).values(), *vars(math).values())
+    return getattr(operator, name, None) is target or is_bound_to_torch or target in known

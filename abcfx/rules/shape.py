@@ -1,17 +1,17 @@
-"""Rules of ops that move entries about: views, indexing, concatenation, cutting. Sizes and changes stay as they are."""
+"""Rules of ops that move entries: views, indexing, concatenation, cutting. Sizes and changes stay as they are."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch.fx as fx
 import torch.nn as nn
 
 from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
-from abcfx.rules.values import Sizes, Value
+from abcfx.rules.values import Result, Sizes, Value
 
 
 @register_rule(
@@ -22,7 +22,7 @@ from abcfx.rules.values import Sizes, Value
     "moveaxis", "slice", "slice_copy", "view_as_real", "view_as_complex", "diff", "rot90", "trace",
     "add_batch_dim", "remove_batch_dim",
 )  # fmt: skip
-def regroup(op: Op, x: Value, *_: Any, **__: Any) -> Value:
+def regroup(op: Op, x: Value, *_: object, **__: object) -> Value:
     return op.view(x)
 
 
@@ -51,19 +51,24 @@ def flipped_matrices(op: Op, x: Value) -> Value:
 
 
 @register_rule("permute")
-def permute(op: Op, x: Value, *dims: Any) -> Value:
-    order = tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], list | tuple) else dims
+def permute(op: Op, x: Value, *dims: int | Sequence[int]) -> Value:
+    order = [i for each in dims for i in ([each] if isinstance(each, int) else each)]
     return op.view(x, tuple(i % len(order) for i in order))
 
 
 @register_rule("getitem", "select")
-def index(op: Op, x: Any, item: Any, *rest: Any) -> Any:
-    """x[item]; a table of parameters indexed by a tensor is a lookup, a slice of it is still the parameter."""
-    if rest:  # select(x, dim, index)
-        return op.view(x)
-    if not isinstance(x, Value):
+def index(op: Op, x: Value | Sizes | Sequence[Result], item: object, *rest: object) -> Result:
+    """x[item], or select(x, dim, index)."""
+    if isinstance(x, Value):
+        return op.view(x) if rest else _entries(op, x, item if isinstance(item, tuple) else (item,))
+    if isinstance(x, Sizes):
         return x[item]
-    items = item if isinstance(item, tuple) else (item,)
+    assert isinstance(item, int | slice)
+    return x[item]
+
+
+def _entries(op: Op, x: Value, items: Sequence[object]) -> Value:
+    """Entries of a tensor: of a parameter, a lookup if the index is a tensor; a slice of it is still the parameter."""
     if x.parameter is None or x.node is not None or x.dims is None:
         return op.same(x)
     if any(isinstance(i, Value) for i in items):
@@ -74,15 +79,14 @@ def index(op: Op, x: Any, item: Any, *rest: Any) -> Any:
 
 
 @register_rule("index")
-def index_tensor(op: Op, x: Value, indices: Any) -> Value:
-    """aten.index(x, [i, None, j]): what x[i, :, j] becomes in an exported graph."""
-    indexed: Value = index(op, x, tuple(slice(None) if i is None else i for i in indices))
-    return indexed
+def index_tensor(op: Op, x: Value, indices: Sequence[object]) -> Value:
+    """aten.index(x, [i, None, j]), which x[i, :, j] becomes in an exported graph."""
+    return _entries(op, x, tuple(slice(None) if i is None else i for i in indices))
 
 
 @register_rule("getattr")
-def attribute(op: Op, x: Any, name: str) -> Any:
-    """x.shape, x.T, what x is made of (dtype, device); of an op with several results, the one called `name`."""
+def attribute(op: Op, x: Value | tuple[Result, ...], name: str) -> Result:
+    """An attribute of a tensor (x.shape, x.T, x.dtype), or the result called `name` of an op with several."""
     if isinstance(x, tuple):
         val = op.at.args[0].meta.get("val") if isinstance(op.at.args[0], fx.Node) else None
         named = [i for i, each in enumerate(val or ()) if getattr(val, name, None) is each]
@@ -97,12 +101,12 @@ def attribute(op: Op, x: Any, name: str) -> Any:
 
 
 @register_rule("size", "sym_size")
-def size(op: Op, x: Value, dim: int | None = None) -> Any:
+def size(op: Op, x: Value, dim: int | None = None) -> Result:
     return Sizes(x) if dim is None else Sizes(x)[dim]
 
 
 @register_rule("cat", "stack", "vstack", "dstack")
-def cat(op: Op, tensors: Any, *_: Any, **__: Any) -> Value:
+def cat(op: Op, tensors: Sequence[Value], *_: object, **__: object) -> Value:
     return op.merge(tensors)
 
 
@@ -110,19 +114,19 @@ def cat(op: Op, tensors: Any, *_: Any, **__: Any) -> Value:
     "setitem", "copy", "index_put", "index_add", "index_copy", "index_fill", "scatter", "scatter_add", "scatter_reduce",
     "masked_scatter", "slice_scatter", "select_scatter", "index_reduce",
 )  # fmt: skip
-def write(op: Op, x: Value, *args: Any, **kwargs: Any) -> Value:
-    """Entries of x are replaced by, or added to, those of another tensor."""
+def write(op: Op, x: Value, *args: object, **kwargs: object) -> Value:
+    """x with entries that are replaced by, or summed with, those of other tensors."""
     written = [v for v in (*args, *kwargs.values()) if isinstance(v, Value)]
     return op.merge([x, *written])
 
 
 @register_rule("split", "split_with_sizes", "chunk", "tensor_split")
-def split(op: Op, x: Value, how: Any, dim: int = 0) -> Any:
+def split(op: Op, x: Value, how: object, dim: int = 0) -> tuple[Value, ...]:
     return op.split(x, len(how) if isinstance(how, list | tuple) else _results(op), dim)
 
 
 def _results(op: Op) -> int:
-    """How many tensors the op returns; where shapes are not known, how many of them the graph itself takes."""
+    """The number of tensors that the op returns; where shapes are not known, the number that the graph uses."""
     val = op.at.meta.get("val")
     if isinstance(val, list | tuple):
         return len(val)
@@ -136,10 +140,10 @@ def unbind(op: Op, x: Value, dim: int = 0) -> tuple[Value, ...]:
 
 
 @register_rule("topk", "sort", "kthvalue", "mode", "cummax", "cummin")
-def with_indices(op: Op, x: Value, *_: Any, **__: Any) -> tuple[Value, Value]:
+def with_indices(op: Op, x: Value, *_: object, **__: object) -> tuple[Value, Value]:
     return op.same(x), op.constant()
 
 
 @register_rule("median", "nanmedian")
-def median(op: Op, x: Value, dim: int | None = None, *_: Any, **__: Any) -> Any:
+def median(op: Op, x: Value, dim: int | None = None, *_: object, **__: object) -> Result:
     return op.same(x) if dim is None else (op.same(x), op.constant())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch.nn as nn
 
@@ -12,8 +12,10 @@ from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
 from abcfx.rules.values import Value
 
+Block = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
 
-def _feed_forward(op: Op, module: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer, x: Value) -> Value:
+
+def _feed_forward(op: Op, module: Block, x: Value) -> Value:
     for linear in (module.linear1, module.linear2):
         weight = op.parameter(linear, "weight")
         assert weight is not None
@@ -23,19 +25,25 @@ def _feed_forward(op: Op, module: nn.TransformerEncoderLayer | nn.TransformerDec
     return x
 
 
-def _block(op: Op, module: Any, x: Value, memory: Value | None, path: str) -> Value:
-    """Self-attention, attention to `memory` in a decoder, feed-forward; each with a skip connection and a norm."""
+def _block(op: Op, module: Block, x: Value, memory: Value | None, path: str) -> Value:
+    """Self-attention, in a decoder attention to `memory`, feed-forward; each with a skip connection and a norm."""
 
-    def itself(y: Value) -> Value:
-        return attend_with(op, module.self_attn, y, y, y, None, f"{path}self_attn.")
+    def attend(y: Value, attention: nn.MultiheadAttention, name: str, other: Value | None = None) -> Value:
+        seen = y if other is None else other
+        return attend_with(op, attention, y, seen, seen, None, f"{path}{name}.")
 
-    def across(y: Value) -> Value:
-        assert memory is not None
-        return attend_with(op, module.multihead_attn, y, memory, memory, None, f"{path}multihead_attn.")
-
-    parts = [(itself, module.norm1), (lambda y: _feed_forward(op, module, y), module.norm2)]
-    if memory is not None:
-        parts = [parts[0], (across, module.norm2), (parts[1][0], module.norm3)]
+    parts: list[tuple[Callable[[Value], Value], nn.Module]]
+    if isinstance(module, nn.TransformerDecoderLayer):
+        parts = [
+            (lambda y: attend(y, module.self_attn, "self_attn"), module.norm1),
+            (lambda y: attend(y, module.multihead_attn, "multihead_attn", memory), module.norm2),
+            (lambda y: _feed_forward(op, module, y), module.norm3),
+        ]
+    else:
+        parts = [
+            (lambda y: attend(y, module.self_attn, "self_attn"), module.norm1),
+            (lambda y: _feed_forward(op, module, y), module.norm2),
+        ]
     for part, norm in parts:
         if module.norm_first:
             x = op.merge([x, part(norm_module(op, norm, x))])
@@ -45,31 +53,35 @@ def _block(op: Op, module: Any, x: Value, memory: Value | None, path: str) -> Va
 
 
 @register_rule(nn.TransformerEncoderLayer)
-def encoder_layer(op: Op, module: nn.TransformerEncoderLayer, x: Value, *_: Any, **__: Any) -> Value:
+def encoder_layer(op: Op, module: nn.TransformerEncoderLayer, x: Value, *_: object, **__: object) -> Value:
     return _block(op, module, x, None, "")
 
 
 @register_rule(nn.TransformerDecoderLayer)
-def decoder_layer(op: Op, module: nn.TransformerDecoderLayer, x: Value, memory: Value, *_: Any, **__: Any) -> Value:
+def decoder_layer(
+    op: Op, module: nn.TransformerDecoderLayer, x: Value, memory: Value, *_: object, **__: object
+) -> Value:
     return _block(op, module, x, memory, "")
 
 
 @register_rule(nn.TransformerEncoder)
-def encoder(op: Op, module: nn.TransformerEncoder, x: Value, *_: Any, **__: Any) -> Value:
+def encoder(op: Op, module: nn.TransformerEncoder, x: Value, *_: object, **__: object) -> Value:
     return _stack(op, module, x, None)
 
 
 @register_rule(nn.TransformerDecoder)
-def decoder(op: Op, module: nn.TransformerDecoder, x: Value, memory: Value, *_: Any, **__: Any) -> Value:
+def decoder(op: Op, module: nn.TransformerDecoder, x: Value, memory: Value, *_: object, **__: object) -> Value:
     return _stack(op, module, x, memory)
 
 
-def _stack(op: Op, module: Any, x: Value, memory: Value | None, path: str = "") -> Value:
+def _stack(
+    op: Op, module: nn.TransformerEncoder | nn.TransformerDecoder, x: Value, memory: Value | None, path: str = ""
+) -> Value:
     for i, layer in enumerate(module.layers):
         x = _block(op, layer, x, memory, f"{path}layers.{i}.")
     return x if module.norm is None else norm_module(op, module.norm, x)
 
 
 @register_rule(nn.Transformer)
-def transformer(op: Op, module: nn.Transformer, src: Value, tgt: Value, *_: Any, **__: Any) -> Value:
+def transformer(op: Op, module: nn.Transformer, src: Value, tgt: Value, *_: object, **__: object) -> Value:
     return _stack(op, module.decoder, tgt, _stack(op, module.encoder, src, None, "encoder."), "decoder.")

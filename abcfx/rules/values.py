@@ -1,26 +1,37 @@
-"""What flows along the edges of a traced graph while its layer DAG is built: abstract tensors instead of numbers."""
+"""Abstract tensors, shapes and numbers, which flow along the edges of a graph while its layer DAG is built."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeAlias
 
 import torch
 import torch.fx as fx
 
 from abcfx.rules.extents import Dim, Number, ParameterDim, TensorDim
 
-DATA = -1
+UNKNOWN_SIZE = -1
+Dims: TypeAlias = Sequence[int] | int | None
+"""The `dim` of a reduction as torch takes it: one dim, several, or None for all."""
+
+Result: TypeAlias = "Value | Sizes | Number | Sequence[Result] | None"
+"""What a rule returns: an abstract value, several, or None for what no other op of the graph may ask for."""
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """What a tensor is when it was made from another one by powers and means: `degree`-homogeneous in DAG node `node`.
+    """How a tensor was made from a DAG node by powers, means and sums.
 
-    `power`: of the entries when they were summed over the dims `summed`, 2 for an L2 norm and 1 for a plain sum; `over`
-    are the indices of these dims (see Simplex).
+    A norm is recognised by it in any spelling: x * rsqrt(mean(x^2) + eps), (x - mean) / std, x / |x|.
 
-    It lets a norm be seen for what it is however it is written: x * rsqrt(mean(x^2) + eps), (x - mean) / std, x / |x|.
+    Attributes:
+        node: the DAG node that the tensor was made from.
+        degree: the tensor becomes k^degree times as large when the node's tensor becomes k times as large.
+        reduced: whether a mean or sum was taken.
+        summed: the dims that were summed over, where it was no mean.
+        power: of the entries when they were summed: 2 for an L2 norm, 1 for a plain sum.
+        over: indices of the dims of the sum or mean, counted from the end.
     """
 
     node: str
@@ -33,11 +44,15 @@ class Statistic:
 
 @dataclass(frozen=True)
 class Simplex:
-    """Positive entries that sum to 1 along the dims with indices `over`, or the logarithms of such entries.
+    """A mark on a tensor of positive entries, or of the logarithms of positive entries.
 
-    Indices count from the end where the number of dims is known. With nothing in `over`: only positive. Softmax makes
-    one; dividing by sums over another dim in turn (Sinkhorn's iterations, also on logarithms) makes it doubly
-    stochastic, which is seen however it is written.
+    Softmax makes entries that sum to 1 along a dim. Dividing by the sums along another dim in turn (the iterations of
+    Sinkhorn, also on logarithms) makes a doubly stochastic matrix, which is recognised in any spelling.
+
+    Attributes:
+        over: indices of the dims along which the entries sum to 1; empty where they are only positive. Indices count
+            from the end where the number of dims is known.
+        is_log: whether the tensor holds the logarithms of such entries.
     """
 
     over: tuple[int, ...] = ()
@@ -45,13 +60,15 @@ class Simplex:
 
     @property
     def is_doubly_stochastic(self) -> bool:
+        """Whether the entries sum to 1 along more than one dim."""
         return len(self.over) > 1 and not self.is_log
 
     def divided(self, over: tuple[int, ...]) -> Simplex:
-        """After division by its sums over one more dim."""
+        """Return the mark after a division by the sums over the dims with these indices."""
         return replace(self, over=tuple(sorted({*self.over, *over})))
 
     def permuted(self, order: tuple[int, ...]) -> Simplex:
+        """Return the mark after a permutation of the dims."""
         ndim = len(order)
         return replace(self, over=tuple(sorted(order.index(i % ndim) - ndim for i in self.over)))
 
@@ -60,15 +77,18 @@ class Simplex:
 class Value:
     """An abstract tensor.
 
-    `node`: the DAG node whose size, change and gradient it has; None for a constant (an input, a mask, a buffer).
-    `at`: the fx node that returns the concrete tensor, or None inside a module's rule.
-    `parameter`: its name, when the tensor is a parameter or a plain view of one.
-    `dims`: for a parameter, which of its dims each dim of the tensor is; None once a view has regrouped them.
-    `shape`: sizes of the concrete tensor, when known. `statistic`: see there.
-    `gains`: parameters that a reparametrized weight is multiplied with, such as the magnitude of weight norm.
-    `normalised`: a weight norm or spectral norm stands between the parameter and the tensor.
-    `simplex`: see there. `log_total`: it is the logsumexp of a tensor with the same node, over the dims with these
-    indices.
+    Attributes:
+        node: the DAG node whose size, change and gradient the tensor has; None for a constant (an input, a mask, a
+            buffer) and for a parameter.
+        at: the fx node that returns the tensor; None for a tensor inside of a module's rule.
+        parameter: name of the parameter that the tensor is, or is a plain view of.
+        dims: for a parameter, which of its dims each dim of the tensor is; None once a view has regrouped them.
+        shape: sizes of the tensor, where they are known.
+        statistic: how the tensor was made by powers and means, for norms that are written out.
+        gains: parameters that a reparametrized weight is multiplied with, such as the magnitude of weight norm.
+        normalised: whether a weight norm or spectral norm stands between the parameter and the tensor.
+        simplex: mark of positive entries, for softmax and Sinkhorn's iterations.
+        log_total: where the tensor is the logsumexp of another tensor with the same node, indices of its dims.
     """
 
     node: str | None = None
@@ -84,16 +104,18 @@ class Value:
 
     @property
     def is_constant(self) -> bool:
+        """Whether training does not change the tensor."""
         return self.node is None and self.parameter is None
 
     @property
     def ndim(self) -> int | None:
+        """Number of dims, where it is known."""
         if self.dims is not None:
             return len(self.dims)
         return None if self.shape is None else len(self.shape)
 
     def dim(self, index: int) -> Dim | None:
-        """The dim at `index` (negative counts from the end), or None when nothing is known about it."""
+        """Return the dim at an index (negative counts from the end), or None when nothing is known about it."""
         if self.parameter is not None and self.dims is not None:
             return ParameterDim(self.parameter, self.dims[index])
         if self.at is None:
@@ -101,16 +123,34 @@ class Value:
         ndim = self.ndim
         return TensorDim(self.at, index if ndim is None else index % ndim)
 
+    def dims_at(self, indices: Sequence[int]) -> tuple[Dim, ...]:
+        """Return the dims at several indices, without those of which nothing is known."""
+        return tuple(dim for i in indices if (dim := self.dim(i)) is not None)
+
     def from_end(self, index: int) -> int:
-        """A dim's index counted from the end, where the number of dims is known."""
+        """Return a dim's index counted from the end, where the number of dims is known."""
         return index if self.ndim is None or index < 0 else index - self.ndim
 
     def all_dims(self) -> tuple[Dim, ...]:
-        """Every dim of the tensor; empty when their number is not known."""
-        return tuple(d for i in range(self.ndim or 0) if (d := self.dim(i)) is not None)
+        """Return every dim of the tensor; none where their number is not known."""
+        return self.dims_at(range(self.ndim or 0))
+
+    def lacking(self, other: Value) -> tuple[Dim, ...]:
+        """Return the dims of another tensor along which this one is repeated when the two are multiplied."""
+        if self.shape is None or other.shape is None:
+            return ()
+        mine, theirs = self.shape, other.shape
+        repeated = [i for i in range(-len(theirs), 0) if theirs[i] != 1 and (-i > len(mine) or mine[i] == 1)]
+        return other.dims_at(repeated)
+
+    def as_statistic(self) -> Statistic | None:
+        """Return how the tensor was made by powers and means: if not by any, its own node to the power 1."""
+        if self.statistic is not None:
+            return self.statistic
+        return None if self.node is None else Statistic(self.node, 1.0)
 
     def permuted(self, order: tuple[int, ...]) -> Value:
-        """The same parameter with its dims in another order (tensors of activations only change `at`)."""
+        """Return the parameter with its dims in another order; a tensor of activations stays as it is."""
         return replace(self, dims=None if self.dims is None else tuple(self.dims[i] for i in order))
 
 
@@ -120,25 +160,25 @@ class Sizes:
 
     of: Value
 
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
+    def __getitem__(self, index: object) -> Number | Sizes:
+        if not isinstance(index, int):
             return Sizes(self.of)  # only a view can take several sizes at once, and views do not care
         dim = self.of.dim(index)
         return Number() if dim is None else Number(((dim, 1.0),))
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
-    """Sizes recorded on an fx node by capture, if it had example inputs and the node returns one tensor.
+    """Return the shape that capture recorded on an fx node, if the node returns one tensor.
 
-    A size that the data decides (batch, length) is DATA: a width never is.
+    Sizes that depend on the data (batch, length) are UNKNOWN_SIZE; a width never is.
     """
     val = node.meta.get("val")
     if not isinstance(val, torch.Tensor):
         return None
-    return tuple(size if isinstance(size, int) else DATA for size in val.shape)
+    return tuple(size if isinstance(size, int) else UNKNOWN_SIZE for size in val.shape)
 
 
 def is_discrete(node: fx.Node) -> bool:
-    """Whether an fx node returns one tensor of integers or booleans, which no small change of weights changes."""
+    """Whether an fx node returns one tensor of integers or booleans, which a small change of weights leaves alone."""
     val = node.meta.get("val")
     return isinstance(val, torch.Tensor) and not (val.is_floating_point() or val.is_complex())

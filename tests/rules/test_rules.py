@@ -17,58 +17,6 @@ from abcfx.passes import scale_nodes
 IDS = torch.arange(12).reshape(3, 4)
 
 
-class Clipped(torch.autograd.Function):
-    """A sigmoid with a gradient of its own."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x)
-        return torch.sigmoid(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        return grads[0].clamp(-1, 1)
-
-
-class Opaque(torch.autograd.Function):
-    """Its forward looks at its context, so that it cannot be traced."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.clone() if ctx.needs_input_grad[0] else x
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        return grads[0].clamp(-1e-3, 1e-3)
-
-
-class WithFunction(MLP):
-    function: Any = Clipped
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.function.apply(self.emb(x)))
-
-
-class WithOpaque(WithFunction):
-    function = Opaque
-
-
-def test_a_custom_autograd_function_is_what_its_forward_does() -> None:
-    result = abcfx.transform(WithFunction(32), torch.randn(4, 20), base=WithFunction(8))
-    assert result.header.captured == "record" and result.spec["emb.weight"]["c"] == 0.5
-    assert "pointwise" in {data["kind"].name for _, data in result.dag.nodes.items()}
-    assert any("Clipped has a gradient of its own" in note for note in result.notes)
-
-
-def test_a_custom_autograd_function_takes_a_rule_by_its_class() -> None:
-    x = torch.randn(4, 20)
-    with pytest.raises(abcfx.errors.UnknownOpError, match=r"register_rule\(Opaque\)"):
-        abcfx.transform(WithOpaque(16), x)
-    abcfx.rules.register_rule(Opaque)(lambda op, x: op.same(x))
-    result = abcfx.transform(WithOpaque(16), x)
-    assert result.header.captured == "record" and result.spec["emb.weight"]["role"] == "embedding"
-
-
 def test_a_region_of_its_own_is_paired_too() -> None:
     class Autocast(MLP):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -103,24 +51,6 @@ def test_recurrent_weights_carry_their_multiplier_in_init_and_rate(kind: type[nn
     assert [node.name for node in scale_nodes(result.module.graph)] == ["head_scale"]
 
 
-class Reparametrized(nn.Module):
-    def __init__(self, width: int, wrap: Any) -> None:
-        super().__init__()
-        self.stem, self.fc, self.head = nn.Linear(6, width), wrap(nn.Linear(width, width)), nn.Linear(width, 2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(F.relu(self.fc(F.relu(self.stem(x)))))
-
-
-@pytest.mark.parametrize("wrap", ["weight_norm", "spectral_norm", "orthogonal"])
-def test_a_reparametrized_weight_is_a_layer(wrap: str) -> None:
-    wrapper = getattr(nn.utils.parametrizations, wrap)
-    result = abcfx.transform(Reparametrized(64, wrapper), torch.randn(3, 6), base=Reparametrized(16, wrapper))
-    roles = {name: row["role"] for name, row in result.spec.items() if name.startswith("fc.parametrizations")}
-    assert sorted(roles.values()) == (["hidden", "vector"] if wrap == "weight_norm" else ["hidden"])
-    assert "plain" not in {row["role"] for row in result.spec.values()}
-
-
 def test_attention_module_with_growing_heads_and_with_growing_head_dim() -> None:
     class Attention(nn.Module):
         def __init__(self, width: int, heads: int) -> None:
@@ -140,53 +70,6 @@ def test_attention_module_with_growing_heads_and_with_growing_head_dim() -> None
     ).spec
     assert more["attention.in_proj_weight"]["c"] == wider["attention.in_proj_weight"]["c"] == 1.0
     assert kept["attention.in_proj_weight"]["c"] == 1.5  # 1/sqrt(head_dim) leaves logits that would grow at c = 1
-
-
-class Computed(nn.Module):
-    """A hidden layer whose weight is computed from parameters in forward."""
-
-    def __init__(self, width: int, how: str) -> None:
-        super().__init__()
-        self.how, self.width = how, width
-        self.stem, self.head = nn.Linear(6, width), nn.Linear(width, 3)
-        self.w = nn.Parameter(torch.randn(width, width) * (1.0 if how == "equalized" else width**-0.5))
-        self.gain = nn.Parameter(torch.ones(width, 1))
-        self.down, self.up = nn.Parameter(torch.randn(4, width) * width**-0.5), nn.Parameter(torch.zeros(width, 4))
-        self.register_buffer("mask", torch.ones(width, width))
-
-    def weight(self) -> torch.Tensor:
-        w = self.w
-        return {
-            "masked": lambda: w * self.mask,
-            "gained": lambda: w * self.gain,
-            "merged": lambda: w + self.up @ self.down,
-            "standardised": lambda: (w - w.mean(1, keepdim=True)) / (w.std(1, keepdim=True) + 1e-5),
-            "symmetric": lambda: (w + w.T) / 2,
-            "straight through": lambda: w + (torch.sign(w) - w).detach(),
-            "viewed": lambda: w.view(self.width, 1, self.width).squeeze(1),
-            "equalized": lambda: w * self.width**-0.5,
-        }[self.how]()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(F.relu(F.linear(F.relu(self.stem(x)), self.weight())))
-
-
-HOWS = ["masked", "gained", "merged", "standardised", "symmetric", "straight through", "viewed", "equalized"]
-
-
-@pytest.mark.parametrize("how", HOWS)
-def test_a_weight_computed_from_parameters_is_a_layer(how: str) -> None:
-    x = torch.randn(3, 6)
-    spec = abcfx.transform(Computed(64, how), x, base=Computed(16, how)).spec
-    own = 0.5 if how == "equalized" else 0.0  # d^-1/2 in the model stands for a multiplier
-    assert spec["w"]["role"] == "hidden" and spec["w"]["init_factor"] == 1.0
-    assert (spec["w"]["b"], spec["w"]["c"]) == (0.5 - own, 1.0 - own)
-    assert (spec["stem.weight"]["c"], spec["head.weight"]["c"]) == (0.5, 0.5)
-    if how == "gained":
-        assert (spec["gain"]["role"], spec["gain"]["c"]) == ("vector", 0.0)
-    if how == "merged":
-        assert (spec["up"]["a"] + spec["up"]["c"], spec["down"]["c"]) == (0.0, 1.0)
-    assert abcfx.transform(Computed(64, how), x).spec["w"]["role"] == "hidden"
 
 
 class Branching(nn.Module):
@@ -296,65 +179,6 @@ def test_embedding_bag_with_weights_for_each_row(capture: str) -> None:
         for name, parameter in expected.named_parameters():
             parameter.copy_(result.module.get_parameter(name) * result.spec[name]["multiplier"])
     torch.testing.assert_close(result.module(*args), expected(*args))
-
-
-def test_a_module_with_a_rule_of_its_own_stays_one_node() -> None:
-    class Swish(nn.Module):
-        def __init__(self, width: int) -> None:
-            super().__init__()
-            self.beta = nn.Parameter(torch.ones(width))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * torch.sigmoid(self.beta * x)
-
-    @abcfx.rules.register_rule(Swish)
-    def swish(op: Any, module: nn.Module, x: Any) -> Any:
-        return op.product(op.same(x), op.parameter(module, "beta"))
-
-    def make(width: int) -> nn.Module:
-        return nn.Sequential(nn.Linear(6, width), Swish(width), nn.Linear(width, 2))
-
-    result = abcfx.transform(make(64), base=make(16))
-    assert "1" in [node.target for node in result.module.graph.nodes if node.op == "call_module"]
-    assert "pointwise" not in {data["kind"].name for _, data in result.dag.nodes.items()}
-    assert result.spec["1.beta"]["role"] == "vector"
-
-
-def test_arguments_by_keyword_are_put_in_their_place() -> None:
-    class Keywords(nn.Module):
-        def __init__(self, width: int) -> None:
-            super().__init__()
-            self.w, self.b = nn.Parameter(torch.randn(6, width)), nn.Parameter(torch.zeros(width))
-            self.head = nn.Linear(width, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            h = torch.addmm(self.b, mat1=x, mat2=self.w)
-            scores = torch.zeros(1, 1, 1).baddbmm(batch1=h[None], batch2=h.T[None], beta=0.0, alpha=0.1)
-            return self.head(input=scores[0].softmax(-1) @ h)
-
-    spec = abcfx.transform(Keywords(64), torch.randn(3, 6), base=Keywords(16)).spec
-    assert (spec["w"]["role"], spec["b"]["role"], spec["head.weight"]["role"]) == ("embedding", "vector", "readout")
-
-
-class Numbers(torch.autograd.Function):
-    """Its forward has numbers of its own, at places where the call has none."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x * 0.5 * (1 + torch.tanh(0.79788456 * x))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        return grads[0]
-
-
-class WithNumbers(WithFunction):
-    function = Numbers
-
-
-def test_numbers_inside_a_custom_function_are_not_those_of_its_call() -> None:
-    result = abcfx.transform(WithNumbers(32), torch.randn(4, 20), base=WithNumbers(8))
-    assert {row["c"] for row in result.spec.values()} == {0.0, 0.5}
 
 
 @pytest.mark.parametrize("capture", ["symbolic", "export"])
@@ -472,45 +296,3 @@ def test_an_output_changes_by_no_more_than_one_although_it_is_larger() -> None:
     result = abcfx.transform(Hyper(32), inputs, base=Hyper(8))
     (output,) = [data for _, data in result.dag.nodes.items() if data["output"]]
     assert (output["s"], output["r"]) == (-0.5, 0.0)
-
-
-class Normalised(nn.Module):
-    """A weight that forward divides by a norm of itself, as first layer, hidden layer and readout."""
-
-    def __init__(self, width: int, how: str) -> None:
-        super().__init__()
-        layers = [nn.Linear(5, width), nn.Linear(width, width), nn.Linear(width, 3)]
-        self.how = how
-        if how == "torch":
-            layers = [torch.nn.utils.parametrizations.weight_norm(layer) for layer in layers]
-        self.first, self.hidden, self.last = layers
-
-    def apply_layer(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-        if self.how == "torch":
-            return layer(x)
-        if self.how == "cosine" and layer is self.last:
-            return F.linear(F.normalize(x, dim=-1), F.normalize(layer.weight, dim=-1))
-        return F.linear(x, layer.weight / layer.weight.norm(dim=1, keepdim=True), layer.bias)
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        h = self.apply_layer(self.first, x)
-        return h, self.apply_layer(self.last, F.gelu(self.apply_layer(self.hidden, F.gelu(h))))
-
-
-@pytest.mark.parametrize("how", ["torch", "by hand", "cosine"])
-def test_a_weight_that_is_normalised_in_forward_keeps_its_init_and_takes_no_factor(how: str) -> None:
-    torch.manual_seed(0)
-    x, model, base = torch.randn(16, 5), Normalised(256, how), Normalised(16, how)
-    inserted, absorbed = (abcfx.transform(model, x, base=base, apply=scales) for scales in ("insert", "absorb"))
-    for left, right in zip(inserted.module(x), absorbed.module(x), strict=True):
-        torch.testing.assert_close(left, right)
-    sizes = [float(m(x)[0].detach().square().mean().sqrt()) for m in (base, inserted.module)]
-    assert 0.6 < sizes[1] / sizes[0] < 1.6  # no multiplier against an init that has no effect
-    name = "first.parametrizations.weight.original1" if how == "torch" else "first.weight"
-    assert inserted.spec[name]["init_factor"] == 1.0
-    if how == "cosine":  # a cosine is O(1) by itself
-        assert inserted.spec["last.weight"]["multiplier"] == 1.0
-        inserted.fold()
-    else:
-        with pytest.raises(abcfx.errors.InvalidInputError, match=r"multiplier of last.* cannot be put into weights"):
-            inserted.fold()

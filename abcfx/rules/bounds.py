@@ -1,0 +1,55 @@
+"""Bounds on exponents, and the exponents that they are computed from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from abcfx.lp.names import RowLabel
+from abcfx.rules.extents import Extent, Number
+from abcfx.theory.optimizers import OptimizerFamily
+
+
+class Bound(NamedTuple):
+    """One term of a minimum: `out <= sum(inputs) + constant - weight * alignment`.
+
+    Attributes:
+        label: name of the term among those of its node.
+        inputs: variables: ("r", node), ("G", node), ("g", parameter) or ("c", parameter).
+        constant: the part that is known before the linear program is solved.
+        alignment: "alpha", "omega" or "u", where the term depends on one.
+        weight: factor of the alignment.
+    """
+
+    label: RowLabel
+    inputs: tuple[tuple[str, str], ...]
+    constant: float
+    alignment: str | None = None
+    weight: float = 0.0
+
+
+class ExponentContext(Protocol):
+    """Everything that is fixed before the linear program is solved, and that a kind may ask for to write its bounds."""
+
+    def growth(self, *dims: Extent) -> float:
+        """Return the sum of the growth exponents of dims."""
+
+    def number(self, number: Number) -> float:
+        """Return the exponent of m in a number."""
+
+    def size(self, node: str | None) -> float:
+        """Return the size s of a node; 0 for a constant."""
+
+    def changes(self, node: str | None) -> bool:
+        """Whether training changes a node, so that it has a change r."""
+
+    def a(self, node: str) -> float:
+        """Return the multiplier exponent of a layer (one use of a weight), or of attention logits."""
+
+    def b(self, parameter: str) -> float:
+        """Return the init exponent of a parameter."""
+
+    def learns(self, parameter: str) -> bool:
+        """Whether the linear program knows a parameter: False for a frozen one, and for one of the role "plain"."""
+
+    def family(self, parameter: str) -> OptimizerFamily:
+        """Return the optimizer family of a parameter."""

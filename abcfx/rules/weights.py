@@ -1,0 +1,168 @@
+"""The parameters behind a computed weight: one that is reparametrized, masked, scaled, normed, or a sum of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.fx as fx
+
+from abcfx.errors import UnknownOpError
+from abcfx.rules.builder import DagBuilder
+from abcfx.rules.extents import Number
+from abcfx.rules.kinds import Norm, NumberFactor, Power, Product, Unary, Vector
+from abcfx.rules.values import Value
+from abcfx.support.location import location
+
+_NORMS = ("_WeightNorm", "_SpectralNorm", "_Orthogonal")  # torch's parametrizations that divide by a norm
+
+
+@dataclass(frozen=True)
+class ComputedWeight:
+    """The parameters that a weight is, or is computed from.
+
+    Attributes:
+        matrices: the parameters that contract the input, one value each.
+        gains: names of the other parameters, which multiply or mask the matrices.
+        factor: the number that the weight is multiplied with on its way from the parameter.
+        normalised: whether the weight is divided by a norm of itself.
+    """
+
+    matrices: tuple[Value, ...]
+    gains: tuple[str, ...]
+    factor: Number
+    normalised: bool
+
+
+def is_weight(builder: DagBuilder, x: Value) -> bool:
+    """Whether a tensor is a parameter, or computed from parameters and constants alone."""
+    return x.parameter is not None if x.node is None else builder.nodes[x.node].is_parametric
+
+
+def read_weight(builder: DagBuilder, weight: Value) -> ComputedWeight | None:
+    """Find the parameters behind a weight; None for an activation or a constant."""
+    if not is_weight(builder, weight):
+        return None
+    if weight.node is None:
+        return ComputedWeight((weight,), weight.gains, Number(), weight.normalised)
+    kinds = [builder.kind(node) for node in builder.above(weight.node)]
+    shapes = {kind.parameter: builder.shapes[kind.parameter] for kind in kinds if isinstance(kind, Vector)}
+    mains = [name for name, shape in shapes.items() if sum(size > 1 for size in shape) > 1] or list(shapes)
+    is_divided = any(isinstance(kind, Norm) or (isinstance(kind, Power) and kind.exponent < 0) for kind in kinds)
+    return ComputedWeight(
+        tuple(_matrix(weight, name, shapes[name]) for name in mains),
+        tuple(name for name in shapes if name not in mains),
+        _factor(builder, weight.node),
+        weight.normalised or is_divided,
+    )
+
+
+def _matrix(weight: Value, name: str, shape: tuple[int, ...]) -> Value:
+    """A parameter in the place of the weight that is computed from it; its dims are known if it has as many."""
+    same_rank = len(shape) == (weight.ndim or len(shape))
+    dims = tuple(range(len(shape))) if same_rank else None
+    return Value(None, weight.at, name, dims, shape if same_rank else weight.shape)
+
+
+def _factor(builder: DagBuilder, node: str) -> Number:
+    """The product of all numbers that multiply a computed weight on its way from the parameter."""
+    factor = Number()
+    while isinstance(kind := builder.kind(node), Unary):
+        factor = factor.times(kind.factor) if isinstance(kind, NumberFactor) else factor
+        node = kind.input
+    return factor
+
+
+class VectorContraction(NamedTuple):
+    """A sum over the dims `fan_in` of an activation times a parameter, entry by entry."""
+
+    input: Value
+    weight: Value
+    fan_in: list[int]
+    fan_out: list[int]
+
+
+def vector_contraction(
+    builder: DagBuilder, total: Value, dims: Sequence[int] | None, at: fx.Node
+) -> VectorContraction | None:
+    """Read the sum of a product as the layer that it is: (x * v).sum(-1) computes the same as x @ v.
+
+    Args:
+        builder: the nodes so far.
+        total: the product that is summed.
+        dims: the dims that are summed over; None for all.
+        at: the fx node of the sum.
+
+    Returns:
+        None if the tensor is no product of an activation and a parameter that runs along the dims.
+    """
+    kind = builder.kind(total.node) if total.node is not None else None
+    if not isinstance(kind, Product) or kind.contracted or dims is None or total.ndim is None:
+        return None
+    for this, other in (kind.inputs, kind.inputs[::-1]):
+        vector = None if other is None else builder.kind(other)
+        if this is None or not isinstance(vector, Vector) or builder.nodes[this].is_parametric:
+            continue
+        shape = builder.shapes[vector.parameter]
+        along = [len(shape) - total.ndim + d % total.ndim for d in dims]
+        if all(0 <= i < len(shape) and shape[i] > 1 for i in along):
+            weight = Value(None, at, vector.parameter, tuple(range(len(shape))), shape)
+            rest = [i for i, size in enumerate(shape) if size > 1 and i not in along]
+            return VectorContraction(Value(this), weight, along, rest)
+    return None
+
+
+def module_parameter(builder: DagBuilder, owner: torch.nn.Module, name: str, at: fx.Node) -> Value | None:
+    """Read a parameter of a module that is one node of the graph, also where torch reparametrizes it.
+
+    Args:
+        builder: holds the names of parameters.
+        owner: the module.
+        name: name of the parameter in the module.
+        at: the fx node that calls the module.
+
+    Returns:
+        None where the module has no such parameter (a layer without bias).
+
+    Raises:
+        UnknownOpError: the weight is computed from parameters in a way that is not known.
+    """
+    held = getattr(owner, name, None)
+    if held is None:
+        return None
+    gains, normalised = tuple[str, ...](), False
+    if held not in builder.names:
+        held, gains = _reparametrized(builder, owner, name, held, at)
+        normalised = _is_normalised(owner, name)
+    dims = tuple(range(held.ndim))
+    return Value(None, None, builder.names[held], dims, tuple(held.shape), gains=gains, normalised=normalised)
+
+
+def _reparametrized(
+    builder: DagBuilder, owner: torch.nn.Module, name: str, held: torch.Tensor, at: fx.Node
+) -> tuple[torch.nn.Parameter, tuple[str, ...]]:
+    """The parameter that a reparametrized weight (weight norm, spectral norm) stands for, and its gains.
+
+    At init such a weight equals that parameter up to a norm, and it changes as the parameter does.
+    """
+    parts = [p for n, p in owner.named_parameters() if n.startswith((f"parametrizations.{name}.", f"{name}_"))]
+    main = [p for p in parts if p.shape == held.shape and p in builder.names]
+    if len(main) != 1:
+        kind = type(owner).__name__
+        raise UnknownOpError(
+            f"{kind}.{name} is computed from {len(parts)} parameters, and how it changes with them is not known.\n"
+            f"  in {location(at)}\n"
+            f"  expected: one parameter of its shape, {tuple(held.shape)}; got {len(main)}.\n"
+            f"  To fix: register a rule for the module, @abcfx.rules.register_rule({kind})"
+        )
+    return main[0], tuple(builder.names[p] for p in parts if p is not main[0] and p in builder.names)
+
+
+def _is_normalised(owner: torch.nn.Module, name: str) -> bool:
+    """Whether a weight is computed by torch's weight norm, spectral norm or orthogonal parametrization."""
+    registered = getattr(owner, "parametrizations", None)
+    if registered is not None and name in registered:
+        return any(type(each).__name__ in _NORMS for each in registered[name])
+    return hasattr(owner, f"{name}_v") or hasattr(owner, f"{name}_orig")  # the older ones, by hooks
