@@ -8,9 +8,9 @@ from functools import cached_property
 
 from abcfx.capture import CapturedGraph
 from abcfx.dag.layer_dag import LayerDag
-from abcfx.exponents.assign import FixedExponents
 from abcfx.exponents.dag_program import SolvedDag
 from abcfx.exponents.depth import DepthScaling
+from abcfx.exponents.fixed import FixedExponents
 from abcfx.plan.groups import OptimizerGroup, param_groups
 from abcfx.plan.options import PlanOptions
 from abcfx.plan.spec import ParameterPlan, Spec

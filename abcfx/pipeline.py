@@ -13,10 +13,11 @@ from abcfx.capture import CapturedGraph, EmittedModule
 from abcfx.capture.copying import copied
 from abcfx.capture.options import Capture, CaptureMethod
 from abcfx.errors import InvalidInputError
-from abcfx.exponents.assign import FixedExponents, assign_exponents
+from abcfx.exponents.assign import assign_exponents
 from abcfx.exponents.attention import describe, find_attention
 from abcfx.exponents.dag_program import DagProgram, SolvedDag, warnings
 from abcfx.exponents.depth import DepthScaling, scale_depth
+from abcfx.exponents.fixed import FixedExponents
 from abcfx.exponents.options import Parametrization
 from abcfx.outcome import Header, Outcome
 from abcfx.pairing.pair import PairedModels, Shapes

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from abcfx.checks.recorder import LOGITS, LOOKUP, PRODUCT, Use
 from abcfx.dag.queries import attention_products
 from abcfx.errors import InfeasibleError, InvalidInputError
-from abcfx.exponents.assign import FixedExponents
 from abcfx.exponents.attention import find_attention
 from abcfx.exponents.dag_program import DagProgram, SolvedDag
+from abcfx.exponents.fixed import FixedExponents
 from abcfx.lp.names import RowKind
 from abcfx.outcome import Outcome
 from abcfx.rules import Bound, Layer

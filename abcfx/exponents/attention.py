@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from abcfx.dag.queries import attention_products
 from abcfx.errors import InvalidInputError
-from abcfx.exponents.assign import FixedExponents
+from abcfx.exponents.fixed import FixedExponents
 from abcfx.rules.kinds import NumberFactor, Product
 from abcfx.support.location import location
 

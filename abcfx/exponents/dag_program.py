@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from abcfx.exponents.assign import FixedExponents
+from abcfx.exponents.fixed import FixedExponents
 from abcfx.lp.names import RowKind, RowLabel, RowName
 from abcfx.lp.program import DECIMALS, LpSolution, Solver
 from abcfx.lp.rows import Rate, Row

@@ -19,7 +19,7 @@ from fractions import Fraction
 
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import InfeasibleError
-from abcfx.exponents.assign import FixedExponents
+from abcfx.exponents.fixed import FixedExponents
 from abcfx.growing.equations import Equations, Form, as_fraction, combined, known_value
 from abcfx.pairing.widths import WidthGrowth
 from abcfx.rules import Layer, Number, Vector

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.dag.queries import absorbing_parameters, query_targets
-from abcfx.exponents.assign import FixedExponents, ParameterExponents
 from abcfx.exponents.dag_program import SolvedDag
+from abcfx.exponents.fixed import FixedExponents, ParameterExponents
 from abcfx.rules import Layer
 from abcfx.theory.optimizers import OptimizerFamily
 

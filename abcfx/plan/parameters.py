@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from abcfx.exponents.assign import FixedExponents, ParameterExponents
 from abcfx.exponents.dag_program import SolvedDag
 from abcfx.exponents.depth import DepthExponents, DepthScaling
+from abcfx.exponents.fixed import FixedExponents, ParameterExponents
 from abcfx.plan.absorb import AppliedExponents, absorbed_exponents, solved_exponents
 from abcfx.plan.init import Init, OwnInit
 from abcfx.plan.options import DEFAULT_EPS, PlanOptions

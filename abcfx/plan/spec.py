@@ -9,6 +9,7 @@ from typing import TypedDict, cast
 
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.dag_program import Binding
+from abcfx.exponents.roles import WhyRole
 from abcfx.plan.init import Init, OwnInit
 
 SPEC_VERSION = 1
@@ -71,7 +72,7 @@ class ParameterPlan:
     """
 
     role: str
-    why: str
+    why: WhyRole
     growth: tuple[float, ...]
     width: float
     a: dict[str, float]
@@ -98,7 +99,7 @@ class ParameterPlan:
         own = self.own_init
         return {
             "role": self.role,
-            "why": self.why,
+            "why": str(self.why),
             "growth": list(self.growth),
             "width": self.width,
             "a": _one_or_by_node(self.a, 0.0),

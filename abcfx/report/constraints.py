@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
-from abcfx.exponents.assign import FixedExponents
 from abcfx.exponents.dag_program import TOLERANCE, DagProgram, SolvedDag
+from abcfx.exponents.fixed import FixedExponents
 from abcfx.lp.names import RowKind, RowName
 from abcfx.lp.rows import Row
 from abcfx.rules import Layer

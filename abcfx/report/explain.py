@@ -13,7 +13,9 @@ from rich.padding import Padding
 from rich.text import Text
 
 from abcfx.errors import InvalidInputError
-from abcfx.exponents.assign import GIVEN_ROLE, ParameterExponents, assign_exponents
+from abcfx.exponents.assign import assign_exponents
+from abcfx.exponents.fixed import ParameterExponents
+from abcfx.exponents.roles import RoleReason
 from abcfx.report.consequences import consequences
 from abcfx.report.constraints import Constraint, Constraints, Loosened
 from abcfx.report.names import tied_names
@@ -164,7 +166,7 @@ class Explainer:
     def _role_lines(self, name: str, row: Mapping[str, Any], aliases: tuple[str, ...]) -> list[str]:
         is_both = row["role"] == "embedding" and self._analysis.fixed.parameters[name].e_in > 0
         lines = [f"The role is {row['role']}: {row['why']}. {MEANING_OF_TIED if is_both else MEANING[row['role']]}"]
-        if row["why"].startswith(GIVEN_ROLE):
+        if self._result.plan[name].why.reason is RoleReason.GIVEN:
             own = self._own_role(name)
             lines.append(f"The graph alone says {own.role}: {own.why}.")
         if aliases:

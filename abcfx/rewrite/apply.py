@@ -13,8 +13,8 @@ from abcfx.capture import CapturedGraph
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.dag.queries import attention_products, residual_branches
 from abcfx.errors import InvalidInputError
-from abcfx.exponents.assign import FixedExponents
 from abcfx.exponents.depth import DepthScaling
+from abcfx.exponents.fixed import FixedExponents
 from abcfx.pairing.blocks import Blocks
 from abcfx.pairing.pair import PairedModels
 from abcfx.pairing.widths import WidthGrowth

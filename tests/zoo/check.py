@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 from abcfx.capture import CapturedGraph, capture
 from abcfx.capture.structure import take_apart
 from abcfx.errors import AbcfxError, InvalidInputError
-from abcfx.exponents.assign import FixedExponents, assign_exponents
+from abcfx.exponents.assign import assign_exponents
 from abcfx.exponents.dag_program import DagProgram
+from abcfx.exponents.fixed import FixedExponents
 from abcfx.pairing.pair import PairedModels
 from abcfx.theory.optimizers import family
 from abcfx.theory.parametrizations import alignment_preset

@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from abcfx.capture import capture
-from abcfx.exponents.assign import FixedExponents, assign_exponents
+from abcfx.exponents.assign import assign_exponents
 from abcfx.exponents.attention import find_attention
 from abcfx.exponents.dag_program import DagProgram
+from abcfx.exponents.fixed import FixedExponents
 from abcfx.growing import clone_exponents
 from abcfx.pairing.pair import PairedModels
 from abcfx.rules import Layer

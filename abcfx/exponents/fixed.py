@@ -1,0 +1,134 @@
+"""The exponents that are fixed before the linear program, by parameter, and the sizes that follow from them by node."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from abcfx.dag.layer_dag import LayerDag
+from abcfx.exponents.roles import WhyRole
+from abcfx.pairing.widths import WidthGrowth
+from abcfx.rules import Layer, Number
+from abcfx.rules.extents import Extent
+from abcfx.theory.optimizers import OptimizerFamily
+
+
+@dataclass(frozen=True)
+class ParameterExponents:
+    """The exponents of one parameter that are decided before the linear program; all are of the width ratio m.
+
+    Attributes:
+        role: "embedding", "hidden", "readout", "vector", "scalar" or "plain".
+        why: what made it so.
+        e_in: growth exponent of the dims that the layer sums over.
+        e_out: growth exponent of the dims that come out.
+        a: exponent of the multiplier m^-a, by node of each use.
+        b: exponent of the init m^-b.
+        c: exponent of the learning rate where the user fixed it, else None.
+        void: whether a norm divides every multiplier out again.
+        learns: whether training changes the parameter.
+        is_bias: whether it is the bias of a layer.
+        own: the model itself multiplies this layer by m^-own.
+        normalised: whether forward divides the parameter by a norm of itself, so that its size has no effect.
+    """
+
+    role: str
+    why: WhyRole
+    e_in: float = 0.0
+    e_out: float = 0.0
+    a: dict[str, float] = field(default_factory=dict)
+    b: float = 0.0
+    c: float | None = None
+    void: bool = False
+    learns: bool = True
+    is_bias: bool = False
+    own: float = 0.0
+    normalised: bool = False
+
+
+class FixedExponents:
+    """Roles, a and b of a whole model, with the size exponent of every node that they lead to.
+
+    It is the context in which the kinds of the DAG write their bounds (`abcfx.rules.kinds.ExponentContext`).
+
+    Args:
+        dag: the layer DAG.
+        growth: growth exponents of its dims.
+        parameters: the exponents of each parameter.
+        families: the optimizer family of each parameter.
+        vectors_change: count biases, gains and other vectors among what changes.
+        attention: exponent of a factor m^-x on attention logits, by product node.
+    """
+
+    def __init__(
+        self,
+        dag: LayerDag,
+        growth: WidthGrowth,
+        parameters: Mapping[str, ParameterExponents],
+        families: Mapping[str, OptimizerFamily],
+        vectors_change: bool = False,
+        attention: Mapping[str, float] | None = None,
+    ) -> None:
+        self.dag, self.widths, self.parameters, self.families = dag, growth, parameters, families
+        self.attention = dict(attention or {})
+        self._a = self.attention | {node: a for p in parameters.values() for node, a in p.a.items()}
+        self._sizes: dict[str, float] = {}
+        self._changing: set[str] = set()
+        for node in dag.order:
+            kind = dag.kind(node)
+            self._sizes[node] = kind.size(node, self)
+            moved = any(self.changes(source) for source in kind.sources)
+            learns = not kind.sources and vectors_change and not isinstance(kind, Layer)
+            if moved or learns or (isinstance(kind, Layer) and self.learns(kind.parameter)):
+                self._changing.add(node)
+
+    def growth(self, *dims: Extent) -> float:
+        """Return the growth exponent of the product of several dims."""
+        return self.widths.dims(*dims)
+
+    def number(self, number: Number) -> float:
+        """Return the exponent of m in a number of the graph."""
+        return self.widths.number(number)
+
+    def size(self, node: str | None) -> float:
+        """Return the exponent s of the size m^-s of a node's tensor; a constant (None) has 0."""
+        return 0.0 if node is None else self._sizes[node]
+
+    def changes(self, node: str | None) -> bool:
+        """Whether training changes the node's tensor."""
+        return node in self._changing
+
+    def a(self, node: str) -> float:
+        """Return the exponent of the whole multiplier m^-a at a node, the model's own factor included."""
+        kind = self.dag.kind(node)
+        own = self.number(kind.factor) if isinstance(kind, Layer) else 0.0
+        return self._a.get(node, 0.0) - own
+
+    def b(self, parameter: str) -> float:
+        """Return the exponent of a parameter's init m^-b."""
+        return self.parameters[parameter].b
+
+    def learns(self, parameter: str) -> bool:
+        """Whether training changes a parameter."""
+        return self.parameters[parameter].learns
+
+    def family(self, parameter: str) -> OptimizerFamily:
+        """Return the optimizer family of a parameter."""
+        return self.families[parameter]
+
+    def fan_in_growth(self) -> dict[str, float | None]:
+        """Return e_in of the layer whose weight or bias each parameter is, which its own init may follow."""
+        found: dict[str, float | None] = dict.fromkeys(self.parameters)
+        for _, layer in self.dag.layers():
+            for node in layer.vectors:
+                found[node] = self.growth(*layer.fan_in)
+            found[layer.parameter] = self.growth(*layer.fan_in)
+        return found
+
+    def with_vectors(self) -> FixedExponents:
+        """Return the same exponents with biases, gains and other vectors counted among what changes."""
+        return FixedExponents(self.dag, self.widths, self.parameters, self.families, True, self.attention)
+
+    def with_attention(self, attention: Mapping[str, float]) -> FixedExponents:
+        """Return the same exponents with a factor m^-x on the logits of each product node."""
+        return FixedExponents(self.dag, self.widths, self.parameters, self.families, attention=attention)

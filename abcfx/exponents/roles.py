@@ -1,0 +1,80 @@
+"""The role of a layer, from the growth of its sides and from what it feeds, with the reason as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from abcfx.dag.generators import generators
+from abcfx.dag.layer_dag import LayerDag
+
+
+class RoleReason(Enum):
+    """What decided a parameter's role. The values are the words that the spec and the report use."""
+
+    UNUSED = "not used by the traced graph"
+    GIVEN = "as given in `roles`"
+    GROWING_VECTOR = "added or multiplied entrywise along a dim that grows"
+    FIXED_VECTOR = "added or multiplied entrywise; no dim of it grows"
+    BOTH_SIDES = "fan_in and fan_out grow"
+    FAN_OUT_ONLY = "fan_out grows, fan_in does not"
+    NEITHER_SIDE = "neither fan_in nor fan_out grows"
+    FEEDS_OUTPUT = "fan_in grows, fan_out does not, and it feeds an output of the model"
+    GENERATOR = "fan_in grows, fan_out does not, and it weighs the streams it is computed from (a generator)"
+    FEEDS_SOFTMAX = "fan_in grows, fan_out does not, and it feeds a softmax (a router)"
+    BOTTLENECK = "an inner bottleneck: fan_in grows, fan_out does not, other layers follow"
+
+
+@dataclass(frozen=True)
+class WhyRole:
+    """Why a parameter has its role and exponents; `str` of it is the sentence in the spec.
+
+    Attributes:
+        reason: what decided the role.
+        own: the model itself multiplies the layer by m^-own, in place of a multiplier.
+        tied_roles: roles of the other uses of a tied parameter, where they differ.
+        normalised: whether forward divides the parameter by a norm of itself.
+        inside_op: whether the multiplier would be needed inside one op, where no scale node can be placed.
+    """
+
+    reason: RoleReason
+    own: float = 0.0
+    tied_roles: tuple[str, ...] = ()
+    normalised: bool = False
+    inside_op: bool = False
+
+    def __str__(self) -> str:
+        parts = [self.reason.value]
+        if self.own:
+            parts.append(f"the model's own factor m^{-self.own:g} takes the place of its multiplier")
+        if self.tied_roles:
+            parts.append(f"tied, also used as {' and '.join(self.tied_roles)}")
+        if self.normalised:
+            parts.append("forward divides it by a norm of itself, so that its own init stays")
+        if self.inside_op:
+            parts.append("no scale node can be placed inside the op, so init and rate carry its multiplier")
+        return "; ".join(parts)
+
+
+def role_of_layer(dag: LayerDag, node: str, e_in: float, e_out: float) -> tuple[str, RoleReason]:
+    """Return the role of one use of a weight, and what decided it.
+
+    Args:
+        dag: the layer DAG.
+        node: the layer node.
+        e_in: growth exponent of the dims that the layer sums over.
+        e_out: growth exponent of the dims that come out.
+    """
+    if e_in and e_out:
+        return "hidden", RoleReason.BOTH_SIDES
+    if e_out:
+        return "embedding", RoleReason.FAN_OUT_ONLY
+    if not e_in:
+        return "scalar", RoleReason.NEITHER_SIDE
+    if dag.feeds_output(node):
+        return "readout", RoleReason.FEEDS_OUTPUT
+    if node in generators(dag):
+        return "readout", RoleReason.GENERATOR
+    if dag.feeds_softmax(node):
+        return "readout", RoleReason.FEEDS_SOFTMAX
+    return "hidden", RoleReason.BOTTLENECK
