@@ -53,7 +53,7 @@ def main(width: int = WIDTH, steps: int = 20, folder: str = "out") -> dict[str, 
     )  # fmt: skip
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, optimizers=(optimizer, None))
     trainer.train()
-    abcfx.check_optimizer(optimizer, result)  # the schedule has multiplied all rates alike
+    abcfx.check_optimizer(optimizer, result).raise_if_failed()  # the schedule has multiplied all rates alike
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     print(f"width {width}: loss {losses[0]:.3f} -> {losses[-1]:.3f} nats per character")
     batch = {"input_ids": torch.stack([row["input_ids"] for row in rows[:4]])}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
+
+AtenOp: TypeAlias = OpOverload
 
 
 class CallWatcher(TorchDispatchMode):
@@ -15,11 +19,11 @@ class CallWatcher(TorchDispatchMode):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()  # type: ignore[no-untyped-call]
 
-    def watch(self, op: OpOverload, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    def watch(self, op: AtenOp, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Make the call and return its result; subclasses look at both."""
         raise NotImplementedError
 
     def __torch_dispatch__(
-        self, func: OpOverload, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+        self, func: AtenOp, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
     ) -> object:
         return self.watch(func, args, kwargs or {})

@@ -1,119 +1,126 @@
-"""What a coordinate check returns: slopes with verdicts, by layer, printed, drawn or handed on."""
+"""The result of a coordinate check: slopes with verdicts, by layer, as text, figure or data."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from abcfx.checks.expected_slopes import CHANGE, INIT, UPDATE
-from abcfx.checks.slopes import FAIL, INFO, PASS, SKIP, Slope, worst
-from abcfx.checks.sweep_models import STANDARD, TRANSFORMED
-from abcfx.report.console import VERDICT_STYLES, text_of
-from abcfx.support.text import to_pandas
+from abcfx.checks.plots import plot_coord
+from abcfx.checks.slopes import CHANGE, INIT, UPDATE, Measurement, Slope
+from abcfx.checks.variants import STANDARD, TRANSFORMED, Variant
+from abcfx.report.console import text_of, verdict_text
+from abcfx.support.figures import save
+from abcfx.support.verdict import CheckResult, CheckRow, Verdict, worst
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STATISTICS = (INIT, UPDATE, CHANGE)
 NAMES_SHOWN = 3
 
 
-@dataclass(frozen=True)
-class CoordCheck:
-    """Result of `coord_check`; true where the verdict is PASS.
+@dataclass(frozen=True, kw_only=True)
+class LayerRow(CheckRow):
+    """One layer of the transformed model, with the worst verdict of its slopes.
 
     Attributes:
+        cause: the earlier layer that is to blame, if this layer fails only because of what comes into it.
+    """
+
+    cause: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoordCheck(CheckResult[LayerRow]):
+    """Result of `coord_check`; true if the verdict is PASS.
+
+    Attributes:
+        rows: one for each layer, in the order in which layers run.
         widths: in increasing order.
         base_width: where transformed and standard model are the same.
         seeds: those of the transformed model.
         steps: optimizer steps after which updates and changes are judged.
         slopes: in the order in which layers run, transformed model first.
-        rows: a dict for every value: model, width, seed, step, node, statistic, value.
+        measurements: every value that slopes are fitted to.
     """
 
+    TITLE: ClassVar[str] = "coordinate check"
     widths: tuple[int, ...]
     base_width: int
     seeds: tuple[int, ...]
     steps: int
-    slopes: list[Slope]
-    rows: list[dict[str, Any]] = field(repr=False)
-    notes: tuple[str, ...] = ()
+    slopes: tuple[Slope, ...]
+    measurements: tuple[Measurement, ...] = field(repr=False)
 
     @property
-    def verdict(self) -> str:
-        """The worst verdict of any layer of the transformed model."""
-        return worst([each.verdict for each in self.slopes if each.model == TRANSFORMED])
-
-    @property
-    def control(self) -> str | None:
+    def control(self) -> Verdict | None:
         """The worst verdict of the model as written, which should fail; None without a control."""
-        found = [each.verdict for each in self.slopes if each.model == STANDARD]
-        return worst(found) if found else None
+        found = [each for each in self.slopes if each.model == STANDARD]
+        return worst(_verdicts(found)) if found else None
 
     @property
-    def nodes(self) -> dict[str, str]:
+    def nodes(self) -> dict[str, Verdict]:
         """Layer -> its worst verdict, in the order in which layers run."""
-        return self._verdicts(TRANSFORMED)
+        return {row.name: row.verdict for row in self.rows}
 
     @property
-    def failed(self) -> list[str]:
-        """Layers that fail by a fault of their own, in the order in which they run."""
-        found = [s.node for s in self.slopes if s.model == TRANSFORMED and s.verdict == FAIL and s.cause is None]
-        return list(dict.fromkeys(found))
+    def failed(self) -> tuple[LayerRow, ...]:
+        """The layers that fail by a fault of their own, in the order in which they run."""
+        return tuple(row for row in super().failed if row.cause is None)
 
-    def slope(self, node: str, statistic: str = UPDATE, model: str = TRANSFORMED) -> Slope:
-        """The slope that is judged. Raises KeyError for a layer or a statistic that was not seen."""
+    def slope(self, node: str, statistic: str = UPDATE, model: Variant = TRANSFORMED) -> Slope:
+        """Return the slope that is judged. Raises KeyError for a layer or a statistic that was not seen."""
+        found = self._find(node, statistic, model)
+        if found is None:
+            raise KeyError(f"{node!r} has no {statistic!r} of the {model} model; there are {', '.join(self.nodes)}.")
+        return found
+
+    def _find(self, node: str, statistic: str, model: Variant = TRANSFORMED) -> Slope | None:
         step = 0 if statistic == INIT else self.steps
-        for each in self.slopes:
-            if (each.node, each.statistic, each.model, each.step) == (node, statistic, model, step):
-                return each
-        raise KeyError(f"{node!r} has no {statistic!r} of the {model} model; there are {', '.join(self.nodes)}.")
+        wanted = (node, statistic, model, step)
+        return next((s for s in self.slopes if (s.node, s.statistic, s.model, s.step) == wanted), None)
 
-    def __bool__(self) -> bool:
-        return self.verdict == PASS
+    def to_dict(self) -> dict[str, object]:
+        """Return verdicts, layers and slopes as plain data."""
+        return super().to_dict() | {
+            "control": self.control,
+            "widths": self.widths,
+            "base_width": self.base_width,
+            "seeds": self.seeds,
+            "steps": self.steps,
+            "nodes": self.nodes,
+            "slopes": [each.to_dict() for each in self.slopes],
+        }
 
-    def to_pandas(self) -> Any:
-        """`rows` as a DataFrame. Raises InvalidInputError without pandas."""
-        return to_pandas(self.rows)
+    def plot(self, path: str | None = None) -> Figure:
+        """Draw every statistic over width, transformed and as written, and the slopes of updates with their intervals.
 
-    def to_json(self) -> str:
-        """Verdicts and slopes."""
-        return json.dumps(
-            {
-                "check": "coord",
-                "verdict": self.verdict,
-                "control": self.control,
-                "failed": self.failed,
-                "widths": self.widths,
-                "base_width": self.base_width,
-                "seeds": self.seeds,
-                "steps": self.steps,
-                "nodes": self.nodes,
-                "slopes": [each.row() for each in self.slopes],
-                "notes": self.notes,
-            }
-        )
+        Args:
+            path: where to write the figure; its ending chooses the format (.png, .svg, .pdf).
 
-    def plot(self, path: str | None = None) -> Any:
-        """Every statistic over width, transformed and as written, and the slopes of updates, as a matplotlib figure."""
-        from abcfx.checks.plots import plot_coord
-
-        return plot_coord(self, path)
+        Raises:
+            InvalidInputError: matplotlib is not installed.
+        """
+        last = [each for each in self.slopes if each.step == self.steps]
+        values = [each for each in self.measurements if each.step == self.steps]
+        title = f"{self.TITLE}: {self.verdict}, {len(self.seeds)} seeds, after {self.steps} steps"
+        return save(plot_coord(title, self.nodes, last, values), path)
 
     def __str__(self) -> str:
         return text_of(self.__rich__())
 
     def __rich__(self) -> RenderableType:
-        parts: list[RenderableType] = [self._headline(), Text(), self._table(), Text()]
-        parts += [Text(f"  {line}", overflow="fold") for line in self._reasons()]
-        parts += [Text(f"note: {note}") for note in self.notes]
-        return Group(*parts)
+        reasons = [Text(f"  {line}", overflow="fold") for line in self._reasons()]
+        return Group(self._headline(), Text(), self._table(), Text(), *reasons)
 
     def _headline(self) -> Text:
         control = "" if self.control is None else f"; the model as written: {self.control}"
-        text = Text("coordinate check: ").append(self.verdict, VERDICT_STYLES[self.verdict]).append(control)
+        text = Text(f"{self.TITLE}: ").append(verdict_text(self.verdict)).append(control)
         widths = ", ".join(map(str, self.widths))
         text.append(f"\nwidths {widths} (base {self.base_width}), {len(self.seeds)} seeds, {self.steps} steps\n")
         return text.append(
@@ -128,56 +135,63 @@ class CoordCheck:
         for name in (*STATISTICS, "expected", "as written"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("verdict")
-        for node, verdict in self.nodes.items():
-            logits = self._find(node, UPDATE) is None
-            judged = self._find(node, CHANGE if logits else UPDATE)
-            cells = [_shown(self._find(node, statistic)) for statistic in STATISTICS]
-            control = self._find(node, CHANGE if logits else UPDATE, STANDARD)
-            table.add_row(
-                node,
-                *cells,
-                _interval(judged),
-                _shown(control),
-                Text(verdict or "-", VERDICT_STYLES.get(verdict, "dim")),
-            )
+        for row in self.rows:
+            of_logits = self._find(row.name, UPDATE) is None
+            statistic = CHANGE if of_logits else UPDATE
+            cells = [_shown(self._find(row.name, each)) for each in STATISTICS]
+            expected = _interval(self._find(row.name, statistic))
+            control = _shown(self._find(row.name, statistic, STANDARD))
+            table.add_row(row.name, *cells, expected, control, verdict_text(row.verdict))
         return table
 
     def _reasons(self) -> list[str]:
+        """Return a line for each slope that did not pass; layers that were skipped for one reason share a line."""
         mine = [s for s in self.slopes if s.model == TRANSFORMED and s.reason]
-        lines = [f"{s.verdict} {s.node}: {s.reason}" for s in mine if s.verdict not in (PASS, SKIP, INFO)]
+        silent = (Verdict.PASS, Verdict.SKIP, None)
+        lines = [f"{s.verdict} {s.node}: {s.reason}" for s in mine if s.verdict not in silent]
         skipped: dict[str, list[str]] = {}
         for s in mine:
-            if s.verdict == SKIP:
+            if s.verdict is Verdict.SKIP:
                 skipped.setdefault(s.reason, []).append(s.node)
         for reason, nodes in skipped.items():
             more = f" and {len(nodes) - NAMES_SHOWN} more" if len(nodes) > NAMES_SHOWN else ""
-            lines.append(f"{SKIP} {', '.join(nodes[:NAMES_SHOWN])}{more}: {reason}")
+            lines.append(f"{Verdict.SKIP} {', '.join(nodes[:NAMES_SHOWN])}{more}: {reason}")
         return lines
 
-    def _find(self, node: str, statistic: str, model: str = TRANSFORMED) -> Slope | None:
-        try:
-            return self.slope(node, statistic, model)
-        except KeyError:
-            return None
 
-    def _verdicts(self, model: str) -> dict[str, str]:
-        found: dict[str, list[str]] = {}
-        for each in self.slopes:
-            if each.model == model:
-                found.setdefault(each.node, []).append(each.verdict)
-        return {node: worst(verdicts) for node, verdicts in found.items()}
+def layer_rows(slopes: Iterable[Slope]) -> tuple[LayerRow, ...]:
+    """Sum up the judged slopes of the transformed model, layer by layer."""
+    by_node: dict[str, list[Slope]] = {}
+    for each in slopes:
+        if each.model == TRANSFORMED:
+            by_node.setdefault(each.node, []).append(each)
+    return tuple(_layer_row(node, own) for node, own in by_node.items())
+
+
+def _layer_row(node: str, slopes: list[Slope]) -> LayerRow:
+    verdict = worst(_verdicts(slopes))
+    deciding = [each for each in slopes if each.verdict is verdict]
+    causes = {each.cause for each in deciding}
+    unjudged = "" if _verdicts(slopes) else "the exponents predict nothing of it"
+    return LayerRow(
+        name=node,
+        verdict=verdict,
+        reason="; ".join(dict.fromkeys(each.reason for each in deciding if each.reason)) or unjudged,
+        cause=None if None in causes else next(iter(causes), None),
+    )
+
+
+def _verdicts(slopes: Iterable[Slope]) -> list[Verdict]:
+    return [each.verdict for each in slopes if each.verdict is not None]
 
 
 def _shown(slope: Slope | None) -> str:
     if slope is None:
         return ""
     if slope.mean is None:
-        return "zero" if slope.verdict == SKIP else "-"
+        return "zero" if slope.verdict is Verdict.SKIP else "-"
     return f"{slope.mean:+.2f} ± {slope.error:.2f}"
 
 
 def _interval(slope: Slope | None) -> str:
-    if slope is None or slope.low is None or slope.high is None:
-        return ""
-    same = slope.high - slope.low < 0.005
-    return f"{slope.high:+.2f}" if same else f"{slope.low:+.2f} .. {slope.high:+.2f}"
+    return "" if slope is None or slope.interval is None else str(slope.interval)

@@ -1,21 +1,28 @@
-"""The search for a learning rate and a constant on it for each role, at a small width."""
+"""`tune`: the search for a learning rate and a constant on it for each role, at a small width."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 from abcfx.checks.slopes import standard_error
-from abcfx.checks.sweep import Batches, Job, Sweep
-from abcfx.checks.sweep_models import TRANSFORMED, MakeModel, ModelSweep
+from abcfx.checks.sweep import Batches, Job, Run, Sweep
+from abcfx.checks.sweep_models import MakeModel, ModelSweep, seeds_of
 from abcfx.checks.tune_result import Trial, Tuned
+from abcfx.checks.variants import TRANSFORMED
 from abcfx.errors import InvalidInputError
+from abcfx.pipeline import TransformOptions
 from abcfx.support.batch_loss import Loss, default_loss
+from abcfx.support.choices import choose
 from abcfx.theory.optimizers import Optimizer
 from abcfx.theory.parametrizations import MATRIX_ROLES, ROLES
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+SearchMethod = Literal["coordinate", "optuna"]
 Point = tuple[float, ...]  # log2 of the factors: of all rates together, then of each role
 FIRST_STEP, LAST_STEP = 2.0, 0.5  # octaves
 COARSE = (-4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0)
@@ -31,7 +38,7 @@ def tune(
     width: int,
     roles: Sequence[str] = MATRIX_ROLES,
     budget: int = 80,
-    method: str = "coordinate",
+    method: SearchMethod = "coordinate",
     loss: Loss | None = None,
     optimizer: Optimizer | Mapping[str, Optimizer] = "adamw",
     lr: float = 2.0**-8,
@@ -41,21 +48,23 @@ def tune(
     n_jobs: int = -1,
     base_width: int | None = None,
     progress: bool | None = None,
-    **transform_options: Any,
+    **transform_options: Unpack[TransformOptions],
 ) -> Tuned:
     """Find the base learning rate and a constant on it for each role, at a width where runs are cheap.
 
     First one rate for all is swept. From the best one on, the coordinate search tries every role, and all together, two
-    octaves up and down, goes to the best point, adds up moves that help, and halves the step when nothing does. In the
+    octaves up and down, goes to the best point, adds up moves that help, and halves the step when nothing does. At the
     end the point is compared with the best single rate on seeds that the search has not seen, so that `gain` is not
     flattered by the choice among many.
 
-    Args:
+    Main arguments:
         make_model: builds the model of a width. It must not seed torch itself.
-        batches: as for `transfer_check`; a function of the seed is better, since other seeds are used in the end.
-        width: where to search. The constants are for the transform to any other width, with this width as base.
-        roles: which get a constant of their own; all other parameters take the base rate.
+        batches: as for `transfer_check`; a function of the seed is better, since other seeds are used at the end.
+        width: where to search. The constants serve a transform to any other width, with this width as base.
         budget: number of settings to try, each on every seed.
+
+    Other arguments:
+        roles: which get a constant of their own; all other parameters take the base rate.
         method: "coordinate" (deterministic), or "optuna" (its TPE sampler; extra `tune`).
         loss: see `coord_check`.
         optimizer: as for `transform`.
@@ -64,105 +73,140 @@ def tune(
         steps: of each run. Short runs favour large rates.
         backend, n_jobs, progress: as for `transfer_check`.
         base_width: `width` by default.
-        transform_options: of `transform`.
+        transform_options: passed on to `transform`.
 
     Returns:
         A `Tuned`: a mapping by role, which `transform(lr=...)` and `transfer_check(lr=...)` take.
 
     Raises:
         InvalidInputError: arguments that do not fit; and whatever `transform` raises.
+
+    Example:
+        >>> import torch
+        >>> from abcfx.examples.mlp import make_mlp
+        >>> batches = [(torch.randn(8, 64), torch.randint(10, (8,))) for _ in range(5)]
+        >>> tuned = tune(make_mlp, batches, width=8, budget=10, seeds=1, steps=5, backend="sequential")
+        >>> list(tuned)
+        ['default', 'embedding', 'hidden', 'readout']
     """
+    method = choose("method", method, get_args(SearchMethod))
     unknown = [role for role in roles if role not in ROLES]
-    if unknown or not roles or budget < len(COARSE) + 1 or method not in ("coordinate", "optuna") or not lr > 0:
+    if unknown or not roles or budget < len(COARSE) + 1 or not lr > 0:
         raise InvalidInputError(
-            f"tune: roles={tuple(roles)}, budget={budget}, method={method!r}, lr={lr}; expected roles among "
-            f"{', '.join(ROLES)}, a budget above {len(COARSE)}, method 'coordinate' or 'optuna', and a positive lr."
+            f"tune: roles={tuple(roles)}, budget={budget}, lr={lr}; expected roles among {', '.join(ROLES)}, a budget "
+            f"above {len(COARSE)}, and a positive lr."
         )
-    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    family = ModelSweep(make_model, None, base_width or width, optimizer, {"lr": lr, **transform_options})
-    sweep = Sweep(family, batches, default_loss if loss is None else loss, steps, backend, n_jobs, progress)
-    family.batch = sweep.first_batch()
-    search = _Search(sweep, width, tuple(roles), chosen, budget)
-    common = search.common()
+    chosen = seeds_of(seeds)
+    models = ModelSweep(make_model, None, base_width or width, optimizer, {"lr": lr, **transform_options})
+    sweep = Sweep(models, batches, default_loss if loss is None else loss, steps, backend, n_jobs, progress)
+    models.batch = sweep.first_batch()
+    search = RateSearch(sweep, width, tuple(roles), chosen, budget)
+    common = search.best_common_rate()
     best = search.with_optuna(common) if method == "optuna" else search.by_coordinates(common)
     fresh = [max(chosen) + 1 + i for i in range(FRESH_SEEDS)] if callable(batches) else chosen
-    after = _Search(sweep, width, tuple(roles), fresh, 2)
-    after.evaluate([common, best], "tune: compare")
-    gains = [a - b for a, b in zip(after.losses[common], after.losses[best], strict=True)]
-    rates = {"default": lr * 2 ** best[0]}
-    rates |= {role: lr * 2 ** (best[0] + x) for role, x in zip(roles, best[1:], strict=True)}
+    comparison = RateSearch(sweep, width, tuple(roles), fresh, 2)
+    comparison.evaluate([common, best], "tune: compare")
+    tuned, single = comparison.losses[best], comparison.losses[common]
+    gains = [theirs - ours for theirs, ours in zip(single, tuned, strict=True)]
     return Tuned(
-        rates=rates,
+        rows=search.trials(lr),
+        rates=search.rates(lr, best),
         single=lr * 2 ** common[0],
         width=width,
         steps=steps,
         seeds=tuple(chosen),
         fresh_seeds=tuple(fresh),
-        loss=fmean(after.losses[best]),
-        single_loss=fmean(after.losses[common]),
+        loss=fmean(tuned),
+        single_loss=fmean(single),
         gain=fmean(gains),
         gain_error=standard_error(gains),
-        trials=search.trials(lr),
     )
 
 
-class _Search:
-    """Losses by point, and how the next points are chosen."""
+class Trainer(Protocol):
+    """Anything that makes training runs, such as a `Sweep`."""
 
-    def __init__(self, sweep: Sweep, width: int, roles: tuple[str, ...], seeds: list[int], budget: int) -> None:
-        self.sweep, self.width, self.roles, self.seeds, self.budget = sweep, width, roles, seeds, budget
+    def run(self, jobs: Sequence[Job], title: str) -> list[Run]:
+        """Return one run for each job, in any order."""
+
+
+class RateSearch:
+    """Losses by point, and the choice of the next points.
+
+    Attributes:
+        losses: capped loss of each seed, by point, in the order in which points were tried.
+    """
+
+    def __init__(self, trainer: Trainer, width: int, roles: tuple[str, ...], seeds: Sequence[int], budget: int) -> None:
+        self._trainer, self._width, self._roles, self._seeds, self._budget = trainer, width, roles, seeds, budget
         self.losses: dict[Point, list[float]] = {}
 
     def evaluate(self, points: Sequence[Point], title: str = "tune") -> None:
-        """Train at points that are new, as far as the budget goes."""
+        """Train at the points that are new, as far as the budget goes."""
         new = [point for point in dict.fromkeys(points) if point not in self.losses]
-        new = new[: max(0, self.budget - len(self.losses))]
-        jobs = {Job(TRANSFORMED, self.width, seed, self._factors(point)): point for point in new for seed in self.seeds}
-        found = {run.job: run for run in self.sweep.run(list(jobs), title)} if jobs else {}
+        new = new[: max(0, self._budget - len(self.losses))]
+        jobs = {
+            Job(TRANSFORMED, self._width, seed, tuple(self._factors(point).items())): point
+            for point in new
+            for seed in self._seeds
+        }
+        found = {run.job: run for run in self._trainer.run(list(jobs), title)} if jobs else {}
         for job, point in jobs.items():
             self.losses.setdefault(point, []).append(found[job].capped)
 
-    def _factors(self, point: Point) -> tuple[tuple[str, float], ...]:
-        of_roles = zip(self.roles, point[1:], strict=True)
-        return ("default", 2.0 ** point[0]), *((role, 2.0 ** (point[0] + x)) for role, x in of_roles)
+    def _factors(self, point: Point) -> dict[str, float]:
+        """Return role -> factor on the planned rates."""
+        by_role = {role: 2.0 ** (point[0] + x) for role, x in zip(self._roles, point[1:], strict=True)}
+        return {"default": 2.0 ** point[0], **by_role}
 
-    def loss(self, point: Point) -> float:
+    def rates(self, lr: float, point: Point) -> dict[str, float]:
+        """Return role -> absolute rate at a point, for a search that started at `lr`."""
+        return {role: lr * factor for role, factor in self._factors(point).items()}
+
+    def _loss(self, point: Point) -> float:
         return fmean(self.losses[point]) if point in self.losses else math.inf
 
     @property
-    def best(self) -> Point:
-        return min(self.losses, key=self.loss)
+    def _left(self) -> int:
+        """Number of points that the budget still allows."""
+        return self._budget - len(self.losses)
 
-    def common(self) -> Point:
-        """The best single rate for all."""
-        zeros = (0.0,) * len(self.roles)
+    @property
+    def best(self) -> Point:
+        """The point with the lowest loss."""
+        return min(self.losses, key=self._loss)
+
+    def best_common_rate(self) -> Point:
+        """Sweep one rate for all parameters, further while the best is the outermost, and return the best."""
+        zeros = (0.0,) * len(self._roles)
         self.evaluate([(x, *zeros) for x in COARSE])
-        while (edge := abs(self.best[0])) >= max(abs(p[0]) for p in self.losses) and len(self.losses) < self.budget:
+        while (edge := abs(self.best[0])) >= max(abs(point[0]) for point in self.losses) and self._left > 0:
             self.evaluate([(math.copysign(edge + step, self.best[0]), *zeros) for step in (1.0, 2.0)])
         middle = self.best[0]
         self.evaluate([(middle + x, *zeros) for x in (-0.5, 0.5)])
         return self.best
 
     def by_coordinates(self, start: Point) -> Point:
+        """Search from a point by moves along one coordinate at a time, and return the best point of all."""
         at, step = start, FIRST_STEP
-        while step >= LAST_STEP and len(self.losses) < self.budget:
-            moves = list(self._moves(at, step))
+        while step >= LAST_STEP and self._left > 0:
+            moves = list(_moves(at, step))
             self.evaluate(moves)
-            better = [move for move in moves if self.loss(move) < self.loss(at)]
+            better = [move for move in moves if self._loss(move) < self._loss(at)]
             if not better:
                 step /= 2
                 continue
-            self.evaluate([_sum_of(at, better, self.loss)])
-            at = min([at, *better, _sum_of(at, better, self.loss)], key=self.loss)
+            together = sum_of_moves(at, better, self._loss)
+            self.evaluate([together])
+            at = min([at, *better, together], key=self._loss)
         return self.best
 
-    def _moves(self, at: Point, step: float) -> Iterator[Point]:
-        for i in range(len(at)):
-            for sign in (1, -1):
-                yield tuple(x + sign * step if j == i else x for j, x in enumerate(at))
-
     def with_optuna(self, start: Point) -> Point:
-        """Raises InvalidInputError without optuna."""
+        """Search with Optuna's TPE sampler, which is told everything tried so far, and return the best point.
+
+        Raises:
+            InvalidInputError: optuna is not installed.
+        """
         try:
             import optuna
         except ImportError as error:
@@ -170,7 +214,7 @@ class _Search:
         level = optuna.logging.get_verbosity()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
-            names = ("default", *self.roles)
+            names = ("default", *self._roles)
             reach: optuna.distributions.BaseDistribution = optuna.distributions.FloatDistribution(-REACH, REACH)
             wide = dict.fromkeys(names, reach)
             study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, multivariate=True))
@@ -178,31 +222,35 @@ class _Search:
                 if max(map(abs, point)) <= REACH:
                     params = dict(zip(names, point, strict=True))
                     study.add_trial(optuna.create_trial(params=params, distributions=wide, value=fmean(losses)))
-            while len(self.losses) < self.budget:
-                asked = [study.ask(wide) for _ in range(min(AT_ONCE, self.budget - len(self.losses)))]
+            while self._left > 0:
+                asked = [study.ask(wide) for _ in range(min(AT_ONCE, self._left))]
                 points = [tuple(trial.params[name] for name in names) for trial in asked]
                 self.evaluate(points)
                 for trial, point in zip(asked, points, strict=True):
-                    study.tell(trial, self.loss(point))
+                    study.tell(trial, self._loss(point))
         finally:
             optuna.logging.set_verbosity(level)
-        return min([start, self.best], key=self.loss)
+        return min([start, self.best], key=self._loss)
 
-    def trials(self, lr: float) -> list[Trial]:
-        names = ("default", *self.roles)
-        found = []
-        for point, losses in self.losses.items():
-            factors = dict(self._factors(point))
-            rates = {name: lr * factors[name] for name in names}
-            found.append(Trial(rates, fmean(losses), standard_error(losses)))
-        return found
+    def trials(self, lr: float) -> tuple[Trial, ...]:
+        """Return every point that was tried, in absolute rates."""
+        return tuple(
+            Trial(self.rates(lr, point), fmean(losses), standard_error(losses)) for point, losses in self.losses.items()
+        )
 
 
-def _sum_of(at: Point, moves: Sequence[Point], loss: Any) -> Point:
-    """All moves that help, together: of each coordinate the better one."""
+def _moves(at: Point, step: float) -> Iterator[Point]:
+    """Yield the points that differ in one coordinate by one step, up or down."""
+    for i in range(len(at)):
+        for sign in (1, -1):
+            yield tuple(x + sign * step if j == i else x for j, x in enumerate(at))
+
+
+def sum_of_moves(at: Point, moves: Sequence[Point], loss: Callable[[Point], float]) -> Point:
+    """Add up all moves that help; of two along one coordinate, take the better one."""
     total = list(at)
     for i in range(len(at)):
-        mine = [move for move in moves if move[i] != at[i]]
-        if mine:
-            total[i] = min(mine, key=loss)[i]
+        along = [move for move in moves if move[i] != at[i]]
+        if along:
+            total[i] = min(along, key=loss)[i]
     return tuple(total)

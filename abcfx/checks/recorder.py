@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from abcfx.capture import EmittedModule
+from abcfx.capture.dispatch import AtenOp, CallWatcher
 from abcfx.passes import scale_nodes
 
 ATEN = torch.ops.aten
-# What is added to the product (a bias) stands at this position: the update of a layer has none.
-ADDED = {ATEN.addmm.default: 0, ATEN.baddbmm.default: 0, ATEN.addbmm.default: 0, ATEN.convolution.default: 2}
+# Position of what is added to the product (a bias); the update of a layer has none.
+ADDED: dict[AtenOp, int] = {
+    ATEN.addmm.default: 0,
+    ATEN.baddbmm.default: 0,
+    ATEN.addbmm.default: 0,
+    ATEN.convolution.default: 2,
+}
 TABLES = {ATEN.embedding.default, ATEN.index.Tensor}
 MATRIX_PRODUCTS = {ATEN.mm.default, ATEN.bmm.default, ATEN.mv.default, ATEN.addmm.default, ATEN.baddbmm.default}
 WEIGHT_OPS = {*MATRIX_PRODUCTS, *TABLES, *ADDED}
@@ -36,10 +40,15 @@ class Use:
 
 @dataclass
 class Seen:
-    """What one layer did in one run of the model, call by call: W x without a bias, and mean squares.
+    """What one layer computed in one run of the model, call by call.
 
-    `updates`: of dW x. `inits`: of W times that of x times fan_in, which is what W x has while W is independent of x.
-    `inputs`: of x, multiplier included. `rows`: number of rows of x. `fan_in`: terms of a sum, 1 for a lookup.
+    Attributes:
+        outputs: W x without a bias, of each call.
+        updates: mean squares of dW x.
+        inits: mean square of W times that of x times fan_in: the mean square of W x while W is independent of x.
+        inputs: mean squares of x, multiplier included.
+        rows: number of rows of x in all calls.
+        fan_in: number of terms of the sum in W x; 1 for a lookup.
     """
 
     outputs: list[torch.Tensor] = field(default_factory=list)
@@ -57,38 +66,39 @@ class Seen:
     @property
     def update(self) -> float:
         """rms(dW x)."""
-        return self._weighted(self.updates)
+        return self._root_mean(self.updates)
 
     @property
     def init(self) -> float:
-        """rms(W) rms(x) sqrt(fan_in); of a lookup and of logits, rms of what comes out."""
-        return self._weighted(self.inits) if self.inits else self.output
+        """rms(W) rms(x) sqrt(fan_in); of a lookup and of logits, the rms of the output."""
+        return self._root_mean(self.inits) if self.inits else self.output
 
     @property
     def input(self) -> float:
+        """rms(x)."""
         return (sum(self.inputs) / len(self.inputs)) ** 0.5 if self.inputs else 0.0
 
     def change(self, first: Seen) -> float | None:
-        """rms of W x now minus W x then; None where other rows came in, as with experts."""
+        """Return the rms of W x now minus W x then; None if other rows came in, as with experts."""
         if [o.shape for o in self.outputs] != [o.shape for o in first.outputs]:
             return None
         return rms([now - then for now, then in zip(self.outputs, first.outputs, strict=True)])
 
-    def _weighted(self, squares: list[float]) -> float:
-        """Root of the mean over all entries of all calls."""
+    def _root_mean(self, squares: list[float]) -> float:
+        """Return the root of the mean over all entries of all calls."""
         counts = [o.numel() for o in self.outputs]
         total = sum(square * count for square, count in zip(squares, counts, strict=True)) if squares else 0.0
         return (total / sum(counts)) ** 0.5 if sum(counts) else 0.0
 
     def multiply_last(self, factor: float) -> None:
-        """The last call's result times a number."""
+        """Multiply the output of the last call by a number."""
         self.outputs[-1] = self.outputs[-1] * factor
         if self.updates:
             self.updates[-1] *= factor**2
 
 
 def rms(tensors: list[torch.Tensor]) -> float:
-    """Root mean square of all entries together, summed in float64; 0 without any."""
+    """Return the root mean square of all entries together, summed in float64; 0 without any."""
     count = sum(t.numel() for t in tensors)
     return (sum(_mean_square(t) * t.numel() for t in tensors) / count) ** 0.5 if count else 0.0
 
@@ -97,106 +107,115 @@ def _mean_square(tensor: torch.Tensor) -> float:
     return float(tensor.double().square().mean()) if tensor.numel() else 0.0
 
 
-class Recorder(TorchDispatchMode):
-    """Does every weight op of the code under it a second time with dW in the weight's place.
+class Recorder(CallWatcher):
+    """Repeats every weight op of a run with dW in the weight's place, and keeps what comes out.
 
-    A weight is known by its storage, so that views of it (transposed, one head of it) count. Attention logits are what
-    goes into a softmax and comes out of a product of two activations; those of a fused attention op are computed again
-    from its queries and keys, without mask.
+    A weight is known by its storage, so that views of it (transposed, one head of it) count. Attention logits go into a
+    softmax and come out of a product of two activations; those of a fused attention op are computed again from its
+    queries and keys, without mask.
 
-    Args:
-        module: whose parameters are watched.
-        first: its parameters at init, by name; None at init itself, where no weight has an update.
+    Attributes:
+        found: what was seen of each use, filled by everything that runs in the `with` block of the recorder.
     """
 
     def __init__(self, module: nn.Module, first: Mapping[str, torch.Tensor] | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.parameters = {n: p.detach() for n, p in module.named_parameters() if p.ndim > 1}
-        self.names = {p.untyped_storage().data_ptr(): n for n, p in self.parameters.items()}
-        self.first = first
+        """Watch the parameters of a module.
+
+        Args:
+            first: the parameters at init, by name; None at init itself, when no weight has an update.
+        """
+        super().__init__()
         self.found: dict[Use, Seen] = {}
+        self._parameters = {n: p.detach() for n, p in module.named_parameters() if p.ndim > 1}
+        self._names = {p.untyped_storage().data_ptr(): n for n, p in self._parameters.items()}
+        self._first = first
         self._changes: dict[str, torch.Tensor] = {}
-        self._of_products = _factors_before_products(module)
-        self._looked_up: tuple[Use, torch.Tensor] | None = None  # held, as those below
-        self._logits: dict[int, torch.Tensor] = {}  # by storage; held, so that no storage is used again
+        self._factors_of_products = _factors_before_products(module)
+        # Tensors are held here for the run: a storage that were freed could be used again for another tensor.
+        self._looked_up: tuple[Use, torch.Tensor] | None = None
+        self._logits: dict[int, torch.Tensor] = {}
         self._attentions = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+    def watch(self, op: AtenOp, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        """Make a call as usual, then look at it."""
+        out: object = op(*args, **kwargs)
         with torch.no_grad():
-            self._look(func, args, kwargs or {}, out)
+            self._look(op, args, kwargs, out)
         return out
 
-    def _look(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        if func is ATEN.mul.Tensor and self._looked_up is not None and _place(args[0]) == _place(self._looked_up[1]):
+    def _look(self, op: AtenOp, args: tuple[object, ...], kwargs: Mapping[str, object], out: object) -> None:
+        if op is ATEN.mul.Tensor and self._looked_up is not None and _place(args[0]) == _place(self._looked_up[1]):
             self._multiply(self._looked_up[0], args[1], out)
-        if func in WEIGHT_OPS:
+        if op in WEIGHT_OPS:
             weights = [
-                (i, name)
-                for i, arg in enumerate(args)
-                if isinstance(arg, torch.Tensor) and i != ADDED.get(func) and (name := self.names.get(_place(arg)))
+                (position, name)
+                for position, arg in enumerate(args)
+                if position != ADDED.get(op) and (name := self._names.get(_place(arg)))
             ]
             for position, name in weights:
-                self._weight_op(func, args, kwargs, position, name, out)
-            if not weights and func in MATRIX_PRODUCTS and out.ndim >= 2:
+                self._weight_op(op, args, kwargs, position, name, out)
+            if not weights and op in MATRIX_PRODUCTS and isinstance(out, torch.Tensor) and out.ndim >= 2:
                 self._logits[_place(out)] = out
-        elif func is ATEN._softmax.default:
-            if _place(args[0]) in self._logits:
+        elif op is ATEN._softmax.default:
+            if isinstance(args[0], torch.Tensor) and _place(args[0]) in self._logits:
                 self._attend(args[0])
-        elif func.__name__.startswith("_scaled_dot_product"):
+        elif op.__name__.startswith("_scaled_dot_product"):
             self._attend(_fused_logits(args, kwargs))
         elif (
             isinstance(out, torch.Tensor)
-            and func not in NORMS | SUMS
+            and op not in NORMS | SUMS
             and any(_place(arg) in self._logits for arg in args)
         ):
             self._logits[_place(out)] = out
 
-    def _weight_op(self, func: Any, args: Any, kwargs: Any, position: int, name: str, out: torch.Tensor) -> None:
-        is_table = func in TABLES
-        use = Use(name, LOOKUP if is_table else PRODUCT)
+    def _weight_op(
+        self, op: AtenOp, args: Sequence[object], kwargs: Mapping[str, object], position: int, name: str, out: object
+    ) -> None:
+        use = Use(name, LOOKUP if op in TABLES else PRODUCT)
         seen = self.found.setdefault(use, Seen())
-        plain = list(args)
-        added = ADDED.get(func)
-        if added is not None and plain[added] is not None:
-            plain[added] = torch.zeros_like(plain[added])
-            out = func(*plain, **kwargs)
+        plain, added = list(args), ADDED.get(op)
+        if added is not None and isinstance(bias := plain[added], torch.Tensor):
+            plain[added] = torch.zeros_like(bias)
+            out = op(*plain, **kwargs)
+        assert isinstance(out, torch.Tensor)
         seen.outputs.append(out.detach().clone())
-        if is_table:
+        if op in TABLES:
             self._looked_up = use, out
         else:
-            self._look_at_input(seen, func, args, position, out)
-        if self.first is not None:
+            self._look_at_input(seen, op, args, position, out)
+        if self._first is not None:
             view = args[position]
+            assert isinstance(view, torch.Tensor)
             plain[position] = self._change(name).as_strided(view.size(), view.stride(), view.storage_offset())
-            seen.updates.append(_mean_square(func(*plain, **kwargs)))
+            seen.updates.append(_mean_square(op(*plain, **kwargs)))
 
-    def _look_at_input(self, seen: Seen, func: Any, args: Any, position: int, out: torch.Tensor) -> None:
-        weight = args[position]
-        if func is ATEN.convolution.default:
-            x, seen.fan_in = args[0], weight[0].numel()
+    def _look_at_input(self, seen: Seen, op: AtenOp, args: Sequence[object], position: int, out: torch.Tensor) -> None:
+        tensors = {i: arg for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and i != ADDED.get(op)}
+        weight = tensors[position]
+        if op is ATEN.convolution.default:
+            x, seen.fan_in = tensors[0], weight[0].numel()
             seen.rows += out.numel() // out.shape[1]
         else:
-            tensors = [i for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and i != ADDED.get(func)]
-            x, last = args[next(i for i in tensors if i != position)], position == tensors[-1]
-            seen.fan_in = weight.shape[-2] if last and weight.ndim > 1 else weight.shape[-1]
+            x, stands_last = next(t for i, t in tensors.items() if i != position), position == max(tensors)
+            seen.fan_in = weight.shape[-2] if stands_last and weight.ndim > 1 else weight.shape[-1]
             seen.rows += x.numel() // seen.fan_in
         square = _mean_square(x)
         seen.inputs.append(square)
-        if self.first is None:
+        if self._first is None:
             seen.inits.append(_mean_square(weight) * square * seen.fan_in)
 
     def _change(self, name: str) -> torch.Tensor:
         if name not in self._changes:
-            assert self.first is not None
-            self._changes[name] = self.parameters[name] - self.first[name]
+            assert self._first is not None
+            self._changes[name] = self._parameters[name] - self._first[name]
         return self._changes[name]
 
-    def _multiply(self, use: Use, factor: Any, out: torch.Tensor) -> None:
-        """What is looked up in a table may be multiplied by numbers after it, by a scale node or by the model."""
-        if isinstance(factor, torch.Tensor) and factor.ndim > 0:
+    def _multiply(self, use: Use, factor: object, out: object) -> None:
+        """Count a number by which a scale node or the model multiplies a looked-up row as part of the lookup."""
+        if not isinstance(out, torch.Tensor) or (isinstance(factor, torch.Tensor) and factor.ndim > 0):
             return
-        if float(factor) not in self._of_products:
+        assert isinstance(factor, torch.Tensor | float | int)
+        if float(factor) not in self._factors_of_products:
             self.found[use].multiply_last(float(factor))
             self._looked_up = use, out
 
@@ -207,7 +226,7 @@ class Recorder(TorchDispatchMode):
 
 
 def _factors_before_products(module: nn.Module) -> frozenset[float]:
-    """Factors of the scale nodes that stand before the next layer, and of none that stands behind a lookup."""
+    """Return the factors of scale nodes that stand before the next layer, and of none that stands after a lookup."""
     before, behind = set[float](), set[float]()
     for graph in module.graphs if isinstance(module, EmittedModule) else ():
         for node in scale_nodes(graph):
@@ -217,14 +236,16 @@ def _factors_before_products(module: nn.Module) -> frozenset[float]:
     return frozenset(before - behind)
 
 
-def _place(tensor: Any) -> int:
-    return tensor.untyped_storage().data_ptr() if isinstance(tensor, torch.Tensor) else -1
+def _place(value: object) -> int:
+    """Identify the memory of a tensor; -1 for anything else."""
+    return value.untyped_storage().data_ptr() if isinstance(value, torch.Tensor) else -1
 
 
-def _fused_logits(args: Any, kwargs: Any) -> torch.Tensor:
-    query, key = args[0], args[1]
-    scale = kwargs.get("scale")
-    factor = query.shape[-1] ** -0.5 if scale is None else float(scale)
+def _fused_logits(args: Sequence[object], kwargs: Mapping[str, object]) -> torch.Tensor:
+    """Compute the attention logits of a fused op again, from its queries and keys (batch, heads, tokens, head_dim)."""
+    query, key, scale = args[0], args[1], kwargs.get("scale")
+    assert isinstance(query, torch.Tensor) and isinstance(key, torch.Tensor)
+    factor = float(scale) if isinstance(scale, int | float) else query.shape[-1] ** -0.5
     if key.shape[1] != query.shape[1]:  # groups of queries share a key
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     product: torch.Tensor = (query.float() @ key.float().transpose(-1, -2)) * factor

@@ -1,4 +1,4 @@
-"""Training runs of a sweep, one a job, in parallel through joblib: on this machine, or a Dask or Ray cluster."""
+"""Training runs of a sweep, one for each job, in parallel through joblib: on this machine, or a Dask or Ray cluster."""
 
 from __future__ import annotations
 
@@ -7,39 +7,41 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
 
 import torch
 
-from abcfx.checks.sweep_models import TRANSFORMED, Factors, ModelSweep, Optimizers
+from abcfx.checks.sweep_models import Factors, ModelSweep, Optimizers
+from abcfx.checks.variants import Variant
 from abcfx.errors import InvalidInputError
 from abcfx.report.console import progress_bar
 from abcfx.support.batch_loss import Loss
 from abcfx.support.running import call_with_batch, one_thread, seeded
 
-Batches = Callable[[int], Iterable[Any]] | Iterable[Any]
+Batches = Callable[[int], Iterable[object]] | Iterable[object]
 SEQUENTIAL = "sequential"
 LAST = 0.2  # of the steps: the loss of a run is their mean
 WARM_UP = 0.1
+LEAST_STEPS = 5
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training run: `factors` multiply the planned rates, by role."""
+    """One training run to be made: `factors` multiply the planned rates, by role."""
 
-    model: str
+    variant: Variant
     width: int
     seed: int
     factors: tuple[tuple[str, float], ...]
 
     @property
     def rates(self) -> Factors:
+        """Role -> factor."""
         return dict(self.factors)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a job: `loss`, the mean over the last fifth of the steps; `first`, that of the first step."""
+    """A job that was run: `loss` is the mean over the last fifth of the steps, `first` that of the first step."""
 
     job: Job
     loss: float
@@ -47,11 +49,12 @@ class Run:
 
     @property
     def cap(self) -> float:
-        """Half as much again as before training."""
+        """One and a half times the loss before training: a run that ends higher has diverged."""
         return self.first + abs(self.first) / 2
 
     @property
     def diverged(self) -> bool:
+        """Whether the loss is not finite, or above the cap."""
         return not math.isfinite(self.loss) or self.loss > self.cap
 
     @property
@@ -62,19 +65,20 @@ class Run:
 
 @dataclass
 class Sweep:
-    """What all runs of a sweep share; sent to the workers, which plan each width once.
+    """Everything that the runs of a sweep share; it is sent to the workers, which plan each width once.
 
     Attributes:
-        family: architecture, optimizer and options.
+        models: architecture, optimizer and options.
         batches: a list, of which each run takes `steps`; or a function of the seed.
-        loss: of (output, batch).
+        loss: function of (output, batch).
         steps: of each run: warm-up over a tenth, then linear decay to 0.
         backend: of joblib, or "sequential".
         jobs: number of workers; -1 for as many as there are cores.
-        progress: whether to draw a bar; None where stderr is a terminal.
+        progress: whether to draw a bar; None draws it if stderr is a terminal.
+        key: tells this sweep from others in a worker.
     """
 
-    family: ModelSweep
+    models: ModelSweep
     batches: Batches
     loss: Loss
     steps: int
@@ -88,8 +92,8 @@ class Sweep:
             raise InvalidInputError(
                 "backend='threading': runs would share torch's random numbers.\n  To fix: backend='loky'"
             )
-        if self.steps < 5:
-            raise InvalidInputError(f"steps={self.steps}; expected at least 5.")
+        if self.steps < LEAST_STEPS:
+            raise InvalidInputError(f"steps={self.steps}; expected at least {LEAST_STEPS}.")
         if not callable(self.batches):
             self.batches = list(islice(self.batches, self.steps))
             if len(self.batches) < self.steps:
@@ -98,15 +102,19 @@ class Sweep:
                     f"  To fix: give as many as steps, or a function of the seed that returns them."
                 )
 
-    def first_batch(self) -> Any:
-        """What the models are captured on."""
-        return next(iter(self.batches(0) if callable(self.batches) else self.batches))
+    def batches_of(self, seed: int) -> Iterable[object]:
+        """Return the batches of the runs with a seed."""
+        return self.batches(seed) if callable(self.batches) else self.batches
+
+    def first_batch(self) -> object:
+        """Return the batch on which models are captured."""
+        return next(iter(self.batches_of(0)))
 
     def run(self, jobs: Sequence[Job], title: str) -> list[Run]:
-        """Run the jobs, the most expensive first.
+        """Run the jobs, the widest and so the most expensive first.
 
         Raises:
-            InvalidInputError: joblib is not installed. What a run raises is raised here.
+            InvalidInputError: joblib is not installed; and whatever a run raises.
         """
         ordered = sorted(jobs, key=lambda job: -job.width)
         with progress_bar(title, len(jobs), self.progress) as advance:
@@ -131,30 +139,29 @@ class Sweep:
         return results
 
 
-_FAMILIES: dict[str, ModelSweep] = {}  # of this process: the one that was used last
+_MODELS_BY_SWEEP: dict[str, ModelSweep] = {}  # of this process: those of the sweep that ran last, with their plans
 
 
 def train(sweep: Sweep, job: Job) -> Run:
-    """One run, on one thread."""
-    if sweep.key not in _FAMILIES:
-        _FAMILIES.clear()
-        _FAMILIES[sweep.key] = sweep.family
-    family = _FAMILIES[sweep.key]
+    """Make one run, on one thread."""
+    if sweep.key not in _MODELS_BY_SWEEP:
+        _MODELS_BY_SWEEP.clear()
+        _MODELS_BY_SWEEP[sweep.key] = sweep.models
+    models = _MODELS_BY_SWEEP[sweep.key]
     with one_thread():
-        make = family.transformed if job.model == TRANSFORMED else family.standard
-        module, optimizers = make(job.width, job.seed, job.rates)
-        batches = sweep.batches(job.seed) if callable(sweep.batches) else sweep.batches
+        module, optimizers = models.make(job.variant, job.width, job.seed, job.rates)
+        batches = islice(sweep.batches_of(job.seed), sweep.steps)
         with seeded(job.seed):
-            losses = _losses(module, optimizers, islice(batches, sweep.steps), sweep.loss, sweep.steps)
+            losses = _losses(module, optimizers, batches, sweep.loss, sweep.steps)
     last = losses[-max(1, round(len(losses) * LAST)) :]
     complete = len(losses) == sweep.steps
     return Run(job, sum(last) / len(last) if complete else math.inf, losses[0])
 
 
 def _losses(
-    module: torch.nn.Module, optimizers: Optimizers, batches: Iterable[Any], loss: Loss, steps: int
+    module: torch.nn.Module, optimizers: Optimizers, batches: Iterable[object], loss: Loss, steps: int
 ) -> list[float]:
-    """Of every step before it is taken; fewer than `steps` where one is not finite."""
+    """Train and return the loss before each step; stop early at the first loss that is not finite."""
     warm = max(1, round(steps * WARM_UP))
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda t: min((t + 1) / warm, (steps - t) / max(1, steps - warm)))

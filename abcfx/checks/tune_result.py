@@ -1,41 +1,55 @@
-"""What a search for learning rates returns: rates by role, what they gain, and every setting that was tried."""
+"""The result of a search for learning rates: rates by role, what they gain, and every setting that was tried."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from abcfx.checks.plots import plot_trials
 from abcfx.report.console import text_of
-from abcfx.support.text import to_pandas
+from abcfx.support.figures import save
+from abcfx.support.verdict import RowsResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Trial(NamedTuple):
     """One setting: rates (absolute) by role, the loss as a mean over seeds, and its standard error."""
 
-    rates: dict[str, float]
+    rates: Mapping[str, float]
     loss: float
     error: float
 
+    def to_dict(self) -> dict[str, object]:
+        """Return the rate of each role, loss and error as plain data."""
+        return {**self.rates, "loss": self.loss, "error": self.error}
 
-@dataclass(frozen=True, eq=False)
-class Tuned(Mapping[str, float]):
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Tuned(RowsResult[Trial], Mapping[str, float]):
     """Result of `tune`: a mapping of role, and "default" for all others, to an absolute learning rate.
 
     Attributes:
-        rates: the same as a plain dict.
-        single: the best rate for all parameters alike.
-        loss, single_loss: of `rates` and of `single`, on `fresh_seeds`.
-        gain, gain_error: what `rates` are better by, paired over `fresh_seeds`, and its standard error.
-        fresh_seeds: which the search has not seen (where `batches` was a function of the seed).
-        trials: every setting of the search: the loss surface.
+        rows: every setting of the search, in the order in which they were tried: the loss surface.
+        rates: the same mapping as a plain dict.
+        single: the best rate (absolute) for all parameters alike.
+        width: where the search took place.
+        steps: of each run.
+        seeds: of the search.
+        fresh_seeds: which the search has not seen, if `batches` was a function of the seed.
+        loss: of `rates`, mean over `fresh_seeds`.
+        single_loss: of `single`, mean over `fresh_seeds`.
+        gain: by how much `rates` are better than `single`; paired over `fresh_seeds`.
+        gain_error: standard error of `gain`.
     """
 
+    TITLE: ClassVar[str] = "tune"
     rates: dict[str, float]
     single: float
     width: int
@@ -46,7 +60,6 @@ class Tuned(Mapping[str, float]):
     single_loss: float
     gain: float
     gain_error: float
-    trials: list[Trial] = field(repr=False)
 
     def __getitem__(self, role: str) -> float:
         return self.rates[role]
@@ -58,31 +71,46 @@ class Tuned(Mapping[str, float]):
         return len(self.rates)
 
     @property
-    def rows(self) -> list[dict[str, float]]:
-        """A dict for every trial: the rate of each role, loss, error."""
-        return [{**trial.rates, "loss": trial.loss, "error": trial.error} for trial in self.trials]
+    def trials(self) -> tuple[Trial, ...]:
+        """Every setting of the search: the same as `rows`."""
+        return self.rows
 
-    def to_pandas(self) -> Any:
-        """`rows` as a DataFrame. Raises InvalidInputError without pandas."""
-        return to_pandas(self.rows)
+    def to_dict(self) -> dict[str, object]:
+        """Return rates, gain and trials as plain data."""
+        return {
+            "check": self.TITLE,
+            "rates": self.rates,
+            "single": self.single,
+            "width": self.width,
+            "steps": self.steps,
+            "seeds": self.seeds,
+            "fresh_seeds": self.fresh_seeds,
+            "loss": self.loss,
+            "single_loss": self.single_loss,
+            "gain": self.gain,
+            "gain_error": self.gain_error,
+            "trials": [trial.to_dict() for trial in self.rows],
+        }
 
-    def to_json(self) -> str:
-        """Rates, gain and trials."""
-        names = ("rates", "single", "width", "steps", "seeds", "fresh_seeds", "loss", "single_loss", "gain")
-        found = {name: getattr(self, name) for name in (*names, "gain_error")}
-        return json.dumps({"check": "tune", **found, "trials": self.rows})
+    def plot(self, path: str | None = None) -> Figure:
+        """Draw loss over the rate of each role: all trials, and the lowest loss at each rate.
 
-    def plot(self, path: str | None = None) -> Any:
-        """Loss over the rate of each role, all trials and the envelope, as a matplotlib figure."""
-        from abcfx.checks.plots import plot_tuned
+        Args:
+            path: where to write the figure; its ending chooses the format (.png, .svg, .pdf).
 
-        return plot_tuned(self, path)
+        Raises:
+            InvalidInputError: matplotlib is not installed.
+        """
+        gain = f"gain {self.gain:.3f} ± {self.gain_error:.3f} over one rate"
+        title = f"{self.TITLE}, width {self.width}, {len(self.seeds)} seeds: {gain}; late trials bright"
+        rates, losses = [trial.rates for trial in self.rows], [trial.loss for trial in self.rows]
+        return save(plot_trials(title, rates, losses, self.rates), path)
 
     def __str__(self) -> str:
         return text_of(self.__rich__())
 
     def __rich__(self) -> RenderableType:
-        head = Text(f"tune: width {self.width}, {len(self.trials)} settings, {len(self.seeds)} seeds, ")
+        head = Text(f"{self.TITLE}: width {self.width}, {len(self.rows)} settings, {len(self.seeds)} seeds, ")
         head.append(f"{self.steps} steps\n").append(f"gain over one rate for all: {self.gain:.4f} ± ", "bold")
         head.append(f"{self.gain_error:.4f}", "bold").append(f" on seeds {', '.join(map(str, self.fresh_seeds))}")
         table = Table(box=None, pad_edge=False, padding=(0, 1))

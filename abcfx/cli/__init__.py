@@ -12,7 +12,8 @@ from importlib.metadata import version
 from rich.console import Console
 
 from abcfx.cli import checks, demo, hyper_connections, report, solve, verify, verify_growth
-from abcfx.cli.shared import Command, make_console
+from abcfx.cli.output import command_console
+from abcfx.cli.shared import Command
 from abcfx.errors import AbcfxError
 
 COMMANDS: tuple[Command, ...] = (
@@ -32,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     try:
         command: Command = arguments.command
-        return 1 if command.run(arguments, make_console()) is False else 0
+        with command_console(arguments.json) as console:
+            passed = command.run(arguments, console)
+        return 1 if passed is False else 0
     except KeyboardInterrupt:
         errors.print("abcfx: interrupted")
         return 130

@@ -5,17 +5,24 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, get_args
 
+import torch
 from rich.console import Console
 from torch import nn
 
-from abcfx.cli.load import FORMS, Named, assignments, one_or_by_role
+from abcfx.checks import coord_check, transfer_check, tune
+from abcfx.checks.rate_search import SearchMethod
+from abcfx.checks.sweep import Batches
+from abcfx.cli.load import FORMS, Named
+from abcfx.cli.options import add_choice, assignments, number, rates, whole_numbers, words
 from abcfx.cli.report import transform_options
 from abcfx.cli.shared import Command, show_result
 from abcfx.errors import InvalidInputError
+from abcfx.support.batch_loss import Loss
 
 COORD_HELP = """Train a few steps at several widths; check that every layer moves as it should. Status 0 only on PASS.
 
@@ -30,10 +37,33 @@ TUNE_HELP = """Find the base learning rate and a constant for each role at a sma
   abcfx tune models.py:make_gpt --width 64 --batches make_batches --plot tune.png"""
 
 
+class CommonOptions(TypedDict):
+    """The arguments of all three functions."""
+
+    loss: Loss | None
+    optimizer: str | dict[str, str]
+    steps: int
+    seeds: int
+    base_width: int | None
+
+
+class SweepOptions(TypedDict):
+    """The arguments of the functions that train whole sweeps."""
+
+    backend: str
+    n_jobs: int
+
+
 @functools.cache
-def _value(argument: str, given: str, beside: str | None) -> Any:
-    """What a name stands for; its file is run once in every process."""
-    return Named(argument, given, Named("MODEL", beside) if beside else None).value()
+def _named(argument: str, given: str, beside: str | None) -> Named:
+    """Find a name; its file is run once in every process."""
+    return Named(argument, given, _named("MODEL", beside, None) if beside else None)
+
+
+@functools.cache
+def _value(argument: str, given: str, beside: str | None = None) -> object:
+    """Evaluate a name, once in every process."""
+    return _named(argument, given, beside).value()
 
 
 @dataclass(frozen=True)
@@ -41,30 +71,44 @@ class _Factory:
     """Builds the model of a width, in any process."""
 
     given: str
-    kwargs: tuple[tuple[str, Any], ...]
+    kwargs: tuple[tuple[str, object], ...]
 
     def __call__(self, width: int) -> nn.Module:
-        factory = _value("MODEL", self.given, None)
+        factory = _value("MODEL", self.given)
         if isinstance(factory, nn.Module) or not callable(factory):
             raise InvalidInputError(
                 f"MODEL: {self.given!r} is no function of the width.\n  To fix: 'models.py:lambda width: Model(width)'"
             )
-        named = "width" in inspect.signature(factory).parameters
-        width_alone: tuple[int, ...] = () if named else (width,)
-        built: nn.Module = factory(*width_alone, **({"width": width} if named else {}), **dict(self.kwargs))
+        if "width" in inspect.signature(factory).parameters:
+            built: nn.Module = factory(width=width, **dict(self.kwargs))
+        else:
+            built = factory(width, **dict(self.kwargs))
         return built
 
 
 @dataclass(frozen=True)
-class _Function:
-    """A function of the user's, found again by its name in any process."""
+class _Loss:
+    """A loss function of the user's, found again by its name in any process."""
 
-    argument: str
     given: str
     beside: str
 
-    def __call__(self, *args: Any) -> Any:
-        return _value(self.argument, self.given, self.beside)(*args)
+    def __call__(self, output: object, batch: object) -> torch.Tensor:
+        return _named("--loss", self.given, self.beside).loss()(output, batch)
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """A function of the user's that gives the batches of a seed, found again by its name in any process."""
+
+    given: str
+    beside: str
+
+    def __call__(self, seed: int) -> Iterable[object]:
+        function = _value("--batches", self.given, self.beside)
+        assert callable(function)
+        batches: Iterable[object] = function(seed)
+        return batches
 
 
 def _add_common(parser: argparse.ArgumentParser, lr: float, steps: int, seeds: int) -> None:
@@ -80,29 +124,28 @@ def _add_common(parser: argparse.ArgumentParser, lr: float, steps: int, seeds: i
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the figure to a .png, .svg or .pdf")
 
 
+def _add_widths(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--widths", type=whole_numbers, required=True, help="at least two, as 64,128,256")
+    parser.add_argument("--no-control", action="store_true", help="leave out the model as written")
+
+
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", required=True, help="a list, or a function of the seed; in MODEL's file")
     parser.add_argument("--backend", default="loky", help="of joblib (default: loky), or sequential")
     parser.add_argument("--jobs", type=int, default=-1, help="number of workers (default: all cores)")
 
 
-def _widths(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
 def _add_coord(parser: argparse.ArgumentParser) -> None:
     _add_common(parser, 1e-3, 3, 3)
-    parser.add_argument("--widths", type=_widths, required=True, help="at least two, as 64,128,256")
+    _add_widths(parser)
     parser.add_argument("--batch", required=True, help="a batch, or a function that returns one; in MODEL's file")
-    parser.add_argument("--no-control", action="store_true", help="leave out the model as written")
 
 
 def _add_transfer(parser: argparse.ArgumentParser) -> None:
     _add_common(parser, 2.0**-8, 60, 2)
     _add_sweep(parser)
-    parser.add_argument("--widths", type=_widths, required=True, help="at least two, as 64,128,256")
+    _add_widths(parser)
     parser.add_argument("--lrs", help="the grid, as 0.001,0.002,0.004 (default: 1/8 to 8 times --lr)")
-    parser.add_argument("--no-control", action="store_true", help="leave out the model as written")
 
 
 def _add_tune(parser: argparse.ArgumentParser) -> None:
@@ -111,58 +154,79 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", type=int, required=True, help="where to search")
     parser.add_argument("--roles", default="embedding,hidden,readout", help="of a constant each (default: %(default)s)")
     parser.add_argument("--budget", type=int, default=80, help="settings to try (default: 80)")
-    parser.add_argument("--method", default="coordinate", choices=("coordinate", "optuna"))
+    add_choice(parser, "--method", get_args(SearchMethod), "coordinate", "how to search")
 
 
-def _common(arguments: argparse.Namespace) -> dict[str, Any]:
-    loss = _Function("--loss", arguments.loss, arguments.model) if arguments.loss else None
+def _common(arguments: argparse.Namespace) -> CommonOptions:
     return {
-        "loss": loss,
-        "optimizer": one_or_by_role("--optimizer", arguments.optimizer),
-        "lr": one_or_by_role("--lr", arguments.lr),
+        "loss": _Loss(arguments.loss, arguments.model) if arguments.loss else None,
+        "optimizer": words("--optimizer", arguments.optimizer),
         "steps": arguments.steps,
         "seeds": arguments.seeds,
         "base_width": arguments.base_width,
-        **transform_options(arguments.set),
     }
 
 
-def _sweep(arguments: argparse.Namespace) -> dict[str, Any]:
-    return _common(arguments) | {"backend": arguments.backend, "n_jobs": arguments.jobs}
+def _sweep(arguments: argparse.Namespace) -> SweepOptions:
+    return {"backend": arguments.backend, "n_jobs": arguments.jobs}
 
 
 def _make(arguments: argparse.Namespace) -> _Factory:
     return _Factory(arguments.model, tuple(assignments("--kwargs", arguments.kwargs).items()))
 
 
-def _batches(arguments: argparse.Namespace) -> Any:
+def _batches(arguments: argparse.Namespace) -> Batches:
     found = _value("--batches", arguments.batches, arguments.model)
-    return _Function("--batches", arguments.batches, arguments.model) if callable(found) else found
+    if callable(found):
+        return _Batches(arguments.batches, arguments.model)
+    if not isinstance(found, Iterable):
+        raise InvalidInputError(f"--batches: {arguments.batches!r} is neither a list nor a function of the seed.")
+    return found
 
 
 def _coord(arguments: argparse.Namespace, console: Console) -> bool:
-    from abcfx.checks import coord_check
-
     batch = _value("--batch", arguments.batch, arguments.model)
-    batch = batch() if callable(batch) else batch
-    options = {"widths": arguments.widths, "control": not arguments.no_control} | _common(arguments)
-    return show_result(coord_check(_make(arguments), batch, **options), arguments, console)
+    check = coord_check(
+        _make(arguments),
+        batch() if callable(batch) else batch,
+        widths=arguments.widths,
+        control=not arguments.no_control,
+        lr=rates("--lr", arguments.lr),
+        **_common(arguments),
+        **transform_options(arguments.set),
+    )
+    return show_result(check, arguments, console)
 
 
 def _transfer(arguments: argparse.Namespace, console: Console) -> bool:
-    from abcfx.checks import transfer_check
-
-    options = {"widths": arguments.widths, "control": not arguments.no_control} | _sweep(arguments)
-    options["lrs"] = [float(part) for part in arguments.lrs.split(",")] if arguments.lrs else None
-    return show_result(transfer_check(_make(arguments), _batches(arguments), **options), arguments, console)
+    check = transfer_check(
+        _make(arguments),
+        _batches(arguments),
+        widths=arguments.widths,
+        control=not arguments.no_control,
+        lr=rates("--lr", arguments.lr),
+        lrs=[float(part) for part in arguments.lrs.split(",")] if arguments.lrs else None,
+        **_common(arguments),
+        **_sweep(arguments),
+        **transform_options(arguments.set),
+    )
+    return show_result(check, arguments, console)
 
 
 def _tune(arguments: argparse.Namespace, console: Console) -> bool:
-    from abcfx.checks import tune
-
-    options = {"width": arguments.width, "budget": arguments.budget, "method": arguments.method} | _sweep(arguments)
-    options["roles"] = tuple(arguments.roles.split(","))
-    show_result(tune(_make(arguments), _batches(arguments), **options), arguments, console)
+    tuned = tune(
+        _make(arguments),
+        _batches(arguments),
+        width=arguments.width,
+        roles=tuple(arguments.roles.split(",")),
+        budget=arguments.budget,
+        method=arguments.method,
+        lr=number("--lr", arguments.lr),
+        **_common(arguments),
+        **_sweep(arguments),
+        **transform_options(arguments.set),
+    )
+    show_result(tuned, arguments, console)
     return True
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from abcfx.cli.load import FORMS, Named, assignments, example_inputs, load_weights
+from abcfx.cli.load import FORMS, Named, example_inputs, load_weights
+from abcfx.cli.options import add_choice, assignments, whole_numbers
 from abcfx.cli.shared import Command, show_result
 from abcfx.errors import InvalidInputError
 from abcfx.hyper_connections import diagnose
@@ -25,8 +26,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kwargs", metavar="K=V,...", help="keyword arguments of MODEL's factory")
     parser.add_argument("--inputs", metavar="INPUTS", help="what MODEL is called with, or a function that returns it")
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="a state_dict to load into MODEL")
-    parser.add_argument("--widths", default=WIDTHS, help=f"of a stream, drawn (default: {WIDTHS})")
-    parser.add_argument("--init", default="mup", choices=tuple(INITS), help="std of the generator over width")
+    parser.add_argument("--widths", type=whole_numbers, default=WIDTHS, help=f"of a stream, drawn (default: {WIDTHS})")
+    add_choice(parser, "--init", tuple(INITS), "mup", "std of the generator over width")
     for name, default, what in (
         ("streams", 4, "number of streams"),
         ("iters", 20, "Sinkhorn iterations"),
@@ -49,9 +50,8 @@ def _run(arguments: argparse.Namespace, console: Console) -> bool:
     if arguments.model is None:
         if arguments.inputs or arguments.checkpoint:
             raise InvalidInputError("hyper-connections: --inputs and --checkpoint are for a MODEL; none was given.")
-        widths = [int(part) for part in arguments.widths.split(",")]
         drawn = {name: getattr(arguments, name) for name in ("streams", "init", "scale", "base", "rate_exponent")}
-        return show_result(diagnose(widths, **drawn, **common), arguments, console)
+        return show_result(diagnose(arguments.widths, **drawn, **common), arguments, console)
     named = Named("MODEL", arguments.model)
     model = named.build(assignments("--kwargs", arguments.kwargs))
     if arguments.checkpoint:

@@ -1,4 +1,4 @@
-"""Models, inputs and options named on the command line: MODULE:FACTORY, FILE.py:FACTORY, name=value."""
+"""Models, inputs and functions named on the command line: MODULE:FACTORY or FILE.py:FACTORY."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import builtins
 import importlib
 import importlib.util
 import inspect
-import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from keyword import iskeyword
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
 
 from abcfx.errors import InvalidInputError
+from abcfx.support.batch_loss import Loss
 
 FORMS = "MODULE:FACTORY or FILE.py:FACTORY, as models.py:make_gpt or 'models.py:GPT(width=256)'"
 _PLACE = re.compile(r"(?P<place>.*\.py|[A-Za-z_][\w.]*):(?P<expression>.+)", re.S)
@@ -27,24 +27,31 @@ SEED = 0
 
 
 class Named:
-    """What stands behind MODULE:EXPRESSION.
-
-    The expression (a name, a dotted name, a call) is evaluated in its module, where `torch` is known too. One without a
-    place is evaluated in that of `beside`.
-    """
-
-    module: ModuleType
+    """A Python expression on the command line, with the module in which it is evaluated."""
 
     def __init__(self, argument: str, given: str, beside: Named | None = None) -> None:
+        """Import the module that is named before the colon.
+
+        Args:
+            argument: the option it was given for; it begins error messages.
+            given: MODULE:EXPRESSION; the expression is a name, a dotted name or a call. `torch` is known in it too.
+            beside: its module stands in for one that is not named.
+        """
         self.argument, self.given = argument, given
         found = _PLACE.fullmatch(given)
-        if found is None and beside is None:
+        if found is not None:
+            self.module, self.expression = _import(argument, found["place"]), found["expression"]
+        elif beside is not None:
+            self.module, self.expression = beside.module, given
+        else:
             raise InvalidInputError(f"{argument}: {given!r} names no place.\n  expected: {FORMS}")
-        self.module = _import(argument, found["place"]) if found else beside.module if beside else ModuleType("")
-        self.expression = found["expression"] if found else given
 
-    def value(self) -> Any:
-        """Raises InvalidInputError for a name that is not there; other errors are those of the user's own code."""
+    def value(self) -> object:
+        """Evaluate the expression.
+
+        Raises:
+            InvalidInputError: it has a name that is not there; and whatever the user's own code raises.
+        """
         known = {"torch": torch, **vars(self.module)}
         first = re.match(r"[A-Za-z_]\w*", self.expression)
         if first and first[0] not in known and not hasattr(builtins, first[0]) and not iskeyword(first[0]):
@@ -58,10 +65,18 @@ class Named:
             code = compile(self.expression, f"<{self.argument}>", "eval")
         except SyntaxError as error:
             raise InvalidInputError(f"{self.argument}: {self.expression!r} is no expression: {error.msg}") from None
-        return eval(code, known)
+        value: object = eval(code, known)
+        return value
 
-    def build(self, kwargs: Mapping[str, Any]) -> nn.Module:
-        """The module, or what the factory returns for `kwargs`; from the same seed each time."""
+    def loss(self) -> Loss:
+        """Evaluate the expression, which is a function of (output, batch). Raises InvalidInputError if it is none."""
+        value = self.value()
+        if not callable(value):
+            raise InvalidInputError(f"{self.argument}: {self.given!r} is no function of (output, batch).")
+        return cast(Loss, value)
+
+    def build(self, kwargs: Mapping[str, object]) -> nn.Module:
+        """Return the module that is named, or built by the factory from `kwargs`; from the same seed each time."""
         torch.manual_seed(SEED)
         built = self.value()
         if not isinstance(built, nn.Module) and callable(built):
@@ -79,7 +94,8 @@ class Named:
         return built
 
 
-def _check_call(named: Named, factory: Any, kwargs: Mapping[str, Any]) -> None:
+def _check_call(named: Named, factory: Callable[..., object], kwargs: Mapping[str, object]) -> None:
+    """Refuse keyword arguments that the factory does not take."""
     flag = "--base-kwargs" if named.argument == "--base" else "--kwargs"
     try:
         inspect.signature(factory).bind(**kwargs)
@@ -93,7 +109,7 @@ def _check_call(named: Named, factory: Any, kwargs: Mapping[str, Any]) -> None:
 
 
 def _import(argument: str, place: str) -> ModuleType:
-    """A module by its name, or a Python file; its folder, or the current one, is where its own imports start."""
+    """Import a module by its name, or a Python file; its own imports start in its folder, or in the current one."""
     folder = str(Path(place).resolve().parent) if place.endswith(".py") else str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -102,7 +118,7 @@ def _import(argument: str, place: str) -> ModuleType:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-                raise  # of something that the user's module imports
+                raise  # the user's module imports something that is missing
             raise InvalidInputError(f"{argument}: there is no module {place!r}.\n  expected: {FORMS}") from None
     path = Path(place)
     if not path.is_file():
@@ -116,7 +132,7 @@ def _import(argument: str, place: str) -> ModuleType:
 
 
 def load_weights(argument: str, model: nn.Module, file: Path) -> None:
-    """Loads a state_dict, all of it; raises InvalidInputError where it is none of this model."""
+    """Load a state_dict, all of it. Raises InvalidInputError if it belongs to another model."""
     if not file.is_file():
         raise InvalidInputError(f"{argument}: there is no file {file}.")
     state = torch.load(file, map_location="cpu", weights_only=True)
@@ -131,42 +147,14 @@ def load_weights(argument: str, model: nn.Module, file: Path) -> None:
         raise InvalidInputError(f"{argument}: {file} has other tensors than {type(model).__name__}. {error}") from None
 
 
-def example_inputs(named: Named | None) -> tuple[Any, dict[str, Any] | None]:
-    """(args, kwargs) out of a tensor, a tuple of positional inputs, a dict of keyword inputs, or what returns one."""
+def example_inputs(named: Named | None) -> tuple[object, dict[str, object] | None]:
+    """Return the (args, kwargs) that a name stands for.
+
+    It stands for a tensor, a tuple of positional inputs, a dict of keyword inputs, or a function that returns one.
+    """
     if named is None:
         return None, None
     torch.manual_seed(SEED)
     value = named.value()
     value = value() if callable(value) and not isinstance(value, torch.Tensor | nn.Module) else value
     return (None, dict(value)) if isinstance(value, Mapping) else (value, None)
-
-
-def assignments(argument: str, given: str | None) -> dict[str, Any]:
-    """`width=256,kind=small` or a JSON object; values are JSON where they can be read so, else text."""
-    if not given:
-        return {}
-    if given.lstrip().startswith("{"):
-        try:
-            return dict(json.loads(given))
-        except ValueError as error:
-            raise InvalidInputError(f"{argument}: {given!r} is no JSON object: {error}") from None
-    found = {}
-    for part in given.split(","):
-        name, equals, text = part.partition("=")
-        if not equals or not name.strip():
-            raise InvalidInputError(f"{argument}: expected name=value,... or a JSON object; got {part!r}")
-        found[name.strip()] = plain_value(text.strip())
-    return found
-
-
-def plain_value(text: str) -> Any:
-    """JSON where it is, text otherwise; True, False and None as Python writes them."""
-    try:
-        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
-    except ValueError:
-        return text
-
-
-def one_or_by_role(argument: str, given: str) -> Any:
-    """`adamw`, or `hidden=muon,default=adamw` as a dict."""
-    return assignments(argument, given) if "=" in given or given.startswith("{") else plain_value(given)

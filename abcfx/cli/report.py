@@ -10,7 +10,8 @@ from typing import cast
 from rich.console import Console
 
 from abcfx.capture.options import Capture
-from abcfx.cli.load import FORMS, Named, assignments, example_inputs, one_or_by_role, plain_value
+from abcfx.cli.load import FORMS, Named, example_inputs
+from abcfx.cli.options import assignments, plain_value, rates, words
 from abcfx.cli.shared import PAGE_WIDTH, Command, print_json, print_text
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.options import Parametrization
@@ -85,8 +86,8 @@ def _transformed(arguments: argparse.Namespace) -> Transformed:
     inputs = Named("--inputs", arguments.inputs, named) if arguments.inputs else None
     args, kwargs = example_inputs(inputs)
     options = transform_options(arguments.set)
-    lr = None if arguments.lr is None else one_or_by_role("--lr", arguments.lr)
-    optimizer = one_or_by_role("--optimizer", arguments.optimizer)
+    lr = None if arguments.lr is None else rates("--lr", arguments.lr)
+    optimizer = words("--optimizer", arguments.optimizer)
     return transform(model, args, kwargs, base=base, optimizer=optimizer, lr=lr, **options)
 
 

@@ -1,11 +1,11 @@
-"""What commands share: how one is declared, the console, tables, JSON, a progress bar."""
+"""Shared by all commands: how one is declared, the console, tables, JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -17,7 +17,14 @@ PAGE_WIDTH = 100
 
 
 class Command(NamedTuple):
-    """A subcommand. `help`: its first line goes into the list of commands. `run` returns False where a check fails."""
+    """A subcommand.
+
+    Attributes:
+        name: as it is typed.
+        help: the text of `--help`; its first line goes into the list of commands.
+        add_arguments: declares the arguments.
+        run: runs the command and returns False if a check does not pass.
+    """
 
     name: str
     help: str
@@ -25,25 +32,39 @@ class Command(NamedTuple):
     run: Callable[[argparse.Namespace, Console], bool | None]
 
 
-def make_console() -> Console:
-    """Stdout: as wide as the terminal, or PAGE_WIDTH where there is none (a file, a pipe)."""
-    console = Console(markup=False, highlight=False)
-    return console if console.is_terminal else Console(markup=False, highlight=False, width=PAGE_WIDTH)
+class Result(Protocol):
+    """The result of a check, as far as a command needs it."""
+
+    def to_json(self) -> str:
+        """Return the result as JSON."""
+
+    def plot(self, path: str | None = None) -> object:
+        """Draw the result to a file."""
+
+
+def make_console(file: TextIO | None = None) -> Console:
+    """Make the console that commands print to: as wide as the terminal, or PAGE_WIDTH for a file or a pipe.
+
+    Args:
+        file: to print to instead of standard output.
+    """
+    console = Console(file=file, markup=False, highlight=False)
+    return console if console.is_terminal else Console(file=file, markup=False, highlight=False, width=PAGE_WIDTH)
 
 
 def print_text(text: str, console: Console) -> None:
-    """Text whose lines are as they should be."""
+    """Print text whose lines are broken already."""
     console.print(text.rstrip("\n"), soft_wrap=True)
 
 
-def print_json(data: Any, console: Console) -> None:
-    """JSON that every parser reads: numbers that are not finite become null."""
+def print_json(data: object, console: Console) -> None:
+    """Print JSON that every parser reads: numbers that are not finite become null."""
     print_text(json.dumps(finite(data), indent=2, allow_nan=False), console)
 
 
-def show_result(result: Any, arguments: argparse.Namespace, console: Console) -> bool:
-    """Draws (--plot) and prints (--json) the result of a check; True where it passes."""
-    if arguments.plot:
+def show_result(result: Result, arguments: argparse.Namespace, console: Console) -> bool:
+    """Draw the result of a check (`--plot FILE`), print it (as JSON for `--json`), and return whether it is true."""
+    if arguments.plot is not None:
         result.plot(str(arguments.plot))
     if arguments.json:
         print_json(json.loads(result.to_json()), console)
@@ -55,7 +76,7 @@ def show_result(result: Any, arguments: argparse.Namespace, console: Console) ->
 
 
 def make_table(*columns: str, left: Sequence[str] = ()) -> Table:
-    """A flat table; numbers to the right, the columns in `left` to the left."""
+    """Make a table without lines between rows: the columns in `left` to the left, all others, numbers, to the right."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right")

@@ -54,7 +54,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> bool:
         small,
         large,
         batch() if callable(batch) and not isinstance(batch, torch.Tensor) else batch,
-        loss=Named("--loss", arguments.loss, named).value() if arguments.loss else None,
+        loss=Named("--loss", arguments.loss, named).loss() if arguments.loss else None,
         block_order=arguments.block_order,
         checks=tuple(part.strip() for part in arguments.checks.split(",")),
         raises=False,

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from abcfx.checks.variants import STANDARD, TRANSFORMED
 from abcfx.support.figures import new_figure
 from abcfx.verification.evidence import Evidence, number
-from abcfx.verification.studies import STANDARD, TRANSFORMED, Studies, slope
+from abcfx.verification.studies import Studies, slope
 from abcfx.verification.widths import C
 
 PANELS = (

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from abcfx.checks import CoordCheck, TransferCheck, coord_check, transfer_check
-from abcfx.checks.expected_slopes import OUTPUT
+from abcfx.checks.slopes import OUTPUT
 from abcfx.dynamic import DynamicAlignment
 from abcfx.dynamic.history import HistoryRow
 from abcfx.examples.gpt import GPT, GPTConfig
@@ -26,7 +26,6 @@ ROLE_OF = {"stem.weight": "embedding", "hidden.0.weight": "hidden", "head.weight
 BASE_LR = 0.01
 TRAINING_STEPS = 300
 GRID = 20  # steps of alignment between 0 and 1
-TRANSFORMED, STANDARD = "transformed", "standard"
 Curves = dict[str, dict[int, float]]  # by layer, by width
 
 
@@ -98,10 +97,10 @@ class Studies:
         steps = 5
         check = coord_check(make_gpt, some_tokens(), widths=MAGNITUDE_WIDTHS, seeds=1, steps=steps, lr=2.0**-8)
         values: dict[tuple[str, int], dict[str, dict[int, list[float]]]] = {}
-        for row in check.rows:
-            if row["statistic"] == OUTPUT and row["step"] in (0, check.steps):
-                curves = values.setdefault((row["model"], 0 if row["step"] == 0 else steps), {})
-                curves.setdefault(row["node"], {}).setdefault(row["width"], []).append(row["value"])
+        for each in check.measurements:
+            if each.statistic == OUTPUT and each.step in (0, check.steps):
+                curves = values.setdefault((each.model, 0 if each.step == 0 else steps), {})
+                curves.setdefault(each.node, {}).setdefault(each.width, []).append(each.value)
         return {
             key: {node: {width: fmean(each) for width, each in by_width.items()} for node, by_width in curves.items()}
             for key, curves in values.items()

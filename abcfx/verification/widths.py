@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from abcfx.checks.transfer import MOST_SHIFT
+from abcfx.checks.transfer_study import MOST_SHIFT
+from abcfx.checks.variants import STANDARD, TRANSFORMED
 from abcfx.verification.evidence import Evidence, number
-from abcfx.verification.studies import BASE_LR, STANDARD, TRANSFORMED, Studies, slope
+from abcfx.verification.studies import BASE_LR, Studies, slope
 
 C = {"embedding": 0.5, "hidden": 1.0, "readout": 0.5}
 MOST_SLOPE = 0.15  # of sizes over width, once a layer has learned

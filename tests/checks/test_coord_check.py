@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 import abcfx
+from abcfx.checks import CoordCheck
 from abcfx.checks.batches import few_tokens
 from abcfx.examples.gpt import GPT, GPTConfig
 from abcfx.passes import scale_nodes
+from abcfx.plan.spec import Spec
 from abcfx.support import trees
 
 BASE = 32
@@ -38,12 +40,16 @@ def check(make_model: Callable[[int], nn.Module] = gpt, **options: Any) -> Any:
     return abcfx.coord_check(make_model, ids(), **({"widths": WIDTHS, "control": False} | options))
 
 
+def failed(result: CoordCheck) -> list[str]:
+    return [row.name for row in result.failed]
+
+
 def rate_off(name: str, exponent: float) -> Prepare:
     def prepare(result: abcfx.Transformed, width: int) -> torch.optim.Optimizer:
         spec = {
             n: row | {"lr": row["lr"] * (width / BASE) ** (exponent * (n == name))} for n, row in result.spec.items()
         }
-        return torch.optim.AdamW(abcfx.param_groups(result.module, spec))
+        return torch.optim.AdamW(abcfx.param_groups(result.module, Spec(spec)))
 
     return prepare
 
@@ -88,7 +94,7 @@ def test_a_right_model_passes_and_the_control_fails() -> None:
 def test_a_rate_that_is_off_fails_by_name(name: str, exponent: float) -> None:
     result = check(prepare=rate_off(name, exponent), seeds=2)
     assert not result
-    assert result.failed[0] == name
+    assert failed(result)[0] == name
     assert result.slope(name).verdict == "FAIL"
     assert result.slope(name).mean == pytest.approx(exponent, abs=0.15)
 
@@ -98,34 +104,33 @@ def test_a_rate_that_is_off_fails_by_name(name: str, exponent: float) -> None:
 def test_an_init_that_is_off_fails_by_name(name: str, exponent: float) -> None:
     result = check(prepare=init_off(name, exponent), seeds=2)
     assert not result
-    assert result.failed[0] == name
+    assert failed(result)[0] == name
     assert result.slope(name, "init").verdict == "FAIL"
 
 
 @pytest.mark.parametrize("power", [0.0, 2.0])
 def test_a_multiplier_that_is_off_fails_by_name(power: float) -> None:
     result = check(prepare=factor_off("head", power), seeds=2)
-    assert result.failed == [READOUT]
+    assert failed(result) == [READOUT]
 
 
 @pytest.mark.parametrize("power", [0.0, 3.0])
 def test_attention_with_another_scale_fails_by_name(power: float) -> None:
     result = check(wide_heads, prepare=factor_off("scaled_dot_product_attention", power), seeds=2)
     wanted = [f"blocks.{i}.attn (attention logits)" for i in (0, 1)]
-    assert [name for name in result.failed if "logits" in name] == wanted
-    assert result.failed[0] == wanted[0]
+    assert [name for name in failed(result) if "logits" in name] == wanted
+    assert failed(result)[0] == wanted[0]
 
 
 def test_attention_that_is_told_to_keep_its_scale_fails() -> None:
-    assert (
-        "blocks.0.attn (attention logits)"
-        in check(wide_heads, parametrization=abcfx.Parametrization(attention="keep")).failed
+    assert "blocks.0.attn (attention logits)" in failed(
+        check(wide_heads, parametrization=abcfx.Parametrization(attention="keep"))
     )
 
 
 def test_a_rate_given_by_the_user_is_judged_against_the_one_that_would_be_solved() -> None:
     result = check(overrides=abcfx.Overrides(exponents={HIDDEN: (0.0, 0.5, 1.5)}))
-    assert result.failed == [HIDDEN]
+    assert failed(result) == [HIDDEN]
 
 
 def test_a_layer_behind_a_wrong_one_is_not_blamed() -> None:
@@ -133,7 +138,7 @@ def test_a_layer_behind_a_wrong_one_is_not_blamed() -> None:
     behind = result.slope("blocks.1.mlp.down.weight")
     assert behind.verdict == "FAIL"
     assert behind.cause == HIDDEN
-    assert "blocks.1.mlp.down.weight" not in result.failed
+    assert "blocks.1.mlp.down.weight" not in failed(result)
 
 
 class ZeroHead(nn.Module):
@@ -166,9 +171,9 @@ def test_zeros_are_skipped_with_a_reason_and_tested_again() -> None:
 def test_what_is_returned() -> None:
     result = check(widths=(32, 64), seeds=[3, 4], steps=1)
     values = {
-        (row["width"], row["seed"]): row["value"]
-        for row in result.rows
-        if (row["node"], row["statistic"], row["step"]) == (HIDDEN, "update", 1)
+        (each.width, each.seed): each.value
+        for each in result.measurements
+        if (each.node, each.statistic, each.step) == (HIDDEN, "update", 1)
     }
     assert set(values) == {(w, s) for w in (32, 64) for s in result.seeds}
     read = json.loads(result.to_json())

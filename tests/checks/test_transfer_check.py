@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 import abcfx
-from abcfx.checks import transfer
-from abcfx.checks.slopes import FAIL, INCONCLUSIVE, PASS, WEAK
+from abcfx.checks.curves import Curve, Shift, minimum
 from abcfx.checks.sweep import Job, Run, Sweep
-from abcfx.checks.transfer_result import Curve, Shift
+from abcfx.checks.transfer_study import judge_transfer
 from abcfx.examples.digits import load_digits
 from abcfx.examples.mlp import make_mlp
+from abcfx.support.verdict import Verdict, worst
 
 WIDTHS = (16, 32, 64)
 
@@ -46,8 +46,8 @@ def check(**options: Any) -> Any:
 
 def test_what_is_returned() -> None:
     result = check(control=True, seeds=2)
-    assert {row["width"] for row in result.rows} == set(WIDTHS)
-    assert len([row for row in result.rows if row["width"] == 16]) == 2 * len(result.curve(16).factors) * 2
+    assert {run.width for run in result.runs} == set(WIDTHS)
+    assert len([run for run in result.runs if run.width == 16]) == 2 * len(result.curve(16).factors) * 2
     assert result.curve(16).losses == result.curve(16, "standard").losses
     assert result.curve(64).losses != result.curve(64, "standard").losses
     assert abs(result.shift.mean) < abs(result.control.mean)
@@ -64,34 +64,35 @@ def test_the_grid_grows_where_its_minimum_is_on_an_edge() -> None:
     assert max(low.curve(16).factors) * low.centre > 2.0**-8
     assert not low.curve(16).on_edge
     stuck = check(widths=(16, 32), lrs=[2.0**-k for k in (30, 29, 28)])
-    assert stuck.verdict == INCONCLUSIVE
+    assert stuck.verdict == Verdict.INCONCLUSIVE
     assert "beyond the grid" in stuck.reasons[0]
 
 
 def test_the_minimum_is_that_of_a_parabola() -> None:
     factors = [2.0**k for k in range(-3, 4)]
     losses = [(k - 0.3) ** 2 for k in range(-3, 4)]
-    assert transfer._minimum(factors, losses) == pytest.approx(0.3)
+    assert minimum(factors, losses) == pytest.approx(0.3)
     uneven = [0.25, 1.0, 2.0]
-    assert transfer._minimum(uneven, [(math.log2(f) - 0.2) ** 2 for f in uneven]) == pytest.approx(0.2)
+    assert minimum(uneven, [(math.log2(f) - 0.2) ** 2 for f in uneven]) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(
     ("mean", "error", "last", "on_edge", "verdict"),
     [
-        (0.1, 0.05, 1.9, False, PASS),
-        (-0.6, 0.1, 1.9, False, FAIL),
-        (0.6, 0.1, 1.9, False, FAIL),
-        (0.3, 0.1, 1.9, False, INCONCLUSIVE),
-        (0.0, 0.0, 1.9, True, INCONCLUSIVE),
-        (0.0, 0.0, 2.1, False, WEAK),
+        (0.1, 0.05, 1.9, False, Verdict.PASS),
+        (-0.6, 0.1, 1.9, False, Verdict.FAIL),
+        (0.6, 0.1, 1.9, False, Verdict.FAIL),
+        (0.3, 0.1, 1.9, False, Verdict.INCONCLUSIVE),
+        (0.0, 0.0, 1.9, True, Verdict.INCONCLUSIVE),
+        (0.0, 0.0, 2.1, False, Verdict.WEAK),
     ],
 )
-def test_verdicts(mean: float, error: float, last: float, on_edge: bool, verdict: str) -> None:
+def test_verdicts(mean: float, error: float, last: float, on_edge: bool, verdict: Verdict) -> None:
     def curve(width: int, loss: float) -> Curve:
         return Curve("transformed", width, (1.0,), (loss,), (0.0,), 1.0, loss, 0.0, on_edge, 0.0, 0.0)
 
-    assert transfer._judge([curve(16, 2.0), curve(32, last)], Shift(mean, error, ()))[0] == verdict
+    rows = judge_transfer([curve(16, 2.0), curve(32, last)], Shift(mean, error, ()))
+    assert worst(row.verdict for row in rows) is verdict
 
 
 def test_a_run_that_diverges_is_capped() -> None:
@@ -99,7 +100,7 @@ def test_a_run_that_diverges_is_capped() -> None:
     assert Run(Job("transformed", 16, 0, ()), 50.0, 4.0).capped == 6.0
     assert Run(Job("transformed", 16, 0, ()), 4.1, 4.0).capped == 4.1
     result = check(widths=(16, 32), lrs=[2.0**-7, 2.0**-6, 2.0**-5, 1e6])
-    assert any(row["diverged"] for row in result.rows)
+    assert any(run.diverged for run in result.runs)
     assert all(math.isfinite(loss) for loss in result.curve(32).losses)
 
 
@@ -130,12 +131,12 @@ def test_a_list_of_batches_must_be_long_enough() -> None:
 
 
 def installed(**options: Any) -> list[Any]:
-    """Rows of a check whose model and batches every process can import or is sent whole."""
+    """Runs of a check whose model and batches every process can import or is sent whole."""
     digits = load_digits()[0]
     rows = [(digits.images[i : i + 32], digits.labels[i : i + 32]) for i in range(0, 640, 32)]
     rates = [2.0**-7, 2.0**-6, 2.0**-5]
     defaults = {"widths": (16, 32), "lr": 2.0**-6, "lrs": rates, "steps": 20, "seeds": 1, "control": False}
-    return abcfx.transfer_check(make_mlp, rows, **(defaults | options)).rows
+    return abcfx.transfer_check(make_mlp, rows, **(defaults | options)).runs
 
 
 @pytest.mark.slow
@@ -159,7 +160,7 @@ def test_the_sweep_is_sent_without_what_was_planned() -> None:
     from abcfx.checks.sweep_models import ModelSweep
     from abcfx.support.batch_loss import default_loss
 
-    family = ModelSweep(Net, batches(0)[0], 16, "adamw", {})
-    family.result(16)
-    sweep = Sweep(family, batches, default_loss, 40, "sequential")
-    assert not pickle.loads(pickle.dumps(sweep)).family._results
+    models = ModelSweep(Net, batches(0)[0], 16, "adamw", {})
+    models.result(16)
+    sweep = Sweep(models, batches, default_loss, 40, "sequential")
+    assert not pickle.loads(pickle.dumps(sweep)).models._results

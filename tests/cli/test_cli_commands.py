@@ -14,7 +14,7 @@ from rich.console import Console
 
 import abcfx
 from abcfx import cli
-from abcfx.cli.load import assignments, one_or_by_role
+from abcfx.cli.options import assignments, one_or_by_role
 from abcfx.cli.shared import print_json
 
 MODELS = '''

@@ -51,4 +51,4 @@ def test_all(name: str) -> None:
 def test_the_check_sees_rates_that_are_too_large() -> None:
     """Alignment "no" gives hidden layers m^-1/2 instead of m^-1."""
     result = measure("ViT", WIDTHS[:3], 3, parametrization=abcfx.Parametrization(alignment="no"), control=False)
-    assert len([name for name in result.failed if "layers" in name]) > 8
+    assert len([row for row in result.failed if "layers" in row.name]) > 8

@@ -1,4 +1,4 @@
-"""Optimizer groups by name, at any time of a run, and the check that an optimizer still has them."""
+"""Optimizer groups by name, at any time of a run."""
 
 from __future__ import annotations
 
@@ -39,66 +39,3 @@ def test_a_module_with_other_parameters_is_refused(result: abcfx.Transformed) ->
     with pytest.raises(abcfx.errors.InvalidInputError, match=r"'emb\.weight' is in the spec but not in the module"):
         rows = {name.removeprefix("fc."): row for name, row in result.spec.items()}
         abcfx.param_groups(result.module.fc, Spec(rows))
-
-
-def test_a_common_factor_is_right_and_anything_else_is_named(result: abcfx.Transformed) -> None:
-    optimizer = torch.optim.AdamW(result.param_groups)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0 if step == 0 else 0.5)
-    for _ in range(3):  # a warm-up from 0 is a common factor too
-        abcfx.check_optimizer(optimizer, result)
-        optimizer.step()
-        scheduler.step()
-    for group in optimizer.param_groups:
-        group["lr"] = 1e-3
-    with pytest.raises(abcfx.errors.InvalidInputError, match=r"(?s)group \d .*has lr = 0.001; expected 0.00"):
-        abcfx.check_optimizer(optimizer, result)
-
-
-@pytest.mark.parametrize("key", ["eps", "weight_decay"])
-def test_other_hyperparameters_are_checked(result: abcfx.Transformed, key: str) -> None:
-    optimizer = torch.optim.AdamW(result.param_groups)
-    optimizer.param_groups[0][key] *= 2
-    with pytest.raises(abcfx.errors.InvalidInputError, match=f"{key} ="):
-        abcfx.check_optimizer(optimizer, result)
-
-
-def test_a_checkpoint_with_flat_groups_is_noticed(result: abcfx.Transformed) -> None:
-    flat = torch.optim.AdamW([{"params": group["params"]} for group in copy.deepcopy(result.param_groups)])
-    optimizer = torch.optim.AdamW(result.param_groups)
-    optimizer.load_state_dict(flat.state_dict())
-    with pytest.raises(abcfx.errors.InvalidInputError, match="loaded checkpoint"):
-        abcfx.check_optimizer(optimizer, result)
-
-
-def test_parameters_left_out_or_of_another_model(result: abcfx.Transformed) -> None:
-    with pytest.raises(abcfx.errors.InvalidInputError, match="is in no group"):
-        abcfx.check_optimizer(torch.optim.AdamW(result.param_groups[1:]), result)
-    with pytest.raises(abcfx.errors.InvalidInputError, match="not one of the transformed"):
-        abcfx.check_optimizer(torch.optim.AdamW(Block(64).parameters()), result)
-
-
-def test_one_of_several_optimizers_is_checked_alone() -> None:
-    both = {"hidden": "muon", "default": "adamw"}
-    result = abcfx.transform(Block(64), IDS, base=Block(16), optimizer=both)
-    abcfx.check_optimizer(torch.optim.Muon(result.groups_for("muon"), weight_decay=0.0), result)
-    adamw = torch.optim.AdamW(result.groups_for("adamw"))
-    abcfx.check_optimizer(adamw, result)
-    adamw.param_groups[0]["lr"] *= 2
-    with pytest.raises(abcfx.errors.InvalidInputError, match="lr ="):
-        abcfx.check_optimizer(adamw, result)
-
-
-def test_schedulers_do_not_reach_the_plan(result: abcfx.Transformed) -> None:
-    optimizer = torch.optim.AdamW(result.param_groups)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    assert all(group["lr"] > 0 for group in result.param_groups)
-    for group, own in zip(optimizer.param_groups, result.param_groups, strict=True):  # what the message says
-        group["lr"] = own["lr"]
-    abcfx.check_optimizer(optimizer, result)
-
-
-@pytest.mark.parametrize("other", [torch.optim.SGD, torch.optim.Adam, torch.optim.Adafactor])
-def test_another_optimizer_than_planned_is_named(result: abcfx.Transformed, other: type[torch.optim.Optimizer]) -> None:
-    with pytest.raises(abcfx.errors.InvalidInputError, match="planned for adamw"):
-        abcfx.check_optimizer(other([{k: v for k, v in g.items() if k != "eps"} for g in result.param_groups]), result)

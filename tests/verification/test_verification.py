@@ -12,7 +12,7 @@ import torch
 
 import abcfx
 from abcfx import cli
-from abcfx.checks.transfer_result import Shift
+from abcfx.checks.curves import Shift
 from abcfx.dynamic.measured import Moments
 from abcfx.dynamic.rate_factors import RateFactors
 from abcfx.verification import PARTS, document, figure, studies, verify, widths

@@ -1,0 +1,89 @@
+"""Values of options as they are written on the command line: numbers, words, name=value, by role, choices."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+
+from abcfx.errors import InvalidInputError
+from abcfx.support.choices import choose
+
+
+def plain_value(text: str) -> object:
+    """Read JSON, or True, False and None as Python writes them; any other text stands for itself."""
+    try:
+        value: object = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except ValueError:
+        return text
+    return value
+
+
+def assignments(argument: str, given: str | None) -> dict[str, object]:
+    """Read `width=256,kind=small` or a JSON object as a dict.
+
+    Raises:
+        InvalidInputError: the text is neither.
+    """
+    if not given:
+        return {}
+    if given.lstrip().startswith("{"):
+        try:
+            return dict(json.loads(given))
+        except ValueError as error:
+            raise InvalidInputError(f"{argument}: {given!r} is no JSON object: {error}") from None
+    found = {}
+    for part in given.split(","):
+        name, equals, text = part.partition("=")
+        if not equals or not name.strip():
+            raise InvalidInputError(f"{argument}: expected name=value,... or a JSON object; got {part!r}")
+        found[name.strip()] = plain_value(text.strip())
+    return found
+
+
+def one_or_by_role(argument: str, given: str) -> object:
+    """Read one value, or `hidden=muon,default=adamw` as a dict."""
+    return assignments(argument, given) if "=" in given or given.startswith("{") else plain_value(given)
+
+
+def words(argument: str, given: str) -> str | dict[str, str]:
+    """Read one word, or `hidden=muon,default=adamw` as a dict."""
+    value = one_or_by_role(argument, given)
+    return {name: str(word) for name, word in value.items()} if isinstance(value, Mapping) else given
+
+
+def rates(argument: str, given: str) -> float | dict[str, float]:
+    """Read one number, or `hidden=0.02,default=0.01` as a dict. Raises InvalidInputError for anything else."""
+    value = one_or_by_role(argument, given)
+    if isinstance(value, Mapping):
+        return {name: _number(argument, each) for name, each in value.items()}
+    return _number(argument, value)
+
+
+def number(argument: str, given: str) -> float:
+    """Read one number. Raises InvalidInputError for anything else."""
+    return _number(argument, plain_value(given))
+
+
+def _number(argument: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidInputError(f"{argument}: expected a number, got {value!r}")
+    return float(value)
+
+
+def whole_numbers(text: str) -> list[int]:
+    """Read `64,128,256`."""
+    return [int(part) for part in text.split(",")]
+
+
+def add_choice(parser: argparse.ArgumentParser, flag: str, choices: Sequence[str], default: str, help: str) -> None:
+    """Add an option whose value is one of a few words, in any case; the error names the nearest one."""
+
+    def read(text: str) -> str:
+        try:
+            return choose(flag, text, choices)
+        except InvalidInputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    metavar = f"{{{','.join(choices)}}}"
+    parser.add_argument(flag, type=read, default=default, metavar=metavar, help=f"{help} (default: {default})")
