@@ -63,8 +63,7 @@ class DynamicAlignment:
         center: divide the factors by their geometric mean over matrices, so that the tuned lr keeps its meaning.
         smoothing: weight of the past in the moving average of alignments, which starts at the preset.
         trust: largest factor; its inverse is the smallest.
-        probe: inputs to measure on, instead of a part of the batch given to `capture_initial`.
-        max_tokens: number of tokens of the probe, where the batch holds sequences.
+        max_tokens: number of tokens to measure on, where the batch holds sequences.
         first_weights: how the first weights are remembered: "sample" keeps 16 to 64 rows of each; "keep" all rows,
             which takes as much memory as the weights; "redraw" none: they are drawn again from `seed` at each
             measure, which takes time.
@@ -108,7 +107,6 @@ class DynamicAlignment:
         center: bool = True,
         smoothing: float = 0.8,
         trust: float = 16.0,
-        probe: object = None,
         max_tokens: int = TOKENS,
         first_weights: FirstWeightsMode = "sample",
         seed: int | None = None,
@@ -118,7 +116,7 @@ class DynamicAlignment:
         if cap is not None:
             cap = choose("cap", cap, get_args(Cap))
         self.result, self.every, self.apply, self.smoothing = result, every, apply, smoothing
-        self.scheduler, self.max_tokens, self._given_probe = scheduler, max_tokens, probe
+        self.scheduler, self.max_tokens = scheduler, max_tokens
         self.steps = 0
         self.factors: dict[str, float] = {}
         optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
@@ -130,21 +128,20 @@ class DynamicAlignment:
         self._probe: Probe | None = None
         self._history: list[HistoryRow] = []
 
-    def capture_initial(self, batch: object = None) -> None:
+    def capture_initial(self, args: object = None, kwargs: Mapping[str, object] | None = None) -> None:
         """Remember inputs and weights of every layer as they are now; call this before the first step of training.
 
+        A part of the given inputs becomes the probe, on which the model is run at each measure.
+
         Args:
-            batch: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments. A
-                part of it becomes the probe, unless one was given to the constructor.
+            args: positional inputs of the model for a batch, as for `transform`; a bare tensor counts as one argument.
+            kwargs: keyword inputs.
 
         Raises:
-            InvalidInputError: there is no batch, or the model cannot be called with it.
+            InvalidInputError: there are no inputs, or the model cannot be called with them.
         """
-        given = self._given_probe if self._given_probe is not None else batch
-        if given is None:
-            raise InvalidInputError("capture_initial: expected a batch, got None.\n  To fix: capture_initial(inputs)")
         probe = self._new_probe()
-        probe.take(given, self.max_tokens)
+        probe.take(args, kwargs, self.max_tokens)
         self._probe = probe
 
     @property

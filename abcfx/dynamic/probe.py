@@ -64,15 +64,17 @@ class Probe:
         self.inputs: dict[str, torch.Tensor] = {}
         self._sizes: dict[str, tuple[float, float]] = {}
 
-    def take(self, batch: object, max_tokens: int) -> None:
-        """Choose the inputs out of a batch, and remember activations and weights as they are.
+    def take(self, args: object, kwargs: Mapping[str, object] | None, max_tokens: int) -> None:
+        """Choose a part of the model's inputs, and remember activations and weights as they are.
 
         Args:
-            batch: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
+            args: positional inputs of the model; a bare tensor counts as one argument.
+            kwargs: keyword inputs.
             max_tokens: number of tokens to keep of a batch of sequences.
         """
+        given = flat_inputs(self.graph, args, kwargs)
         with self._live.entered():
-            self.flat = choose_inputs(flat_inputs(self.graph, batch), max_tokens, self.graph, self._largest_layer)
+            self.flat = choose_inputs(given, max_tokens, self.graph, self._largest_layer)
             self.inputs = self._first_inputs()
             parameters = self._live.parameters()
             self.first.take(self.layers, parameters)

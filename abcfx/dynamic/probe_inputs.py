@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from abcfx.capture.codegen import call_signature
+from abcfx.capture.examples import canonical
 from abcfx.errors import InvalidInputError
 from abcfx.support import trees
 
@@ -20,38 +21,36 @@ SEQUENCES, SAMPLES = 16, 32
 MANY_TOKENS, SHARE_OF_BATCH, FEWEST_SAMPLES = 8, 1 / 4, 4
 
 
-def flat_inputs(graph: fx.Graph, batch: object) -> FlatInputs:
-    """Return the values of the graph's placeholders for a call of the model with this batch.
-
-    Args:
-        graph: a captured graph.
-        batch: a tensor, a tuple of arguments, or a dict of keyword arguments.
+def flat_inputs(graph: fx.Graph, args: object, kwargs: Mapping[str, object] | None) -> FlatInputs:
+    """Return the values of the graph's placeholders for a call of the model with these inputs.
 
     Raises:
-        InvalidInputError: the model cannot be called in this way.
+        InvalidInputError: there are no inputs, or the model cannot be called with them.
     """
+    positional, keywords = canonical(args, kwargs)
+    if positional is None or keywords is None:
+        raise InvalidInputError(
+            "capture_initial: expected the inputs of the model, got none.\n  To fix: capture_initial(inputs)"
+        )
     signature = call_signature(graph)
     try:
-        if isinstance(batch, Mapping):
-            arguments = signature.bind(**batch)
-        else:
-            arguments = signature.bind(*(batch if isinstance(batch, tuple) else (batch,)))
-        return list(signature.flatten(arguments))
+        return list(signature.flatten(signature.bind(*positional, **keywords)))
     except TypeError as error:
-        shapes = trees.map_tensors(lambda t: tuple(t.shape), batch)
+        shapes = trees.map_tensors(lambda tensor: tuple(tensor.shape), (positional, keywords))
         raise InvalidInputError(
-            f"capture_initial: the model cannot be called with this batch ({shapes}): {error}.\n"
-            f"  expected: a tensor, a tuple of arguments, or a dict of keyword arguments that the model takes."
+            f"capture_initial: the model cannot be called with these inputs: {error}.\n"
+            f"  got: tensors of the shapes {shapes[0]} and {shapes[1]}\n"
+            f"  To fix: capture_initial(args, kwargs) with the inputs of the model alone, without targets"
         ) from error
 
 
 def choose_inputs(
     flat: FlatInputs, max_tokens: int, graph: fx.Graph, largest_layer: Callable[[FlatInputs], int]
 ) -> FlatInputs:
-    """Choose a part of a batch: short pieces of many sequences where the graph runs on them, else whole samples.
+    """Choose a part of the inputs: short pieces of many sequences where the graph runs on them, else whole samples.
 
     Args:
-        flat: the whole batch.
+        flat: all inputs.
         max_tokens: number of tokens to keep of a batch of sequences, spread over up to 16 of them.
         graph: the captured graph that will be run.
         largest_layer: runs the graph and returns the largest number of tokens that any of its layers gets.

@@ -132,14 +132,14 @@ def test_where_the_time_goes(benchmark: BenchmarkFixture, kind: str, part: str) 
     alignment = dict(dynamic._smoothed)
 
     def capture() -> tuple[torch.Tensor, ...]:
-        with probe._live():
+        with probe._live.entered():
             return probe._run(probe.flat)
 
     results = capture()
     parts: dict[str, Callable[[], object]] = {
         "capture": capture,
-        "products": lambda: products_of_many([layer for _, layer in probe._layers(results)]),
-        "LP": lambda: dynamic._rates.solve(alignment),
+        "products": lambda: products_of_many([layer for _, layer in probe._layer_states(results)]),
+        "LP": lambda: dynamic._rate_factors.solve(alignment),
         "whole measure": dynamic.step,
     }
     benchmark.pedantic(
@@ -161,7 +161,7 @@ def test_solve_of_two_hundred_parameters(benchmark: BenchmarkFixture) -> None:
             current[node] = (terms + 0.01 * torch.randn(3, generator=generator)).clamp(0.5, 1.0)
         moved = {node: Alignments(*terms.tolist()) for node, terms in current.items()}
         start = time.process_time()
-        c = dynamic._rates.solve(moved)
+        c = dynamic._rate_factors.solve(moved)
         seconds.append(time.process_time() - start)
         return c
 

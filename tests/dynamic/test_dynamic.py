@@ -187,7 +187,7 @@ def test_bad_use_is_refused() -> None:
     for wrong in ({"every": 0}, {"smoothing": 1.0}, {"cap": "half"}, {"trust": 1.0}):
         with pytest.raises(abcfx.errors.InvalidInputError, match=next(iter(wrong))):
             Run(**wrong)
-    with pytest.raises(abcfx.errors.InvalidInputError, match="cannot be called with this batch"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="cannot be called with these inputs"):
         Run(batch=(X, Y))
 
 

@@ -38,7 +38,7 @@ def planned(**options: Any) -> abcfx.Transformed:
 def dynamic_of(result: abcfx.Transformed, **options: Any) -> tuple[torch.optim.Optimizer, abcfx.DynamicAlignment]:
     optimizer = torch.optim.AdamW(result.groups(per_parameter=True))
     dynamic = abcfx.DynamicAlignment(result, optimizer, **({"warmup": 0, "every": 1} | options))
-    dynamic.capture_initial({"input_ids": TOKENS})
+    dynamic.capture_initial(kwargs={"input_ids": TOKENS})
     return optimizer, dynamic
 
 
@@ -170,7 +170,7 @@ def test_first_weights_that_cannot_be_had_back_are_refused() -> None:
         abcfx.DynamicAlignment(result, optimizer, first_weights="all")
     dynamic = abcfx.DynamicAlignment(result, optimizer, first_weights="redraw", seed=3)
     with pytest.raises(abcfx.errors.InvalidInputError, match=r"is not what seed 3 draws(.|\n)*init_weights"):
-        dynamic.capture_initial({"input_ids": TOKENS})
+        dynamic.capture_initial(kwargs={"input_ids": TOKENS})
     with pytest.raises(abcfx.errors.InvalidInputError, match="before capture_initial"):
         dynamic.step()  # nothing half done
     state = dynamic_of(planned())[1].state_dict()
