@@ -12,9 +12,9 @@ from abcfx.cli.options import add_choice, assignments, whole_numbers
 from abcfx.cli.shared import Command, show_result
 from abcfx.errors import InvalidInputError
 from abcfx.hyper_connections import diagnose
-from abcfx.hyper_connections.judge import INITS
+from abcfx.hyper_connections.judge import INIT_EXPONENTS
 
-HELP = """Diagnose hyper-connections, drawn at several widths or those of a model. Status 1 where a diagnostic fails.
+HELP = """Diagnose hyper-connections, drawn at several widths or those of a model. Status 0 only if all of it passes.
 
   abcfx hyper-connections --init constant --plot hyper.png
   abcfx hyper-connections models.py:make_model --inputs make_tokens --checkpoint model.pt"""
@@ -27,7 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inputs", metavar="INPUTS", help="what MODEL is called with, or a function that returns it")
     parser.add_argument("--checkpoint", metavar="FILE", type=Path, help="a state_dict to load into MODEL")
     parser.add_argument("--widths", type=whole_numbers, default=WIDTHS, help=f"of a stream, drawn (default: {WIDTHS})")
-    add_choice(parser, "--init", tuple(INITS), "mup", "std of the generator over width")
+    add_choice(parser, "--init", tuple(INIT_EXPONENTS), "mup", "std of the generator over width")
     for name, default, what in (
         ("streams", 4, "number of streams"),
         ("iters", 20, "Sinkhorn iterations"),
@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> bool:
     if arguments.checkpoint:
         load_weights("--checkpoint", model, arguments.checkpoint)
     args, kwargs = example_inputs(Named("--inputs", arguments.inputs, named) if arguments.inputs else None)
-    return show_result(diagnose(model=model, inputs=args if kwargs is None else kwargs, **common), arguments, console)
+    return show_result(diagnose(model=model, args=args, kwargs=kwargs, **common), arguments, console)
 
 
 COMMAND = Command("hyper-connections", HELP, _add_arguments, _run)

@@ -1,204 +1,140 @@
-"""What `diagnose` returns: rows, slopes over width and verdicts of the six diagnostics; printed, drawn or handed on."""
+"""The result of `diagnose`: numbers, slopes over width and verdicts of the six diagnostics, as text, figure or data."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from abcfx.report.console import text_of
-from abcfx.support.text import to_pandas
+from abcfx.hyper_connections.figures import plot_diagnosis
+from abcfx.hyper_connections.rows import Diagnostic, DiagnosticRow, LawSlope, Measurement
+from abcfx.report.console import VERDICT_STYLES, text_of, verdict_text
+from abcfx.support.figures import save
+from abcfx.support.verdict import WORST_FIRST, CheckResult, Verdict, worst
 
-PASS, WARN, FAIL, SKIP = "PASS", "WARN", "FAIL", "SKIP"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 REASONS_SHOWN = 3
-MODULES_SHOWN = 4
-WORST_FIRST = (FAIL, WARN, PASS, SKIP)
-COLOURS = {PASS: "bold green", WARN: "bold yellow", FAIL: "bold red", SKIP: "dim"}
-DIAGNOSTICS = {
-    "sinkhorn_error": "1 Sinkhorn error",
-    "spectrum": "2 spectrum of the mix",
-    "quotient_jacobian": "3 quotient Jacobian",
-    "sensitivity": "4 dynamic sensitivity",
-    "logit_update": "5 logit update per step",
-    "gate_statistics": "6 gates",
-}
+MODULES_SHOWN = 4  # of a model with more hyper-connections, only the smallest and largest numbers are printed
 
 
-@dataclass(frozen=True)
-class Row:
-    """One number of one diagnostic, over samples (tokens or matrices).
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis(CheckResult[DiagnosticRow]):
+    """Result of `diagnose`; true if the verdict is PASS.
 
     Attributes:
-        diagnostic: a key of DIAGNOSTICS.
-        quantity: what was measured; "at logit std 1", "sgd: ..." and the like where there are several.
-        width: None where width plays no part.
-        module: path of the hyper-connection in the user's model; None for drawn ones.
+        rows: verdicts, one for each diagnostic, or for each diagnostic and each hyper-connection of a model.
+        measurements: every number, by diagnostic, quantity, and width or module.
+        slopes: slopes over width of drawn hyper-connections; none for a model.
+        settings: the options of `diagnose`.
     """
 
-    diagnostic: str
-    quantity: str
-    width: int | None
-    module: str | None
-    mean: float
-    sd: float
-    smallest: float
-    largest: float
-    samples: int
+    TITLE: ClassVar[str] = "hyper-connections"
+    measurements: tuple[Measurement, ...] = field(repr=False)
+    slopes: tuple[LawSlope, ...]
+    settings: Mapping[str, object]
 
-
-@dataclass(frozen=True)
-class LawSlope:
-    """Slope of log2 of a quantity over log2 width: mean over samples, standard error, and what the init predicts."""
-
-    diagnostic: str
-    quantity: str
-    mean: float | None
-    error: float
-    law: float
-
-    @property
-    def agrees(self) -> bool:
-        return self.mean is None or abs(self.mean - self.law) <= 0.1 + 2 * self.error
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """PASS, WARN, FAIL or SKIP of one diagnostic, with the numbers that decided it and what to change."""
-
-    diagnostic: str
-    status: str
-    reason: str
-    module: str | None = None
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """Result of `diagnose`; false where any diagnostic fails.
-
-    Attributes:
-        rows: every number, by diagnostic, quantity and width or module.
-        slopes: over width, of drawn hyper-connections.
-        verdicts: one for each diagnostic, and module.
-        settings: what was asked for.
-    """
-
-    rows: list[Row] = field(repr=False)
-    slopes: list[LawSlope]
-    verdicts: list[Verdict]
-    settings: dict[str, Any]
-
-    @property
-    def verdict(self) -> str:
-        return worst(each.status for each in self.verdicts)
-
-    def __bool__(self) -> bool:
-        return self.verdict != FAIL
-
-    def status(self, diagnostic: str) -> str:
-        """The worst verdict of one diagnostic. Raises KeyError for one that there is not."""
-        if diagnostic not in DIAGNOSTICS:
-            raise KeyError(f"{diagnostic!r}; there are {', '.join(DIAGNOSTICS)}.")
-        return worst(each.status for each in self.verdicts if each.diagnostic == diagnostic)
+    def status(self, diagnostic: str) -> Verdict:
+        """Return the worst verdict of one diagnostic. Raises KeyError for an unknown diagnostic."""
+        if diagnostic not in list(Diagnostic):
+            raise KeyError(f"{diagnostic!r}; there are {', '.join(Diagnostic)}.")
+        return worst(row.verdict for row in self.rows if row.diagnostic == diagnostic)
 
     def values(self, diagnostic: str, quantity: str) -> dict[int | str | None, float]:
-        """Width (or module) -> mean."""
-        found = [row for row in self.rows if (row.diagnostic, row.quantity) == (diagnostic, quantity)]
+        """Return the means of a quantity by width, or by module of a model. Raises KeyError for an unknown one."""
+        found = [each for each in self.measurements if (each.diagnostic, each.quantity) == (diagnostic, quantity)]
         if not found:
-            known = dict.fromkeys(row.quantity for row in self.rows if row.diagnostic == diagnostic)
+            known = dict.fromkeys(each.quantity for each in self.measurements if each.diagnostic == diagnostic)
             raise KeyError(f"{diagnostic}: there is no {quantity!r}; there are {', '.join(known)}.")
-        return {row.module or row.width: row.mean for row in found}
+        return {each.place: each.mean for each in found}
 
-    def to_pandas(self) -> Any:
-        """`rows` as a DataFrame. Raises InvalidInputError without pandas."""
-        return to_pandas([asdict(row) for row in self.rows])
-
-    def to_json(self) -> str:
-        """Everything; numbers that are not finite become null."""
-        found = {
-            "check": "hyper-connections",
-            "verdict": self.verdict,
-            "settings": self.settings,
-            "verdicts": [asdict(each) for each in self.verdicts],
-            "slopes": [asdict(each) | {"agrees": each.agrees} for each in self.slopes],
-            "rows": [asdict(each) for each in self.rows],
+    def to_dict(self) -> dict[str, object]:
+        """Return verdicts, settings, slopes and measurements as plain data."""
+        return super().to_dict() | {
+            "settings": dict(self.settings),
+            "slopes": [each.to_dict() for each in self.slopes],
+            "measurements": [each.to_dict() for each in self.measurements],
         }
-        return json.dumps(_finite(found), allow_nan=False)
 
-    def plot(self, path: str | None = None) -> Any:
-        """Six panels, one for each diagnostic, over width (or over the modules of a model), as a matplotlib figure."""
-        from abcfx.hyper_connections.figures import plot_diagnosis
+    def plot(self, path: str | None = None) -> Figure:
+        """Draw six panels, one for each diagnostic, over width or over the hyper-connections of a model.
 
-        return plot_diagnosis(self, path)
+        Args:
+            path: where to write the figure; its ending chooses the format (.png, .svg, .pdf).
+
+        Raises:
+            InvalidInputError: matplotlib is not installed.
+        """
+        verdicts = {diagnostic: self.status(diagnostic) for diagnostic in Diagnostic}
+        return save(plot_diagnosis(f"{self.TITLE}: {self.verdict}", self.measurements, verdicts), path)
 
     def __str__(self) -> str:
         return text_of(self.__rich__())
 
     def __rich__(self) -> RenderableType:
-        head = Text("hyper-connections: ").append(self.verdict, COLOURS[self.verdict])
+        head = Text(f"{self.TITLE}: ").append(verdict_text(self.verdict))
         shown = ", ".join(f"{key} {_setting(value)}" for key, value in self.settings.items())
         head.append(f"\n{shown}\n")
-        parts: list[RenderableType] = [head, self._numbers(), Text()]
+        many = len({each.module for each in self.measurements} - {None}) > MODULES_SHOWN
+        parts: list[RenderableType] = [head, self._extremes() if many else self._numbers(), Text()]
         if self.slopes:
             parts += [self._slopes(), Text()]
         return Group(*parts, *self._reasons())
 
     def _reasons(self) -> list[Text]:
-        """A line for each diagnostic; of a model with many hyper-connections, the worst verdicts of each."""
+        """Write a line for each diagnostic; of a model with many hyper-connections, the worst verdicts of each."""
         lines = []
-        for diagnostic, title in DIAGNOSTICS.items():
-            mine = sorted(
-                (v for v in self.verdicts if v.diagnostic == diagnostic), key=lambda v: WORST_FIRST.index(v.status)
-            )
-            shown = [v for v in mine if v.status != PASS][:REASONS_SHOWN] or mine[:1]
-            for each in shown:
-                where = f" of {each.module}" if each.module else ""
-                lines.append(
-                    Text.assemble((f"{each.status:4}", COLOURS[each.status]), f" {title}{where}: {each.reason}")
-                )
+        for diagnostic in Diagnostic:
+            mine = [row for row in self.rows if row.diagnostic is diagnostic]
+            mine.sort(key=lambda row: WORST_FIRST.index(row.verdict))
+            shown = [row for row in mine if row.verdict is not Verdict.PASS][:REASONS_SHOWN] or mine[:1]
+            for row in shown:
+                fix = f". To fix: {row.fix}" if row.fix else ""
+                lines.append(Text.assemble(verdict_text(row.verdict), f" {row.name}: {row.reason}{fix}"))
             if left := mine[len(shown) :]:
-                counts = Counter(each.status for each in left)
-                lines.append(Text(f"     and {', '.join(f'{n} {status}' for status, n in counts.items())}"))
+                counts = Counter(row.verdict for row in left)
+                lines.append(Text(f"     and {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}"))
         return lines
 
     def _numbers(self) -> Table:
-        """A line for each quantity, a column for each width or module; means over samples."""
-        columns = list(dict.fromkeys(row.module or row.width for row in self.rows))
-        if len({row.module for row in self.rows} - {None}) > MODULES_SHOWN:
-            return self._extremes()
-        table = Table(box=None, pad_edge=False, padding=(0, 1))
-        table.add_column("mean over samples", no_wrap=True)
-        for each in columns:
-            table.add_column("any width" if each is None else str(each), justify="right", overflow="fold")
-        for diagnostic, title in DIAGNOSTICS.items():
-            mine = [row for row in self.rows if row.diagnostic == diagnostic]
-            if mine:
-                table.add_row(Text(title, "bold"))
-            for quantity in dict.fromkeys(row.quantity for row in mine):
-                cells = {row.module or row.width: row.mean for row in mine if row.quantity == quantity}
-                table.add_row(f"  {quantity}", *(_number(cells.get(each)) for each in columns))
+        """Make a table with a line for each quantity and a column for each width or module; means over samples."""
+        columns = list(dict.fromkeys(each.place for each in self.measurements))
+        table = _table()
+        for place in columns:
+            table.add_column("any width" if place is None else str(place), justify="right", overflow="fold")
+        for diagnostic in Diagnostic:
+            for quantity, mine in self._by_quantity(diagnostic, table).items():
+                cells = {each.place: each.mean for each in mine}
+                table.add_row(f"  {quantity}", *(_number(cells.get(place)) for place in columns))
         return table
 
     def _extremes(self) -> Table:
-        """A line for each quantity: its smallest and largest mean over the hyper-connections of a model."""
-        table = Table(box=None, pad_edge=False, padding=(0, 1))
-        table.add_column("mean over samples", no_wrap=True)
+        """Make a table with a line for each quantity: its smallest and largest mean over many hyper-connections."""
+        table = _table()
         for name in ("smallest", "largest"):
             table.add_column(name, justify="right")
         table.add_column("in", overflow="fold")
-        for diagnostic, title in DIAGNOSTICS.items():
-            mine = [row for row in self.rows if row.diagnostic == diagnostic]
-            table.add_row(Text(title, "bold"))
-            for quantity in dict.fromkeys(row.quantity for row in mine):
-                rows = sorted((row for row in mine if row.quantity == quantity), key=lambda row: row.mean)
-                table.add_row(f"  {quantity}", _number(rows[0].mean), _number(rows[-1].mean), rows[-1].module)
+        for diagnostic in Diagnostic:
+            for quantity, mine in self._by_quantity(diagnostic, table).items():
+                mine.sort(key=lambda each: each.mean)
+                table.add_row(f"  {quantity}", _number(mine[0].mean), _number(mine[-1].mean), mine[-1].module)
         return table
+
+    def _by_quantity(self, diagnostic: Diagnostic, table: Table) -> dict[str, list[Measurement]]:
+        """Collect a diagnostic's measurements by quantity; write its heading into the table if there are any."""
+        found: dict[str, list[Measurement]] = {}
+        for each in self.measurements:
+            if each.diagnostic is diagnostic:
+                found.setdefault(each.quantity, []).append(each)
+        if found:
+            table.add_row(Text(diagnostic.heading, "bold"))
+        return found
 
     def _slopes(self) -> Table:
         table = Table(box=None, pad_edge=False, padding=(0, 1))
@@ -207,29 +143,20 @@ class Diagnosis:
             table.add_column(name, justify="right", no_wrap=True)
         for each in self.slopes:
             measured = "zero" if each.mean is None else f"{each.mean:+.3f} ± {each.error:.3f}"
-            table.add_row(
-                f"{DIAGNOSTICS[each.diagnostic][2:]}: {each.quantity}",
-                Text(measured, "" if each.agrees else COLOURS[FAIL]),
-                f"{each.law:+.2f}",
-            )
+            style = "" if each.agrees else VERDICT_STYLES[Verdict.FAIL]
+            table.add_row(f"{each.diagnostic.words}: {each.quantity}", Text(measured, style), f"{each.law:+.2f}")
         return table
 
 
-def worst(statuses: Iterable[str]) -> str:
-    return min(statuses, key=WORST_FIRST.index, default=SKIP)
+def _table() -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("mean over samples", no_wrap=True)
+    return table
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def _setting(value: Any) -> str:
+def _setting(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

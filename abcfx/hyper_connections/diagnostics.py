@@ -1,13 +1,14 @@
-"""The six diagnostics of a hyper-connection, each on tensors of one's own; every number is per matrix or per token.
+"""The six diagnostics of a hyper-connection as functions of tensors; they return a number for each matrix or token.
 
 Shapes: streams x (..., n, d), D = n d; weight (k, D) or (..., k, D), k = (2 + n) n; scale (3,); base (k,).
-Nothing here costs more than the k mixing values m of a token: the Jacobian of gates and mix with respect to x is
-J(m) A with A = dm/dx = r W - m r^2 f^T / D (f: x flattened, r = 1 / rms(f)), and its norms need only A A^T, k x k.
+No diagnostic needs a matrix with a side of D. Gates and mix depend on x through the k mixing values m of a token, so
+their Jacobian with respect to x is J(m) A with A = dm/dx = r W - m r^2 f^T / D (f: x flattened, r = 1 / rms(f)), and
+its norms need only A A^T, k x k.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -16,15 +17,21 @@ from torch import Tensor
 from abcfx.errors import InvalidInputError
 from abcfx.hyper_connections.module import StreamWeights, split_values
 from abcfx.hyper_connections.sinkhorn import gauge_basis, sinkhorn, sinkhorn_jacobian
+from abcfx.support.choices import choose
 
-SATURATED = 0.05
+SATURATED = 0.05  # share of a gate's range at either end within which the gate counts as saturated
+
+
+_DIRECTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"sgd": lambda gradient: gradient, "adam": torch.sign}
 
 
 class SinkhornError(NamedTuple):
-    """How far a mixing matrix is from doubly stochastic.
+    """Distance of a mixing matrix from doubly stochastic.
 
-    `worst`: largest |sum - 1| over rows and columns; `rows`: mean over rows; `rate`: by how much one more iteration
-    shrinks the error, sigma_2^2 in the limit (Knight 2008).
+    Attributes:
+        worst: largest |sum - 1| over rows and columns.
+        rows: mean of |sum - 1| over rows.
+        rate: factor by which one more iteration shrinks the error; sigma_2^2 in the limit (Knight 2008).
     """
 
     worst: Tensor
@@ -33,20 +40,32 @@ class SinkhornError(NamedTuple):
 
 
 def sinkhorn_error(mix: Tensor) -> SinkhornError:
-    """Diagnostic 1, of matrices (..., n, n)."""
+    """Diagnostic 1: measure how far the sums of rows and columns of mixing matrices (..., n, n) are from 1.
+
+    Example:
+        >>> round(float(sinkhorn_error(torch.eye(4)).worst), 6)
+        0.0
+    """
     rows, columns = (mix.sum(-1) - 1).abs(), (mix.sum(-2) - 1).abs()
     return SinkhornError(torch.maximum(rows.amax(-1), columns.amax(-1)), rows.mean(-1), spectrum(mix).second.square())
 
 
 def iterations_needed(mix: Tensor, tolerance: float = 1e-3) -> Tensor:
-    """How many iterations bring the error of sums below `tolerance`: ln(tolerance) / (2 ln sigma_2)."""
+    """Return the number of iterations that bring the error below a tolerance: ln(tolerance) / (2 ln sigma_2).
+
+    Args:
+        mix: mixing matrices (..., n, n) after many iterations.
+        tolerance: largest error of a sum.
+    """
     return torch.tensor(tolerance, dtype=mix.dtype).log() / (2 * spectrum(mix).second.log())
 
 
 class Spectrum(NamedTuple):
-    """`norm`: largest singular value, 1 for a doubly stochastic matrix: mixing can not make streams larger.
+    """The two largest singular values of a mixing matrix.
 
-    `second`: second largest, what is kept of the differences between streams.
+    Attributes:
+        norm: the largest; 1 for a doubly stochastic matrix, which cannot make streams larger.
+        second: the second largest: the share of the differences between streams that mixing keeps.
     """
 
     norm: Tensor
@@ -54,15 +73,18 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(mix: Tensor) -> Spectrum:
-    """Diagnostic 2, of matrices (..., n, n) with n > 1."""
+    """Diagnostic 2: measure by how much mixing matrices (..., n, n), with n > 1, grow and equalise streams."""
     values = torch.linalg.svdvals(mix)
     return Spectrum(values[..., 0], values[..., 1])
 
 
 class QuotientJacobian(NamedTuple):
-    """Singular values of dC / dZ on the (n - 1)^2 directions of the logits that C can see (1/n at Z = 0).
+    """Response of the mix C to its logits Z, from the Jacobian dC / dZ.
 
-    `leak`: Frobenius norm of dC / dZ on the other directions, which is 0 after enough iterations.
+    Attributes:
+        largest, smallest: singular values on the (n - 1)^2 directions that C can see; both are 1/n at Z = 0.
+        condition: largest over smallest.
+        leak: Frobenius norm on the other directions, which is 0 after enough iterations.
     """
 
     largest: Tensor
@@ -72,7 +94,12 @@ class QuotientJacobian(NamedTuple):
 
 
 def quotient_jacobian(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> QuotientJacobian:
-    """Diagnostic 3, of logits (..., n, n)."""
+    """Diagnostic 3: measure how the mix answers to a change of its logits (..., n, n).
+
+    Args:
+        logits: logits of mixing matrices.
+        iters, eps: as for `sinkhorn`.
+    """
     jacobian, n = sinkhorn_jacobian(logits, iters, eps), logits.shape[-1]
     basis = gauge_basis(n, dtype=logits.dtype, device=logits.device)
     values = torch.linalg.svdvals(basis.mT @ jacobian @ basis)
@@ -82,9 +109,11 @@ def quotient_jacobian(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Quo
 
 
 class Sensitivity(NamedTuple):
-    """|change of the mix (read gates, write gates)| per relative change |dx| / |x| of a token's streams.
+    """Change of the mix, of the read gates and of the write gates per relative change |dx| / |x| of a token's streams.
 
-    For the direction of x that changes them most, ||DC||_2 ||x||, and for a typical one, ||DC||_F ||x|| / sqrt(D).
+    Attributes:
+        mix, read, write: in the direction of x that changes them most, ||DC||_2 ||x||.
+        mix_typical, read_typical, write_typical: in a typical direction, ||DC||_F ||x|| / sqrt(D).
     """
 
     mix: Tensor
@@ -98,7 +127,13 @@ class Sensitivity(NamedTuple):
 def sensitivity(
     x: Tensor, weight: Tensor, scale: Tensor, base: Tensor, iters: int = 20, eps: float = 1e-6
 ) -> Sensitivity:
-    """Diagnostic 4, per token."""
+    """Diagnostic 4: measure, for each token, how much its gates and mix change with its streams.
+
+    Args:
+        x: streams (..., n, d).
+        weight, scale, base: parameters of the generator.
+        iters, eps: as for `stream_weights`.
+    """
     n, (values, gain) = x.shape[-2], _values(x, weight, eps)
     size = float(x.shape[-1] * n)
     square = x.flatten(-2).to(weight.dtype).square().sum(-1)
@@ -123,9 +158,12 @@ def sensitivity(
 
 
 class LogitUpdate(NamedTuple):
-    """|change of the mixing logits of a token| by one step on it, in all and by the change of each parameter alone.
+    """Norm of the change of a token's mixing logits in one optimizer step on that token.
 
-    `seen`: the share of it that the mixing matrix can see.
+    Attributes:
+        total: change by all parameters together.
+        weight, scale, base: change by one parameter alone.
+        seen: share of the total that the mixing matrix can see.
     """
 
     total: Tensor
@@ -146,17 +184,22 @@ def logit_update(
     iters: int = 20,
     eps: float = 1e-6,
 ) -> LogitUpdate:
-    """Diagnostic 5, per token: one step on |C - I|^2, with the gradient of that token alone.
+    """Diagnostic 5: measure, for each token, how far one step on |C - I|^2 moves its mixing logits.
+
+    The gradient is that of the token alone.
 
     Args:
+        x: streams (..., n, d).
+        weight, scale, base: parameters of the generator.
         optimizer: "sgd", or "adam" (its first step: lr times the sign of the gradient).
         lr: absolute learning rate of scale and base, and of the generator where `lr_weight` is None.
+        lr_weight: absolute learning rate of the generator.
+        iters, eps: as for `stream_weights`.
+
+    Raises:
+        InvalidInputError: there is no such optimizer, or the shapes do not fit.
     """
-    direction: Callable[[Tensor], Tensor]
-    directions = {"sgd": lambda gradient: gradient, "adam": torch.sign}
-    if optimizer not in directions:
-        raise InvalidInputError(f"logit_update: optimizer={optimizer!r}; expected one of {', '.join(directions)}.")
-    direction = directions[optimizer]
+    direction = _DIRECTIONS[choose("optimizer", optimizer, _DIRECTIONS)]
     n, (values, gain) = x.shape[-2], _values(x, weight, eps)
     lr_weight = lr if lr_weight is None else lr_weight
     raw, logits = values[..., 2 * n :], split_values(values, scale, base, n).mix
@@ -164,7 +207,7 @@ def logit_update(
     jacobian = sinkhorn_jacobian(logits, iters, eps)
     gradient = 2 * (jacobian.mT @ distance.flatten(-2).unsqueeze(-1)).squeeze(-1)
     flat = x.flatten(-2).to(weight.dtype) * gain[..., 0]
-    # dW = lr direction(s g x^T) is an outer product for both optimizers, so that dW x needs no matrix of width
+    # dW = lr direction(s g x^T) is an outer product for both optimizers, so dW x needs no matrix with a side of D.
     length = (flat * direction(flat)).sum(-1, keepdim=True)
     d_raw = -lr_weight * direction(scale[2] * gradient) * length
     d_scale = -lr * direction((gradient * raw).sum(-1, keepdim=True))
@@ -178,10 +221,13 @@ def logit_update(
 
 
 class GateStatistics(NamedTuple):
-    """Of the read gates (0 to 1) and write gates (0 to 2) of each token.
+    """Summary of the read gates (0 to 1) and write gates (0 to 2) of each token.
 
-    `read`, `write`: mean; `read_total`: sum over streams; `write_largest`; `read_saturated`, `write_saturated`: share
-    of gates within 5 % of their range of one of its ends, where they have no gradient left.
+    Attributes:
+        read, write: mean over streams.
+        read_total: sum over streams.
+        write_largest: largest over streams.
+        read_saturated, write_saturated: share of gates within 5 % of one end of their range, where they hardly learn.
     """
 
     read: Tensor
@@ -193,7 +239,7 @@ class GateStatistics(NamedTuple):
 
 
 def gate_statistics(read: Tensor, write: Tensor) -> GateStatistics:
-    """Diagnostic 6, of gates (..., n)."""
+    """Diagnostic 6: summarise the read and write gates (..., n) of tokens."""
 
     def saturated(gate: Tensor) -> Tensor:
         return ((gate < SATURATED) | (gate > 1 - SATURATED)).to(gate.dtype).mean(-1)
@@ -204,15 +250,21 @@ def gate_statistics(read: Tensor, write: Tensor) -> GateStatistics:
 
 
 def mixing_logits(x: Tensor, weight: Tensor, scale: Tensor, base: Tensor, eps: float = 1e-6) -> StreamWeights:
-    """Logits of read gates, write gates and mixing matrix of each token."""
+    """Return the logits of read gates, write gates and mixing matrix of each token.
+
+    Args:
+        x: streams (..., n, d).
+        weight, scale, base: parameters of the generator.
+        eps: added to the mean square.
+    """
     return split_values(_values(x, weight, eps)[0], scale, base, x.shape[-2])
 
 
 def _values(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(mixing values (..., k), 1 / rms of each token (..., 1, 1)), for one weight or for one to each token."""
+    """Return mixing values (..., k) and 1 / rms (..., 1, 1) of each token, for one weight or for a weight per token."""
     if weight.ndim < 2 or weight.shape[-1] != x.shape[-1] * x.shape[-2]:
         raise InvalidInputError(
-            f"hyper-connection: streams {tuple(x.shape)} and a generator of shape {tuple(weight.shape)} do not fit.\n"
+            f"hyper-connection: streams {tuple(x.shape)} do not fit a generator of shape {tuple(weight.shape)}.\n"
             f"  expected: x (..., n, d) and weight ((2 + n) n, n d)."
         )
     flat = x.flatten(-2).to(weight.dtype)

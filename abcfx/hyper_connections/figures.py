@@ -1,56 +1,61 @@
-"""The figure of a diagnosis: six panels; needs the extra `plot` (matplotlib)."""
+"""The figure of a diagnosis: one panel for each diagnostic; needs the extra `plot` (matplotlib)."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from abcfx.hyper_connections.diagnosis import DIAGNOSTICS, Diagnosis
+from abcfx.hyper_connections.rows import OPTIMIZERS, SPREADS, Diagnostic, Measurement, Quantity
 from abcfx.support.figures import new_figure
+from abcfx.support.verdict import Verdict
 
-LOG = ("sinkhorn_error", "sensitivity", "logit_update", "quotient_jacobian")
-SHOWN = {
-    "sinkhorn_error": ("worst", "rows"),
-    "spectrum": ("norm", "second"),
-    "quotient_jacobian": ("largest", "smallest", "leak"),
-    "sensitivity": ("mix", "read", "write", "mix_typical", "read_typical", "write_typical"),
-    "logit_update": ("sgd weight", "sgd scale", "sgd base", "adam weight", "adam scale", "adam base"),
-    "gate_statistics": ("read", "write", "read_saturated", "write_saturated"),
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LOGARITHMIC = {
+    Diagnostic.SINKHORN_ERROR,
+    Diagnostic.SENSITIVITY,
+    Diagnostic.LOGIT_UPDATE,
+    Diagnostic.QUOTIENT_JACOBIAN,
 }
-ANY_WIDTH = {"sinkhorn_error": "worst", "spectrum": "second", "quotient_jacobian": "leak"}
-LEAST = 1e-9  # of the axis of what may be as small as rounding
+_SHOWN: Mapping[Diagnostic, Sequence[str]] = {
+    Diagnostic.SINKHORN_ERROR: ("worst", "rows"),
+    Diagnostic.SPECTRUM: ("norm", "second"),
+    Diagnostic.QUOTIENT_JACOBIAN: ("largest", "smallest", "leak"),
+    Diagnostic.SENSITIVITY: ("mix", "read", "write", "mix_typical", "read_typical", "write_typical"),
+    Diagnostic.LOGIT_UPDATE: ("weight", "scale", "base"),
+    Diagnostic.GATES: ("read", "write", "read_saturated", "write_saturated"),
+}
+_LINES = {  # drawn as a line over all widths: measured on logits alone
+    Diagnostic.SINKHORN_ERROR: "worst",
+    Diagnostic.SPECTRUM: "second",
+    Diagnostic.QUOTIENT_JACOBIAN: "leak",
+}
+_LEAST = 1e-9  # lower end of an axis of numbers that may be as small as rounding errors
 
 
-def plot_diagnosis(diagnosis: Diagnosis, path: str | None = None) -> Any:
-    """One panel for each diagnostic: means over samples, over width; over modules, in order, for a model.
+def plot_diagnosis(title: str, measurements: Sequence[Measurement], verdicts: Mapping[Diagnostic, Verdict]) -> Figure:
+    """Draw the means over samples of every diagnostic: over width, or over the hyper-connections of a model in order.
 
     Args:
-        path: where to write the figure, by its ending (.png, .svg, .pdf).
+        title: heading of the figure.
+        measurements: every number of the diagnosis.
+        verdicts: worst verdict of each diagnostic.
 
     Raises:
         InvalidInputError: matplotlib is not installed.
     """
     figure = new_figure(13, 7)
-    modules = list(dict.fromkeys(row.module for row in diagnosis.rows if row.module is not None))
-    for axis, (name, title) in zip(figure.subplots(2, 3).flat, DIAGNOSTICS.items(), strict=True):
-        drawn = 0
-        for quantity in SHOWN[name]:
-            rows = [row for row in diagnosis.rows if (row.diagnostic, row.quantity) == (name, quantity)]
-            x = [modules.index(row.module) if row.module else row.width for row in rows]
-            if rows and not (name in LOG and any(row.mean <= 0 for row in rows)):
-                style = "--" if quantity.startswith("adam") or quantity.endswith("typical") else "-"
-                axis.plot(x, [row.mean for row in rows], style, marker="o", ms=3, lw=1.2, label=quantity)
-                drawn += 1
-        for spread, style in ((1, ":"), (3, "-.")):
-            quantity = f"{ANY_WIDTH.get(name)} at logit std {spread}"
-            for row in diagnosis.rows:
-                if (row.diagnostic, row.quantity) == (name, quantity):
-                    axis.axhline(row.mean, ls=style, color="0.4", lw=1.2, label=quantity)
-                    drawn += 1
-        axis.set_title(f"{title}: {diagnosis.status(name)}", size=10)
-        if name in LOG:
+    modules = list(dict.fromkeys(each.module for each in measurements if each.module is not None))
+    for axis, diagnostic in zip(figure.subplots(2, 3).flat, Diagnostic, strict=True):
+        mine = [each for each in measurements if each.diagnostic is diagnostic]
+        drawn = _draw_curves(axis, diagnostic, mine, modules) + _draw_lines(axis, diagnostic, mine)
+        axis.set_title(f"{diagnostic.heading}: {verdicts[diagnostic]}", size=10)
+        if diagnostic in _LOGARITHMIC:
             axis.set_yscale("log")
-            if name in ANY_WIDTH:
-                axis.set_ylim(LEAST, 3)
+            if diagnostic in _LINES:
+                axis.set_ylim(_LEAST, 3)
         if modules:
             axis.set_xlabel("hyper-connection, in the order of the model")
         else:
@@ -58,7 +63,35 @@ def plot_diagnosis(diagnosis: Diagnosis, path: str | None = None) -> Any:
             axis.set_xlabel("width")
         if drawn:
             axis.legend(fontsize=7, frameon=False)
-    figure.suptitle(f"hyper-connections: {diagnosis.verdict}", size=11)
-    if path is not None:
-        figure.savefig(path)
+    figure.suptitle(title, size=11)
     return figure
+
+
+def _draw_curves(
+    axis: Axes, diagnostic: Diagnostic, measurements: Sequence[Measurement], modules: Sequence[str]
+) -> int:
+    """Draw each quantity over widths or modules, and return the number of curves."""
+    drawn = 0
+    for optimizer in OPTIMIZERS if diagnostic is Diagnostic.LOGIT_UPDATE else ("",):
+        for name in _SHOWN[diagnostic]:
+            quantity = Quantity(diagnostic, name, optimizer)
+            points = [each for each in measurements if each.of == quantity]
+            if not points or (diagnostic in _LOGARITHMIC and any(each.mean <= 0 for each in points)):
+                continue
+            x = [modules.index(each.module) if each.module else each.width or 0 for each in points]
+            style = "--" if optimizer == "adam" or name.endswith("typical") else "-"
+            axis.plot(x, [each.mean for each in points], style, marker="o", ms=3, lw=1.2, label=quantity.label)
+            drawn += 1
+    return drawn
+
+
+def _draw_lines(axis: Axes, diagnostic: Diagnostic, measurements: Sequence[Measurement]) -> int:
+    """Draw the numbers that were measured on logits of a given spread, and return how many there are."""
+    drawn = 0
+    for spread, style in zip(SPREADS, (":", "-."), strict=True):
+        quantity = Quantity(diagnostic, _LINES.get(diagnostic, ""), spread=spread)
+        for each in measurements:
+            if each.of == quantity:
+                axis.axhline(each.mean, ls=style, color="0.4", lw=1.2, label=quantity.label)
+                drawn += 1
+    return drawn

@@ -1,43 +1,52 @@
 """Hyper-connections in a user's model, found by the shapes of their parameters, with what flows through them.
 
-One is a module whose parameters are one generator ((2 + n) n, n d), or three with n, n and n^2 rows, of either
-orientation, perhaps with a base, scales and a gain on its input. That its rows mean read | write | mix, and how many
-iterations it makes, is not believed but checked: our mixing matrix must be the one that it returns.
+A hyper-connection is a module whose parameters are one generator ((2 + n) n, n d), or three with n, n and n^2 rows, of
+either orientation, perhaps with a base, scales and a gain on its input. Shapes alone do not prove that the rows mean
+read | write | mix, or how many iterations the module makes: the mixing matrix that we compute from the parameters must
+be the one that the module returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from abcfx.capture.examples import canonical
 from abcfx.errors import InvalidInputError
-from abcfx.hyper_connections.diagnosis import SKIP, Verdict
 from abcfx.hyper_connections.diagnostics import mixing_logits
 from abcfx.hyper_connections.measure import Sample
 from abcfx.hyper_connections.module import StreamWeights
+from abcfx.hyper_connections.rows import Diagnostic, DiagnosticRow, diagnostic_row
 from abcfx.hyper_connections.sinkhorn import normalised
 from abcfx.support import trees
+from abcfx.support.running import evaluating
+from abcfx.support.verdict import Verdict
 
 MOST_STREAMS = 32
-MOST_PARAMETERS = 9  # three linears with bias, three scales or fewer
+MOST_PARAMETERS = 9  # three linear layers with bias, and up to three scales
 MOST_ITERS = 200
+USUAL_ITERS = (*range(1, 21), 30, 50, 100)  # tried beside the numbers that the module itself holds
 CLOSE = 1e-4
-BY_GENERATOR = ("quotient_jacobian", "sensitivity", "logit_update", "gate_statistics")
+_BY_GENERATOR = (
+    Diagnostic.QUOTIENT_JACOBIAN,
+    Diagnostic.SENSITIVITY,
+    Diagnostic.LOGIT_UPDATE,
+    Diagnostic.GATES,
+)
 
 
 @dataclass(frozen=True)
-class Found:
-    """A hyper-connection of a model.
+class FoundHyperConnection:
+    """A hyper-connection of a model, with the tokens that went through it.
 
     Attributes:
-        path: of its module.
-        streams: tokens (S, n, d) that went in.
-        mix: what it returned for them, (S, n, n); None where it returns no such matrix.
-        sample: what the diagnostics take; None where its mix is not what its generator says.
+        path: path of its module.
+        streams: streams (S, n, d) of the tokens.
+        mix: mixing matrices that the module returned for them, (S, n, n); None where it returns no such matrix.
+        sample: what the diagnostics take; None where the returned mix is not the one that the parameters give.
         notes: diagnostics that were not run, and what was taken for granted.
     """
 
@@ -45,50 +54,70 @@ class Found:
     streams: Tensor
     mix: Tensor | None
     sample: Sample | None
-    notes: tuple[Verdict, ...] = ()
+    notes: tuple[DiagnosticRow, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Generator:
+    """The parameters of a module in the order and shapes of ours."""
+
     weight: Tensor
     scale: Tensor
     base: Tensor
     streams: int
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A module whose parameters have the shapes of a generator."""
+
+    path: str
+    module: nn.Module
+    generator: _Generator
+
+
 def find_hyper_connections(
-    model: nn.Module, inputs: Any, *, samples: int = 30, iters: int = 20, seed: int = 0
-) -> list[Found]:
-    """Every hyper-connection that a run of the model passes through, in order, with at most `samples` tokens of each.
+    model: nn.Module,
+    args: object = None,
+    kwargs: Mapping[str, object] | None = None,
+    *,
+    samples: int = 30,
+    iters: int = 20,
+    seed: int = 0,
+) -> list[FoundHyperConnection]:
+    """Find every hyper-connection that a run of the model passes through, in order.
 
     Args:
-        model: run once on `inputs` in eval mode, without gradients; left as it was.
-        inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
-        iters: taken for modules that do not return their mixing matrix.
-        seed: of the choice of tokens.
+        model: it is run once in eval mode, without gradients, and left as it was.
+        args: positional inputs of the model; a bare tensor counts as one argument.
+        kwargs: keyword inputs of the model.
+        samples: most tokens to keep of each hyper-connection.
+        iters: number of iterations to assume for modules that do not return their mixing matrix.
+        seed: seed of the choice of tokens.
 
     Raises:
-        InvalidInputError: no inputs, or no hyper-connection.
+        InvalidInputError: there are no inputs, or the model has no hyper-connection.
     """
-    if inputs is None:
+    positional, keywords = canonical(args, kwargs)
+    if positional is None or keywords is None:
         raise InvalidInputError(
-            "diagnose: a model needs inputs, for what really flows through it.\n"
-            "  To fix: diagnose(model=model, inputs=...)"
+            "diagnose: a model needs inputs, so that the streams which really flow through it are seen.\n"
+            "  To fix: diagnose(model=model, args=...)"
         )
-    by_weight = {}
+    candidates = {}
     for path, module in model.named_modules():
         if (generator := _generator(module)) is not None:
-            by_weight[id(next(module.parameters()))] = (path, module, generator)  # the innermost module of those alike
-    modules = {path: (module, each.streams, each.weight.shape[1]) for path, module, each in by_weight.values()}
-    seen = _run(model, inputs, modules)
+            # Of modules around the same parameters the innermost comes last, and stays.
+            candidates[id(next(module.parameters()))] = _Candidate(path, module, generator)
+    seen = _run(model, positional, keywords, list(candidates.values()))
     found = []
     choice = torch.Generator().manual_seed(seed)
-    for path, module, generator in by_weight.values():
-        if path in seen:
-            x, mix = seen[path]
+    for each in candidates.values():
+        if each.path in seen:
+            x, mix = seen[each.path]
             tokens = torch.randperm(len(x), generator=choice)[:samples].to(x.device)
             mix = None if mix is None else mix[tokens].double()
-            found.append(_checked(path, module, generator, x[tokens].double(), mix, iters))
+            found.append(_compared(each, x[tokens].double(), mix, iters))
     if not found:
         raise InvalidInputError(
             f"diagnose: no hyper-connection was found in {type(model).__name__}.\n"
@@ -100,7 +129,7 @@ def find_hyper_connections(
 
 
 def _generator(module: nn.Module) -> _Generator | None:
-    """The generator that the parameters of a module are; None where they are not one."""
+    """Arrange the parameters of a module as a generator; None where their shapes are not those of one."""
     parameters = [p.detach().double() for p in module.parameters()]
     if not 1 <= len(parameters) <= MOST_PARAMETERS:
         return None
@@ -113,7 +142,7 @@ def _generator(module: nn.Module) -> _Generator | None:
     gains = [p for p in parameters if p.shape == (fan_in,)]
     rest = [p for p in parameters if fan_in not in p.shape]
     weight = torch.cat(_in_order(matrices, n))
-    for scale in _scales(rest):
+    for scale in _possible_scales(rest):
         pieces = [p.flatten() for p in rest if not any(p is each for each in scale)]
         if sorted(p.numel() for p in pieces) in ([], [(2 + n) * n], [n, n, n * n]):
             return _Generator(
@@ -126,12 +155,12 @@ def _generator(module: nn.Module) -> _Generator | None:
 
 
 def _in_order(pieces: list[Tensor], n: int) -> list[Tensor]:
-    """Read, write, mix: of three pieces the mix is the one with n^2 rows, wherever it stands."""
+    """Put the piece with n^2 rows, which is the mix, behind those of the read and the write gates."""
     return sorted(pieces, key=lambda piece: len(piece) == n * n)
 
 
-def _scales(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """What the three scales may be: one vector, three scalars, or nothing."""
+def _possible_scales(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the ways in which a module may hold its three scales: as one vector, as three scalars, or not at all."""
     yield from ([p] for p in parameters if p.numel() == 3)
     scalars = [p for p in parameters if p.numel() == 1]
     if len(scalars) == 3:
@@ -140,44 +169,35 @@ def _scales(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _run(
-    model: nn.Module, inputs: Any, modules: Mapping[str, tuple[nn.Module, int, int]]
+    model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], candidates: list[_Candidate]
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Path -> (streams (S, n, d), mix (S, n, n) or None) of the modules that were called."""
+    """Run the model; return the streams (S, n, d) and the mix (S, n, n) or None of each candidate that was called."""
     seen: dict[str, tuple[Tensor, Tensor | None]] = {}
 
-    def watch(path: str, n: int, size: int) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            given = trees.tensors((args, kwargs))
-            if path in seen or (x := _streams(given, n, size)) is None:
+    def watch(candidate: _Candidate) -> Callable[[nn.Module, object, object, object], None]:
+        n, size = candidate.generator.streams, candidate.generator.weight.shape[1]
+
+        def hook(module: nn.Module, args: object, kwargs: object, output: object) -> None:
+            if candidate.path in seen or (x := _streams(trees.tensors((args, kwargs)), n, size)) is None:
                 return
-            leading = x.shape[:-2]
-            returned = trees.tensors(output)
-            mix = next((t for t in returned if t.shape == (*leading, n, n)), None)
-            seen[path] = (x.flatten(0, -3), None if mix is None else mix.flatten(0, -3))
+            shape = (*x.shape[:-2], n, n)
+            mix = next((t for t in trees.tensors(output) if t.shape == shape), None)
+            seen[candidate.path] = (x.flatten(0, -3), None if mix is None else mix.flatten(0, -3))
 
         return hook
 
-    training = {module: module.training for module in model.modules()}
-    hooks = [
-        each.register_forward_hook(watch(path, *shape), with_kwargs=True) for path, (each, *shape) in modules.items()
-    ]
+    hooks = [each.module.register_forward_hook(watch(each), with_kwargs=True) for each in candidates]
     try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            if isinstance(inputs, Mapping):
-                model(**inputs)
-            else:
-                model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+        with evaluating(model):
+            model(*args, **kwargs)
     finally:
         for handle in hooks:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
     return seen
 
 
 def _streams(given: list[Tensor], n: int, size: int) -> Tensor | None:
-    """The first tensor that may be streams, (..., n, d) or flattened, as (..., n, d)."""
+    """Return the first tensor that may be streams, (..., n, d) or flattened, in the shape (..., n, d)."""
     for x in given:
         if x.ndim > 2 and x.shape[-2] == n and x.shape[-1] * n == size:
             return x
@@ -186,30 +206,34 @@ def _streams(given: list[Tensor], n: int, size: int) -> Tensor | None:
     return None
 
 
-def _checked(path: str, module: nn.Module, generator: _Generator, x: Tensor, mix: Tensor | None, iters: int) -> Found:
+def _compared(candidate: _Candidate, x: Tensor, mix: Tensor | None, iters: int) -> FoundHyperConnection:
+    """Compare the mix that the module returned with the one that its parameters give."""
+    path, generator = candidate.path, candidate.generator
     sample = Sample(x, generator.weight, generator.scale, generator.base, iters, 1e-6)
     if mix is None:
         reason = f"it returns no mixing matrix: its rows are taken for read, write, mix, and {iters} iterations"
-        return Found(path, x, None, sample, (Verdict("sinkhorn_error", SKIP, reason, path),))
-    best = _iterations(module, sample, mix)
+        note = diagnostic_row(Diagnostic.SINKHORN_ERROR, Verdict.SKIP, reason, module=path)
+        return FoundHyperConnection(path, x, None, sample, (note,))
+    best = _iterations(candidate.module, sample, mix)
     if best is None:
         reason = "not run: the mix that it returns is not sinkhorn of its generator's rows, read | write | mix"
-        return Found(path, x, mix, None, tuple(Verdict(each, SKIP, reason, path) for each in BY_GENERATOR))
+        notes = tuple(diagnostic_row(each, Verdict.SKIP, reason, module=path) for each in _BY_GENERATOR)
+        return FoundHyperConnection(path, x, mix, None, notes)
     sample = replace(sample, iters=best[0], eps=best[1])
     logits = mixing_logits(x, sample.weight, sample.scale, sample.base, sample.eps)
     weights = StreamWeights(torch.sigmoid(logits.read), 2 * torch.sigmoid(logits.write), mix)
-    return Found(path, x, mix, replace(sample, found=weights))
+    return FoundHyperConnection(path, x, mix, replace(sample, found=weights))
 
 
 def _iterations(module: nn.Module, sample: Sample, mix: Tensor) -> tuple[int, float] | None:
-    """(iterations, eps) that give the matrix that the module returned; among its own numbers where several do."""
+    """Find the number of iterations and the eps that give the returned mix; the module's own numbers are preferred."""
     numbers = [value for part in module.modules() for value in vars(part).values() if isinstance(value, int | float)]
     own = {value for value in numbers if isinstance(value, int) and not isinstance(value, bool)}
     epsilons = [1e-6, *dict.fromkeys(v for v in numbers if isinstance(v, float) and 0 < v < 0.01)]
     close: dict[tuple[int, float], float] = {}
     for eps in epsilons:
         logits = mixing_logits(sample.x, sample.weight, sample.scale, sample.base, eps).mix
-        for iters in sorted({i for i in own if 1 <= i <= MOST_ITERS} | {*range(1, 21), 30, 50, 100}):
+        for iters in sorted({i for i in own if 1 <= i <= MOST_ITERS} | {*USUAL_ITERS}):
             error = float((normalised(logits, iters, eps) - mix).abs().max())
             if error < CLOSE:
                 close[iters, eps] = error

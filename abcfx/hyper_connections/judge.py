@@ -1,189 +1,221 @@
-"""What the numbers of the six diagnostics say: the law of an init, verdicts, and what to change."""
+"""Verdicts on the numbers of the six diagnostics: the law of each init, the limits, and what to change."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from abcfx.hyper_connections.diagnosis import FAIL, PASS, WARN, LawSlope, Verdict
+from abcfx.hyper_connections.rows import (
+    OPTIMIZERS,
+    Diagnostic,
+    DiagnosticRow,
+    LawSlope,
+    Quantity,
+    diagnostic_row,
+)
+from abcfx.support.verdict import WORST_FIRST, Verdict
 
-INITS: Mapping[str, float | None] = {"mup": 1.0, "fan_in": 0.5, "constant": 0.0, "zero": None}
-SUMS = (1e-3, 1e-2)  # of rows and columns: more than the first is a warning, more than the second a failure
-NORM = (1.01, 1.05)
+GeneratorInit: TypeAlias = Literal["mup", "fan_in", "constant", "zero"]
+# the exponent b of an init whose std is ~ d^-b; None for a generator that starts at zero
+INIT_EXPONENTS: Mapping[GeneratorInit, float | None] = {"mup": 1.0, "fan_in": 0.5, "constant": 0.0, "zero": None}
+
+# Of each pair, a number above the first is WEAK and a number above the second is FAIL.
+SUMS = (1e-3, 1e-2)  # error of the sums of rows and columns
+NORM = (1.01, 1.05)  # largest singular value of the mix
 LEAK = (1e-3, 1e-2)
-SATURATION = (0.1, 0.5)
-STABLE = 0.1
-TYPICAL = 1.0
+SATURATION = (0.1, 0.5)  # share of gates
+STABLE_SLOPE = 0.1
+TYPICAL = 1.0  # relative change of the mix per relative change of the streams
 LOGIT_STEP = 0.5
 
 
-def laws(init: str, rate_exponent: float) -> dict[str, float]:
-    """ "diagnostic/quantity" -> slope over width that an init std ~ d^-b and a generator rate ~ d^-c predict.
+def laws(init: GeneratorInit, rate_exponent: float) -> dict[Quantity, float]:
+    """Return the slope over width that an init std ~ d^-b and a generator rate ~ d^-c predict for each quantity.
 
-    ||dm/dx|| ||x|| ~ std (sqrt(D) + sqrt(k)) sqrt(D) for the worst direction and std sqrt(D) for a typical one; one
-    step of SGD changes W x by lr |x|^2, one of Adam by lr |x|_1, both ~ D; scales learn from the mixing values, which
+    ||dm/dx|| ||x|| is ~ std (sqrt(D) + sqrt(k)) sqrt(D) in the worst direction and ~ std sqrt(D) in a typical one. One
+    step of SGD changes W x by lr |x|^2, one of Adam by lr |x|_1, both ~ D. Scales learn from the mixing values, which
     are ~ std sqrt(D).
     """
-    found = {f"logit_update/{optimizer} weight": 1 - rate_exponent for optimizer in ("sgd", "adam")}
-    found |= {f"logit_update/{optimizer} base": 0.0 for optimizer in ("sgd", "adam")}
-    b = INITS[init]
+    found = {Quantity(Diagnostic.LOGIT_UPDATE, "weight", optimizer): 1 - rate_exponent for optimizer in OPTIMIZERS}
+    found |= {Quantity(Diagnostic.LOGIT_UPDATE, "base", optimizer): 0.0 for optimizer in OPTIMIZERS}
+    b = INIT_EXPONENTS[init]
     if b is not None:
         for part in ("mix", "read", "write"):
-            found[f"sensitivity/{part}"] = 1 - b
-            found[f"sensitivity/{part}_typical"] = 0.5 - b
-        found |= {"logit_update/sgd scale": 1 - 2 * b, "logit_update/adam scale": 0.5 - b}
-        found["gate_statistics/mix logits std"] = 0.5 - b
+            found[Quantity(Diagnostic.SENSITIVITY, part)] = 1 - b
+            found[Quantity(Diagnostic.SENSITIVITY, f"{part}_typical")] = 0.5 - b
+        found[Quantity(Diagnostic.LOGIT_UPDATE, "scale", "sgd")] = 1 - 2 * b
+        found[Quantity(Diagnostic.LOGIT_UPDATE, "scale", "adam")] = 0.5 - b
+        found[Quantity(Diagnostic.GATES, "mix logits std")] = 0.5 - b
     return found
 
 
 def judge_drawn(
-    by_width: Mapping[int, Mapping[str, Tensor]],
-    by_spread: Mapping[str, Tensor],
+    by_width: Mapping[int, Mapping[Quantity, Tensor]],
+    by_spread: Mapping[Quantity, Tensor],
     slopes: Sequence[LawSlope],
     iters: int,
-) -> Iterator[Verdict]:
-    """One verdict for each diagnostic of drawn hyper-connections."""
+) -> Iterator[DiagnosticRow]:
+    """Yield the verdict of each diagnostic on drawn hyper-connections.
 
-    def at(key: str, spread: int) -> Tensor:
-        return by_spread[f"{key} at logit std {spread}"]
+    Args:
+        by_width: numbers of every token, by width.
+        by_spread: numbers of the logits that were drawn at several standard deviations.
+        slopes: slopes over width, with the laws of the init.
+        iters: number of Sinkhorn iterations.
+    """
 
-    widest = by_width[max(by_width)]
-    error, large = float(at("sinkhorn_error/worst", 1).mean()), float(at("sinkhorn_error/worst", 3).mean())
-    needed = [float(at("sinkhorn_error/iterations needed", s).quantile(0.9)) for s in (1, 3)]
-    status = FAIL if error > SUMS[0] else WARN if large > SUMS[1] else PASS
-    yield Verdict(
-        "sinkhorn_error",
-        status,
-        f"rows and columns sum to 1 within {float(widest['sinkhorn_error/worst'].max()):.1e} at init, {error:.1e} at "
-        f"logit std 1, {large:.1e} at 3; nine of ten matrices need {needed[0]:.0f} and {needed[1]:.0f} iterations for "
-        f"{SUMS[0]:g}, there are {iters}" + _fix(status, "more iterations, or smaller logits"),
+    def at(diagnostic: Diagnostic, name: str, spread: float) -> Tensor:
+        return by_spread[Quantity(diagnostic, name, spread=spread)]
+
+    at_init = float(by_width[max(by_width)][Quantity(Diagnostic.SINKHORN_ERROR, "worst")].max())
+    error, large = (float(at(Diagnostic.SINKHORN_ERROR, "worst", spread).mean()) for spread in (1, 3))
+    needed = [float(at(Diagnostic.SINKHORN_ERROR, "iterations needed", s).quantile(0.9)) for s in (1, 3)]
+    yield diagnostic_row(
+        Diagnostic.SINKHORN_ERROR,
+        _grade_two((error, SUMS[0]), (large, SUMS[1])),
+        f"rows and columns sum to 1 within {at_init:.1e} at init, {error:.1e} at logit std 1, {large:.1e} at 3; nine "
+        f"of ten matrices need {needed[0]:.0f} and {needed[1]:.0f} iterations for {SUMS[0]:g}, there are {iters}",
+        "more iterations, or smaller logits",
     )
-    norm, large = float(at("spectrum/norm", 1).max()), float(at("spectrum/norm", 3).max())
-    status = FAIL if norm > NORM[0] else WARN if large > NORM[1] else PASS
-    yield Verdict(
-        "spectrum",
-        status,
-        f"the mix makes streams larger by at most {norm:.4f} at logit std 1, {large:.4f} at 3"
-        + _fix(status, "more iterations"),
+    norm, large = (float(at(Diagnostic.SPECTRUM, "norm", spread).max()) for spread in (1, 3))
+    yield diagnostic_row(
+        Diagnostic.SPECTRUM,
+        _grade_two((norm, NORM[0]), (large, NORM[1])),
+        f"the mix makes streams larger by at most {norm:.4f} at logit std 1, {large:.4f} at 3",
+        "more iterations",
     )
-    yield _leak(at("quotient_jacobian/leak", 1), at("quotient_jacobian/smallest", 1), None, " at logit std 1")
-    yield _sensitivity([s for s in slopes if s.diagnostic == "sensitivity"])
-    yield _updates([s for s in slopes if s.diagnostic == "logit_update"])
-    yield max(
-        (_gates(found, None) for found in by_width.values()), key=lambda each: (PASS, WARN, FAIL).index(each.status)
+    leak, smallest = (at(Diagnostic.QUOTIENT_JACOBIAN, name, 1) for name in ("leak", "smallest"))
+    yield _judge_leak(leak, smallest, None, " at logit std 1")
+    yield _judge_sensitivity([s for s in slopes if s.diagnostic is Diagnostic.SENSITIVITY])
+    yield _judge_updates([s for s in slopes if s.diagnostic is Diagnostic.LOGIT_UPDATE])
+    yield min(
+        (_judge_gates(found, None) for found in by_width.values()), key=lambda row: WORST_FIRST.index(row.verdict)
     )
 
 
-def judge_found(found: Mapping[str, Tensor], module: str, lr: float) -> Iterator[Verdict]:
-    """Verdicts of one hyper-connection of a model, of the diagnostics that could be run on it."""
-    error = float(found["sinkhorn_error/worst"].mean())
-    status = _grade(error, SUMS)
-    fix = _fix(status, "more Sinkhorn iterations, or smaller logits (scale, weight decay on the generator)")
-    yield Verdict("sinkhorn_error", status, f"rows and columns sum to 1 within {error:.1e}{fix}", module)
-    norm = float(found["spectrum/norm"].max())
-    status = _grade(norm, NORM)
-    yield Verdict(
-        "spectrum",
-        status,
-        f"the mix makes streams larger by at most {norm:.4f}, and keeps {float(found['spectrum/second'].mean()):.2f} "
-        f"of their differences" + _fix(status, "normalise rows and columns in turn, more often"),
+def judge_found(found: Mapping[Quantity, Tensor], module: str, lr: float) -> Iterator[DiagnosticRow]:
+    """Yield the verdicts on one hyper-connection of a model, of the diagnostics that could be run on it."""
+    error = float(found[Quantity(Diagnostic.SINKHORN_ERROR, "worst")].mean())
+    yield diagnostic_row(
+        Diagnostic.SINKHORN_ERROR,
+        _grade(error, SUMS),
+        f"rows and columns sum to 1 within {error:.1e}",
+        "more Sinkhorn iterations, or smaller logits (scale, weight decay on the generator)",
         module,
     )
-    if "sensitivity/mix" not in found:
+    norm = float(found[Quantity(Diagnostic.SPECTRUM, "norm")].max())
+    second = float(found[Quantity(Diagnostic.SPECTRUM, "second")].mean())
+    yield diagnostic_row(
+        Diagnostic.SPECTRUM,
+        _grade(norm, NORM),
+        f"the mix makes streams larger by at most {norm:.4f}, and keeps {second:.2f} of their differences",
+        "normalise rows and columns in turn, more often",
+        module,
+    )
+    if Quantity(Diagnostic.SENSITIVITY, "mix") not in found:
         return
-    yield _leak(found["quotient_jacobian/leak"], found["quotient_jacobian/smallest"], module, "")
-    typical, most = float(found["sensitivity/mix_typical"].mean()), float(found["sensitivity/mix"].mean())
-    status = WARN if typical > TYPICAL else PASS
-    yield Verdict(
-        "sensitivity",
-        status,
-        f"streams that change by 1 % change the mix by {typical:.3f} %, in the worst direction by {most:.2f} %"
-        + _fix(status, "a smaller scale or generator"),
+    leak, smallest = (found[Quantity(Diagnostic.QUOTIENT_JACOBIAN, name)] for name in ("leak", "smallest"))
+    yield _judge_leak(leak, smallest, module, "")
+    typical, most = (float(found[Quantity(Diagnostic.SENSITIVITY, n)].mean()) for n in ("mix_typical", "mix"))
+    yield diagnostic_row(
+        Diagnostic.SENSITIVITY,
+        Verdict.WEAK if typical > TYPICAL else Verdict.PASS,
+        f"streams that change by 1 % change the mix by {typical:.3f} %, in the worst direction by {most:.2f} %",
+        "a smaller scale or generator",
         module,
     )
-    step = float(found["logit_update/adam total"].mean())
-    status = WARN if step > LOGIT_STEP else PASS
-    yield Verdict(
-        "logit_update",
-        status,
-        f"one step of Adam at lr {lr:g} moves the mixing logits of a token by {step:.2g}"
-        + _fix(status, "a smaller rate for the generator, ~ 1/width"),
+    step = float(found[Quantity(Diagnostic.LOGIT_UPDATE, "total", "adam")].mean())
+    yield diagnostic_row(
+        Diagnostic.LOGIT_UPDATE,
+        Verdict.WEAK if step > LOGIT_STEP else Verdict.PASS,
+        f"one step of Adam at lr {lr:g} moves the mixing logits of a token by {step:.2g}",
+        "a smaller rate for the generator, ~ 1/width",
         module,
     )
-    yield _gates(found, module)
+    yield _judge_gates(found, module)
 
 
-def _leak(leak: Tensor, smallest: Tensor, module: str | None, where: str) -> Verdict:
+def _judge_leak(leak: Tensor, smallest: Tensor, module: str | None, where: str) -> DiagnosticRow:
     value = float(leak.mean())
-    status = _grade(value, LEAK)
-    return Verdict(
-        "quotient_jacobian",
-        status,
+    return diagnostic_row(
+        Diagnostic.QUOTIENT_JACOBIAN,
+        _grade(value, LEAK),
         f"the mix answers by {value:.1e} to logits that it should not see{where}; smallest answer to the others "
-        f"{float(smallest.mean()):.3f}" + _fix(status, "more iterations"),
+        f"{float(smallest.mean()):.3f}",
+        "more iterations",
         module,
     )
 
 
-def _sensitivity(slopes: Sequence[LawSlope]) -> Verdict:
-    off = [s for s in slopes if not s.agrees]
-    if off:
-        return Verdict("sensitivity", FAIL, _off_law(off[0]))
-    mix = {s.quantity: s for s in slopes}
-    worst, typical = mix.get("mix"), mix.get("mix_typical")
+def _judge_sensitivity(slopes: Sequence[LawSlope]) -> DiagnosticRow:
+    """Judge whether the gates and the mix depend on the streams more and more as the width grows."""
+    if off := _first_off(slopes):
+        return diagnostic_row(Diagnostic.SENSITIVITY, Verdict.FAIL, off)
+    by_name = {slope.of.name: slope for slope in slopes}
+    worst, typical = by_name.get("mix"), by_name.get("mix_typical")
     if worst is None or typical is None:
-        return Verdict("sensitivity", PASS, "weights do not depend on the streams yet: the generator starts at zero")
-    grown, status = "", PASS
-    if worst.law > STABLE:
-        grown, status = "; grows in the worst direction", WARN
-    if typical.law > STABLE:
-        grown, status = "; grows in typical directions too", FAIL
-    return Verdict(
-        "sensitivity",
-        status,
-        f"slope over width {_slope(worst)} in the worst direction, {_slope(typical)} in a typical one, as the init says"
-        + grown
-        + _fix(status, "init std of the generator ~ 1/width, or zero"),
+        reason = "weights do not depend on the streams yet: the generator starts at zero"
+        return diagnostic_row(Diagnostic.SENSITIVITY, Verdict.PASS, reason)
+    grown, verdict = "", Verdict.PASS
+    if worst.law > STABLE_SLOPE:
+        grown, verdict = "; grows in the worst direction", Verdict.WEAK
+    if typical.law > STABLE_SLOPE:
+        grown, verdict = "; grows in typical directions too", Verdict.FAIL
+    return diagnostic_row(
+        Diagnostic.SENSITIVITY,
+        verdict,
+        f"slope over width {_text(worst)} in the worst direction, {_text(typical)} in a typical one, as the init says"
+        + grown,
+        "init std of the generator ~ 1/width, or zero",
     )
 
 
-def _updates(slopes: Sequence[LawSlope]) -> Verdict:
-    off = [s for s in slopes if not s.agrees]
-    if off:
-        return Verdict("logit_update", FAIL, _off_law(off[0]))
-    grows = {s.quantity.split()[0]: s for s in slopes if s.quantity.endswith("weight")}
-    law = max(s.law for s in grows.values())
-    status = FAIL if law > STABLE else WARN if law < -STABLE else PASS
-    fix = _fix(status, "generator rate ~ 1/width; rates of scale and base without width")
-    shown = ", ".join(f"{name} {_slope(s)}" for name, s in grows.items())
-    return Verdict("logit_update", status, f"slope over width of one step of the generator: {shown}{fix}")
+def _judge_updates(slopes: Sequence[LawSlope]) -> DiagnosticRow:
+    """Judge whether one step moves the logits alike at every width."""
+    if off := _first_off(slopes):
+        return diagnostic_row(Diagnostic.LOGIT_UPDATE, Verdict.FAIL, off)
+    of_generator = [slope for slope in slopes if slope.of.name == "weight"]
+    law = max(slope.law for slope in of_generator)
+    shown = ", ".join(f"{slope.of.optimizer} {_text(slope)}" for slope in of_generator)
+    return diagnostic_row(
+        Diagnostic.LOGIT_UPDATE,
+        Verdict.FAIL if law > STABLE_SLOPE else Verdict.WEAK if law < -STABLE_SLOPE else Verdict.PASS,
+        f"slope over width of one step of the generator: {shown}",
+        "generator rate ~ 1/width; rates of scale and base without width",
+    )
 
 
-def _gates(found: Mapping[str, Tensor], module: str | None) -> Verdict:
-    shares = {name: float(found[f"gate_statistics/{name}_saturated"].mean()) for name in ("read", "write")}
-    status = _grade(max(shares.values()), SATURATION)
-    return Verdict(
-        "gate_statistics",
-        status,
-        f"{shares['read']:.0%} of read gates and {shares['write']:.0%} of write gates are within 5 % of an end"
-        + _fix(status, "smaller bases and scales, or a smaller rate for them"),
+def _judge_gates(found: Mapping[Quantity, Tensor], module: str | None) -> DiagnosticRow:
+    read, write = (float(found[Quantity(Diagnostic.GATES, f"{n}_saturated")].mean()) for n in ("read", "write"))
+    return diagnostic_row(
+        Diagnostic.GATES,
+        _grade(max(read, write), SATURATION),
+        f"{read:.0%} of read gates and {write:.0%} of write gates are within 5 % of an end",
+        "smaller bases and scales, or a smaller rate for them",
         module,
     )
 
 
-def _grade(value: float, limits: tuple[float, float]) -> str:
-    warn, fail = limits
-    return PASS if value <= warn else WARN if value <= fail else FAIL
+def _grade(value: float, limits: tuple[float, float]) -> Verdict:
+    """Compare one number with the limits above which it is WEAK and FAIL."""
+    weak, fail = limits
+    return Verdict.PASS if value <= weak else Verdict.WEAK if value <= fail else Verdict.FAIL
 
 
-def _off_law(slope: LawSlope) -> str:
-    return f"{slope.quantity}: slope over width {_slope(slope)}, where the init predicts {slope.law:+.2f}"
+def _grade_two(fails: tuple[float, float], is_weak: tuple[float, float]) -> Verdict:
+    """FAIL if the first number exceeds its limit, else WEAK if the second one does."""
+    return Verdict.FAIL if fails[0] > fails[1] else Verdict.WEAK if is_weak[0] > is_weak[1] else Verdict.PASS
 
 
-def _slope(slope: LawSlope) -> str:
+def _first_off(slopes: Sequence[LawSlope]) -> str:
+    """Say which slope differs from its law; empty if none does."""
+    off = next((slope for slope in slopes if not slope.agrees), None)
+    if off is None:
+        return ""
+    return f"{off.quantity}: slope over width {_text(off)}, where the init predicts {off.law:+.2f}"
+
+
+def _text(slope: LawSlope) -> str:
     return "zero" if slope.mean is None else f"{slope.mean:+.2f}"
-
-
-def _fix(status: str, what: str) -> str:
-    return "" if status == PASS else f". To fix: {what}"

@@ -1,13 +1,13 @@
-"""Runs the six diagnostics on tokens, and on logits of a given spread, and turns what they return into rows."""
+"""Runs the six diagnostics on tokens, and on drawn logits, and summarises their numbers over samples."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from abcfx.hyper_connections.diagnosis import Row
 from abcfx.hyper_connections.diagnostics import (
     gate_statistics,
     iterations_needed,
@@ -19,18 +19,23 @@ from abcfx.hyper_connections.diagnostics import (
     spectrum,
 )
 from abcfx.hyper_connections.module import StreamWeights
+from abcfx.hyper_connections.rows import OPTIMIZERS, Diagnostic, Measurement, Quantity
 from abcfx.hyper_connections.sinkhorn import sinkhorn
 
-TOLERANCE = 1e-3
-CONVERGED = 500  # iterations after which sigma_2 is taken for that of the limit
-SPREADS = (1.0, 3.0)
+TOLERANCE = 1e-3  # error of the sums up to which iterations are counted
+CONVERGED = 500  # iterations after which sigma_2 is as good as that of the limit
+LOGIT_SPREAD = Quantity(Diagnostic.GATES, "mix logits std")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Streams x (S, n, d) with what a hyper-connection computes its weights from (see `diagnostics`).
+    """Streams x (S, n, d), and the parameters from which a hyper-connection computes its weights for them.
 
-    `found`: gates and mix that the user's own code returned for x, which are then judged instead of ours.
+    Attributes:
+        x: the streams of S tokens.
+        weight, scale, base: parameters of the generator, with the shapes of `diagnostics`.
+        iters, eps: of its Sinkhorn iterations.
+        found: gates and mix that the user's own code returned for x; they are then judged instead of ours.
     """
 
     x: Tensor
@@ -42,8 +47,14 @@ class Sample:
     found: StreamWeights | None = None
 
 
-def measured(sample: Sample, lr: float, lr_weight: float) -> dict[str, Tensor]:
-    """ "diagnostic/quantity" -> one number for each token, of all diagnostics."""
+def measure_sample(sample: Sample, lr: float, lr_weight: float) -> dict[Quantity, Tensor]:
+    """Run all diagnostics; return one number for each token.
+
+    Args:
+        sample: the tokens.
+        lr: absolute learning rate of scales and bases.
+        lr_weight: absolute learning rate of the generator.
+    """
     tensors = (sample.x, sample.weight, sample.scale, sample.base)
     logits = mixing_logits(*tensors, sample.eps)
     ours = StreamWeights(
@@ -52,51 +63,54 @@ def measured(sample: Sample, lr: float, lr_weight: float) -> dict[str, Tensor]:
         sinkhorn(logits.mix, sample.iters, sample.eps),
     )
     weights = ours if sample.found is None else sample.found
-    found = of_mix(weights.mix)
+    found = measure_mix(weights.mix)
     jacobian = quotient_jacobian(logits.mix, sample.iters, sample.eps)
-    found |= {f"quotient_jacobian/{name}": value for name, value in jacobian._asdict().items()}
-    for name, value in sensitivity(*tensors, sample.iters, sample.eps)._asdict().items():
-        found[f"sensitivity/{name}"] = value
-    for optimizer in ("sgd", "adam"):
+    found |= _named(Diagnostic.QUOTIENT_JACOBIAN, jacobian._asdict())
+    found |= _named(Diagnostic.SENSITIVITY, sensitivity(*tensors, sample.iters, sample.eps)._asdict())
+    for optimizer in OPTIMIZERS:
         update = logit_update(*tensors, optimizer, lr, lr_weight, sample.iters, sample.eps)
-        found |= {f"logit_update/{optimizer} {name}": value for name, value in update._asdict().items()}
-    gates = gate_statistics(weights.read, weights.write)
-    found |= {f"gate_statistics/{name}": value for name, value in gates._asdict().items()}
-    found["gate_statistics/mix logits std"] = logits.mix.flatten(-2).std(-1)
+        found |= _named(Diagnostic.LOGIT_UPDATE, update._asdict(), optimizer)
+    found |= _named(Diagnostic.GATES, gate_statistics(weights.read, weights.write)._asdict())
+    found[LOGIT_SPREAD] = logits.mix.flatten(-2).std(-1)
     return found
 
 
-def of_mix(mix: Tensor, suffix: str = "") -> dict[str, Tensor]:
-    """The two diagnostics that need nothing but mixing matrices (S, n, n)."""
+def measure_mix(mix: Tensor, spread: float | None = None) -> dict[Quantity, Tensor]:
+    """Run the two diagnostics that need nothing but mixing matrices (S, n, n)."""
     error, values = sinkhorn_error(mix), spectrum(mix)
-    return {
-        f"sinkhorn_error/worst{suffix}": error.worst,
-        f"sinkhorn_error/rows{suffix}": error.rows,
-        f"spectrum/norm{suffix}": values.norm,
-        f"spectrum/second{suffix}": values.second,
-    }
+    numbers = {"worst": error.worst, "rows": error.rows}
+    return _named(Diagnostic.SINKHORN_ERROR, numbers, spread=spread) | _named(
+        Diagnostic.SPECTRUM, values._asdict(), spread=spread
+    )
 
 
-def at_spread(
+def measure_spread(
     streams: int, iters: int, eps: float, spread: float, samples: int, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """What needs no width: logits N(0, spread^2)."""
+) -> dict[Quantity, Tensor]:
+    """Draw logits from N(0, spread^2) and run the diagnostics that depend on no width."""
     logits = spread * torch.randn(samples, streams, streams, generator=generator, dtype=torch.float64)
-    suffix = f" at logit std {spread:g}"
-    found = of_mix(sinkhorn(logits, iters, eps), suffix)
     limit = sinkhorn(logits, CONVERGED, eps)
-    found[f"sinkhorn_error/rate{suffix}"] = sinkhorn_error(limit).rate
-    found[f"sinkhorn_error/iterations needed{suffix}"] = iterations_needed(limit, TOLERANCE)
+    numbers = {"rate": sinkhorn_error(limit).rate, "iterations needed": iterations_needed(limit, TOLERANCE)}
     jacobian = quotient_jacobian(logits, iters, eps)
-    return found | {f"quotient_jacobian/{name}{suffix}": value for name, value in jacobian._asdict().items()}
+    return (
+        measure_mix(sinkhorn(logits, iters, eps), spread)
+        | _named(Diagnostic.SINKHORN_ERROR, numbers, spread=spread)
+        | _named(Diagnostic.QUOTIENT_JACOBIAN, jacobian._asdict(), spread=spread)
+    )
 
 
-def rows_of(found: dict[str, Tensor], width: int | None, module: str | None) -> list[Row]:
-    rows = []
-    for key, values in found.items():
-        diagnostic, _, quantity = key.partition("/")
+def _named(
+    diagnostic: Diagnostic, numbers: Mapping[str, Tensor], optimizer: str = "", spread: float | None = None
+) -> dict[Quantity, Tensor]:
+    return {Quantity(diagnostic, name, optimizer, spread): value for name, value in numbers.items()}
+
+
+def summarise(found: Mapping[Quantity, Tensor], width: int | None, module: str | None) -> list[Measurement]:
+    """Summarise every quantity over its samples."""
+    measurements = []
+    for quantity, values in found.items():
         numbers = values.double().flatten()
         sd = float(numbers.std()) if len(numbers) > 1 else 0.0
         ends = (float(numbers.min()), float(numbers.max()))
-        rows.append(Row(diagnostic, quantity, width, module, float(numbers.mean()), sd, *ends, len(numbers)))
-    return rows
+        measurements.append(Measurement(quantity, width, module, float(numbers.mean()), sd, *ends, len(numbers)))
+    return measurements

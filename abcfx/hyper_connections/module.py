@@ -15,7 +15,7 @@ INIT_SCALE = 0.1
 
 
 class StreamWeights(NamedTuple):
-    """How a hyper-connection uses its n streams: `read` (..., n), `write` (..., n), `mix` (..., n, n)."""
+    """Weights of a hyper-connection over its n streams: gates `read` and `write` (..., n), matrix `mix` (..., n, n)."""
 
     read: Tensor
     write: Tensor
@@ -23,7 +23,7 @@ class StreamWeights(NamedTuple):
 
 
 def mixing_values(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
-    """What the generator says of each token: weight @ x / rms(x).
+    """Compute the mixing values of each token, from which its gates and its mix follow: weight @ x / rms(x).
 
     Args:
         x: streams (..., n, d).
@@ -31,14 +31,14 @@ def mixing_values(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
         eps: added to the mean square.
 
     Returns:
-        (..., k), in the precision of the weight.
+        Mixing values (..., k), in the precision of the weight.
     """
     flat = x.flatten(-2).to(weight.dtype)
     return F.linear(flat, weight) * torch.rsqrt(flat.square().mean(-1, keepdim=True) + eps)
 
 
 def split_values(values: Tensor, scale: Tensor, base: Tensor, streams: int) -> StreamWeights:
-    """The logits of read and write gates and of the mixing matrix: values * scale + base, cut and shaped."""
+    """Compute the logits of gates and mixing matrix: values * scale + base, cut into read | write | mix and shaped."""
     n = streams
     read, write, mix = torch.split(values, [n, n, n * n], -1)
     read_base, write_base, mix_base = torch.split(base, [n, n, n * n])
@@ -52,7 +52,7 @@ def split_values(values: Tensor, scale: Tensor, base: Tensor, streams: int) -> S
 def stream_weights(
     x: Tensor, weight: Tensor, scale: Tensor, base: Tensor, streams: int, iters: int = 20, eps: float = 1e-6
 ) -> StreamWeights:
-    """The gates and the mixing matrix of each token, as in DeepSeek V4's inference code.
+    """Compute the gates and the mixing matrix of each token, as DeepSeek V4's inference code does.
 
     m = weight @ x / rms(x), cut into read | write | mix; read = sigmoid(m s0 + b) + eps, write = 2 sigmoid(m s1 + b),
     mix = sinkhorn(m s2 + b).
@@ -60,10 +60,11 @@ def stream_weights(
     Args:
         x: streams (..., n, d).
         weight: the generator, ((2 + n) n, n d).
-        scale: (3,), of read, write and mix.
+        scale: (3,), one each for read, write and mix.
         base: ((2 + n) n,).
-        streams: n.
-        iters, eps: of `sinkhorn`; eps also of the norm and of the read gate.
+        streams: number n of streams.
+        iters: number of Sinkhorn iterations.
+        eps: added in `sinkhorn`, in the norm and to the read gate.
     """
     logits = split_values(mixing_values(x, weight, eps), scale, base, streams)
     return StreamWeights(
@@ -72,10 +73,7 @@ def stream_weights(
 
 
 class HyperConnection(nn.Module):
-    """One residual connection over n streams of width d, around one layer: y = layer(read x), x <- write y + mix^T x.
-
-        y, write, mix = connection(x)
-        x = connection.update(x, layer(y), write, mix)
+    """Residual connection over n streams of width d, around one layer: y = layer(read x), x <- write y + mix^T x.
 
     The state x is (..., n, d); it starts as n copies of the embedding and ends in a `HyperHead`. The weights are
     computed from x itself, token by token (see `stream_weights`), and mixing uses the TRANSPOSED matrix:
@@ -87,9 +85,19 @@ class HyperConnection(nn.Module):
 
     Args:
         dim: width d of a stream.
-        streams: n.
-        sinkhorn_iters: iterations that make the mixing matrix doubly stochastic.
-        eps: of the norm, the read gate and `sinkhorn`.
+        streams: number n of streams.
+        sinkhorn_iters: number of iterations that make the mixing matrix doubly stochastic.
+        eps: added in the norm, to the read gate and in `sinkhorn`.
+
+    Raises:
+        InvalidInputError: a number is below 1.
+
+    Example:
+        >>> connection, layer = HyperConnection(dim=8), nn.Linear(8, 8)
+        >>> x = torch.randn(2, 4, 8)  # two tokens, four streams
+        >>> y, write, mix = connection(x)
+        >>> connection.update(x, layer(y), write, mix).shape
+        torch.Size([2, 4, 8])
     """
 
     def __init__(self, dim: int, streams: int = 4, sinkhorn_iters: int = 20, eps: float = 1e-6) -> None:
@@ -102,20 +110,20 @@ class HyperConnection(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Generator N(0, 1 / fan_in), scales 0.1, bases 0."""
+        """Draw the generator from N(0, 1 / fan_in); set scales to 0.1 and bases to 0."""
         _reset(self.weight, self.scale, self.base)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Streams (..., n, d) -> what the layer reads (..., d), write gates (..., n), mixing matrix (..., n, n)."""
+        """Return the layer's input (..., d), the write gates (..., n) and the mixing matrix (..., n, n) for x."""
         read, write, mix = self.weights(x)
         return (read.to(x.dtype).unsqueeze(-1) * x).sum(-2), write.to(x.dtype), mix.to(x.dtype)
 
     def weights(self, x: Tensor) -> StreamWeights:
-        """Gates and mixing matrix of streams x (..., n, d), in the precision of the parameters."""
+        """Compute gates and mixing matrix of streams x (..., n, d), in the precision of the parameters."""
         return stream_weights(x, self.weight, self.scale, self.base, self.streams, self.sinkhorn_iters, self.eps)
 
     def update(self, x: Tensor, out: Tensor, write: Tensor, mix: Tensor) -> Tensor:
-        """Streams x after the layer returned `out` (..., d)."""
+        """Add the layer's output `out` (..., d) to the mixed streams x."""
         return write.unsqueeze(-1) * out.unsqueeze(-2) + mix.mT @ x
 
     def extra_repr(self) -> str:
@@ -123,7 +131,13 @@ class HyperConnection(nn.Module):
 
 
 class HyperHead(nn.Module):
-    """Streams (..., n, d) -> one stream (..., d), by a read gate of its own: sum_j sigmoid(m_j s + b_j) x_j."""
+    """Sum of n streams (..., n, d) into one (..., d), by read gates of its own: sum_j sigmoid(m_j s + b_j) x_j.
+
+    Args:
+        dim: width d of a stream.
+        streams: number n of streams.
+        eps: added in the norm and to the gates.
+    """
 
     def __init__(self, dim: int, streams: int = 4, eps: float = 1e-6) -> None:
         super().__init__()
@@ -135,7 +149,7 @@ class HyperHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Generator N(0, 1 / fan_in), scale 0.1, bases 0."""
+        """Draw the generator from N(0, 1 / fan_in); set the scale to 0.1 and bases to 0."""
         _reset(self.weight, self.scale, self.base)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Sinkhorn normalisation of a matrix of logits, its Jacobian, and the directions of the logits that it cannot see.
 
 n x n logits Z become positive matrices C whose rows and columns sum to 1. Adding a number to a row or to a column of Z
-changes nothing in the limit of many iterations: these 2n - 1 *gauge* directions are what C is blind to.
+changes nothing in the limit of many iterations. There are 2n - 1 such *gauge* directions, to which C is blind.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from abcfx.errors import InvalidInputError
 
 
 def sinkhorn(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Tensor:
-    """Matrices whose columns sum to 1, and whose rows do in the limit of many iterations.
+    """Turn logits into matrices whose columns sum to 1, and whose rows do in the limit of many iterations.
 
     C = softmax(Z, rows) + eps, divided by (column sums + eps); then iters - 1 times divided by (row sums + eps) and by
     (column sums + eps): the arithmetic of DeepSeek V4's inference code. The last division is by columns, so it is C
@@ -21,18 +21,22 @@ def sinkhorn(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Tensor:
 
     Args:
         logits: (..., n, n).
-        iters: how many times columns are normalised, at least 1.
+        iters: number of times that columns are normalised, at least 1.
         eps: added to entries and sums; the error of the sums never falls below it.
 
     Raises:
-        InvalidInputError: logits that are not square matrices, or iters below 1.
+        InvalidInputError: the logits are not square matrices, or iters is below 1.
+
+    Example:
+        >>> [round(float(total), 4) for total in sinkhorn(torch.randn(3, 3)).sum(0)]
+        [1.0, 1.0, 1.0]
     """
     check_logits(logits, iters)
     return normalised(logits, iters, eps)
 
 
 def normalised(logits: Tensor, iters: int, eps: float) -> Tensor:
-    """`sinkhorn` without its checks, which a symbolic trace cannot follow."""
+    """Run `sinkhorn` without its checks, which a symbolic trace cannot follow."""
     mix = torch.softmax(logits, -1) + eps
     mix = mix / (mix.sum(-2, keepdim=True) + eps)
     for _ in range(iters - 1):
@@ -42,7 +46,7 @@ def normalised(logits: Tensor, iters: int, eps: float) -> Tensor:
 
 
 def check_logits(logits: Tensor, iters: int) -> None:
-    """Raises InvalidInputError."""
+    """Raise InvalidInputError unless the logits are square matrices and iters is at least 1."""
     if logits.ndim < 2 or logits.shape[-1] != logits.shape[-2]:
         raise InvalidInputError(f"sinkhorn: expected logits of shape (..., n, n); got {tuple(logits.shape)}.")
     if iters < 1:
@@ -50,9 +54,9 @@ def check_logits(logits: Tensor, iters: int) -> None:
 
 
 def sinkhorn_jacobian(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Tensor:
-    """dC / dZ, (..., n^2, n^2): rows are entries of C, columns entries of Z, both row by row.
+    """Return dC / dZ, (..., n^2, n^2): its rows are the entries of C, its columns those of Z, both row by row.
 
-    All n^2 tangents go through the iterations together, so there is no loop over entries and nothing to trace.
+    All n^2 tangents go through the iterations together, so there is no loop over entries and no autograd graph.
     """
     check_logits(logits, iters)
     n = logits.shape[-1]
@@ -68,23 +72,23 @@ def sinkhorn_jacobian(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Ten
 
 
 def _divided(mix: Tensor, tangent: Tensor, dim: int, eps: float) -> tuple[Tensor, Tensor]:
-    """A matrix and its tangents, divided by the matrix's own sums."""
+    """Divide a matrix, and its tangents with it, by the matrix's own sums."""
     sums = mix.sum(dim, keepdim=True) + eps
     mix = mix / sums
     return mix, (tangent - mix * tangent.sum(dim, keepdim=True)) / sums
 
 
 def gauge_projector(streams: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
-    """Projector (n^2, n^2) onto the logits that C can see: those whose rows and columns sum to 0.
+    """Return the projector (n^2, n^2) onto the logits that C can see: those whose rows and columns sum to 0.
 
-    (I - 11^T/n) kron (I - 11^T/n), of rank (n - 1)^2. What is left, I minus it, is onto the gauge directions.
+    It is (I - 11^T/n) kron (I - 11^T/n), of rank (n - 1)^2; I minus it projects onto the gauge directions.
     """
     centred = torch.eye(streams, dtype=dtype, device=device) - 1 / streams
     return torch.kron(centred, centred)
 
 
 def gauge_basis(streams: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
-    """An orthonormal basis (n^2, (n - 1)^2) of the range of `gauge_projector`: Helmert contrasts on both sides."""
+    """Return an orthonormal basis (n^2, (n - 1)^2) of what `gauge_projector` keeps: Helmert contrasts on both sides."""
     n = streams
     contrasts = torch.zeros(n, n - 1, dtype=dtype, device=device)
     for k in range(1, n):

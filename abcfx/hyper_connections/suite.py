@@ -1,33 +1,37 @@
-"""`diagnose`: the six diagnostics on drawn hyper-connections over widths, or on those of a user's model."""
+"""`diagnose`: the six diagnostics on hyper-connections drawn at several widths, or on those of a user's model."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from abcfx.errors import InvalidInputError
-from abcfx.hyper_connections.diagnosis import Diagnosis, LawSlope, Row, Verdict
+from abcfx.hyper_connections.diagnosis import Diagnosis
 from abcfx.hyper_connections.found import find_hyper_connections
-from abcfx.hyper_connections.judge import INITS, judge_drawn, judge_found, laws
-from abcfx.hyper_connections.measure import SPREADS, Sample, at_spread, measured, of_mix, rows_of
+from abcfx.hyper_connections.judge import INIT_EXPONENTS, GeneratorInit, judge_drawn, judge_found, laws
+from abcfx.hyper_connections.measure import Sample, measure_mix, measure_sample, measure_spread, summarise
+from abcfx.hyper_connections.rows import SPREADS, DiagnosticRow, LawSlope, Measurement, Quantity
+from abcfx.support.choices import choose
 
-STD = 0.02  # of the generator, at the smallest width
-MATRICES = 10  # width-free diagnostics are cheap: so many matrices for each sample
+STD = 0.02  # of the generator at the smallest width
+MATRICES = 10  # drawn for each sample by the diagnostics that depend on no width, since these are cheap
 
 
 def diagnose(
     widths: Sequence[int] = (64, 128, 256, 512, 1024),
     *,
+    model: nn.Module | None = None,
+    args: object = None,
+    kwargs: Mapping[str, object] | None = None,
     streams: int = 4,
     iters: int = 20,
     samples: int = 30,
-    init: str = "mup",
-    model: nn.Module | None = None,
-    inputs: Any = None,
+    init: GeneratorInit = "mup",
     eps: float = 1e-6,
     scale: float = 0.1,
     base: float = 0.0,
@@ -35,54 +39,90 @@ def diagnose(
     rate_exponent: float = 1.0,
     seed: int = 0,
 ) -> Diagnosis:
-    """Six diagnostics of dynamic hyper-connections: does what they compute keep its size as the width grows?
+    """Run six diagnostics of dynamic hyper-connections: does what they compute keep its size as the width grows?
 
-    Without a model, hyper-connections are drawn at every width (streams N(0, 1)) and slopes over width are compared
-    with the law of the init. With one, every hyper-connection in it is run on what really flows through it; `widths`
-    and the options of drawing then play no part.
+    Without a model, hyper-connections are drawn at every width (streams from N(0, 1)), and slopes over width are
+    compared with the law of the init. With a model, each of its hyper-connections is run on the streams that really
+    flow through it; `widths` and the options of drawing then play no part.
 
     Args:
-        widths: d of a stream, at least two.
-        streams: n, at least 2.
-        iters: Sinkhorn iterations.
-        samples: tokens at each width (each with a generator of its own), or of each hyper-connection of the model.
-        init: std of the generator over width, 0.02 at the smallest: "mup" (~ 1/d), "fan_in" (~ d^-1/2), "constant", or
-            "zero".
+        widths: widths d of a stream, at least two.
         model: a model with hyper-connections, ours or written by hand (see `find_hyper_connections`). It is run once,
             in eval mode and without gradients, and is left as it was.
-        inputs: what the model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments.
-        eps: of the norm and of Sinkhorn.
-        scale, base: values of hc_scale and hc_base.
-        lr: absolute learning rate, of the generator at the smallest width, of scale and base at every width.
-        rate_exponent: c, where the generator's rate is lr (d / smallest width)^-c. 1 is what `transform` gives it.
-        seed: of everything that is drawn.
+        args: positional inputs of the model; a bare tensor counts as one argument.
+        kwargs: keyword inputs of the model.
+
+    Other arguments:
+        streams: number n of streams, at least 2.
+        iters: number of Sinkhorn iterations.
+        samples: number of tokens at each width (each with a generator of its own), or of each hyper-connection of the
+            model.
+        init: std of the generator over width, 0.02 at the smallest: "mup" (~ 1/d), "fan_in" (~ d^-1/2), "constant", or
+            "zero".
+        eps: added in the norm and in Sinkhorn.
+        scale, base: values of all scales and bases.
+        lr: absolute learning rate of scale and base at every width, and of the generator at the smallest width.
+        rate_exponent: exponent c of the generator's rate, lr (d / smallest width)^-c. `transform` gives it 1.
+        seed: seed of everything that is drawn.
 
     Raises:
-        InvalidInputError: arguments that do not fit; a model in which no hyper-connection was found.
+        InvalidInputError: the arguments do not fit, or the model has no hyper-connection.
+
+    Example:
+        >>> found = diagnose((32, 64), init="constant", samples=4)
+        >>> print(found.verdict, found.status("sensitivity"))
+        FAIL FAIL
+        >>> print(found.failed[0].fix)
+        init std of the generator ~ 1/width, or zero
     """
     if model is not None:
-        return _of_model(model, inputs, samples, iters, lr, seed)
-    widths = _checked(widths, streams, iters, samples, init)
-    settings = {"widths": widths, "streams": streams, "iters": iters, "samples": samples, "init": init}
-    settings |= {"eps": eps, "scale": scale, "base": base, "lr": lr, "rate_exponent": rate_exponent, "seed": seed}
+        return _diagnose_model(model, args, kwargs, samples=samples, iters=iters, lr=lr, seed=seed)
+    init = choose("init", init, get_args(GeneratorInit))
+    widths = _checked_widths(widths, streams, iters, samples)
+    drawing = _Drawing(streams, iters, samples, init, eps, scale, base)
     generator = torch.Generator().manual_seed(seed)
-    b = INITS[init]
-    by_width: dict[int, dict[str, Tensor]] = {}
+    by_width: dict[int, dict[Quantity, Tensor]] = {}
     for d in widths:
-        std = 0.0 if b is None else STD * (d / widths[0]) ** -b
-        sample = _drawn(d, streams, samples, std, scale, base, iters, eps, generator)
-        by_width[d] = measured(sample, lr, lr * (d / widths[0]) ** -rate_exponent)
-    by_spread: dict[str, Tensor] = {}
+        sample = drawing.sample(d, widths[0], generator)
+        by_width[d] = measure_sample(sample, lr, lr * (d / widths[0]) ** -rate_exponent)
+    by_spread: dict[Quantity, Tensor] = {}
     for spread in SPREADS:
-        by_spread |= at_spread(streams, iters, eps, spread, MATRICES * samples, generator)
-    rows = [row for d, found in by_width.items() for row in rows_of(found, d, None)] + rows_of(by_spread, None, None)
-    slopes = [_slope(key, by_width, law) for key, law in laws(init, rate_exponent).items()]
-    return Diagnosis(rows, slopes, list(judge_drawn(by_width, by_spread, slopes, iters)), settings)
+        by_spread |= measure_spread(streams, iters, eps, spread, MATRICES * samples, generator)
+    measurements = [each for d, found in by_width.items() for each in summarise(found, d, None)]
+    slopes = [_slope(quantity, by_width, law) for quantity, law in laws(init, rate_exponent).items()]
+    return Diagnosis(
+        rows=tuple(judge_drawn(by_width, by_spread, slopes, iters)),
+        measurements=(*measurements, *summarise(by_spread, None, None)),
+        slopes=tuple(slopes),
+        settings={"widths": widths} | asdict(drawing) | {"lr": lr, "rate_exponent": rate_exponent, "seed": seed},
+    )
 
 
-def _checked(widths: Sequence[int], streams: int, iters: int, samples: int, init: str) -> tuple[int, ...]:
-    if init not in INITS:
-        raise InvalidInputError(f"diagnose: init={init!r}; expected one of {', '.join(INITS)}.")
+@dataclass(frozen=True)
+class _Drawing:
+    """How hyper-connections are drawn; see `diagnose`."""
+
+    streams: int
+    iters: int
+    samples: int
+    init: GeneratorInit
+    eps: float
+    scale: float
+    base: float
+
+    def sample(self, d: int, smallest: int, generator: torch.Generator) -> Sample:
+        """Draw tokens of width d with a generator each; in single precision, which is faster, to compute in double."""
+        b, n = INIT_EXPONENTS[self.init], self.streams
+        k = (2 + n) * n
+        std = 0.0 if b is None else STD * (d / smallest) ** -b
+        x = torch.randn(self.samples, n, d, generator=generator).double()
+        weight = torch.randn(self.samples, k, n * d, generator=generator).mul_(std).double()
+        scales = torch.full((3,), self.scale, dtype=torch.float64)
+        return Sample(x, weight, scales, torch.full((k,), self.base, dtype=torch.float64), self.iters, self.eps)
+
+
+def _checked_widths(widths: Sequence[int], streams: int, iters: int, samples: int) -> tuple[int, ...]:
+    """Return the widths in order. Raises InvalidInputError for numbers that are too small."""
     if streams < 2 or iters < 1 or samples < 2:
         raise InvalidInputError(
             f"diagnose: streams={streams}, iters={iters}, samples={samples}; expected at least 2, 1 and 2."
@@ -93,48 +133,36 @@ def _checked(widths: Sequence[int], streams: int, iters: int, samples: int, init
     return found
 
 
-def _drawn(
-    d: int,
-    n: int,
-    samples: int,
-    std: float,
-    scale: float,
-    base: float,
-    iters: int,
-    eps: float,
-    generator: torch.Generator,
-) -> Sample:
-    """Tokens with a generator each. Drawn in single precision, which is faster, computed in double."""
-    k = (2 + n) * n
-    x = torch.randn(samples, n, d, generator=generator).double()
-    weight = torch.randn(samples, k, n * d, generator=generator).mul_(std).double()
-    scales = torch.full((3,), scale, dtype=torch.float64)
-    return Sample(x, weight, scales, torch.full((k,), base, dtype=torch.float64), iters, eps)
-
-
-def _slope(key: str, by_width: Mapping[int, Mapping[str, Tensor]], law: float) -> LawSlope:
-    """Least squares over all widths, sample by sample. A zero has no logarithm, and none stands in for it."""
-    diagnostic, _, quantity = key.partition("/")
+def _slope(quantity: Quantity, by_width: Mapping[int, Mapping[Quantity, Tensor]], law: float) -> LawSlope:
+    """Fit log2 of a quantity over log2 width by least squares, sample by sample; a zero has no logarithm."""
     x = torch.tensor([math.log2(d) for d in by_width], dtype=torch.float64)
     x -= x.mean()
-    y = torch.stack([found[key].double() for found in by_width.values()])
+    y = torch.stack([found[quantity].double() for found in by_width.values()])
     if not bool((y > 0).all()):
-        return LawSlope(diagnostic, quantity, None, 0.0, law)
-    each = x @ y.log2() / x.square().sum()
-    return LawSlope(diagnostic, quantity, float(each.mean()), float(each.std() / len(each) ** 0.5), law)
+        return LawSlope(quantity, None, 0.0, law)
+    slopes = x @ y.log2() / x.square().sum()
+    return LawSlope(quantity, float(slopes.mean()), float(slopes.std() / len(slopes) ** 0.5), law)
 
 
-def _of_model(model: nn.Module, inputs: Any, samples: int, iters: int, lr: float, seed: int) -> Diagnosis:
-    rows, verdicts = list[Row](), list[Verdict]()
-    for each in find_hyper_connections(model, inputs, samples=samples, iters=iters, seed=seed):
-        width = each.streams.shape[-1]
+def _diagnose_model(
+    model: nn.Module,
+    args: object,
+    kwargs: Mapping[str, object] | None,
+    *,
+    samples: int,
+    iters: int,
+    lr: float,
+    seed: int,
+) -> Diagnosis:
+    rows, measurements = list[DiagnosticRow](), list[Measurement]()
+    for each in find_hyper_connections(model, args, kwargs, samples=samples, iters=iters, seed=seed):
         if each.sample is None:
             assert each.mix is not None
-            found = of_mix(each.mix)
+            found = measure_mix(each.mix)
         else:
-            found = measured(each.sample, lr, lr)
-        rows += rows_of(found, width, each.path)
-        verdicts += judge_found(found, each.path, lr)
-        verdicts += each.notes
+            found = measure_sample(each.sample, lr, lr)
+        measurements += summarise(found, each.streams.shape[-1], each.path)
+        rows += judge_found(found, each.path, lr)
+        rows += each.notes
     settings = {"model": type(model).__name__, "samples": samples, "lr": lr, "seed": seed}
-    return Diagnosis(rows, [], verdicts, settings)
+    return Diagnosis(rows=tuple(rows), measurements=tuple(measurements), slopes=(), settings=settings)

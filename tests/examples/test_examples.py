@@ -66,7 +66,8 @@ def test_groups_for_a_module_whose_parameters_are_others_by_now() -> None:
 def test_groups_for_keeps_one_group_for_each_parameter() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
     result = abcfx.transform(model, torch.rand(3, 8), optimizer="adam")
-    assert len(result.groups_for("adam", result.module)) == len(result.groups_for("adam")) == 4
+    of_module = result.groups_for("adam", result.module, per_parameter=True)
+    assert len(of_module) == len(result.groups_for("adam", per_parameter=True)) == 4
 
 
 def test_the_lightning_module_trains_as_a_trainer_would() -> None:

@@ -111,7 +111,7 @@ def test_sensitivity_and_updates_with_the_init_of_the_study(seed: int) -> None:
     assert list(found.values("spectrum", "second").values())[::4] == pytest.approx((0.019, 0.081), rel=0.1)
     for name, low, high in (("read", 0.495, 0.505), ("write", 0.98, 1.02), ("read_total", 1.98, 2.02)):
         assert all(low < value < high for value in found.values("gate_statistics", name).values())
-    assert max(row.largest for row in found.rows if row.quantity == "worst" and row.width) < 1.2e-6
+    assert max(each.largest for each in found.measurements if each.quantity == "worst" and each.width) < 1.2e-6
 
 
 LAWS = [("constant", 1.0, 0.5), ("fan_in", 0.5, 0.0), ("mup", 0.0, -0.5)]
@@ -178,7 +178,7 @@ def test_the_sensitivity_is_that_of_autograd() -> None:
         ({"iters": 1}, "spectrum", "FAIL"),
         ({"iters": 2}, "quotient_jacobian", "FAIL"),
         ({"init": "constant"}, "sensitivity", "FAIL"),
-        ({"init": "fan_in"}, "sensitivity", "WARN"),
+        ({"init": "fan_in"}, "sensitivity", "WEAK"),
         ({"rate_exponent": 0.0}, "logit_update", "FAIL"),
         ({"rate_exponent": 0.5}, "logit_update", "FAIL"),
         ({"base": 8.0}, "gate_statistics", "FAIL"),
@@ -188,9 +188,9 @@ def test_the_sensitivity_is_that_of_autograd() -> None:
 def test_each_diagnostic_fails_on_its_fault(fault: dict[str, Any], diagnostic: str, status: str) -> None:
     found = diagnose((64, 256, 1024), **fault)
     assert found.status(diagnostic) == status
-    assert bool(found) == (status != "FAIL")
-    reason = next(v.reason for v in found.verdicts if v.diagnostic == diagnostic)
-    assert "To fix: " in reason
+    assert not found and (found.verdict == "FAIL") == (status == "FAIL")
+    row = next(row for row in found.rows if row.diagnostic == diagnostic)
+    assert row.fix and f"To fix: {row.fix}" in str(found).replace("\n", " ")
 
 
 @pytest.mark.parametrize("options", [{}, {"streams": 2}, {"streams": 8, "iters": 50}, {"init": "zero"}, {"eps": 1e-8}])
@@ -264,10 +264,10 @@ def test_every_hyper_connection_of_a_model_is_found_with_what_flows_through_it()
     assert all(bool((first == token).all((-1, -2)).any()) for token in found[0].streams)
     assert model.training and not model.blocks[0].training and model.blocks[1].training
     assert torch.equal(state, torch.get_rng_state())
-    result = diagnose(model=model, inputs=tokens)
+    result = diagnose(model=model, args=tokens)
     assert result
-    assert len(result.verdicts) == 24
-    assert {row.module for row in result.rows} == {each.path for each in found}
+    assert len(result.rows) == 24
+    assert {each.module for each in result.measurements} == {each.path for each in found}
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers' own
@@ -279,27 +279,27 @@ def test_those_of_transformers_deepseek_are_found() -> None:
         bos_token_id=0, eos_token_id=0, use_cache=False,
     )  # fmt: skip
     model = transformers.DeepseekV4ForCausalLM._from_config(config)
-    found = find_hyper_connections(model, {"input_ids": torch.randint(0, 64, (2, 32))})
+    found = find_hyper_connections(model, kwargs={"input_ids": torch.randint(0, 64, (2, 32))})
     assert [each.sample.iters for each in found if each.sample is not None] == [7] * 4
 
 
 def test_those_written_by_hand_are_found_and_their_faults_seen() -> None:
     torch.manual_seed(0)
     x = randn(4, 9, 3, 16).float()
-    good = diagnose(model=Stack(Separate(16), Separate(16)), inputs=(x,))
+    good = diagnose(model=Stack(Separate(16), Separate(16)), args=(x,))
     assert good
-    assert len(good.verdicts) == 12
-    few = diagnose(model=Stack(Separate(16, iters=1)), inputs=x)
+    assert len(good.rows) == 12
+    few = diagnose(model=Stack(Separate(16, iters=1)), args=x)
     assert [few.status(each) for each in ("sinkhorn_error", "quotient_jacobian")] == ["FAIL"] * 2
-    free = diagnose(model=Stack(Unnormalised(16)), inputs=x)
+    free = diagnose(model=Stack(Unnormalised(16)), args=x)
     assert [free.status(each) for each in ("sinkhorn_error", "spectrum", "sensitivity")] == ["FAIL", "FAIL", "SKIP"]
     saturated = Separate(16)
     nn.init.constant_(saturated.a.bias, 9.0)
-    assert diagnose(model=Stack(saturated), inputs=x).status("gate_statistics") == "FAIL"
+    assert diagnose(model=Stack(saturated), args=x).status("gate_statistics") == "FAIL"
 
 
 def test_many_are_shown_by_their_extremes() -> None:
-    shown = str(diagnose(model=Stack(*(Separate(8) for _ in range(6))), inputs=randn(2, 9, 3, 8).float()))
+    shown = str(diagnose(model=Stack(*(Separate(8) for _ in range(6))), args=randn(2, 9, 3, 8).float()))
     assert "smallest" in shown
     assert "and 5 PASS" in shown
 
@@ -311,8 +311,8 @@ def test_json_table_and_figure(tmp_path: Path) -> None:
     found = diagnose((32, 64), samples=4, init="zero")
     data = json.loads(found.to_json())
     assert data["verdict"] == found.verdict
-    assert {row["diagnostic"] for row in data["rows"]} == {v["diagnostic"] for v in data["verdicts"]}
-    for result in (found, diagnose(model=Stack(Separate(8)), inputs=randn(2, 9, 3, 8).float())):
+    assert {each["diagnostic"] for each in data["measurements"]} == {row["diagnostic"] for row in data["rows"]}
+    for result in (found, diagnose(model=Stack(Separate(8)), args=randn(2, 9, 3, 8).float())):
         shown = str(result)
         assert max(map(len, shown.splitlines())) <= 120
         figure = result.plot(str(tmp_path / "figure.png"))
@@ -348,13 +348,16 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: diagnose(init="xavier"), "expected one of mup, fan_in"),
+        (lambda: diagnose(init="xavier"), "Expected one of: 'mup', 'fan_in'"),
         (lambda: diagnose((64,)), "at least two different"),
         (lambda: diagnose(streams=1), "streams=1"),
         (lambda: diagnose(model=nn.Linear(3, 3)), "needs inputs"),
-        (lambda: diagnose(model=nn.Linear(3, 3), inputs=torch.zeros(2, 3)), "no hyper-connection was found in Linear"),
+        (lambda: diagnose(model=nn.Linear(3, 3), args=torch.zeros(2, 3)), "no hyper-connection was found in Linear"),
         (lambda: sensitivity(torch.zeros(4, 8), torch.zeros(24, 16), torch.ones(3), torch.zeros(24)), "do not fit"),
-        (lambda: logit_update(randn(4, 8), randn(24, 32), randn(3), randn(24), "lion"), "expected one of sgd, adam"),
+        (
+            lambda: logit_update(randn(4, 8), randn(24, 32), randn(3), randn(24), "lion"),
+            "one of: 'sgd', 'adam'",
+        ),
     ],
 )
 def test_bad_input_is_refused(call: Callable[..., object], words: str) -> None:
