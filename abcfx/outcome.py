@@ -24,7 +24,7 @@ class Header:
     Attributes:
         model: class name of the model.
         captured: method of the capture.
-        scale: the width ratio m; 1 without a base.
+        width_ratio: the width ratio m; 1 without a base.
         has_base: whether there is a base.
         parametrization: name of the table of a and b.
         optimizer: names of the optimizers, separated by commas.
@@ -39,7 +39,7 @@ class Header:
 
     model: str
     captured: str
-    scale: float
+    width_ratio: float
     has_base: bool
     parametrization: str
     optimizer: str

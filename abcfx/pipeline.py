@@ -36,7 +36,7 @@ from abcfx.plan.options import (
 )
 from abcfx.plan.parameters import make_plan, unscaled
 from abcfx.rewrite.apply import apply_plan
-from abcfx.rewrite.folding import has_hooks
+from abcfx.rewrite.hooks import has_hooks
 from abcfx.theory.optimizers import Optimizer, assign_families, hyperparameters
 from abcfx.transformed import Transformed
 
@@ -278,18 +278,18 @@ def _header(
     depth: DepthScaling,
     solved: SolvedDag,
 ) -> Header:
-    scale = fixed.widths.scale
+    m = fixed.widths.width_ratio
     return Header(
         model=type(captured.model).__name__,
         captured=captured.method,
-        scale=scale,
+        width_ratio=m,
         has_base=fixed.widths.has_base,
         parametrization=asked.table,
         optimizer=", ".join(dict.fromkeys(family.name for family in fixed.families.values())),
         alignment=asked.alignment if isinstance(asked.alignment, str) else "given",
         apply=options.apply,
         init=options.init,
-        attention={node: float(scale**-a) for node, a in fixed.attention.items()},
+        attention={node: float(m**-a) for node, a in fixed.attention.items()},
         depth={merge: float(ratio**-depth.a) for merge, ratio in depth.branches.items()},
         rows=solved.rows,
         columns=solved.columns,

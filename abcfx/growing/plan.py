@@ -59,7 +59,7 @@ def plan_growth(models: PairedModels) -> GrowthPlan:
     factors, dag, growth = models.factors, models.target_dag, models.measured_growth
     assert growth is not None, "there is a base"
     scales = solve_scales(dag, growth)
-    widenings = _widenings(factors, scales, growth.scale)
+    widenings = _widenings(factors, scales, growth.width_ratio)
     summed = {name for name, nodes in dag.uses().items() if _contracts_alike(dag, nodes)}
     noised = tuple(name for name, each in widenings.items() if each.contracted and name in summed)
     return GrowthPlan(widenings, factors, scales, dag, noised)

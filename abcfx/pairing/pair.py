@@ -136,7 +136,7 @@ class PairedModels:
         """
         shapes = {name: tuple(parameter.shape) for name, parameter in self.target.named_parameters()}
         measured = self.measured_growth
-        if measured is None or measured.scale == 1.0:
+        if measured is None or measured.width_ratio == 1.0:
             return StructuralGrowth(self.target_dag, shapes, measured)
         return measured
 

@@ -1,7 +1,8 @@
-"""Which dims grow, and how fast: by pairing the graphs of a base and a target model, or, without a base, by structure.
+"""The growth exponent of every dim: from the sizes in base and target, or, without a base, from the structure.
 
-The scale m is the largest ratio target size / base size; a dim's growth exponent is log(ratio) / log(m), so that a
-model that grows uniformly has exponents 0 and 1. Numbers in the graph (1/sqrt(head_dim)) get one in the same way.
+The width ratio m is the largest ratio of a size in the target to the same size in the base. The growth exponent of a
+dim is log(ratio) / log(m), so a model that grows uniformly has exponents 0 and 1. Numbers that stand in the graph, such
+as 1 / sqrt(head_dim), get an exponent in the same way.
 """
 
 from __future__ import annotations
@@ -43,9 +44,17 @@ CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16
 
 
 class WidthGrowth(ABC):
-    """Growth exponent of every dim and number, and the scale m that they are exponents of."""
+    """Growth exponent of every dim and number of a model.
 
-    scale: float
+    Attributes:
+        width_ratio: the number m that the exponents are powers of.
+        has_base: whether they come from a comparison with a base.
+        blocks: which block of the base stands for each block of the target.
+        base_parameters: the base's tensor for each parameter, where there is a base.
+        notes: what the report should say.
+    """
+
+    width_ratio: float
     has_base: bool
     blocks: Blocks = NO_BLOCKS
     base_parameters: Mapping[str, torch.Tensor]
@@ -53,38 +62,37 @@ class WidthGrowth(ABC):
 
     @abstractmethod
     def dim(self, dim: Dim) -> float:
-        """Growth exponent of one dim."""
+        """Return the growth exponent of one dim."""
 
     @abstractmethod
     def scalar(self, scalar: InGraph) -> float:
-        """Exponent of m in a Python number that stands in the graph."""
+        """Return the exponent of m in a Python number that stands in the graph."""
 
     def dims(self, *dims: Extent) -> float:
-        """Sum of the growth exponents of several dims."""
+        """Return the growth exponent of the product of several dims."""
         return sum(self.number(d) if isinstance(d, Number) else self.dim(d) for d in dims)
 
     def number(self, number: Number) -> float:
-        """Exponent of m in a product of powers."""
+        """Return the exponent of m in a product of powers."""
         return sum(
             power * (self.dim(what) if isinstance(what, ParameterDim | TensorDim) else self.scalar(what))
             for what, power in number.powers
         )
 
     def is_known(self, number: Number) -> bool:
-        """False where a number in the graph could not be read, so that it was taken for one that stays."""
+        """Return False where the value of a number in the graph could not be read, so that it counts as constant."""
         return True
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> tuple[float, ...]:
-        """Growth exponent of each dim of a parameter."""
+        """Return the growth exponent of each dim of a parameter."""
         return tuple(self.dim(ParameterDim(name, i)) for i in range(len(shape)))
 
 
 class StructuralGrowth(WidthGrowth):
-    """Without a base: a layer's dims grow (exponent 1) where another layer stands on that side; nothing else does.
+    """Growth read off the structure: a layer's dims grow (exponent 1) on each side where another layer follows.
 
-    The few outputs of a generator of stream weights do not, though layers follow.
-
-    With a base of the same sizes (`base`) the exponents are for the report only: the scale is 1.
+    The few outputs of a generator of stream weights do not grow, although layers follow. With a base of the same sizes
+    (`base`) the exponents are for the report only, since the width ratio is 1.
     """
 
     def __init__(
@@ -93,7 +101,7 @@ class StructuralGrowth(WidthGrowth):
         shapes: Mapping[str, tuple[int, ...]],
         base: WidthGrowth | None = None,
     ) -> None:
-        self.scale, self.has_base = 1.0, base is not None
+        self.width_ratio, self.has_base = 1.0, base is not None
         if base is not None:
             self.blocks, self.base_parameters = base.blocks, base.base_parameters
         self._shapes = shapes
@@ -122,7 +130,7 @@ class StructuralGrowth(WidthGrowth):
         return found
 
     def _mark(self, dims: tuple[Dim, ...], grows: bool) -> None:
-        """One dim of several takes the growth (the channels of a convolution, not its kernel)."""
+        """Let the first of several dims grow: the channels of a convolution, not its kernel."""
         first = next(iter(dims), None)
         if first is None or not grows:
             return
@@ -147,7 +155,7 @@ def _is_wide(dag: LayerDag, node: str, beside: str, upstream: bool) -> bool:
 
 
 class SizeGrowth(WidthGrowth):
-    """Growth of parameters alone: the ratio of their sizes in two instances."""
+    """Growth read off the sizes of parameters alone, in a target and a base."""
 
     has_base = True
 
@@ -159,10 +167,10 @@ class SizeGrowth(WidthGrowth):
             for shape in [base[name].shape]
         }
         ratios = [ratio for of_dims in self._ratios.values() for ratio in of_dims]
-        self.scale = max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
+        self.width_ratio = max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
 
     def _exponent(self, ratio: float) -> float:
-        return 0.0 if ratio == 1.0 else math.log(ratio) / math.log(self.scale)
+        return 0.0 if ratio == 1.0 else math.log(ratio) / math.log(self.width_ratio)
 
     def dim(self, dim: Dim) -> float:
         return self._exponent(self._ratios[dim.parameter][dim.index]) if isinstance(dim, ParameterDim) else 0.0
@@ -172,7 +180,7 @@ class SizeGrowth(WidthGrowth):
 
 
 class PairedGrowth(SizeGrowth):
-    """With a base: the ratio of every size and number in the target's graph to the same one in the base's graph."""
+    """Growth read off the graphs of target and base: the ratio of every size and number to its twin in the base."""
 
     def __init__(
         self, target: CapturedGraph, base: CapturedGraph, blocks: Blocks, factors: Callable[[], Factors]
@@ -202,9 +210,10 @@ class PairedGrowth(SizeGrowth):
             return None
 
     def _rows(self, dim: ParameterDim) -> float | None:
-        """Of a dim that no product sums over: the growth of the segment that grows most; None where it has none.
+        """Return the growth of the fastest segment of a dim made of segments, else None.
 
-        The rows of a fused projection are as many layers side by side.
+        The rows of a fused projection are several layers side by side. A dim that some product sums over has no such
+        segments.
         """
         name = self.blocks.twin(dim.parameter)
         factors = self._factors
@@ -218,7 +227,7 @@ class PairedGrowth(SizeGrowth):
             whole = super().dim(dim)
             rows = self._rows(dim) if whole not in (0.0, 1.0) else None
             return whole if rows is None else rows
-        if self.scale == 1.0:
+        if self.width_ratio == 1.0:
             return 0.0
         sizes, base_sizes = shape_of(dim.node), shape_of(self._twin[dim.node])
         if sizes is None or base_sizes is None:
@@ -246,7 +255,7 @@ class PairedGrowth(SizeGrowth):
         found = self._exponent(value / base_value)
         if isinstance(scalar, ConstantTensor):  # sqrt(d) in bfloat16 has three digits
             quarter = round(4 * found) / 4
-            rounding = 2 * torch.finfo(torch.bfloat16).eps / abs(math.log(self.scale))
+            rounding = 2 * torch.finfo(torch.bfloat16).eps / abs(math.log(self.width_ratio))
             return quarter if abs(found - quarter) < rounding else found
         return found
 
@@ -264,16 +273,17 @@ def _value(module: torch.nn.Module, node: fx.Node, scalar: ScalarArgument | Modu
 
 
 def _constant(module: torch.nn.Module, node: fx.Node) -> float | None:
-    """The number that a node without inputs and parameters above it gives; None where there are some, or no value."""
+    """Evaluate a node that depends on no input and no parameter; None where it does, or has no value yet."""
 
-    def run(at: Any) -> Any:
+    def run(at: fx.Node) -> Any:
         if at.op == "get_attr":
             held = attrgetter(str(at.target))(module)
             if isinstance(held, torch.nn.Parameter) or not isinstance(held, torch.Tensor) or held.is_meta:
                 raise LookupError
             return held
         if plain_name(at.target) in CASTS:  # perhaps to the dtype of a tensor that is not known yet
-            return run(at.args[0])
+            (cast, *_) = at.all_input_nodes
+            return run(cast)
         args, kwargs = fx.node.map_arg((at.args, at.kwargs), run)
         if at.op == "call_method":
             return getattr(args[0], str(at.target))(*args[1:], **kwargs)
@@ -283,6 +293,7 @@ def _constant(module: torch.nn.Module, node: fx.Node) -> float | None:
 
     try:
         with torch.no_grad():
-            return float(run(node))
-    except Exception:  # whatever it needs, it is not there before the model runs
+            value = run(node)
+            return float(value) if isinstance(value, int | float | torch.Tensor) else None
+    except Exception:  # any op of the model may run here: it raises where it needs what is not there before a run
         return None

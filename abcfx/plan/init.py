@@ -100,7 +100,7 @@ def measure_own_init(
     found: dict[str, OwnInit] = {}
     for names in pools.values():
         draws = [(_Draw.of(target[name]), _Draw.of(base[name])) for name in names]
-        measured, error = _pooled(draws, growth.scale)
+        measured, error = _pooled(draws, growth.width_ratio)
         exponent, snapped = _snapped(measured, error, exponents[names[0]])
         for name, (ours, theirs) in zip(names, draws, strict=True):
             constant = _constant(target[name])
@@ -134,7 +134,7 @@ def carried_own_init(
     for name, twin in twins.items():
         own = measured[str(twin)]
         at_base = own.base_rms * ratio**-own.exponent
-        found[name] = replace(own, base_rms=at_base, rms=at_base * growth.scale**-own.exponent)
+        found[name] = replace(own, base_rms=at_base, rms=at_base * growth.width_ratio**-own.exponent)
     return found
 
 

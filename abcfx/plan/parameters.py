@@ -76,7 +76,7 @@ class _Planner:
         decays: bool,
     ) -> ParameterPlan:
         decided, family = applied.decided, self.fixed.families[name]
-        n = self.widths.scale if self.widths.has_base else self._own_width(name, parameter)
+        n = self.widths.width_ratio if self.widths.has_base else self._own_width(name, parameter)
         ratio = self.depth.ratios.get(name, 1.0)
         deep_absorbed = self.depth.absorbed.get(name, DepthExponents())
         deep = deep_absorbed if self.options.absorbs else self.depth.inserted.get(name, DepthExponents())
@@ -84,7 +84,7 @@ class _Planner:
         eps = DEFAULT_EPS if self.options.eps is None else self.options.eps
         growth = self.widths.parameter(name, tuple(parameter.shape))
         init = self._init(decided, parameter, own, n).times(_power(ratio, -deep.b))
-        if name in self.depth.inserted and own is not None and self.widths.scale == 1.0:
+        if name in self.depth.inserted and own is not None and self.widths.width_ratio == 1.0:
             init = init.times(own.depth_factor)
         return ParameterPlan(
             role=decided.role,

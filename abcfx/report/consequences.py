@@ -44,7 +44,7 @@ def _m(analysis: Outcome) -> str:
 def _n(analysis: Outcome, row: Mapping[str, Any]) -> float:
     """The number that exponents of a row are powers of."""
     widths = analysis.fixed.widths
-    return float(widths.scale if widths.has_base else row["width"])
+    return float(widths.width_ratio if widths.has_base else row["width"])
 
 
 def _product(value: float, exponent: float, analysis: Outcome, row: Mapping[str, Any], name: str, key: str) -> str:

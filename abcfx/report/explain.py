@@ -332,10 +332,10 @@ def _dim_lines(dims: tuple[DimGrowth, ...], analysis: Outcome) -> list[str]:
         else:
             words = f"x {each.size / each.base_size:.3g}, exponent {each.growth:.3g}"
         lines.append(f"dim {each.dim}{side}  {size}: {words}")
-    if widths.has_base and widths.scale == 1.0:
+    if widths.has_base and widths.width_ratio == 1.0:
         lines.append("Base and model have the same sizes (m = 1): exponents are what a wider model would have.")
     elif widths.has_base:
-        lines.append(f"Sizes are those of the base and of the model; exponents are of m = {widths.scale:.4g}.")
+        lines.append(f"Sizes are those of the base and of the model; exponents are of m = {widths.width_ratio:.4g}.")
     else:
         lines.append("No base was given: which dims grow is read off the graph (layers on both sides), not measured.")
     return lines

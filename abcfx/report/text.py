@@ -122,10 +122,10 @@ def _header(result: Transformed) -> list[str | Table]:
     header, tensors = result.header, dict(result.module.named_parameters())
     if not header.has_base:
         scale = "absolute widths: n is the width of each layer itself"
-    elif header.scale == 1.0:
+    elif header.width_ratio == 1.0:
         scale = "base of the same width (m = 1): the transform is the identity"
     else:
-        scale = f"m = {header.scale:.6g}, the largest ratio of a dim to the same dim of the base model"
+        scale = f"m = {header.width_ratio:.6g}, the largest ratio of a dim to the same dim of the base model"
     settings = ", ".join(f"{key} {getattr(header, key)}" for key in SETTINGS)
     captured = METHODS.get(header.captured, header.captured)
     size = f"{len(tensors)} parameters, {count_entries(tensors.values()):,} entries"

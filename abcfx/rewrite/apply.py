@@ -1,4 +1,4 @@
-"""The only stage that changes anything: scale nodes or hooks first, which may raise, then the weights."""
+"""Applies a plan to a model: first scale nodes or hooks, which may be refused, then the init of the weights."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from abcfx.plan.absorb import attention_left
 from abcfx.plan.init import redraw_
 from abcfx.plan.options import ApplyMode
 from abcfx.plan.spec import ParameterPlan
-from abcfx.rewrite.folding import FeatureScale, Fold, hook_features, query_features, refuse_saving
+from abcfx.rewrite.folding import Fold
+from abcfx.rewrite.hooks import hook_features, refuse_saving
 from abcfx.rewrite.marks import marked_nodes
+from abcfx.rewrite.query_features import FeatureScale, query_features
 from abcfx.support.location import location
 
 
@@ -74,7 +76,7 @@ def apply_plan(
     else:
         fold.find_features = partial(_query_features, pair.target_graph, fixed, attention_left(fixed))
         notes = _insert(pair, fixed, plan, depth, attention_left(fixed) if absorbs else fixed.attention, branches)
-        multiply_marks(module, marks, fixed.widths.scale)
+        multiply_marks(module, marks, fixed.widths.width_ratio)
     _initialise(pair.target_graph.model, plan)
     return Applied(fold, notes)
 
@@ -120,7 +122,7 @@ def _without_place(plan: Mapping[str, ParameterPlan]) -> list[str]:
 def _query_features(
     captured: CapturedGraph, fixed: FixedExponents, attention: Mapping[str, float]
 ) -> list[FeatureScale]:
-    scale = fixed.widths.scale
+    scale = fixed.widths.width_ratio
     return [query_features(captured, fixed.dag, node, float(scale**-a)) for node, a in attention.items()]
 
 
@@ -155,7 +157,7 @@ def _scales(dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: WidthGrowt
 def _attention_scales(
     dag: LayerDag, of: LayerDag, attention: Mapping[str, float], growth: WidthGrowth
 ) -> list[ScaleInsertion]:
-    """Factors on attention logits, put on the queries. Products have other names in the graph of the other mode."""
+    """Return the factors on attention logits, which go on the queries; products have other names in the other mode."""
     if not attention:
         return []
     scales = []
@@ -164,7 +166,9 @@ def _attention_scales(
             continue
         product = of.node(twin)
         scales.append(
-            ScaleInsertion(product.fx_node, product.operand, float(growth.scale**-a), f"{node} logits", f"m^{-a:g}")
+            ScaleInsertion(
+                product.fx_node, product.operand, float(growth.width_ratio**-a), f"{node} logits", f"m^{-a:g}"
+            )
         )
     return scales
 
@@ -172,7 +176,7 @@ def _attention_scales(
 def _branch_scales(
     dag: LayerDag, of: LayerDag, depth: DepthScaling, branches: Collection[str], blocks: Blocks
 ) -> list[ScaleInsertion]:
-    """Factors on residual branches. Merges have other names in the graph of the other mode."""
+    """Return the factors on residual branches; merges have other names in the graph of the other mode."""
     if not branches:
         return []
     scales = []

@@ -1,10 +1,10 @@
-"""`scaled`: a multiplier m^-a on a function or module inside a forward: a trace sees it, a plain run ignores it."""
+"""`scaled`: marks a function or module in a forward for a multiplier m^-a that only a transformed model applies."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, overload
+from typing import ParamSpec, TypeVar, overload
 
 import torch
 from torch import fx, nn
@@ -34,35 +34,43 @@ class Scaled(nn.Module):
         super().__init__()
         self.module, self.a = module, a
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         return _marked(self.module(*args, **kwargs), self.a)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @overload
 def scaled(function: nn.Module, a: float) -> Scaled: ...
 @overload
-def scaled(function: Callable[..., Any], a: float) -> Callable[..., Any]: ...
-def scaled(function: Any, a: float) -> Any:
-    """The function or module with every tensor that it returns multiplied by m^-a, m being width over base width.
+def scaled(function: Callable[P, R], a: float) -> Callable[P, R]: ...
+def scaled(function: nn.Module | Callable[P, R], a: float) -> Scaled | Callable[P, R]:
+    """Mark a function or module: in the transformed model every tensor that it returns is multiplied by m^-a.
 
-    In the model as it is nothing is multiplied: m is 1 there. `transform(..., base=...)` puts a scale node in its
-    place, which takes part in the linear program like any number in the model that changes with width.
+    m is the width ratio. The model as it is multiplies nothing, since m is 1 there. `transform(..., base=...)` puts a
+    scale node in the place of the mark, which takes part in the linear program like any number of the model that
+    changes with width.
 
     Args:
         function: a callable, or a module (whose parameters are then called "module.<name>" below it).
         a: exponent of width, such as 0.5 for 1/sqrt(m).
+
+    Returns:
+        A callable of the same signature, or a module around the module.
     """
     if isinstance(function, nn.Module):
         return Scaled(function, float(a))
 
     @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         return _marked(function(*args, **kwargs), float(a))
 
     return call
 
 
-def _marked(value: Any, a: float) -> Any:
+def _marked(value: R, a: float) -> R:
     def mark(leaf: object) -> object:
         return torch.ops.abcfx.scaled(leaf, a) if isinstance(leaf, torch.Tensor | fx.Proxy) else leaf
 
@@ -70,7 +78,7 @@ def _marked(value: Any, a: float) -> Any:
 
 
 def marked_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """The places in a graph that `scaled` marked."""
+    """Return the nodes of a graph that `scaled` marked."""
     ops = (torch.ops.abcfx.scaled, torch.ops.abcfx.scaled.default)
     return [node for node in graph.nodes if node.op == "call_function" and node.target in ops]
 

@@ -92,7 +92,7 @@ def scales_of(
     captured, base = (capture(model, (x,), method="export", modes=("train",)) for model in (large, small))
     growth = PairedModels.of_graphs(captured, base).measured_growth
     assert growth is not None
-    return solve_scales(build_dag(captured), growth, multipliers), growth.scale
+    return solve_scales(build_dag(captured), growth, multipliers), growth.width_ratio
 
 
 def weights(scales: Scales) -> dict[str, float]:
@@ -234,7 +234,7 @@ def test_the_copy_trains_as_the_small_model_does_at_the_rates_of_the_lp(name: st
     small, large = build(1).double().eval(), build(4).double().eval()
     x = x.double() if x.is_floating_point() else x
     result = abcfx.transform(large, (x,), base=small, lr=1e-2, eps=1e-30, capture=abcfx.Capture(verify=False))
-    assert result.header.scale == 4.0
+    assert result.header.width_ratio == 4.0
     # the scales of the transformed pair are what the rates say
     v = {name: -math.log(1e-2 / row["lr"], 4.0) for name, row in result.spec.items()}
     small_state = dict(small.named_parameters())

@@ -207,10 +207,10 @@ def _summary(result: Transformed) -> str:
     size = f"{len(tensors)} parameters with {count_entries(tensors.values()):,} entries"
     if not header.has_base:
         scale = "no base: the exponents are of each layer's own width"
-    elif header.scale == 1.0:
+    elif header.width_ratio == 1.0:
         scale = "the base has the same width: the transform changes nothing"
     else:
-        scale = f"{header.scale:.4g} times as wide as the base (m = {header.scale:.4g})"
+        scale = f"{header.width_ratio:.4g} times as wide as the base (m = {header.width_ratio:.4g})"
     return f"{size}, {scale}."
 
 
@@ -218,7 +218,7 @@ def _settings(result: Transformed) -> list[tuple[str, str]]:
     header, analysis = result.header, result.outcome
     options, widths = analysis.options, analysis.fixed.widths
     found = [("captured by", METHODS.get(header.captured, header.captured))]
-    if widths.has_base and widths.scale != 1.0:
+    if widths.has_base and widths.width_ratio != 1.0:
         found.append(("sizes that grow", _sizes(result)))
     rates = (
         options.lr if not isinstance(options.lr, Mapping) else ", ".join(f"{k} {v:.4g}" for k, v in options.lr.items())

@@ -1,0 +1,73 @@
+"""Hooks on the model's own object that multiply the queries of fused layers until the model is folded."""
+
+from __future__ import annotations
+
+from weakref import WeakSet
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from abcfx.errors import InvalidInputError
+from abcfx.passes.scale_attention import scaled_query_parameters
+from abcfx.rewrite.query_features import FeatureScale
+
+# Model objects whose hooks multiply, so that none is transformed twice.
+_HOOKED: WeakSet[nn.Module] = WeakSet()
+
+
+def hook_features(model: nn.Module, scale: FeatureScale) -> RemovableHandle:
+    """Multiply the output features of a module until the returned handle is removed."""
+    module = model.get_submodule(scale.owner)
+    if isinstance(module, nn.MultiheadAttention):
+        return _hook_attention_module(module, float(scale.features.min()))
+    return module.register_forward_hook(lambda _, args, out: out * scale.features.to(out))
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether hooks of an earlier transform multiply in this model object."""
+    return model in _HOOKED
+
+
+def refuse_saving(model: nn.Module) -> RemovableHandle:
+    """Make `state_dict()` raise until the returned handle is removed: weights do not hold what hooks multiply."""
+
+    def refuse(*_: object) -> None:
+        raise InvalidInputError(
+            "This model computes with multipliers in hooks, which its weights do not hold: a model that loads them\n"
+            "  would compute something else. To fix: result.fold() first, which puts them into the weights."
+        )
+
+    _HOOKED.add(model)
+    handle: RemovableHandle = model.register_state_dict_pre_hook(refuse)
+    return handle
+
+
+def _hook_attention_module(module: nn.MultiheadAttention, factor: float) -> RemovableHandle:
+    """Replace the projections of an attention module, which are no modules of their own, in each call."""
+    kept: list[dict[str, nn.Parameter | None]] = []
+
+    def before(_: nn.Module, args: object) -> None:
+        scaled = scaled_query_parameters(module, factor)
+        kept.append({name: module._parameters[name] for name in scaled})
+        module._parameters.update(scaled)  # type: ignore[arg-type]
+
+    def after(_: nn.Module, args: object, out: object) -> None:
+        module._parameters.update(kept.pop())
+
+    first = module.register_forward_pre_hook(before)
+    second = module.register_forward_hook(after, always_call=True)
+    return _Both(first, second)
+
+
+class _Both(RemovableHandle):
+    def __init__(self, first: RemovableHandle, second: RemovableHandle) -> None:
+        self._handles = first, second
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def forget_hooks(model: nn.Module) -> None:
+    """Allow a model object to be transformed again, after its hooks were removed."""
+    _HOOKED.discard(model)
