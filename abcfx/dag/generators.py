@@ -1,7 +1,7 @@
-"""Generators: layers whose few outputs, made into gates or mixing weights, weigh what they are computed from.
+"""Generators: layers whose few outputs become gates or mixing weights of the tensors that the layers read.
 
-Hyper-connections read several streams of the residual through gates, mix them and write to them; all weights come from
-the streams by one layer (or several) with a finite fan-out. Whatever its modules are called, it is known by that loop.
+Hyper-connections read several residual streams through gates, mix them, and write to them. All these weights come from
+the streams, by layers with a finite fan-out. This loop identifies hyper-connections, whatever their modules are called.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from abcfx.rules.kinds import Merge, Norm, NumberFactor, Pointwise, Power, Produ
 
 
 def generators(dag: LayerDag) -> Mapping[str, frozenset[str]]:
-    """Node of each generator -> the nodes that it decides alone: its logits, gates and mixing weights.
+    """Find the generators and the nodes that each of them decides alone: its logits, gates and mixing weights.
 
-    A layer is one if what follows from it and from parameters alone, bounded on the way by a function such as sigmoid
-    or softmax, multiplies its own input (before or after a norm), or multiplies what is then added to a product of that
-    input (a write gate).
+    A layer is a generator if nodes that are computed from it and from parameters alone, and that a function such as
+    sigmoid or softmax bounds, multiply the layer's own input (before or after a norm), or multiply a tensor that is
+    then added to a product of that input (a write gate).
+
+    Returns:
+        Name of the layer -> names of the nodes that it decides.
     """
     found = {}
     for node, _ in dag.layers():
@@ -30,7 +33,7 @@ def generators(dag: LayerDag) -> Mapping[str, frozenset[str]]:
 
 
 def _decided_by(dag: LayerDag, layer: str, own: frozenset[str]) -> frozenset[str]:
-    """The layer, and the nodes after it whose other inputs are parameters, or norms of its own input."""
+    """Return the layer and the nodes after it whose other inputs are parameters or norms of its own input."""
     decided, beside = {layer}, set(own)
     after = dag.descendants(layer)
     for node in dag.order:
@@ -45,7 +48,7 @@ def _decided_by(dag: LayerDag, layer: str, own: frozenset[str]) -> frozenset[str
 
 
 def _bounded(dag: LayerDag, layer: str, decided: frozenset[str]) -> frozenset[str]:
-    """Those of the nodes that stand behind a function that is not linear."""
+    """Return those of the nodes that stand behind a function that is not linear."""
     bounded: set[str] = set()
     for node in dag.order:
         curved = isinstance(dag.kind(node), Pointwise | Softmax | Norm) or dag.node(node).is_pinned
@@ -56,33 +59,35 @@ def _bounded(dag: LayerDag, layer: str, decided: frozenset[str]) -> frozenset[st
 
 
 def _own_input(dag: LayerDag, layer: str) -> frozenset[str]:
-    """What the layer is given, and what that is made of by norms, gains and numbers alone."""
+    """Return the layer's input and the nodes that it is made of by norms, gains and numbers alone."""
     own: set[str] = set()
-    at = dag.kind(layer).inputs[0]
-    while at is not None and at not in own:
-        own.add(at)
-        kind = dag.kind(at)
+    node = dag.kind(layer).inputs[0]
+    while node is not None and node not in own:
+        own.add(node)
+        kind = dag.kind(node)
         if not isinstance(kind, Norm | NumberFactor | Product | Merge):
             break
         sources = [n for n in kind.inputs if n is not None and not dag.node(n).is_parametric]
-        at = sources[0] if len(sources) == 1 else None
+        node = sources[0] if len(sources) == 1 else None
     return frozenset(own)
 
 
 def _weighs(dag: LayerDag, weights: frozenset[str], streams: frozenset[str]) -> bool:
-    def takes(node: str, others: frozenset[str]) -> bool:
+    """Whether some of the weights multiply a stream, or a tensor that is then added to a product of a stream."""
+
+    def multiplies(node: str, others: frozenset[str]) -> bool:
         kind = dag.kind(node)
-        if isinstance(kind, Reduce | NumberFactor):  # the sum of a product that is written out
-            return takes(kind.input, others)
+        if isinstance(kind, Reduce | NumberFactor):  # of a sum that is written out as product and sum
+            return multiplies(kind.input, others)
         return isinstance(kind, Product) and any(n in others for n in kind.inputs)
 
     for node in dag.nodes_of(Product):
-        if not takes(node, weights):
+        if not multiplies(node, weights):
             continue
-        if takes(node, streams):
+        if multiplies(node, streams):
             return True
-        for total in dag.successors(node):  # write gates: what they multiply is added to the streams' mix
+        for total in dag.successors(node):  # a write gate's product is added to the streams' mix
             beside = dag.kind(total).inputs if isinstance(dag.kind(total), Merge) else ()
-            if any(n is not None and n != node and takes(n, streams) for n in beside):
+            if any(n is not None and n != node and multiplies(n, streams) for n in beside):
                 return True
     return False

@@ -1,4 +1,4 @@
-"""The layer DAG of a model and what can be asked of it: uses, what feeds what, void multipliers, distances."""
+"""The layer DAG of a model, built once and never changed, with the edges between its nodes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import networkx as nx
 import torch.fx as fx
 
 from abcfx.capture import CapturedGraph
-from abcfx.dag.interpreter import Interpreter, tensors
-from abcfx.errors import InvalidInputError
+from abcfx.capture.options import UnknownOps
+from abcfx.dag.arguments import tensors
+from abcfx.dag.interpreter import Interpreter
 from abcfx.rules import Kind, Layer, Vector
 from abcfx.rules.builder import DagBuilder, DagNode
 from abcfx.rules.kinds import Merge, Norm, NumberFactor, Product, Softmax
@@ -19,7 +20,7 @@ from abcfx.rules.kinds import Merge, Norm, NumberFactor, Product, Softmax
 
 @dataclass(frozen=True, eq=False)
 class LayerDag:
-    """The layer DAG of a model: its nodes as the model runs, and what feeds what. It never changes.
+    """The layer DAG of a model: its nodes as the model runs, and the edges between them. It never changes.
 
     Attributes:
         nodes: the nodes, in the order in which the model runs.
@@ -58,29 +59,31 @@ class LayerDag:
         return name in self._by_name
 
     def node(self, name: str) -> DagNode:
+        """Return the node of this name."""
         return self._by_name[name]
 
     def kind(self, name: str) -> Kind:
+        """Return what the node of this name computes."""
         return self._by_name[name].kind
 
     def successors(self, name: str) -> tuple[str, ...]:
-        """The nodes that read a node, in the order in which they run."""
+        """Return the nodes that read a node, in the order in which they run."""
         return tuple(self.edges.successors(name))
 
     def predecessors(self, name: str) -> tuple[str, ...]:
-        """The nodes that a node reads, in the order in which they run."""
+        """Return the nodes that a node reads, in the order in which they run."""
         return tuple(self.edges.predecessors(name))
 
     def ancestors(self, name: str) -> set[str]:
-        """Every node that a node is computed from; itself not among them."""
+        """Return every node that a node is computed from, without the node itself."""
         return set(nx.ancestors(self.edges, name))
 
     def descendants(self, name: str) -> set[str]:
-        """Every node that is computed from a node; itself not among them."""
+        """Return every node that is computed from a node, without the node itself."""
         return set(nx.descendants(self.edges, name))
 
     def to_networkx(self) -> nx.DiGraph:
-        """A copy for networkx, in which each node has these attributes.
+        """Return a copy for networkx, in which each node has these attributes.
 
         `kind`: what the node does, an instance of `abcfx.rules.Kind`. `path`: its module path. `fx_node`: the op that
         it was made for. `parameter`: name of the parameter of a layer or vector, else None. `weight`: whether it is a
@@ -101,17 +104,19 @@ class LayerDag:
         return graph
 
     def nodes_of(self, *kinds: type[Kind]) -> list[str]:
+        """Return the names of all nodes of some kinds, as the model runs."""
         return [node for node in self.order if isinstance(self.kind(node), kinds)]
 
     def layers(self) -> list[tuple[str, Layer]]:
-        """(node, kind) of every use of a weight, as the model runs."""
+        """Return (name, kind) of every use of a weight, as the model runs."""
         return [(node, kind) for node in self.order if isinstance(kind := self.kind(node), Layer)]
 
     def vectors(self) -> list[tuple[str, Vector]]:
+        """Return (name, kind) of every parameter that is added or multiplied entry by entry, as the model runs."""
         return [(node, kind) for node in self.order if isinstance(kind := self.kind(node), Vector)]
 
     def uses(self) -> dict[str, list[str]]:
-        """Parameter name -> the nodes that use it; more than one for a tied parameter or a module called twice."""
+        """Return parameter name -> its nodes: several for a tied parameter or a module that is called twice."""
         uses: dict[str, list[str]] = {}
         for node in self.order:
             kind = self.kind(node)
@@ -119,8 +124,8 @@ class LayerDag:
                 uses.setdefault(kind.parameter, []).append(node)
         return uses
 
-    def reaches(self, node: str, stop: Callable[[str], bool], through: Callable[[str], bool]) -> bool:
-        """Whether some path from `node` on gets to a node with `stop`, by way of nodes with `through` only."""
+    def _reaches(self, node: str, stop: Callable[[str], bool], through: Callable[[str], bool]) -> bool:
+        """Whether a path leads from a node to one where `stop` holds, past nodes only where `through` holds."""
         waiting, seen = list(self.successors(node)), set()
         while waiting:
             at = waiting.pop()
@@ -134,27 +139,29 @@ class LayerDag:
         return False
 
     def feeds_output(self, node: str) -> bool:
-        """Whether the node's tensor gets to an output of the model without another layer or norm in between."""
+        """Whether a node's tensor gets to an output of the model without another layer or norm in between."""
         if node in self.outputs:
             return True
 
         def between(n: str) -> bool:
             return not isinstance(self.kind(n), Layer | Norm)
 
-        return self.reaches(node, lambda n: n in self.outputs and between(n), between)
+        return self._reaches(node, lambda n: n in self.outputs and between(n), between)
 
     def feeds_softmax(self, node: str) -> bool:
-        """Whether it gets to a softmax (as the logits of a router do) with no layer, norm or product between."""
-        return self.reaches(
+        """Whether a node's tensor gets to a softmax without a layer, norm or product in between (a router's logits)."""
+        return self._reaches(
             node,
             stop=lambda n: isinstance(self.kind(n), Softmax),
             through=lambda n: not isinstance(self.kind(n), Layer | Norm | Product),
         )
 
     def is_void(self, node: str, through_scales: bool = False) -> bool:
-        """Whether a multiplier on this layer changes nothing: every consumer is a norm, and nothing is added before.
+        """Whether a multiplier on a layer changes nothing, because only norms read it and nothing is added before them.
 
-        `through_scales`: also where the model itself multiplies with numbers in between.
+        Args:
+            node: name of the layer.
+            through_scales: look past products with numbers that the model itself makes in between.
         """
         consumers = self.successors(node)
         if not consumers or node in self.outputs or self.kind(node).vectors:
@@ -168,25 +175,29 @@ class LayerDag:
         return all(map(voids, consumers))
 
     def distances(self) -> dict[str, int]:
-        """Largest number of layers between a node and the outputs."""
+        """Return the largest number of layers between each node and the outputs."""
         far: dict[str, int] = {}
         for node in reversed(self.order):
             far[node] = max((far[n] + isinstance(self.kind(n), Layer) for n in self.successors(node)), default=0)
         return far
 
 
-def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, unknown: str = "raise") -> LayerDag:
-    """The layer DAG of a captured model (of its train graph, unless another is given).
+def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, unknown: UnknownOps = "raise") -> LayerDag:
+    """Build the layer DAG of a captured model.
 
-    Raises UnknownOpError for an op without a rule, with the op, the module path, the source line and what to write.
-    With unknown="report" such an op passes on the largest change among its inputs, and a note says so.
+    Args:
+        captured: the model with its graphs.
+        graph: the graph that is read; the train graph by default.
+        unknown: what happens at an op without a rule: "raise", or "report", which lets it pass on the largest change
+            among its inputs, with a note.
+
+    Raises:
+        UnknownOpError: an op has no rule; names the op, the module, the source line and what to write.
     """
-    if unknown not in ("raise", "report"):
-        raise InvalidInputError(f"unknown={unknown!r}; expected 'raise' or 'report'.")
     module = captured.module
     names = {parameter: name for name, parameter in module.named_parameters()}
     builder = DagBuilder(names)
-    interpreter = Interpreter(module, builder, unknown == "report")
+    interpreter = Interpreter(module, builder, guesses_unknown=unknown == "report")
     returned = interpreter.run(graph or module.graph)
     outputs = frozenset(v.node for v in tensors(returned) if v.node is not None)
     dag = _frozen(builder, outputs, tuple(interpreter.notes))
@@ -195,7 +206,7 @@ def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, unknown: s
 
 
 def _frozen(builder: DagBuilder, outputs: frozenset[str], notes: tuple[str, ...]) -> LayerDag:
-    """The nodes that the outputs are computed from."""
+    """Return the DAG of the nodes that the outputs are computed from."""
     nodes = [builder.nodes[name] for name in builder.above(*outputs)]
     pinned = frozenset(builder.pinned_parameters)
     marked = [
@@ -206,9 +217,9 @@ def _frozen(builder: DagBuilder, outputs: frozenset[str], notes: tuple[str, ...]
 
 
 def _is_cache(dag: LayerDag, node: str) -> bool:
-    """Whether a returned tensor only goes into attention inside the model: keys and values kept for later.
+    """Whether a returned tensor goes into nothing but attention inside the model: keys and values, kept for later.
 
-    A loss is no function of it, so it is no output for the LP.
+    No loss is a function of such a tensor, so it is no output for the linear program.
     """
     followers = dag.successors(node)
     return bool(followers) and all(_is_attention(dag, n) for n in followers)

@@ -23,7 +23,7 @@ class BlockName(NamedTuple):
 
 
 def blocks_around(name: str) -> list[BlockName]:
-    """The numbered blocks that a parameter or module lies in, outermost first."""
+    """Return the numbered blocks that a parameter or module lies in, outermost first."""
     parts = name.split(".")
     return [
         BlockName(".".join(parts[:i]), part, ".".join(parts[i + 1 :])) for i, part in enumerate(parts) if part.isdigit()
@@ -31,7 +31,7 @@ def blocks_around(name: str) -> list[BlockName]:
 
 
 def block_of(name: str, containers: Collection[str]) -> BlockName | None:
-    """The outermost block of one of the containers that a parameter or module lies in; None outside of all."""
+    """Return the outermost block of one of the containers that a parameter or module lies in; None outside of all."""
     return next((block for block in blocks_around(name) if block.container in containers), None)
 
 
@@ -76,7 +76,7 @@ def find_skips(dag: LayerDag) -> list[Skip]:
 
 
 def _layers_between(dag: LayerDag, main: nx.DiGraph, start: str, end: str) -> tuple[int, int]:
-    """(most, fewest) layers on a path from `start` to `end`, where every path to `end` goes through `start`."""
+    """Return (most, fewest) layers on the paths from `start` to `end`; every path to `end` goes through `start`."""
     between, waiting = {end}, [end]
     while waiting:
         for node in main.predecessors(waiting.pop()):
@@ -154,7 +154,7 @@ def _lies_in_one_block(dag: LayerDag, nodes: Collection[str], containers: Collec
 
 
 def repeated_uses(dag: LayerDag) -> dict[str, list[str]]:
-    """Parameter name -> its layers, for parameters that are the weight of more than one."""
+    """Return parameter name -> its layers, for parameters that are the weight of more than one."""
     uses: dict[str, list[str]] = {}
     for node, layer in dag.layers():
         uses.setdefault(layer.parameter, []).append(node)
@@ -165,9 +165,10 @@ def repeated_uses(dag: LayerDag) -> dict[str, list[str]]:
 
 
 def attention_products(dag: LayerDag) -> dict[str, list[str]]:
-    """Product of two activations that goes to a softmax -> the nodes between them, for every such product.
+    """Find every product of two activations that goes to a softmax, as the model runs.
 
-    Products come in the order in which the model runs.
+    Returns:
+        Name of the product -> names of the nodes between it and the softmax.
     """
     found = {}
     for node in dag.nodes_of(Product):
@@ -180,32 +181,32 @@ def attention_products(dag: LayerDag) -> dict[str, list[str]]:
 
 
 def _nodes_to_softmax(dag: LayerDag, node: str) -> list[str] | None:
-    """The nodes on the way from a product to a softmax; None when a layer, a norm or another sum comes first.
+    """Return the nodes between a product and a softmax, or None if a layer, a norm or another sum comes first.
 
     A norm that is written out is such a sum.
     """
     came_from: dict[str, str] = {}
     waiting = [node]
     while waiting:
-        at = waiting.pop()
-        for after in dag.successors(at):
+        here = waiting.pop()
+        for after in dag.successors(here):
             kind = dag.kind(after)
             if isinstance(kind, Softmax):
-                path = [at]
+                path = [here]
                 while path[-1] != node:
                     path.append(came_from[path[-1]])
                 return path[:-1]
             summed = isinstance(kind, Layer | Norm | Reduce) or (isinstance(kind, Product) and kind.contracted)
             if after not in came_from and not summed:
-                came_from[after] = at
+                came_from[after] = here
                 waiting.append(after)
     return None
 
 
 def query_targets(dag: LayerDag, node: str) -> tuple[str, ...]:
-    """Parameters that can take a factor on attention logits: those of the query if it stands alone, else of the key.
+    """Return the parameters that can take a factor on attention logits: the query's if it has its own, else the key's.
 
-    () where both come out of one fused layer.
+    Returns () where both come out of one fused layer.
     """
     sides = [absorbing_parameters(dag, side) for side in dag.kind(node).inputs if side is not None]
     return next((names for names in sides if names), ())
@@ -215,7 +216,7 @@ def query_targets(dag: LayerDag, node: str) -> tuple[str, ...]:
 
 
 def absorbing_parameters(dag: LayerDag, node: str) -> tuple[str, ...]:
-    """Parameters that can take a factor on the tensor of a node without changing anything else; () where none can.
+    """Return the parameters that can take a factor on a node's tensor without changing anything else; () if none can.
 
     Of a layer: its weight and bias. Of a norm: its gain and bias. Of a product: one factor's. Of a sum: all summands'.
     """

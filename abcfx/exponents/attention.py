@@ -1,7 +1,9 @@
-"""Which products are attention logits, how the model itself scales them, and what is missing for 1 / head_dim.
+"""Attention logits: how the model itself scales them, and the factor that is missing for 1 / head_dim.
 
-Query and key become correlated in training, so that their product sums head_dim aligned terms: where head_dim grows,
-logits stay stable at d0^-1/2 (d / d0)^-1, not at d^-1/2 (Yang et al. 2022, arXiv 2203.03466, definition 4.1).
+Query and key become correlated in training, so that their product sums head_dim aligned terms. With a head_dim of d
+where the base has d0, logits stay stable with a scale of d0^-1/2 (d / d0)^-1, not with d^-1/2.
+
+Source: Yang et al. 2022 (arXiv 2203.03466), definition 4.1.
 """
 
 from __future__ import annotations
@@ -19,10 +21,13 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class AttentionLogits:
-    """A product of queries and keys in front of a softmax; exponents of m.
+    """A product of queries and keys in front of a softmax, with exponents of the width ratio m.
 
-    `growth`: of head_dim. `scale`: the model's own factor on its logits is ~ m^-scale. `missing`: a factor m^-missing
-    makes the logits' change O(1).
+    Attributes:
+        node: name of the product in the layer DAG.
+        growth: head_dim grows as m^growth.
+        scale: the model's own factor on the logits is ~ m^-scale.
+        missing: a factor m^-missing makes the change of the logits O(1).
     """
 
     node: str
@@ -31,32 +36,39 @@ class AttentionLogits:
     missing: float
 
 
-def find_attention(setting: FixedExponents) -> tuple[AttentionLogits, ...]:
-    """Every attention product of a model, as its layers stand (without any factor on attention)."""
+def find_attention(fixed: FixedExponents) -> tuple[AttentionLogits, ...]:
+    """Find the attention products of a model and the factors that they lack.
+
+    Args:
+        fixed: the exponents of the model's layers, without any factor on attention.
+
+    Raises:
+        InvalidInputError: head_dim grows, and the model's own factor on the logits is known only when it runs.
+    """
     found = []
-    for node, after in attention_products(setting.dag).items():
-        kind = setting.dag.kind(node)
+    for node, after in attention_products(fixed.dag).items():
+        kind = fixed.dag.kind(node)
         assert isinstance(kind, Product)
-        if not all(map(setting.changes, kind.inputs)):
+        if not all(map(fixed.changes, kind.inputs)):
             continue
-        e = setting.growth(*kind.contracted)
+        e = fixed.growth(*kind.contracted)
         if e > TOLERANCE:
-            _refuse_unread(setting, node, after)
-        on_the_way = sum(each.shift(setting) for n in after if isinstance(each := setting.dag.kind(n), NumberFactor))
-        scale = setting.size(node) + e / 2 + on_the_way
+            _refuse_unread(fixed, node, after)
+        on_the_way = sum(each.shift(fixed) for n in after if isinstance(each := fixed.dag.kind(n), NumberFactor))
+        scale = fixed.size(node) + e / 2 + on_the_way
         missing = e - scale if e > TOLERANCE and e - scale > TOLERANCE else 0.0
         found.append(AttentionLogits(node, e, scale, missing))
     return tuple(found)
 
 
-def _refuse_unread(setting: FixedExponents, node: str, after: list[str]) -> None:
-    """A factor on the logits, or on what is multiplied to them, whose value is not known before the model runs."""
-    before = [n for n in setting.dag.kind(node).inputs if n is not None]
+def _refuse_unread(fixed: FixedExponents, node: str, after: list[str]) -> None:
+    """Refuse a factor on the logits, or on queries or keys, whose value is not known before the model runs."""
+    before = [n for n in fixed.dag.kind(node).inputs if n is not None]
     for n in (*after, *before):
-        kind = setting.dag.kind(n)
-        if isinstance(kind, NumberFactor) and not setting.widths.is_known(kind.factor):
+        kind = fixed.dag.kind(n)
+        if isinstance(kind, NumberFactor) and not fixed.widths.is_known(kind.factor):
             raise InvalidInputError(
-                f"The scale of attention could not be found: {location(setting.dag.node(n).fx_node)}\n"
+                f"The scale of attention could not be found: {location(fixed.dag.node(n).fx_node)}\n"
                 f"  multiplies the logits, whose head_dim grows, by a tensor that is not known before the model runs.\n"
                 f"  To fix: make it a Python number, or\n"
                 f"  transform(..., parametrization=Parametrization(attention='keep'))."
@@ -64,7 +76,7 @@ def _refuse_unread(setting: FixedExponents, node: str, after: list[str]) -> None
 
 
 def describe(found: tuple[AttentionLogits, ...]) -> tuple[str, ...]:
-    """What was done about attention, and why, for the report."""
+    """Return notes for the report that say what is done about attention, and why."""
     if not found:
         return ()
     grown = [each for each in found if each.growth > TOLERANCE]

@@ -1,8 +1,10 @@
-"""What a model with more residual blocks than its base gets: factors on residual branches, and their rates and eps.
+"""Depth scaling: factors on the residual branches of a model with more blocks than its base, their rates and eps.
 
-With L / L0 times as many blocks, a branch is multiplied by (L / L0)^-x, x = 1 ("completep", Dey et al. 2025, arXiv
-2505.01618, table 1) or 1/2 ("mup", depth-muP). The sum of L updates must stay O(1): for Adam and its kin rates in the
-branches follow (L / L0)^(x - 1), for SGD (L / L0)^(2x - 1); gradients, and so eps, are ~ (L / L0)^-x.
+With L / L0 times as many blocks, a branch is multiplied by (L / L0)^-x, with x = 1 ("completep") or 1/2 ("mup"). The
+sum of L updates must stay O(1): in the branches, rates follow (L / L0)^(x - 1) for Adam and optimizers like it, and
+(L / L0)^(2x - 1) for SGD; gradients, and with them eps, follow (L / L0)^-x.
+
+Sources: Dey et al. 2025 (arXiv 2505.01618), table 1, for "completep"; depth-muP for "mup".
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.dag.queries import Branch, absorbing_parameters, is_serial, residual_branches
@@ -18,12 +21,13 @@ from abcfx.pairing.blocks import Blocks
 from abcfx.rules import Layer, Vector
 from abcfx.theory.optimizers import OptimizerFamily
 
-BRANCH_EXPONENT = {"none": 0.0, "mup": 0.5, "completep": 1.0}
+DepthTable = Literal["none", "mup", "completep"]
+BRANCH_EXPONENT: Mapping[DepthTable, float] = {"none": 0.0, "mup": 0.5, "completep": 1.0}
 
 
 @dataclass(frozen=True)
 class DepthExponents:
-    """Exponents of the ratio of depths, in the meaning that b, c, g have for width; `decay` of weight decay."""
+    """Exponents of the ratio of depths, with the meaning that b, c, g and `decay` (weight decay) have for width."""
 
     b: float = 0.0
     c: float = 0.0
@@ -31,7 +35,7 @@ class DepthExponents:
     decay: float = 0.0
 
     def moved(self, a: float, family: OptimizerFamily) -> DepthExponents:
-        """With a factor ratio^-a moved into the parameter."""
+        """Return the exponents after a factor ratio^-a has moved into the parameter."""
         return DepthExponents(self.b + a, self.c + family.rate_shift(a), self.g - a, self.decay + family.decay_shift(a))
 
 
@@ -59,47 +63,41 @@ class DepthScaling:
 
 
 def scale_depth(
-    option: str, dag: LayerDag, blocks: Blocks, families: Mapping[str, OptimizerFamily], decay: str
+    table: DepthTable, dag: LayerDag, blocks: Blocks, families: Mapping[str, OptimizerFamily], decay: str
 ) -> DepthScaling:
-    """Depth scaling of a model whose base has another number of blocks; nothing when it has the same.
+    """Scale a model whose base has another number of blocks; one with as many is left alone.
 
     Args:
-        option: "none", "mup" or "completep".
+        table: "none", "mup" or "completep".
         dag: the layer DAG.
-        blocks: which blocks are repeated.
-        families: of each parameter.
-        decay: weight decay mode, as in `transform`.
+        blocks: the blocks of target and base.
+        families: optimizer family of each parameter.
+        decay: mode of the weight decay, as in `Overrides`.
 
     Raises:
-        InvalidInputError: another option, or blocks without residual branches.
+        InvalidInputError: the blocks have no residual branches.
     """
-    if option not in BRANCH_EXPONENT:
-        raise InvalidInputError(f"depth={option!r}; expected one of {', '.join(BRANCH_EXPONENT)}.")
     if not blocks.index:
         return DepthScaling()
-    a, branches = BRANCH_EXPONENT[option], residual_branches(dag, blocks.index)
-    branch_ratios = {merge: _ratio(branch, blocks) for merge, branch in branches.items()}
-    if option == "none":
-        return DepthScaling(
-            notes=_described(branch_ratios, "Parametrization(depth='none') leaves branches and rates alone")
-        )
+    a, branches = BRANCH_EXPONENT[table], residual_branches(dag, blocks.index)
+    ratios = {merge: _ratio(branch, blocks) for merge, branch in branches.items()}
+    if table == "none":
+        return DepthScaling(notes=_described(ratios, "Parametrization(depth='none') leaves branches and rates alone"))
     serial = [container for container in blocks.index if is_serial(dag, container)]
     if not branches and not serial:  # experts, heads: no matter of depth
         return DepthScaling()
     if not branches:
         raise InvalidInputError(
-            f"depth={option!r}: the repeated blocks ({', '.join(serial)}) have no residual branches.\n"
+            f"depth={table!r}: the repeated blocks ({', '.join(serial)}) have no residual branches.\n"
             f"  expected: x + f(x) inside each block. To fix: parametrization=Parametrization(depth='none')."
         )
-    inserted: dict[str, DepthExponents] = {}
-    ratios: dict[str, float] = {}
-    for merge, branch in branches.items():
-        for node in branch.inside:
-            kind = dag.kind(node)
-            if isinstance(kind, Layer | Vector):
-                c = (1 - 2 * a) if families[kind.parameter].update == "gradient" else 1 - a
-                inserted[kind.parameter] = DepthExponents(c=c, g=a, decay=c if decay == "independent" else 0.0)
-                ratios[kind.parameter] = branch_ratios[merge]
+    ratio_of = {
+        kind.parameter: ratios[merge]
+        for merge, branch in branches.items()
+        for node in branch.inside
+        if isinstance(kind := dag.kind(node), Layer | Vector)
+    }
+    inserted = {name: _inside_branch(a, families[name], decay) for name in ratio_of}
     absorbed, left = dict(inserted), set()
     for merge, branch in branches.items():
         names = absorbing_parameters(dag, branch.node)
@@ -107,20 +105,27 @@ def scale_depth(
             absorbed[name] = absorbed[name].moved(a, families[name])
         if not names:
             left.add(merge)
-        elif decay == "coupled":  # one number for all where no factor is left
+        elif decay == "coupled":  # one number for all parameters, once no factor is left
             for name in names:
                 inserted[name] = replace(inserted[name], decay=-families[name].decay_shift(a))
                 absorbed[name] = replace(absorbed[name], decay=0.0)
-    notes = _described(branch_ratios, f"residual branches are multiplied by ratio^-{a:g} (depth={option!r})")
-    return DepthScaling(a, branch_ratios, ratios, inserted, absorbed, frozenset(left), notes)
+    notes = _described(ratios, f"residual branches are multiplied by ratio^-{a:g} (depth={table!r})")
+    return DepthScaling(a, ratios, ratio_of, inserted, absorbed, frozenset(left), notes)
+
+
+def _inside_branch(a: float, family: OptimizerFamily, decay: str) -> DepthExponents:
+    """Return the exponents of a parameter in a branch that is multiplied by ratio^-a."""
+    c = (1 - 2 * a) if family.update == "gradient" else 1 - a
+    return DepthExponents(c=c, g=a, decay=c if decay == "independent" else 0.0)
 
 
 def _described(ratios: Mapping[str, float], what: str) -> tuple[str, ...]:
+    """Return a note for the report for each different ratio of depths."""
     counts = Counter(ratios.values())
     return tuple(f"depth: {ratio:g} times the base's blocks ({n} branches): {what}" for ratio, n in counts.items())
 
 
 def _ratio(branch: Branch, blocks: Blocks) -> float:
-    """Blocks of the target over those of the base, in the container that the branch lies in."""
+    """Divide the target's number of blocks by the base's, in the container that a branch lies in."""
     ours, theirs = max((blocks.counts[container] for container in branch.containers), default=(1, 1))
     return ours / theirs

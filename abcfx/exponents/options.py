@@ -8,13 +8,13 @@ from typing import Literal, get_args
 
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import InvalidInputError
+from abcfx.exponents.depth import DepthTable
 from abcfx.exponents.fixed import ParameterExponents
 from abcfx.support.choices import choose
 from abcfx.support.patterns import match_patterns
 from abcfx.theory.parametrizations import Alignments, alignment_preset, named_exponents
 
 AttentionScaling = Literal["scale", "keep"]
-DepthTable = Literal["none", "mup", "completep"]
 AlignmentOption = str | Sequence[float] | Mapping[str, str | Sequence[float]]
 
 

@@ -1,4 +1,4 @@
-"""What each op does to sizes, changes and gradients: kinds of DAG node, and a small rule per op that builds them."""
+"""The rules, one for each op, which say what it does to sizes and changes, and the kinds of DAG node they build."""
 
 from abcfx.rules import attention, conv, elementwise, experts, linear, norm, recurrent, shape, transformer  # noqa: F401  (filling the registry)
 from abcfx.rules.bounds import Bound, ExponentContext

@@ -15,7 +15,7 @@ from abcfx.rules.values import Value
 def _attend(
     op: Op, query: Value, key: Value, value: Value, head: Extent | None, scale: Number | None, mask: object
 ) -> Value:
-    """softmax(scale * query key + mask) value, where `head` is the dim that query and key are contracted over."""
+    """Compute softmax(scale * query key + mask) value; query and key are contracted over the dim `head`."""
     if op.is_weight(query) and not op.is_weight(key):  # learned queries: their weights are what the keys meet
         logits = op.layer(key, query, fan_in=[-1], fan_out=[], inner=True)
     else:
@@ -59,7 +59,7 @@ def multi_head_attention(
 def attend_with(
     op: Op, module: nn.MultiheadAttention, query: Value, key: Value, value: Value, mask: object, path: str = ""
 ) -> Value:
-    """Multi-head attention by a module that is called, or that stands at `path` inside the one that is."""
+    """Apply multi-head attention by the module that is called, or by one that stands at `path` inside it."""
     fused = op.parameter(module, "in_proj_weight")
     bias = op.parameter(module, "in_proj_bias")
     if fused is not None and query == key == value:

@@ -69,6 +69,7 @@ class DagBuilder:
         return name in self.nodes
 
     def kind(self, name: str) -> Kind:
+        """Return what the node of this name computes."""
         return self.nodes[name].kind
 
     def add(self, node: DagNode) -> str:
@@ -83,7 +84,7 @@ class DagBuilder:
         return unique
 
     def add_vector(self, vector: Vector, fx_node: fx.Node, path: str) -> str:
-        """The node of a parameter that is added or multiplied entry by entry; it is made at its first use."""
+        """Return the node of a parameter that is added or multiplied entry by entry, which is made at its first use."""
         if vector.parameter not in self._vectors:
             self._vectors[vector.parameter] = self.add(DagNode(vector.parameter, vector, fx_node, path))
         return self._vectors[vector.parameter]
@@ -93,13 +94,13 @@ class DagBuilder:
         self.nodes[name] = replace(self.nodes[name], is_pinned=True)
 
     def cut(self, name: str, pieces: int) -> None:
-        """Let a layer whose features are cut in `pieces` count as that many layers."""
+        """Let a layer whose features are cut in pieces count as that many layers."""
         node = self.nodes[name]
         assert isinstance(node.kind, Layer)
         self.nodes[name] = replace(node, kind=replace(node.kind, pieces=max(node.kind.pieces, pieces)))
 
     def above(self, *names: str) -> list[str]:
-        """The nodes and everything that they are computed from, as the model runs."""
+        """Return nodes and everything that they are computed from, as the model runs."""
         found, waiting = set(names), list(names)
         while waiting:
             for source in self.nodes[waiting.pop()].kind.sources:

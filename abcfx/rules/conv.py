@@ -12,7 +12,7 @@ from abcfx.rules.values import Value
 
 @register_rule("conv1d", "conv2d", "conv3d", "convolution")
 def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *rest: object, **options: object) -> Value:
-    """A weight of dims (out, in / groups, *kernel): all but the first are summed over; kernel dims never grow."""
+    """Sum over all but the first dim of a weight (out, in / groups, *kernel); kernel dims never grow."""
     position = 5 if plain_name(op.at.target) == "convolution" else 3  # after stride, padding, dilation, transposed, ...
     groups = options.get("groups", rest[position] if len(rest) > position else 1)
     key = "groups" if "groups" in op.at.kwargs else 3 + position
@@ -20,7 +20,7 @@ def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *rest: obje
 
 
 def _grouped(op: Op, x: Value, weight: Value, bias: Value | None, groups: Number | None) -> Value:
-    """A convolution whose input channels get their gradient from the outputs of their own group only."""
+    """Convolve such that the gradient of an input channel comes from the outputs of its own group alone."""
     out = weight.dim(0)
     back = None if groups is None or out is None else (Number(((out, 1.0),)).times(groups.power(-1.0)),)
     return op.layer(x, weight, range(1, weight.ndim or 2), [0], bias, fan_back=back)
@@ -28,7 +28,7 @@ def _grouped(op: Op, x: Value, weight: Value, bias: Value | None, groups: Number
 
 @register_rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_transpose(op: Op, x: Value, weight: Value, bias: Value | None = None, *_: object, **__: object) -> Value:
-    """A weight of dims (in, out / groups, *kernel)."""
+    """Sum over all but the second dim of a weight (in, out / groups, *kernel)."""
     return op.layer(x, weight, fan_in=[0, *range(2, weight.ndim or 2)], fan_out=[1], bias=bias)
 
 

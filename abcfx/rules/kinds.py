@@ -20,7 +20,7 @@ from abcfx.rules.extents import Dim, Extent, Number
 
 @dataclass(frozen=True)
 class Kind(ABC):
-    """What a node of the layer DAG computes.
+    """The computation of a DAG node, with the formulas for its size, change and gradients.
 
     Attributes:
         inputs: names of the DAG nodes that are read; None stands for a constant (data, a mask, a buffer).

@@ -29,7 +29,7 @@ def linear_module(op: Op, module: nn.Module, x: Value) -> Value:
 def embedding_bag(
     op: Op, x: Value, y: Value, offsets: object = None, *rest: object, **options: object
 ) -> Value | tuple[Value, ...]:
-    """The mean or sum of looked-up rows, each times a weight of its own where such weights are given."""
+    """Take the mean or sum of looked-up rows, each times a weight of its own where such weights are given."""
     out = embedding(op, x, y)
     position = 5 if x.is_constant else 3  # F.embedding_bag takes (ids, table), aten.embedding_bag (table, ids)
     weights = options.get("per_sample_weights", rest[position] if len(rest) > position else None)
@@ -63,7 +63,7 @@ def embedding_bag_module(
 
 @register_rule(nn.Bilinear)
 def bilinear_module(op: Op, module: nn.Module, x: Value, y: Value) -> Value:
-    """x W y + bias with W of dims (out, x, y): a layer on x, whose result is contracted with y."""
+    """Compute x W y + bias with W of dims (out, x, y) as a layer on x, whose result is contracted with y."""
     weight = op.parameter(module, "weight")
     assert weight is not None
     once = op.layer(x, weight, fan_in=[1], fan_out=[0, 2], inner=True)
@@ -75,7 +75,7 @@ def bilinear_module(op: Op, module: nn.Module, x: Value, y: Value) -> Value:
 
 @register_rule("weight_norm", "weight_norm_interface")
 def weight_norm(op: Op, direction: Value, gain: Value, *_: object) -> Value:
-    """gain * direction / |direction|: at init equal to the direction, and it changes as the direction does."""
+    """Treat gain * direction / |direction| as the direction with a gain: equal at init, and changing alike."""
     return replace(direction, at=op.at, gains=() if gain.parameter is None else (gain.parameter,))
 
 
@@ -94,7 +94,7 @@ def matmul(op: Op, x: Value, y: Value) -> Value:
 
 
 def _matrix_dim(x: Value, index: int) -> tuple[Dim, ...]:
-    """The dim of a matrix or a batch of matrices; none of a vector, or where shapes are not known."""
+    """Return a dim of a matrix or a batch of matrices; none of a vector, or where shapes are not known."""
     return x.dims_at([index]) if (x.ndim or 0) > 1 else ()
 
 
@@ -102,7 +102,7 @@ def _matrix_dim(x: Value, index: int) -> tuple[Dim, ...]:
     "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft2", "fft_fftn", "fft_ifftn", "fft_rfftn"
 )
 def fourier(op: Op, x: Value, *args: object, **kwargs: object) -> Value:
-    """A rotation times sqrt(n) over the dims that it runs along: size and change grow alike, aligned or not."""
+    """Multiply by sqrt(n), n being the size of the dims that are transformed: a Fourier transform rotates otherwise."""
     dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
     if isinstance(dims, list | tuple):
         over = x.dims_at(dims)
@@ -113,7 +113,7 @@ def fourier(op: Op, x: Value, *args: object, **kwargs: object) -> Value:
 
 @register_rule("linalg_solve_triangular", "solve_triangular")
 def solve_triangular(op: Op, matrix: Value, x: Value, *_: object, **__: object) -> Value:
-    """The inverse of a unit triangular matrix over time, which is of order 1 for any entries, times x."""
+    """Multiply x by the inverse of a unit triangular matrix over time, which is of order 1 for any entries."""
     return op.product(op.pointwise(matrix), x)
 
 
@@ -143,7 +143,7 @@ def einsum(op: Op, equation: str, *operands: Value | Sequence[Value]) -> Value:
 
 
 def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kept: str) -> Value:
-    """One contraction of two operands: a layer, if one of them is a weight."""
+    """Contract two operands: a layer, if one of them is a weight."""
     if op.is_weight(x):
         x, x_letters, y, y_letters = y, y_letters, x, x_letters
     contracted = [c for c in y_letters if c in x_letters and c not in kept]
@@ -175,6 +175,6 @@ def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kep
 
 
 def _from_last(letters: str, c: str) -> int:
-    """The index of a dim, counted from the last one; letters before an ellipsis are counted from the first."""
+    """Return the index of a dim, counted from the last one; letters before an ellipsis are counted from the first."""
     before, dots, after = letters.partition("...")
     return before.index(c) if dots and c in before else (after or before).index(c) - len(after or before)

@@ -42,7 +42,7 @@ class Op:
     """
 
     def __init__(self, builder: DagBuilder, at: fx.Node, path: str = "", is_inside: bool = False) -> None:
-        """See an op.
+        """Describe an op to its rule.
 
         Args:
             builder: takes the DAG nodes that the rule adds.
@@ -83,26 +83,27 @@ class Op:
     # -- what the op does: every method returns the Value of a tensor
 
     def constant(self) -> Value:
-        """A tensor that training does not change."""
+        """Make a tensor that training does not change."""
         return Value(at=self.at, shape=shape_of(self.at))
 
     def same(self, x: Value) -> Value:
-        """A tensor with the size and change of x, as after a reshape, dropout, relu or pooling.
+        """Keep the size and change of x, as a reshape, dropout, relu or pooling do.
 
         A parameter keeps its name, not its dims.
         """
         return replace(x, at=self.at, dims=None, shape=shape_of(self.at))
 
     def nonlinear(self, x: Value) -> Value:
-        """phi(x) with phi(0) = 0 and phi(kx) != k phi(x), such as gelu or tanh: as `same`, and x is marked as pinned.
+        """Apply a function phi with phi(0) = 0 and phi(kx) != k phi(x), such as gelu or tanh.
 
-        A larger copy of a network can compute the same function only if x stays as large as it was.
+        Size and change are those of x, as with `same`. Besides, x is marked as pinned: a larger copy of the network can
+        compute the same function only if x stays as large as it was.
         """
         self._pin(x)
         return self.same(x)
 
     def view(self, x: Value, order: tuple[int, ...] | None = None) -> Value:
-        """x with its dims in another order; without `order`, with its dims regrouped."""
+        """Put the dims of x in another order; without `order`, regroup them."""
         if order is not None and x.simplex is not None:
             x = replace(x, simplex=x.simplex.permuted(order))
         if order is None or x.dims is None:
@@ -123,7 +124,7 @@ class Op:
         over: Sequence[int] | None = None,
         paired: Mapping[int, int] | None = None,
     ) -> Value:
-        """A weight op: the weight, contracted with x, plus a bias.
+        """Contract a weight with x and add a bias.
 
         A weight that is computed from parameters alone (masked, standardised, a sum of several) is a layer of each of
         the matrices among them; the other parameters count as gains.
@@ -178,7 +179,7 @@ class Op:
         return layers[0] if len(layers) == 1 else self.merge(layers)
 
     def merge(self, values: Iterable[Value]) -> Value:
-        """A sum or concatenation: the largest input dominates.
+        """Add or concatenate tensors, of which the largest dominates.
 
         A constant among the values changes nothing, but the others then must keep their size, unless it is zero.
         """
@@ -198,7 +199,7 @@ class Op:
     def product(
         self, x: Value, y: Value, contracted: tuple[Extent, ...] = (), broadcast: Broadcast | None = None
     ) -> Value:
-        """x times y, entry by entry or summed over dims.
+        """Multiply x and y, entry by entry or summed over dims.
 
         x times 1 / (a norm of x) is recognised as a norm, doubly stochastic weights times an activation as a mix of it.
 
@@ -223,7 +224,7 @@ class Op:
         return self._contraction(x, Product((left, right), contracted, missing))
 
     def norm(self, x: Value, gain: Value | None = None, bias: Value | None = None) -> Value:
-        """x divided by its own statistics, times a gain, plus a bias."""
+        """Divide x by its own statistics, multiply by a gain and add a bias."""
         gains = self._vectors(gain)
         y = self._unary(x, lambda node: Norm((node,), vectors=gains + self._vectors(bias)), gains)
         if y.node is not None:
@@ -231,11 +232,11 @@ class Op:
         return self.merge([v for v in (gain, bias) if v is not None])  # of constants: only gain and bias learn
 
     def pointwise(self, x: Value) -> Value:
-        """A function with phi(0) != 0, such as sigmoid. For phi(0) = 0 use `same` or `nonlinear`."""
+        """Apply a function with phi(0) != 0, such as sigmoid. For phi(0) = 0 use `same` or `nonlinear`."""
         return self._unary(x, lambda node: Pointwise((node,)))
 
     def power(self, x: Value, exponent: float) -> Value:
-        """x ** exponent, for a number that does not change with width."""
+        """Raise x to a power, a number that does not change with width."""
         if exponent == 1:
             return self.same(x)
         y = self._unary(x, lambda node: Power((node,), exponent))
@@ -245,11 +246,11 @@ class Op:
         return replace(y, statistic=replace(statistic, degree=statistic.degree * exponent))
 
     def scale(self, x: Value, factor: Number) -> Value:
-        """x times a number that may differ between the base and the target model."""
+        """Multiply x by a number that may differ between the base and the target model."""
         return self._unary(x, lambda node: NumberFactor((node,), factor))
 
     def softmax(self, x: Value, dim: int, is_log: bool = False) -> Value:
-        """Softmax of x over one dim; with `is_log`, its logarithm."""
+        """Take the softmax of x over one dim; with `is_log`, the logarithm of it."""
         over = x.dim(dim)
         if x.simplex is None or not x.simplex.is_log:
             x = replace(x, simplex=Simplex(is_log=True))  # the logarithms of exp(x)
@@ -257,23 +258,23 @@ class Op:
         return y if y.simplex is None else replace(y, simplex=replace(y.simplex, is_log=is_log))
 
     def softmax_over_tokens(self, x: Value) -> Value:
-        """Softmax over a dim that has nothing to do with width."""
+        """Take the softmax over a dim that has nothing to do with width."""
         return self._unary(x, lambda node: Softmax((node,), ()))
 
     def exponential(self, x: Value) -> Value:
-        """exp(x): positive entries; weights that sum to 1, where x holds the logarithms of such weights."""
+        """Take exp(x); where x holds logarithms of weights that sum to 1, the result is these weights."""
         if x.simplex is not None and x.simplex.is_log and x.simplex.over:
             return replace(self.same(x), simplex=replace(x.simplex, is_log=False))
         y = self.pointwise(x)
         return y if y.node is None else replace(y, simplex=Simplex())
 
     def log_total(self, x: Value, dims: Sequence[int] | int) -> Value:
-        """logsumexp of x over dims: subtracted from x it leaves the logarithms of entries that sum to 1."""
+        """Take logsumexp of x over dims; x minus it holds the logarithms of entries that sum to 1."""
         indices = [dims] if isinstance(dims, int) else dims
         return replace(self.nonlinear(x), simplex=None, log_total=tuple(x.from_end(i) for i in indices))
 
     def reduce(self, x: Value, dims: Dims, mean: bool, dims_of: Value | None = None) -> Value:
-        """Mean or sum of x.
+        """Take the mean or sum of x over dims.
 
         Args:
             x: a tensor.
@@ -300,15 +301,15 @@ class Op:
         return replace(y, statistic=reduced)
 
     def spread(self, x: Value, dims: Dims, power: float) -> Value:
-        """(mean of (x - mean)^2) ** power over dims: the variance at power 1, the standard deviation at 1/2."""
+        """Take (mean of (x - mean)^2) ** power over dims: the variance at power 1, the standard deviation at 1/2."""
         return self.power(self.reduce(self.power(x, 2.0), dims, mean=True, dims_of=x), power)
 
     def several(self, x: Value, count: int) -> tuple[Value, ...]:
-        """`count` tensors with the size and change of x."""
+        """Make `count` tensors with the size and change of x."""
         return tuple(replace(self.same(x), shape=None) for _ in range(count))
 
     def split(self, x: Value, count: int, dim: int) -> tuple[Value, ...]:
-        """x cut in `count` along a dim. A layer cut along its features counts as that many layers in the objective."""
+        """Cut x in `count` along a dim. A layer cut along its features counts as that many layers in the objective."""
         is_layer = x.node is not None and isinstance(self._builder.kind(x.node), Layer)
         if x.node is not None and is_layer and dim in (-1, (x.ndim or 0) - 1):
             self._builder.cut(x.node, count)
@@ -327,17 +328,17 @@ class Op:
         return self._value_of(DagNode(self.at.name, kind, self.at, self._path, operand=operand))
 
     def _value_of(self, node: DagNode) -> Value:
-        """The tensor of a new node."""
+        """Add a node and return its tensor."""
         return Value(self._builder.add(node), self.at, shape=shape_of(self.at))
 
     def _simplex(self, x: Value, over: tuple[int, ...], dims: tuple[Dim, ...]) -> Value:
-        """Positive x divided by its sums over dims: a softmax. Entries that sum to 1 already keep size and change."""
+        """Divide positive x by its sums over dims: a softmax, or no change where other sums are 1 already."""
         assert x.simplex is not None
         y = self.same(x) if x.simplex.over else self._unary(x, lambda node: Softmax((node,), dims))
         return replace(y, simplex=x.simplex.divided(over))
 
     def _divided_by_norm(self, x: Value, factor: Value) -> Value | None:
-        """x times 1 / (a mean or sum of powers of x): a norm or a softmax; None where the factor is no such thing."""
+        """Return x times 1 / (a mean or sum of powers of x) as a norm or softmax; None for any other factor."""
         stat = factor.statistic
         if x.node is None or stat is None or not stat.reduced or stat.degree != -1:
             return None
@@ -346,7 +347,7 @@ class Op:
         return self._normed(x.node, stat)
 
     def _normed(self, node: str, stat: Statistic) -> Value | None:
-        """A node divided by a norm of `stat.node`, if it is that node, or a product of it and other factors."""
+        """Divide a node by a norm of `stat.node`; None unless it is that node, or a product of it and other factors."""
         if node == stat.node:
             return self._unary(Value(node), lambda node: Norm((node,), stat.summed, stat.power))
         kind = self._builder.kind(node)
@@ -364,7 +365,7 @@ class Op:
             self._builder.pinned_parameters.add(x.parameter)
 
     def _node(self, x: Value) -> str | None:
-        """The DAG node of a value; a parameter that is added or multiplied becomes a vector node at its first use."""
+        """Return the DAG node of a value; a parameter becomes a vector node when it is first added or multiplied."""
         if x.parameter is None or x.node is not None:
             return x.node
         vector = self._builder.add_vector(Vector((), x.parameter, x.all_dims()), self.at, self._path)
@@ -376,7 +377,7 @@ class Op:
         return tuple(node for v in values if v is not None and (node := self._node(v)) is not None)
 
     def _layer_name(self, parameter: str) -> str:
-        """The parameter's owner; for a second use, the module that uses it (a tied head is called "head")."""
+        """Name a layer by its parameter's owner; at a second use, by the module that uses it (a tied "head")."""
         owner, taken = parameter.removesuffix(".weight"), self._builder
         return self._path if owner in taken and self._path and self._path not in taken else owner
 

@@ -24,7 +24,7 @@ _GATES = {
 def _step(
     op: Op, x: Value, state: Value | None, weights: tuple[Value, Value], biases: tuple[Value | None, ...], gates: int
 ) -> Value:
-    """The next state: bounded gates of x and of the previous state."""
+    """Compute the next state: bounded gates of x and of the previous state."""
     to_gates = op.layer(x, weights[0], [-1], [-2], biases[0], inner=True, pieces=gates)
     previous = op.pointwise(to_gates) if state is None or state.is_constant else state
     return op.pointwise(op.merge([to_gates, op.layer(previous, weights[1], [-1], [-2], biases[1], True, gates)]))
@@ -67,7 +67,7 @@ def cell(op: Op, module: nn.RNNCellBase, x: Value, state: Value | Sequence[Value
 
 
 def _hidden(state: Value | Sequence[Value] | None) -> Value | None:
-    """The hidden state, which is the first of the two states of an LSTM."""
+    """Return the hidden state, which is the first of the two states of an LSTM."""
     return state if state is None or isinstance(state, Value) else state[0]
 
 

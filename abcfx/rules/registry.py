@@ -16,6 +16,7 @@ from typing import TypeAlias, TypeVar
 import torch
 
 from abcfx.capture.leaves import is_kept, keep_whole, open_up
+from abcfx.capture.registered import registered_name
 from abcfx.rules.values import Result
 
 Rule: TypeAlias = Callable[..., Result]
@@ -92,7 +93,7 @@ def override(target: object, rule: Rule) -> Iterator[None]:
 
 
 def _place_of(target: object) -> tuple[MutableMapping[object, Rule], object]:
-    """The table that holds the rule of a target, and its key there."""
+    """Return the table that holds the rule of a target, and its key there."""
     if isinstance(target, str):
         return _BY_NAME, _SAME_NAME.get(target, target)
     if isinstance(target, type) and issubclass(target, torch.nn.Module):
@@ -123,11 +124,10 @@ def plain_name(target: object) -> str | None:
     """
     if isinstance(target, str):
         name = target
-    elif isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        namespace, _, name = str(target).partition(".")
+    elif (registered := registered_name(target)) is not None:
+        namespace, name = registered
         if namespace != "aten":
-            return f"{namespace}::{name.partition('.')[0]}"
-        name = name.partition(".")[0]
+            return f"{namespace}::{name}"
     else:
         name = str(getattr(target, "__name__", ""))
         if not _is_known(target, name):

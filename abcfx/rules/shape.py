@@ -58,7 +58,7 @@ def permute(op: Op, x: Value, *dims: int | Sequence[int]) -> Value:
 
 @register_rule("getitem", "select")
 def index(op: Op, x: Value | Sizes | Sequence[Result], item: object, *rest: object) -> Result:
-    """x[item], or select(x, dim, index)."""
+    """Take x[item], or select(x, dim, index)."""
     if isinstance(x, Value):
         return op.view(x) if rest else _entries(op, x, item if isinstance(item, tuple) else (item,))
     if isinstance(x, Sizes):
@@ -68,7 +68,7 @@ def index(op: Op, x: Value | Sizes | Sequence[Result], item: object, *rest: obje
 
 
 def _entries(op: Op, x: Value, items: Sequence[object]) -> Value:
-    """Entries of a tensor: of a parameter, a lookup if the index is a tensor; a slice of it is still the parameter."""
+    """Take entries of a tensor: of a parameter, a lookup if an index is a tensor; a slice is still the parameter."""
     if x.parameter is None or x.node is not None or x.dims is None:
         return op.same(x)
     if any(isinstance(i, Value) for i in items):
@@ -80,13 +80,13 @@ def _entries(op: Op, x: Value, items: Sequence[object]) -> Value:
 
 @register_rule("index")
 def index_tensor(op: Op, x: Value, indices: Sequence[object]) -> Value:
-    """aten.index(x, [i, None, j]), which x[i, :, j] becomes in an exported graph."""
+    """Take aten.index(x, [i, None, j]), which x[i, :, j] becomes in an exported graph."""
     return _entries(op, x, tuple(slice(None) if i is None else i for i in indices))
 
 
 @register_rule("getattr")
 def attribute(op: Op, x: Value | tuple[Result, ...], name: str) -> Result:
-    """An attribute of a tensor (x.shape, x.T, x.dtype), or the result called `name` of an op with several."""
+    """Take an attribute of a tensor (x.shape, x.T, x.dtype), or the result called `name` of an op with several."""
     if isinstance(x, tuple):
         val = op.at.args[0].meta.get("val") if isinstance(op.at.args[0], fx.Node) else None
         named = [i for i, each in enumerate(val or ()) if getattr(val, name, None) is each]
@@ -115,7 +115,7 @@ def cat(op: Op, tensors: Sequence[Value], *_: object, **__: object) -> Value:
     "masked_scatter", "slice_scatter", "select_scatter", "index_reduce",
 )  # fmt: skip
 def write(op: Op, x: Value, *args: object, **kwargs: object) -> Value:
-    """x with entries that are replaced by, or summed with, those of other tensors."""
+    """Replace entries of x by those of other tensors, or add these to them."""
     written = [v for v in (*args, *kwargs.values()) if isinstance(v, Value)]
     return op.merge([x, *written])
 
@@ -126,7 +126,7 @@ def split(op: Op, x: Value, how: object, dim: int = 0) -> tuple[Value, ...]:
 
 
 def _results(op: Op) -> int:
-    """The number of tensors that the op returns; where shapes are not known, the number that the graph uses."""
+    """Count the tensors that the op returns; where shapes are not known, those that the graph uses."""
     val = op.at.meta.get("val")
     if isinstance(val, list | tuple):
         return len(val)

@@ -26,7 +26,7 @@ def _feed_forward(op: Op, module: Block, x: Value) -> Value:
 
 
 def _block(op: Op, module: Block, x: Value, memory: Value | None, path: str) -> Value:
-    """Self-attention, in a decoder attention to `memory`, feed-forward; each with a skip connection and a norm."""
+    """Apply self-attention, in a decoder attention to `memory`, and feed-forward, each with a skip and a norm."""
 
     def attend(y: Value, attention: nn.MultiheadAttention, name: str, other: Value | None = None) -> Value:
         seen = y if other is None else other

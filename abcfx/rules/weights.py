@@ -60,14 +60,14 @@ def read_weight(builder: DagBuilder, weight: Value) -> ComputedWeight | None:
 
 
 def _matrix(weight: Value, name: str, shape: tuple[int, ...]) -> Value:
-    """A parameter in the place of the weight that is computed from it; its dims are known if it has as many."""
+    """Put a parameter in the place of the weight that is computed from it; its dims are known if it has as many."""
     same_rank = len(shape) == (weight.ndim or len(shape))
     dims = tuple(range(len(shape))) if same_rank else None
     return Value(None, weight.at, name, dims, shape if same_rank else weight.shape)
 
 
 def _factor(builder: DagBuilder, node: str) -> Number:
-    """The product of all numbers that multiply a computed weight on its way from the parameter."""
+    """Return the product of all numbers that multiply a computed weight on its way from the parameter."""
     factor = Number()
     while isinstance(kind := builder.kind(node), Unary):
         factor = factor.times(kind.factor) if isinstance(kind, NumberFactor) else factor
@@ -87,7 +87,7 @@ class VectorContraction(NamedTuple):
 def vector_contraction(
     builder: DagBuilder, total: Value, dims: Sequence[int] | None, at: fx.Node
 ) -> VectorContraction | None:
-    """Read the sum of a product as the layer that it is: (x * v).sum(-1) computes the same as x @ v.
+    """Read the sum of a product as a layer: (x * v).sum(-1) computes the same as x @ v.
 
     Args:
         builder: the nodes so far.
@@ -143,7 +143,7 @@ def module_parameter(builder: DagBuilder, owner: torch.nn.Module, name: str, at:
 def _reparametrized(
     builder: DagBuilder, owner: torch.nn.Module, name: str, held: torch.Tensor, at: fx.Node
 ) -> tuple[torch.nn.Parameter, tuple[str, ...]]:
-    """The parameter that a reparametrized weight (weight norm, spectral norm) stands for, and its gains.
+    """Return the parameter that a reparametrized weight (weight norm, spectral norm) stands for, and its gains.
 
     At init such a weight equals that parameter up to a norm, and it changes as the parameter does.
     """
