@@ -94,6 +94,11 @@ def difference(small: torch.Tensor, large: torch.Tensor, dims: Sequence[IndexMap
     same = expected == large  # infinities of a mask too, whose difference is no number
     if bool(same.all()):
         return 0.0
-    rms = expected[expected.isfinite()].pow(2).mean().sqrt()
+    finite = expected[expected.isfinite()]
+    if not finite.numel():
+        return math.inf
+    tiny = torch.finfo(finite.dtype).tiny
+    largest = finite.abs().max().clamp_min(tiny)
+    rms = largest * (finite / largest).pow(2).mean().sqrt()  # squares of a mask's lowest number would overflow
     worst = gap.masked_fill(same, 0.0).nan_to_num(nan=math.inf, posinf=math.inf).max()
-    return float(worst / rms.clamp_min(torch.finfo(rms.dtype).tiny)) if rms.isfinite() else math.inf
+    return float(worst / rms.clamp_min(tiny))

@@ -239,6 +239,13 @@ def test_it_works_on_what_other_code_has_grown() -> None:
     assert "verdict: PASS" in str(checked)
 
 
+def test_the_lowest_number_of_a_mask_does_not_overflow() -> None:
+    masked = torch.tensor([[1.0, torch.finfo(torch.float32).min]])
+    dims = [IndexMap.unchanged(1), IndexMap.unchanged(2)]
+    assert difference(masked, masked + torch.tensor([[0.5, 0.0]]), dims) < 1e-30
+    assert difference(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 4.5]]), dims) == pytest.approx(0.5 / 12.5**0.5)
+
+
 def test_what_is_not_a_number_is_infinitely_far_off() -> None:
     one, dims = torch.ones(2, 3), [IndexMap.unchanged(2), IndexMap.unchanged(3)]
     broken = one.clone()
