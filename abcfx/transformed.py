@@ -17,7 +17,8 @@ from abcfx.plan.groups import OptimizerGroup, groups_of, param_groups
 from abcfx.plan.init import Init, initialise
 from abcfx.plan.spec import ParameterPlan, Spec
 from abcfx.report.drawing import mermaid, page
-from abcfx.report.explain import Explainer, Explanation
+from abcfx.report.explain import Explainer
+from abcfx.report.explanation import Explanation
 from abcfx.report.text import as_dict, render
 from abcfx.rewrite.folding import Fold
 from abcfx.theory.optimizers import Optimizer
@@ -167,25 +168,25 @@ class Transformed:
         Raises:
             InvalidInputError: there is none of that name; the message has those that are close.
         """
-        return Explainer(self).explain(name)
+        return Explainer(self.outcome).explain(name)
 
     def to_dict(self) -> dict[str, object]:
         """Return everything that was found as JSON-able values: header, rows, groups, shadow prices, notes."""
-        return as_dict(self)
+        return as_dict(self.outcome)
 
     def to_mermaid(self) -> str:
         """Return the layer DAG as a Mermaid flowchart, which GitHub draws: repeated blocks once, a colour by role."""
-        return mermaid(self)
+        return mermaid(self.outcome)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write the interactive report: one HTML file that needs no network.
 
         It has the layer graph with repeated blocks drawn once, every parameter's row and reasons, and the groups.
         """
-        Path(path).write_text(page(self), encoding="utf-8")
+        Path(path).write_text(page(self.outcome), encoding="utf-8")
 
     def __str__(self) -> str:
-        return render(self)
+        return render(self.outcome)
 
     def __repr__(self) -> str:
         return f"Transformed({len(self.spec)} parameters, {len(self.param_groups)} groups, {self.header})"

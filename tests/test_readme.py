@@ -103,7 +103,7 @@ def test_the_page_on_reports_runs(
     page = ROOT / "docs" / "reports.md"
     for snippet in snippets(page):
         exec(compile(snippet, "reports.md", "exec"), namespace)
-    assert "What holds c = 1" in capsys.readouterr().out
+    assert "What keeps c = 1 from" in capsys.readouterr().out
     assert (tmp_path / "gpt.html").exists()
     (chain,) = re.findall(r"```json\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
     (tmp_path / "chain.json").write_text(chain)

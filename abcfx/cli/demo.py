@@ -44,7 +44,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
     characters = demo.read_characters()
     results = {width: demo.transform_gpt(task, width) for width in task.widths}
     if not arguments.json:
-        print_text(render(results[task.width], min(PAGE_WIDTH, console.width)) + "\n", console)
+        print_text(render(results[task.width].outcome, min(PAGE_WIDTH, console.width)) + "\n", console)
     with progress_bar("training", 2 * len(task.widths) * task.steps) as step:
         trainees = [demo.standard(task, width) for width in task.widths]
         trainees += [demo.transformed(task, width, results[width]) for width in task.widths]

@@ -71,7 +71,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.html:
         print_text(f"Report: {arguments.html}", console)
     if not (explained or arguments.mermaid or arguments.html):
-        print_text(render(result, min(PAGE_WIDTH, console.width)), console)
+        print_text(render(result.outcome, min(PAGE_WIDTH, console.width)), console)
 
 
 def _transformed(arguments: argparse.Namespace) -> Transformed:

@@ -14,15 +14,15 @@ class RoleReason(Enum):
 
     UNUSED = "not used by the traced graph"
     GIVEN = "as given in `roles`"
-    GROWING_VECTOR = "added or multiplied entrywise along a dim that grows"
-    FIXED_VECTOR = "added or multiplied entrywise; no dim of it grows"
+    GROWING_VECTOR = "added or multiplied entry by entry, along a dim that grows"
+    FIXED_VECTOR = "added or multiplied entry by entry, and no dim of it grows"
     BOTH_SIDES = "fan_in and fan_out grow"
     FAN_OUT_ONLY = "fan_out grows, fan_in does not"
     NEITHER_SIDE = "neither fan_in nor fan_out grows"
     FEEDS_OUTPUT = "fan_in grows, fan_out does not, and it feeds an output of the model"
-    GENERATOR = "fan_in grows, fan_out does not, and it weighs the streams it is computed from (a generator)"
+    GENERATOR = "fan_in grows, fan_out does not, and it weighs the streams that it is computed from (a generator)"
     FEEDS_SOFTMAX = "fan_in grows, fan_out does not, and it feeds a softmax (a router)"
-    BOTTLENECK = "an inner bottleneck: fan_in grows, fan_out does not, other layers follow"
+    BOTTLENECK = "fan_in grows, fan_out does not, and other layers follow (an inner bottleneck)"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class WhyRole:
         if self.tied_roles:
             parts.append(f"tied, also used as {' and '.join(self.tied_roles)}")
         if self.normalised:
-            parts.append("forward divides it by a norm of itself, so that its own init stays")
+            parts.append("forward divides it by a norm of itself, so it keeps its own init")
         if self.inside_op:
             parts.append("no scale node can be placed inside the op, so init and rate carry its multiplier")
         return "; ".join(parts)

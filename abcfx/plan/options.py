@@ -64,8 +64,8 @@ class Overrides:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay_mode", choose("decay_mode", self.decay_mode, get_args(DecayMode)))
-        for pattern, role in (self.roles or {}).items():
-            choose(f"roles: {pattern!r}", role, ROLES)
+        roles = {pattern: choose(f"roles: {pattern!r}", role, ROLES) for pattern, role in (self.roles or {}).items()}
+        object.__setattr__(self, "roles", roles if self.roles is not None else None)
         _check_constants("std", self.std)
         if isinstance(self.no_decay, str):
             raise InvalidInputError(

@@ -32,7 +32,9 @@ def text_of(*renderables: RenderableType, width: int = WIDTH) -> str:
         'blocks[0]\\nhead\\n'
     """
     file = io.StringIO()
-    console = Console(file=file, width=width, color_system=None, force_terminal=False, markup=False, highlight=False)
+    console = Console(
+        file=file, width=width, color_system=None, force_terminal=False, markup=False, emoji=False, highlight=False
+    )
     for each in renderables:
         console.print(each)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"

@@ -1,34 +1,38 @@
-"""The constraints that hold a learning-rate exponent up, each with its terms and numbers, and a solve without them."""
+"""The constraints that keep a learning-rate exponent from being smaller, with their terms and numbers."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 from abcfx.exponents.dag_program import TOLERANCE, DagProgram, SolvedDag
 from abcfx.exponents.fixed import FixedExponents
 from abcfx.lp.names import RowKind, RowName
-from abcfx.lp.rows import Row
+from abcfx.lp.rows import Row, is_tagged, written
 from abcfx.rules import Layer
 from abcfx.theory.parametrizations import Alignments, alignment_preset
 
+# the constraints that a rate can be in
 WORDS = {
-    RowKind.ALPHA: "the update of {parameter} times its input (dW x0) must not blow up {node}",
-    RowKind.U: "the update of {parameter} times the change of its input (dW dx) must not blow up {node}",
-    RowKind.UPDATED_GRADIENT: "the updated {parameter} must not send too large a gradient from {other} back to {node}",
+    RowKind.ALPHA: "with a larger rate, the update of {parameter} times its input (dW x) would change {node} more "
+    "at larger widths",
+    RowKind.U: "with a larger rate, the update of {parameter} times the change of its input (dW dx) would change "
+    "{node} more at larger widths",
+    RowKind.UPDATED_GRADIENT: "with a larger rate, the updated {parameter} would send back larger gradients from "
+    "{other} to {node}",
 }
 
 
 class Constraint(NamedTuple):
-    """One tight row `out <= terms`.
+    """One constraint `out <= terms` that holds with equality.
 
     Attributes:
-        name: of the row, as in `solution.shadow_prices`.
-        words: the same in words.
+        name: name of its row, as in `solution.shadow_prices`.
+        words: the constraint in words.
         formula: the inequality in symbols, with the value of each side.
-        price: how much the sum of all c falls per unit by which it is loosened; 0 where it is not scarce.
-        because: why `out` may not be less, where that is not simply its own bound: rows further downstream.
+        price: shadow price: how much the sum of all c falls per unit by which the constraint is relaxed.
+        because: why `out` may not be smaller: rows further down the model, as formulas; empty if that is its own bound.
     """
 
     name: RowName
@@ -39,7 +43,7 @@ class Constraint(NamedTuple):
 
     @property
     def node(self) -> str:
-        """The DAG node that the row keeps stable."""
+        """The DAG node that the row bounds."""
         return self.name.node
 
     @property
@@ -48,24 +52,29 @@ class Constraint(NamedTuple):
         return str(self.name.label)
 
     def to_dict(self) -> dict[str, object]:
-        """The fields as JSON-able values."""
+        """Return the fields as JSON-able values."""
         return {**self._asdict(), "name": str(self.name), "node": self.node, "tag": self.tag}
 
 
 class Loosened(NamedTuple):
-    """What c, and the sum of all c, would be with the alignments of one parameter's layers at 1/2."""
+    """The solution if updates of one parameter did not line up with their inputs: alignments of 1/2 at its layers.
+
+    Attributes:
+        c: the parameter's own c.
+        total: the sum of all c.
+    """
 
     c: float
     total: float
 
 
 class Constraints:
-    """The rows of a solved DAG, by the exponents that they bound. Rows are written anew, nothing is solved for that."""
+    """The rows of a solved layer DAG. They are written anew; the linear program is not solved again for that."""
 
-    def __init__(self, setting: FixedExponents, alignment: Mapping[str, Alignments], solved: SolvedDag) -> None:
-        self._setting, self._alignment, self._solved = setting, alignment, solved
-        self._system = DagProgram(setting, alignment)
-        self._rows = {row.name: row for row in self._system.solver.rows if isinstance(row.name, RowName)}
+    def __init__(self, fixed: FixedExponents, alignment: Mapping[str, Alignments], solved: SolvedDag) -> None:
+        self._fixed, self._alignment, self._solved = fixed, alignment, solved
+        self._program = DagProgram(fixed, alignment)
+        self._rows = {row.name: row for row in self._program.solver.rows if isinstance(row.name, RowName)}
         self._values: dict[Hashable, float] = {**solved.solution.c, **solved.solution.levels}
         self._using: dict[Hashable, list[Row]] = {}
         for row in self._rows.values():
@@ -78,21 +87,21 @@ class Constraints:
         return self._solved.solution.objective
 
     def holding(self, parameter: str) -> list[Constraint]:
-        """The tight rows that keep c of a parameter from going lower; none for one without a column in the LP."""
+        """Return the constraints that keep a parameter's c from being smaller; [] if c is no variable of it."""
         rows = self._solved.binding[parameter].rows
         return [self._constraint(name, self._rows[name], parameter) for name in rows]
 
     def loosened(self, parameter: str) -> Loosened | None:
-        """Solves again with alignments of 1/2 at every use of a parameter; None where no alignment has a say."""
-        nodes = [node for node, kind in self._setting.dag.layers() if kind.parameter == parameter]
+        """Solve again with alignments of 1/2 at every use of a parameter; None if its constraints have no alignment."""
+        nodes = [node for node, kind in self._fixed.dag.layers() if kind.parameter == parameter]
         rows = [row for row in self._using.get(parameter, ()) if row.alignment and row.weight]
-        is_free = self._setting.parameters[parameter].c is None
+        is_free = self._fixed.parameters[parameter].c is None
         if not rows or not is_free or parameter not in self._solved.solution.c:
             return None
         independent, _ = alignment_preset("no")
         alignments: dict[Hashable, tuple[float, float, float]] = dict(self._alignment.items())
         alignments.update(dict.fromkeys(nodes, independent))
-        solution = self._system.solver.resolve(alignments)
+        solution = self._program.solver.resolve(alignments)
         return Loosened(solution.c[parameter], solution.objective)
 
     def _constraint(self, name: RowName, row: Row, parameter: str) -> Constraint:
@@ -101,48 +110,46 @@ class Constraints:
         return Constraint(name, _words(name, parameter), self._formula(row, parameter), price, because)
 
     def _formula(self, row: Row, parameter: str | None = None) -> str:
-        """`r(y) = 0 <= a + c - alpha = 0 + 1 - 1`: symbols, then their values; what is zero is left out."""
-        terms = [(_symbol(name, parameter), self._values[name]) for name in row.inputs]
-        terms += self._constants(row)
-        if row.alignment and row.weight:
-            alignment = getattr(self._alignment[str(row.layer)], row.alignment)
+        """Write a row as `r(y) = 0 <= a + c - alpha = 0 + 1 - 1`: symbols, then values, without terms that are 0."""
+        variables = [(_symbol(name, parameter), self._values[name]) for name in row.inputs]
+        kept = [(symbol, value) for symbol, value in variables if value or symbol.startswith(("c", "r"))]
+        kept += [(symbol, value) for symbol, value in self._constants(row) if value]
+        if row.alignment and row.weight and (alignment := self._alignment_in(row)):
             factor = "" if row.weight == 1 else f"{row.weight:g} "
-            terms.append((f"- {factor}{row.alignment}", -row.weight * alignment))
-        kept = [(symbol, value) for symbol, value in terms if value or symbol[:1] in "cr"] or [("0", 0.0)]
-        symbols = " + ".join(symbol for symbol, _ in kept).replace("+ - ", "- ").replace("+ -", "- ")
-        values = " + ".join(f"{value + 0.0:.4g}" for _, value in kept).replace("+ -", "- ")
+            kept.append((f"-{factor}{row.alignment}", -row.weight * alignment))
+        kept = kept or [("0", 0.0)]
+        symbols, values = _sum(symbol for symbol, _ in kept), _sum(f"{value + 0.0:.4g}" for _, value in kept)
         total = f" = {sum(value for _, value in kept) + 0.0:.4g}" if len(kept) > 1 else ""
         return f"{_symbol(row.out)} = {self._values[row.out] + 0.0:.4g} <= {symbols} = {values}{total}"
 
+    def _alignment_in(self, row: Row) -> float:
+        return float(getattr(self._alignment[str(row.layer)], row.alignment)) if row.alignment else 0.0
+
     def _constants(self, row: Row) -> list[tuple[str, float]]:
-        """The constant of a row, in the symbols that it is the sum of where that is known (see `Layer.change`)."""
-        kind = self._setting.dag.kind(str(row.layer))
+        """Split the constant of a row into the symbols that add up to it, where these are known (`Layer.change`)."""
+        kind = self._fixed.dag.kind(str(row.layer))
         if isinstance(kind, Layer):
-            a, b, s = (
-                self._setting.a(str(row.layer)),
-                self._setting.b(kind.parameter),
-                self._setting.size(kind.inputs[0]),
-            )
-            parts = [("a", a), ("b", b), ("s(x)", s)]
+            a, b = self._fixed.a(str(row.layer)), self._fixed.b(kind.parameter)
+            parts = [("a", a), ("b", b), ("s(x)", self._fixed.size(kind.inputs[0]))]
             wanted = {"alpha": (0, 2), "u": (0,), "omega": (0, 1)}.get(row.alignment or "", ())
-            relative = self._setting.family(kind.parameter).update == "relative" and row.alignment in ("alpha", "u")
+            relative = self._fixed.family(kind.parameter).update == "relative" and row.alignment in ("alpha", "u")
             chosen = [parts[i] for i in sorted({*wanted, *((1,) if relative else ())})]
             if abs(sum(value for _, value in chosen) - row.constant) < TOLERANCE:
                 return chosen
         return [(f"{row.constant:.4g}", row.constant)] if row.constant else []
 
     def _because(self, level: Hashable) -> list[Row]:
-        """Why a level may not be less: the shortest way of tight rows to a level that is at its own bound."""
+        """Find why a level may not be smaller: the shortest path of tight rows to a level that is at its own bound."""
         came_by: dict[Hashable, tuple[Hashable, Row] | None] = {level: None}
         waiting = deque([level])
         while waiting:
             at = waiting.popleft()
             if self._is_at_bound(at):
-                way = []
+                path = []
                 while (step := came_by[at]) is not None:
                     at, row = step
-                    way.append(row)
-                return way[::-1]
+                    path.append(row)
+                return path[::-1]
             for row in self._using.get(at, ()):
                 if row.out not in came_by and self._is_tight(row):
                     came_by[row.out] = at, row
@@ -150,22 +157,28 @@ class Constraints:
         return []
 
     def _is_at_bound(self, level: Hashable) -> bool:
-        lower = self._system.lower.get(level)
+        lower = self._program.lower.get(level)
         return lower is not None and self._values[level] - lower <= TOLERANCE
 
     def _is_tight(self, row: Row) -> bool:
-        alignment = getattr(self._alignment[str(row.layer)], row.alignment) if row.alignment else 0.0
-        total = sum(self._values[name] for name in row.inputs) + row.constant - row.weight * alignment
+        total = sum(self._values[name] for name in row.inputs) + row.constant - row.weight * self._alignment_in(row)
         return total - self._values[row.out] <= TOLERANCE
 
 
 def _words(name: RowName, parameter: str) -> str:
-    """A row that bounds the rate of a parameter, in words."""
+    """Write a constraint on the rate of a parameter in words."""
     return WORDS.get(name.kind, name.kind.sentence).format(parameter=parameter, node=name.node, other=name.label.other)
 
 
+def _sum(terms: Iterable[str]) -> str:
+    """Write terms as a sum; those that begin with a minus are subtracted."""
+    first, *others = terms
+    signed = [f" - {term[1:]}" if term.startswith("-") else f" + {term}" for term in others]
+    return "".join([first, *signed])
+
+
 def _symbol(name: Hashable, parameter: str | None = None) -> str:
-    """`c` of the parameter in question, `c(name)` of another, `r(node)`."""
-    if isinstance(name, tuple):
-        return f"{name[0]}({name[1]})"
+    """Write a variable: `c` of the parameter in question, `c(name)` of another one, `r(node)`."""
+    if is_tagged(name):
+        return written(name)
     return "c" if name == parameter else f"c({name})"

@@ -115,7 +115,7 @@ def test_base_and_model_are_drawn_from_the_same_seed(capsys: pytest.CaptureFixtu
 def test_report_in_every_form(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     named = ["report", "cli_models.py:Net", "--base", "small"]
     explained = printed(capsys, *named, "--explain", "head", "--explain", "blocks.1.weight")
-    assert "What holds c = 0.5" in explained
+    assert "What keeps c = 0.5 from" in explained
     assert "blocks.1.weight" in explained
     both = json.loads(printed(capsys, *named, "--explain", "head", "--json"))
     assert both[0]["role"] == "readout"

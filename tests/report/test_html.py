@@ -19,7 +19,7 @@ import abcfx
 from abcfx import cli
 from abcfx.examples.gpt import GPT, GPTConfig
 from abcfx.report.drawing import page
-from abcfx.report.drawing.page import page_data
+from abcfx.report.drawing.page_data import page_data
 
 IDS = torch.zeros(2, 16, dtype=torch.long)
 Element = dict[str, Any]
@@ -37,7 +37,7 @@ def result() -> abcfx.Transformed:
 
 @pytest.fixture(scope="module")
 def text(result: abcfx.Transformed) -> str:
-    return page(result)
+    return page(result.outcome)
 
 
 class Page(HTMLParser):
@@ -153,7 +153,7 @@ def test_everything_is_in_it(result: abcfx.Transformed, text: str) -> None:
         told = data["explanations"][fold]
         assert i in data["folds"][fold]["names"]
         own = result.explain(names[i])
-        assert told["paragraphs"][1] == json.loads(json.dumps(own.paragraphs[1]._asdict()))
+        assert told["paragraphs"][1] == json.loads(json.dumps(own.paragraphs[1].to_dict()))
     assert all(data["boxes"][data["box_of"][i]]["parameters"].count(i) for i in range(len(names)))
 
 
@@ -177,7 +177,7 @@ def test_names_of_the_user_cannot_break_out() -> None:
             return self.last(torch.relu(self.first(x)))
 
     Net.__name__ = "</title><script>alert(1)</script>&amp;"
-    text = page(abcfx.transform(seeded(Net), torch.zeros(2, 4)))
+    text = page(abcfx.transform(seeded(Net), torch.zeros(2, 4)).outcome)
     parsed = Page(text)
     assert len(parsed.all("script")) == 2
     assert parsed.all("h1")[0]["text"] == f"{Net.__name__}, scaled"
@@ -194,7 +194,7 @@ def test_a_model_of_a_thousand_layers() -> None:
         seeded(deep, 8), torch.zeros(2, 10), base=seeded(deep, 4), capture=abcfx.Capture(verify=False)
     )
     start = time.process_time()
-    text = page(result)
+    text = page(result.outcome)
     assert time.process_time() - start < 2
     assert len(text) < 2_000_000
     assert [len(view["nodes"]) for view in data_of(text)["views"]] == [3, 1000]
@@ -215,7 +215,7 @@ def test_repeated_blocks_can_be_opened_one_by_one() -> None:
                 x = torch.relu(layer(x))
             return self.head(x)
 
-    views = page_data(abcfx.transform(seeded(Two, 16), torch.zeros(2, 10), base=seeded(Two, 8)))["views"]
+    views = page_data(abcfx.transform(seeded(Two, 16), torch.zeros(2, 10), base=seeded(Two, 8)).outcome)["views"]
     assert [len(view["nodes"]) for view in views] == [4, 7, 6, 9]
     assert [frame["opens"] for frame in views[0]["frames"]] == [1, 2]
 
@@ -233,7 +233,7 @@ def test_a_frozen_tied_model_without_weights_and_without_a_base() -> None:
 
     with torch.device("meta"):
         model = Tied()
-    data = data_of(page(abcfx.transform(model, torch.zeros(2, 4, dtype=torch.long, device="meta"))))
+    data = data_of(page(abcfx.transform(model, torch.zeros(2, 4, dtype=torch.long, device="meta")).outcome))
     assert data["base_shapes"] == [None, None]
     assert {box["label"] for box in data["boxes"]} >= {"table", "head"}
 

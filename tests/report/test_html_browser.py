@@ -133,7 +133,7 @@ def test_a_click_explains(browser: WebDriver, files: Path) -> None:
     assert len(all_of(browser, "g.box")) == 14
     click(browser, box(browser, "attn.qkv"))
     told = text_of(browser, "#detail")
-    assert "What holds c = 1" in told
+    assert "What keeps c = 1 from" in told
     assert "r(blocks.0.attn.qkv) = 0 <= c - alpha = 1 - 1 = 0" in told
     assert "12 parameters are alike: blocks.{0..11}.attn.qkv.weight" in told
     (select,) = all_of(browser, "#detail select")

@@ -13,7 +13,7 @@ from torch import nn
 import abcfx
 from abcfx.examples.gpt import GPT, GPTConfig
 from abcfx.report.drawing.boxes import make_diagram
-from abcfx.report.drawing.mermaid import _node
+from abcfx.report.drawing.flowchart import _node
 from abcfx.report.drawing.repeats import find_runs, view
 
 IDS = torch.zeros(2, 16, dtype=torch.long)
@@ -35,7 +35,7 @@ def stacked(width: int, depth: int) -> nn.Sequential:
 
 
 def sizes(result: abcfx.Transformed) -> list[tuple[str, int, int]]:
-    diagram = make_diagram(result)
+    diagram = make_diagram(result.outcome)
     runs = find_runs(diagram)
     return [(run.title, len(run.units), len(run.units[0])) for run in runs]
 
@@ -112,7 +112,7 @@ def test_a_run_inside_a_run() -> None:
             return self.head(x)
 
     result = abcfx.transform(seeded(Outer, 16), torch.zeros(2, 10), base=seeded(Outer, 8))
-    diagram = make_diagram(result)
+    diagram = make_diagram(result.outcome)
     runs = find_runs(diagram)
     assert [run.title for run in runs][:2] == ["blocks.{0..3}", "blocks.0.steps.{0..2}"]
     assert [len(view(diagram, runs, expanded).boxes) for expanded in ((), (0,), (1,), range(len(runs)))] == [
@@ -134,7 +134,7 @@ def test_layers_that_differ_are_not_drawn_as_one() -> None:
 
 
 def test_labels_that_would_end_a_string_are_quoted(result: abcfx.Transformed) -> None:
-    box = dataclasses.replace(make_diagram(result).boxes[0], label='a"b<c>&')
+    box = dataclasses.replace(make_diagram(result.outcome).boxes[0], label='a"b<c>&')
     assert _node(box, {box.name: "n0"}, "") == 'n0["a#quot;b#lt;c#gt;#amp;<br/>embedding"]:::embedding'
 
 

@@ -14,7 +14,8 @@ from abcfx.dag.queries import find_skips, repeated_uses
 from abcfx.examples.gpt import GPT, GPTConfig
 from abcfx.exponents.dag_program import Binding, BindingKind
 from abcfx.lp.names import BoundName, RowKind, RowLabel, RowName
-from abcfx.report.names import binding_tags, collapse_names, group_prices, tied_names
+from abcfx.report.binding import binding_tags, group_prices
+from abcfx.report.names import collapse_names, tied_names
 from abcfx.report.text import render
 
 IDS = torch.zeros(2, 16, dtype=torch.long)
@@ -93,7 +94,7 @@ def row_of(text: str, name: str) -> list[str]:
 
 def test_print_is_the_report_in_plain_text(gpt: abcfx.Transformed) -> None:
     text = str(gpt)
-    assert text == render(gpt, width=100)
+    assert text == render(gpt.outcome, width=100)
     assert "\x1b" not in text
     assert all(line == line.rstrip() for line in text.splitlines())
 
@@ -115,9 +116,9 @@ def test_fits_in_100_columns(
 
 
 def test_numbers_are_never_cut_on_a_narrow_page(deep: abcfx.Transformed) -> None:
-    text = render(deep, width=40)
+    text = render(deep.outcome, width=40)
     assert "…" not in text
-    assert row_of(text, "inp.weight") == row_of(render(deep), "inp.weight")
+    assert row_of(text, "inp.weight") == row_of(render(deep.outcome), "inp.weight")
 
 
 def test_rows_carry_the_numbers_of_the_spec(mlp: abcfx.Transformed) -> None:
@@ -146,7 +147,7 @@ def test_blocks_that_differ_are_not_folded() -> None:
     )
     text = str(model)
     assert "blocks.{0..2,4,5}.up.weight" in text
-    assert "Not scaled (role plain): blocks.3.up.weight" in text
+    assert "Left as the model has them (role plain): blocks.3.up.weight" in text
 
 
 def test_every_parameter_is_counted_once(gpt: abcfx.Transformed, deep: abcfx.Transformed, tied: bool) -> None:
@@ -186,14 +187,14 @@ def test_skips_ties_and_reuse_are_named(gpt: abcfx.Transformed, tied: bool) -> N
     text = str(tied)
     assert "tied: embedding.weight = head.weight, one parameter" in text
     assert "used more than once: loop.weight: 2 (loop a = 0, loop#2 a = 0)" in text
-    assert "Multiplier void, a norm follows at once: free.weight" in text
+    assert "No multiplier, because a norm follows and would undo it: free.weight" in text
     assert "skip" not in text
 
 
 def test_what_was_not_covered_is_said() -> None:
     model = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 4))
     model[0].bias.requires_grad_(False)
-    assert "Frozen, in no group: 0.bias" in str(abcfx.transform(model))
+    assert "Frozen, so in no optimizer group: 0.bias" in str(abcfx.transform(model))
 
 
 def test_own_init_near_no_round_exponent_is_said() -> None:
@@ -204,21 +205,21 @@ def test_own_init_near_no_round_exponent_is_said() -> None:
         return model
 
     text = str(abcfx.transform(build(4096), torch.zeros(2, 10), base=build(64)))
-    assert re.search(r"Own init near no round exponent: 2.weight ~ m\^-0\.8\d", text)
+    assert re.search(r"Init that follows no round power of the width, used as measured: 2.weight ~ m\^-0\.8\d", text)
 
 
 def test_stages_and_size_of_the_lp(mlp: abcfx.Transformed) -> None:
     text = " ".join(str(mlp).split())
-    assert f"LP: {mlp.header.rows} rows, {mlp.header.columns} columns" in text
+    assert f"Linear program: {mlp.header.rows} rows, {mlp.header.columns} columns" in text
     for stage in mlp.timings:
         assert re.search(rf"{stage} \d+\.\d", text)
 
 
 def test_header_says_which_widths(mlp: abcfx.Transformed, deep: abcfx.Transformed) -> None:
-    assert "absolute widths" in str(mlp)
+    assert "no base: exponents are powers of n" in str(mlp)
     assert "m = 2, the largest ratio" in str(deep)
     same = abcfx.transform(seeded(ResidualMLP, 8, 1), torch.zeros(2, 10), base=seeded(ResidualMLP, 8, 1))
-    assert "the transform is the identity" in str(same)
+    assert "so nothing is changed" in str(same)
 
 
 # -- the pieces

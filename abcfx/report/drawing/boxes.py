@@ -1,40 +1,39 @@
-"""What is drawn as one box: the DAG nodes of one module without submodules, or of one op, with their parameters."""
+"""Boxes of the drawings: the DAG nodes of one module without submodules, or of one op, with their parameters."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import networkx as nx
 
 from abcfx.dag.layer_dag import LayerDag
+from abcfx.outcome import Outcome
+from abcfx.plan.spec import ParameterPlan
+from abcfx.report.parameter_table import multipliers_key
 from abcfx.rules import Layer, Vector
 from abcfx.rules.kinds import Norm
 
-if TYPE_CHECKING:
-    from abcfx.transformed import Transformed
-
 SHORT = {"scaled_dot_product_attention": "attention"}
-_COUNTED = re.compile(r"_\d+$")
+_COUNTED = re.compile(r"_\d+$")  # fx calls the third add of a graph add_2
 
 
 @dataclass(frozen=True)
 class Box:
-    """One box.
+    """One box of a drawing.
 
     Attributes:
-        name: of its first DAG node; unique.
+        name: name of its first DAG node; unique.
         path: module path that it belongs to.
         label: what it is called within the model: the module path, or the op.
-        role: role of its first weight; "vector" or "scalar" where it has none; "" without parameters.
-        kinds: kinds of its DAG nodes, as they run.
-        nodes: its DAG nodes.
-        parameters: names, as in the spec.
+        role: role of its first weight; "vector" or "scalar" if it has none; "" without parameters.
+        kinds: kinds of its DAG nodes, in the order in which they run.
+        nodes: names of its DAG nodes.
+        parameters: names of its parameters, as in the spec.
         is_tied: whether an earlier box has its first weight too.
         is_output: whether the model returns its tensor.
-        alike: what boxes must have in common to be drawn as one that is repeated.
+        alike: key that is equal for boxes that may be drawn as one that is repeated.
     """
 
     name: str
@@ -51,24 +50,24 @@ class Box:
 
 @dataclass(frozen=True)
 class Diagram:
-    """Boxes as the model runs, and (tail, head) of the edges between them, by name; no edge leads backwards."""
+    """Boxes in the order in which the model runs, and the edges (tail, head) between them; none leads backwards."""
 
     boxes: tuple[Box, ...]
     edges: tuple[tuple[str, str], ...]
 
 
-def make_diagram(result: Transformed) -> Diagram:
-    """The boxes of a result's layer DAG."""
-    dag, spec = result.outcome.dag, result.spec
+def make_diagram(outcome: Outcome) -> Diagram:
+    """Make the boxes of a layer DAG."""
+    dag = outcome.dag
     owner = _owners(dag)
     members: dict[str, list[str]] = {}
     for node in dag.order:
         members.setdefault(owner[node], []).append(node)
-    shapes = {name: tuple(parameter.shape) for name, parameter in result.module.named_parameters()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in outcome.captured.model.named_parameters()}
     boxes: list[Box] = []
     taken: set[str] = set()
     for nodes in members.values():
-        boxes.append(_box(nodes, dag, spec, shapes, taken))
+        boxes.append(_box(nodes, dag, outcome.plan, shapes, taken))
         taken.update(boxes[-1].parameters)
     name_of = {node: box.name for box in boxes for node in box.nodes}
     position = {box.name: i for i, box in enumerate(boxes)}
@@ -77,19 +76,19 @@ def make_diagram(result: Transformed) -> Diagram:
 
 
 def _owners(dag: LayerDag) -> dict[str, str]:
-    """DAG node -> the first node of its box."""
+    """Map each DAG node to the first node of its box."""
     paths = {node.name: node.path for node in dag.nodes}
-    inner = {path.rpartition(".")[0] for path in paths.values()}
-    inner |= {path[:i] for path in paths.values() for i in range(len(path)) if path[i] == "."}
+    has_submodules = {path[:i] for path in paths.values() for i in range(len(path)) if path[i] == "."}
+    has_submodules.add("")
     joined = nx.Graph()
     joined.add_nodes_from(dag.order)
-    for node in dag.order:
-        for after in dag.successors(node):
-            same_module = paths[node] == paths[after] and paths[node] not in inner and paths[node]
-            same_op = _op(node) == _op(after)
-            is_own = isinstance(dag.kind(node), Vector) and node in dag.kind(after).vectors
-            if same_module or same_op or is_own:
-                joined.add_edge(node, after)
+    for node in dag.nodes:
+        for after in map(dag.node, dag.successors(node.name)):
+            is_same_module = node.path == after.path and node.path not in has_submodules
+            is_own = isinstance(node.kind, Vector) and node.name in after.kind.vectors
+            is_same_op = node.fx_node is after.fx_node and not isinstance(node.kind, Vector)
+            if is_same_module or is_own or is_same_op:
+                joined.add_edge(node.name, after.name)
     position = {node: i for i, node in enumerate(dag.order)}
     owner = {}
     for component in nx.connected_components(joined):
@@ -98,15 +97,10 @@ def _owners(dag: LayerDag) -> dict[str, str]:
     return owner
 
 
-def _op(node: str) -> str:
-    """An op that takes several DAG nodes, `sdpa`, `sdpa#2`, ..., is one."""
-    return node.partition("#")[0]
-
-
 def _box(
     nodes: list[str],
     dag: LayerDag,
-    spec: Mapping[str, Mapping[str, Any]],
+    plan: Mapping[str, ParameterPlan],
     shapes: Mapping[str, Hashable],
     taken: set[str],
 ) -> Box:
@@ -118,16 +112,16 @@ def _box(
     first = (weights or parameters or ("",))[0]
     path = dag.node(main).path
     has_own_path = bool(parameters) and bool(path)
-    op = _COUNTED.sub("", _op(main))
+    op = _COUNTED.sub("", dag.node(main).fx_node.name)
     label = path if has_own_path else first if parameters else SHORT.get(op, op.strip("_"))
     kinds = tuple(dag.kind(n).name for n in nodes)
     tails = [name.removeprefix(f"{path}.") for name in parameters]
-    numbers = [(tail, shapes[name], _numbers(spec[name])) for tail, name in zip(tails, parameters, strict=True)]
+    numbers = [(tail, shapes[name], _numbers(plan[name])) for tail, name in zip(tails, parameters, strict=True)]
     return Box(
         name=nodes[0],
         path=path,
         label=label,
-        role=str(spec[first]["role"]) if first else "",
+        role=plan[first].role if first else "",
         kinds=kinds,
         nodes=tuple(nodes),
         parameters=parameters,
@@ -137,8 +131,8 @@ def _box(
     )
 
 
-def _numbers(row: Mapping[str, Any]) -> Hashable:
-    """What two parameters must have in common, by which they are scaled in the same way."""
-    use = tuple(row["a"].values()) if isinstance(row["a"], dict) else row["a"]
-    rounded = tuple(f"{row[key]:.9g}" if isinstance(row[key], float) else row[key] for key in ("b", "c", "r", "lr"))
-    return (row["role"], row["void"], row["optimizer"], tuple(f"{e:.9g}" for e in row["growth"]), use, rounded)
+def _numbers(plan: ParameterPlan) -> Hashable:
+    """Return a key that is equal for parameters that are scaled in the same way."""
+    numbers = (plan.b, plan.c, plan.r, plan.lr, *plan.growth)
+    rounded = tuple(None if value is None else f"{value:.9g}" for value in numbers)
+    return (plan.role, plan.void, plan.optimizer, multipliers_key(plan), rounded)

@@ -21,9 +21,14 @@ MAX_BENDS = 20_000  # a graph with more draws its long edges straight
 
 @dataclass(frozen=True)
 class Layout:
-    """`place`: centre (x, y) of each node; `path`: points of each edge, from the tail's bottom to the head's top.
+    """Where everything stands; all coordinates are at least 0.
 
-    `frames`: (left, top, width, height) of each; all coordinates are at least 0.
+    Attributes:
+        place: centre (x, y) of each node.
+        path: points of each edge, from the tail's bottom to the head's top.
+        frames: (left, top, width, height) of each frame.
+        width: width of the whole drawing.
+        height: height of the whole drawing.
     """
 
     place: Mapping[str, tuple[float, float]]
@@ -39,7 +44,7 @@ def lay_out(
     frames: Sequence[Sequence[str]] = (),
     titles: Sequence[float] = (),
 ) -> Layout:
-    """Places nodes.
+    """Lay out a directed acyclic graph from top to bottom.
 
     Args:
         sizes: (width, height) of each node, in an order in which no edge leads backwards.
@@ -73,7 +78,7 @@ def lay_out(
 
 
 def _rows(sizes: Mapping[str, object], edges: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """The longest way from a source; sources stand right above what they go into."""
+    """Number the row of each node: the longest path from a source; sources stand right above what they feed."""
     heads: dict[str, list[str]] = {node: [] for node in sizes}
     has_tail = set()
     row = dict.fromkeys(sizes, 0)
@@ -92,7 +97,7 @@ def _rows(sizes: Mapping[str, object], edges: Sequence[tuple[str, str]]) -> dict
 def _bend(
     row: Mapping[str, int], edges: Sequence[tuple[str, str]]
 ) -> tuple[dict[tuple[str, str], list[str]], dict[str, int]]:
-    """Edge -> the nodes and bends that it goes through; row of each bend."""
+    """Find the nodes and bends that each edge goes through, and the row of each bend."""
     straight = sum(row[head] - row[tail] - 1 for tail, head in edges) > MAX_BENDS
     chains, bends = {}, {}
     for number, (tail, head) in enumerate(edges):
@@ -103,7 +108,7 @@ def _bend(
 
 
 def _inside(frames: Sequence[Sequence[str]]) -> list[list[int]]:
-    """For each frame those right inside it."""
+    """Find the frames directly inside each frame."""
     around: dict[str, list[int]] = {}
     for number in sorted(range(len(frames)), key=lambda i: len(frames[i])):
         for node in frames[number]:
@@ -118,7 +123,7 @@ def _inside(frames: Sequence[Sequence[str]]) -> list[list[int]]:
 
 
 def _least_widths(inside: Sequence[Sequence[int]], titles: Sequence[float]) -> list[float]:
-    """Room for a frame's own title and for the frames inside."""
+    """Compute the width that each frame needs for its own title and for the frames inside."""
     least = list(titles)
 
     def widen(number: int) -> float:
@@ -133,7 +138,7 @@ def _least_widths(inside: Sequence[Sequence[int]], titles: Sequence[float]) -> l
 def _lanes(
     outer: Sequence[Sequence[str]], chains: Mapping[tuple[str, str], Sequence[str]], row_of: Mapping[str, int]
 ) -> dict[str, int]:
-    """Node or bend -> the frame that it is in; absent where in none."""
+    """Map nodes and bends to the outer frame that they are in; those in none are missing."""
     lane = {node: i for i, nodes in enumerate(outer) for node in nodes}
     for (tail, head), chain in chains.items():
         if lane.get(tail, -1) == lane.get(head, -2):
@@ -147,7 +152,7 @@ def _sort(
     below: Mapping[str, Sequence[str]],
     lane: Mapping[str, int],
 ) -> None:
-    """Sorts each row by the mean place of the neighbours, down and up; what is in one frame stays together."""
+    """Sort each row by the mean place of the neighbours, going down and up; nodes of one frame stay together."""
     place = {node: float(i) for row in rows for i, node in enumerate(row)}
     for sweep in range(2 * SWEEPS):
         downwards = sweep % 2 == 0
@@ -174,7 +179,7 @@ def _columns(
     widths: Mapping[str, float],
     lane: Mapping[str, int],
 ) -> dict[str, float]:
-    """x of each node: as near to the mean of its neighbours as its row allows."""
+    """Compute x of each node: as near to the mean of its neighbours as its row allows."""
     x = {node: 0.0 for row in rows for node in row}
     for row in rows:
         _place(row, [0.0] * len(row), x, widths, lane)
@@ -193,7 +198,7 @@ def _place(
     widths: Mapping[str, float],
     lane: Mapping[str, int],
 ) -> None:
-    """The x of least squared distance to `wishes` at which the nodes of a row keep their distance."""
+    """Set x in a row, at the least squared distance to `wishes` at which nodes do not overlap."""
     offsets, at = [], 0.0
     for i, node in enumerate(row):
         if i:
@@ -218,7 +223,7 @@ def _keep_out(
     lane: Mapping[str, int],
     least: Sequence[float],
 ) -> None:
-    """Moves what stands beside a frame out of it, in every row that the frame spans."""
+    """Move nodes that do not belong to a frame out of it, in every row that the frame spans."""
     spanned: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
         for number in {lane[node] for node in row if node in lane}:
@@ -252,7 +257,7 @@ def _finish(
     inside: Sequence[Sequence[int]],
     least: Sequence[float],
 ) -> Layout:
-    """y of rows with room for the titles of frames, points of edges, rectangles of frames; nothing below 0."""
+    """Compute y of the rows with room for titles, points of edges and rectangles of frames; nothing is below 0."""
     spans = [(min(row_of[n] for n in frame), max(row_of[n] for n in frame)) for frame in frames]
     opening, closing = [0] * (len(rows) + 1), [0] * (len(rows) + 1)
     for first, last in spans:
@@ -301,11 +306,11 @@ def _rectangle(
     x: Mapping[str, float],
     middle: Sequence[float],
 ) -> tuple[float, float, float, float]:
-    """Around the boxes of a frame, and around the frames inside that begin or end in the same row."""
+    """Compute the rectangle around the boxes of a frame, and around frames inside that begin or end in the same row."""
     first, last = spans[number]
 
     def depth(at: int, row: int | None, end: int) -> int:
-        """How many frames open (end 0) or close (end 1) in a row, or at all, from this one inwards."""
+        """Count the frames that open (end 0) or close (end 1) in a row, or at all, from this one inwards."""
         return 1 + max([depth(i, row, end) for i in inside[at] if row is None or spans[i][end] == row], default=0)
 
     above, below, beside = depth(number, first, 0), depth(number, last, 1), depth(number, None, 0)

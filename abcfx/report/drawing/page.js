@@ -88,13 +88,13 @@
     if (groupOf.has(name)) fact(facts, "group", `${groupOf.get(name)}, for ${row.optimizer}`);
     const found = [facts];
     if (fold.names.length > 1) {
-      const of = told.name === name ? "" : `, told of ${told.name}`;
+      const of = told.name === name ? "" : `; what follows is about ${told.name}`;
       found.push(element("p", {}, `${fold.names.length} parameters are alike: ${fold.shown}${of}.`));
     }
     for (const part of told.paragraphs) {
       found.push(element("h4", {}, part.title));
       for (const line of part.lines) {
-        found.push(element(line.startsWith("    ") ? "code" : "p", line.startsWith("    ") ? { class: "formula" } : {}, line.trim()));
+        found.push(line.is_formula ? element("code", { class: "formula" }, line.text) : element("p", {}, line.text));
       }
     }
     found.push(element("p", { class: "actions" }, element("button", { type: "button", onclick: () => copy({ [name]: row }, name) }, "Copy this row as JSON")));

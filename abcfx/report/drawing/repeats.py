@@ -1,4 +1,4 @@
-"""Repeated blocks: runs of alike units among numbered modules, and the diagram with some of them drawn once."""
+"""Repeated blocks: runs of alike units among numbered modules, and the diagram with some runs drawn once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ SMALL_UNIT = 3  # boxes; a unit with fewer must come three times to be drawn onc
 
 @dataclass(frozen=True)
 class Run:
-    """Alike units, one after the other; `title`: `blocks.{0..11}`; `units`: names of the boxes of each, in order."""
+    """Alike units, one after the other.
+
+    Attributes:
+        title: name of all of them together, such as `blocks.{0..11}`.
+        units: names of the boxes of each unit, in the same order in each.
+        titles: name of each unit.
+        depth: number of components in the path of the modules that hold the units.
+    """
 
     title: str
     units: tuple[tuple[str, ...], ...]
@@ -25,7 +32,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Frame:
-    """Boxes with a frame around them: a unit that stands for `count`; a run that is drawn in full, or a unit of it."""
+    """A frame around boxes: around one unit that stands for many, or around a run that is drawn in full.
+
+    Attributes:
+        title: name of the run or unit.
+        count: number of units that the boxes stand for.
+        boxes: names of the boxes inside.
+        run: index of the run.
+    """
 
     title: str
     count: int
@@ -37,7 +51,11 @@ class Frame:
 class View:
     """A diagram with some runs drawn once.
 
-    `boxes` and `edges` as in `Diagram`; `stands_for`: box -> the boxes that it stands for, itself first.
+    Attributes:
+        boxes: the boxes that are drawn.
+        edges: the edges between them, as in `Diagram`.
+        frames: frames around repeated blocks.
+        stands_for: names of the boxes that each box stands for, itself first.
     """
 
     boxes: tuple[Box, ...]
@@ -47,7 +65,7 @@ class View:
 
 
 def find_runs(diagram: Diagram) -> tuple[Run, ...]:
-    """All runs, outer ones before those inside their units."""
+    """Find all runs of a diagram; outer runs come before those inside of their units."""
     incoming: dict[str, list[str]] = {}
     for tail, head in diagram.edges:
         incoming.setdefault(head, []).append(tail)
@@ -75,7 +93,7 @@ def _title(prefix: Sequence[str], indices: Sequence[str]) -> str:
 
 
 def _signature(boxes: Sequence[Box], unit: Sequence[str], incoming: Mapping[str, Sequence[str]]) -> Hashable:
-    """What two units must have in common: boxes, edges among them, and how many edges come from outside."""
+    """Return a key that is equal for alike units: the boxes, the edges among them, the edges from outside."""
     index = {box.name: i for i, box in enumerate(boxes)}
     path = ".".join(unit)
     marks = []
@@ -86,7 +104,7 @@ def _signature(boxes: Sequence[Box], unit: Sequence[str], incoming: Mapping[str,
 
 
 def _repeats(marks: Sequence[Hashable], sizes: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(start, period, count) of stretches where a few marks come again and again, from left to right, longest first."""
+    """Find stretches in which a few marks repeat, as (start, period, count), from left to right, the longest first."""
     found, at = [], 0
     while at < len(marks):
         best = (0, 0, 0)
@@ -104,7 +122,7 @@ def _repeats(marks: Sequence[Hashable], sizes: Sequence[int]) -> list[tuple[int,
 
 
 def view(diagram: Diagram, runs: Sequence[Run], expanded: Collection[int] = ()) -> View:
-    """The diagram with every run drawn once but those in `expanded` (indices into `runs`)."""
+    """Draw every run once, except those in `expanded` (indices into `runs`), which are drawn in full."""
     shown_as: dict[str, str] = {box.name: box.name for box in diagram.boxes}
     for number, run in enumerate(runs):
         if number not in expanded:
@@ -131,7 +149,7 @@ def _last(name: str, shown_as: Mapping[str, str]) -> str:
 
 
 def _frames(number: int, run: Run, is_expanded: bool, drawn: Collection[str]) -> list[Frame]:
-    """The frames of a run; none where it lies in a unit that is not drawn."""
+    """Return the frames of a run; none if it lies in a unit that is not drawn."""
     if run.units[0][0] not in drawn:
         return []
     if not is_expanded:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from abcfx.dag.queries import blocks_around
+from abcfx.outcome import Outcome
 from abcfx.report.drawing.boxes import Box, make_diagram
 from abcfx.report.drawing.repeats import Frame, find_runs, view
-
-if TYPE_CHECKING:
-    from abcfx.transformed import Transformed
 
 # fill, border: text on the fill has a contrast of at least 7 to 1
 COLOURS = {
@@ -23,9 +19,9 @@ COLOURS = {
 }
 
 
-def mermaid(result: Transformed) -> str:
-    """The text of a Mermaid flowchart."""
-    diagram = make_diagram(result)
+def mermaid(outcome: Outcome) -> str:
+    """Write the layer DAG as the text of a Mermaid flowchart, with repeated blocks drawn once."""
+    diagram = make_diagram(outcome)
     drawn = view(diagram, find_runs(diagram))
     ids = {box.name: f"n{i}" for i, box in enumerate(drawn.boxes)}
     boxes = {box.name: box for box in drawn.boxes}
@@ -46,7 +42,7 @@ def mermaid(result: Transformed) -> str:
 
 
 def _parent(frame: Frame, frames: tuple[Frame, ...]) -> Frame | None:
-    """The smallest other frame around a frame."""
+    """Find the smallest other frame around a frame."""
     around = [f for f in frames if f is not frame and set(frame.boxes) < set(f.boxes)]
     return min(around, key=lambda f: len(f.boxes), default=None)
 
@@ -81,7 +77,7 @@ def _node(box: Box, ids: dict[str, str], frame: str) -> str:
 
 
 def short_label(box: Box, in_frame: bool) -> str:
-    """In a frame, whose title has the rest: what follows the last number of the path; else the whole label."""
+    """Shorten a label in a frame, whose title has the rest, to what follows the last number; else return all of it."""
     blocks = blocks_around(box.label)
     return blocks[-1].rest or box.label if in_frame and blocks else box.label
 

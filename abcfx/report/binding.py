@@ -1,0 +1,75 @@
+"""Constraints as reports tell them: what keeps each learning-rate exponent from being smaller, and shadow prices."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple
+
+from abcfx.exponents.dag_program import Binding, BindingKind
+from abcfx.lp.names import RowName
+from abcfx.lp.rows import ALIGNMENTS
+from abcfx.outcome import Outcome
+from abcfx.report.names import collapse_names
+
+# why c is not smaller, and so the rate not larger; by the tag in the column `binds`
+TAGS = {
+    "alpha": "with a larger rate, its update times its input (dW x) would change its output more at larger widths",
+    "u": "with a larger rate, its update times the change of its input (dW dx) would change its output more at larger "
+    "widths",
+    "gradient": "with a larger rate, it would send back larger gradients than the layers before it are scaled for",
+    "rule": "not part of the linear program: its rate is the largest that the tensor that it acts on allows",
+    "given": "you gave c in `exponents`",
+    "free": "nothing: it reaches no output of the model, so c is kept within fixed bounds",
+    "omega": "holds layers before it: its initial weight times the change of its input (W dx) changes its output",
+}
+PRICED = ("alpha", "omega", "u", "gradient")
+
+
+class Price(NamedTuple):
+    """Rows of one kind with one shadow price.
+
+    Attributes:
+        tag: the kind, as in the column `binds`.
+        price: how much the sum of all c falls per unit by which such a row is relaxed.
+        nodes: collapsed names of the nodes whose rows they are.
+    """
+
+    tag: str
+    price: float
+    nodes: tuple[str, ...]
+
+
+def tag_of(name: RowName) -> str:
+    """Return the kind of a row as reports tell it: rows of gradients are all "gradient"."""
+    return "gradient" if name.kind.bounds_gradient else name.kind.value
+
+
+def binding_tags(binding: Binding) -> tuple[str, ...]:
+    """Say what keeps a c from being smaller, short enough for a column: alpha, u, gradient, rule, given or free."""
+    if binding.kind is not BindingKind.ROWS:
+        return (binding.kind.value,)
+    return tuple(dict.fromkeys(map(tag_of, binding.rows)))
+
+
+def used_tags(outcome: Outcome) -> dict[str, str]:
+    """Return the tags that occur in a report, and what each means."""
+    found = dict.fromkeys(tag for plan in outcome.plan.values() for tag in binding_tags(plan.binding))
+    found |= dict.fromkeys(price.tag for price in bottlenecks(outcome))
+    return {tag: TAGS.get(tag, tag) for tag in found}
+
+
+def group_prices(prices: Mapping[Hashable, float]) -> list[Price]:
+    """Group the shadow prices of rows by kind and price: alignments first, then the highest price first."""
+    nodes: dict[tuple[str, float], dict[str, None]] = {}
+    for name, price in prices.items():
+        if isinstance(name, RowName):
+            nodes.setdefault((tag_of(name), round(abs(price), 6)), {})[name.node] = None
+    found = [
+        Price(tag, price, tuple(part.shown for part in collapse_names(which))) for (tag, price), which in nodes.items()
+    ]
+    return sorted(found, key=lambda each: (each.tag not in ALIGNMENTS, -each.price))
+
+
+def bottlenecks(outcome: Outcome) -> list[Price]:
+    """Return the shadow prices of the rows that alignments or gradients are in: where learning could be sped up."""
+    return [price for price in group_prices(outcome.solution.shadow_prices) if price.tag in PRICED]
