@@ -1,25 +1,57 @@
-"""Ways to the optimum that share no code with the solver: a closed form for chains, a mixed-integer program of mins."""
+"""Two ways to the optimum that share no code with the solver, and the networks on which both are compared."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import networkx as nx
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from abcfx.verification.recursion import Term, chain_graph, network_terms
+from abcfx.verification.recursion import Term, chain_graph, network_terms, random_chain
 
 BIG = 200.0
-MUP = {"a": [-0.5, 0.0, 0.0, 0.5], "b": [0.5, 0.5, 0.5, 0.5]}
-FULL = {"alpha": 1.0, "omega": 0.5, "u": 1.0}
+
+
+class Weights(TypedDict):
+    """The exponents a and b of a chain, by layer."""
+
+    a: list[float]
+    b: list[float]
+
+
+class SharedAlignments(TypedDict):
+    """One number of each alignment for all layers."""
+
+    alpha: float
+    omega: float
+    u: float
+
+
+class Chain(Weights):
+    """The arguments of `find_c`, by layer."""
+
+    alpha: list[float]
+    omega: list[float]
+    u: list[float]
+
+
+MUP: Weights = {"a": [-0.5, 0.0, 0.0, 0.5], "b": [0.5, 0.5, 0.5, 0.5]}
+FULL: SharedAlignments = {"alpha": 1.0, "omega": 0.5, "u": 1.0}
+
+
+def drawn_chain(rng: random.Random, length: int, low: float = 0.0, high: float = 1.0) -> Chain:
+    """Draw the exponents of a chain, its alignments between two numbers."""
+    chain = random_chain(rng, length, low, high)
+    return {"a": chain["a"], "b": chain["b"], "alpha": chain["alpha"], "omega": chain["omega"], "u": chain["u"]}
 
 
 def adam_chain(
     a: Sequence[float], b: Sequence[float], alpha: Sequence[float], omega: Sequence[float], u: Sequence[float]
 ) -> tuple[list[float], list[float]]:
-    """c and r in closed form: every r as low as W dx of the layer after it allows, then every c as low as r allows.
+    """Return c and r in closed form: each r as low as W dx of the next layer allows, then each c as low as r allows.
 
     Raising a rate lowers at most one other, by as much: nothing is gained, and the tie-break is for low upstream rates.
     """
@@ -40,7 +72,7 @@ def least_sum(
     *,
     relaxed: bool = False,
 ) -> float | None:
-    """The least cost of rates (cost, low, high) with every level the exact min of its terms; None if infeasible.
+    """Return the least cost of rates (cost, low, high) where each level is the min of its terms; None if infeasible.
 
     One binary per term says which one is the min; the program is solved again with the binaries fixed, so that no
     integer tolerance remains. `relaxed` lets levels be below the min, which is exact as long as `exact` is empty.
@@ -85,7 +117,7 @@ def least_sum(
 def network_optimum(
     graph: nx.DiGraph, optimizer: str, feature_learning: bool, *, relaxed: bool = False
 ) -> float | None:
-    """The least sum of c of a graph as `find_c_dag` takes it, all attributes given."""
+    """Return the least sum of c of a graph for `find_c_dag` in which all attributes are written out."""
     before_readouts = {("r", tail) for tail, head in graph.edges if not graph.succ[head]}
     return least_sum(
         {("r", node): network_terms(graph, node, optimizer) for node in graph},
@@ -97,7 +129,7 @@ def network_optimum(
 
 
 def mup_graph(**attributes: Any) -> nx.DiGraph:
-    """e -> h -> o, with the attributes given as `node__name=value` changed, or removed where the value is None."""
+    """Build the graph e -> h -> o; `node__name=value` changes an attribute, and None removes it."""
     graph = chain_graph([-0.5, 0.0, 0.5], [0.5, 0.5, 0.5], alpha=[1.0] * 3, omega=[0.5] * 3, u=[1.0] * 3)
     graph = nx.relabel_nodes(graph, {0: "e", 1: "h", 2: "o"})
     for key, value in attributes.items():

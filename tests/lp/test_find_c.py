@@ -9,25 +9,27 @@ import math
 import pickle
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import FULL, MUP, adam_chain, mup_graph, network_optimum
+from oracles import FULL, MUP, Chain, adam_chain, drawn_chain, mup_graph, network_optimum
 
 from abcfx.errors import InfeasibleError, InvalidInputError
 from abcfx.lp.names import RowKind, RowLabel, RowName
-from abcfx.lp.networks import Solution, find_c, find_c_dag
-from abcfx.verification.recursion import chain_graph, network_levels, random_chain, random_graph, shuffled
+from abcfx.lp.network_rows import NetworkOptimizer
+from abcfx.lp.networks import GraphSolution, find_c, find_c_dag
+from abcfx.verification.recursion import chain_graph, network_levels, random_graph, shuffled
 
 TABLES = json.loads((Path(__file__).parents[1] / "data" / "named_parametrizations.json").read_text())
-NAMES = ("alpha", "omega", "u")
+Alignment = Literal["alpha", "omega", "u"]
+NAMES: tuple[Alignment, ...] = ("alpha", "omega", "u")
 
 
-def optimum(graph: nx.DiGraph, **options: Any) -> Solution | None:
+def optimum(graph: nx.DiGraph, **options: Any) -> GraphSolution | None:
     try:
         return find_c_dag(graph, **options)
     except InfeasibleError:
@@ -51,7 +53,8 @@ class TestKnownAnswers:
 
     def test_numbers_may_be_lists_arrays_or_one_for_all(self) -> None:
         lists = find_c(**MUP, alpha=[1.0] * 4, omega=[0.5] * 4, u=[1] * 4)
-        arrays = find_c(np.array(MUP["a"]), np.array(MUP["b"]), np.ones(4), np.full(4, 0.5), np.float32(1))
+        a, b, ones, halves = (cast("list[float]", np.array(x)) for x in (MUP["a"], MUP["b"], [1.0] * 4, [0.5] * 4))
+        arrays = find_c(a, b, ones, halves, float(np.float32(1)))
         assert lists == arrays == find_c(**MUP, **FULL)
 
     @pytest.mark.parametrize("hidden", [2, 7])
@@ -135,7 +138,7 @@ class TestKnownAnswers:
             assert learning.r[min(branches, key=lambda tail: branches[tail])] == 0.0
 
     @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-    def test_rounding_does_not_grow_through_products(self, optimizer: str) -> None:
+    def test_rounding_does_not_grow_through_products(self, optimizer: NetworkOptimizer) -> None:
         """Each gate adds the r of its factors: an error of 1e-16 would be 1e+14 after 100 blocks."""
         graph = nx.DiGraph()
         graph.add_node("e", a=-0.5, b=0.5)
@@ -172,7 +175,7 @@ class TestOracles:
     def test_closed_form_of_adam_chains(self) -> None:
         rng = random.Random(0)
         for _ in range(300):
-            chain = random_chain(rng, rng.randint(1, 60), -0.5, rng.choice([0.5, 1.0, 3.0]))
+            chain = drawn_chain(rng, rng.randint(1, 60), -0.5, rng.choice([0.5, 1.0, 3.0]))
             solution = find_c(**chain)
             c, r = adam_chain(**chain)
             assert solution.c == pytest.approx(c, abs=1e-9)
@@ -180,14 +183,14 @@ class TestOracles:
 
     def test_adam_chains_take_no_pivot(self) -> None:
         """The basis that the solver starts from is optimal there, so a re-solve costs what the bookkeeping costs."""
-        chain = random_chain(random.Random(16), 50)
+        chain = drawn_chain(random.Random(16), 50)
         assert find_c(**chain).solver._program.solve().iterations == 0
 
     @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-    def test_a_chain_is_a_graph(self, optimizer: str) -> None:
+    def test_a_chain_is_a_graph(self, optimizer: NetworkOptimizer) -> None:
         rng = random.Random(1)
         for _ in range(100):
-            chain = random_chain(rng, rng.randint(1, 30))
+            chain = drawn_chain(rng, rng.randint(1, 30))
             one, other = find_c(**chain, optimizer=optimizer), find_c_dag(chain_graph(**chain), optimizer=optimizer)
             assert one.c == pytest.approx(list(other.c.values()), abs=1e-9)
             assert one.objective == pytest.approx(other.objective, abs=1e-9)
@@ -195,7 +198,7 @@ class TestOracles:
     @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
     @pytest.mark.parametrize("feature_learning", [False, True])
     @pytest.mark.parametrize("ties", [False, True])
-    def test_random_graphs(self, optimizer: str, feature_learning: bool, ties: bool) -> None:
+    def test_random_graphs(self, optimizer: NetworkOptimizer, feature_learning: bool, ties: bool) -> None:
         rng = random.Random(f"{optimizer} {feature_learning} {ties}")
         feasible = 0
         for _ in range(60):
@@ -209,7 +212,7 @@ class TestOracles:
         assert feasible >= 10
 
     @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-    def test_large_graphs(self, optimizer: str) -> None:
+    def test_large_graphs(self, optimizer: NetworkOptimizer) -> None:
         rng = random.Random(2)
         for _ in range(4):
             graph = random_graph(rng, 150)
@@ -223,18 +226,20 @@ class TestOracles:
             check(graph, optimizer, False, solution)
 
     @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-    def test_no_single_c_can_be_lower(self, optimizer: str) -> None:
+    def test_no_single_c_can_be_lower(self, optimizer: NetworkOptimizer) -> None:
         rng = random.Random(3)
         for _ in range(40):
             graph = random_graph(rng, rng.randint(1, 25), ties=rng.random() < 0.5)
             solution = optimum(graph, optimizer=optimizer)
-            for node in solution.c if solution else ():
+            if solution is None:
+                continue
+            for node in solution.c:
                 lowered = network_levels(graph, optimizer, {**solution.c, node: solution.c[node] - 0.01})
                 assert min(lowered.values()) < -1e-3
                 assert solution.binding[node]
 
 
-def check(graph: nx.DiGraph, optimizer: str, feature_learning: bool, solution: Solution) -> None:
+def check(graph: nx.DiGraph, optimizer: NetworkOptimizer, feature_learning: bool, solution: GraphSolution) -> None:
     assert solution.r == pytest.approx(network_levels(graph, optimizer, solution.c), abs=1e-9)
     assert min(solution.r.values()) >= -1e-9
     if feature_learning:
@@ -248,18 +253,18 @@ class TestOneAnswer:
         rng = random.Random(4)
         for _ in range(80):
             graph = random_graph(rng, rng.randint(2, 40), ties=True)
-            options = {"optimizer": rng.choice(["adam", "sgd"]), "feature_learning": feature_learning}
+            options: dict[str, Any] = {"optimizer": rng.choice(["adam", "sgd"]), "feature_learning": feature_learning}
             one, other = optimum(graph, **options), optimum(shuffled(rng, graph), **options)
             assert (one and one.c) == pytest.approx(other and other.c, abs=1e-9)
 
     def test_bitwise_the_same_when_repeated(self) -> None:
-        chain = random_chain(random.Random(5), 200)
+        chain = drawn_chain(random.Random(5), 200)
         assert find_c(**chain, optimizer="sgd") == find_c(**chain, optimizer="sgd")
 
     @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-    def test_a_walk_of_the_alignments_equals_cold_solves(self, optimizer: str) -> None:
+    def test_a_walk_of_the_alignments_equals_cold_solves(self, optimizer: NetworkOptimizer) -> None:
         rng = random.Random(6)
-        chain = random_chain(rng, 40, 0.3, 1.0)
+        chain = drawn_chain(rng, 40, 0.3, 1.0)
         graph = random_graph(rng, 40)
         first = find_c(**chain, optimizer=optimizer), find_c_dag(graph, optimizer=optimizer)
         for _ in range(200):
@@ -268,8 +273,8 @@ class TestOneAnswer:
                 chain[name] = [value + rng.uniform(-size, size) for value in chain[name]]
                 for values in graph.nodes.values():
                     values[name] = min(1.2, values[name] + rng.uniform(-size, size))
-            warm = first[0].resolve(*(chain[name] for name in NAMES))
-            assert warm.c == pytest.approx(find_c(**chain, optimizer=optimizer).c, abs=1e-9)
+            re_solved = first[0].resolve(*(chain[name] for name in NAMES))
+            assert re_solved.c == pytest.approx(find_c(**chain, optimizer=optimizer).c, abs=1e-9)
             try:
                 warm = first[1].resolve(*(dict(graph.nodes(data=name)) for name in NAMES))
             except InfeasibleError:
@@ -279,7 +284,7 @@ class TestOneAnswer:
                 assert min(warm.r.values()) >= -1e-9
 
     @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-    def test_small_changes_of_the_alignments_are_small_changes_of_c(self, optimizer: str) -> None:
+    def test_small_changes_of_the_alignments_are_small_changes_of_c(self, optimizer: NetworkOptimizer) -> None:
         rng = random.Random(7)
         for _ in range(60):
             graph = random_graph(rng, rng.randint(2, 40), ties=rng.random() < 0.7)
@@ -304,7 +309,7 @@ class TestOneAnswer:
             try:
                 find_c(**MUP, **FULL)
                 with pytest.raises(InvalidInputError):
-                    find_c(**MUP, **FULL, optimizer="lion")
+                    find_c(**MUP, **FULL, optimizer=cast("NetworkOptimizer", "lion"))
                 assert gc.isenabled() is was_enabled
             finally:
                 gc.enable()
@@ -322,18 +327,17 @@ exponent = st.floats(-0.5, 1.5, allow_nan=False)
 
 
 @st.composite
-def chains(draw: st.DrawFn) -> dict[str, list[float]]:
+def chains(draw: st.DrawFn) -> Chain:
     length = draw(st.integers(1, 8))
     a = draw(st.lists(exponent, min_size=length, max_size=length))
     b = [-a[0], *(0.5 - value for value in a[1:])]
-    return {"a": a, "b": b} | {
-        name: draw(st.lists(exponent, min_size=length, max_size=length)) for name in ("alpha", "omega", "u")
-    }
+    alpha, omega, u = (draw(st.lists(exponent, min_size=length, max_size=length)) for _ in range(3))
+    return {"a": a, "b": b, "alpha": alpha, "omega": omega, "u": u}
 
 
 class TestProperties:
     @given(chains(), st.sampled_from(["adam", "sgd"]))
-    def test_optimum_of_chains(self, chain: dict[str, list[float]], optimizer: str) -> None:
+    def test_optimum_of_chains(self, chain: Chain, optimizer: NetworkOptimizer) -> None:
         graph = with_all(chain_graph(**chain))
         assert find_c(**chain, optimizer=optimizer).objective == pytest.approx(
             network_optimum(graph, optimizer, False, relaxed=True), abs=1e-7
@@ -341,22 +345,20 @@ class TestProperties:
 
     @given(chains(), st.lists(exponent, min_size=8, max_size=8), st.sampled_from([("adam", 1), ("sgd", 2)]))
     def test_moving_a_multiplier_into_the_weights(
-        self, chain: dict[str, list[float]], theta: list[float], optimizer: tuple[str, int]
+        self, chain: Chain, theta: list[float], optimizer: tuple[NetworkOptimizer, int]
     ) -> None:
         """theory.md, section 3: a + theta, b - theta is the same network with c - theta (Adam) or c - 2 theta (SGD)."""
         name, times = optimizer
-        moved = chain | {
-            "a": [a + shift for a, shift in zip(chain["a"], theta, strict=False)],
-            "b": [b - shift for b, shift in zip(chain["b"], theta, strict=False)],
-        }
+        moved = chain.copy()
+        moved["a"] = [a + shift for a, shift in zip(chain["a"], theta, strict=False)]
+        moved["b"] = [b - shift for b, shift in zip(chain["b"], theta, strict=False)]
         before, after = find_c(**chain, optimizer=name), find_c(**moved, optimizer=name)
         assert after.c == pytest.approx(
             [c - times * shift for c, shift in zip(before.c, theta, strict=False)], abs=1e-6
         )
 
     @given(chains(), st.sampled_from(NAMES), st.integers(0, 7), st.floats(0, 1))
-    def test_more_alignment_never_costs_less(
-        self, chain: dict[str, list[float]], name: str, layer: int, rise: float
-    ) -> None:
-        more = [value + rise * (i == layer) for i, value in enumerate(chain[name])]
-        assert find_c(**chain | {name: more}).objective >= find_c(**chain).objective - 1e-9
+    def test_more_alignment_never_costs_less(self, chain: Chain, name: Alignment, layer: int, rise: float) -> None:
+        more = chain.copy()
+        more[name] = [value + rise * (i == layer) for i, value in enumerate(chain[name])]
+        assert find_c(**more).objective >= find_c(**chain).objective - 1e-9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import networkx as nx
 import pytest
@@ -11,6 +11,7 @@ from oracles import FULL, MUP, mup_graph
 
 from abcfx.errors import AbcfxError, InfeasibleError, InvalidInputError
 from abcfx.lp.names import RowKind
+from abcfx.lp.network_rows import NetworkOptimizer
 from abcfx.lp.networks import find_c, find_c_dag
 
 
@@ -37,8 +38,14 @@ class TestErrors:
             find_c(**{**MUP, **FULL, **changes})
 
     def test_case_of_options_does_not_matter(self) -> None:
-        assert find_c(**MUP, **FULL, optimizer="SGD").c == find_c(**MUP, **FULL, optimizer="sgd").c
-        assert find_c_dag(mup_graph(h__merge="SUM"), optimizer="Adam").c == find_c_dag(mup_graph(h__merge="sum")).c
+        assert (
+            find_c(**MUP, **FULL, optimizer=cast("NetworkOptimizer", "SGD")).c
+            == find_c(**MUP, **FULL, optimizer="sgd").c
+        )
+        assert (
+            find_c_dag(mup_graph(h__merge="SUM"), optimizer=cast("NetworkOptimizer", "Adam")).c
+            == find_c_dag(mup_graph(h__merge="sum")).c
+        )
 
     def test_near_misses_are_accepted(self) -> None:
         assert find_c([-0.5, 0.0, 0.5], [0.5, 0.500004, -1e-13], **FULL).c == pytest.approx([0.5, 1.0, 0.5])
@@ -80,7 +87,7 @@ class TestErrors:
         with pytest.raises(InvalidInputError, match="edge e -> h: multiplicity must be a whole number, 1 or more"):
             find_c_dag(graph)
         with pytest.raises(InvalidInputError, match="optimizer='lion' is not known"):
-            find_c_dag(mup_graph(), optimizer="lion")
+            find_c_dag(mup_graph(), optimizer=cast("NetworkOptimizer", "lion"))
 
     def test_alignments_of_a_re_solve(self) -> None:
         solution = find_c_dag(mup_graph())

@@ -12,7 +12,7 @@ import pytest
 from oracles import network_optimum
 
 from abcfx.errors import InfeasibleError, InvalidInputError
-from abcfx.lp.networks import Solution, find_c, find_c_dag
+from abcfx.lp.networks import ChainSolution, GraphSolution, find_c, find_c_dag
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -42,8 +42,8 @@ def graph_of(row: dict[str, Any]) -> nx.DiGraph:
     return graph
 
 
-def solve(row: dict[str, Any]) -> Solution:
-    options = {"optimizer": row["optimizer"], "feature_learning": row["feature_learning"]}
+def solve(row: dict[str, Any]) -> ChainSolution | GraphSolution:
+    options: dict[str, Any] = {"optimizer": row["optimizer"], "feature_learning": row["feature_learning"]}
     if row["kind"] == "dag":
         return find_c_dag(graph_of(row), **options)
     return find_c(*(numbers(row[key]) for key in ("a", "b", "alpha", "omega", "u")), **options)
@@ -54,7 +54,7 @@ def by_name(row: dict[str, Any], values: list[Any]) -> dict[Any, Any]:
     return {name: value for name, value in zip(names, values, strict=True) if value is not None}
 
 
-def check_optimum(row: dict[str, Any], solution: Solution) -> None:
+def check_optimum(row: dict[str, Any], solution: ChainSolution | GraphSolution) -> None:
     expected = row["expected"]
     c = dict(enumerate(solution.c)) if row["kind"] == "chain" else solution.c
     r = dict(enumerate(solution.r)) if row["kind"] == "chain" else solution.r

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from oracles import Term, least_sum
+from oracles import least_sum
 from scipy.optimize import linprog
 
 from abcfx.errors import AbcfxError, InfeasibleError
 from abcfx.lp.names import BoundName, RowKind, RowLabel, RowName
 from abcfx.lp.program import LpSolution, Solver
 from abcfx.lp.rows import ALIGNMENTS, Alignment, Rate, Row, generic_weight
+from abcfx.verification.recursion import Term
 
 NO_ALIGNMENT: Alignment = {}
 
@@ -80,7 +81,7 @@ def random_problem(rng: random.Random, *, bounds: bool = True, exact: float = 0.
     lower: dict[Hashable, float] = {("alone", name): draw(-1, 0) for name in rates}
     lower |= {row.out: rng.choice([0.0, draw(-0.5, 0.5)]) for row in rows if rng.random() < 0.4}
     alignment: dict[Hashable, Any] = {layer: (draw(0, 1), draw(0, 1), draw(0, 1)) for layer in range(3)}
-    return Problem(rows, dict(rates), lower, alignment, [level for level in lower if rng.random() < exact])
+    return Problem(rows, rates, lower, alignment, [level for level in lower if rng.random() < exact])
 
 
 def optimum(problem: Problem) -> LpSolution | None:
@@ -128,14 +129,14 @@ class TestOptimum:
 
     def test_a_trade_leaves_the_upstream_rate_low(self) -> None:
         rows = [Row("both", "r", ("up", "down"), 0.0), Row("up", "s", ("up",), 1.0), Row("down", "t", ("down",), 1.0)]
-        lower = dict.fromkeys("rst", 0.0)
+        lower: dict[Hashable, float] = dict.fromkeys("rst", 0.0)
         for order in (("up", "down"), ("down", "up")):
-            rates = {name: Rate(distance=int(name == "up")) for name in order}
+            rates: dict[Hashable, Rate] = {name: Rate(distance=int(name == "up")) for name in order}
             assert Solver(rows, rates, lower, NO_ALIGNMENT).solve().c == {"up": -1.0, "down": 1.0}
 
     def test_a_tie_at_one_distance_does_not_depend_on_the_order(self) -> None:
         rows = [Row("both", "r", ("x", "y"), 0.0), Row("x", "s", ("x",), 1.0), Row("y", "t", ("y",), 1.0)]
-        lower = dict.fromkeys("rst", 0.0)
+        lower: dict[Hashable, float] = dict.fromkeys("rst", 0.0)
         one = Solver(rows, {"x": Rate(), "y": Rate()}, lower, NO_ALIGNMENT).solve()
         other = Solver(rows[::-1], {"y": Rate(), "x": Rate()}, lower, NO_ALIGNMENT).solve()
         assert one.c == other.c
@@ -146,7 +147,7 @@ class TestOptimum:
         rows = [Row("sum", "r", ("x", "y", "z"), -1.0)]
         rows += [Row(f"{name} alone", name.upper(), (name,), 0.0) for name in "xyz"]
         rates = {"x": Rate(1.0, 1001), "y": Rate(1.0, 1000), "z": Rate(1.01, 0)}
-        lower = dict.fromkeys("rXYZ", 0.0)
+        lower: dict[Hashable, float] = dict.fromkeys("rXYZ", 0.0)
         for order in ("xyz", "zyx", "yzx"):
             solution = Solver(rows, {name: rates[name] for name in order}, lower, NO_ALIGNMENT).solve()
             assert solution.c == {"x": 0.0, "y": 1.0, "z": 0.0}
@@ -158,7 +159,7 @@ class TestOptimum:
 
     def test_rates_that_nothing_holds_up(self) -> None:
         rows = [Row("r", "r", ("used",), 0.0), Row("s", "s", ("dead", "r"), 0.0)]
-        rates = {"used": Rate(), "dead": Rate()}
+        rates: dict[Hashable, Rate] = {"used": Rate(), "dead": Rate()}
         rates |= {"low": Rate(bounds=(-9.0, 1.0)), "high": Rate(bounds=(-math.inf, -5.0))}
         solution = Solver(rows, rates, {"r": 0.0}, NO_ALIGNMENT).solve()
         assert solution.c == {"used": 0.0, "dead": -4.0, "low": -9.0, "high": -5.0}
@@ -167,7 +168,7 @@ class TestOptimum:
 
     def test_fixed_rates_costs_of_zero_and_bounds(self) -> None:
         rows = [Row(f"{name} {k}", name, (f"c{name}",), -1.0) for k, name in enumerate("abc")]
-        rates = {"ca": Rate(fixed=2.0), "cb": Rate(cost=0.0), "cc": Rate(bounds=(1.5, 3.0))}
+        rates: dict[Hashable, Rate] = {"ca": Rate(fixed=2.0), "cb": Rate(cost=0.0), "cc": Rate(bounds=(1.5, 3.0))}
         solution = Solver(rows, rates, dict.fromkeys("abc", 0.0), NO_ALIGNMENT).solve()
         assert solution.c == {"ca": 2.0, "cb": 1.0, "cc": 1.5}
         assert solution.objective == 3.5
@@ -189,7 +190,9 @@ class TestHistory:
             problem = random_problem(rng, exact=rng.choice([0.0, 0.3]))
             solver = Solver(*problem)
             for _ in range(6):
-                alignment = {layer: tuple(rng.uniform(0, 1.5) for _ in range(3)) for layer in range(3)}
+                alignment: dict[Hashable, tuple[float, float, float]] = {
+                    layer: (rng.uniform(0, 1.5), rng.uniform(0, 1.5), rng.uniform(0, 1.5)) for layer in range(3)
+                }
                 cold = optimum(problem._replace(alignment=alignment))
                 try:
                     warm = solver.resolve(alignment)
@@ -214,7 +217,9 @@ class TestExplanations:
         for _ in range(60):
             problem = random_problem(rng, bounds=False)
             solution = optimum(problem)
-            for name, price in solution.shadow_prices.items() if solution else ():
+            if solution is None:
+                continue
+            for name, price in solution.shadow_prices.items():
                 for change in (-0.1, 0.1):
                     changed = optimum(_shifted(problem, name, change))
                     if changed:
@@ -293,7 +298,7 @@ class TestInfeasible:
             Row(RowName("h", RowLabel(RowKind.UPDATE)), ("r", "h"), ("h",), 0.0, "alpha", "h"),
             Row("o: omega", ("r", "o"), (("r", "h"),), 0.5, "omega", "o"),
         ]
-        lower = {("r", "h"): 0.0, ("r", "o"): 0.0}
+        lower: dict[Hashable, float] = {("r", "h"): 0.0, ("r", "o"): 0.0}
         solver = Solver(rows, {"h": Rate()}, lower, {"h": (1.0, 0.5, 1.0), "o": (1.0, 0.75, 1.0)}, [("r", "h")])
         with pytest.raises(InfeasibleError) as error:
             solver.solve()
@@ -319,7 +324,8 @@ class TestInfeasible:
         assert set(lines) in choices
 
     def test_too_many_choices_are_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        rows, lower = [], {}
+        rows: list[Row] = []
+        lower: dict[Hashable, float] = {}
         for k in range(4):
             for side in "xy":
                 rows.append(Row(f"{side}{k}", f"{side}{k}", (f"c{side}{k}",), 0.0))
@@ -327,8 +333,9 @@ class TestInfeasible:
                 rows.append(Row(f"d{side}{k}", f"d{side}{k}", (f"{side}{k}", f"d{side}{k} rate"), 0.0))
                 lower |= {f"{side}{k}": 0.0, f"d{side}{k}": 1.0}
             lower[f"m{k}"] = 0.0
-        rates = {name: Rate() for row in rows for name in row.inputs if name.startswith("c")}
-        rates |= {name: Rate(cost=2.0, bounds=(-5.0, 5.0)) for row in rows for name in row.inputs if "rate" in name}
+        inputs = [str(name) for row in rows for name in row.inputs]
+        rates: dict[Hashable, Rate] = {name: Rate() for name in inputs if name.startswith("c")}
+        rates |= {name: Rate(cost=2.0, bounds=(-5.0, 5.0)) for name in inputs if "rate" in name}
         exact = [f"m{k}" for k in range(4)]
         assert Solver(rows, rates, lower, NO_ALIGNMENT, exact).solve().levels["m3"] == 0.0
         monkeypatch.setattr("abcfx.lp.program.MAX_BRANCHES", 5)
@@ -340,7 +347,11 @@ def _is_feasible(problem: Problem, lines: list[str]) -> bool:
     """Whether a point satisfies the constraints that the lines of a message name, whatever the others."""
     levels = list(dict.fromkeys(row.out for row in problem.rows))
     limits: dict[Hashable, list[float]] = {name: [-math.inf, math.inf] for name in [*problem.rates, *levels]}
-    known = {f"{name[1]}: {name[0]}": (name, (bound, bound)) for name, bound in problem.lower.items() if name[1:]}
+    known = {
+        f"{name[1]}: {name[0]}": (name, (bound, bound))
+        for name, bound in problem.lower.items()
+        if isinstance(name, tuple) and name[1:]
+    }
     known |= {f"{name}: c": (name, rate.limits) for name, rate in problem.rates.items()}
     rows = [row for row in problem.rows if any(line.startswith(f"{row.name}: ") and "(" in line for line in lines)]
     for line in lines:

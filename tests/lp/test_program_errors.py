@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Any
 
 import pytest
@@ -52,8 +53,9 @@ class TestBadRows:
             Solver([Row("r", "r", ("c",), 0.0)], {"c": rate}, {"r": 0.0}, NO_ALIGNMENT)
 
     def test_bounds_and_alignments(self) -> None:
-        rows, rates = [Row("r", ("r", "h"), ("c",), 0.0, "u", "h")], {"c": Rate()}
-        full = {"h": (1.0, 0.5, 1.0)}
+        rows = [Row("r", ("r", "h"), ("c",), 0.0, "u", "h")]
+        rates: dict[Hashable, Rate] = {"c": Rate()}
+        full: Alignment = {"h": (1.0, 0.5, 1.0)}
         with pytest.raises(InvalidInputError, match=r"r\(x\) has a lower bound but no row"):
             Solver(rows, rates, {("r", "x"): 0.0}, full)
         with pytest.raises(InvalidInputError, match=r"the lower bound of r\(h\) must be finite, got nan"):
