@@ -10,6 +10,7 @@ import transformers as hf
 from torch import nn
 
 HEAD, TOKENS, VOCABULARY = 16, 8, 32
+LABELS: dict[str, Any] = {"num_labels": 8}
 Inputs = dict[str, torch.Tensor]
 
 
@@ -137,7 +138,7 @@ ARCHITECTURES = {
         "ViTForImageClassification",
         lambda n: hf.ViTConfig(
             hidden_size=n, num_hidden_layers=2, num_attention_heads=n // HEAD, intermediate_size=4 * n, image_size=8,
-            patch_size=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=8,
+            patch_size=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **LABELS,
         ),
         _image,
     ),

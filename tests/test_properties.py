@@ -81,5 +81,5 @@ def test_solution_is_stable_and_every_rate_is_held_by_a_constraint(program: Prog
     for node, r in solved.r.items():
         assert r >= min(0.0, solved.s[node]) - 1e-9
     for name in solved.solution.c:
-        assert not math.isclose(solved.c[name], -4.0), f"{name} is held by nothing"
-        assert solved.binding[name]
+        assert not math.isclose(solved.c[str(name)], -4.0), f"{name} is held by nothing"
+        assert solved.binding[str(name)]

@@ -6,7 +6,7 @@ import copy
 import itertools
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import networkx as nx
 import pytest
@@ -15,9 +15,13 @@ import torch.fx as fx
 import torch.nn as nn
 import torch.nn.functional as F
 from models import MLP
+from typed import given, scales_in
 
 import abcfx
+from abcfx.capture import EmittedModule
 from abcfx.passes import PassError, ScaleInsertion, insert_scales, scale_nodes
+from abcfx.pipeline import TransformOptions
+from abcfx.plan.options import ApplyMode, DecayMode
 from abcfx.plan.spec import Spec
 
 
@@ -43,10 +47,11 @@ class TiedLM(nn.Module):
 
 
 IDS = torch.arange(12).reshape(3, 4)
+FREE = cast("DecayMode", "free")
 
 
 def spec_of(result: abcfx.Transformed, key: str) -> dict[str, Any]:
-    return {name: row[key] for name, row in result.spec.items()}
+    return {name: dict(row)[key] for name, row in result.spec.items()}
 
 
 def test_three_layer_mlp_in_absolute_widths() -> None:
@@ -93,8 +98,9 @@ def test_a_chain_has_the_exponents_of_the_named_table(optimizer: str, parametriz
 
 def test_result_unpacks_and_the_groups_train_the_model() -> None:
     torch.manual_seed(0)
-    module, groups = abcfx.transform(MLP(64), base=MLP(16), lr=1e-2, weight_decay=0.1, optimizer="adamw")
-    assert isinstance(module, fx.GraphModule)
+    result = abcfx.transform(MLP(64), base=MLP(16), lr=1e-2, weight_decay=0.1, optimizer="adamw")
+    module, groups = result
+    assert isinstance(module, fx.GraphModule) and isinstance(groups, list)
     optimizer = torch.optim.AdamW(groups)
     x, y = torch.randn(32, 20), torch.randint(0, 10, (32,))
     losses = []
@@ -149,7 +155,7 @@ def test_multiplier_before_a_norm_is_void_and_makes_no_node() -> None:
 
     result = abcfx.transform(Normed(64), torch.randn(3, 6), base=Normed(16))
     assert result.spec["emb.weight"]["void"] and result.spec["emb.weight"]["multiplier"] == 1.0
-    assert [node.name for node in scale_nodes(result.module.graph)] == ["head_scale"]
+    assert [node.name for node in scales_in(result.module)] == ["head_scale"]
     assert abcfx.transform(Normed(64), torch.randn(3, 6), base=Normed(16)).spec["emb.weight"]["c"] == 0.0
 
 
@@ -191,8 +197,9 @@ OPTIMIZERS: dict[str, Any] = {
 def test_inserted_and_absorbed_scales_train_along_one_trajectory(optimizer: str, decay: float) -> None:
     torch.manual_seed(0)
     model, base = TiedLM(32).double(), TiedLM(8).double()
-    losses = {}
-    for scales in ("insert", "absorb"):
+    losses: dict[str, list[float]] = {}
+    modes: tuple[ApplyMode, ...] = ("insert", "absorb")
+    for scales in modes:
         result = abcfx.transform(
             model, IDS, base=base, apply=scales, optimizer=optimizer, weight_decay=decay, lr=0.02, eps=1e-4
         )
@@ -226,7 +233,8 @@ def test_dropout_and_batch_norm_follow_the_mode() -> None:
         torch.manual_seed(1)
         assert torch.equal(module.train(mode)(x), expected)
     wide = abcfx.transform(Noisy(64), x, base=Noisy(32)).module
-    assert len(scale_nodes(wide.graph)) == len(scale_nodes(wide.eval_graph)) > 0
+    assert isinstance(wide, EmittedModule)
+    assert len(scales_in(wide)) == len(scale_nodes(given(wide.eval_graph))) > 0
 
 
 def test_overrides_by_pattern() -> None:
@@ -248,13 +256,13 @@ def test_overrides_by_pattern() -> None:
 
 @pytest.mark.parametrize("argument", ["roles", "exponents", "alignment"])
 def test_a_pattern_that_matches_nothing_raises(argument: str) -> None:
-    options: dict[str, Any] = {
+    options: dict[str, TransformOptions] = {
         "roles": {"overrides": abcfx.Overrides(roles={"hiden.0": "hidden"})},
         "exponents": {"overrides": abcfx.Overrides(exponents={"hiden.0": (0.0, 0.5)})},
         "alignment": {"parametrization": abcfx.Parametrization(alignment={"hiden.0": "no"})},
-    }[argument]
+    }
     with pytest.raises(abcfx.errors.InvalidInputError, match=f"{argument}: the pattern 'hiden.0'.*\n.*hidden.0"):
-        abcfx.transform(MLP(32), **options)
+        abcfx.transform(MLP(32), **options[argument])
 
 
 @pytest.mark.parametrize(
@@ -263,7 +271,10 @@ def test_a_pattern_that_matches_nothing_raises(argument: str) -> None:
         (lambda: {"optimizer": "adadelta"}, "adadelta.*\n.*adafactor"),
         (lambda: {"optimizer": {"hidden": "muon"}}, "get no optimizer"),
         (lambda: {"optimizer": {"hiden.0": "muon", "default": "adam"}}, "hiden.0"),
-        (lambda: {"overrides": abcfx.Overrides(decay_mode="free")}, "'independent', 'coupled', 'fixed'"),
+        (
+            lambda: {"overrides": abcfx.Overrides(decay_mode=cast("DecayMode", "free"))},
+            "'independent', 'coupled', 'fixed'",
+        ),
         (lambda: {"overrides": abcfx.Overrides(no_decay=["bais"])}, "no_decay.*bais"),
         (lambda: {"parametrization": "mu"}, "'mu'.*\n.*'sp', 'ntk'.*\n.*parametrization='mup'"),
         (lambda: {"parametrization": abcfx.Parametrization(alignment="some")}, "some.*\n.*'full', 'no', 'worst'"),
@@ -343,7 +354,7 @@ def test_frozen_parameters_are_in_no_group_and_hold_no_rate() -> None:
 
 def test_scale_nodes_carry_provenance_and_stand_before_the_bias() -> None:
     result = abcfx.transform(MLP(64), base=MLP(16))
-    first = scale_nodes(result.module.graph)[0]
+    first = scales_in(result.module)[0]
     assert first.meta["abcfx"].label == "emb" and first.meta["abcfx"].formula == "m^--0.5".replace("--", "")
     x = torch.zeros(2, 20)
     torch.testing.assert_close(result.module(x), _by_hand(result, x))

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from models import Attention, AttentionModule, trained
 from torch import nn
+from typed import Options, scales_in
+from typing_extensions import Unpack
 
 import abcfx
-from abcfx.passes import scale_nodes
+from abcfx.capture.options import CaptureMethod
 
 IDS = torch.randint(0, 11, (3, 5), generator=torch.Generator().manual_seed(0))
 
@@ -19,7 +21,7 @@ IDS = torch.randint(0, 11, (3, 5), generator=torch.Generator().manual_seed(0))
 HALF = ["sdpa", "sdpa with scale", "baddbmm", "einsum", "divided", "scaled before", "both sides", "soft cap", "normed"]
 
 
-def transformed(how: str, width: int = 64, heads: int = 4, **options: object) -> abcfx.Transformed:
+def transformed(how: str, width: int = 64, heads: int = 4, **options: Unpack[Options]) -> abcfx.Transformed:
     torch.manual_seed(3)
     model = Attention(width, heads, how).double()
     for parameter in model.parameters():  # biases and gains that count
@@ -32,7 +34,7 @@ CASES += [("none", 0.25, "symbolic"), ("mup", 1.0, "symbolic"), ("sdpa", 0.5, "e
 
 
 @pytest.mark.parametrize(("how", "factor", "capture"), CASES)
-def test_logits_get_what_is_missing_for_one_over_head_dim(how: str, factor: float, capture: str) -> None:
+def test_logits_get_what_is_missing_for_one_over_head_dim(how: str, factor: float, capture: CaptureMethod) -> None:
     result = transformed(how, capture=capture)
     reference = Attention(64, 4, how, factors=(2.0, factor, 0.5)).double()
     reference.load_state_dict(result.module.state_dict())
@@ -41,7 +43,7 @@ def test_logits_get_what_is_missing_for_one_over_head_dim(how: str, factor: floa
 
 
 def test_a_scale_that_is_a_tensor_is_read_if_it_can_be() -> None:
-    (node,) = [n for n in scale_nodes(transformed("tensor").module.graph) if "logits" in n.meta["abcfx"].label]
+    (node,) = scales_in(transformed("tensor").module, "logits")
     assert node.args[1] == 0.5
     with pytest.raises(abcfx.errors.InvalidInputError, match=r"(?s)scale of attention could not be found.*models.py"):
         transformed("unknown")
@@ -50,21 +52,21 @@ def test_a_scale_that_is_a_tensor_is_read_if_it_can_be() -> None:
 
 def test_fixed_head_dim_changes_nothing_and_says_so() -> None:
     result = transformed("sdpa", heads=16)
-    assert not [n for n in scale_nodes(result.module.graph) if "logits" in n.meta["abcfx"].label]
+    assert not scales_in(result.module, "logits")
     assert any("head_dim is the same" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("how", ["sdpa with scale", "scaled before", "normed", "after a bias"])
 def test_absorbed_into_the_query_it_trains_the_same(how: str) -> None:
-    options = {"optimizer": "adamw", "weight_decay": 0.1, "lr": 0.02}
-    inserted, absorbed = transformed(how, **options), transformed(how, apply="absorb", **options)
-    assert not scale_nodes(absorbed.module.graph)
+    options: Options = {"optimizer": "adamw", "weight_decay": 0.1, "lr": 0.02}
+    inserted, absorbed = transformed(how, **options), transformed(how, **(options | {"apply": "absorb"}))
+    assert not scales_in(absorbed.module)
     for left, right in zip(trained(inserted, IDS, 10), trained(absorbed, IDS, 10), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("capture", ["symbolic", "export", "record"])
-def test_attention_module_is_scaled_inside(capture: str) -> None:
+def test_attention_module_is_scaled_inside(capture: CaptureMethod) -> None:
     torch.manual_seed(0)
     model, x = AttentionModule(64).double(), torch.randn(3, 5, 6, dtype=torch.float64)
     model.attention.in_proj_bias.data.normal_()
@@ -108,7 +110,7 @@ class Caching(nn.Module):
         self.q, self.o = nn.Linear(width, width), nn.Linear(width, width)
         self.k, self.v = nn.Linear(width, 8), nn.Linear(width, 8)
 
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor) -> object:
         x = self.tok(tokens)
         q = self.q(x).unflatten(-1, (-1, 8)).transpose(1, 2)
         k, v = self.k(x).unsqueeze(1), self.v(x).unsqueeze(1)

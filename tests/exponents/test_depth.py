@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import cast, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from models import trained
 from torch import nn
+from typed import Options, given, scales_in
+from typing_extensions import Unpack
 
 import abcfx
-from abcfx.passes import scale_nodes
+from abcfx.exponents.options import DepthTable
 
 IDS = torch.randint(0, 11, (4, 6), generator=torch.Generator().manual_seed(0))
 
@@ -48,15 +51,21 @@ class Deep(nn.Module):
         return self.head(self.norm(x))
 
 
-def deep(depth: str, layers: int = 8, kind: str = "plain", width: int = 32, **options: object) -> abcfx.Transformed:
+def deep(
+    depth: DepthTable, layers: int = 8, kind: str = "plain", width: int = 32, **options: Unpack[Options]
+) -> abcfx.Transformed:
     torch.manual_seed(0)
     model, base = Deep(width, layers, kind).double(), Deep(16, 2, kind).double()
+    defaults: Options = {
+        "optimizer": "adamw",
+        "lr": 0.01,
+        "parametrization": abcfx.Parametrization(depth=depth),
+    }
     return abcfx.transform(
         model,
         IDS,
         base=base,
-        parametrization=abcfx.Parametrization(depth=depth),
-        **({"optimizer": "adamw", "lr": 0.01} | options),
+        **(defaults | options),
     )
 
 
@@ -69,32 +78,32 @@ def deep(depth: str, layers: int = 8, kind: str = "plain", width: int = 32, **op
     ],
 )  # fmt: skip
 def test_numbers_of_the_published_table(
-    depth: str, optimizer: str, branch: float, lr: float, eps: float | None
+    depth: DepthTable, optimizer: str, branch: float, lr: float, eps: float | None
 ) -> None:
     plain, result = deep("none", optimizer=optimizer), deep(depth, optimizer=optimizer)
-    nodes = [n for n in scale_nodes(result.module.graph) if "branch" in n.meta["abcfx"].label]
+    nodes = scales_in(result.module, "branch")
     assert len(nodes) == 16 and {n.args[1] for n in nodes} == {4.0**branch}
     for name, row in result.spec.items():
         inside = name.startswith("blocks") and not name.endswith("gain")  # those are not used
         assert row["lr"] == pytest.approx(plain.spec[name]["lr"] * (4.0**lr if inside else 1))
         if eps is not None:
-            assert row["eps"] == pytest.approx(plain.spec[name]["eps"] * (4.0**eps if inside else 1))
+            assert row["eps"] == pytest.approx(given(plain.spec[name]["eps"]) * (4.0**eps if inside else 1))
     assert any("depth: 4 times" in note for note in result.notes) and any("'none'" in note for note in plain.notes)
 
 
 @pytest.mark.parametrize("kind", ["plain", "gained", "parallel", "gpt2"])
 @pytest.mark.parametrize(("depth", "optimizer"), [("completep", "adamw"), ("mup", "sgd")])
-def test_absorbed_factors_train_the_same(kind: str, depth: str, optimizer: str) -> None:
-    options = {"kind": kind, "optimizer": optimizer, "weight_decay": 0.1}
-    inserted, sgd = deep(depth, **options), optimizer == "sgd"
-    absorbed = deep(depth, apply="absorb", **options)
-    assert not scale_nodes(absorbed.module.graph)
+def test_absorbed_factors_train_the_same(kind: str, depth: DepthTable, optimizer: str) -> None:
+    options: Options = {"optimizer": optimizer, "weight_decay": 0.1}
+    inserted, sgd = deep(depth, kind=kind, **options), optimizer == "sgd"
+    absorbed = deep(depth, kind=kind, **(options | {"apply": "absorb"}))
+    assert not scales_in(absorbed.module)
     for left, right in zip(trained(inserted, IDS, 6, sgd), trained(absorbed, IDS, 6, sgd), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(inserted.fold()(IDS), inserted.module(IDS), rtol=1e-10, atol=1e-10)
 
 
-def change(depth: str, layers: int) -> float:
+def change(depth: DepthTable, layers: int) -> float:
     result = deep(depth, layers, width=16, lr=1e-4)
     first, *_, last = trained(result, IDS, 4)
     return float((last - first).square().mean().sqrt())
@@ -102,7 +111,7 @@ def change(depth: str, layers: int) -> float:
 
 @pytest.mark.slow
 def test_what_the_model_learns_in_a_few_steps_does_not_grow_with_depth() -> None:
-    slopes = {d: math.log(change(d, 64) / change(d, 4)) / math.log(64 / 4) for d in ("none", "mup", "completep")}
+    slopes = {d: math.log(change(d, 64) / change(d, 4)) / math.log(64 / 4) for d in get_args(DepthTable)}
     assert abs(slopes["completep"]) < 0.1 and abs(slopes["mup"]) < 0.15
     assert slopes["none"] > 0.6
 
@@ -114,7 +123,7 @@ def test_init_that_knows_depth_is_the_bases() -> None:
 
 def test_same_depth_is_left_alone_and_blocks_without_branches_are_refused() -> None:
     same = deep("completep", layers=2)
-    assert not [n for n in scale_nodes(same.module.graph) if "branch" in n.meta["abcfx"].label]
+    assert not scales_in(same.module, "branch")
 
     def chain(width: int, depth: int) -> nn.Module:
         return nn.Sequential(nn.Linear(6, width), *(nn.Linear(width, width) for _ in range(depth)))
@@ -124,7 +133,7 @@ def test_same_depth_is_left_alone_and_blocks_without_branches_are_refused() -> N
             chain(16, 4), torch.rand(3, 6), base=chain(16, 2), parametrization=abcfx.Parametrization(depth="completep")
         )
     with pytest.raises(abcfx.errors.InvalidInputError, match="'none', 'mup', 'completep'"):
-        deep("sqrt")
+        deep(cast("DepthTable", "sqrt"))
 
 
 class Odd(nn.Module):
@@ -141,7 +150,7 @@ class Odd(nn.Module):
         x = self.stem(x)
         for block in self.blocks:
             y = F.layer_norm(x, x.shape[-1:])
-            f, g = block["f"], block["g"]
+            f, g = block.get_submodule("f"), block.get_submodule("g")
             if self.how == "two at once":
                 x = x + f(y) + g(torch.tanh(y))
             elif self.how == "stream in the middle":
@@ -163,7 +172,7 @@ def test_every_branch_of_the_stream_is_scaled_once(how: str, branches: int) -> N
     torch.manual_seed(0)
     model, base = Odd(16, 3, how, extra=4).double(), Odd(16, 1, how, extra=2).double()
     result = abcfx.transform(model, x.double(), base=base, parametrization=abcfx.Parametrization(depth="completep"))
-    nodes = [n for n in scale_nodes(result.module.graph) if "branch" in n.meta["abcfx"].label]
+    nodes = scales_in(result.module, "branch")
     assert len(nodes) == branches
     assert all(n.args[1] == pytest.approx(1 / 3) for n in nodes)  # blocks, not heads
     torch.testing.assert_close(result.fold()(x.double()), result.module(x.double()), rtol=1e-12, atol=1e-12)
@@ -176,4 +185,4 @@ def test_more_heads_are_no_depth() -> None:
         base=Odd(16, 2, "gated", 2),
         parametrization=abcfx.Parametrization(depth="completep"),
     )
-    assert not [n for n in scale_nodes(result.module.graph) if "branch" in n.meta["abcfx"].label]
+    assert not scales_in(result.module, "branch")

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from models_mup import ARCHITECTURES
+from typed import given
 
 import abcfx
+from abcfx.plan.spec import SpecRow
 
 HERE = Path(__file__).parents[1]
 REFERENCE = json.loads((HERE / "data" / "mup_reference.json").read_text())["architectures"]
@@ -26,18 +28,18 @@ def _transform(name: str, optimizer: str, **options: Any) -> abcfx.Transformed:
     return abcfx.transform(model, inputs, base=base, optimizer=optimizer, lr=1.0, weight_decay=1.0, **options)
 
 
-def _forward(row: dict[str, Any], uses: list[dict[str, Any]]) -> list[float]:
+def _forward(row: SpecRow, uses: list[dict[str, Any]]) -> list[float]:
     multiplier = row["multiplier"]
     return list(multiplier.values()) if isinstance(multiplier, dict) else [multiplier] * len(uses)
 
 
 @pytest.mark.parametrize(
     ("name", "scales"),
-    # absorbed, the factor of a tied head is in the norm before it: tests/test_absorb_tied.py
+    # absorbed, the factor of a tied head is in the norm before it: tests/plan/test_absorb_tied.py
     [(n, s) for n in COVERED for s in ("insert", "absorb") if (n, s) != ("transformer_tied_headcount", "absorb")],
 )
 def test_invariants_equal_those_of_mup(name: str, scales: str) -> None:
-    """Effective init, Adam and SGD rates and lr x weight decay: what the symmetry between formulations leaves alone."""
+    """Compare what no change of formulation alters: effective init, Adam and SGD rates, lr times weight decay."""
     adam, sgd = _transform(name, "adamw", apply=scales).spec, _transform(name, "sgd", apply=scales).spec
     wrong = []
     for parameter, expected in REFERENCE[name]["params"].items():
@@ -48,7 +50,7 @@ def test_invariants_equal_those_of_mup(name: str, scales: str) -> None:
             "adamw_lr_times_wd": row["lr"] * row["weight_decay"],
             "sgd_lr_eff_mult": lead**2 * sgd[parameter]["lr"],
             "sgd_lr_times_wd": sgd[parameter]["lr"] * sgd[parameter]["weight_decay"],
-            "init_eff_mult": lead * 4.0 ** -row["own_init"]["exponent"] * row["init_factor"],
+            "init_eff_mult": lead * 4.0 ** -given(row["own_init"])["exponent"] * row["init_factor"],
             "uses": [f / lead for f in _forward(row, expected["uses"])],
         }
         reference = {

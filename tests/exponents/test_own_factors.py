@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import abcfx
+from abcfx.plan.options import ApplyMode
 
 WIDTH, BASE = 64, 16
 IDS = torch.arange(10).view(2, 5)
@@ -49,7 +50,7 @@ class Model(nn.Module):
         return self.head(x * self.before_head) * self.after_head
 
 
-def transformed(scales: str, counted: int | None, **options: Any) -> abcfx.Transformed:
+def transformed(scales: ApplyMode, counted: int | None, **options: Any) -> abcfx.Transformed:
     torch.manual_seed(0)
     model, base = Model(WIDTH, counted=counted, **options), Model(BASE, **options)
     options = {"optimizer": "adamw", "weight_decay": 0.1, "eps": 1e-4, "lr": 0.01}
@@ -86,7 +87,7 @@ def trajectory(result: abcfx.Transformed) -> list[float]:
     ],
     ids=str,
 )
-def test_a_factor_that_grows_trains_as_one_that_stays(options: dict[str, Any], scales: str) -> None:
+def test_a_factor_that_grows_trains_as_one_that_stays(options: dict[str, Any], scales: ApplyMode) -> None:
     """The same model, whose factors are written for the base width, at every width: the same trajectory."""
     growing, staying = (transformed(scales, counted, **options) for counted in (None, BASE))
     assert trajectory(growing) == pytest.approx(trajectory(staying), rel=1e-12, abs=0.0)

@@ -63,7 +63,7 @@ def random_problem(rng: random.Random, *, bounds: bool = True, exact: float = 0.
     def draw(low: float, high: float) -> float:
         return rng.randint(round(4 * low), round(4 * high)) / 4 if ties else round(rng.uniform(low, high), 3)
 
-    rates = {}
+    rates: dict[Hashable, Rate] = {}
     for i in range(rng.randint(1, 5)):
         limits = (rng.choice([-math.inf, draw(-1, 0)]), rng.choice([math.inf, draw(0, 2)]))
         fixed = draw(-1, 1) if bounds and rng.random() < 0.1 else None
@@ -347,7 +347,7 @@ def _is_feasible(problem: Problem, lines: list[str]) -> bool:
     """Whether a point satisfies the constraints that the lines of a message name, whatever the others."""
     levels = list(dict.fromkeys(row.out for row in problem.rows))
     limits: dict[Hashable, list[float]] = {name: [-math.inf, math.inf] for name in [*problem.rates, *levels]}
-    known = {
+    known: dict[str, tuple[Hashable, tuple[float, float]]] = {
         f"{name[1]}: {name[0]}": (name, (bound, bound))
         for name, bound in problem.lower.items()
         if isinstance(name, tuple) and name[1:]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import abcfx
+from abcfx.capture.options import CaptureMethod
 from abcfx.pairing.blocks import match_blocks
 
 
@@ -39,7 +40,7 @@ X = torch.randn(3, 6)
 @pytest.mark.parametrize(
     ("target", "base"), [("mmmm", "mm"), ("mmm", "m"), ("mm", "mmm"), ("lmlmlm", "lm"), ("lmm", "lm")]
 )
-def test_blocks_are_paired_with_blocks_of_their_kind(target: str, base: str, capture: str) -> None:
+def test_blocks_are_paired_with_blocks_of_their_kind(target: str, base: str, capture: CaptureMethod) -> None:
     model = Mixed(64, target)
     deep = abcfx.transform(model, X, base=Mixed(16, base), capture=capture)
     same = abcfx.transform(model, X, base=Mixed(16, target), capture=capture)

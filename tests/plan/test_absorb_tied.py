@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import abcfx
+from abcfx.plan.options import ApplyMode
 
 
 class Tied(nn.Module):
@@ -40,8 +41,9 @@ def test_absorb_keeps_the_scale_of_the_other_use_where_no_norm_can_take_it() -> 
 def test_absorb_moves_the_scale_of_a_tied_head_into_the_norm_before_it(with_base: bool) -> None:
     torch.manual_seed(0)
     model, base = Tied(64).double(), Tied(16).double() if with_base else None
-    losses = {}
-    for scales in ("insert", "absorb"):
+    losses: dict[str, list[float]] = {}
+    modes: tuple[ApplyMode, ...] = ("insert", "absorb")
+    for scales in modes:
         torch.manual_seed(1)
         result = abcfx.transform(model, IDS, base=base, apply=scales, optimizer="adamw", weight_decay=0.1, eps=1e-4)
         optimizer = torch.optim.AdamW(result.param_groups)

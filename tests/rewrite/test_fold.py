@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from models import Attention, AttentionModule
 from torch import nn
+from typed import Options, given, scales_in
+from typing_extensions import Unpack
 
 import abcfx
-from abcfx.passes import scale_nodes
 
 IDS = torch.randint(0, 11, (3, 5), generator=torch.Generator().manual_seed(0))
 
@@ -38,12 +40,12 @@ class Interleaved(Attention):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.emb(ids)
         b, t, n = x.shape
-        q, k, v = self.qkv(self.ln(x)).view(b, t, self.heads, -1).transpose(1, 2).chunk(3, -1)
+        q, k, v = given(self.qkv)(self.ln(x)).view(b, t, self.heads, -1).transpose(1, 2).chunk(3, -1)
         out = F.scaled_dot_product_attention(q, k, v)
         return self.head(x + self.o(out.transpose(1, 2).reshape(b, t, n)))
 
 
-MODELS = {
+MODELS: dict[str, tuple[Callable[[int], nn.Module], torch.Tensor]] = {
     "tied": (lambda n: Tied(n), IDS),
     "separate": (lambda n: Attention(n, 4, "sdpa"), IDS),
     "fused": (lambda n: Attention(n, 4, "fused"), IDS),
@@ -52,14 +54,14 @@ MODELS = {
 }
 
 
-def prepared(name: str, **options: object) -> tuple[nn.Module, abcfx.Transformed, torch.Tensor]:
+def prepared(name: str, **options: Unpack[Options]) -> tuple[nn.Module, abcfx.Transformed, torch.Tensor]:
     make, inputs = MODELS[name]
     torch.manual_seed(0)
     model = make(64).double()
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    options = {"optimizer": "adamw", "lr": 0.02, "weight_decay": 0.1} | options
-    return model, abcfx.transform(model, inputs, base=make(16).double(), **options), inputs
+    defaults: Options = {"optimizer": "adamw", "lr": 0.02, "weight_decay": 0.1}
+    return model, abcfx.transform(model, inputs, base=make(16).double(), **(defaults | options)), inputs
 
 
 def train(result: abcfx.Transformed, inputs: torch.Tensor, steps: int = 5) -> list[torch.Tensor]:
@@ -76,7 +78,7 @@ def train(result: abcfx.Transformed, inputs: torch.Tensor, steps: int = 5) -> li
 @pytest.mark.parametrize("name", MODELS)
 def test_folded_weights_compute_what_was_trained(name: str) -> None:
     model, result, inputs = prepared(name)
-    assert scale_nodes(result.module.graph)
+    assert scales_in(result.module)
     train(result, inputs)
     folded, expected = result.fold(), result.module(inputs)
     assert type(folded) is type(model) and list(folded.state_dict()) == list(model.state_dict())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from typed import scales_in
 
 import abcfx
-from abcfx.passes import scale_nodes
+from abcfx.capture.options import CaptureMethod
 
 X = torch.randn(3, 6)
 
@@ -30,7 +31,7 @@ class Model(nn.Module):
 def test_without_transform_nothing_is_multiplied(as_module: bool) -> None:
     torch.manual_seed(0)
     model = Model(8, as_module=as_module)
-    fc = model.fc.module if as_module else model.fc
+    fc = model.get_submodule("fc.module" if as_module else "fc")
     expected = model.head(torch.tanh(fc(torch.tanh(model.emb(X)))))
     assert torch.equal(model(X), expected)
     torch.autograd.gradcheck(lambda x: abcfx.scaled(torch.sin, 0.5)(x), X.double().requires_grad_())
@@ -38,11 +39,11 @@ def test_without_transform_nothing_is_multiplied(as_module: bool) -> None:
 
 @pytest.mark.parametrize("as_module", [True, False])
 @pytest.mark.parametrize("capture", ["symbolic", "export", "record"])
-def test_it_is_a_scale_node_of_the_transformed_model(capture: str, as_module: bool) -> None:
+def test_it_is_a_scale_node_of_the_transformed_model(capture: CaptureMethod, as_module: bool) -> None:
     torch.manual_seed(0)
     model = Model(32, as_module=as_module)
     result = abcfx.transform(model, X, base=Model(8, as_module=as_module), capture=capture)
-    (node,) = [n for n in scale_nodes(result.module.graph) if "abcfx.scaled" in n.meta["abcfx"].label]
+    (node,) = scales_in(result.module, "abcfx.scaled")
     assert node.args[1] == 0.5
     name = "fc.module.weight" if as_module else "fc.weight"
     plain = abcfx.transform(Model(32, 0.0, as_module), X, base=Model(8, 0.0, as_module), capture=capture)
@@ -52,8 +53,10 @@ def test_it_is_a_scale_node_of_the_transformed_model(capture: str, as_module: bo
 
 
 def test_where_it_has_no_place_it_is_refused() -> None:
-    for options in ({}, {"base": Model(8), "apply": "inplace"}):
-        with pytest.raises(abcfx.errors.InvalidInputError, match=r"abcfx\.scaled at fc.*\n.*base="):
-            abcfx.transform(Model(32), X, **options)
+    refused = pytest.raises(abcfx.errors.InvalidInputError, match=r"abcfx\.scaled at fc.*\n.*base=")
+    with refused:
+        abcfx.transform(Model(32), X)
+    with refused:
+        abcfx.transform(Model(32), X, base=Model(8), apply="inplace")
     with pytest.raises(abcfx.errors.InvalidInputError, match=r"abcfx\.scaled at .* cannot be put into weights"):
         abcfx.transform(Model(32), X, base=Model(8)).fold()

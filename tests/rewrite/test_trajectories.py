@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import pytest
 import torch
@@ -14,6 +14,8 @@ from torch import nn
 
 import abcfx
 from abcfx.examples.gpt import GPT, GPTConfig
+from abcfx.plan.options import ApplyMode
+from abcfx.theory.optimizers import Optimizer
 
 BASE, WIDTH, STEPS = 8, 32, 20  # m = 4: every factor is a power of two
 CLASSES = 11
@@ -99,12 +101,20 @@ class StackedMuon(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * max(1.0, tall) ** 0.5 * x)
 
 
-class Trained(NamedTuple):
-    """`optimizer` and `options` are what `transform` is told, `make` builds the optimizers from what it returns."""
+class Hyperparameters(TypedDict, total=False):
+    """Numbers that `transform` is given."""
 
-    optimizer: Any
+    lr: float
+    eps: float
+    weight_decay: float
+
+
+class Trained(NamedTuple):
+    """Options of `transform` and a function that builds the optimizers from its result."""
+
+    optimizer: Optimizer | dict[str, Optimizer]
     make: Callable[[abcfx.Transformed], list[torch.optim.Optimizer]]
-    options: dict[str, float]
+    options: Hyperparameters
 
 
 def _adamw_and_muon(result: abcfx.Transformed) -> list[torch.optim.Optimizer]:
@@ -134,7 +144,7 @@ OPTIMIZERS = {
 }
 
 
-def transformed(name: str, scales: str, trained: Trained) -> abcfx.Transformed:
+def transformed(name: str, scales: ApplyMode, trained: Trained) -> abcfx.Transformed:
     build, inputs = MODELS[name]
     torch.manual_seed(0)
     base, model = build(BASE).double(), build(WIDTH).double()
@@ -154,7 +164,7 @@ def transformed(name: str, scales: str, trained: Trained) -> abcfx.Transformed:
 
 
 def outputs(name: str, result: abcfx.Transformed, trained: Trained) -> torch.Tensor:
-    """The model's outputs before each step."""
+    """Train and return the outputs before each step."""
     _, inputs = MODELS[name]
     optimizers, found = trained.make(result), []
     for _ in range(STEPS):

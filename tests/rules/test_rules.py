@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from abcfx.capture.options import CaptureMethod
+from collections.abc import Callable
+from typed import number
+from typed import scales_in
+
 import copy
 from typing import Any
 
@@ -30,7 +35,7 @@ def test_a_region_of_its_own_is_paired_too() -> None:
 
 
 class Recurrent(nn.Module):
-    def __init__(self, width: int, kind: type[nn.RNNBase] = nn.LSTM) -> None:
+    def __init__(self, width: int, kind: Callable[..., nn.RNNBase] = nn.LSTM) -> None:
         super().__init__()
         self.rnn = kind(6, width, num_layers=2, batch_first=True)
         self.head = nn.Linear(width, 3)
@@ -40,7 +45,7 @@ class Recurrent(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_recurrent_weights_carry_their_multiplier_in_init_and_rate(kind: type[nn.RNNBase]) -> None:
+def test_recurrent_weights_carry_their_multiplier_in_init_and_rate(kind: Callable[..., nn.RNNBase]) -> None:
     """Effective exponents a + b, a + c of muP: 0 and 0 for the input weight of layer 0, 1/2 and 1 for the others."""
     torch.manual_seed(0)
     result = abcfx.transform(Recurrent(64, kind), torch.randn(3, 5, 6), base=Recurrent(16, kind), parametrization="ntk")
@@ -48,7 +53,7 @@ def test_recurrent_weights_carry_their_multiplier_in_init_and_rate(kind: type[nn
     assert found["rnn.weight_ih_l0"] == (0.0, 0.0, 0.0)
     assert {found[f"rnn.weight_{name}"] for name in ("hh_l0", "ih_l1", "hh_l1")} == {(0.0, 0.5, 1.0)}
     assert result.spec["rnn.bias_ih_l0"]["init_factor"] == 2.0  # torch lets it shrink with fan_in
-    assert [node.name for node in scale_nodes(result.module.graph)] == ["head_scale"]
+    assert [node.name for node in scales_in(result.module)] == ["head_scale"]
 
 
 def test_attention_module_with_growing_heads_and_with_growing_head_dim() -> None:
@@ -160,7 +165,7 @@ def test_an_output_that_grows_with_width_is_noted() -> None:
 
 
 @pytest.mark.parametrize("capture", ["auto", "export"])
-def test_embedding_bag_with_weights_for_each_row(capture: str) -> None:
+def test_embedding_bag_with_weights_for_each_row(capture: CaptureMethod) -> None:
     class Bag(nn.Module):
         def __init__(self, width: int) -> None:
             super().__init__()
@@ -177,13 +182,13 @@ def test_embedding_bag_with_weights_for_each_row(capture: str) -> None:
     expected = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in expected.named_parameters():
-            parameter.copy_(result.module.get_parameter(name) * result.spec[name]["multiplier"])
+            parameter.copy_(result.module.get_parameter(name) * number(result.spec[name]["multiplier"]))
     torch.testing.assert_close(result.module(*args), expected(*args))
 
 
 @pytest.mark.parametrize("capture", ["symbolic", "export"])
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.InstanceNorm1d])
-def test_the_gain_of_a_batch_norm_learns_however_it_is_captured(norm: type[nn.Module], capture: str) -> None:
+def test_the_gain_of_a_batch_norm_learns_however_it_is_captured(norm: type[nn.Module], capture: CaptureMethod) -> None:
     """F.batch_norm takes its gain after the running statistics, aten.batch_norm before them."""
 
     def build(width: int) -> nn.Module:
@@ -278,6 +283,7 @@ class TiedBottleneck(nn.Module):
 def test_what_contracts_a_tied_table_needs_a_plus_b_of_e_in_also_before_other_layers() -> None:
     result = abcfx.transform(TiedBottleneck(32), torch.zeros(2, 5, dtype=torch.long), base=TiedBottleneck(8))
     row = result.spec["up.weight"]
+    assert isinstance(row["a"], dict)
     assert (sorted(row["a"].values()), row["b"], row["c"]) == ([-0.5, 0.5], 0.5, 0.5)
 
 

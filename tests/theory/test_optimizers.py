@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -11,16 +11,24 @@ from models import Block
 from torch import nn
 
 import abcfx
-from abcfx.theory.optimizers import FAMILIES, family
+from abcfx.plan.options import ApplyMode, DecayMode
+from abcfx.theory.optimizers import FAMILIES, Optimizer, family
+
+NO_SCHEDULE = abcfx.Schedule()
 
 
 def rates(
-    optimizer: str, width: int = 64, base: int = 16, **options: Any
+    optimizer: Optimizer | Mapping[str, Optimizer],
+    width: int = 64,
+    base: int = 16,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    schedule: abcfx.Schedule = NO_SCHEDULE,
 ) -> tuple[abcfx.Transformed, dict[str, float]]:
-    """c of each parameter where no multiplier is left."""
+    """Transform with absorbed multipliers and return the result with c of each parameter."""
     result = abcfx.transform(
         Block(width), torch.zeros(3, 4, dtype=torch.long), base=Block(base), optimizer=optimizer,
-        apply="absorb", **options,
+        apply="absorb", lr=lr, weight_decay=weight_decay, schedule=schedule,
     )  # fmt: skip
     return result, {name: row["c"] for name, row in result.spec.items()}
 
@@ -34,7 +42,9 @@ TABLE = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_rates_of_the_maximal_class(name: str) -> None:
-    optimizer = {"emb": name, "fc": name, "head": name, "default": "adam"} if name.startswith("muon") else name
+    optimizer: str | dict[str, Optimizer] = (
+        {"emb": name, "fc": name, "head": name, "default": "adam"} if name.startswith("muon") else name
+    )
     _, c = rates(optimizer)
     assert (c["emb.weight"], c["fc.weight"], c["head.weight"]) == pytest.approx(TABLE[name])
 
@@ -71,7 +81,7 @@ def test_optimizer_may_be_a_class_or_an_instance() -> None:
     assert family("Muon-RMS") == FAMILIES["muon_rms"]
 
 
-def test_what_is_not_known_is_refused_with_the_nearest():
+def test_what_is_not_known_is_refused_with_the_nearest() -> None:
     with pytest.raises(
         abcfx.errors.InvalidInputError, match=r"optimizer='adamm' is not known.*\n.*\n  To fix: optimizer='adam'"
     ):
@@ -90,7 +100,8 @@ def test_numbers_of_an_instance_are_the_defaults() -> None:
 
 
 def test_several_optimizers_share_a_model() -> None:
-    result, c = rates({"hidden": torch.optim.Muon, "default": "adamw"})
+    both: dict[str, Optimizer] = {"hidden": torch.optim.Muon, "default": "adamw"}
+    result, c = rates(both)
     muon, adamw = result.groups_for("muon"), result.groups_for(torch.optim.AdamW)
     assert [name for group in muon for name in group["param_names"]] == ["fc.weight"]
     assert len(muon) + len(adamw) == len(result.param_groups)
@@ -106,8 +117,8 @@ def test_muon_for_vectors_is_refused_with_the_line_that_splits() -> None:
 
 
 @pytest.mark.parametrize("scales", ["insert", "absorb"])
-def test_weight_decay_modes(scales: str) -> None:
-    def decays(mode: str, name: str) -> tuple[float, float]:
+def test_weight_decay_modes(scales: ApplyMode) -> None:
+    def decays(mode: DecayMode, name: str) -> tuple[float, float]:
         result = abcfx.transform(
             Block(64), torch.zeros(3, 4, dtype=torch.long), base=Block(16), optimizer="adamw", weight_decay=0.1,
             apply=scales, overrides=abcfx.Overrides(no_decay=["vector", "head"], decay_mode=mode),
