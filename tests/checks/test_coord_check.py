@@ -36,8 +36,9 @@ def ids() -> torch.Tensor:
     return torch.randint(0, 128, (8, 64), generator=torch.Generator().manual_seed(0))
 
 
-def check(make_model: Callable[[int], nn.Module] = gpt, **options: Any) -> Any:
-    return abcfx.coord_check(make_model, ids(), **({"widths": WIDTHS, "control": False} | options))
+def check(make_model: Callable[[int], nn.Module] = gpt, **options: Any) -> CoordCheck:
+    defaults: dict[str, Any] = {"widths": WIDTHS, "control": False}
+    return abcfx.coord_check(make_model, ids(), **(defaults | options))
 
 
 def failed(result: CoordCheck) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -77,7 +78,9 @@ def test_schedulers_do_not_reach_the_plan(result: abcfx.Transformed) -> None:
 
 
 @pytest.mark.parametrize("other", [torch.optim.SGD, torch.optim.Adam, torch.optim.Adafactor])
-def test_another_optimizer_than_planned_is_named(result: abcfx.Transformed, other: type[torch.optim.Optimizer]) -> None:
+def test_another_optimizer_than_planned_is_named(
+    result: abcfx.Transformed, other: Callable[..., torch.optim.Optimizer]
+) -> None:
     with pytest.raises(CheckFailedError, match="planned for adamw"):
         abcfx.check_optimizer(
             other([{k: v for k, v in g.items() if k != "eps"} for g in result.param_groups]), result

@@ -13,6 +13,7 @@ from torch import nn
 import abcfx
 from abcfx.checks.curves import Curve, Shift, minimum
 from abcfx.checks.sweep import Job, Run, Sweep
+from abcfx.checks.transfer_result import TrainingRun, TransferCheck
 from abcfx.checks.transfer_study import judge_transfer
 from abcfx.examples.digits import load_digits
 from abcfx.examples.mlp import make_mlp
@@ -39,8 +40,15 @@ def batches(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return found
 
 
-def check(**options: Any) -> Any:
-    defaults = {"widths": WIDTHS, "lr": 2.0**-6, "steps": 40, "seeds": 1, "backend": "sequential", "control": False}
+def check(**options: Any) -> TransferCheck:
+    defaults: dict[str, Any] = {
+        "widths": WIDTHS,
+        "lr": 2.0**-6,
+        "steps": 40,
+        "seeds": 1,
+        "backend": "sequential",
+        "control": False,
+    }
     return abcfx.transfer_check(Net, batches, **(defaults | options))
 
 
@@ -130,12 +138,19 @@ def test_a_list_of_batches_must_be_long_enough() -> None:
         abcfx.transfer_check(Net, batches(0)[:10], widths=WIDTHS, steps=40)
 
 
-def installed(**options: Any) -> list[Any]:
-    """Runs of a check whose model and batches every process can import or is sent whole."""
+def installed(**options: Any) -> tuple[TrainingRun, ...]:
+    """Return the runs of a check whose model and batches every process can import or is sent whole."""
     digits = load_digits()[0]
     rows = [(digits.images[i : i + 32], digits.labels[i : i + 32]) for i in range(0, 640, 32)]
     rates = [2.0**-7, 2.0**-6, 2.0**-5]
-    defaults = {"widths": (16, 32), "lr": 2.0**-6, "lrs": rates, "steps": 20, "seeds": 1, "control": False}
+    defaults: dict[str, Any] = {
+        "widths": (16, 32),
+        "lr": 2.0**-6,
+        "lrs": rates,
+        "steps": 20,
+        "seeds": 1,
+        "control": False,
+    }
     return abcfx.transfer_check(make_mlp, rows, **(defaults | options)).runs
 
 

@@ -13,6 +13,7 @@ from torch import nn
 import abcfx
 from abcfx.checks.rate_search import RateSearch, sum_of_moves
 from abcfx.checks.sweep import Job, Run
+from abcfx.checks.tune_result import Tuned
 
 
 class Net(nn.Module):
@@ -33,8 +34,15 @@ def batches(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(row, (row * 5 + 3) % 32) for row in ids]
 
 
-def tuned(**options: Any) -> Any:
-    defaults = {"width": 16, "budget": 30, "seeds": 1, "steps": 30, "lr": 2.0**-7, "backend": "sequential"}
+def tuned(**options: Any) -> Tuned:
+    defaults: dict[str, Any] = {
+        "width": 16,
+        "budget": 30,
+        "seeds": 1,
+        "steps": 30,
+        "lr": 2.0**-7,
+        "backend": "sequential",
+    }
     return abcfx.tune(Net, batches, **(defaults | options))
 
 
@@ -58,7 +66,7 @@ def test_what_is_returned_is_taken_by_transform_and_transfer_check() -> None:
         backend="sequential",
         control=False,
     )
-    assert checked.lr is result
+    assert checked.lr is result and isinstance(result, Tuned)
     assert json.loads(checked.to_json())["lr"] == result.rates
     assert json.loads(result.to_json())["rates"] == result.rates
     assert "one for all" in str(result)
@@ -106,8 +114,8 @@ def test_the_best_single_rate_may_lie_outside_of_the_first_sweep() -> None:
 
 
 def test_moves_that_help_are_added_up() -> None:
-    loss = {(2.0, 0.0): 1.0, (-2.0, 0.0): 2.0, (0.0, 2.0): 3.0}.__getitem__
-    assert sum_of_moves((0.0, 0.0), [(2.0, 0.0), (-2.0, 0.0), (0.0, 2.0)], loss) == (2.0, 2.0)
+    loss: dict[tuple[float, ...], float] = {(2.0, 0.0): 1.0, (-2.0, 0.0): 2.0, (0.0, 2.0): 3.0}
+    assert sum_of_moves((0.0, 0.0), [(2.0, 0.0), (-2.0, 0.0), (0.0, 2.0)], loss.__getitem__) == (2.0, 2.0)
 
 
 @pytest.mark.parametrize(

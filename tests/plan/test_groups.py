@@ -28,9 +28,7 @@ def numbers(groups: list[dict[str, object]]) -> list[dict[str, object]]:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
 @pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel, copy.deepcopy])
-def test_groups_are_built_again_by_name(
-    result: abcfx.Transformed, wrap: Callable[[nn.Module], nn.Module]
-) -> None:
+def test_groups_are_built_again_by_name(result: abcfx.Transformed, wrap: Callable[[nn.Module], nn.Module]) -> None:
     again = abcfx.param_groups(wrap(result.module), json.loads(result.spec.to_json()))
     assert numbers(again) == numbers(result.param_groups)
 

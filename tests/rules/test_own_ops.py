@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typed import graph_of
-
 from typing import Any
 
 import pytest
 import torch
 import torch.nn as nn
 from models import MLP
+from typed import graph_of
 
 import abcfx
 

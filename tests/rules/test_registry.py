@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import abcfx
+from abcfx.capture.options import CaptureMethod
 from abcfx.rules import Op, Value, find_function_rule, find_module_rule, override, plain_name
 
 
@@ -76,7 +77,7 @@ def test_an_override_is_taken_back_after_an_exception() -> None:
 
 
 @pytest.mark.parametrize("method", ["symbolic", "record"])
-def test_a_module_stays_one_node_as_long_as_its_rule_holds(method: str) -> None:
+def test_a_module_stays_one_node_as_long_as_its_rule_holds(method: CaptureMethod) -> None:
     def nodes() -> set[str]:
         result = abcfx.transform(WithTwice(), torch.randn(4, 6), capture=abcfx.Capture(method=method))
         return {node.kind.name for node in result.outcome.dag.nodes}

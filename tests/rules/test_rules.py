@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from abcfx.capture.options import CaptureMethod
-from collections.abc import Callable
-from typed import number
-from typed import scales_in
-
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,9 +11,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from models import MLP
+from typed import number, scales_in
 
 import abcfx
-from abcfx.passes import scale_nodes
+from abcfx.capture.options import CaptureMethod
 
 IDS = torch.arange(12).reshape(3, 4)
 
