@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from typed import given
 
 import abcfx
 from abcfx.checks.curves import Curve, Shift, minimum
@@ -58,7 +59,7 @@ def test_what_is_returned() -> None:
     assert len([run for run in result.runs if run.width == 16]) == 2 * len(result.curve(16).factors) * 2
     assert result.curve(16).losses == result.curve(16, "standard").losses
     assert result.curve(64).losses != result.curve(64, "standard").losses
-    assert abs(result.shift.mean) < abs(result.control.mean)
+    assert abs(given(result.shift).mean) < abs(given(result.control).mean)
     assert result.curve(16).regret == 0.0
     assert json.loads(result.to_json())["verdict"] == result.verdict
     assert "transfer check: " in str(result)
@@ -69,7 +70,7 @@ def test_what_is_returned() -> None:
 
 def test_the_grid_grows_where_its_minimum_is_on_an_edge() -> None:
     low = check(widths=(16, 32), lrs=[2.0**-k for k in (11, 10, 9)])
-    assert max(low.curve(16).factors) * low.centre > 2.0**-8
+    assert max(low.curve(16).factors) * given(low.centre) > 2.0**-8
     assert not low.curve(16).on_edge
     stuck = check(widths=(16, 32), lrs=[2.0**-k for k in (30, 29, 28)])
     assert stuck.verdict == Verdict.INCONCLUSIVE

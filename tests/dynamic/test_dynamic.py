@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim import lr_scheduler
+from typed import given
 
 import abcfx
 from abcfx.dynamic import wsd
@@ -37,7 +38,7 @@ class Run:
         self,
         make_scheduler: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None,
         width: int = 128,
-        batch: torch.Tensor = X,
+        batch: object = X,
         **options: Any,
     ) -> None:
         torch.manual_seed(0)
@@ -80,8 +81,8 @@ def test_it_learns() -> None:
     run = Run(warmup=10, every=5, width=256)
     losses = [run.step() for _ in range(200)]
     assert 2.0 < losses[0] < 2.7 and losses[-1] < 0.4
-    terms = [row[key] for row in run.dynamic.history for key in ("alpha", "omega", "u") if row[key] is not None]
-    assert all(math.isfinite(value) for value in [*losses, *terms])
+    terms = [row[key] for row in run.dynamic.history for key in ("alpha", "omega", "u")]
+    assert all(math.isfinite(value) for value in [*losses, *(term for term in terms if term is not None)])
     first = [row for row in run.dynamic.history if row["node"] == "0"]
     assert all(row["omega"] is None and row["u"] is None for row in first)  # its input never changes
 
@@ -105,7 +106,7 @@ def test_measuring_alone_changes_no_rate() -> None:
     assert run.dynamic.history and not run.dynamic.factors
 
 
-SCHEDULERS = {
+SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]] = {
     "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 200, eta_min=1e-4),
     "one cycle": lambda o: lr_scheduler.OneCycleLR(
         o, [g["lr"] for g in o.param_groups], total_steps=201, cycle_momentum=False
@@ -118,6 +119,13 @@ SCHEDULERS = {
     "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=3, threshold=0.1),
     "wsd": lambda o: wsd(o, 200, warmup=20),
 }  # fmt: skip
+
+
+def advance(scheduler: lr_scheduler.LRScheduler, loss: torch.Tensor) -> None:
+    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        scheduler.step(loss)
+    else:
+        scheduler.step()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of SequentialLR's own
@@ -139,11 +147,11 @@ def test_rate_is_the_scheduled_one_times_the_factor(name: str, after: bool) -> N
         alone.step()
         assert run.used[index] == pytest.approx(expected, rel=1e-12)
         if not after:
-            run.scheduler.step(*([loss] if name == "plateau" else []))
+            advance(given(run.scheduler), loss)
         run.dynamic.step()
         if after:
-            run.scheduler.step(*([loss] if name == "plateau" else []))
-        reference.step(*([loss] if name == "plateau" else []))
+            advance(given(run.scheduler), loss)
+        advance(reference, loss)
 
 
 def test_factors_stay_while_the_rates_decay() -> None:
@@ -152,7 +160,7 @@ def test_factors_stay_while_the_rates_decay() -> None:
     seen = []
     for _ in range(20):
         run.step()
-        run.scheduler.step()
+        given(run.scheduler).step()
         seen.append(dict(run.dynamic.factors))
     assert seen[8] != seen[9] and all(each == seen[10] for each in seen[11:])
 
@@ -166,7 +174,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(stop: int) -> None:
     for _ in range(stop):
         first.step()
     file = io.BytesIO()
-    parts = {"model": first.result.module, "optimizer": first.optimizer, "dynamic": first.dynamic}
+    parts: dict[str, Any] = {"model": first.result.module, "optimizer": first.optimizer, "dynamic": first.dynamic}
     torch.save({name: part.state_dict() for name, part in parts.items()}, file)
     file.seek(0)
     state, again = torch.load(file, weights_only=True), Run(warmup=3, every=2, batch=None)
@@ -184,7 +192,8 @@ def test_bad_use_is_refused() -> None:
     merged = abcfx.transform(mlp(64), X, base=mlp(32))
     with pytest.raises(abcfx.errors.InvalidInputError, match="per_parameter=True"):
         abcfx.DynamicAlignment(merged, torch.optim.Adam(merged.param_groups))
-    for wrong in ({"every": 0}, {"smoothing": 1.0}, {"cap": "half"}, {"trust": 1.0}):
+    wrongs: list[dict[str, Any]] = [{"every": 0}, {"smoothing": 1.0}, {"cap": "half"}, {"trust": 1.0}]
+    for wrong in wrongs:
         with pytest.raises(abcfx.errors.InvalidInputError, match=next(iter(wrong))):
             Run(**wrong)
     with pytest.raises(abcfx.errors.InvalidInputError, match="cannot be called with these inputs"):
@@ -236,13 +245,19 @@ def test_memory_is_a_small_part_of_the_models() -> None:
     assert sum(held.values()) < 0.05 * sum(p.numel() for p in model.parameters())
 
 
-def test_rates_off_the_last_basis_are_those_of_a_new_solve() -> None:
+def test_rates_off_the_last_basis_are_those_of_a_new_solve(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small moves keep the basis and take no simplex at all, jumps do not; the same alignments give the same rates."""
     analysis = Run(batch=None).result.outcome
     warm = DagProgram(analysis.fixed, analysis.alignments)
-    generator, solves = torch.Generator().manual_seed(0), []
+    generator = torch.Generator().manual_seed(0)
+    solves: list[int] = []
     whole = warm.solver._optimum
-    warm.solver._optimum = lambda: solves.append(1) or whole()
+
+    def counted() -> Any:
+        solves.append(1)
+        return whole()
+
+    monkeypatch.setattr(warm.solver, "_optimum", counted)
     alignment = dict(analysis.alignments)
     for step in range(40):
         size = 0.3 if step % 10 == 0 else 0.01

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from typed import given
 
 import abcfx
+from abcfx.dynamic.first_weights import FirstWeightsMode
 
 TOKENS = torch.randint(0, 50, (16, 12), generator=torch.Generator().manual_seed(0))
 
@@ -31,8 +34,8 @@ class Recall(nn.Module):
 
 def planned(**options: Any) -> abcfx.Transformed:
     torch.manual_seed(0)
-    options = {"base": Recall(16), "optimizer": "adamw", "lr": 1e-2} | options
-    return abcfx.transform(Recall(64), kwargs={"input_ids": TOKENS}, **options)
+    defaults: dict[str, Any] = {"base": Recall(16), "optimizer": "adamw", "lr": 1e-2}
+    return abcfx.transform(Recall(64), kwargs={"input_ids": TOKENS}, **(defaults | options))
 
 
 def dynamic_of(result: abcfx.Transformed, **options: Any) -> tuple[torch.optim.Optimizer, abcfx.DynamicAlignment]:
@@ -42,15 +45,21 @@ def dynamic_of(result: abcfx.Transformed, **options: Any) -> tuple[torch.optim.O
     return optimizer, dynamic
 
 
-def loss_of(module: nn.Module, ids: torch.Tensor = TOKENS) -> torch.Tensor:
+def without_dropout(module: nn.Module) -> None:
+    drop = module.get_submodule("drop")
+    assert isinstance(drop, nn.Dropout)
+    drop.p = 0.0
+
+
+def loss_of(module: Callable[..., Any], ids: torch.Tensor = TOKENS) -> torch.Tensor:
     return F.cross_entropy(module(input_ids=ids)["logits"].flatten(0, 1), ids.roll(-1, 1).flatten())
 
 
 def run(
     result: abcfx.Transformed,
-    optimizer: str,
+    optimizer: torch.optim.Optimizer,
     dynamic: abcfx.DynamicAlignment,
-    module: nn.Module | None = None,
+    module: Callable[..., Any] | None = None,
     steps: int = 3,
 ) -> list[float]:
     torch.manual_seed(1)
@@ -73,7 +82,7 @@ def test_a_compiled_module_trains_at_the_rates_of_the_eager_one(options: dict[st
     factors = []
     for compiled in (False, True):
         result = planned(**options)
-        result.module.get_submodule("drop").p = 0.0
+        without_dropout(result.module)
         optimizer, dynamic = dynamic_of(result)
         run(result, optimizer, dynamic, torch.compile(result.module) if compiled else None)
         factors.append(dynamic.factors)
@@ -83,7 +92,7 @@ def test_a_compiled_module_trains_at_the_rates_of_the_eager_one(options: dict[st
 def test_gradients_may_be_accumulated() -> None:
     results = [planned(), planned()]
     for result in results:
-        result.module.get_submodule("drop").p = 0.0
+        without_dropout(result.module)
     whole, parts = (dynamic_of(result) for result in results)
     for _ in range(3):
         for result, (optimizer, dynamic), pieces in zip(results, (whole, parts), (1, 4), strict=True):
@@ -105,7 +114,7 @@ def test_autocast_and_a_skipped_step() -> None:
     for step in range(4):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = loss_of(result.module)
-            dynamic._probe.measure()  # as exact within autocast as without
+            given(dynamic._probe).measure()  # as exact within autocast as without
         optimizer.zero_grad()
         scaler.scale(loss * (float("inf") if step == 2 else 1.0)).backward()
         scaler.step(optimizer)
@@ -126,10 +135,10 @@ def test_measuring_leaves_everything_as_it_was() -> None:
     optimizer, dynamic = dynamic_of(result)
     run(result, optimizer, dynamic, steps=1)
     assert result.module.training and not result.module.get_submodule("drop").training
-    state, grads = torch.get_rng_state(), [p.grad.clone() for p in result.module.parameters()]
+    state, grads = torch.get_rng_state(), [given(p.grad).clone() for p in result.module.parameters()]
     dynamic.step()
     assert torch.equal(state, torch.get_rng_state()) and torch.is_grad_enabled()
-    assert all(torch.equal(p.grad, g) for p, g in zip(result.module.parameters(), grads, strict=True))
+    assert all(torch.equal(given(p.grad), g) for p, g in zip(result.module.parameters(), grads, strict=True))
 
 
 @pytest.mark.parametrize("first_weights", ["sample", "redraw", "keep"])
@@ -167,7 +176,7 @@ def test_first_weights_that_cannot_be_had_back_are_refused() -> None:
     with pytest.raises(abcfx.errors.InvalidInputError, match=r"seed=seed"):
         abcfx.DynamicAlignment(result, optimizer, first_weights="redraw")
     with pytest.raises(abcfx.errors.InvalidInputError, match="'sample', 'redraw', 'keep'"):
-        abcfx.DynamicAlignment(result, optimizer, first_weights="all")
+        abcfx.DynamicAlignment(result, optimizer, first_weights=cast("FirstWeightsMode", "all"))
     dynamic = abcfx.DynamicAlignment(result, optimizer, first_weights="redraw", seed=3)
     with pytest.raises(abcfx.errors.InvalidInputError, match=r"is not what seed 3 draws(.|\n)*init_weights"):
         dynamic.capture_initial(kwargs={"input_ids": TOKENS})
@@ -219,11 +228,11 @@ def test_experts_and_a_matrix_on_the_left_are_measured_with_their_own_inputs() -
     optimizer = torch.optim.AdamW(result.groups(per_parameter=True))
     dynamic = abcfx.DynamicAlignment(result, optimizer, warmup=0, every=1, first_weights="keep")
     dynamic.capture_initial(x)
-    probe = dynamic._probe
+    probe = given(dynamic._probe)
     before = {name: p.detach().clone() for name, p in result.module.named_parameters()}
     with torch.no_grad():
-        for p in (result.module.up, result.module.down, result.module.left):
-            p += 0.1 * torch.randn_like(p)
+        for p in (result.module.get_parameter(name) for name in ("up", "down", "left")):
+            p.add_(0.1 * torch.randn_like(p))
     assert {layer.node for layer in probe.measured} >= {"up", "down", "left"} and not probe.left_out
     moments = dict(zip((layer.node for layer in probe.measured), probe.measure(), strict=True))
     for name, fan_in in (("up", 64), ("down", 128), ("left", 64)):
@@ -235,9 +244,10 @@ def test_experts_and_a_matrix_on_the_left_are_measured_with_their_own_inputs() -
     mean_input = probe.inputs["up"].mean(1)
     assert layer.matrices == (0,) and mean_input.shape == (4, 64)
     for shift, low, high in ((0, 0.75, 1.05), (1, 0.0, 0.9)):
-        result.module.up.data = before["up"] + mean_input.roll(shift, 0)[:, :, None] * torch.randn(4, 1, 128)
+        change = mean_input.roll(shift, 0)[:, :, None] * torch.randn(4, 1, 128)
+        result.module.get_parameter("up").data = before["up"] + change
         at = [layer.node for layer in probe.measured].index("up")
-        assert low < probe.measure()[at][0].alignment(64) < high
+        assert low < given(probe.measure()[at][0].alignment(64)) < high
 
 
 class Sorted(nn.Module):
@@ -267,4 +277,4 @@ def test_what_is_written_in_place_is_there_at_the_measure() -> None:
     model(x)
     dynamic = abcfx.DynamicAlignment(result, torch.optim.AdamW(result.groups(per_parameter=True)))
     dynamic.capture_initial(x)
-    torch.testing.assert_close(dynamic._probe.inputs["head"], seen[0].detach())
+    torch.testing.assert_close(given(dynamic._probe).inputs["head"], seen[0].detach())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import abcfx
-from abcfx.dynamic.measured import measure
+from abcfx.dynamic.measured import Norm, measure
 
 N = 4096
 
@@ -35,7 +36,7 @@ def test_updates_along_the_input_have_one() -> None:
 
 
 @pytest.mark.parametrize("norm", ["rms", "spectral"])
-def test_a_term_without_change_is_absent(norm: str) -> None:
+def test_a_term_without_change_is_absent(norm: Norm) -> None:
     z0, w0 = torch.randn(8, 32), torch.randn(16, 32)
     z, w = z0 + 0.1, w0 + 0.1
     assert measure(z0, w0, z0, w0, 32, norm) == (None, None, None)
@@ -53,7 +54,8 @@ def test_size_does_not_matter(size: float, dtype: torch.dtype) -> None:
     z0, w0 = torch.randn(8, 64), torch.randn(16, 64)
     z, w = z0 + torch.randn(8, 64), w0 + torch.randn(16, 64)
     expected = measure(z0, w0, z, w, 64)
-    found = measure(*((tensor.double() * size).to(dtype) for tensor in (z0, w0, z, w)), 64)
+    sized = [(tensor.double() * size).to(dtype) for tensor in (z0, w0, z, w)]
+    found = measure(sized[0], sized[1], sized[2], sized[3], 64)
     assert found == pytest.approx(expected, abs=0.02 if dtype == torch.bfloat16 else 1e-4)
 
 
@@ -65,15 +67,16 @@ def test_a_convolution_is_measured_by_its_own_product() -> None:
 
 
 def aligned(*shape: int) -> torch.Tensor:
-    """Rows along one direction for each leading index, so that products of such tensors sum terms of one sign."""
+    """Draw rows along one direction for each leading index: products of such tensors sum terms of one sign."""
     direction = torch.randn(shape[-1], generator=torch.Generator().manual_seed(5))
     return torch.randn(*shape[:-1], 1) * direction
 
 
 @pytest.mark.parametrize("kind", ["experts", "attention logits", "convolution", "transformed by einsum"])
 @pytest.mark.parametrize("expected, draw", [(0.5, torch.randn), (1.0, aligned)])
-def test_products_of_other_layers(kind: str, expected: float, draw: Callable[..., object]) -> None:
-    multiply, fan_in = None, N
+def test_products_of_other_layers(kind: str, expected: float, draw: Callable[..., torch.Tensor]) -> None:
+    multiply: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    fan_in = N
     if kind == "experts":  # a stack of matrices, each with tokens of its own
         z, w, dz, dw = (draw(4, rows, N) for rows in (16, 32, 16, 32))
     elif kind == "attention logits":  # queries for z, keys for w: (batch, heads, tokens, head_dim)
@@ -106,4 +109,4 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(abcfx.errors.InvalidInputError, match=r"one shape .*\(3, 4\)"):
         measure(torch.ones(3, 4), torch.ones(5, 6), torch.ones(3, 4), torch.ones(5, 6), 4)
     with pytest.raises(abcfx.errors.InvalidInputError, match="rms"):
-        measure(torch.ones(3, 4), torch.ones(5, 4), torch.ones(3, 4), torch.ones(5, 4), 4, norm="max")
+        measure(torch.ones(3, 4), torch.ones(5, 4), torch.ones(3, 4), torch.ones(5, 4), 4, norm=cast("Norm", "max"))

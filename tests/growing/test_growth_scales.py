@@ -22,8 +22,11 @@ VOCABULARY, LENGTH = 11, 5
 TOKENS = torch.arange(3 * LENGTH).view(3, LENGTH) % VOCABULARY
 
 
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
 class Mlp(nn.Module):
-    def __init__(self, width: int, phi: Callable[[torch.Tensor], torch.Tensor] = F.gelu) -> None:
+    def __init__(self, width: int, phi: Activation = F.gelu) -> None:
         super().__init__()
         self.phi, self.first = phi, nn.Linear(6, width)
         self.hidden, self.last = nn.Linear(width, width), nn.Linear(width, 4)
@@ -59,9 +62,9 @@ class Attention(nn.Module):
 
 
 class Tied(nn.Module):
-    """A tied head; `last` is what stands before it: a norm with or without affine parameters, or a function."""
+    """A model with a tied head after `last`: a norm, "affine" or "plain", or a function."""
 
-    def __init__(self, width: int, last: nn.Module) -> None:
+    def __init__(self, width: int, last: str | Activation) -> None:
         super().__init__()
         self.tok, self.hidden = nn.Embedding(VOCABULARY, width), nn.Linear(width, width)
         self.last = nn.LayerNorm(width, elementwise_affine=last == "affine") if isinstance(last, str) else last
@@ -87,8 +90,8 @@ class Convolutions(nn.Module):
 
 def scales_of(
     large: nn.Module, small: nn.Module, x: torch.Tensor, multipliers: dict[str, float] | None = None
-) -> object:
-    """The scales, and the ratio m that they are exponents of."""
+) -> tuple[Scales, float]:
+    """Return the scales and the ratio m that they are exponents of."""
     captured, base = (capture(model, (x,), method="export", modes=("train",)) for model in (large, small))
     growth = PairedModels.of_graphs(captured, base).measured_growth
     assert growth is not None
@@ -96,12 +99,12 @@ def scales_of(
 
 
 def weights(scales: Scales) -> dict[str, float]:
-    """Exponents that are not zero."""
+    """Return the exponents that are not zero."""
     return {name: float(v) for name in scales.exponents if (v := scales.exponent(name))}
 
 
 def copy_into(large: nn.Module, small: nn.Module, scales: Scales, m: float) -> None:
-    """Every parameter of the large model is the small one's, repeated along what grew, times m^v."""
+    """Fill the large model with the small one's parameters, repeated along what grew, times m^v."""
     small_state = dict(small.named_parameters()) | dict(small.named_buffers())
     with torch.no_grad():
         for name, held in [*large.named_parameters(), *large.named_buffers()]:
@@ -113,7 +116,7 @@ def copy_into(large: nn.Module, small: nn.Module, scales: Scales, m: float) -> N
 
 IMAGE, ROWS = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0)), torch.linspace(-2, 2, 18).view(3, 6)
 QKV = ["q", "k", "v", "o"]
-CASES = {
+CASES: dict[str, tuple[Callable[[int], nn.Module], torch.Tensor, dict[str, float]]] = {
     "mlp": (lambda k: Mlp(8 * k), ROWS, {"hidden.weight": -1, "last.weight": -1}),
     "relu mlp": (lambda k: Mlp(8 * k, F.relu), ROWS, {"hidden.weight": -1, "last.weight": -1}),
     "gated": (lambda k: Gated(8 * k, 12 * k), TOKENS, {f"{n}.weight": -1 for n in ("up", "gate", "down", "head")}),
@@ -169,7 +172,7 @@ def test_two_widths_at_once_have_a_factor_each() -> None:
     scales, m = scales_of(large, small, TOKENS)
     assert m == 3.0
     (by_width,), (by_inner,) = (scales.exponents[f"{name}.weight"] for name in ("up", "down"))
-    assert (by_width, by_inner) == (pytest.approx(math.log(2) / math.log(3)), 1.0)
+    assert by_width == pytest.approx(math.log(2) / math.log(3)) and by_inner == 1.0
     assert scales.exponents["head.weight"] == scales.exponents["gate.weight"] == {by_width: Fraction(-1)}
     assert scales.exponents["down.weight"] == {by_inner: Fraction(-1)} and not scales.exponents["tok.weight"]
     small, large = small.double(), large.double()
@@ -195,7 +198,7 @@ def test_a_multiplier_on_both_uses_moves_into_the_weight() -> None:
 
 
 @pytest.mark.parametrize(("last", "why"), [("plain", "an output of the model"), (F.gelu, "an output of the model")])
-def test_a_tied_head_after_a_norm_without_gain_is_refused_by_name(last: str | Callable[..., object], why: str) -> None:
+def test_a_tied_head_after_a_norm_without_gain_is_refused_by_name(last: str | Activation, why: str) -> None:
     with pytest.raises(abcfx.errors.InfeasibleError) as raised:
         scales_of(Tied(16, last), Tied(8, last), TOKENS)
     message = str(raised.value)
@@ -210,7 +213,7 @@ def test_added_constants_and_nonlinear_functions_of_parameters_are_pinned() -> N
     """x + 1 and tanh(gain) keep their sizes, so that neither a layer before nor the gain can make up for a tied use."""
 
     class Shifted(nn.Module):
-        def __init__(self, width: int, shift: int) -> None:
+        def __init__(self, width: int, shift: str | None) -> None:
             super().__init__()
             self.tok, self.gain, self.shift = nn.Embedding(VOCABULARY, width), nn.Parameter(torch.ones(width)), shift
 

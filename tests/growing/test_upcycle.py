@@ -9,6 +9,7 @@ import models_growing as models
 import pytest
 import torch
 from torch import nn
+from typed import given
 
 import abcfx
 from abcfx.errors import GrowthError
@@ -43,16 +44,16 @@ def test_experts_part_although_they_start_equal() -> None:
     optimizer.step()
     grown = abcfx.upcycle(small, mixture, models.tokens(), optimizer=optimizer)
     second = torch.optim.AdamW(grown.param_groups)
-    second.load_state_dict(grown.optimizer_state)
+    second.load_state_dict(given(grown.optimizer_state))
     assert torch.equal(second.state[mixture.tok.weight]["exp_avg"], optimizer.state[small.tok.weight]["exp_avg"])
-    assert mixture.mlps[0].down not in second.state
+    assert mixture.get_parameter("mlps.0.down") not in second.state
     for i in range(3):
         second.zero_grad()
         mixture(models.tokens(seed=i)).sin().mean().backward()
         second.step()
-    experts = mixture.mlps[0].down.detach()
+    experts = mixture.get_parameter("mlps.0.down").detach()
     assert (experts[0] - experts[1]).abs().max() > 1e-4
-    assert mixture.mlps[0].router.weight.grad.abs().max() > 0
+    assert given(mixture.get_parameter("mlps.0.router.weight").grad).abs().max() > 0
 
 
 def test_noise_on_experts_changes_the_function_and_is_labelled() -> None:
@@ -62,8 +63,8 @@ def test_noise_on_experts_changes_the_function_and_is_labelled() -> None:
 
 
 def zero_router(mixture: nn.Module) -> None:
-    for mlp in mixture.mlps:
-        nn.init.zeros_(mlp.router.weight)
+    for i in range(2):
+        nn.init.zeros_(mixture.get_parameter(f"mlps.{i}.router.weight"))
 
 
 @pytest.mark.parametrize(("make", "match"), [
@@ -71,7 +72,7 @@ def zero_router(mixture: nn.Module) -> None:
     (lambda: models.Stream(models.ListedExperts, inner=20), "no layout has the shapes"),
     (lambda: models.Stream(models.DenseMlp), "no dense MLP that becomes"),
 ], ids=["weights below one", "narrower experts", "no mixture"])  # fmt: skip
-def test_what_would_not_keep_the_function_is_refused(make: Callable[..., object], match: str) -> None:
+def test_what_would_not_keep_the_function_is_refused(make: Callable[[], nn.Module], match: str) -> None:
     torch.manual_seed(1)
     mixture = make().double()
     before = copy.deepcopy(mixture.state_dict())

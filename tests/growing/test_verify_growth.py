@@ -11,6 +11,7 @@ import models_growing as models
 import pytest
 import torch
 from torch import nn
+from typed import given
 
 import abcfx
 import abcfx.growing.runs
@@ -27,9 +28,9 @@ def loss(output: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
 
 
 def gpt(
-    seed: int = 0, noise: float = 0.3, **large: nn.Module
+    seed: int = 0, noise: float = 0.3, layers: int = 2
 ) -> tuple[models.Gpt, models.Gpt, tuple[torch.optim.Optimizer, torch.optim.Optimizer]]:
-    """(small, large, their optimizers) of a grown GPT after a few steps of the small one."""
+    """Train a small GPT for a few steps and grow it; return both and their optimizers."""
     torch.manual_seed(seed)
     small = models.drawn(models.Gpt(32, 4, 2), seed)
     optimizer = torch.optim.AdamW(small.parameters(), 1e-2, weight_decay=0.1)
@@ -37,10 +38,10 @@ def gpt(
         optimizer.zero_grad()
         loss(small(models.tokens(seed=i)), models.tokens(seed=i)).backward()
         optimizer.step()
-    bigger = models.Gpt(**({"width": 64, "heads": 8, "kv_heads": 4, "inner": 48} | large)).double()
+    bigger = models.Gpt(64, 8, 4, 48, layers).double()
     grown = abcfx.grow(small, bigger, models.tokens(), optimizer=optimizer, noise=noise, seed=seed)
     second = torch.optim.AdamW(grown.param_groups)
-    second.load_state_dict(grown.optimizer_state)
+    second.load_state_dict(given(grown.optimizer_state))
     return small, bigger, (optimizer, second)
 
 
@@ -70,70 +71,72 @@ def test_one_in_half_precision_does_too() -> None:
 def test_it_does_for_twenty_seeds(seed: int) -> None:
     small, large, optimizers = gpt(seed, layers=3)
     assert abcfx.verify_growth(small, large, models.tokens(3, 6, seed=seed), loss=loss, optimizers=optimizers)
-    small, large, _ = moe(seed)
-    assert abcfx.verify_growth(small, large, models.tokens(3, 6, seed=seed), loss=loss)
+    sparse, larger, _ = moe(seed)
+    assert abcfx.verify_growth(sparse, larger, models.tokens(3, 6, seed=seed), loss=loss)
 
 
 def undivided_router(small: nn.Module, large: nn.Module) -> None:
-    large.experts.router.weight.mul_(2)
+    large.get_parameter("experts.router.weight").mul_(2)
 
 
 def swapped_experts(small: nn.Module, large: nn.Module) -> None:
-    for weight in (large.experts.up, large.experts.down):
+    for weight in (large.get_parameter("experts.up"), large.get_parameter("experts.down")):
         weight.copy_(weight[[1, 0, 2, 3]])
 
 
 def halved_rotary_table(small: nn.Module, large: nn.Module) -> None:
-    large.blocks[1].table.mul_(0.5)
+    large.get_buffer("blocks.1.table").mul_(0.5)
 
 
 def other_theta(small: nn.Module, large: nn.Module) -> None:
     angles = 1000.0 ** (-torch.arange(4.0) / 4)
-    for block in large.blocks:
-        block.table.copy_(torch.arange(64.0)[:, None] * angles)
+    for i in range(2):
+        large.get_buffer(f"blocks.{i}.table").copy_(torch.arange(64.0)[:, None] * angles)
 
 
 def norm_eps(small: nn.Module, large: nn.Module) -> None:
-    large.blocks[0].norm2.eps = 1e-3
+    norm = large.get_submodule("blocks.0.norm2")
+    assert isinstance(norm, nn.RMSNorm)
+    norm.eps = 1e-3
 
 
 def naive_tiling_of_fused_rows(small: nn.Module, large: nn.Module) -> None:
-    """All rows tiled as one block, as if q, k and v were not fused."""
-    weight = small.blocks[1].qkv.weight
-    large.blocks[1].qkv.weight.copy_(weight.repeat(2, 2) / 2)
+    """Tile all rows as one block, as if q, k and v were not fused."""
+    weight = small.get_parameter("blocks.1.qkv.weight")
+    large.get_parameter("blocks.1.qkv.weight").copy_(weight.repeat(2, 2) / 2)
 
 
 def interleaved_key_value_heads(small: nn.Module, large: nn.Module) -> None:
-    rows = large.blocks[0].qkv.weight
+    rows = large.get_parameter("blocks.0.qkv.weight")
     k, v = slice(64, 96), slice(96, 128)
     for part in (k, v):
-        rows[part] = small.blocks[0].qkv.weight[32 + 16 * (part is v) :][:16].view(2, 8, 32).repeat_interleave(
-            2, 0).flatten(0, 1).repeat(1, 2) / 2  # fmt: skip
+        own = small.get_parameter("blocks.0.qkv.weight")[32 + 16 * (part is v) :][:16].view(2, 8, 32)
+        rows[part] = own.repeat_interleave(2, 0).flatten(0, 1).repeat(1, 2) / 2
 
 
 def halved_embedding(small: nn.Module, large: nn.Module) -> None:
-    large.tok.weight.mul_(0.5)
+    large.get_parameter("tok.weight").mul_(0.5)
 
 
 def undivided_down_projection(small: nn.Module, large: nn.Module) -> None:
-    large.blocks[0].down.weight.mul_(2)
+    large.get_parameter("blocks.0.down.weight").mul_(2)
 
 
 def undivided_head(small: nn.Module, large: nn.Module) -> None:
-    large.head.weight.mul_(2)
+    large.get_parameter("head.weight").mul_(2)
 
 
 def plain_noise(small: nn.Module, large: nn.Module) -> None:
-    weight = large.blocks[1].up.weight
+    weight = large.get_parameter("blocks.1.up.weight")
     weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * 0.1 * weight.std())
 
 
 def bias_forgotten(small: nn.Module, large: nn.Module) -> None:
-    large.blocks[1].proj.bias.zero_()
+    large.get_parameter("blocks.1.proj.bias").zero_()
 
 
 def infinite_weight(small: nn.Module, large: nn.Module) -> None:
-    large.blocks[0].gate.weight[0, 0] = float("inf")
+    large.get_parameter("blocks.0.gate.weight")[0, 0] = float("inf")
 
 
 FAULTS = [
@@ -161,7 +164,10 @@ QUICK = (undivided_router, halved_rotary_table, naive_tiling_of_fused_rows, plai
     [pytest.param(*each, id=each[1].__name__, marks=[] if each[1] in QUICK else pytest.mark.slow) for each in FAULTS],
 )
 def test_a_planted_fault_fails_its_check_first_and_is_named(
-    make: Callable[..., object], fault: Callable[..., object], check: str, place: str
+    make: Callable[[], tuple[nn.Module, nn.Module, object]],
+    fault: Callable[[nn.Module, nn.Module], None],
+    check: str,
+    place: str,
 ) -> None:
     small, large, _ = make()
     with torch.no_grad():
@@ -177,6 +183,7 @@ def test_a_planted_fault_fails_its_check_first_and_is_named(
 def test_without_noise_copies_stay_equal() -> None:
     small, large, _ = gpt(noise=0.0)
     found = abcfx.verify_growth(small, large, models.tokens(3, 6), loss=loss, raises=False).first_failure
+    assert found is not None and found.value is not None
     assert found.check.startswith("C3")
     assert found.value < 1e-12
     assert "noise" in found.fix
@@ -194,7 +201,7 @@ def test_an_optimizer_that_was_not_carried_along(what: str) -> None:
     found = abcfx.verify_growth(
         small, large, models.tokens(3, 6), loss=loss, optimizers=(first, second), raises=False
     ).first_failure
-    assert found.check.startswith("C5")
+    assert found is not None and found.check.startswith("C5")
 
 
 def test_new_blocks_that_add_something_are_a_warning() -> None:
