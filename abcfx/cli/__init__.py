@@ -1,6 +1,6 @@
 """The command `abcfx`: parses arguments, runs one command, turns errors into one readable message.
 
-A command is a module here with a `COMMAND`; it is added to `COMMANDS`. Only this package of the library prints.
+Each command is a module of this room with a `COMMAND`, which stands in `COMMANDS`. No other room of the library prints.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ COMMANDS: tuple[Command, ...] = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns the exit status: 0 for success (of a check: PASS), 1 otherwise, 2 for wrong usage."""
+    """Run one command.
+
+    Returns:
+        The exit status: 0 for success, which for a check means PASS; 1 otherwise; 2 for wrong usage.
+    """
     arguments = _parser().parse_args(argv)
     errors = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
     try:
@@ -39,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         errors.print("abcfx: interrupted")
         return 130
-    except Exception as error:
+    except Exception as error:  # the user's own model or file may raise anything; --debug shows the traceback
         if arguments.debug:
             raise
         kind = "" if isinstance(error, AbcfxError) else f"{type(error).__name__}: "

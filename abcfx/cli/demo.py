@@ -1,4 +1,4 @@
-"""`abcfx demo`: a small GPT at two widths, as written and transformed, trained with one learning rate."""
+"""`abcfx demo`: trains a small GPT at two widths, as written and transformed, with one learning rate."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _picture(arguments: argparse.Namespace, console: Console) -> Path | None:
-    """Where the picture will be; checked before the training, not after it."""
+    """Return the path of the picture, or None; what is missing is said before the training, not after it."""
     if arguments.no_plot:
         return None
     if find_spec("matplotlib") is None:

@@ -1,4 +1,4 @@
-"""`abcfx hyper-connections`: the six diagnostics, over widths or of a model named on the command line."""
+"""`abcfx hyper-connections`: runs the six diagnostics, over widths or on a model named on the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from abcfx.errors import InvalidInputError
 from abcfx.hyper_connections import diagnose
 from abcfx.hyper_connections.judge import INIT_EXPONENTS
 
-HELP = """Diagnose hyper-connections, drawn at several widths or those of a model. Status 0 only if all of it passes.
+HELP = """Diagnose hyper-connections, drawn at several widths or those of a model. Status 0 only on PASS.
 
   abcfx hyper-connections --init constant --plot hyper.png
   abcfx hyper-connections models.py:make_model --inputs make_tokens --checkpoint model.pt"""

@@ -1,4 +1,4 @@
-"""`abcfx report`: transform a model named on the command line and say what was found, in the form asked for."""
+"""`abcfx report`: transforms a model named on the command line and prints what was found, in the form asked for."""
 
 from __future__ import annotations
 

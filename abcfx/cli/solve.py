@@ -1,4 +1,4 @@
-"""`abcfx solve`: the learning-rate exponents of a chain or a graph of layers that is written down in JSON."""
+"""`abcfx solve`: solves for the learning-rate exponents of a chain or a graph of layers, given as JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import networkx as nx
 from rich.console import Console
@@ -27,8 +27,10 @@ A graph, as abcfx.find_c_dag takes it; alpha, omega and u stand for every node t
    "edges": [["in", "mid"], ["mid", "add"], ["in", "add"], ["add", "out"]], "alpha": 1, "omega": 0.5, "u": 1}
 Both may have "optimizer" ("adam" or "sgd") and "feature_learning" (true or false). An edge may be
 [tail, head, 2]: its input is used twice."""
+Problem: TypeAlias = Mapping[str, Any]  # JSON as a person wrote it; find_c and find_c_dag check every value
 OPTIONS = ("optimizer", "feature_learning")
 ALIGNMENTS = ("alpha", "omega", "u")
+EXAMPLES = "  To see examples: abcfx solve --help"
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,30 +58,33 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
         _print(solution, c, r, console)
 
 
-def _read(file: str) -> Mapping[str, Any]:
+def _read(file: str) -> Problem:
+    """Read a JSON object from a file, or from standard input for "-"."""
     path = Path(file)
     if file != "-" and not path.is_file():
-        raise InvalidInputError(f"there is no file {file}")
+        raise InvalidInputError(f"there is no file {file}.")
     text = sys.stdin.read() if file == "-" else path.read_text(encoding="utf-8")
     try:
         problem = json.loads(text)
     except ValueError as error:
         raise InvalidInputError(f"{file} is no JSON: {error}") from None
     if not isinstance(problem, Mapping):
-        raise InvalidInputError(f"{file}: expected a JSON object, got {type(problem).__name__}; abcfx solve --help")
+        raise InvalidInputError(f"{file}: expected a JSON object, got {type(problem).__name__}.\n{EXAMPLES}")
     return problem
 
 
-def _check_keys(problem: Mapping[str, Any], known: tuple[str, ...], required: tuple[str, ...]) -> None:
+def _check_keys(problem: Problem, known: tuple[str, ...], required: tuple[str, ...]) -> None:
+    """Refuse a problem with a key that means nothing, or without one that is needed."""
     for key in problem:
         if key not in known:
-            raise InvalidInputError(f"{key!r} is not known; expected {', '.join(known)}; abcfx solve --help")
+            raise InvalidInputError(f"{key!r} is not known; expected {', '.join(known)}.\n{EXAMPLES}")
     for key in required:
         if key not in problem:
-            raise InvalidInputError(f"{key!r} is missing; expected {', '.join(required)}; abcfx solve --help")
+            raise InvalidInputError(f"{key!r} is missing; expected {', '.join(required)}.\n{EXAMPLES}")
 
 
-def _graph(problem: Mapping[str, Any]) -> nx.DiGraph:
+def _graph(problem: Problem) -> nx.DiGraph:
+    """Build the graph that `find_c_dag` takes; alignments of the problem stand in for those that a node lacks."""
     nodes, edges = problem["nodes"], problem["edges"]
     if not isinstance(nodes, Mapping) or not all(isinstance(values, Mapping) for values in nodes.values()):
         raise InvalidInputError('"nodes" must be an object of name to attributes, as {"in": {"a": -0.5, "b": 0.5}}')
@@ -95,7 +100,10 @@ def _graph(problem: Mapping[str, Any]) -> nx.DiGraph:
 
 
 def _print(
-    solution: ChainSolution | GraphSolution, c: Mapping[Any, float], r: Mapping[Any, float], console: Console
+    solution: ChainSolution | GraphSolution,
+    c: Mapping[Hashable, float],
+    r: Mapping[Hashable, float],
+    console: Console,
 ) -> None:
     table = make_table("layer", "c", "r", "held by", left=("layer", "held by"))
     for layer in r:
@@ -105,13 +113,13 @@ def _print(
     console.print(table)
     print_text(f"\nSum of all c: {solution.objective:.6g}", console)
     if solution.shadow_prices:
-        print_text("Shadow prices: the sum falls by this much per unit that a constraint is loosened", console)
+        print_text("Shadow prices: by how much the sum of all c would fall if a constraint were looser by one", console)
         for name, price in sorted(solution.shadow_prices.items(), key=lambda item: -abs(item[1])):
             print_text(f"  {abs(price):.3g}  {name}", console)
 
 
 def _held_by(name: Hashable) -> str:
-    """A row that holds a rate up, without the layer that it belongs to; a bound in full."""
+    """Name a row that holds a rate up, without the layer that it belongs to; name a bound in full."""
     return str(name.label if isinstance(name, RowName) else name)
 
 

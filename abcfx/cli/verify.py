@@ -1,4 +1,4 @@
-"""`abcfx verify`: runs the sixteen sections, prints verdicts, writes the document with its figure."""
+"""`abcfx verify`: runs the sections of the verification, prints their verdicts, writes the document with its figure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> bool | None:
     if arguments.write is not None:
         if only is not None:
             raise InvalidInputError("--write needs all sections; leave --only out")
-        new_figure(1, 1)  # says now, not after the run, that matplotlib is missing
+        new_figure(1, 1)  # raises now, not after the run, if matplotlib is missing
         arguments.write.mkdir(parents=True, exist_ok=True)
         picture = arguments.write / PICTURE
     with progress_bar("verifying", len(PARTS) if only is None else len(only)) as step:

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from abcfx.cli.load import FORMS, SEED, Named, load_weights
+from abcfx.cli.options import add_choice
 from abcfx.cli.shared import Command, print_json, print_text
 from abcfx.growing.check_result import CheckName
 from abcfx.growing.fill.depth import BLOCK_ORDERS
@@ -36,9 +37,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{which}-weights", metavar="FILE", type=Path, help=f"a state_dict to load into {which.upper()}"
         )
     parser.add_argument("--loss", metavar="LOSS", help="a function of (output, batch); default: cross entropy")
-    parser.add_argument(
-        "--block-order", default="stack", choices=BLOCK_ORDERS, help="where new blocks were put (default: stack)"
-    )
+    add_choice(parser, "--block-order", BLOCK_ORDERS, "stack", "where new blocks were put")
     parser.add_argument("--checks", default=CHECKS, help=f"which to run (default: {CHECKS})")
 
 
