@@ -10,7 +10,7 @@ import torch
 from abcfx.capture.aten import Call, Ref
 from abcfx.pairing.factors import Factors, sizes
 from abcfx.pairing.factors.view_ops import moves_entries
-from abcfx.rules.op_properties import keeps_factor
+from abcfx.rules.op_properties import WRITES, keeps_factor
 
 
 def expected_scales(factors: Factors, of_weights: Mapping[str, float]) -> list[float | None]:
@@ -61,7 +61,7 @@ class _Walk:
             return None if scale is None else scale * self._sum(large, name)
         if name in ("_softmax", "_safe_softmax"):
             return 1 / self._ratio(inputs[0], large.argument("dim"))
-        if name.startswith(("scatter", "index_", "slice_scatter", "select_scatter", "masked_scatter", "copy")):
+        if name in WRITES:
             return known[-1]  # of the values written: models write into zeros
         if moves_entries(large.name) or keeps_factor(name):
             return known[0] if len(set(known)) == 1 or name != "cat" else None

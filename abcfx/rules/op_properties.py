@@ -26,6 +26,12 @@ FORGETS_SIZE = (
 )  # fmt: skip
 """phi(0) is not 0, or phi is far from homogeneous: the result is of order 1, whatever the size of the input."""
 
+WRITES = (
+    "copy", "index_put", "index_add", "index_copy", "index_fill", "index_reduce", "scatter", "scatter_add",
+    "scatter_reduce", "masked_scatter", "slice_scatter", "select_scatter",
+)  # fmt: skip
+"""Entries of the first input are replaced by, or summed with, those of the last."""
+
 JOINTLY_HOMOGENEOUS = (
     "add", "sub", "rsub", "lerp", "where", "maximum", "minimum", "max", "min", "amax", "amin", "mean", "sort", "topk",
     "max_pool2d_with_indices",

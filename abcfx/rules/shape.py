@@ -10,6 +10,7 @@ import torch.fx as fx
 import torch.nn as nn
 
 from abcfx.rules.op import Op
+from abcfx.rules.op_properties import WRITES
 from abcfx.rules.registry import register_rule
 from abcfx.rules.values import Result, Sizes, Value
 
@@ -110,10 +111,7 @@ def cat(op: Op, tensors: Sequence[Value], *_: object, **__: object) -> Value:
     return op.merge(tensors)
 
 
-@register_rule(
-    "setitem", "copy", "index_put", "index_add", "index_copy", "index_fill", "scatter", "scatter_add", "scatter_reduce",
-    "masked_scatter", "slice_scatter", "select_scatter", "index_reduce",
-)  # fmt: skip
+@register_rule("setitem", *WRITES)
 def write(op: Op, x: Value, *args: object, **kwargs: object) -> Value:
     """Replace entries of x by those of other tensors, or add these to them."""
     written = [v for v in (*args, *kwargs.values()) if isinstance(v, Value)]

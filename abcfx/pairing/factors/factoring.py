@@ -21,6 +21,7 @@ from abcfx.pairing.factors.step import (
 )
 
 RULE_FILES = (math_ops, view_ops)
+_LOOKUPS = frozenset({"embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"})
 """Files that register the rules when they are imported."""
 
 
@@ -101,7 +102,7 @@ def _apply(rule: Rule | None, step: Step) -> list[Dims]:
 def _is_of_weights(step: Step) -> bool:
     """Whether the results are computed from parameters and buffers alone; rows chosen by data are not."""
     floats = [ref for ref in step.tensors() if step.is_floating(ref)]
-    looks_up = step.call.name.startswith(("embedding", "_embedding"))
+    looks_up = step.call.name in _LOOKUPS
     return bool(floats) and not looks_up and all(ref.index in step.factors.of_weights for ref in floats)
 
 
