@@ -1,8 +1,9 @@
-"""How each tensor is initialised: keeps the model's own draw and multiplies it by one exact factor, or draws it anew.
+"""Decides how each tensor is initialised: the model's own draw times one exact factor, or a new draw.
 
-With a base, how the model's own init scales is read off base and target: rms ~ m^-beta, beta pooled over like tensors
-and snapped to a quarter of a growth exponent when that lies within the sampling error. The factor m^(beta - b) then
-gives rms ~ m^-b, whatever the scheme is (constant, fan-in, orthogonal, zero); it is exactly 1 at the base width.
+With a base, the law of the model's own init is read off the draws of base and target: RMS entry ~ m^-beta, with beta
+pooled over like tensors and rounded to a quarter of a growth exponent where that lies within the sampling error. The
+factor m^(beta - b) then gives RMS ~ m^-b, whatever the scheme is (constant, fan-in, orthogonal, zero). It is exactly 1
+at the base width.
 """
 
 from __future__ import annotations
@@ -27,7 +28,17 @@ SAMPLE = 1 << 17
 
 @dataclass(frozen=True)
 class OwnInit:
-    """How one tensor's own init scales: RMS entry ~ m^-exponent. `measured` is before snapping, `rms` the target's."""
+    """How one tensor's own init scales with the width ratio m: RMS entry ~ m^-exponent.
+
+    Attributes:
+        exponent: the exponent, rounded where that lies within the sampling error.
+        measured: the exponent before rounding.
+        error: its sampling error.
+        snapped: whether it was rounded.
+        rms: RMS entry of the target's draw.
+        base_rms: RMS entry of the base's draw.
+        constant: the value of every entry of the target's tensor, where all are equal.
+    """
 
     exponent: float
     measured: float
@@ -39,17 +50,22 @@ class OwnInit:
 
     @property
     def depth_factor(self) -> float:
-        """What takes out of a draw at the base's width that it depends on depth, as 1/sqrt(2 L) does."""
+        """Factor that takes the dependence on depth, such as 1 / sqrt(2 L), out of a draw at the base's width."""
         ratio = self.base_rms / self.rms if self.rms and self.base_rms else 1.0
         return ratio if abs(math.log(ratio)) > DEPTH_RESOLUTION else 1.0
 
 
 @dataclass(frozen=True)
 class Init:
-    """What is done to one tensor: its own draw is multiplied by `factor`, or (`redraw`) it is drawn from N(0, std^2).
+    """What is done to one tensor.
 
-    `std` is the RMS entry that it then has, None where it is not known (the meta device); `fill` the entry of a
-    constant tensor, such as a gain. Both let `initialise` fill a tensor from nothing.
+    Attributes:
+        factor: multiplies the model's own draw.
+        std: RMS entry that the tensor then has; None where it is not known (the meta device).
+        fill: the entry of a constant tensor, such as a gain.
+        redraw: draw the tensor from N(0, std^2) instead.
+
+    `std` and `fill` let `initialise` fill a tensor from nothing.
     """
 
     factor: float = 1.0
@@ -59,23 +75,23 @@ class Init:
 
     @classmethod
     def keep(cls, parameter: torch.Tensor) -> Init:
-        """Left alone."""
+        """Leave a tensor as the model drew it."""
         return cls() if parameter.is_meta else cls(std=rms(parameter), fill=_constant(parameter))
 
     def draw(self, tensor: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Fill a tensor as planned, from nothing; returns it."""
+        """Fill a tensor as planned, from nothing, and return it."""
         if self.fill is not None:
             return tensor.fill_(self.fill)
         return tensor.normal_(0.0, self.std or 0.0, generator=generator)
 
     def times(self, factor: float) -> Init:
-        """Multiplied by one more factor."""
+        """Return the same init with one more factor."""
         std, fill = (None if value is None else value * factor for value in (self.std, self.fill))
         return replace(self, factor=self.factor * factor, std=std, fill=fill)
 
     @classmethod
     def scaled(cls, factor: float, own: OwnInit, std: float, is_meta: bool) -> Init:
-        """The own draw times a factor; `std` is what the law of init says, for a tensor that has no draw yet."""
+        """Multiply the own draw by a factor; `std` is the RMS by the law of init, for a tensor that has no draw yet."""
         fill = None if own.constant is None else own.constant * factor
         return cls(factor, std if is_meta else own.rms * factor, fill)
 
@@ -89,9 +105,14 @@ def measure_own_init(
     growth: WidthGrowth,
     like: Mapping[str, Hashable],
 ) -> dict[str, OwnInit]:
-    """Own init exponent of every parameter, from one draw of the base and one of the target.
+    """Measure the own init exponent of every parameter from one draw of the base and one of the target.
 
-    Tensors whose names differ in numbers only, and that agree in `like`, share one estimate.
+    Args:
+        target: the target's parameters by name.
+        base: the base's parameter for each of them.
+        growth: growth exponents of dims.
+        like: for each parameter, what its init may follow. Tensors whose names differ in numbers only, and that agree
+            in this, share one estimate.
     """
     exponents = {name: growth.parameter(name, tuple(p.shape)) for name, p in target.items()}
     pools: dict[Hashable, list[str]] = {}
@@ -114,10 +135,13 @@ def carried_own_init(
     growth: WidthGrowth,
     fan_in: Mapping[str, Hashable],
 ) -> dict[str, OwnInit]:
-    """Own init of a model without weights, read off two tiny instances (small, large) that have some.
+    """Read the own init of a model without weights off two tiny instances (small, large) that have weights.
 
     Layers are matched by name up to numbers, so the instances may have fewer of them. The RMS entry at the base width
-    follows the same law from the small instance's.
+    follows from the small instance's by the same law.
+
+    Raises:
+        InvalidInputError: the instances have no parameter like one of the model.
     """
     small, large = like
     between = SizeGrowth(large, pair_parameters(large, small))
@@ -143,7 +167,7 @@ def _pattern(name: str) -> str:
 
 
 def sampled_entries(tensor: torch.Tensor) -> torch.Tensor:
-    """At most SAMPLE entries as float64, spread over all rows and columns; a large tensor is not copied whole."""
+    """Return at most SAMPLE entries as float64, spread over all rows and columns, without copying a large tensor."""
     flat = tensor.detach().reshape(-1)
     stride = max(1, flat.numel() // SAMPLE)
     while stride > 1 and math.gcd(stride, tensor.shape[-1]) > 1:
@@ -152,12 +176,12 @@ def sampled_entries(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def rms(tensor: torch.Tensor) -> float:
-    """RMS entry; 0 for a tensor without values."""
+    """Return the RMS entry; 0 for a tensor without values."""
     return 0.0 if tensor.is_meta else _Draw.of(tensor).rms
 
 
 def _constant(tensor: torch.Tensor) -> float | None:
-    """The value of all entries, when they are equal."""
+    """Return the value of all entries where they are equal, else None."""
     entries = sampled_entries(tensor)
     return float(entries[0]) if entries.numel() and bool((entries == entries[0]).all()) else None
 
@@ -179,7 +203,7 @@ class _Draw(NamedTuple):
 
 
 def _pooled(draws: list[tuple[_Draw, _Draw]], scale: float) -> tuple[float, float]:
-    """(exponent, its sampling error): ratios of RMS weighted by what each is known to."""
+    """Return (exponent, its sampling error) from ratios of RMS, each weighted by its precision."""
     if scale == 1.0:
         return 0.0, 0.0
     log_m, total, weights = math.log(scale), 0.0, 0.0
@@ -192,7 +216,7 @@ def _pooled(draws: list[tuple[_Draw, _Draw]], scale: float) -> tuple[float, floa
 
 
 def _snapped(measured: float, error: float, growth: tuple[float, ...]) -> tuple[float, bool]:
-    """The round exponent beside a measured one: the usual ones (0, e/2, e) first, then quarters."""
+    """Round a measured exponent within its error: to the usual ones (0, e/2, e) first, then to quarters of e."""
     reach = RESOLUTION + SIGMAS * error
     usual = {0.0, *(k / 2 * e for e in {1.0, *growth} for k in (1, 2))}
     quarters = {k / 4 * e for e in {1.0, *growth} for k in range(-8, 9)}
@@ -204,7 +228,7 @@ def _snapped(measured: float, error: float, growth: tuple[float, ...]) -> tuple[
 
 
 def redraw_(tensor: torch.Tensor, std: float) -> None:
-    """Normal entries of the given standard deviation; zero tensors and all-zero rows (padding) stay zero."""
+    """Draw normal entries of a standard deviation; zero tensors and all-zero rows (padding) stay zero."""
     empty = (tensor == 0).flatten(1).all(1) if tensor.ndim > 1 else tensor == 0
     tensor.normal_(0.0, std)
     tensor[empty] = 0.0
@@ -213,7 +237,8 @@ def redraw_(tensor: torch.Tensor, std: float) -> None:
 def initialise(module: torch.nn.Module, inits: Mapping[str, Init]) -> None:
     """Fill every parameter of a module as planned, from nothing: after `to_empty`, or to start again.
 
-    Raises InvalidInputError, before anything is written, for a name that was not planned or an init that is not known.
+    Raises:
+        InvalidInputError: a parameter was not planned, or its init is not known; nothing has been written then.
     """
     parameters = dict(module.named_parameters())
     for name in parameters:
