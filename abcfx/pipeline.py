@@ -15,7 +15,7 @@ from abcfx.capture.options import Capture, CaptureMethod
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.assign import assign_exponents
 from abcfx.exponents.attention import describe, find_attention
-from abcfx.exponents.dag_program import DagProgram, SolvedDag, warnings
+from abcfx.exponents.dag_program import DagProgram, SolvedDag, solution_notes
 from abcfx.exponents.depth import DepthScaling, scale_depth
 from abcfx.exponents.fixed import FixedExponents
 from abcfx.exponents.options import Parametrization
@@ -141,7 +141,9 @@ def transform(
         own_init = _own_init(captured, fixed, init)
         plan = make_plan(fixed, solved, dict(captured.model.named_parameters()), own_init, options, depth)
     with clock("rewrite"):
-        notes = captured.notes + dag.notes + growth.notes + warnings(fixed, solved) + attention_notes + depth.notes
+        notes = (
+            captured.notes + dag.notes + growth.notes + solution_notes(fixed, solved) + attention_notes + depth.notes
+        )
         applied = apply_plan(pair, fixed, plan, depth, options.apply)
     outcome = Outcome(
         captured=captured,
