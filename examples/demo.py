@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sysconfig
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -15,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from abcfx.errors import AbcfxError, InvalidInputError
+from abcfx.errors import InvalidInputError
 from abcfx.examples.gpt import GPT, GPTConfig
+from abcfx.examples.text import VOCABULARY
 from abcfx.pipeline import transform
 from abcfx.transformed import Transformed
 
-VOCABULARY = 128  # ASCII; every other character counts as "?"
 LEARNING_RATES = tuple(2.0**-k for k in range(11, 3, -1))
 OnStep = Callable[[], None]
 
@@ -69,15 +68,6 @@ class Run:
         """Mean of the last tenth of the steps."""
         last = self.losses[-max(1, len(self.losses) // 10) :]
         return sum(last) / len(last)
-
-
-def read_characters() -> torch.Tensor:
-    """The sources of Python's standard library, one after the other in the order of their names, as character codes."""
-    folder = Path(sysconfig.get_path("stdlib"))
-    text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in sorted(folder.glob("*.py")))
-    if not text:
-        raise AbcfxError(f"The demo trains on the sources of Python's standard library; {folder} has none.")
-    return torch.frombuffer(bytearray(text.encode("ascii", errors="replace")), dtype=torch.uint8)
 
 
 def draw_batches(task: Task, characters: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 
 import abcfx
-from abcfx.examples.demo import Task, build, draw_batches, read_characters
+from abcfx.examples.demo import Task, build, draw_batches
+from abcfx.examples.text import read_characters
 
 MATRICES = ("hidden", "readout")
 RATIOS = (1.0, 2.0**-2, 2.0**-4)

@@ -21,8 +21,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import abcfx
-from abcfx.examples.demo import VOCABULARY, read_characters
 from abcfx.examples.gpt import GPT, MLP, GPTConfig
+from abcfx.examples.text import VOCABULARY, read_characters
 from abcfx.growing import Grown
 from abcfx.support.running import one_thread
 

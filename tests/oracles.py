@@ -10,7 +10,8 @@ import networkx as nx
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from abcfx.verification.recursion import Term, chain_graph, network_terms, random_chain
+from abcfx.verification.networks import chain_graph, random_chain
+from abcfx.verification.recursion import Term, network_terms
 
 BIG = 200.0
 

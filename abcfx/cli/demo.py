@@ -12,6 +12,7 @@ from rich.console import Console
 
 from abcfx.cli.shared import PAGE_WIDTH, Command, make_table, print_json, print_text
 from abcfx.examples import demo
+from abcfx.examples.text import read_characters
 from abcfx.report.console import progress_bar
 from abcfx.report.text import render
 
@@ -41,7 +42,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
         _sweep(task, arguments.json, console)
         return
     picture = _picture(arguments, console)
-    characters = demo.read_characters()
+    characters = read_characters()
     results = {width: demo.transform_gpt(task, width) for width in task.widths}
     if not arguments.json:
         print_text(render(results[task.width].outcome, min(PAGE_WIDTH, console.width)) + "\n", console)
@@ -87,7 +88,7 @@ def _print_losses(task: demo.Task, runs: Sequence[demo.Run], console: Console) -
 
 
 def _sweep(task: demo.Task, as_json: bool, console: Console) -> None:
-    characters = demo.read_characters()
+    characters = read_characters()
     seeds = range(task.seed, task.seed + SWEEP_SEEDS)
     table = make_table("lr", *(f"seed {seed}" for seed in seeds), "mean")
     means = {}

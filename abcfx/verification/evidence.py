@@ -1,20 +1,13 @@
-"""What a verification is made of: checks and tables of a section, sections with a verdict."""
+"""The evidence that a section collects: claims that hold or do not, and tables of the numbers behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
-PASS, FAIL = "PASS", "FAIL"
+from abcfx.support.verdict import CheckRow, Verdict
 
-
-class Check(NamedTuple):
-    """One claim, whether it holds, and the figures that say so."""
-
-    claim: str
-    passed: bool
-    found: str
+NAMES_SHOWN = 2
 
 
 @dataclass
@@ -26,101 +19,61 @@ class Table:
     rows: list[tuple[str, ...]] = field(default_factory=list)
 
     def add(self, *cells: object) -> None:
+        """Add a row; numbers are written with four digits."""
         self.rows.append(tuple(number(cell) if isinstance(cell, float) else str(cell) for cell in cells))
 
 
 @dataclass
 class Evidence:
-    """What one section found."""
+    """The claims and the tables of one section, in the order in which they were added.
 
-    checks: list[Check] = field(default_factory=list)
+    Attributes:
+        claims: a row for each claim, named by it. Its reason holds the numbers that decided it, also where it holds.
+        tables: numbers to be shown with the section.
+    """
+
+    claims: list[CheckRow] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
 
-    def check(self, claim: str, passed: bool, found: str = "") -> None:
-        self.checks.append(Check(claim, bool(passed), found))
+    @property
+    def verdict(self) -> Verdict:
+        """PASS if there are claims and all of them hold, else FAIL."""
+        holds = bool(self.claims) and all(claim.verdict is Verdict.PASS for claim in self.claims)
+        return Verdict.PASS if holds else Verdict.FAIL
+
+    @property
+    def failed(self) -> list[CheckRow]:
+        """The claims that do not hold."""
+        return [claim for claim in self.claims if claim.verdict is Verdict.FAIL]
+
+    def check(self, claim: str, holds: bool, found: str = "") -> None:
+        """Add a claim, whether it holds, and the numbers that say so."""
+        self.claims.append(CheckRow(name=claim, verdict=Verdict.PASS if holds else Verdict.FAIL, reason=found))
 
     def close(self, claim: str, found: Sequence[float], expected: Sequence[float], within: float = 1e-9) -> None:
-        """Numbers that should be those expected."""
-        passed = len(found) == len(expected) and all(
+        """Add the claim that numbers are the expected ones, up to a tolerance."""
+        holds = len(found) == len(expected) and all(
             abs(ours - theirs) <= within for ours, theirs in zip(found, expected, strict=True)
         )
-        told = numbers(found) + ("" if passed else f", expected {numbers(expected)}")
-        self.check(claim, passed, told)
+        self.check(claim, holds, numbers(found) + ("" if holds else f", expected {numbers(expected)}"))
+
+    def no_exception(self, claim: str, exceptions: Sequence[str], cases: int = 1) -> None:
+        """Add a claim about many cases; the first exceptions to it are named, and there must be cases at all."""
+        more = f" and {len(exceptions) - NAMES_SHOWN} more" if len(exceptions) > NAMES_SHOWN else ""
+        found = "; ".join(exceptions[:NAMES_SHOWN]) + more if exceptions else "all"
+        self.check(claim, not exceptions and cases > 0, found)
 
     def table(self, caption: str, *columns: str) -> Table:
+        """Add an empty table and return it."""
         self.tables.append(Table(caption, columns))
         return self.tables[-1]
 
 
-class Part(NamedTuple):
-    """A section as it is written down: `tested` says what and why; `run` finds the evidence."""
-
-    number: int
-    title: str
-    tested: str
-    run: Callable[[Any], Evidence]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section as it came out."""
-
-    number: int
-    title: str
-    tested: str
-    evidence: Evidence
-    seconds: float
-
-    @property
-    def verdict(self) -> str:
-        """PASS where there are checks and all of them hold."""
-        checks = self.evidence.checks
-        return PASS if checks and all(check.passed for check in checks) else FAIL
-
-    @property
-    def failed(self) -> list[Check]:
-        return [check for check in self.evidence.checks if not check.passed]
-
-
-@dataclass(frozen=True)
-class Verification:
-    """The sections that ran; true where each of them passed."""
-
-    sections: tuple[Section, ...]
-
-    def __bool__(self) -> bool:
-        return bool(self.sections) and all(section.verdict == PASS for section in self.sections)
-
-    def __iter__(self) -> Iterator[Section]:
-        return iter(self.sections)
-
-    @property
-    def verdict(self) -> str:
-        return PASS if self else FAIL
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: verdicts, every check with its figures, every table."""
-        return {
-            "check": "verify",
-            "verdict": self.verdict,
-            "sections": [
-                {
-                    "number": section.number,
-                    "title": section.title,
-                    "verdict": section.verdict,
-                    "seconds": round(section.seconds, 2),
-                    "checks": [check._asdict() for check in section.evidence.checks],
-                    "tables": [vars(table) for table in section.evidence.tables],
-                }
-                for section in self.sections
-            ],
-        }
-
-
 def number(value: float) -> str:
-    """Four digits; no minus before zero."""
+    """Write a number with four digits; rounding errors around zero are 0, without a sign."""
     return f"{value + 0.0:.4g}" if abs(value) > 5e-13 else "0"
 
 
 def numbers(values: Sequence[float]) -> str:
+    """Write numbers with four digits, separated by commas."""
     return ", ".join(map(number, values))

@@ -1,17 +1,20 @@
-"""The figure with six panels: its numbers, checked, and the drawing of them (extra `plot`)."""
+"""The section on the figure: the numbers in its six panels are checked, and drawn (needs the extra `plot`)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from abcfx.checks.variants import STANDARD, TRANSFORMED
-from abcfx.support.figures import new_figure
+from abcfx.support.figures import depth_colour, new_figure
 from abcfx.verification.evidence import Evidence, number
 from abcfx.verification.studies import Studies, slope
 from abcfx.verification.widths import C
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PANELS = (
     "c against alignment",
@@ -22,11 +25,11 @@ PANELS = (
     "learning rate per layer",
 )
 ROLE_COLOURS = {"embedding": "#1f6fb2", "hidden": "#3b7d23", "readout": "#b35a00"}
-CROWDED = 10  # steps over which a noisy loss is averaged
+WINDOW = 10  # steps over which a noisy loss is averaged
 
 
 def figure(studies: Studies) -> Evidence:
-    """Draws to `studies.picture` where there is one."""
+    """Check the numbers of all panels, and draw them if the studies have a place for the picture."""
     evidence = Evidence()
     levels = studies.alignments
     off = max(
@@ -57,12 +60,17 @@ def figure(studies: Studies) -> Evidence:
 
 
 def _drawable(values: Sequence[float], positive: bool) -> tuple[bool, str]:
+    """Return whether all numbers can be drawn (on a logarithmic axis, if positive), and how many can."""
     finite = [v for v in values if math.isfinite(v) and (v > 0 or not positive)]
     return bool(values) and len(finite) == len(values), f"{len(finite)} of {len(values)} numbers"
 
 
 def draw(studies: Studies, path: Path) -> int:
-    """Writes the picture; returns how many panels have curves. Raises InvalidInputError without matplotlib."""
+    """Draw the picture to a file and return the number of panels that have curves.
+
+    Raises:
+        InvalidInputError: matplotlib is not installed.
+    """
     picture = new_figure(13.5, 7.6)
     axes = picture.subplots(2, 3).flat
     for axis, title, panel in zip(axes, PANELS, (_c, _rates, _sizes, _losses, _alphas, _layer_rates), strict=True):
@@ -74,7 +82,7 @@ def draw(studies: Studies, path: Path) -> int:
     return sum(bool(axis.lines) for axis in picture.axes)
 
 
-def _c(axis: Any, studies: Studies) -> None:
+def _c(axis: Axes, studies: Studies) -> None:
     for k, (role, colour) in enumerate(ROLE_COLOURS.items()):
         curve = {level: c[k] for level, c in studies.alignments.items()}
         axis.plot(list(curve), list(curve.values()), color=colour, lw=2, label=role)
@@ -84,8 +92,8 @@ def _c(axis: Any, studies: Studies) -> None:
     axis.legend(frameon=False, fontsize=9)
 
 
-def _rates(axis: Any, studies: Studies) -> None:
-    # embedding and readout have one c: drawn thick and thin, so that both are seen
+def _rates(axis: Axes, studies: Studies) -> None:
+    # Embedding and readout have the same rates: one is drawn thick and pale, the other thin and dashed, to see both.
     styles = {"embedding": ("-", 4.0, 0.45), "hidden": ("-", 2.0, 1.0), "readout": ("--", 2.0, 1.0)}
     for role, by_width in studies.rates.items():
         line, width, alpha = styles[role]
@@ -100,7 +108,7 @@ def _rates(axis: Any, studies: Studies) -> None:
     axis.legend(frameon=False, fontsize=9)
 
 
-def _sizes(axis: Any, studies: Studies) -> None:
+def _sizes(axis: Axes, studies: Studies) -> None:
     last = max(step for _, step in studies.magnitudes)
     for model, colour, label in ((STANDARD, "#c44e52", "as written"), (TRANSFORMED, "#1f6fb2", "transformed")):
         for k, (node, by_width) in enumerate(studies.magnitudes[model, last].items()):
@@ -115,51 +123,50 @@ def _sizes(axis: Any, studies: Studies) -> None:
     axis.legend(frameon=False, fontsize=9)
 
 
-def _losses(axis: Any, studies: Studies) -> None:
+def _losses(axis: Axes, studies: Studies) -> None:
     run = studies.training
     for losses, colour, width, label in (
         (run.static, "0.75", 4.0, "planned rates"),
         (run.dynamic, "#1f6fb2", 1.3, "rates that follow alignment"),
     ):
-        windows = [losses[max(0, k - CROWDED + 1) : k + 1] for k in range(len(losses))]
+        windows = [losses[max(0, k - WINDOW + 1) : k + 1] for k in range(len(losses))]
         axis.plot([sum(window) / len(window) for window in windows], color=colour, lw=width, label=label)
-    axis.set_xlabel(f"step (each point the mean of {CROWDED})")
+    axis.set_xlabel(f"step (each point the mean of {WINDOW})")
     axis.set_ylabel("loss, nats per character")
     axis.legend(frameon=False, fontsize=9)
 
 
-def _alphas(axis: Any, studies: Studies) -> None:
+def _alphas(axis: Axes, studies: Studies) -> None:
     _over_steps(axis, studies, "alpha")
     for level in (0.5, 1.0):
         axis.axhline(level, color="0.75", lw=0.8, ls=":", zorder=0)
     axis.set_ylabel("alpha (dW x), measured")
 
 
-def _layer_rates(axis: Any, studies: Studies) -> None:
+def _layer_rates(axis: Axes, studies: Studies) -> None:
     _over_steps(axis, studies, "lr")
     _log_values(axis, (0.005, 0.006, 0.008, 0.01, 0.012))
     axis.set_ylabel("learning rate in use")
 
 
-def _over_steps(axis: Any, studies: Studies, key: Literal["alpha", "lr"]) -> None:
+def _over_steps(axis: Axes, studies: Studies, key: Literal["alpha", "lr"]) -> None:
     history = studies.training.history
     nodes = list(dict.fromkeys(row["node"] for row in history))
     for k, node in enumerate(nodes):
-        rows = [row for row in history if row["node"] == node and row[key] is not None]
-        depth = k / max(1, len(nodes) - 1)
-        colour = (0.1 + 0.75 * depth, 0.25, 0.75 - 0.55 * depth)
-        axis.plot([row["step"] for row in rows], [row[key] for row in rows], color=colour, lw=1.5, label=node)
+        points = [(row["step"], value) for row in history if row["node"] == node and (value := row[key]) is not None]
+        colour = depth_colour(k, len(nodes))
+        axis.plot([step for step, _ in points], [value for _, value in points], color=colour, lw=1.5, label=node)
     axis.set_xlabel("step")
     axis.legend(frameon=False, fontsize=9)
 
 
-def _log_widths(axis: Any, widths: Sequence[int]) -> None:
+def _log_widths(axis: Axes, widths: Sequence[int]) -> None:
     axis.set_xscale("log", base=2)
     axis.set_xticks(widths, [str(width) for width in widths])
     axis.set_xlabel("width")
 
 
-def _log_values(axis: Any, ticks: Sequence[float]) -> None:
+def _log_values(axis: Axes, ticks: Sequence[float]) -> None:
     axis.set_yscale("log")
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()

@@ -1,4 +1,4 @@
-"""The section on the installation, and on the test suite that is run beside it."""
+"""The section on the installation: public names, versions, examples in docstrings, and the test suite beside it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import importlib
 import re
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import abcfx
 from abcfx.verification.evidence import Evidence
 
+PACKAGE = "abcfx"
+DOCUMENTED = ("abcfx.lp.networks", "abcfx.dynamic.measured", "abcfx.hyper_connections.sinkhorn")  # and run in no time
 REQUIREMENT = re.compile(r"([\w.-]+)\s*>=\s*([\d.]+)$")
 COMMANDS = (
     ("the suite, minutes", "pip install -e '.[dev]' && pytest"),
@@ -22,29 +22,32 @@ COMMANDS = (
 )
 
 
-def installation(_: Any) -> Evidence:
+def installation() -> Evidence:
+    """Look at the installed package from outside, as a user's program meets it."""
     evidence = Evidence()
     table = evidence.table("The test suite, from a checkout of the repository", "what", "command")
     for row in COMMANDS:
         table.add(*row)
-    missing = [name for name in abcfx.__all__ if not hasattr(abcfx, name)]
-    evidence.check("every public name resolves", not missing, ", ".join(missing) or f"{len(abcfx.__all__)} names")
-    required = [found for line in metadata.requires("abcfx") or () if (found := REQUIREMENT.match(line))]
+    package = importlib.import_module(PACKAGE)
+    missing = [name for name in package.__all__ if not hasattr(package, name)]
+    evidence.check("every public name resolves", not missing, ", ".join(missing) or f"{len(package.__all__)} names")
+    required = [found for line in metadata.requires(PACKAGE) or () if (found := REQUIREMENT.match(line))]
     installed = {found[1]: metadata.version(found[1]) for found in required}
-    old = [f"{found[1]} {installed[found[1]]}" for found in required if _older(installed[found[1]], found[2])]
+    old = [f"{found[1]} {installed[found[1]]}" for found in required if _is_older(installed[found[1]], found[2])]
     told = ", ".join(f"{name} {version}" for name, version in installed.items())
     evidence.check("what it depends on is new enough", bool(required) and not old, ", ".join(old) or told)
-    run = doctest.testmod(importlib.import_module("abcfx.lp.networks"))
-    told = f"{run.attempted} run, {run.failed} failed"
-    evidence.check("examples in docstrings give what they say", run.attempted > 0 and not run.failed, told)
-    tests = Path(abcfx.__file__).parent.parent / "tests"
+    runs = [doctest.testmod(importlib.import_module(name)) for name in DOCUMENTED]
+    attempted, failed = (sum(getattr(run, key) for run in runs) for key in ("attempted", "failed"))
+    told = f"{attempted} run, {failed} failed"
+    evidence.check("examples in docstrings give what they say", attempted > 0 and not failed, told)
+    tests = Path(str(package.__file__)).parent.parent / "tests"
     if tests.is_dir():
         files, functions = _count(tests)
         evidence.check("the test suite is there", functions > 0, f"{functions} test functions in {files} files")
     return evidence
 
 
-def _older(version: str, least: str) -> bool:
+def _is_older(version: str, least: str) -> bool:
     def parts(text: str) -> list[int]:
         return [int(part) for part in re.findall(r"\d+", text.partition("+")[0])]
 
@@ -52,7 +55,7 @@ def _older(version: str, least: str) -> bool:
 
 
 def _count(tests: Path) -> tuple[int, int]:
-    """(files, test functions), read off their source."""
+    """Count the files and the test functions of the suite, without importing them."""
     files = sorted(tests.rglob("test_*.py"))
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
     functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]

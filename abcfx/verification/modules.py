@@ -1,10 +1,10 @@
-"""Sections on what a transformed model is: its scale nodes and keys, its initialisation, multipliers and rates."""
+"""Sections on the transformed model: what it computes, its keys, its initialisation, multipliers and rates."""
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -13,7 +13,7 @@ from abcfx.passes import scale_nodes
 from abcfx.pipeline import transform
 from abcfx.transformed import Transformed
 from abcfx.verification.evidence import Evidence, number
-from abcfx.verification.models import MLP, noise, seeded
+from abcfx.verification.models import MLP, build, noise
 
 WIDTH, BASE, LR = 128, 48, 0.01
 EXPONENTS = {"stem": (-0.5, 0.5, 0.5), "hidden.0": (0.0, 0.5, 1.0), "head": (0.5, 0.5, 0.5)}  # muP: a, b, c
@@ -21,7 +21,14 @@ ERRORS = 5.0  # standard errors of a measured standard deviation
 
 
 class ScaleAt(NamedTuple):
-    """A scale node: what it multiplies by its factor, and what the result goes into."""
+    """A scale node of a graph.
+
+    Attributes:
+        name: name of the node.
+        factor: constant that it multiplies by.
+        operand: name of the tensor that it multiplies.
+        users: names of the nodes that the result goes into.
+    """
 
     name: str
     factor: float
@@ -29,11 +36,12 @@ class ScaleAt(NamedTuple):
     users: str
 
 
-def module_semantics(_: Any) -> Evidence:
+def module_semantics() -> Evidence:
+    """Compare what a transformed MLP computes with the same network written out by hand."""
     evidence = Evidence()
-    model, x = seeded(lambda: MLP(WIDTH)), noise(32, 16)
+    model, x = _mlp(WIDTH), noise(32, 16)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    result = transform(model, x, base=lambda: seeded(lambda: MLP(BASE)))
+    result = transform(model, x, base=lambda: _mlp(BASE))
     module = result.module
     nodes = _scale_nodes(result)
     up = (WIDTH / BASE) ** 0.5
@@ -77,11 +85,20 @@ def module_semantics(_: Any) -> Evidence:
     return evidence
 
 
-def initialisation(_: Any) -> Evidence:
-    evidence = Evidence()
-    x = noise(32, 16)
-    absolute = transform(seeded(lambda: MLP(WIDTH)), x, lr=LR)
-    relative = transform(seeded(lambda: MLP(WIDTH)), x, lr=LR, base=lambda: seeded(lambda: MLP(BASE)))
+def initialisation() -> Evidence:
+    """Compare multipliers, standard deviations and rates with powers of the width, without and with a base."""
+    evidence, x = Evidence(), noise(32, 16)
+    _check_without_base(evidence, transform(_mlp(WIDTH), x, lr=LR))
+    relative = transform(_mlp(WIDTH), x, lr=LR, base=lambda: _mlp(BASE))
+    _check_with_base(evidence, relative)
+    redrawn = build(lambda: relative.init_weights(copy.deepcopy(relative.module)), 1)
+    pairs = zip(redrawn.parameters(), relative.module.parameters(), strict=True)
+    off = max(abs(float(new.detach().std() / old.detach().std()) - 1) for new, old in pairs)
+    evidence.check("init_weights draws the same std again", 0 < off <= 0.1, f"off by {100 * off:.2f} %")
+    return evidence
+
+
+def _check_without_base(evidence: Evidence, absolute: Transformed) -> None:
     caption = f"Planned by muP at width {WIDTH}, no base, lr {LR}: n = {WIDTH}"
     table = evidence.table(caption, "layer", "multiplier", "n^-a", "std", "n^-b", "lr", "lr n^-c")
     weights = dict(absolute.module.named_parameters())
@@ -96,6 +113,9 @@ def initialisation(_: Any) -> Evidence:
         off = abs(std / expected[1] - 1)
         claim = f"{layer}: std within {100 * error:.1f} % ({ERRORS:g} standard errors of {weight.numel():,} entries)"
         evidence.check(claim, off <= error, f"off by {100 * off:.2f} %")
+
+
+def _check_with_base(evidence: Evidence, relative: Transformed) -> None:
     ratio, own = WIDTH / BASE, {"stem": 16, "hidden.0": BASE, "head": BASE}
     weights = dict(relative.module.named_parameters())
     for layer, (a, b, c) in EXPONENTS.items():
@@ -105,11 +125,10 @@ def initialisation(_: Any) -> Evidence:
         expected_std = ratio**-b / math.sqrt(3 * own[layer])  # nn.Linear draws from U(-1, 1) / sqrt(fan_in)
         off = abs(float(weight.std()) / expected_std - 1)
         evidence.check(f"{layer}: the base's own std times {ratio:.3g}^-b", off <= 0.1, f"off by {100 * off:.2f} %")
-    redrawn = seeded(lambda: relative.init_weights(copy.deepcopy(relative.module)), 1)
-    pairs = zip(redrawn.parameters(), relative.module.parameters(), strict=True)
-    off = max(abs(float(new.detach().std() / old.detach().std()) - 1) for new, old in pairs)
-    evidence.check("init_weights draws the same std again", 0 < off <= 0.1, f"off by {100 * off:.2f} %")
-    return evidence
+
+
+def _mlp(width: int) -> MLP:
+    return build(lambda: MLP(width))
 
 
 def _scale_nodes(result: Transformed) -> list[ScaleAt]:
@@ -123,11 +142,11 @@ def _scale_nodes(result: Transformed) -> list[ScaleAt]:
 
 
 def _absorbed(model: torch.nn.Module, x: torch.Tensor) -> Transformed:
-    return transform(model, x, base=lambda: seeded(lambda: MLP(BASE)), apply="absorb")
+    return transform(model, x, base=lambda: _mlp(BASE), apply="absorb")
 
 
 def _trained(result: Transformed, x: torch.Tensor) -> torch.Tensor:
-    """Output after ten steps of Adam."""
+    """Train for ten steps of Adam and return the output."""
     targets = noise(32, 10, seed=1)
     optimizer = torch.optim.Adam(result.param_groups)
     for _ in range(10):
@@ -139,10 +158,11 @@ def _trained(result: Transformed, x: torch.Tensor) -> torch.Tensor:
 
 
 def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Largest, relative to the largest entry."""
+    """Return the largest difference, relative to the largest entry."""
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 def _near(evidence: Evidence, claim: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Add the claim that two outputs are the same, up to rounding."""
     off = _difference(ours.detach(), theirs.detach())
     evidence.check(claim, off < 1e-5, f"off by {number(off)}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, linear_regression
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,12 @@ from abcfx.dynamic.history import HistoryRow
 from abcfx.examples.gpt import GPT, GPTConfig
 from abcfx.lp.networks import find_c
 from abcfx.pipeline import transform
-from abcfx.verification.models import CONTEXT, MLP, CharMLP, noise, seeded, text_batches
+from abcfx.verification.models import CONTEXT, MLP, CharMLP, build, noise, text_batches
+from abcfx.verification.networks import MUP_A, MUP_B
 
 WIDTHS = (64, 128, 256, 512)
 MAGNITUDE_WIDTHS = (64, 128, 256, 512, 1024)
+MAGNITUDE_STEPS = 5
 ROLE_OF = {"stem.weight": "embedding", "hidden.0.weight": "hidden", "head.weight": "readout"}
 BASE_LR = 0.01
 TRAINING_STEPS = 300
@@ -30,17 +33,25 @@ Curves = dict[str, dict[int, float]]  # by layer, by width
 
 
 def make_gpt(width: int) -> GPT:
-    """The GPT of the examples, its heads of fixed size."""
+    """Build the GPT of the examples, whose heads keep their size."""
     return GPT(GPTConfig(d_model=width))
 
 
 def some_tokens() -> torch.Tensor:
+    """Draw the batch of token ids on which the GPT is checked."""
     return torch.randint(128, (2, 32), generator=torch.Generator().manual_seed(0))
 
 
 @dataclass(frozen=True)
 class Training:
-    """One run with rates that follow measured alignment, and one at the planned rates, on the same text."""
+    """A run with rates that follow the measured alignment, and one with the planned rates, on the same text.
+
+    Attributes:
+        steps: number of steps of each run.
+        dynamic: loss of each step with rates that follow the alignment, nats per character.
+        static: loss of each step with the planned rates.
+        history: what was measured in the first run.
+    """
 
     steps: int
     dynamic: list[float]
@@ -49,9 +60,10 @@ class Training:
 
 
 class Studies:
-    """`alignments`: c of the muP chain over alignment. `rates`: planned lr over width. `magnitudes`: sizes of layers.
+    """The runs that sections share.
 
-    `picture`: where the figure is drawn, if anywhere.
+    Args:
+        picture: where section 16 draws its figure; None draws none.
     """
 
     def __init__(self, picture: Path | None = None) -> None:
@@ -59,26 +71,29 @@ class Studies:
 
     @cached_property
     def alignments(self) -> dict[float, list[float]]:
-        """c of embedding, hidden, readout at alpha = u from 0 to 1, omega = 1/2."""
-        solution = find_c([-0.5, 0.0, 0.5], [0.5] * 3, 0.0, 0.5, 0.0)
+        """c of embedding, hidden, readout of the muP chain, by alpha = u from 0 to 1, at omega = 1/2."""
+        solution = find_c(MUP_A, MUP_B, 0.0, 0.5, 0.0)
         levels = [k / GRID for k in range(GRID + 1)]
         return {level: solution.resolve(level, 0.5, level).c for level in levels}
 
     @cached_property
     def rates(self) -> Curves:
+        """Planned learning rates of an MLP, by role and width."""
         found: Curves = {role: {} for role in ROLE_OF.values()}
         for width in WIDTHS:
             result = transform(MLP(width), noise(4, 16), base=lambda: MLP(WIDTHS[0]), lr=BASE_LR, optimizer="adam")
             for name, role in ROLE_OF.items():
-                found[role][width] = result.spec[name]["lr"]
+                found[role][width] = result.plan[name].lr
         return found
 
     @cached_property
     def coordinates(self) -> CoordCheck:
+        """The coordinate check of a GPT."""
         return coord_check(make_gpt, some_tokens(), widths=(64, 128, 256), seeds=3)
 
     @cached_property
     def transfer(self) -> TransferCheck:
+        """The transfer check of a character model."""
         return transfer_check(
             CharMLP,
             lambda seed: text_batches(60, seed),
@@ -93,8 +108,8 @@ class Studies:
 
     @cached_property
     def magnitudes(self) -> dict[tuple[str, int], Curves]:
-        """RMS of every layer's output, by (model, step): at init and after five steps with the same base rate."""
-        steps = 5
+        """RMS of every layer's output, by model and step: at init, and after training with one base rate."""
+        steps = MAGNITUDE_STEPS
         check = coord_check(make_gpt, some_tokens(), widths=MAGNITUDE_WIDTHS, seeds=1, steps=steps, lr=2.0**-8)
         values: dict[tuple[str, int], dict[str, dict[int, list[float]]]] = {}
         for each in check.measurements:
@@ -108,36 +123,35 @@ class Studies:
 
     @cached_property
     def training(self) -> Training:
-        history: list[HistoryRow] = []
-        losses = {follows: self._train(follows, history) for follows in (True, False)}
-        return Training(TRAINING_STEPS, losses[True], losses[False], history)
+        """The training of a character model with rates that follow its alignment, and with planned rates."""
+        dynamic, history = _train(follows=True)
+        static, _ = _train(follows=False)
+        return Training(TRAINING_STEPS, dynamic, static, history)
 
-    def _train(self, follows: bool, history: list[HistoryRow]) -> list[float]:
-        example = torch.zeros(4, CONTEXT, dtype=torch.long)
-        model, base = seeded(lambda: CharMLP(128)), seeded(lambda: CharMLP(64))
-        result = transform(model, example, base=base, optimizer="adam", lr=2.0**-6)
-        optimizer = torch.optim.Adam(result.groups(per_parameter=True))
-        batches = list(text_batches(TRAINING_STEPS))
-        dynamic = DynamicAlignment(result, optimizer, warmup=20, every=10) if follows else None
+
+def _train(follows: bool) -> tuple[list[float], list[HistoryRow]]:
+    """Train the character model; return the loss of each step, and what was measured if the rates follow alignment."""
+    example = torch.zeros(4, CONTEXT, dtype=torch.long)
+    model, base = build(lambda: CharMLP(128)), build(lambda: CharMLP(64))
+    result = transform(model, example, base=base, optimizer="adam", lr=2.0**-6)
+    optimizer = torch.optim.Adam(result.groups(per_parameter=True))
+    batches = list(text_batches(TRAINING_STEPS))
+    dynamic = DynamicAlignment(result, optimizer, warmup=20, every=10) if follows else None
+    if dynamic is not None:
+        dynamic.capture_initial(batches[0][0])
+    losses = []
+    for ids, following in batches:
+        loss = F.cross_entropy(result.module(ids), following)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
         if dynamic is not None:
-            dynamic.capture_initial(batches[0][0])
-        losses = []
-        for ids, following in batches:
-            loss = F.cross_entropy(result.module(ids), following)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if dynamic is not None:
-                dynamic.step()
-            losses.append(loss.item())
-        if dynamic is not None:
-            history += dynamic.history
-        return losses
+            dynamic.step()
+        losses.append(loss.item())
+    return losses, [] if dynamic is None else dynamic.history
 
 
-def slope(values: dict[int, float]) -> float:
-    """Of log2 value over log2 width, by least squares."""
-    x, y = [math.log2(width) for width in values], [math.log2(value) for value in values.values()]
-    mean_x, mean_y = fmean(x), fmean(y)
-    products = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return products / sum((a - mean_x) ** 2 for a in x)
+def slope(values: Mapping[int, float]) -> float:
+    """Fit log2 of values over log2 width by least squares, and return the slope."""
+    widths, logs = [math.log2(width) for width in values], [math.log2(value) for value in values.values()]
+    return linear_regression(widths, logs).slope

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +15,19 @@ from abcfx.errors import InvalidInputError
 from abcfx.lp.networks import find_c
 from abcfx.pipeline import transform
 from abcfx.verification.evidence import Evidence, number, numbers
-from abcfx.verification.models import MLP, noise, seeded, unigram_entropy
+from abcfx.verification.models import MLP, build, noise, unigram_entropy
+from abcfx.verification.networks import FULL, MUP_A, MUP_B
 from abcfx.verification.studies import Studies
 
 FAN, WIDTH = 512, 64
-TERMS: tuple[Literal["alpha", "omega", "u"], ...] = ("alpha", "omega", "u")
+LOSSES = 20  # last steps whose loss is averaged
+MOST_ALIGNMENT, LEAST_ALIGNMENT = 1.2, -0.2  # products are no further from 1 and from 0 than by chance
+AlignmentTerm: TypeAlias = Literal["alpha", "omega", "u"]
+TERMS: tuple[AlignmentTerm, ...] = ("alpha", "omega", "u")
 
 
-def alignment(_: Any) -> Evidence:
+def alignment() -> Evidence:
+    """Measure the alignment of layers for which it is known."""
     evidence = Evidence()
     table = evidence.table(f"Measured: log_n of rms(product) over rms of both factors, n = {FAN}", "case", *TERMS)
     z0, w0 = noise(64, FAN, seed=1), noise(FAN, FAN, seed=2)
@@ -38,7 +43,7 @@ def alignment(_: Any) -> Evidence:
         "spectral norm": measure(z0, w0, z0 + dz, w0 + dw, FAN, norm="spectral"),
     }
     for name, found in cases.items():
-        table.add(name, *("absent" if value is None else value for value in found))
+        table.add(name, *map(_shown, found))
     evidence.check("no change: every term is absent, not 0", cases["nothing has changed"] == Measured(None, None, None))
     weights = cases["weights only"]
     evidence.check("weights only: W dx and dW dx are absent", weights.alpha is not None and weights[1:] == (None, None))
@@ -54,11 +59,12 @@ def alignment(_: Any) -> Evidence:
     return evidence
 
 
-def dynamic_flow(_: Any) -> Evidence:
+def dynamic_flow() -> Evidence:
+    """Follow the rates of a small training run, step by step."""
     evidence = Evidence()
     x, labels = noise(128, 16), torch.randint(10, (128,), generator=torch.Generator().manual_seed(1))
     warmup, steps = 2, 4
-    result = transform(seeded(lambda: MLP(WIDTH)), x, lr=0.02)
+    result = transform(build(lambda: MLP(WIDTH)), x, lr=0.02)
     optimizer = torch.optim.Adam(result.groups(per_parameter=True))
     dynamic = DynamicAlignment(
         result, optimizer, warmup=warmup, every=1, smoothing=0.0, cap=None, center=False, trust=1e9
@@ -87,13 +93,12 @@ def dynamic_flow(_: Any) -> Evidence:
     first = [row for row in dynamic.history if row["step"] == warmup + 1]
     table = evidence.table(f"Measured after step {warmup + 1}", "layer", *TERMS, "c", "planned lr", "lr")
     for row, lr in zip(first, planned, strict=True):
-        shown = ("absent" if row[term] is None else row[term] for term in TERMS)
-        table.add(row["node"], *shown, row["c"], lr, row["lr"])
-    static = find_c([-0.5, 0.0, 0.5], [0.5] * 3, 1.0, 0.5, 1.0).c
+        table.add(row["node"], *(_shown(row[term]) for term in TERMS), row["c"], lr, row["lr"])
+    static = find_c(MUP_A, MUP_B, *FULL).c
     c = _solved_apart(first)
     found = [math.nan if row["c"] is None else row["c"] for row in first]
     evidence.close("c is what find_c gives for the measured alignments", found, c, 1e-6)
-    # the input of the first layer does not grow: alignment has no say there
+    # The rate of the first layer does not depend on alignment, since the dim that it sums over does not grow.
     expected = [
         planned[0],
         *(lr * 64 ** (old - new) for lr, old, new in list(zip(planned, static, c, strict=True))[1:]),
@@ -106,6 +111,7 @@ def dynamic_flow(_: Any) -> Evidence:
 
 
 def end_to_end(studies: Studies) -> Evidence:
+    """Check that a model learns with rates that follow its alignment, and with planned rates."""
     evidence = Evidence()
     run = studies.training
     table = evidence.table("Loss, nats per character", "step", "rates that follow alignment", "planned rates")
@@ -115,18 +121,17 @@ def end_to_end(studies: Studies) -> Evidence:
     last = run.history[-1]["step"]
     for row in run.history:
         if row["step"] == last:
-            shown = ("absent" if row[term] is None else row[term] for term in TERMS)
-            layers.add(row["node"], *shown, row["c"], row["lr"])
+            layers.add(row["node"], *(_shown(row[term]) for term in TERMS), row["c"], row["lr"])
     unigram = unigram_entropy()
     for name, losses in (("with dynamic rates", run.dynamic), ("with planned rates", run.static)):
-        end = sum(losses[-20:]) / 20
+        end = sum(losses[-LOSSES:]) / LOSSES
         claim = f"{name} it learns more than the frequencies of characters (entropy {unigram:.3f})"
         evidence.check(claim, end < unigram - 0.2, f"{losses[0]:.3f} -> {end:.3f}")
         evidence.check(f"{name} every loss is finite", all(map(math.isfinite, losses)), f"{len(losses)} losses")
     measured = [value for row in run.history for term in TERMS if (value := row[term]) is not None]
-    finite = bool(measured) and all(math.isfinite(value) and -0.2 < value < 1.2 for value in measured)
+    possible = bool(measured) and all(LEAST_ALIGNMENT < value < MOST_ALIGNMENT for value in measured)  # no NaN
     told = f"{len(measured)} values, {number(min(measured))} to {number(max(measured))}" if measured else "none"
-    evidence.check("measured alignments lie where products can", finite, told)
+    evidence.check("measured alignments lie where products can", possible, told)
     rates: dict[str, list[float]] = {}
     for row in run.history:
         rates.setdefault(row["node"], []).append(row["lr"])
@@ -135,16 +140,20 @@ def end_to_end(studies: Studies) -> Evidence:
     return evidence
 
 
+def _shown(value: float | None) -> float | str:
+    return "absent" if value is None else value
+
+
 def _present(measured: Measured) -> list[float]:
+    """Return the exponents as numbers, NaN for an absent one."""
     return [math.nan if value is None else value for value in measured]
 
 
 def _solved_apart(rows: Sequence[HistoryRow]) -> list[float]:
-    """c of the muP chain at the measured alignments, each within [1/2, 1], absent terms as the preset has them."""
+    """Solve the muP chain at the measured alignments, clipped to [1/2, 1]; the preset stands in for absent ones."""
 
-    def values(term: Literal["alpha", "omega", "u"], preset: float) -> list[float]:
+    def values(term: AlignmentTerm, preset: float) -> list[float]:
         return [preset if (value := row[term]) is None else min(max(value, 0.5), 1.0) for row in rows]
 
     alpha, omega, u = values("alpha", 1.0), values("omega", 0.5), values("u", 1.0)
-    c: list[float] = find_c([-0.5, 0.0, 0.5], [0.5] * 3, alpha, omega, u).c
-    return c
+    return find_c(MUP_A, MUP_B, alpha, omega, u).c

@@ -1,23 +1,39 @@
-"""Sections on width: planned rates, the coordinate and the transfer check, sizes of activations from 64 to 1024."""
+"""Sections on width: planned rates, the coordinate and the transfer check, and sizes of activations."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Mapping
 
+from abcfx.checks import TransferCheck
 from abcfx.checks.transfer_study import MOST_SHIFT
 from abcfx.checks.variants import STANDARD, TRANSFORMED
+from abcfx.support.verdict import Verdict
 from abcfx.verification.evidence import Evidence, number
 from abcfx.verification.studies import BASE_LR, Studies, slope
 
 C = {"embedding": 0.5, "hidden": 1.0, "readout": 0.5}
-MOST_SLOPE = 0.15  # of sizes over width, once a layer has learned
+MOST_SLOPE = 0.15  # distance of a size's slope over width from the expected one
 MOST_REGRET = 0.03  # nats
-CONTROL_SHIFT = 0.4  # log2 per octave: the least that the model as written must show
+CONTROL_SHIFT = 0.4  # log2 lr per octave of width: the best rate of the model as written must move by this much
+MOST_RATIO = 1.5  # of a layer's sizes over all widths
+GROWS = 0.5  # slope over width by which some layer of the model as written must grow
+READOUT = "head.weight"
 
 
 def width_transfer(studies: Studies) -> Evidence:
+    """Compare planned rates with powers of the width, and check that layers and the best rate do not depend on it."""
     evidence = Evidence()
-    rates = studies.rates
+    _check_rates(evidence, studies.rates)
+    coordinates = studies.coordinates
+    told = f"widths {_listed(coordinates.widths)}, {len(coordinates.seeds)} seeds"
+    evidence.check("a GPT's coordinate check passes", bool(coordinates), f"{coordinates.verdict}; {told}")
+    control = coordinates.control
+    evidence.check("and fails for the GPT as written", control == Verdict.FAIL, str(control))
+    _check_transfer(evidence, studies.transfer)
+    return evidence
+
+
+def _check_rates(evidence: Evidence, rates: Mapping[str, Mapping[int, float]]) -> None:
     widths = list(rates["hidden"])
     table = evidence.table(f"Planned lr of an MLP, base width {widths[0]}, base lr {BASE_LR}, Adam", "width", *rates)
     for width in widths:
@@ -25,10 +41,9 @@ def width_transfer(studies: Studies) -> Evidence:
     for role, by_width in rates.items():
         expected = [BASE_LR * (width / widths[0]) ** -C[role] for width in widths]
         evidence.close(f"{role}: lr (width / base)^-{number(C[role])}", list(by_width.values()), expected, 1e-9)
-    coordinates, transfer = studies.coordinates, studies.transfer
-    told = f"widths {_listed(coordinates.widths)}, {len(coordinates.seeds)} seeds"
-    evidence.check("a GPT's coordinate check passes", bool(coordinates), f"{coordinates.verdict}; {told}")
-    evidence.check("and fails for the GPT as written", coordinates.control == "FAIL", str(coordinates.control))
+
+
+def _check_transfer(evidence: Evidence, transfer: TransferCheck) -> None:
     curves = evidence.table(
         f"The best lr of an MLP on text, {transfer.steps} steps, {len(transfer.seeds)} seeds", "model", "width",
         "best lr", "loss there", "regret of the base's best lr",
@@ -49,10 +64,10 @@ def width_transfer(studies: Studies) -> Evidence:
     evidence.check(claim, cost - 2 * error <= MOST_REGRET, f"{cost:.3f} +- {error:.3f}")
     regret = transfer.curve(width, STANDARD).regret
     evidence.check(f"as written it costs more than {2 * MOST_REGRET}", regret > 2 * MOST_REGRET, f"{regret:.3f}")
-    return evidence
 
 
 def activation_magnitude(studies: Studies) -> Evidence:
+    """Compare the sizes of a GPT's layers over widths, at init and after training."""
     evidence = Evidence()
     curves = studies.magnitudes
     steps = max(step for _, step in curves)
@@ -65,30 +80,30 @@ def activation_magnitude(studies: Studies) -> Evidence:
         name = node.removesuffix(".weight").replace("(attention logits)", "logits")
         ways = ((TRANSFORMED, steps), (STANDARD, steps), (TRANSFORMED, 0))
         table.add(name, *(f"{value:.3f}" for value in values.values()), *(f"{slopes[way][node]:+.2f}" for way in ways))
-    inside = {node: value for node, value in slopes[TRANSFORMED, 0].items() if node != "head.weight"}
+    inside = {node: value for node, value in slopes[TRANSFORMED, 0].items() if node != READOUT}
     _within(evidence, "at init sizes do not depend on width", inside, 0.0)
-    _within(evidence, "but for logits, a + b = 1: -1/2", {"head.weight": slopes[TRANSFORMED, 0]["head.weight"]}, -0.5)
-    learned = {node: value for node, value in slopes[TRANSFORMED, steps].items() if node != "head.weight"}
+    _within(evidence, "but for logits, a + b = 1: -1/2", {READOUT: slopes[TRANSFORMED, 0][READOUT]}, -0.5)
+    learned = {node: value for node, value in slopes[TRANSFORMED, steps].items() if node != READOUT}
     _within(evidence, f"after {steps} steps sizes do not depend on width", learned, 0.0)
-    # logits fade from the initial part, which falls as width^-1/2, into the learned one, which does not
-    logits = slopes[TRANSFORMED, steps]["head.weight"]
+    # Logits are a sum of an initial part, which falls as width^-1/2, and a learned one, which does not.
+    logits = slopes[TRANSFORMED, steps][READOUT]
     told = f"slope {logits:+.2f}"
     evidence.check("logits neither blow up nor vanish", -0.5 - MOST_SLOPE < logits < MOST_SLOPE, told)
-    ratio = max(max(values.values()) / min(values.values()) for node, values in end.items() if node != "head.weight")
-    evidence.check(
-        f"from width {widths[0]} to {widths[-1]} they differ by less than 1.5 x", ratio < 1.5, f"{ratio:.2f} x"
-    )
+    ratio = max(max(values.values()) / min(values.values()) for node, values in end.items() if node != READOUT)
+    claim = f"from width {widths[0]} to {widths[-1]} they differ by less than {MOST_RATIO:g} x"
+    evidence.check(claim, ratio < MOST_RATIO, f"{ratio:.2f} x")
     worst = max(slopes[STANDARD, steps], key=lambda node: slopes[STANDARD, steps][node])
     grown = slopes[STANDARD, steps][worst]
-    evidence.check("as written they grow", grown > 0.5, f"{worst} ~ width^{grown:.2f}")
+    evidence.check("as written they grow", grown > GROWS, f"{worst} ~ width^{grown:.2f}")
     return evidence
 
 
-def _within(evidence: Evidence, claim: str, slopes: dict[str, float], expected: float) -> None:
+def _within(evidence: Evidence, claim: str, slopes: Mapping[str, float], expected: float) -> None:
+    """Add the claim that all slopes are near the expected one; the furthest is named."""
     worst = max(slopes, key=lambda node: abs(slopes[node] - expected))
     passed = abs(slopes[worst] - expected) <= MOST_SLOPE
     evidence.check(claim, passed, f"slopes within {MOST_SLOPE}; furthest {worst} {slopes[worst]:+.3f}")
 
 
-def _listed(values: Any) -> str:
+def _listed(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))

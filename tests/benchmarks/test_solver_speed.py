@@ -18,7 +18,7 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_matrix
 
 from abcfx.lp.networks import find_c, find_c_dag
-from abcfx.verification.recursion import chain_graph, random_graph
+from abcfx.verification.networks import chain_graph, random_graph
 
 KINDS = ("mup", "trades", "measured", "omega")
 LARGE = pytest.param(10000, marks=pytest.mark.slow)

@@ -12,6 +12,7 @@ import torch
 from abcfx import cli
 from abcfx.cli import demo as cli_demo
 from abcfx.examples import demo
+from abcfx.examples.text import read_characters
 
 TINY = ["--base-width", "16", "--width", "32", "--steps", "4"]
 
@@ -131,7 +132,7 @@ def test_wrong_usage_exits_with_2(arguments: list[object] | list[str]) -> None:
 
 def test_every_run_sees_the_same_fresh_text() -> None:
     task = dataclasses.replace(demo.Task(), steps=20)
-    text = demo.read_characters()
+    text = read_characters()
     assert len(text) > 1_000_000
     batches = [torch.cat([x, y[:, -1:]], 1) for x, y in demo.draw_batches(task, text)]
     again = [torch.cat([x, y[:, -1:]], 1) for x, y in demo.draw_batches(task, text)]

@@ -22,7 +22,8 @@ from abcfx.errors import InfeasibleError, InvalidInputError
 from abcfx.lp.names import RowKind, RowLabel, RowName
 from abcfx.lp.network_rows import NetworkOptimizer
 from abcfx.lp.networks import GraphSolution, find_c, find_c_dag
-from abcfx.verification.recursion import chain_graph, network_levels, random_graph, shuffled
+from abcfx.verification.networks import chain_graph, random_graph, shuffled
+from abcfx.verification.recursion import network_levels
 
 TABLES = json.loads((Path(__file__).parents[1] / "data" / "named_parametrizations.json").read_text())
 Alignment = Literal["alpha", "omega", "u"]

@@ -26,12 +26,12 @@ FAST = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15}
 def test_fast_sections_pass() -> None:
     state = torch.random.get_rng_state()
     found = verify(FAST)
-    assert [(section.number, section.failed) for section in found] == [(number, []) for number in sorted(FAST)]
+    assert [(section.number, section.evidence.failed) for section in found] == [(number, []) for number in sorted(FAST)]
     assert found and torch.equal(torch.random.get_rng_state(), state)
 
 
 def failing(*numbers: int) -> dict[int, list[str]]:
-    return {section.number: [check.claim for check in section.failed] for section in verify(numbers) if section.failed}
+    return {section.number: [claim.name for claim in section.evidence.failed] for section in verify(numbers).failed}
 
 
 def test_rows_of_the_lp_that_are_off_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +102,7 @@ def test_rates_that_do_not_transfer_are_seen(shift: float, control: float, regre
         widths=(64, 128), seeds=(0, 1), steps=9, centre=0.1, curves=[curve], regret=(0.0, 0.0),
         shift=Shift(shift, 0.05, ()), control=Shift(control, 0.05, ()), curve=lambda width, model: curve,
     )  # fmt: skip
-    failed = [check.claim for check in widths.width_transfer(runs).checks if not check.passed]
+    failed = [claim.name for claim in widths.width_transfer(runs).failed]
     assert len(failed) == (said is not None) and all(claim.startswith(said) for claim in failed)
 
 
@@ -164,7 +164,7 @@ def test_a_panel_without_curves_is_seen(monkeypatch: pytest.MonkeyPatch, short: 
     runs = studies.Studies(tmp_path / "figure.png")
 
     def problems() -> list[str]:
-        return [check.claim for check in figure.figure(runs).checks if not check.passed]
+        return [claim.name for claim in figure.figure(runs).failed]
 
     assert problems() == []
     monkeypatch.setattr(figure, "_alphas", lambda axis, study: None)
@@ -192,7 +192,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "a + c - alpha" in out and "verification: PASS" in out and "Alignment" in out
     assert cli.main(["verify", "--only", "3", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["verdict"] == "PASS" and found["sections"][0]["tables"][0]["rows"][0][-1] == "breaks"
+    assert found["verdict"] == "PASS" and found["rows"][0]["tables"][0]["rows"][0][-1] == "breaks"
     assert cli.main(["verify", "--list"]) == 0
     assert capsys.readouterr().out.count("\n") == 16
 
@@ -247,5 +247,5 @@ def test_the_whole_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_the_page_says_what_was_found() -> None:
     page = document(verify({2}))
     assert (
-        "| PASS | muP is tight: every r is 0 | 0, 0, 0 |" in page and "1 of 1 sections pass, 3 of 3 checks hold" in page
+        "| PASS | muP is tight: every r is 0 | 0, 0, 0 |" in page and "1 of 1 sections pass, 3 of 3 claims hold" in page
     )
