@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -10,7 +9,7 @@ import networkx as nx
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from abcfx.verification.networks import chain_graph, random_chain
+from abcfx.verification.networks import chain_graph
 from abcfx.verification.recursion import Term, network_terms
 
 BIG = 200.0
@@ -31,22 +30,8 @@ class SharedAlignments(TypedDict):
     u: float
 
 
-class Chain(Weights):
-    """The arguments of `find_c`, by layer."""
-
-    alpha: list[float]
-    omega: list[float]
-    u: list[float]
-
-
 MUP: Weights = {"a": [-0.5, 0.0, 0.0, 0.5], "b": [0.5, 0.5, 0.5, 0.5]}
 FULL: SharedAlignments = {"alpha": 1.0, "omega": 0.5, "u": 1.0}
-
-
-def drawn_chain(rng: random.Random, length: int, low: float = 0.0, high: float = 1.0) -> Chain:
-    """Draw the exponents of a chain, its alignments between two numbers."""
-    chain = random_chain(rng, length, low, high)
-    return {"a": chain["a"], "b": chain["b"], "alpha": chain["alpha"], "omega": chain["omega"], "u": chain["u"]}
 
 
 def adam_chain(

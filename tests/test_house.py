@@ -139,7 +139,6 @@ def test_the_programs_of_the_solver_know_no_torch_and_the_passes_nothing_of_abcf
     assert {name for name in ours if room_of(name) != "passes"} == set()
 
 
-@pytest.mark.xfail(strict=True, reason="verification.installation does")
 def test_only_examples_and_the_command_import_from_the_face_of_the_package() -> None:
     importers = {module for module, names in IMPORTS.items() if "abcfx" in names}
     assert {module for module in importers if room_of(module) not in ("examples", "cli", "")} == set()

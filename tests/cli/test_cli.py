@@ -115,7 +115,7 @@ def test_unexpected_errors_are_short_too_unless_debugging(capsys: pytest.Capture
 
 
 def test_interrupt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "read_characters", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(cli_demo, "read_characters", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     assert cli.main(["demo", *TINY, "--no-plot"]) == 130
     assert "interrupted" in capsys.readouterr().err
 

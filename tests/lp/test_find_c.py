@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import FULL, MUP, Chain, adam_chain, drawn_chain, mup_graph, network_optimum
+from oracles import FULL, MUP, adam_chain, mup_graph, network_optimum
 
 from abcfx.errors import InfeasibleError, InvalidInputError
 from abcfx.lp.names import RowKind, RowLabel, RowName
 from abcfx.lp.network_rows import NetworkOptimizer
 from abcfx.lp.networks import GraphSolution, find_c, find_c_dag
-from abcfx.verification.networks import chain_graph, random_graph, shuffled
+from abcfx.verification.networks import Chain, chain_graph, random_chain, random_graph, shuffled
 from abcfx.verification.recursion import network_levels
 
 TABLES = json.loads((Path(__file__).parents[1] / "data" / "named_parametrizations.json").read_text())
@@ -176,7 +176,7 @@ class TestOracles:
     def test_closed_form_of_adam_chains(self) -> None:
         rng = random.Random(0)
         for _ in range(300):
-            chain = drawn_chain(rng, rng.randint(1, 60), -0.5, rng.choice([0.5, 1.0, 3.0]))
+            chain = random_chain(rng, rng.randint(1, 60), -0.5, rng.choice([0.5, 1.0, 3.0]))
             solution = find_c(**chain)
             c, r = adam_chain(**chain)
             assert solution.c == pytest.approx(c, abs=1e-9)
@@ -184,14 +184,14 @@ class TestOracles:
 
     def test_adam_chains_take_no_pivot(self) -> None:
         """The basis that the solver starts from is optimal there, so a re-solve costs what the bookkeeping costs."""
-        chain = drawn_chain(random.Random(16), 50)
+        chain = random_chain(random.Random(16), 50)
         assert find_c(**chain).solver._program.solve().iterations == 0
 
     @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
     def test_a_chain_is_a_graph(self, optimizer: NetworkOptimizer) -> None:
         rng = random.Random(1)
         for _ in range(100):
-            chain = drawn_chain(rng, rng.randint(1, 30))
+            chain = random_chain(rng, rng.randint(1, 30))
             one, other = find_c(**chain, optimizer=optimizer), find_c_dag(chain_graph(**chain), optimizer=optimizer)
             assert one.c == pytest.approx(list(other.c.values()), abs=1e-9)
             assert one.objective == pytest.approx(other.objective, abs=1e-9)
@@ -259,13 +259,13 @@ class TestOneAnswer:
             assert (one and one.c) == pytest.approx(other and other.c, abs=1e-9)
 
     def test_bitwise_the_same_when_repeated(self) -> None:
-        chain = drawn_chain(random.Random(5), 200)
+        chain = random_chain(random.Random(5), 200)
         assert find_c(**chain, optimizer="sgd") == find_c(**chain, optimizer="sgd")
 
     @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
     def test_a_walk_of_the_alignments_equals_cold_solves(self, optimizer: NetworkOptimizer) -> None:
         rng = random.Random(6)
-        chain = drawn_chain(rng, 40, 0.3, 1.0)
+        chain = random_chain(rng, 40, 0.3, 1.0)
         graph = random_graph(rng, 40)
         first = find_c(**chain, optimizer=optimizer), find_c_dag(graph, optimizer=optimizer)
         for _ in range(200):
