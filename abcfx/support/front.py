@@ -1,0 +1,34 @@
+"""A package's public names, imported from their modules when they are first asked for."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+
+
+def lazy_names(
+    package: str, names: Mapping[str, Sequence[str]], rooms: Sequence[str]
+) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """Make `__getattr__`, `__dir__` and `__all__` of a package whose import is to cost nothing.
+
+    Args:
+        package: full name of the package.
+        names: module below the package -> the public names that it holds.
+        rooms: subpackages that are reached as attributes without being imported first.
+
+    Returns:
+        The three, to be assigned in the package's `__init__`. `__version__` is among the names.
+    """
+    module_of = {name: module for module, held in names.items() for name in held}
+
+    def get(name: str) -> object:
+        if name == "__version__":
+            return importlib.import_module("importlib.metadata").version(package)
+        if name in module_of:
+            return getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
+        if name in rooms:
+            return importlib.import_module(f"{package}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    public = sorted([*module_of, "__version__"])
+    return get, lambda: list(public), public
