@@ -41,8 +41,8 @@ def legend(outcome: Outcome) -> list[str]:
     """Explain the columns of the table, one sentence or two per line."""
     m = "m" if outcome.header.has_base else "n"
     return [
-        f"a, b, c: the weight is multiplied by {m}^-a (column mult), starts with a standard deviation that scales as "
-        f"{m}^-b, and learns at a rate that scales as {m}^-c. std (RMS entry), lr, eps and decay are the values for "
+        f"a, b, c: the weight is multiplied by {m}^-a (its multiplier), starts with a standard deviation that scales "
+        f"as {m}^-b, and learns at a rate that scales as {m}^-c. std (RMS entry), lr, eps and decay are the values for "
         f"this model.",
         f"r: training changes the layer's output by about {m}^-r. The goal is r = 0, the same change at every width. "
         f"Below 0 the change grows with the width, which is stable only if the output itself grows, as before a norm.",
