@@ -146,13 +146,13 @@ class CoordCheck(CheckResult[LayerRow]):
 
     def _reasons(self) -> list[str]:
         """Return a line for each slope that did not pass; layers that were skipped for one reason share a line."""
-        mine = [s for s in self.slopes if s.model == TRANSFORMED and s.reason]
+        told = [slope for slope in self.slopes if slope.model == TRANSFORMED and slope.reason]
         silent = (Verdict.PASS, Verdict.SKIP, None)
-        lines = [f"{s.verdict} {s.node}: {s.reason}" for s in mine if s.verdict not in silent]
+        lines = [f"{slope.verdict} {slope.node}: {slope.reason}" for slope in told if slope.verdict not in silent]
         skipped: dict[str, list[str]] = {}
-        for s in mine:
-            if s.verdict is Verdict.SKIP:
-                skipped.setdefault(s.reason, []).append(s.node)
+        for slope in told:
+            if slope.verdict is Verdict.SKIP:
+                skipped.setdefault(slope.reason, []).append(slope.node)
         for reason, nodes in skipped.items():
             more = f" and {len(nodes) - NAMES_SHOWN} more" if len(nodes) > NAMES_SHOWN else ""
             lines.append(f"{Verdict.SKIP} {', '.join(nodes[:NAMES_SHOWN])}{more}: {reason}")

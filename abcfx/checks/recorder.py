@@ -40,7 +40,7 @@ class Use:
 
 @dataclass
 class Seen:
-    """What one layer computed in one run of the model, call by call.
+    """Values that one layer computed in one run of the model, call by call.
 
     Attributes:
         outputs: W x without a bias, of each call.
@@ -80,13 +80,13 @@ class Seen:
 
     def change(self, first: Seen) -> float | None:
         """Return the rms of W x now minus W x then; None if other rows came in, as with experts."""
-        if [o.shape for o in self.outputs] != [o.shape for o in first.outputs]:
+        if [output.shape for output in self.outputs] != [output.shape for output in first.outputs]:
             return None
         return rms([now - then for now, then in zip(self.outputs, first.outputs, strict=True)])
 
     def _root_mean(self, squares: list[float]) -> float:
         """Return the root of the mean over all entries of all calls."""
-        counts = [o.numel() for o in self.outputs]
+        counts = [output.numel() for output in self.outputs]
         total = sum(square * count for square, count in zip(squares, counts, strict=True)) if squares else 0.0
         return (total / sum(counts)) ** 0.5 if sum(counts) else 0.0
 
@@ -126,8 +126,8 @@ class Recorder(CallWatcher):
         """
         super().__init__()
         self.found: dict[Use, Seen] = {}
-        self._parameters = {n: p.detach() for n, p in module.named_parameters() if p.ndim > 1}
-        self._names = {p.untyped_storage().data_ptr(): n for n, p in self._parameters.items()}
+        self._parameters = {name: each.detach() for name, each in module.named_parameters() if each.ndim > 1}
+        self._names = {_place(each): name for name, each in self._parameters.items()}
         self._first = first
         self._changes: dict[str, torch.Tensor] = {}
         self._factors_of_products = _factors_before_products(module)
@@ -196,7 +196,8 @@ class Recorder(CallWatcher):
             x, seen.fan_in = tensors[0], weight[0].numel()
             seen.rows += out.numel() // out.shape[1]
         else:
-            x, stands_last = next(t for i, t in tensors.items() if i != position), position == max(tensors)
+            x = next(tensor for place, tensor in tensors.items() if place != position)
+            stands_last = position == max(tensors)
             seen.fan_in = weight.shape[-2] if stands_last and weight.ndim > 1 else weight.shape[-1]
             seen.rows += x.numel() // seen.fan_in
         square = _mean_square(x)

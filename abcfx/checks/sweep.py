@@ -163,10 +163,11 @@ def _losses(
 ) -> list[float]:
     """Train and return the loss before each step; stop early at the first loss that is not finite."""
     warm = max(1, round(steps * WARM_UP))
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda t: min((t + 1) / warm, (steps - t) / max(1, steps - warm)))
-        for o in optimizers
-    ]
+
+    def factor(step: int) -> float:
+        return min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
     losses: list[float] = []
     for batch in batches:
         value = loss(call_with_batch(module, batch), batch)

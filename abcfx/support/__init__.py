@@ -1,1 +1,1 @@
-"""What several rooms need and no one owns: places in code, patterns, options, verdicts, text, running a model."""
+"""Tools that several rooms need and none of them owns: places in code, patterns, options, verdicts, running a model."""
