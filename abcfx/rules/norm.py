@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch.nn as nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
@@ -41,7 +40,10 @@ def batch_norm(
     return op.norm(x, gain, bias)
 
 
-@register_rule(nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _NormBase)
+@register_rule(
+    nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
+    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+)  # fmt: skip
 def norm_module(op: Op, module: nn.Module, x: Value) -> Value:
     return op.norm(x, op.parameter(module, "weight"), op.parameter(module, "bias"))
 
