@@ -143,8 +143,9 @@ class Interpreter:
         reads_no_entries = rule is makes_constant or plain_name(node.target) in _READS_SHAPE_OF_SECOND
         if not takes_result and not reads_no_entries and (lost := _lost(values, result)):
             raise UnknownOpError(
-                f"The rule for {node.target} loses {lost}: it was given it and returned only constants.\n"
+                f"The rule for {node.target} loses {lost}, which training changes.\n"
                 f"  in {location(node)}\n"
+                f"  expected: a Value that depends on it; got only constants.\n"
                 f"  To fix: return a Value made by a method of `op` (op.same, op.layer, op.product, ...)."
             )
         return result

@@ -49,7 +49,7 @@ class ParameterExponents:
 class FixedExponents:
     """Roles, a and b of a whole model, with the size exponent of every node that they lead to.
 
-    It is the context in which the kinds of the DAG write their bounds (`abcfx.rules.kinds.ExponentContext`).
+    It is the context in which the kinds of the DAG write their bounds (`abcfx.rules.bounds.ExponentContext`).
 
     Args:
         dag: the layer DAG.
