@@ -138,18 +138,28 @@ class CallLogger(CallWatcher):
             self.trace.dtypes.append(tensor.dtype)
         return known[0]
 
-    def refs(self, tree: trees.Tree) -> trees.Tree:
-        """Return the tree with Refs in the place of tensors."""
-        return trees.map_tensors(self.ref, tree)
+    def refs(self, value: object) -> object:
+        """Return an argument or a result of an aten call with Refs in the place of tensors.
+
+        Such values hold tuples, lists and dicts only, through which this is several times as fast as a map of a tree.
+        """
+        if isinstance(value, torch.Tensor):
+            return self.ref(value)
+        if isinstance(value, tuple):
+            return tuple(map(self.refs, value))
+        if isinstance(value, list):
+            return list(map(self.refs, value))
+        return {key: self.refs(each) for key, each in value.items()} if isinstance(value, dict) else value
 
     def watch(self, op: OpOverload, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        args_of_call, kwargs_of_call = self.refs((args, kwargs))
+        call_args = tuple(map(self.refs, args))
+        call_kwargs = {name: self.refs(value) for name, value in kwargs.items()}
         out: object = op(*args, **kwargs)
-        original = args_of_call[0] if op in self._copies else None
+        original = call_args[0] if op in self._copies else None
         if isinstance(original, Ref) and isinstance(out, torch.Tensor):
             self._seen.setdefault(id(out), (original, out))
         elif op.namespace != "prim":  # a prim call asks something about a tensor and computes nothing
-            call = Call(op, args_of_call, kwargs_of_call, self.refs(out), self.paths[-1])
+            call = Call(op, call_args, call_kwargs, self.refs(out), self.paths[-1])
             self.trace.calls.append(call)
             if self.trace.values is not None:
                 self.trace.values.append(self._copied_results(call, out))

@@ -40,8 +40,8 @@ def _differs_by_mode(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
 
 
-def _operations(model: nn.Module, signature: Signature, examples: Mapping[str, object]) -> list[str]:
-    """Return the aten calls of a run, and what the model returned, as text that tells 0.0 from False."""
+def _operations(model: nn.Module, signature: Signature, examples: Mapping[str, object]) -> list[tuple[object, str]]:
+    """Return the aten calls of a run, and what the model returned, with values as text, which tells 0.0 from False."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = trees.map_leaves_of(
         torch.Tensor, lambda tensor: mode.from_tensor(tensor, static_shapes=True), off_meta(dict(examples))
@@ -51,5 +51,6 @@ def _operations(model: nn.Module, signature: Signature, examples: Mapping[str, o
         logger = CallLogger(model, copies=True)
         with no_hidden_randomness(), mode, logger:
             output = signature.call(model, signature.rebuild(fake))
-        calls = [f"{call.op} {call.args!r} {dict(call.kwargs)!r}" for call in logger.trace.calls]
-        return [*calls, repr(trees.leaves(logger.refs(output)))]
+        returned = [logger.refs(leaf) for leaf in trees.leaves(output)]
+        calls: list[tuple[object, str]] = [(call.op, repr((call.args, call.kwargs))) for call in logger.trace.calls]
+        return [*calls, (None, repr(returned))]
