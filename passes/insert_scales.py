@@ -35,9 +35,9 @@ class ScaleInsertion:
     label: str = ""
     formula: str = ""
 
-    def note(self, created_by: str) -> ScaleNode:
+    def note(self, created_by: str, *, on_result: bool = False) -> ScaleNode:
         """Return the note for the node that this insertion makes."""
-        return ScaleNode(created_by, self.factor, self.label, self.formula)
+        return ScaleNode(created_by, self.factor, self.label, self.formula, on_result)
 
 
 def insert_scales(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> PassResult:
@@ -65,7 +65,8 @@ def insert_scales(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> P
     # Operands first: a scaled result then replaces the result everywhere, also as the input of its consumers' scales.
     for scale in sorted(wanted, key=lambda scale: scale.operand is None):
         base = scale.operand if scale.operand is not None else _first_result(scale.node)
-        node = create_after(base, f"{scale.node.name}_scale", torch.mul, (base, scale.factor), scale.note(NAME))
+        note = scale.note(NAME, on_result=scale.operand is None)
+        node = create_after(base, f"{scale.node.name}_scale", torch.mul, (base, scale.factor), note)
         if scale.operand is None:
             base.replace_all_uses_with(node, delete_user_cb=partial(operator.is_not, node))
         else:

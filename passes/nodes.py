@@ -21,17 +21,19 @@ class ScaleNode:
         factor: the constant.
         label: the layer, product or branch that is scaled.
         formula: the constant as a formula, such as "m^-0.5".
+        on_result: True if the node multiplies the result of the op, False if it multiplies an operand.
     """
 
     created_by: str
     factor: float
     label: str
     formula: str
+    on_result: bool = False
 
 
-def scale_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """Return the nodes of a graph that a pass made to multiply by a constant, in order."""
-    return [node for node in graph.nodes if scale_note(node) is not None]
+def scale_nodes(graph: fx.Graph) -> dict[fx.Node, ScaleNode]:
+    """Return the nodes of a graph that a pass made to multiply by a constant, in order, each with its note."""
+    return {node: note for node in graph.nodes if (note := scale_note(node)) is not None}
 
 
 def scale_note(node: fx.Node) -> ScaleNode | None:

@@ -48,4 +48,4 @@ def graph_of(module: nn.Module) -> fx.Graph:
 
 def scales_in(module: nn.Module, label: str = "") -> list[fx.Node]:
     """Return the scale nodes of a transformed module whose label contains some words."""
-    return [node for node in scale_nodes(graph_of(module)) if label in node.meta["abcfx"].label]
+    return [node for node, note in scale_nodes(graph_of(module)).items() if label in note.label]

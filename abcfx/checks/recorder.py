@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from abcfx.capture import EmittedModule
 from abcfx.capture.dispatch import AtenOp, CallWatcher
@@ -230,10 +230,8 @@ def _factors_before_products(module: nn.Module) -> frozenset[float]:
     """Return the factors of scale nodes that stand before the next layer, and of none that stands after a lookup."""
     before, behind = set[float](), set[float]()
     for graph in module.graphs if isinstance(module, EmittedModule) else ():
-        for node in scale_nodes(graph):
-            scaled, factor = node.args
-            of_result = isinstance(scaled, fx.Node) and node.name.startswith(f"{scaled.name}_scale")
-            (behind if of_result else before).add(float(factor))  # type: ignore[arg-type]
+        for node, note in scale_nodes(graph).items():
+            (behind if note.on_result else before).add(float(node.args[1]))  # type: ignore[arg-type]
     return frozenset(before - behind)
 
 
