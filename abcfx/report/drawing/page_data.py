@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import TypedDict
 
 from abcfx.outcome import Outcome
 from abcfx.report.binding import binding_tags
@@ -16,8 +16,6 @@ from abcfx.report.names import CollapsedName, collapse_names
 from abcfx.report.parameter_table import row_key
 from abcfx.report.tables import number
 from abcfx.report.text import as_dict
-
-Json: TypeAlias = dict[str, object]
 
 CHARACTER, SMALL_CHARACTER = 7.2, 6.4  # mean width in pixels, of the two font sizes of a box
 LONGEST_LABEL = 36
@@ -40,15 +38,71 @@ KIND_WORDS = {
 }
 
 
-def page_data(outcome: Outcome) -> Json:
-    """Collect everything that the page's script reads, as JSON-able values.
+class FoldData(TypedDict):
+    """Parameters that are alike: a pattern for their names, and their indices."""
 
-    Returns:
-        `report`: as `to_dict` returns it. `shapes`, `base_shapes`: by index of a parameter. `folds`: parameters that
-        are alike, as indices; `fold_of`, `binds`, `explanations`: fold of each parameter, and text of each fold.
-        `boxes`: text of each box; `box_of`: box of each parameter. `views`: drawings, with repeated blocks once or in
-        full.
+    shown: str
+    names: list[int]
+
+
+class BoxData(TypedDict):
+    """Texts of a box, and the indices of its parameters."""
+
+    label: str
+    shown: str
+    sub: str
+    role: str
+    path: str
+    words: str
+    parameters: list[int]
+
+
+class FrameData(TypedDict):
+    """A frame: its title, its place (left, top, width, height), and the view that its button draws, if it has one."""
+
+    title: str
+    count: int
+    run: int
+    place: list[float]
+    opens: int | None
+
+
+class ViewData(TypedDict):
+    """One drawing of the boxes.
+
+    `nodes`: [index of a box, x, y, width, height]. `edges`: [index of the tail, index of the head, points].
+    `stands_for`: indices of the boxes that a box stands for, by its own index.
     """
+
+    width: int
+    height: int
+    nodes: list[list[float]]
+    edges: list[tuple[int, int, list[list[float]]]]
+    frames: list[FrameData]
+    stands_for: dict[int, list[int]]
+
+
+class PageData(TypedDict):
+    """Everything that the page's script reads, as JSON-able values; parameters are told by their index.
+
+    `report` is what `to_dict` returns. `shapes`, `base_shapes`, `fold_of` and `box_of` are by parameter; `binds` and
+    `explanations` by fold. The first view draws repeated blocks once, the last one all boxes.
+    """
+
+    report: dict[str, object]
+    shapes: list[list[int]]
+    base_shapes: list[list[int] | None]
+    folds: list[FoldData]
+    fold_of: list[int]
+    binds: list[str]
+    explanations: list[dict[str, object]]
+    boxes: list[BoxData]
+    box_of: list[int | None]
+    views: list[ViewData]
+
+
+def page_data(outcome: Outcome) -> PageData:
+    """Collect everything that the page's script reads."""
     names = list(outcome.plan)
     index = {name: i for i, name in enumerate(names)}
     shapes = {name: tuple(p.shape) for name, p in outcome.captured.model.named_parameters()}
@@ -75,7 +129,7 @@ def page_data(outcome: Outcome) -> Json:
     }
 
 
-def _explanations(outcome: Outcome, folds: Sequence[CollapsedName]) -> list[Json]:
+def _explanations(outcome: Outcome, folds: Sequence[CollapsedName]) -> list[dict[str, object]]:
     """Explain one parameter of each fold, for all that are alike."""
     explainer = Explainer(outcome)
     told = [explainer.explain(part.names[0]) for part in folds]
@@ -109,11 +163,17 @@ class _PlacedBox:
         text = max(CHARACTER * len(self.shown), SMALL_CHARACTER * len(self.sub))
         return round(max(text + 22.0, 72.0)), BOX_HEIGHT if self.sub else OP_HEIGHT
 
-    def to_dict(self, index: Mapping[str, int]) -> Json:
-        """Return the texts as JSON-able values; parameters are told by their index."""
-        box = self.box
-        fields: Json = {"label": box.label, "shown": self.shown, "sub": self.sub, "role": box.role, "path": box.path}
-        return fields | {"words": self.words, "parameters": [index[name] for name in box.parameters]}
+    def to_dict(self, index: Mapping[str, int]) -> BoxData:
+        """Return the texts as JSON-able values; `index` numbers the parameters."""
+        return {
+            "label": self.box.label,
+            "shown": self.shown,
+            "sub": self.sub,
+            "role": self.box.role,
+            "path": self.box.path,
+            "words": self.words,
+            "parameters": [index[name] for name in self.box.parameters],
+        }
 
 
 def _kinds_in_words(box: Box) -> str:
@@ -121,7 +181,7 @@ def _kinds_in_words(box: Box) -> str:
     return "; ".join(KIND_WORDS.get(kind, kind) for kind in kinds)
 
 
-def _views(diagram: Diagram, runs: Sequence[Run], boxes: Sequence[_PlacedBox]) -> list[Json]:
+def _views(diagram: Diagram, runs: Sequence[Run], boxes: Sequence[_PlacedBox]) -> list[ViewData]:
     """Draw repeated blocks once; then each run in full, one at a time; last, all of them in full."""
     expanded: list[tuple[int, ...]] = [()]
     if runs:
@@ -138,21 +198,26 @@ def _views(diagram: Diagram, runs: Sequence[Run], boxes: Sequence[_PlacedBox]) -
 
 def _view(
     found: View, expanded: Sequence[int], opened: Mapping[int, int], diagram: Diagram, boxes: Sequence[_PlacedBox]
-) -> Json:
+) -> ViewData:
     index = {box.name: i for i, box in enumerate(diagram.boxes)}
     sizes = {box.name: boxes[index[box.name]].size for box in found.boxes}
     titles = [CHARACTER * len(f"{frame.title}  x {frame.count}") + TITLE_MARGIN for frame in found.frames]
     layout = lay_out(sizes, found.edges, [frame.boxes for frame in found.frames], titles)
-    frames = [
-        {"title": frame.title, "count": frame.count, "run": frame.run, "place": _rounded(place)}
-        | {"opens": _opens(frame, found.frames, expanded, opened)}
+    frames: list[FrameData] = [
+        {
+            "title": frame.title,
+            "count": frame.count,
+            "run": frame.run,
+            "place": _rounded(place),
+            "opens": _opens(frame, found.frames, expanded, opened),
+        }
         for frame, place in zip(found.frames, layout.frames, strict=True)
     ]
     return {
         "width": round(layout.width),
         "height": round(layout.height),
         "nodes": [[index[name], *_rounded(layout.place[name]), *size] for name, size in sizes.items()],
-        "edges": [[index[t], index[h], [_rounded(p) for p in points]] for (t, h), points in layout.path.items()],
+        "edges": [(index[t], index[h], [_rounded(p) for p in points]) for (t, h), points in layout.path.items()],
         "frames": frames,
         "stands_for": {
             index[n]: [index[o] for o in others] for n, others in found.stands_for.items() if len(others) > 1
