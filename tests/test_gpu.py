@@ -11,6 +11,7 @@ from torch import nn
 
 import abcfx
 from abcfx.examples.gpt import GPT, GPTConfig
+from abcfx.plan.options import ApplyMode
 
 DEVICE = "cuda"
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
@@ -23,11 +24,15 @@ def gpt(width: int, seed: int = 0) -> GPT:
 
 
 def train(
-    module: nn.Module, optimizer: str, ids: torch.Tensor, steps: int, **autocast: object
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ids: torch.Tensor,
+    steps: int,
+    dtype: torch.dtype | None = None,
 ) -> tuple[list[float], torch.Tensor]:
     losses = []
     for _ in range(steps):
-        with torch.autocast(DEVICE, enabled=bool(autocast), **autocast):
+        with torch.autocast(DEVICE, enabled=dtype is not None, dtype=dtype):
             logits = module(ids[:, :-1])
         loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad()
@@ -38,7 +43,7 @@ def train(
 
 
 @pytest.mark.parametrize("scales", ["insert", "absorb"])
-def test_a_model_on_the_device_trains_under_bf16_autocast(scales: str) -> None:
+def test_a_model_on_the_device_trains_under_bf16_autocast(scales: ApplyMode) -> None:
     ids = IDS.to(DEVICE)
     model = gpt(128).to(DEVICE)
     result = abcfx.transform(model, ids[:2, :-1], base=gpt(64).to(DEVICE), optimizer="adamw", apply=scales, lr=2**-8)
@@ -51,10 +56,10 @@ def test_a_model_on_the_device_trains_under_bf16_autocast(scales: str) -> None:
 def test_autocast_follows_the_run_without_it() -> None:
     ids = IDS.to(DEVICE)
     runs = []
-    for autocast in ({}, {"dtype": torch.bfloat16}):
+    for dtype in (None, torch.bfloat16):
         result = abcfx.transform(gpt(128), IDS[:2, :-1], base=gpt(64), optimizer="adamw", lr=2**-8)
         result.module.to(DEVICE)  # the same Parameter objects: groups made before hold them
-        runs.append(train(result.module, torch.optim.AdamW(result.param_groups), ids, 10, **autocast)[0])
+        runs.append(train(result.module, torch.optim.AdamW(result.param_groups), ids, 10, dtype)[0])
     assert runs[1] == pytest.approx(runs[0], abs=0.05)
 
 

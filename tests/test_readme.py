@@ -1,4 +1,4 @@
-"""The README's and the docs' Python runs, and the report in the README is the one that is printed today.
+"""The Python of the README and of the docs runs, and the report in the README is the one that is printed today.
 
 `python tests/test_readme.py` writes report and graph anew.
 """
@@ -10,6 +10,7 @@ import io
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,15 +31,16 @@ def snippets(path: Path) -> list[str]:
 
 
 def printed_report() -> tuple[str, str]:
-    """What the README's first snippet prints, and the graph of its result."""
-    output, names = io.StringIO(), {}
+    """Run the README's first snippet; return its output and the graph of its result."""
+    names: dict[str, Any] = {}
+    output = io.StringIO()
     with contextlib.redirect_stdout(output), torch.random.fork_rng(devices=[]):
         exec(compile(snippets(README)[0], str(README), "exec"), names)
     return output.getvalue().rstrip("\n") + "\n", names["result"].to_mermaid()
 
 
 def without_times(report: str) -> str:
-    """Up to the last line, whose times differ from run to run."""
+    """Remove the last line, whose times differ from run to run."""
     return re.sub(r"Time \(ms\):.*", "", report, flags=re.S)
 
 
@@ -62,7 +64,7 @@ def test_the_rules_of_the_docs_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("_BY_OBJECT", "_BY_MODULE", "_BY_NAME"):
         monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
-    namespace = {"__name__": "docs"}
+    namespace: dict[str, Any] = {"__name__": "docs"}
     for snippet in snippets(ROOT / "docs" / "rules.md"):
         exec(compile(snippet, "rules.md", "exec"), namespace)
 
@@ -81,14 +83,14 @@ def test_the_rules_of_the_docs_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_page_on_measured_alignment_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    namespace = {"__name__": "docs"}
+    namespace: dict[str, Any] = {"__name__": "docs"}
     for snippet in snippets(ROOT / "docs" / "dynamic.md"):
         exec(compile(snippet, "dynamic.md", "exec"), namespace)
     assert "'alpha'" in capsys.readouterr().out
 
 
 def test_the_page_on_examples_runs() -> None:
-    namespace = {"__name__": "docs"}
+    namespace: dict[str, Any] = {"__name__": "docs"}
     for snippet in snippets(ROOT / "docs" / "examples.md"):
         exec(compile(snippet, "examples.md", "exec"), namespace)
     held = [p for name in ("muon", "adamw") for group in namespace[name].param_groups for p in group["params"]]
@@ -99,7 +101,7 @@ def test_the_page_on_reports_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "docs"}
+    namespace: dict[str, Any] = {"__name__": "docs"}
     page = ROOT / "docs" / "reports.md"
     for snippet in snippets(page):
         exec(compile(snippet, "reports.md", "exec"), namespace)
@@ -113,21 +115,21 @@ def test_the_page_on_reports_runs(
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
 def test_the_page_on_using_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    namespace = {"__name__": "docs"}
+    namespace: dict[str, Any] = {"__name__": "docs"}
     for snippet in snippets(ROOT / "docs" / "using.md"):
         exec(compile(snippet, "using.md", "exec"), namespace)
     assert "Optimizer group" in capsys.readouterr().out
 
 
 def test_the_page_on_checks_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    namespace = {"__name__": "docs"}
+    namespace: dict[str, Any] = {"__name__": "docs"}
     for snippet in snippets(ROOT / "docs" / "checks.md"):
         exec(compile(snippet, "checks.md", "exec"), namespace)
     assert "coordinate check: PASS" in capsys.readouterr().out
 
 
 def test_the_page_on_growing_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    namespace = {"__name__": "docs"}
+    namespace: dict[str, Any] = {"__name__": "docs"}
     for snippet in snippets(ROOT / "docs" / "growth.md"):
         exec(compile(snippet, "growth.md", "exec"), namespace)
     printed = capsys.readouterr().out
@@ -136,7 +138,7 @@ def test_the_page_on_growing_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_page_on_hyper_connections_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    namespace = {"__name__": "docs"}
+    namespace: dict[str, Any] = {"__name__": "docs"}
     for snippet in snippets(ROOT / "docs" / "hyper_connections.md"):
         exec(compile(snippet, "hyper_connections.md", "exec"), namespace)
     assert "hyper-connections: PASS" in capsys.readouterr().out

@@ -87,8 +87,8 @@ def test_optimizer_step(benchmark: BenchmarkFixture, width: int, implementation:
     model = gpt(width)
     for parameter in (*model.parameters(), *result.module.parameters()):
         parameter.grad = torch.full_like(parameter, 1e-3)
-    options = {implementation: True}
-    one = torch.optim.AdamW(model.parameters(), lr=1e-3, **options)
-    ours = torch.optim.AdamW(result.param_groups, **options)
+    foreach, fused = implementation == "foreach", implementation == "fused"
+    one = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=foreach, fused=fused)
+    ours = torch.optim.AdamW(result.param_groups, foreach=foreach, fused=fused)
     by_turns(benchmark, {"one group": one.step, f"{len(result.param_groups)} groups": ours.step})
     assert sum(len(group["params"]) for group in result.param_groups) == len(list(model.parameters()))

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import adam_chain
+from oracles import Chain, adam_chain
 from pytest_benchmark.fixture import BenchmarkFixture
 from scipy.optimize import linprog
 from scipy.sparse import csr_matrix
 
+from abcfx.lp.network_rows import NetworkOptimizer
 from abcfx.lp.networks import find_c, find_c_dag
 from abcfx.verification.networks import chain_graph, random_graph
 
@@ -24,7 +25,7 @@ KINDS = ("mup", "trades", "measured", "omega")
 LARGE = pytest.param(10000, marks=pytest.mark.slow)
 
 
-def chain(kind: str, length: int, seed: int = 0) -> dict[str, list[float]]:
+def chain(kind: str, length: int, seed: int = 0) -> Chain:
     """Full alignment, or random: u above alpha (`trades`), omega around a + b (`measured`), or above it (`omega`)."""
     rng = np.random.default_rng(seed)
     a, b = [-0.5, *[0.0] * (length - 2), 0.5], [0.5] * length
@@ -54,7 +55,7 @@ def test_cold_chain_with_sgd(benchmark: BenchmarkFixture, length: int) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("size", [1000, LARGE])
-def test_cold_graph(benchmark: BenchmarkFixture, size: int, optimizer: str) -> None:
+def test_cold_graph(benchmark: BenchmarkFixture, size: int, optimizer: NetworkOptimizer) -> None:
     graph = random_graph(random.Random(size), size)
     for node, values in graph.nodes.items():  # feasible: a rate above everything, nothing else raises changes
         values["has_weight"] |= not graph.pred[node]
@@ -66,13 +67,13 @@ def test_cold_graph(benchmark: BenchmarkFixture, size: int, optimizer: str) -> N
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_re_solve(benchmark: BenchmarkFixture, kind: str, optimizer: str) -> None:
+def test_re_solve(benchmark: BenchmarkFixture, kind: str, optimizer: NetworkOptimizer) -> None:
     """1,000 layers, every alignment moved by up to 0.02."""
     case = chain(kind, 1000)
     first = find_c(**case, optimizer=optimizer)
     rng = np.random.default_rng(1)
-    names = ("alpha", "omega", "u")
-    moved = [[(case[name] + rng.uniform(-0.02, 0.02, 1000)).tolist() for name in names] for _ in range(20)]
+    alignments = (case["alpha"], case["omega"], case["u"])
+    moved = [[(values + rng.uniform(-0.02, 0.02, 1000)).tolist() for values in alignments] for _ in range(20)]
     turns = cycle(moved)
     solution = benchmark(lambda: first.resolve(*next(turns)))
     assert min(solution.r) >= -1e-9

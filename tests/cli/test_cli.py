@@ -44,7 +44,7 @@ def test_demo_prints_the_report_the_losses_and_draws(capsys: pytest.CaptureFixtu
 
 
 def test_demo_says_the_same_twice_and_depends_on_the_seed(capsys: pytest.CaptureFixture[str]) -> None:
-    def run(seed: int) -> dict[tuple[str, int], str]:
+    def run(seed: str) -> dict[tuple[str, int], str]:
         assert cli.main(["demo", *TINY, "--no-plot", "--seed", seed]) == 0
         return losses(capsys.readouterr().out)
 
@@ -121,7 +121,7 @@ def test_interrupt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["demo", "--steps", "many"]])
-def test_wrong_usage_exits_with_2(arguments: list[object] | list[str]) -> None:
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments)
     assert stopped.value.code == 2

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from abcfx.examples import grow_gpt
+from abcfx.examples.gpt import GPTConfig
 
 
 def curve(losses: list[float], per_step: float) -> grow_gpt.Curve:
@@ -31,7 +32,7 @@ def test_smoothing_is_a_mean_of_the_last_ones() -> None:
 
 def test_a_mixture_of_equal_mlps_is_the_mlp() -> None:
     torch.manual_seed(0)
-    mixture = grow_gpt.Mixture(grow_gpt.GPTConfig(d_model=16), 4, 2)
+    mixture = grow_gpt.Mixture(GPTConfig(d_model=16), 4, 2)
     for expert in mixture.experts:
         expert.load_state_dict(mixture.experts[0].state_dict())
     x = torch.randn(2, 3, 16)

@@ -14,7 +14,7 @@ from typed import Options, given, scales_in
 from typing_extensions import Unpack
 
 import abcfx
-from abcfx.exponents.options import DepthTable
+from abcfx.exponents.depth import DepthTable
 
 IDS = torch.randint(0, 11, (4, 6), generator=torch.Generator().manual_seed(0))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import ModuleType
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -24,7 +24,11 @@ def streams(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def randomised(module: nn.Module, std: float = 0.5) -> nn.Module:
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def randomised(module: ModuleT, std: float = 0.5) -> ModuleT:
+    """Draw all parameters anew, each entry with one standard deviation."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -33,18 +37,19 @@ def randomised(module: nn.Module, std: float = 0.5) -> nn.Module:
 
 
 @pytest.fixture
-def deepseek() -> ModuleType:
+def deepseek() -> Any:
+    """Import transformers' module of DeepSeek V4."""
     return pytest.importorskip("transformers.models.deepseek_v4.modeling_deepseek_v4", reason="needs transformers")
 
 
 @pytest.mark.parametrize(("n", "iters", "eps"), [(4, 20, 1e-6), (2, 3, 1e-4), (8, 1, 1e-6)])
-def test_equal_to_transformers(deepseek: ModuleType, n: int, iters: int, eps: float) -> None:
+def test_equal_to_transformers(deepseek: Any, n: int, iters: int, eps: float) -> None:
     import transformers
 
     config = transformers.DeepseekV4Config(
         hidden_size=24, hc_mult=n, hc_sinkhorn_iters=iters, hc_eps=eps, rms_norm_eps=eps, num_hidden_layers=1
     )
-    theirs = randomised(deepseek.DeepseekV4HyperConnection(config))
+    theirs: Any = randomised(deepseek.DeepseekV4HyperConnection(config))
     ours = HyperConnection(24, n, iters, eps)
     with torch.no_grad():
         for mine, its in zip(ours.parameters(), (theirs.fn, theirs.scale, theirs.base), strict=True):
@@ -59,7 +64,7 @@ def test_equal_to_transformers(deepseek: ModuleType, n: int, iters: int, eps: fl
     wrong_way_round = write.unsqueeze(-1) * out.unsqueeze(-2) + mix @ x
     assert (updated - wrong_way_round).abs().max() > 0.01
 
-    their_head = randomised(deepseek.DeepseekV4HyperHead(config))
+    their_head: Any = randomised(deepseek.DeepseekV4HyperHead(config))
     head = HyperHead(24, n, eps)
     with torch.no_grad():
         for mine, its in zip(

@@ -6,11 +6,12 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
+from typed import given
 
 import abcfx
 from abcfx import cli
@@ -28,6 +29,7 @@ from abcfx.hyper_connections import (
     spectrum,
     stream_weights,
 )
+from abcfx.hyper_connections.judge import GeneratorInit
 
 WIDTHS = (64, 128, 256, 512, 1024)
 SEEDS = (1, 2)
@@ -118,8 +120,8 @@ LAWS = [("constant", 1.0, 0.5), ("fan_in", 0.5, 0.0), ("mup", 0.0, -0.5)]
 
 
 @pytest.mark.parametrize(("init", "worst", "typical"), LAWS)
-def test_slopes_follow_the_law_of_the_init(init: str, worst: float, typical: float) -> None:
-    slopes = {(s.diagnostic, s.quantity): s for s in diagnose(init=init, seed=3).slopes}
+def test_slopes_follow_the_law_of_the_init(init: GeneratorInit, worst: float, typical: float) -> None:
+    slopes = {(str(s.diagnostic), s.quantity): s for s in diagnose(init=init, seed=3).slopes}
     assert all(slope.agrees for slope in slopes.values())
     for part in ("mix", "read", "write"):
         assert slopes["sensitivity", part].mean == pytest.approx(worst, abs=0.1)
@@ -145,7 +147,7 @@ def test_the_update_is_that_of_the_optimizer(optimizer: str) -> None:
     before = logits(module, x)
     with torch.no_grad():  # read and write take no part in the loss: their gradient is 0, and Adam would divide by it
         for parameter in module.parameters():
-            parameter.grad = torch.where(parameter.grad == 0, 1e-30, parameter.grad)
+            parameter.grad = given(parameter.grad).masked_fill(given(parameter.grad) == 0, 1e-30)
     steps[optimizer].step()
     torch.testing.assert_close(
         expected.total, torch.linalg.vector_norm(logits(module, x) - before, dim=-1), rtol=1e-6, atol=0
@@ -348,7 +350,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: diagnose(init="xavier"), "Expected one of: 'mup', 'fan_in'"),
+        (lambda: diagnose(init=cast("GeneratorInit", "xavier")), "Expected one of: 'mup', 'fan_in'"),
         (lambda: diagnose((64,)), "at least two different"),
         (lambda: diagnose(streams=1), "streams=1"),
         (lambda: diagnose(model=nn.Linear(3, 3)), "needs inputs"),

@@ -41,11 +41,12 @@ def text(result: abcfx.Transformed) -> str:
 
 
 class Page(HTMLParser):
-    """Elements as (tag, attributes, text, tags around it); fails on a tag that is closed where it was not opened."""
+    """A parser that collects elements and fails on a tag that is closed where it was not opened."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
-        self.open, self.elements = [], []
+        self.open: list[Element] = []
+        self.elements: list[Element] = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -215,7 +216,8 @@ def test_repeated_blocks_can_be_opened_one_by_one() -> None:
                 x = torch.relu(layer(x))
             return self.head(x)
 
-    views = page_data(abcfx.transform(seeded(Two, 16), torch.zeros(2, 10), base=seeded(Two, 8)).outcome)["views"]
+    result = abcfx.transform(seeded(Two, 16), torch.zeros(2, 10), base=seeded(Two, 8))
+    views: Any = page_data(result.outcome)["views"]
     assert [len(view["nodes"]) for view in views] == [4, 7, 6, 9]
     assert [frame["opens"] for frame in views[0]["frames"]] == [1, 2]
 

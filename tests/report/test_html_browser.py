@@ -23,7 +23,7 @@ import abcfx
 from abcfx.examples.gpt import GPT, GPTConfig
 
 if TYPE_CHECKING:
-    from selenium.webdriver.remote.webdriver import WebDriver
+    from selenium.webdriver import Chrome
     from selenium.webdriver.remote.webelement import WebElement
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -58,7 +58,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[WebDriver]:
+def browser() -> Iterator[Chrome]:
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
@@ -69,7 +69,7 @@ def browser() -> Iterator[WebDriver]:
     driver.quit()
 
 
-def opened(browser: WebDriver, path: Path, width: int = 1280) -> WebDriver:
+def opened(browser: Chrome, path: Path, width: int = 1280) -> Chrome:
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     )
@@ -79,28 +79,28 @@ def opened(browser: WebDriver, path: Path, width: int = 1280) -> WebDriver:
     return browser
 
 
-def all_of(browser: WebDriver, selector: str) -> list[WebElement]:
+def all_of(browser: Chrome, selector: str) -> list[WebElement]:
     return browser.find_elements("css selector", selector)
 
 
-def text_of(browser: WebDriver, selector: str) -> str:
+def text_of(browser: Chrome, selector: str) -> str:
     return browser.execute_script("return document.querySelector(arguments[0]).innerText", selector)
 
 
-def click(browser: WebDriver, element: WebElement) -> None:
+def click(browser: Chrome, element: WebElement) -> None:
     browser.execute_script("arguments[0].dispatchEvent(new MouseEvent('click', {bubbles: true}))", element)
 
 
-def box(browser: WebDriver, name: str) -> WebElement:
-    (found,) = [b for b in all_of(browser, "g.box") if b.get_attribute("aria-label").startswith(name)]
+def box(browser: Chrome, name: str) -> WebElement:
+    (found,) = [b for b in all_of(browser, "g.box") if str(b.get_attribute("aria-label")).startswith(name)]
     return found
 
 
-def first_column(browser: WebDriver) -> list[str]:
+def first_column(browser: Chrome) -> list[str]:
     return [row.text for row in all_of(browser, "#table tbody td:first-child")]
 
 
-def screenshot(browser: WebDriver, name: str) -> None:
+def screenshot(browser: Chrome, name: str) -> None:
     folder = os.environ.get("ABCFX_SCREENSHOTS")
     if folder:
         clip = {"x": 0, "y": 0, "width": browser.execute_script("return innerWidth"), "height": 1250, "scale": 0.8}
@@ -108,7 +108,7 @@ def screenshot(browser: WebDriver, name: str) -> None:
         (Path(folder) / name).write_bytes(base64.b64decode(image["data"]))
 
 
-def test_nothing_is_asked_of_the_network(browser: WebDriver, files: Path) -> None:
+def test_nothing_is_asked_of_the_network(browser: Chrome, files: Path) -> None:
     opened(browser, files / "gpt.html")
     entries = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = [e["params"]["request"]["url"] for e in entries if e["method"] == "Network.requestWillBeSent"]
@@ -117,7 +117,7 @@ def test_nothing_is_asked_of_the_network(browser: WebDriver, files: Path) -> Non
 
 
 @pytest.mark.parametrize("width", [1280, 600])
-def test_the_page_is_no_wider_than_the_window(browser: WebDriver, files: Path, width: int) -> None:
+def test_the_page_is_no_wider_than_the_window(browser: Chrome, files: Path, width: int) -> None:
     opened(browser, files / "gpt.html", width)
     click(browser, box(browser, "attn.qkv"))
     assert browser.execute_script("return document.documentElement.scrollWidth") == width
@@ -128,7 +128,7 @@ def test_the_page_is_no_wider_than_the_window(browser: WebDriver, files: Path, w
     screenshot(browser, f"report_{width}.png")
 
 
-def test_a_click_explains(browser: WebDriver, files: Path) -> None:
+def test_a_click_explains(browser: Chrome, files: Path) -> None:
     opened(browser, files / "gpt.html")
     assert len(all_of(browser, "g.box")) == 14
     click(browser, box(browser, "attn.qkv"))
@@ -142,7 +142,7 @@ def test_a_click_explains(browser: WebDriver, files: Path) -> None:
     assert box(browser, "attn.qkv").get_attribute("aria-pressed") == "true"
 
 
-def test_the_keyboard_reaches_every_box(browser: WebDriver, files: Path) -> None:
+def test_the_keyboard_reaches_every_box(browser: Chrome, files: Path) -> None:
     opened(browser, files / "gpt.html")
     assert len(all_of(browser, 'g.box[tabindex="0"]')) == 1
     browser.execute_script("document.querySelector('g.box[tabindex=\"0\"]').focus()")
@@ -153,7 +153,7 @@ def test_the_keyboard_reaches_every_box(browser: WebDriver, files: Path) -> None
     assert text_of(browser, "#detail h3") == "head"
 
 
-def test_repeated_blocks_are_opened(browser: WebDriver, files: Path) -> None:
+def test_repeated_blocks_are_opened(browser: Chrome, files: Path) -> None:
     opened(browser, files / "gpt.html")
     once, full = all_of(browser, "#view-buttons button")
     full.click()
@@ -164,7 +164,7 @@ def test_repeated_blocks_are_opened(browser: WebDriver, files: Path) -> None:
     assert once.get_attribute("aria-pressed") == "true"
 
 
-def test_the_table_sorts_and_filters(browser: WebDriver, files: Path) -> None:
+def test_the_table_sorts_and_filters(browser: Chrome, files: Path) -> None:
     opened(browser, files / "gpt.html")
     assert "blocks.{0..11}.attn.qkv.weight" in first_column(browser)
     folded = len(first_column(browser))
@@ -188,7 +188,7 @@ def test_the_table_sorts_and_filters(browser: WebDriver, files: Path) -> None:
     assert len(first_column(browser)) == 2
 
 
-def test_a_model_of_a_thousand_layers_does_not_freeze(browser: WebDriver, files: Path) -> None:
+def test_a_model_of_a_thousand_layers_does_not_freeze(browser: Chrome, files: Path) -> None:
     start = time.perf_counter()
     opened(browser, files / "deep.html")
     assert len(all_of(browser, "g.box")) == 3
@@ -203,7 +203,7 @@ def test_a_model_of_a_thousand_layers_does_not_freeze(browser: WebDriver, files:
     assert len(all_of(browser, "#table tbody tr")) == 1000
 
 
-def test_the_report_is_copied(browser: WebDriver, files: Path) -> None:
+def test_the_report_is_copied(browser: Chrome, files: Path) -> None:
     opened(browser, files / "gpt.html")
     browser.execute_script("window.copied = null; navigator.clipboard.writeText = async (t) => { window.copied = t; }")
     all_of(browser, "#copy-all")[0].click()
@@ -214,7 +214,7 @@ def test_the_report_is_copied(browser: WebDriver, files: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.skipif("ABCFX_AXE" not in os.environ, reason="ABCFX_AXE does not name an axe.min.js")
-def test_axe_finds_nothing(browser: WebDriver, files: Path, scheme: str) -> None:
+def test_axe_finds_nothing(browser: Chrome, files: Path, scheme: str) -> None:
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
     )

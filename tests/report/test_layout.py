@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 
 import networkx as nx
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ SIZE = (80.0, 30.0)
 Box = tuple[float, float, float, float]
 
 
-def overlap(a: Box, b: int) -> bool:
+def overlap(a: Box, b: Box) -> bool:
     (left, top, width, height), (x, y, w, h) = a, b
     return left < x + w and x < left + width and top < y + h and y < top + height
 
@@ -27,7 +27,7 @@ def box(layout: Layout, node: str, size: tuple[float, float] = SIZE) -> Box:
     return x - size[0] / 2, y - size[1] / 2, *size
 
 
-def check(layout: Layout, nodes: torch.Tensor, edges: torch.Tensor) -> None:
+def check(layout: Layout, nodes: Sequence[str], edges: Sequence[tuple[str, str]]) -> None:
     for one, other in itertools.combinations(nodes, 2):
         assert not overlap(box(layout, one), box(layout, other)), (one, other)
     for tail, head in edges:

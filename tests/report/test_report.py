@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 
 import pytest
 import torch
@@ -109,7 +110,7 @@ def test_colour_settings_of_the_environment_change_nothing(
 
 
 def test_fits_in_100_columns(
-    gpt: abcfx.Transformed, deep: abcfx.Transformed, mlp: abcfx.Transformed, tied: bool
+    gpt: abcfx.Transformed, deep: abcfx.Transformed, mlp: abcfx.Transformed, tied: abcfx.Transformed
 ) -> None:
     for result in (gpt, deep, mlp, tied):
         assert max(map(len, str(result).splitlines())) <= 100
@@ -150,7 +151,9 @@ def test_blocks_that_differ_are_not_folded() -> None:
     assert "Left as the model has them (role plain): blocks.3.up.weight" in text
 
 
-def test_every_parameter_is_counted_once(gpt: abcfx.Transformed, deep: abcfx.Transformed, tied: bool) -> None:
+def test_every_parameter_is_counted_once(
+    gpt: abcfx.Transformed, deep: abcfx.Transformed, tied: abcfx.Transformed
+) -> None:
     for result in (gpt, deep, tied):
         text = str(result)
         table = text.split("─\n", 1)[1].split("\n\n", 1)[0]
@@ -182,7 +185,7 @@ def test_roles_come_with_their_reason(gpt: abcfx.Transformed) -> None:
     assert "readout (1): fan_in grows, fan_out does not, and it feeds an output of the model; head.weight" in text
 
 
-def test_skips_ties_and_reuse_are_named(gpt: abcfx.Transformed, tied: bool) -> None:
+def test_skips_ties_and_reuse_are_named(gpt: abcfx.Transformed, tied: abcfx.Transformed) -> None:
     assert "4 skip connections: past 2 layers (add -> add_1" in str(gpt)
     text = str(tied)
     assert "tied: embedding.weight = head.weight, one parameter" in text
@@ -201,7 +204,7 @@ def test_own_init_near_no_round_exponent_is_said() -> None:
     def build(width: int) -> nn.Module:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(10, width), nn.ReLU(), nn.Linear(width, 4))
-        nn.init.normal_(model[2].weight, std=width**-0.87)
+        nn.init.normal_(model.get_parameter("2.weight"), std=width**-0.87)
         return model
 
     text = str(abcfx.transform(build(4096), torch.zeros(2, 10), base=build(64)))
@@ -244,7 +247,7 @@ def test_skips_are_seen_where_branches_differ_in_layers(
     assert find_skips(mlp.outcome.dag) == []
 
 
-def test_shared_weights(tied: bool, gpt: abcfx.Transformed) -> None:
+def test_shared_weights(tied: abcfx.Transformed, gpt: abcfx.Transformed) -> None:
     assert tied_names(tied.module) == [["embedding.weight", "head.weight"]]
     assert set(repeated_uses(tied.outcome.dag)) == {"embedding.weight", "loop.weight"}
     assert repeated_uses(gpt.outcome.dag) == {}
@@ -258,7 +261,11 @@ def test_tags_and_prices() -> None:
     assert binding_tags(Binding(BindingKind.ROWS, rows)) == ("alpha", "u", "gradient")
     assert binding_tags(Binding(BindingKind.RULE)) == ("rule",)
     at_zero = BoundName("n", "r", ">=", 0.0)
-    priced = {row("a.0", RowKind.ALPHA): -1.0, row("a.1", RowKind.ALPHA): -1.0, row("b", RowKind.ALPHA): -3.0}
+    priced: dict[Hashable, float] = {
+        row("a.0", RowKind.ALPHA): -1.0,
+        row("a.1", RowKind.ALPHA): -1.0,
+        row("b", RowKind.ALPHA): -3.0,
+    }
     prices = group_prices({**priced, row("n", RowKind.INITIAL_GRADIENT, "b"): -9.0, at_zero: 5.0})
     assert [(p.tag, p.price, p.nodes) for p in prices] == [
         ("alpha", 3.0, ("b",)),

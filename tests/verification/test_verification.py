@@ -6,15 +6,18 @@ import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 
 import abcfx
 from abcfx import cli
+from abcfx.checks import CoordCheck, TransferCheck
 from abcfx.checks.curves import Shift
 from abcfx.dynamic.measured import Moments
 from abcfx.dynamic.rate_factors import RateFactors
+from abcfx.lp.networks import Solution
 from abcfx.verification import PARTS, document, figure, studies, verify, widths
 from abcfx.verification.reference import reference
 
@@ -48,7 +51,7 @@ def test_rows_of_the_lp_that_are_off_are_seen(monkeypatch: pytest.MonkeyPatch) -
 def test_rates_that_are_too_large_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     solve = abcfx.find_c.__globals__["NetworkSolver"].solve
 
-    def lowered(self: object) -> abcfx.lp.networks.Solution:
+    def lowered(self: Any) -> Solution[Any]:
         found = solve(self)
         c = (
             [value - 0.05 for value in found.c]
@@ -66,7 +69,7 @@ def test_rates_that_are_too_large_are_seen(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_solver_whose_answer_depends_on_the_order_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     solve = abcfx.find_c.__globals__["NetworkSolver"].solve
 
-    def moved(self: object) -> abcfx.lp.networks.Solution:
+    def moved(self: Any) -> Solution[Any]:
         found = solve(self)
         names = list(found.c) if isinstance(found.c, dict) else []
         c = {**found.c, names[0]: found.c[names[0]] + 1e-3} if names else found.c
@@ -97,13 +100,14 @@ def test_powers_of_width_that_are_off_are_seen(monkeypatch: pytest.MonkeyPatch) 
 def test_rates_that_do_not_transfer_are_seen(shift: float, control: float, regret: float, said: str | None) -> None:
     curve = SimpleNamespace(model="standard", width=128, best=1.0, loss=2.0, error=0.0, regret=regret)
     runs = studies.Studies()
-    runs.coordinates = SimpleNamespace(widths=(64, 128), seeds=(0,), verdict="PASS", control="FAIL")
-    runs.transfer = SimpleNamespace(
+    runs.coordinates = cast("CoordCheck", SimpleNamespace(widths=(64, 128), seeds=(0,), verdict="PASS", control="FAIL"))
+    transfer = SimpleNamespace(
         widths=(64, 128), seeds=(0, 1), steps=9, centre=0.1, curves=[curve], regret=(0.0, 0.0),
         shift=Shift(shift, 0.05, ()), control=Shift(control, 0.05, ()), curve=lambda width, model: curve,
     )  # fmt: skip
+    runs.transfer = cast("TransferCheck", transfer)
     failed = [claim.name for claim in widths.width_transfer(runs).failed]
-    assert len(failed) == (said is not None) and all(claim.startswith(said) for claim in failed)
+    assert len(failed) == (said is not None) and all(claim.startswith(str(said)) for claim in failed)
 
 
 @pytest.mark.parametrize("broken", ["model", "std", "keys"])
@@ -114,7 +118,7 @@ def test_broken_modules_are_seen(monkeypatch: pytest.MonkeyPatch, broken: str) -
         monkeypatch.setitem(abcfx.transform.__globals__, "copied", lambda model: model)
         assert "the user's own model is left as it was" in failing(6)[6]
     elif broken == "std":
-        redraw = apply.redraw_
+        redraw = vars(apply)["redraw_"]
         monkeypatch.setattr(apply, "redraw_", lambda tensor, std: redraw(tensor, 1.3 * std))
         assert failing(7)[7]
     else:

@@ -1,4 +1,4 @@
-"""A case of the zoo: a model, example inputs, and what capturing it is expected to give."""
+"""Cases of the zoo: models with example inputs and what a capture of each is expected to give."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Case:
     captured: bool = True
 
     def model(self) -> nn.Module:
-        """The model with weights from a fixed seed."""
+        """Build the model with weights from a fixed seed."""
         torch.manual_seed(0)
         return self.build()
 
 
 def ids(*shape: int, size: int = 32, seed: int = 0) -> torch.Tensor:
-    """Token ids from a fixed seed."""
+    """Draw token ids from a fixed seed."""
     return torch.randint(0, size, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Normal numbers from a fixed seed."""
+    """Draw normal numbers from a fixed seed."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

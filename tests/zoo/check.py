@@ -1,4 +1,4 @@
-"""What the zoo says about a model: captured by what, equal to eager, gradients, names; layer DAG, LP, seconds."""
+"""Capture one model of the zoo and compare it with eager runs, in outputs, gradients, names, layer DAG and LP."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from abcfx.capture import CapturedGraph, capture
+from abcfx.capture.options import CaptureMethod
 from abcfx.capture.structure import take_apart
 from abcfx.errors import AbcfxError, InvalidInputError
 from abcfx.exponents.assign import assign_exponents
@@ -24,7 +25,7 @@ from abcfx.theory.parametrizations import alignment_preset
 
 @dataclass
 class Row:
-    """One line of the coverage table; `error` says why there is no more."""
+    """A line of the coverage table; `error` says why the rest is missing."""
 
     name: str
     method: str = ""
@@ -42,7 +43,9 @@ class Row:
         return asdict(self)
 
 
-def check(name: str, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, method: str = "auto") -> Row:
+def check(
+    name: str, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, method: CaptureMethod = "auto"
+) -> Row:
     """Capture the model, then compare both modes with a copy of it on inputs with another batch."""
     row = Row(name)
     start = time.process_time()
@@ -76,7 +79,7 @@ def check(name: str, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def plan(row: Row, captured: CapturedGraph) -> None:
-    """Layer DAG and LP, with errors on: an op without a rule fails the row."""
+    """Build the layer DAG and solve the LP; an op without a rule fails the row."""
     parameters = dict(captured.model.named_parameters())
     try:
         pair = PairedModels.of_graphs(captured)
@@ -92,7 +95,7 @@ def plan(row: Row, captured: CapturedGraph) -> None:
 
 
 def larger(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inputs with a batch (the first tensor's first dim) of two more."""
+    """Return the inputs with two more rows in the batch, the first dim of the first tensor."""
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim()]
     batch = tensors[0].shape[0]
 
@@ -106,7 +109,7 @@ def larger(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ..
 
 
 def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """All output tensors, after a backward from their sum of squares."""
+    """Return all outputs, after a backward pass from the sum of their squares."""
     module.zero_grad()
     torch.manual_seed(5)
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, (args, kwargs))
@@ -119,14 +122,14 @@ def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
 
 
 def same(left: Any, right: Any) -> bool:
-    """Bitwise equality, NaN equal to NaN."""
+    """Compare bitwise; NaN is equal to NaN."""
     if not isinstance(left, torch.Tensor):
         return bool(left == right)
     return left.dtype == right.dtype and torch.equal(left.nan_to_num(7.0), right.nan_to_num(7.0))
 
 
 def same_gradients(left: nn.Module, right: nn.Module) -> bool:
-    """Gradients equal to 2e-3 of each one's largest entry, none missing."""
+    """Compare gradients to 2e-3 of the largest entry of each; none may be missing."""
     pairs = list(zip(left.parameters(), right.parameters(), strict=True))
     largest = max((float(a.grad.abs().max()) for a, _ in pairs if a.grad is not None and a.grad.numel()), default=0.0)
     for a, b in pairs:

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from abcfx.capture import capture
+from abcfx.capture.options import CaptureMethod
 from abcfx.exponents.assign import assign_exponents
 from abcfx.exponents.attention import find_attention
 from abcfx.exponents.dag_program import DagProgram
@@ -66,7 +67,7 @@ def compare(
     args: tuple[Any, ...] = (),
     kwargs: dict[str, Any] | None = None,
     parametrization: str = "mup",
-    method: str = "auto",
+    method: CaptureMethod = "auto",
     base_call: tuple[Any, Any] | None = None,
 ) -> Clones:
     """c of the LP (Adam, full alignment) and clone exponent of every learning parameter, on the transformed pair."""

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from abcfx.rules import register_rule
 from abcfx.rules.op import Op
+from abcfx.rules.values import Value
 
 WIDTH = 8
 
@@ -57,7 +58,7 @@ class TimeEmbedding(nn.Module):
 
 
 class HyperConnections(nn.Module):
-    """Streams mixed by a matrix made doubly stochastic, in a fixed number of rounds or until it is."""
+    """Streams mixed by a doubly stochastic matrix, which is reached in a fixed number of rounds or by a loop."""
 
     def __init__(self, rounds: int) -> None:
         super().__init__()
@@ -78,6 +79,9 @@ class HyperConnections(nn.Module):
 
 
 class MovingAverage(nn.Module):
+    average: torch.Tensor
+    calls: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
@@ -103,7 +107,7 @@ class ClippedGradient(torch.autograd.Function):
 
 
 @register_rule(ClippedGradient)
-def clipped_gradient(op: Op, x: torch.Tensor) -> object:
+def clipped_gradient(op: Op, x: Value) -> Value:
     return op.pointwise(x)
 
 
@@ -113,7 +117,8 @@ class StraightThrough(nn.Module):
         self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.second(ClippedGradient.apply(self.first(x)))
+        clipped: Callable[[torch.Tensor], torch.Tensor] = ClippedGradient.apply
+        return self.second(clipped(self.first(x)))
 
 
 class Checkpointed(nn.Module):
@@ -129,18 +134,18 @@ class Checkpointed(nn.Module):
 @dataclass
 class Answer:
     logits: torch.Tensor
-    hidden: list
+    hidden: list[torch.Tensor]
 
 
 class Structured(nn.Module):
-    """Takes and gives containers; calls one block four times."""
+    """A module that takes and gives containers and calls one block four times."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: type) -> None:
         super().__init__()
         self.kind, self.block = kind, nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh())
 
-    def forward(self, batch: torch.Tensor, *, scale: float = 1.0, **extra: torch.Tensor) -> torch.Tensor:
-        hidden = [batch["x"] * scale + sum(extra.values())]
+    def forward(self, batch: dict[str, torch.Tensor], *, scale: float = 1.0, **extra: torch.Tensor) -> object:
+        hidden: list[torch.Tensor] = [batch["x"] * scale + sum(extra.values())]
         for _ in range(4):
             hidden.append(self.block(hidden[-1]))
         if self.kind is dict:
@@ -149,9 +154,10 @@ class Structured(nn.Module):
 
 
 class Branches(nn.Module):
-    def __init__(self, on: bool) -> None:
+    def __init__(self, on: str) -> None:
         super().__init__()
-        self.on, self.linear, self.tables = on, nn.Linear(WIDTH, WIDTH), {}
+        self.on, self.linear = on, nn.Linear(WIDTH, WIDTH)
+        self.tables: dict[int, torch.Tensor] = {}
         self.seen = 0.0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -193,7 +199,7 @@ class HyperNetwork(nn.Module):
 
 
 class Casts(nn.Module):
-    """Runs part of itself in another dtype: by converting the module in forward, or by autocast."""
+    """A module that runs a part in another dtype: by converting a layer in forward, or by autocast."""
 
     def __init__(self, how: str) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ class FusedGPT(nn.Module):
         self.out, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, VOCABULARY, bias=False)
         self.head.weight = self.wte.weight
 
-    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor | None = None) -> object:
         batch, length = tokens.shape
         assert length <= 64, f"{length} tokens are too many"
         x = self.wte(tokens) + self.wpe(torch.arange(length, device=tokens.device))
@@ -77,7 +78,7 @@ class Experts(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: Callable[..., nn.RNNBase]) -> None:
         super().__init__()
         self.rnn, self.head = kind(WIDTH, 12, num_layers=2, batch_first=True), nn.Linear(12, 5)
 
@@ -143,6 +144,8 @@ class CausalEncoder(nn.Module):
 class ComplexRotary(nn.Module):
     """Rotary positions by complex multiplication, as Llama's first code has them."""
 
+    turns: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.q, self.k = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
@@ -177,7 +180,9 @@ class LatentAttention(nn.Module):
 
 
 class KeyValueCache(nn.Module):
-    """Writes into a cache buffer in forward and attends to it."""
+    """Attention that writes into a cache buffer in forward and reads from it."""
+
+    keys: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()

@@ -35,7 +35,7 @@ def pair(name: str) -> tuple[nn.Module, nn.Module, dict[str, torch.Tensor]]:
     with torch.no_grad():
         for parameter in small.parameters():
             std = 0.1 if parameter.ndim < 2 else 0.03
-            parameter += std * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(std * torch.randn(parameter.shape, generator=generator))
     return small, large, inputs
 
 
