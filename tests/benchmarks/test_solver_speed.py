@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from oracles import Chain, adam_chain
+from oracles import adam_chain
 from pytest_benchmark.fixture import BenchmarkFixture
 from scipy.optimize import linprog
 from scipy.sparse import csr_matrix
 
 from abcfx.lp.network_rows import NetworkOptimizer
 from abcfx.lp.networks import find_c, find_c_dag
-from abcfx.verification.networks import chain_graph, random_graph
+from abcfx.verification.networks import Chain, chain_graph, random_graph
 
 KINDS = ("mup", "trades", "measured", "omega")
 LARGE = pytest.param(10000, marks=pytest.mark.slow)

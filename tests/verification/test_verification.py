@@ -222,13 +222,13 @@ def test_the_packaged_rows_are_those_of_the_full_reference() -> None:
     named = json.loads((DATA / "named_parametrizations.json").read_text())["rows"]
     for row in reference()["networks"]:
         source = full[row["id"]]
-        assert all(row[key] == source[key] for key in row.keys() - {"expected"})
+        assert all(value == source[key] for key, value in row.items() if key != "expected")
         for key, value in row["expected"].items():
             assert value == pytest.approx(source["expected"][key], abs=1e-8)
     known = {(row["parametrization"].lower(), row["optimizer"], row["alignment"]): row["c"] for row in named}
     assert len(reference()["named"]) == 36
-    for row in reference()["named"]:
-        assert row["c"] == known[row["parametrization"], row["optimizer"], row["alignment"]]
+    for table in reference()["named"]:
+        assert table["c"] == known[table["parametrization"], table["optimizer"], table["alignment"]]
 
 
 @pytest.mark.slow
