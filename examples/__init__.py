@@ -1,1 +1,1 @@
-"""Models as people write them and short programs that train them, installed as `abcfx.examples`: docs/examples.md."""
+"""Short programs that read from top to bottom: build a model, transform it, train a little, and check it."""

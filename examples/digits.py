@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,23 +11,23 @@ from torch import nn
 
 from abcfx.errors import InvalidInputError
 
-TRAINING = 1500  # images; the rest are for testing
+TRAINING = 1500  # images; the others are for testing
 BATCH = 64
 
 
 class Digits(NamedTuple):
-    """`images` (N, 1, 8, 8) of mean 0 and standard deviation 1, `labels` (N,) from 0 to 9; in random order."""
+    """Images (N, 1, 8, 8) of mean 0 and standard deviation 1 with their labels (N,) from 0 to 9, in random order."""
 
     images: torch.Tensor
     labels: torch.Tensor
 
 
 def load_digits() -> tuple[Digits, Digits]:
-    """(for training, for testing)."""
+    """Load the digits for training and the digits for testing."""
     try:
         from sklearn.datasets import load_digits as load
     except ImportError as error:
-        raise InvalidInputError("the digits come with scikit-learn.\n  To fix: pip install scikit-learn") from error
+        raise InvalidInputError("The digits come with scikit-learn.\n  To fix: pip install scikit-learn") from error
     pixels, labels = load(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8)
     images = (images - images.mean()) / images.std()
@@ -36,8 +36,8 @@ def load_digits() -> tuple[Digits, Digits]:
     return Digits(images[:TRAINING], targets[:TRAINING]), Digits(images[TRAINING:], targets[TRAINING:])
 
 
-def train_on_digits(module: nn.Module, groups: Sequence[dict[str, Any]], steps: int) -> tuple[float, float]:
-    """Adam; returns (mean loss of the last ten steps, share of test images that are read correctly)."""
+def train_on_digits(module: nn.Module, groups: Sequence[dict[str, object]], steps: int) -> tuple[float, float]:
+    """Train with Adam; return the mean loss of the last ten steps and the share of test images read correctly."""
     train, test = load_digits()
     optimizer = torch.optim.Adam(groups)
     generator = torch.Generator().manual_seed(1)

@@ -1,4 +1,4 @@
-"""A small GPT as people write it: plain PyTorch with PyTorch's own init, no thought of width scaling."""
+"""A small GPT as people write it: plain PyTorch with PyTorch's own init, and no thought of width scaling."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import nn
 
 @dataclass
 class GPTConfig:
+    """Sizes of the GPT; heads have a fixed size, so that a wider model has more of them."""
+
     vocab_size: int = 128
     block_size: int = 64
     n_layer: int = 2
@@ -20,6 +22,8 @@ class GPTConfig:
 
 
 class CausalSelfAttention(nn.Module):
+    """Attention of each token to the tokens before it, with queries, keys and values from one fused layer."""
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head = config.d_model // config.head_dim
@@ -35,6 +39,8 @@ class CausalSelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two layers with GELU between them, four times as wide inside."""
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.up = nn.Linear(config.d_model, 4 * config.d_model)
@@ -45,6 +51,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and MLP, each behind a norm and added to the residual stream."""
+
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.d_model)
@@ -59,7 +67,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Token ids (B, T) to logits (B, T, vocab_size)."""
+    """A decoder-only transformer: token ids (B, T) to logits (B, T, vocab_size)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()

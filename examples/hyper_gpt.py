@@ -13,11 +13,15 @@ from abcfx.hyper_connections import HyperConnection, HyperHead
 
 @dataclass
 class HyperGPTConfig(GPTConfig):
+    """Sizes of the GPT, with the number of streams and of Sinkhorn iterations."""
+
     streams: int = 4
     sinkhorn_iters: int = 20
 
 
 class HyperBlock(nn.Module):
+    """Attention and MLP, each behind a norm and in a hyper-connection of its own."""
+
     def __init__(self, config: HyperGPTConfig) -> None:
         super().__init__()
         self.attn_hc = HyperConnection(config.d_model, config.streams, config.sinkhorn_iters)
@@ -27,7 +31,7 @@ class HyperBlock(nn.Module):
         self.norm2 = nn.LayerNorm(config.d_model)
         self.mlp = MLP(config)
         for connection in (self.attn_hc, self.mlp_hc):
-            nn.init.normal_(connection.base)  # gates that differ from the start: each stream has a part of its own
+            nn.init.normal_(connection.base)  # the gates differ from the start, so that each stream has its own part
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y, write, mix = self.attn_hc(x)
@@ -37,13 +41,13 @@ class HyperBlock(nn.Module):
 
 
 class HyperGPT(nn.Module):
-    """Token ids (B, T) to logits (B, T, vocab_size)."""
+    """A GPT over several residual streams: token ids (B, T) to logits (B, T, vocab_size)."""
 
     def __init__(self, config: HyperGPTConfig) -> None:
         super().__init__()
         self.tok = nn.Embedding(config.vocab_size, config.d_model)
         self.pos = nn.Parameter(0.02 * torch.randn(1, config.block_size, config.d_model))
-        # streams that start alike would send no gradient to the read gates and the mix
+        # Streams that start alike would send no gradient to the read gates and the mix.
         self.start = nn.Parameter(torch.randn(config.streams, config.d_model))
         self.blocks = nn.ModuleList(HyperBlock(config) for _ in range(config.n_layer))
         self.collapse = HyperHead(config.d_model, config.streams)

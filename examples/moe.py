@@ -1,28 +1,27 @@
-"""A mixture of experts that predicts the next character: a router sends each token to two of four stacked MLPs.
+"""A mixture of experts that predicts the next character: a router sends each token to two of four MLPs.
 
-The router is a readout into experts, whose number does not grow: what goes into its softmax must not grow either.
+The four MLPs, the experts, are stacked in two tensors. The router is a readout: its outputs, one for each expert, do
+not grow in number as the model gets wider, and `transform` keeps their size as well.
 
 python -m abcfx.examples.moe        (ten seconds)
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import abcfx
-from abcfx.examples.text import characters_of_python
+from abcfx.examples.text import VOCABULARY, characters_of_python
 
-VOCABULARY, CONTEXT, EXPERTS, CHOSEN = 128, 8, 4, 2
+CONTEXT, EXPERTS, CHOSEN = 8, 4, 2
 BASE, WIDTH = 32, 256
 LR = 2.0**-6
 
 
 class Experts(nn.Module):
-    """Every expert sees every token; the gates of those that were not chosen are zero."""
+    """Four MLPs behind a router. Each sees every token; the gate of an expert that was not chosen is zero."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -39,11 +38,11 @@ class Experts(nn.Module):
 
 
 class MoE(nn.Module):
-    """The last CONTEXT characters, ids (B, CONTEXT), to logits (B, VOCABULARY) of the next one."""
+    """A model of the next character: ids of the last ones (B, CONTEXT) to logits (B, VOCABULARY)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.table = nn.Embedding(CONTEXT * VOCABULARY, width)  # of each place, a table of its own
+        self.table = nn.Embedding(CONTEXT * VOCABULARY, width)  # each place in the context has a table of its own
         self.norm1, self.experts1 = nn.LayerNorm(width), Experts(width)
         self.norm2, self.experts2 = nn.LayerNorm(width), Experts(width)
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, VOCABULARY)
@@ -55,7 +54,8 @@ class MoE(nn.Module):
         return self.head(self.norm(x))
 
 
-def main(width: int = WIDTH, steps: int = 60, lr: float = LR) -> dict[str, Any]:
+def main(width: int = WIDTH, steps: int = 60, lr: float = LR) -> dict[str, object]:
+    """Train the transformed model, print the report and the losses, and check the layers over widths."""
     torch.manual_seed(0)
     ids = next(characters_of_python(1, batch=16, context=CONTEXT))[0]
     result = abcfx.transform(MoE(width), ids, base=lambda: MoE(BASE), optimizer="adamw", lr=lr)

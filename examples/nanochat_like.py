@@ -1,40 +1,41 @@
-"""A GPT in the manner of nanochat: rotary, QK-norm, relu^2, untied head; Muon for matrices, AdamW for the rest.
+"""A GPT in the manner of nanochat: rotary positions, QK-norm, relu^2, untied head; Muon for matrices, AdamW otherwise.
 
-Its three base rates are carried from width 64 to 256, all times one multiplier; the large model is planned on the meta
-device, where it takes no memory, and drawn afterwards.
+It has three base rates, all times one multiplier, which are carried from width 64 to width 256. The large model is
+planned on the meta device, where it takes no memory, and its weights are drawn afterwards.
 
 python -m abcfx.examples.nanochat_like        (half a minute)
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import abcfx
-from abcfx.examples.text import characters_of_python
+from abcfx.examples.text import VOCABULARY, characters_of_python
 
-VOCABULARY, HEAD_DIM, LAYERS, CONTEXT = 128, 16, 2, 64
+HEAD_DIM, LAYERS, CONTEXT = 16, 2, 64
 OPTIMIZERS = {"hidden": "muon", "default": "adamw"}
 RATES = {"embedding": 0.05, "hidden": 0.02, "readout": 0.004}
-MULTIPLIER = 2.0  # of all three, tuned at BASE: 1 is worse, 4 no better
+MULTIPLIER = 2.0  # of all three rates, tuned at BASE: 1 is worse, 4 no better
 BASE, WIDTH = 64, 256
 
 
 def rms_norm(x: torch.Tensor) -> torch.Tensor:
+    """Normalise the last dim, without a gain."""
     return F.rms_norm(x, (x.size(-1),))
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions on (batch, heads, tokens, head_dim)."""
+    """Apply rotary positions to (batch, heads, tokens, head_dim)."""
     left, right = x.chunk(2, dim=-1)
     return torch.cat([left * cos + right * sin, right * cos - left * sin], dim=-1)
 
 
 class Block(nn.Module):
+    """Attention with normalised queries and keys, and an MLP with relu^2; neither has biases or gains."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.q, self.k, self.v, self.proj = (nn.Linear(width, width, bias=False) for _ in range(4))
@@ -53,7 +54,7 @@ class Block(nn.Module):
 
 
 class NanoGPT(nn.Module):
-    """Token ids (B, T) to logits (B, T, VOCABULARY), capped softly at 15."""
+    """A decoder-only transformer: token ids (B, T) to logits (B, T, VOCABULARY), softly capped at 15."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -72,17 +73,18 @@ class NanoGPT(nn.Module):
 
 
 def plan(width: int, multiplier: float = MULTIPLIER) -> abcfx.Transformed:
-    """The model of a width, its numbers worked out without weights."""
+    """Plan the model of a width on the meta device, without weights."""
     with torch.device("meta"):
         model, base = NanoGPT(width), NanoGPT(BASE)
     rates = {role: multiplier * lr for role, lr in RATES.items()}
     ids = torch.zeros(2, CONTEXT, dtype=torch.long, device="meta")
-    like = (lambda: NanoGPT(32), lambda: NanoGPT(64))  # two tiny ones with weights: how the init grows with width
-    return abcfx.transform(model, ids, base=base, optimizer=OPTIMIZERS, lr=rates, init=abcfx.InitLike(*like))
+    # two tiny models with weights, from which it is measured how the model's own init depends on the width
+    init = abcfx.InitLike(small=lambda: NanoGPT(32), large=lambda: NanoGPT(64))
+    return abcfx.transform(model, ids, base=base, optimizer=OPTIMIZERS, lr=rates, init=init)
 
 
 def materialise(result: abcfx.Transformed) -> tuple[nn.Module, list[torch.optim.Optimizer]]:
-    """Weights, and the optimizers that train them."""
+    """Give a planned model memory, draw its weights, and make its two optimizers."""
     module = result.module.to_empty(device="cpu")
     result.init_weights(module)
     muon = torch.optim.Muon(result.groups_for("muon", module), weight_decay=0.0)
@@ -90,7 +92,7 @@ def materialise(result: abcfx.Transformed) -> tuple[nn.Module, list[torch.optim.
 
 
 def train(module: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int) -> float:
-    """Mean loss of the last tenth of the steps, nats per character."""
+    """Train, and return the mean loss of the last tenth of the steps in nats per character."""
     losses = []
     for ids, targets in characters_of_python(steps, batch=8, context=CONTEXT):
         loss = F.cross_entropy(module(ids).flatten(0, 1), targets.flatten())
@@ -104,7 +106,8 @@ def train(module: nn.Module, optimizers: list[torch.optim.Optimizer], steps: int
     return sum(last) / len(last)
 
 
-def main(width: int = WIDTH, steps: int = 40) -> dict[str, Any]:
+def main(width: int = WIDTH, steps: int = 40) -> dict[str, object]:
+    """Train the large and the base model at the same three rates, print both losses, and check the layers."""
     torch.manual_seed(0)
     result = plan(width)
     print(result)

@@ -1,11 +1,9 @@
-"""A small ResNet (batch norm, strided skips) on handwritten digits: its channels grow, its kernels do not.
+"""A small ResNet on handwritten digits, with batch norm and strided skips: its channels grow, its kernels do not.
 
 python -m abcfx.examples.resnet_digits        (ten seconds; needs scikit-learn)
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +16,7 @@ LR = 2.0**-6
 
 
 class Block(nn.Module):
-    """Two convolutions beside a skip, which is a convolution of 1 x 1 where shapes change."""
+    """Two convolutions beside a skip; the skip is a convolution of 1 x 1 where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -34,7 +32,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images (B, 1, 8, 8) to logits (B, 10)."""
+    """A ResNet of three blocks: images (B, 1, 8, 8) to logits (B, 10)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -46,7 +44,8 @@ class ResNet(nn.Module):
         return self.head(self.blocks(torch.relu(self.stem(x))).mean((2, 3)))
 
 
-def main(width: int = WIDTH, steps: int = 30, lr: float = LR) -> dict[str, Any]:
+def main(width: int = WIDTH, steps: int = 30, lr: float = LR) -> dict[str, object]:
+    """Train the transformed model, print the report and the result, and check the layers over widths."""
     torch.manual_seed(0)
     images = load_digits()[0].images[:16]
     result = abcfx.transform(ResNet(width), images, base=lambda: ResNet(BASE), optimizer="adam", lr=lr)

@@ -1,11 +1,9 @@
-"""The GPT of `gpt.py`, trained on Python's own sources, in place: the user's own model object and no op added.
+"""The GPT of `gpt.py`, trained on Python's own sources. It is transformed in place: no op is added to the model.
 
 python -m abcfx.examples.train_gpt        (a minute)
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +18,12 @@ LR = 2.0**-6  # tuned at BASE
 
 
 def make_gpt(width: int) -> GPT:
+    """Build the GPT of a width."""
     return GPT(GPTConfig(d_model=width))
 
 
-def train(module: nn.Module, groups: list[dict[str, Any]], steps: int) -> float:
-    """Mean loss of the last ten steps, nats per character; AdamW with a tenth of warm-up."""
+def train(module: nn.Module, groups: list[dict[str, object]], steps: int) -> float:
+    """Train with AdamW and a tenth of warm-up; return the mean loss of the last ten steps in nats per character."""
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 10 * (step + 1) / steps))
     losses = []
@@ -38,7 +37,8 @@ def train(module: nn.Module, groups: list[dict[str, Any]], steps: int) -> float:
     return sum(losses[-10:]) / len(losses[-10:])
 
 
-def main(width: int = WIDTH, steps: int = 60, lr: float = LR) -> dict[str, Any]:
+def main(width: int = WIDTH, steps: int = 60, lr: float = LR) -> dict[str, object]:
+    """Train the GPT as written and transformed, print the report and both losses, and check the layers over widths."""
     torch.manual_seed(0)
     plain = make_gpt(width)
     as_written = train(plain, [{"params": list(plain.parameters()), "lr": lr}], steps)
@@ -47,7 +47,8 @@ def main(width: int = WIDTH, steps: int = 60, lr: float = LR) -> dict[str, Any]:
     model, ids = make_gpt(width), torch.zeros(2, CONTEXT, dtype=torch.long)
     base = make_gpt(BASE)
     result = abcfx.transform(model, ids, base=base, optimizer="adamw", lr=lr, apply="inplace")
-    transformed = train(model, result.param_groups, steps)  # `model` itself: its generate, hooks, saving go on working
+    # it is `model` itself that is trained: its methods, its hooks and the way it is saved work as before
+    transformed = train(model, result.param_groups, steps)
     print(result)
     print(f"\nwidth {width}, lr {lr:g}: loss as written {as_written:.3f}, transformed {transformed:.3f}")
 

@@ -5,8 +5,6 @@ python -m abcfx.examples.vit_digits        (ten seconds; needs scikit-learn)
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -18,7 +16,7 @@ LR = 2.0**-8  # the best of 2^-8 to 2^-5 at BASE
 
 
 class ViT(nn.Module):
-    """Images (B, 1, 8, 8) to logits (B, 10)."""
+    """A vision transformer: images (B, 1, 8, 8) to logits (B, 10)."""
 
     def __init__(self, width: int, layers: int = 2) -> None:
         super().__init__()
@@ -37,7 +35,8 @@ class ViT(nn.Module):
         return self.head(self.encoder(x)[:, 0])
 
 
-def main(width: int = WIDTH, steps: int = 60, lr: float = LR) -> dict[str, Any]:
+def main(width: int = WIDTH, steps: int = 60, lr: float = LR) -> dict[str, object]:
+    """Train the model transformed and as written, print the report and both results, and check the layers."""
     torch.manual_seed(0)
     images = load_digits()[0].images[:16]
     result = abcfx.transform(ViT(width), images, base=lambda: ViT(BASE), optimizer="adam", lr=lr)
