@@ -39,7 +39,7 @@ class Point(NamedTuple):
 
     @property
     def key(self) -> tuple[float, float]:
-        """What points are compared by: cost, then weight."""
+        """Cost, then weight, by which points are compared."""
         return (round(self.objective, 9), round(self.tie, 9))
 
 

@@ -50,7 +50,7 @@ class _Powers:
         self._depth = by_name.get(name, DepthExponents())
 
     def order(self, exponent: float) -> str:
-        """Write how a number scales whose exponent is this: `~ m^-0.5`, or O(1)."""
+        """Write how a number with this exponent scales: `~ m^-0.5`, or O(1) if it does not."""
         return f"~ {self.symbol}^{-exponent:.3g}" if exponent else "O(1)"
 
     def product(self, value: float, exponent: float, key: str) -> str:

@@ -87,7 +87,7 @@ class Constraints:
         return self._solved.solution.objective
 
     def holding(self, parameter: str) -> list[Constraint]:
-        """Return the constraints that keep a parameter's c from being smaller; [] if c is no variable of it."""
+        """Return the constraints that keep a parameter's c from being smaller; [] if c is not in the program."""
         rows = self._solved.binding[parameter].rows
         return [self._constraint(name, self._rows[name], parameter) for name in rows]
 

@@ -1,4 +1,4 @@
-"""How the dims of one parameter grow between base and model: as data, and in words."""
+"""Growth of the dims of one parameter between base and model, as data and in words."""
 
 from __future__ import annotations
 

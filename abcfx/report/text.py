@@ -43,7 +43,7 @@ def render(outcome: Outcome, width: int = WIDTH) -> str:
     return "\n\n".join(section_text(section, width) for section in sections if section) + "\n"
 
 
-def groups_without_tensors(outcome: Outcome) -> list[dict[str, object]]:
+def _groups_without_tensors(outcome: Outcome) -> list[dict[str, object]]:
     """Return the optimizer groups without `params`, as JSON-able values."""
     return [{key: value for key, value in group.items() if key != "params"} for group in outcome.param_groups]
 
@@ -53,7 +53,7 @@ def as_dict(outcome: Outcome) -> dict[str, object]:
     return {
         "header": outcome.header.to_dict(),
         "parameters": dict(outcome.spec),
-        "groups": groups_without_tensors(outcome),
+        "groups": _groups_without_tensors(outcome),
         "shadow_prices": {str(name): price for name, price in outcome.solution.shadow_prices.items()},
         "objective": outcome.solution.solution.objective,
         "notes": list(outcome.notes),

@@ -21,7 +21,7 @@ MAX_BENDS = 20_000  # a graph with more draws its long edges straight
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything stands; all coordinates are at least 0.
+    """Places of nodes, edges and frames in a drawing; all coordinates are at least 0.
 
     Attributes:
         place: centre (x, y) of each node.
