@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from abcfx.capture.codegen import signature_of_graph
-from abcfx.capture.dispatch import CallWatcher
+from abcfx.capture.dispatch import AtenOp, CallWatcher
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.fake import off_meta, replace_weights
 from abcfx.capture.patches import as_if_exporting, conversions_that_change_nothing
@@ -46,7 +45,7 @@ class Call:
         path: path of the module whose forward made the call; "" is the model itself.
     """
 
-    op: OpOverload
+    op: AtenOp
     args: tuple[object, ...]
     kwargs: Mapping[str, object]
     results: object
@@ -151,7 +150,7 @@ class CallLogger(CallWatcher):
             return list(map(self.refs, value))
         return {key: self.refs(each) for key, each in value.items()} if isinstance(value, dict) else value
 
-    def watch(self, op: OpOverload, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    def watch(self, op: AtenOp, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         call_args = tuple(map(self.refs, args))
         call_kwargs = {name: self.refs(value) for name, value in kwargs.items()}
         out: object = op(*args, **kwargs)

@@ -7,6 +7,7 @@ from typing import TypeAlias
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# One overload of an op, such as `torch.ops.aten.add.Tensor`.
 AtenOp: TypeAlias = OpOverload
 
 
@@ -15,9 +16,6 @@ class CallWatcher(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()  # type: ignore[no-untyped-call]
 
     def watch(self, op: AtenOp, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         """Make the call and return its result; subclasses look at both."""

@@ -107,7 +107,7 @@ def _export(
     attributes: MutableMapping[str, object],
     sizes: OpenSizes,
 ) -> fx.Graph:
-    """Export the model in its present mode.
+    """Export the model in its current mode.
 
     Args:
         attributes: tensors and sub-graphs that graphs refer to by name; grows.

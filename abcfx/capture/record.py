@@ -81,7 +81,7 @@ def capture_record(
 
 
 def _record(run: _Run) -> Recorder:
-    """Record the model in its present mode, on fake tensors or on the examples."""
+    """Record the model in its current mode, on fake tensors or on the examples."""
     if run.free is None:
         return run.record(None, None)
     recorder = _past_checks(run)

@@ -185,7 +185,7 @@ def signature_of(
 def opaque_signature_of(
     model: nn.Module, args: tuple[object, ...] | None, kwargs: dict[str, object] | None
 ) -> tuple[Signature, dict[str, object]]:
-    """Do as `signature_of`, but make slots also of objects that cannot be compared (a batch of graphs, say).
+    """Return a signature like `signature_of`, with slots also for objects that cannot be compared (batches of graphs).
 
     Only symbolic tracing can use such slots.
     """
