@@ -106,7 +106,7 @@ def test_logits_divided_by_head_dim_after_the_product_hold_nothing_back() -> Non
     assert _pair(attend(-1.0)).spec["fc.weight"]["c"] == 1.0
     slow = _pair(attend(-0.5), parametrization=abcfx.Parametrization(attention="keep"))
     assert slow.spec["fc.weight"]["c"] == 1.5
-    assert any("not divided by it" in note for note in slow.notes)
+    assert any("is not divided by that dim" in note for note in slow.notes)
 
 
 def test_a_vector_contracted_by_multiply_and_sum_is_a_layer() -> None:
@@ -148,7 +148,7 @@ def test_depthwise_convolution_sends_back_from_its_own_channel_only() -> None:
 
 
 def test_an_output_that_grows_with_width_is_noted() -> None:
-    assert not any("grows at init" in note for note in _pair(lambda self, h: h).notes)
+    assert not any("at init, this output of the model grows" in note for note in _pair(lambda self, h: h).notes)
 
     class Dot(nn.Module):
         def __init__(self, width: int) -> None:
@@ -158,7 +158,7 @@ def test_an_output_that_grows_with_width_is_noted() -> None:
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return (self.left(ids) * self.right(ids.flip(0))).sum(-1)
 
-    assert any("grows at init" in note for note in abcfx.transform(Dot(64), IDS[0], base=Dot(16)).notes)
+    assert any("at init, this output of the model grows" in note for note in abcfx.transform(Dot(64), IDS[0], base=Dot(16)).notes)
 
 
 @pytest.mark.parametrize("capture", ["auto", "export"])
