@@ -158,7 +158,8 @@ def test_an_output_that_grows_with_width_is_noted() -> None:
         def forward(self, ids: torch.Tensor) -> torch.Tensor:
             return (self.left(ids) * self.right(ids.flip(0))).sum(-1)
 
-    assert any("at init, this output of the model grows" in note for note in abcfx.transform(Dot(64), IDS[0], base=Dot(16)).notes)
+    notes = abcfx.transform(Dot(64), IDS[0], base=Dot(16)).notes
+    assert any("at init, this output of the model grows" in note for note in notes)
 
 
 @pytest.mark.parametrize("capture", ["auto", "export"])
