@@ -17,7 +17,6 @@ from abcfx.dynamic.probe_inputs import TOKENS
 from abcfx.dynamic.rate_factors import RateFactors
 from abcfx.dynamic.schedules import MultipliedRates, default_warmup
 from abcfx.errors import InvalidInputError
-from abcfx.outcome import Outcome
 from abcfx.support.choices import choose
 from abcfx.theory.parametrizations import Alignments
 from abcfx.transformed import Transformed
@@ -215,12 +214,8 @@ class DynamicAlignment:
         """
         return plot_history(self._history, path)
 
-    @property
-    def _analysis(self) -> Outcome:
-        return self.result.outcome
-
     def _new_probe(self) -> Probe:
-        return Probe(self._analysis.captured, self.result.module, self._first_weights)
+        return Probe(self.result.outcome.captured, self.result.module, self._first_weights)
 
     def _update(self, probe: Probe) -> None:
         """Measure every layer, solve for the exponents again, move the rates and record a row for each layer."""
@@ -244,7 +239,7 @@ class DynamicAlignment:
 
     def _smooth(self, node: str, measured: Measured) -> None:
         """Move a layer's smoothed alignments towards the measured ones; the preset stands in for absent ones."""
-        keep, preset = self.smoothing, self._analysis.alignments[node]
+        keep, preset = self.smoothing, self.result.outcome.alignments[node]
         self._smoothed[node] = Alignments(
             *(
                 keep * past + (1 - keep) * (default if now is None else min(max(now, _LOWEST), _HIGHEST))
@@ -308,7 +303,7 @@ def _names_of_groups(optimizer: torch.optim.Optimizer, result: Transformed) -> l
         if name not in result.spec:
             raise InvalidInputError(
                 f"DynamicAlignment: the parameter of group {index} is not one of the transformed model.\n"
-                f"  To fix: make the optimizer from result.param_groups"
+                f"  To fix: torch.optim.AdamW(result.groups(per_parameter=True))"
             )
         found.append(name)
     return found

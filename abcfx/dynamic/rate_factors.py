@@ -17,24 +17,24 @@ class RateFactors:
     """The factors by which the planned rates are multiplied, as the alignments of the layers change.
 
     Args:
-        analysis: the layer DAG with its exponents before the LP, as `transform` found them.
+        outcome: everything that `transform` found: the layer DAG, its exponents before the LP, the planned alignments.
         cap: "full" bounds alignments by the "full" preset, and every c by its value there; None bounds neither.
         trust: largest factor; its inverse is the smallest.
         center: divide the factors by their geometric mean over matrices.
     """
 
-    def __init__(self, analysis: Outcome, *, cap: str | None, trust: float, center: bool) -> None:
+    def __init__(self, outcome: Outcome, *, cap: str | None, trust: float, center: bool) -> None:
         self.cap, self.trust, self.center = cap, trust, center
-        self._parameters = analysis.fixed.parameters
+        self._parameters = outcome.fixed.parameters
         inner, readout = alignment_preset("full")
         self._full = {
             node: readout if self._parameters[layer.parameter].role == "readout" else inner
-            for node, layer in analysis.fixed.dag.layers()
+            for node, layer in outcome.fixed.dag.layers()
         }
-        planned = DagProgram(analysis.fixed, analysis.alignments).solve().c
+        planned = DagProgram(outcome.fixed, outcome.alignments).solve().c
         self._planned = {name: round(c, DECIMALS) for name, c in planned.items()}
-        caps = DagProgram(analysis.fixed, self._full).solve().c if cap == "full" else None
-        self._program = DagProgram(analysis.fixed, analysis.alignments, caps)
+        caps = DagProgram(outcome.fixed, self._full).solve().c if cap == "full" else None
+        self._program = DagProgram(outcome.fixed, outcome.alignments, caps)
 
     def solve(self, alignment: Mapping[str, Alignments]) -> dict[str, float]:
         """Return the learning-rate exponent c of every weight, given the alignments of every layer."""

@@ -35,11 +35,13 @@ def installation() -> Evidence:
     installed = {found[1]: metadata.version(found[1]) for found in required}
     old = [f"{found[1]} {installed[found[1]]}" for found in required if _is_older(installed[found[1]], found[2])]
     told = ", ".join(f"{name} {version}" for name, version in installed.items())
-    evidence.check("what it depends on is new enough", bool(required) and not old, ", ".join(old) or told)
+    evidence.check(
+        "the packages that abcfx depends on are new enough", bool(required) and not old, ", ".join(old) or told
+    )
     runs = [doctest.testmod(importlib.import_module(name)) for name in DOCUMENTED]
     attempted, failed = (sum(getattr(run, key) for run in runs) for key in ("attempted", "failed"))
     told = f"{attempted} run, {failed} failed"
-    evidence.check("examples in docstrings give what they say", attempted > 0 and not failed, told)
+    evidence.check("examples in docstrings print what they say", attempted > 0 and not failed, told)
     tests = Path(str(package.__file__)).parent.parent / "tests"
     if tests.is_dir():
         files, functions = _count(tests)

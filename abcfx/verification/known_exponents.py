@@ -39,15 +39,15 @@ def known_recovery() -> Evidence:
     table = evidence.table(caption, "parametrization", "optimizer", *presets)
     for (name, optimizer), found in by_preset.items():
         table.add(name, optimizer, *(numbers(found[preset]) for preset in presets))
-    evidence.no_exception(f"find_c returns the known c, {len(solved)} chains of {HIDDEN + 2} layers", chains_off)
-    evidence.no_exception(f"so does transform of an MLP of {HIDDEN + 2} layers, {len(rows)} settings", models_off)
+    evidence.no_exception(f"find_c finds the known c, {len(solved)} chains of {HIDDEN + 2} layers", chains_off)
+    evidence.no_exception(f"transform finds the known c, {len(rows)} MLPs of {HIDDEN + 2} layers", models_off)
     refused = 0
     for a, b in (([0.0, 0.0, 0.5], MUP_B), (MUP_A, [0.5, 0.0, 0.5]), (MUP_A, [0.5, 0.5, -0.2])):
         try:
             find_c(a, b, *FULL)
         except InvalidInputError:
             refused += 1
-    evidence.check("(a, b) that blow up at init are refused", refused == 3, f"{refused} of 3")
+    evidence.check("a and b that blow up at init are refused", refused == 3, f"{refused} of 3")
     return evidence
 
 
@@ -97,7 +97,9 @@ def cross_validation() -> Evidence:
                 wrong.append(f"{row['id']}: {status}, expected {expected}, objective off by {number(off)}")
         counts = (statuses.count(status) for status in ("optimal", "infeasible", "invalid"))
         table.add("graph" if kind == "dag" else kind, optimizer, *counts, agree, most_off)
-    claim = f"all {len(rows)} rows agree in status, in the sum of c, and in c (or its range where not unique)"
+    claim = (
+        f"all {len(rows)} networks agree in status, in the sum of c, and in each c (in its range if it is not unique)"
+    )
     evidence.no_exception(claim, wrong)
     return evidence
 
@@ -114,14 +116,22 @@ def per_parameter() -> Evidence:
     table = evidence.table("A chain of 5 layers, muP, Adam", "layer", "alpha, omega, u", "c at full alignment", "c")
     for each in zip(layers, map(numbers, alignments), uniform, varied, strict=True):
         table.add(*each)
-    evidence.close("uniform alignment: one c for all hidden layers", uniform, [0.5, 1.0, 1.0, 1.0, 0.5])
-    evidence.close("alignments of their own: each its own c", varied, [0.5, 0.8, 1.0, 0.5, 0.5])
+    evidence.close("at one alignment for all layers, all hidden layers have one c", uniform, [0.5, 1.0, 1.0, 1.0, 0.5])
+    evidence.close(
+        "at alignments of their own, the hidden layers have c of their own", varied, [0.5, 0.8, 1.0, 0.5, 0.5]
+    )
     given = {f"hidden.{k}.weight": alignment for k, alignment in enumerate(own.values())}
     result = transform(MLP(64, hidden=3), noise(4, 16), parametrization=Parametrization(alignment=given), lr=1.0)
     names = [name for name, _ in result.module.named_parameters()]
-    evidence.close("transform of a model gives the same c", [result.plan[name].c for name in names], varied)
+    evidence.close(
+        "transform of a model with these alignments gives the same c", [result.plan[name].c for name in names], varied
+    )
     rates = {group["param_names"][0]: group["lr"] for group in result.groups(per_parameter=True)}
-    evidence.close("and its groups hold 64^-c", [rates[name] for name in names], [64.0**-c for c in varied])
+    evidence.close(
+        "the optimizer groups of the model hold the rates 64^-c",
+        [rates[name] for name in names],
+        [64.0**-c for c in varied],
+    )
     return evidence
 
 
@@ -140,7 +150,7 @@ def dag_against_chain() -> Evidence:
             c_off = max(c_off, *(abs(x - theirs.c[k]) for k, x in enumerate(ours.c)))
             r_off = max(r_off, *(abs(x - theirs.r[k]) for k, x in enumerate(ours.r)))
         table.add(CHAINS, optimizer, c_off, r_off)
-        evidence.check(f"find_c_dag equals find_c, {optimizer}", max(c_off, r_off) <= TOLERANCE, number(c_off))
+        evidence.check(f"find_c_dag and find_c agree, {optimizer}", max(c_off, r_off) <= TOLERANCE, number(c_off))
     graph = chain_graph(MUP_A, MUP_B, alpha=[1.0] * 3, omega=[0.5] * 3, u=[1.0] * 3)
     graph.add_node("add", a=0.0, has_weight=False)
     graph.remove_edge(1, 2)
@@ -152,5 +162,5 @@ def dag_against_chain() -> Evidence:
     of_chain = find_c([-0.5, 0.0, 0.0, 0.5], [0.5] * 4, *FULL).c
     evidence.close("the DAG traced from a model gives the c of its chain", of_model, of_chain)
     other = find_c(MUP_A, MUP_B, 0.5, 0.5, 0.5)
-    evidence.close("a solver that is kept gives the c of a new one", other.resolve(*FULL).c, [0.5, 1.0, 0.5])
+    evidence.close("a solution that is solved again gives the c of a new one", other.resolve(*FULL).c, [0.5, 1.0, 0.5])
     return evidence

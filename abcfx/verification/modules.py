@@ -51,36 +51,40 @@ def module_semantics() -> Evidence:
     for node in nodes:
         table.add(*node)
     factors = [node.factor for node in nodes]
-    evidence.close("one scale node where a is not 0, times (width / base)^-a", factors, [up, 1 / up])
+    evidence.close(
+        "each layer whose a is not 0 has one scale node, with the factor (width / base)^-a", factors, [up, 1 / up]
+    )
     evidence.check(
-        "no scale node where a is 0", not any("hidden" in node.name for node in nodes), f"{len(nodes)} nodes"
+        "the layer whose a is 0 has no scale node",
+        not any("hidden" in node.name for node in nodes),
+        f"{len(nodes)} nodes",
     )
     weights = dict(module.named_parameters())
     with torch.no_grad():
         y = torch.relu(up * (x @ weights["stem.weight"].T))
         y = torch.relu(y @ weights["hidden.0.weight"].T)
         y = (y @ weights["head.weight"].T) / up
-    _near(evidence, "the output is that of m^-a W, layer by layer, by hand", module(x), y)
+    _near(evidence, "the output is the one computed by hand with m^-a W, layer by layer", module(x), y)
     ours = model.state_dict()
     untouched = ours.keys() == before.keys() and all(torch.equal(ours[key], before[key]) for key in before)
     evidence.check("the user's own model is left as it was", untouched)
     evidence.check(
-        "state_dict keys in and out are the same", list(module.state_dict()) == list(before), f"{len(before)}"
+        "the state_dict has the keys of the user's model", list(module.state_dict()) == list(before), f"{len(before)}"
     )
     _near(evidence, "a deep copy computes the same", copy.deepcopy(module)(x), module(x))
     _near(
         evidence,
-        "fold() gives the original class without scale nodes, and the same output",
+        "the folded model computes the same",
         result.fold()(x),
         module(x),
     )
-    evidence.check("and fold's is an MLP again", type(result.fold()) is MLP, type(result.fold()).__name__)
+    evidence.check("the folded model has the original class", type(result.fold()) is MLP, type(result.fold()).__name__)
     same = transform(model, x, base=lambda: MLP(WIDTH))
     at_base = torch.equal(same.module(x), model(x)) and not _scale_nodes(same)
-    evidence.check("at the base width it is the identity, bit for bit", at_base)
+    evidence.check("at the base width transform changes nothing, bit for bit", at_base)
     off = _difference(_trained(result, x), _trained(_absorbed(model, x), x))
     evidence.check(
-        "absorbed multipliers train along the same trajectory, 10 steps", off < 1e-5, f"off by {number(off)}"
+        "with absorbed multipliers, 10 training steps give the same output", off < 1e-5, f"off by {number(off)}"
     )
     return evidence
 
@@ -94,7 +98,7 @@ def initialisation() -> Evidence:
     redrawn = build(lambda: relative.init_weights(copy.deepcopy(relative.module)), 1)
     pairs = zip(redrawn.parameters(), relative.module.parameters(), strict=True)
     off = max(abs(float(new.detach().std() / old.detach().std()) - 1) for new, old in pairs)
-    evidence.check("init_weights draws the same std again", 0 < off <= 0.1, f"off by {100 * off:.2f} %")
+    evidence.check("init_weights draws weights of the same std again", 0 < off <= 0.1, f"off by {100 * off:.2f} %")
     return evidence
 
 
@@ -109,9 +113,11 @@ def _check_without_base(evidence: Evidence, absolute: Transformed) -> None:
         (multiplier,) = row.multiplier.values()
         cells = zip((multiplier, std, row.lr), expected, strict=True)
         table.add(layer, *(value for pair in cells for value in pair))
-        evidence.close(f"{layer}: multiplier and lr", [multiplier, row.lr], [expected[0], expected[2]])
+        evidence.close(f"{layer}: multiplier is n^-a, lr is lr n^-c", [multiplier, row.lr], [expected[0], expected[2]])
         off = abs(std / expected[1] - 1)
-        claim = f"{layer}: std within {100 * error:.1f} % ({ERRORS:g} standard errors of {weight.numel():,} entries)"
+        claim = (
+            f"{layer}: std is n^-b within {100 * error:.1f} %, {ERRORS:g} standard errors of {weight.numel():,} entries"
+        )
         evidence.check(claim, off <= error, f"off by {100 * off:.2f} %")
 
 
@@ -121,10 +127,18 @@ def _check_with_base(evidence: Evidence, relative: Transformed) -> None:
     for layer, (a, b, c) in EXPONENTS.items():
         row, weight = relative.plan[f"{layer}.weight"], weights[f"{layer}.weight"].detach()
         found = [*row.multiplier.values(), row.lr]
-        evidence.close(f"{layer} over base width {BASE}: powers of {ratio:.3g}", found, [ratio**-a, LR * ratio**-c])
+        evidence.close(
+            f"{layer} over base width {BASE}: multiplier and lr are powers of {ratio:.3g}",
+            found,
+            [ratio**-a, LR * ratio**-c],
+        )
         expected_std = ratio**-b / math.sqrt(3 * own[layer])  # nn.Linear draws from U(-1, 1) / sqrt(fan_in)
         off = abs(float(weight.std()) / expected_std - 1)
-        evidence.check(f"{layer}: the base's own std times {ratio:.3g}^-b", off <= 0.1, f"off by {100 * off:.2f} %")
+        evidence.check(
+            f"{layer} over base width {BASE}: std is that of the base times {ratio:.3g}^-b",
+            off <= 0.1,
+            f"off by {100 * off:.2f} %",
+        )
 
 
 def _mlp(width: int) -> MLP:

@@ -20,7 +20,7 @@ Status: TypeAlias = Literal["optimal", "infeasible", "invalid"]
 
 
 class NamedRow(TypedDict):
-    """A named parametrization under an optimizer and an alignment preset, with its c for the three matrix roles."""
+    """A named parametrization under an optimizer and an alignment preset, with c of embedding, hidden and readout."""
 
     parametrization: str
     optimizer: str

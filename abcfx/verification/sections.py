@@ -215,5 +215,5 @@ def _run(part: Part, studies: Studies, raise_errors: bool) -> Section:
         if raise_errors:
             raise
         evidence = Evidence()
-        evidence.check("it runs to its end", False, f"{type(error).__name__}: {error}".partition("\n")[0])
+        evidence.check("the section runs to its end", False, f"{type(error).__name__}: {error}".partition("\n")[0])
     return section_result(part.number, part.title, part.tested, evidence, time.process_time() - start)

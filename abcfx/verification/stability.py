@@ -41,13 +41,13 @@ def constraint_satisfaction() -> Evidence:
     evidence.close("muP is tight: every r is 0", levels, [0.0] * 3)
     chains = reference_chains()
     lowest = min(min(chain_levels(chain, optimizer)) for _, optimizer, chain in chains)
-    claim = f"r >= 0 in all {len(chains)} named chains, by a recursion of its own"
+    claim = f"every r of the {len(chains)} named chains is at least 0, by a recursion without the solver"
     evidence.check(claim, lowest >= -TOLERANCE, f"least r {number(lowest)}")
     off = 0.0
     for _, optimizer, chain in chains:
         pairs = zip(chain_levels(chain, optimizer), find_c(**chain, optimizer=optimizer).r, strict=True)
         off = max(off, *(abs(ours - theirs) for ours, theirs in pairs))
-    evidence.check("the r that find_c reports are those of the recursion", off <= TOLERANCE, f"off by {number(off)}")
+    evidence.check("find_c reports the r of the recursion", off <= TOLERANCE, f"off by {number(off)}")
     return evidence
 
 
@@ -84,7 +84,7 @@ def optimality() -> Evidence:
         found = dict(enumerate(find_c(**chain, optimizer=optimizer).c))
         count += len(found)
         loose += [f"{name} layer {layer}" for layer in _slack(chain_graph(**chain), optimizer, found)]
-    evidence.no_exception(f"lowering any one c breaks a constraint: named chains, {count} rates", loose)
+    evidence.no_exception(f"lowering any one c breaks a constraint, {count} rates of named chains", loose)
     rng, loose, count = random.Random(3), [], 0
     for trial in range(GRAPHS):
         optimizer = OPTIMIZERS[trial % 2]
@@ -93,7 +93,7 @@ def optimality() -> Evidence:
         if solution is not None:
             count += len(solution.c)
             loose += [f"graph {trial} {node}" for node in _slack(graph, optimizer, solution.c)]
-    claim = f"the same in random graphs with forks, merges and products, {count} rates"
+    claim = f"lowering any one c breaks a constraint, {count} rates of random graphs with forks, merges and products"
     evidence.no_exception(claim, loose, cases=count)
     return evidence
 
@@ -114,13 +114,17 @@ def randomized_stress() -> Evidence:
             least, off = min(each.least for each in solved), max(each.off for each in solved)
             most = max(each.size for each in solved)
             table.add(kind, optimizer, len(solved), len(tries) - len(solved), most, least, off)
-            evidence.check(f"{kind}s with {optimizer} were solved", len(solved) >= TRIALS // 2, str(len(solved)))
+            evidence.check(
+                f"at least half of the {kind}s have a solution, {optimizer}",
+                len(solved) >= TRIALS // 2,
+                f"{len(solved)} of {TRIALS}",
+            )
             negative += [each.name for each in solved if each.least < -TOLERANCE]
             unlike += [each.name for each in solved if each.off > TOLERANCE]
             other += [each.name for each in solved if not each.same]
     evidence.no_exception("every r is at least 0", negative)
     evidence.no_exception("r agrees with a recursion that shares no code with the solver", unlike)
-    evidence.no_exception("solved again: the same bits; written down in another order: the same c", other)
+    evidence.no_exception("a second solve gives the same bits, and a network in another order the same c", other)
     return evidence
 
 

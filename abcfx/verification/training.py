@@ -44,17 +44,27 @@ def alignment() -> Evidence:
     }
     for name, found in cases.items():
         table.add(name, *map(_shown, found))
-    evidence.check("no change: every term is absent, not 0", cases["nothing has changed"] == Measured(None, None, None))
+    evidence.check(
+        "without a change every term is absent, not 0", cases["nothing has changed"] == Measured(None, None, None)
+    )
     weights = cases["weights only"]
-    evidence.check("weights only: W dx and dW dx are absent", weights.alpha is not None and weights[1:] == (None, None))
+    evidence.check(
+        "if only weights change, omega and u are absent", weights.alpha is not None and weights[1:] == (None, None)
+    )
     independent = _present(cases["independent changes"])
-    evidence.close("independent: 1/2", independent, [0.5] * 3, 0.02)
-    evidence.close("aligned: 1", _present(cases["all along one direction"]), [1.0] * 3, 1e-5)
+    evidence.close("independent changes have the exponent 1/2", independent, [0.5] * 3, 0.02)
+    evidence.close("aligned changes have the exponent 1", _present(cases["all along one direction"]), [1.0] * 3, 1e-5)
     evidence.close(
-        "tiny numbers: the same", _present(cases["changes of 1e-20"]), _present(cases["independent changes"]), 1e-4
+        "changes of 1e-20 have the exponents of independent changes",
+        _present(cases["changes of 1e-20"]),
+        _present(cases["independent changes"]),
+        1e-4,
     )
     evidence.close(
-        "spectral: the same exponents", _present(cases["spectral norm"]), _present(cases["independent changes"]), 1e-4
+        "the spectral norm gives the same exponents",
+        _present(cases["spectral norm"]),
+        _present(cases["independent changes"]),
+        1e-4,
     )
     return evidence
 
@@ -87,9 +97,13 @@ def dynamic_flow() -> Evidence:
     evidence.check(
         "steps up to the first measure use the planned rates", used[: warmup + 1] == [planned] * (warmup + 1)
     )
-    evidence.check("later ones use others", used[-1] != planned, f"{numbers(planned)} -> {numbers(used[-1])}")
+    evidence.check(
+        "steps after the first measure use other rates",
+        used[-1] != planned,
+        f"{numbers(planned)} -> {numbers(used[-1])}",
+    )
     now = [float(group["lr"]) for group in optimizer.param_groups]
-    evidence.check("schedulers see the planned rates all along", now == planned)
+    evidence.check("between steps the groups hold the planned rates, which schedulers see", now == planned)
     first = [row for row in dynamic.history if row["step"] == warmup + 1]
     table = evidence.table(f"Measured after step {warmup + 1}", "layer", *TERMS, "c", "planned lr", "lr")
     for row, lr in zip(first, planned, strict=True):
@@ -97,16 +111,16 @@ def dynamic_flow() -> Evidence:
     static = find_c(MUP_A, MUP_B, *FULL).c
     c = _solved_apart(first)
     found = [math.nan if row["c"] is None else row["c"] for row in first]
-    evidence.close("c is what find_c gives for the measured alignments", found, c, 1e-6)
+    evidence.close("c is the one that find_c gives for the measured alignments", found, c, 1e-6)
     # The rate of the first layer does not depend on alignment, since the dim that it sums over does not grow.
     expected = [
         planned[0],
         *(lr * 64 ** (old - new) for lr, old, new in list(zip(planned, static, c, strict=True))[1:]),
     ]
-    evidence.close("the optimizer steps with lr n^-(c - c planned)", used[warmup + 1], expected, 1e-8)
+    evidence.close("the optimizer steps with the planned lr times n^-(c - planned c)", used[warmup + 1], expected, 1e-8)
     dynamic.detach()
     optimizer.step()
-    evidence.check("after detach() the planned rates are used", used[-1] == planned)
+    evidence.check("after detach() steps use the planned rates", used[-1] == planned)
     return evidence
 
 
@@ -125,18 +139,18 @@ def end_to_end(studies: Studies) -> Evidence:
     unigram = unigram_entropy()
     for name, losses in (("with dynamic rates", run.dynamic), ("with planned rates", run.static)):
         end = sum(losses[-LOSSES:]) / LOSSES
-        claim = f"{name} it learns more than the frequencies of characters (entropy {unigram:.3f})"
+        claim = f"{name} the model learns more than the frequencies of characters (entropy {unigram:.3f})"
         evidence.check(claim, end < unigram - 0.2, f"{losses[0]:.3f} -> {end:.3f}")
-        evidence.check(f"{name} every loss is finite", all(map(math.isfinite, losses)), f"{len(losses)} losses")
+        evidence.check(f"{name} all losses are finite", all(map(math.isfinite, losses)), f"{len(losses)} losses")
     measured = [value for row in run.history for term in TERMS if (value := row[term]) is not None]
     possible = bool(measured) and all(LEAST_ALIGNMENT < value < MOST_ALIGNMENT for value in measured)  # no NaN
     told = f"{len(measured)} values, {number(min(measured))} to {number(max(measured))}" if measured else "none"
-    evidence.check("measured alignments lie where products can", possible, told)
+    evidence.check(f"measured alignments lie between {LEAST_ALIGNMENT} and {MOST_ALIGNMENT}", possible, told)
     rates: dict[str, list[float]] = {}
     for row in run.history:
         rates.setdefault(row["node"], []).append(row["lr"])
     moved = max((max(each) / min(each) for each in rates.values()), default=1.0)
-    evidence.check("rates moved while it trained", moved > 1.05, f"by up to {moved:.2f} x")
+    evidence.check("rates moved during the training", moved > 1.05, f"by up to {moved:.2f} x")
     return evidence
 
 

@@ -26,9 +26,9 @@ def width_transfer(studies: Studies) -> Evidence:
     _check_rates(evidence, studies.rates)
     coordinates = studies.coordinates
     told = f"widths {_listed(coordinates.widths)}, {len(coordinates.seeds)} seeds"
-    evidence.check("a GPT's coordinate check passes", bool(coordinates), f"{coordinates.verdict}; {told}")
+    evidence.check("the coordinate check of a GPT passes", bool(coordinates), f"{coordinates.verdict}; {told}")
     control = coordinates.control
-    evidence.check("and fails for the GPT as written", control == Verdict.FAIL, str(control))
+    evidence.check("the coordinate check of the GPT as written fails", control == Verdict.FAIL, str(control))
     _check_transfer(evidence, studies.transfer)
     return evidence
 
@@ -54,16 +54,19 @@ def _check_transfer(evidence: Evidence, transfer: TransferCheck) -> None:
         curves.add(model, curve.width, best, f"{curve.loss:.3f} +- {curve.error:.3f}", f"{curve.regret:.3f}")
     shift, control = transfer.shift, transfer.control
     told = f"log2 lr moves by {shift.mean:+.2f} +- {shift.error:.2f} per octave"
-    claim = f"the best lr stays: at most {MOST_SHIFT} per octave, within two standard errors"
+    claim = f"the best lr moves by at most {MOST_SHIFT} per octave, within two standard errors"
     evidence.check(claim, abs(shift.mean) - 2 * shift.error <= MOST_SHIFT, told)
     assert control is not None
-    claim = f"as written it moves by at least {CONTROL_SHIFT} per octave"
+    claim = f"the best lr of the model as written moves by at least {CONTROL_SHIFT} per octave"
     evidence.check(claim, control.mean <= -CONTROL_SHIFT, f"{control.mean:+.2f} +- {control.error:.2f} per octave")
     (cost, error), width = transfer.regret, transfer.widths[-1]
-    claim = f"at width {width} the best lr of width {transfer.widths[0]} costs at most {MOST_REGRET} nats, likewise"
+    borrowed = f"at width {width} the best lr of width {transfer.widths[0]} costs"
+    claim = f"{borrowed} at most {MOST_REGRET} nats, within two standard errors"
     evidence.check(claim, cost - 2 * error <= MOST_REGRET, f"{cost:.3f} +- {error:.3f}")
     regret = transfer.curve(width, STANDARD).regret
-    evidence.check(f"as written it costs more than {2 * MOST_REGRET}", regret > 2 * MOST_REGRET, f"{regret:.3f}")
+    evidence.check(
+        f"{borrowed} the model as written more than {2 * MOST_REGRET} nats", regret > 2 * MOST_REGRET, f"{regret:.3f}"
+    )
 
 
 def activation_magnitude(studies: Studies) -> Evidence:
@@ -82,19 +85,30 @@ def activation_magnitude(studies: Studies) -> Evidence:
         table.add(name, *(f"{value:.3f}" for value in values.values()), *(f"{slopes[way][node]:+.2f}" for way in ways))
     inside = {node: value for node, value in slopes[TRANSFORMED, 0].items() if node != READOUT}
     _within(evidence, "at init sizes do not depend on width", inside, 0.0)
-    _within(evidence, "but for logits, a + b = 1: -1/2", {READOUT: slopes[TRANSFORMED, 0][READOUT]}, -0.5)
+    _within(
+        evidence,
+        "at init the logits shrink as width^-1/2, since a + b = 1",
+        {READOUT: slopes[TRANSFORMED, 0][READOUT]},
+        -0.5,
+    )
     learned = {node: value for node, value in slopes[TRANSFORMED, steps].items() if node != READOUT}
     _within(evidence, f"after {steps} steps sizes do not depend on width", learned, 0.0)
     # Logits are a sum of an initial part, which falls as width^-1/2, and a learned one, which does not.
     logits = slopes[TRANSFORMED, steps][READOUT]
     told = f"slope {logits:+.2f}"
-    evidence.check("logits neither blow up nor vanish", -0.5 - MOST_SLOPE < logits < MOST_SLOPE, told)
+    evidence.check(
+        "after training the logits neither blow up nor vanish", -0.5 - MOST_SLOPE < logits < MOST_SLOPE, told
+    )
     ratio = max(max(values.values()) / min(values.values()) for node, values in end.items() if node != READOUT)
-    claim = f"from width {widths[0]} to {widths[-1]} they differ by less than {MOST_RATIO:g} x"
+    claim = f"from width {widths[0]} to {widths[-1]} the sizes of a layer differ by less than {MOST_RATIO:g} x"
     evidence.check(claim, ratio < MOST_RATIO, f"{ratio:.2f} x")
     worst = max(slopes[STANDARD, steps], key=lambda node: slopes[STANDARD, steps][node])
     grown = slopes[STANDARD, steps][worst]
-    evidence.check("as written they grow", grown > GROWS, f"{worst} ~ width^{grown:.2f}")
+    evidence.check(
+        f"some layer of the model as written grows faster than width^{GROWS}",
+        grown > GROWS,
+        f"{worst} ~ width^{grown:.2f}",
+    )
     return evidence
 
 

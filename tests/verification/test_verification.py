@@ -92,9 +92,9 @@ def test_powers_of_width_that_are_off_are_seen(monkeypatch: pytest.MonkeyPatch) 
     ("shift", "control", "regret", "said"),
     [
         (0.1, -0.8, 0.2, None),
-        (0.5, -0.8, 0.2, "the best lr stays"),
-        (0.1, -0.2, 0.2, "as written it moves"),
-        (0.1, -0.8, 0.01, "as written it costs"),
+        (0.5, -0.8, 0.2, "the best lr moves by at most"),
+        (0.1, -0.2, 0.2, "the best lr of the model as written moves"),
+        (0.1, -0.8, 0.01, "at width 128 the best lr of width 64 costs the model as written"),
     ],
 )
 def test_rates_that_do_not_transfer_are_seen(shift: float, control: float, regret: float, said: str | None) -> None:
@@ -123,7 +123,7 @@ def test_broken_modules_are_seen(monkeypatch: pytest.MonkeyPatch, broken: str) -
         assert failing(7)[7]
     else:
         monkeypatch.setattr("abcfx.verification.modules._trained", lambda result, x: torch.rand(3))
-        assert [claim for claim in failing(6)[6] if "trajectory" in claim]
+        assert [claim for claim in failing(6)[6] if "10 training steps" in claim]
 
 
 def test_alignments_that_are_off_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_dynamic_rates_that_go_the_wrong_way_are_seen(monkeypatch: pytest.Monkey
     right = RateFactors.factors
     inverse = {"factors": lambda self, layers, c: {name: 1 / f for name, f in right(self, layers, c).items()}}
     monkeypatch.setattr(RateFactors, "factors", inverse["factors"])
-    assert failing(10) == {10: ["the optimizer steps with lr n^-(c - c planned)"]}
+    assert failing(10) == {10: ["the optimizer steps with the planned lr times n^-(c - planned c)"]}
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_does_not_learn_is_seen(monkeypatch: pytest.MonkeyPatch, short: None) -> None:
     monkeypatch.setattr(RateFactors, "factors", lambda self, layers, c: dict.fromkeys(c, 300.0))
     found = failing(14)[14]
-    assert any("with dynamic rates it learns" in claim for claim in found)
+    assert any("with dynamic rates the model learns" in claim for claim in found)
 
 
 def test_layers_that_grow_with_width_are_seen(monkeypatch: pytest.MonkeyPatch, short: None) -> None:
@@ -185,7 +185,7 @@ def test_an_error_is_a_failure_of_its_section_and_debug_raises(
 
     monkeypatch.setattr("abcfx.verification.training.measure", broken)
     assert cli.main(["verify", "--only", "9"]) == 1
-    assert "it runs to its end: RuntimeError: no" in capsys.readouterr().out
+    assert "the section runs to its end: RuntimeError: no" in capsys.readouterr().out
     with pytest.raises(RuntimeError):
         cli.main(["verify", "--only", "9", "--debug"])
 
