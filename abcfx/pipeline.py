@@ -116,7 +116,7 @@ def transform(
         >>> result = transform(mlp(256), torch.rand(4, 8), base=mlp(64), optimizer="adamw", lr=2**-7)
         >>> optimizer = torch.optim.AdamW(result.param_groups)
         >>> [round(result.plan[name].c, 6) for name in ("0.weight", "2.weight")]
-        [0.0, 0.0]
+        [0.5, 0.5]
     """
     asked = Parametrization.of(parametrization)
     options = _plan_options(optimizer, lr, weight_decay, eps, apply, init, overrides, schedule)

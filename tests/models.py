@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.optim.optimizer import ParamsT
 
 import abcfx
+from abcfx.examples.gpt import GPT, GPTConfig
 
 Built = TypeVar("Built")
 Parameters = ParamSpec("Parameters")
@@ -21,6 +22,18 @@ def seeded(build: Callable[Parameters, Built], *args: Parameters.args, **kwargs:
     """Build a model after torch's generator was set to seed 0."""
     torch.manual_seed(0)
     return build(*args, **kwargs)
+
+
+def sequential(width: int, inputs: int, outputs: int, hidden: int = 1) -> nn.Sequential:
+    """Build linear layers with ReLU between them, numbered 0, 2, 4, ...; `hidden` of them are square."""
+    square = [module for _ in range(hidden) for module in (nn.Linear(width, width), nn.ReLU())]
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), *square, nn.Linear(width, outputs))
+
+
+def small_gpt(width: int, layers: int = 2, head_dim: int = 16) -> GPT:
+    """Build the GPT of the examples for 16 tokens, with weights from seed 0."""
+    torch.manual_seed(0)
+    return GPT(GPTConfig(d_model=width, n_layer=layers, block_size=16, head_dim=head_dim))
 
 
 class MLP(nn.Module):
@@ -52,6 +65,24 @@ class Block(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.emb(ids)
         return self.head(self.norm(x + torch.tanh(self.fc(x))))
+
+
+class TiedBlock(nn.Module):
+    """A language model of 50 tokens with one residual branch; its head has the weight of its embedding.
+
+    The norm before the head has no gain with `affine=False`: then nothing can take the multiplier of the head.
+    """
+
+    def __init__(self, width: int, affine: bool = True) -> None:
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(50, width), nn.LayerNorm(width, elementwise_affine=affine)
+        self.block = nn.Linear(width, width)
+        self.head = nn.Linear(width, 50, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(ids)
+        return self.head(self.norm(x + torch.tanh(self.block(x))))
 
 
 class Attention(nn.Module):

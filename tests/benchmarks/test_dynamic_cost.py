@@ -14,6 +14,7 @@ from statistics import median
 import pytest
 import torch
 import torch.nn.functional as F
+from models import sequential
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 
@@ -21,10 +22,6 @@ import abcfx
 from abcfx.dynamic.measured import products_of_many
 from abcfx.examples.gpt import GPT, GPTConfig
 from abcfx.theory.parametrizations import Alignments
-
-
-def mlp(width: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
 
 
 def gpt(width: int) -> nn.Module:
@@ -60,7 +57,7 @@ class ViT(nn.Module):
         return self.head(self.norm(self.blocks(x))[:, 0])
 
 
-MAKE: dict[str, Callable[[int], nn.Module]] = {"mlp": mlp, "gpt": gpt, "vit": ViT}
+MAKE: dict[str, Callable[[int], nn.Module]] = {"mlp": lambda width: sequential(width, 64, 10), "gpt": gpt, "vit": ViT}
 
 
 def build(kind: str) -> tuple[abcfx.Transformed, torch.Tensor, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from models import sequential
 from torch import nn
 from torch.optim import lr_scheduler
 from typed import given
@@ -27,10 +29,6 @@ X = torch.randn(128, 64, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 10, (128,), generator=torch.Generator().manual_seed(1))
 
 
-def mlp(width: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
-
-
 class Run:
     """A small training run with DynamicAlignment."""
 
@@ -42,7 +40,9 @@ class Run:
         **options: Any,
     ) -> None:
         torch.manual_seed(0)
-        self.result = abcfx.transform(mlp(width), X, base=mlp(32), optimizer="adam", lr=3e-3)
+        self.result = abcfx.transform(
+            sequential(width, 64, 10), X, base=sequential(32, 64, 10), optimizer="adam", lr=3e-3
+        )
         self.optimizer = torch.optim.Adam(self.result.groups(per_parameter=True))
         self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
         self.dynamic = abcfx.DynamicAlignment(self.result, self.optimizer, **({"warmup": 2, "every": 1} | options))
@@ -189,7 +189,7 @@ def test_bad_use_is_refused() -> None:
     run = Run(batch=None)
     with pytest.raises(abcfx.errors.InvalidInputError, match=r"before capture_initial"):
         run.dynamic.step()
-    merged = abcfx.transform(mlp(64), X, base=mlp(32))
+    merged = abcfx.transform(sequential(64, 64, 10), X, base=sequential(32, 64, 10))
     with pytest.raises(abcfx.errors.InvalidInputError, match="per_parameter=True"):
         abcfx.DynamicAlignment(merged, torch.optim.Adam(merged.param_groups))
     wrongs: list[dict[str, Any]] = [{"every": 0}, {"smoothing": 1.0}, {"cap": "half"}, {"trust": 1.0}]
@@ -273,11 +273,12 @@ def test_rates_off_the_last_basis_are_those_of_a_new_solve(monkeypatch: pytest.M
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])
 def test_two_ranks_have_the_rates_of_one_process_on_the_joined_batch(tmp_path: Path, how: str) -> None:
     script = Path(__file__).parent / "two_ranks.py"
+    environment = os.environ | {"PYTHONPATH": str(script.parents[1])}
     factors = []
     for world in (1, 2):
         address = f"file://{tmp_path}/{world}"
         commands = [[sys.executable, str(script), str(rank), str(world), address, how] for rank in range(world)]
-        ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+        ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for command in commands]
         for rank in ranks:
             output, _ = rank.communicate(timeout=200)
             assert rank.returncode == 0

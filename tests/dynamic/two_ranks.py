@@ -10,15 +10,12 @@ import sys
 
 import torch
 import torch.nn.functional as F
+from models import sequential
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import abcfx
-
-
-def mlp(width: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
 
 
 def main(rank: int, world: int, address: str, how: str) -> None:
@@ -27,7 +24,7 @@ def main(rank: int, world: int, address: str, how: str) -> None:
     torch.manual_seed(0)
     # In float64: Adam's first steps turn rounding of gradients near zero into whole steps.
     x, y = torch.randn(32, 64, dtype=torch.float64), torch.randint(0, 10, (32,))
-    model, base = mlp(64).double(), mlp(32).double()
+    model, base = sequential(64, 64, 10).double(), sequential(32, 64, 10).double()
     result = abcfx.transform(model, x, base=base, optimizer="adam", lr=3e-3)
     module, groups = result.module, result.groups(per_parameter=True)
     if how == "ddp":

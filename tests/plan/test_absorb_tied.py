@@ -6,31 +6,18 @@ import copy
 
 import pytest
 import torch
+from models import TiedBlock
 from torch import nn
 
 import abcfx
 from abcfx.plan.options import ApplyMode
-
-
-class Tied(nn.Module):
-    def __init__(self, width: int, affine: bool = True) -> None:
-        super().__init__()
-        self.embedding, self.norm = nn.Embedding(50, width), nn.LayerNorm(width, elementwise_affine=affine)
-        self.block = nn.Linear(width, width)
-        self.head = nn.Linear(width, 50, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.embedding(ids)
-        return self.head(self.norm(x + torch.tanh(self.block(x))))
-
 
 IDS = torch.arange(10).view(2, 5)
 
 
 def test_absorb_keeps_the_scale_of_the_other_use_where_no_norm_can_take_it() -> None:
     torch.manual_seed(0)
-    model, base = Tied(64, affine=False), Tied(16, affine=False)
+    model, base = TiedBlock(64, affine=False), TiedBlock(16, affine=False)
     inserted = abcfx.transform(copy.deepcopy(model), IDS, base=base)
     absorbed = abcfx.transform(model, IDS, base=base, apply="absorb")
     assert absorbed.spec["embedding.weight"]["multiplier"] == {"embedding": 1.0, "head": 0.25}
@@ -40,7 +27,7 @@ def test_absorb_keeps_the_scale_of_the_other_use_where_no_norm_can_take_it() -> 
 @pytest.mark.parametrize("with_base", [True, False])
 def test_absorb_moves_the_scale_of_a_tied_head_into_the_norm_before_it(with_base: bool) -> None:
     torch.manual_seed(0)
-    model, base = Tied(64).double(), Tied(16).double() if with_base else None
+    model, base = TiedBlock(64).double(), TiedBlock(16).double() if with_base else None
     losses: dict[str, list[float]] = {}
     modes: tuple[ApplyMode, ...] = ("insert", "absorb")
     for scales in modes:
@@ -61,14 +48,14 @@ def test_absorb_moves_the_scale_of_a_tied_head_into_the_norm_before_it(with_base
 
 def test_a_tied_model_is_changed_in_place() -> None:
     torch.manual_seed(0)
-    model, base = Tied(64), Tied(16)
+    model, base = TiedBlock(64), TiedBlock(16)
     expected = abcfx.transform(model, IDS, base=base).module(IDS)
     result = abcfx.transform(model, IDS, base=base, apply="inplace")
     assert result.module is model
     torch.testing.assert_close(model(IDS), expected)
 
 
-class NoHead(Tied):
+class NoHead(TiedBlock):
     """The table is the readout without a module of its own, which a hook could scale."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:

@@ -9,25 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from models import small_gpt
 from rich.console import Console
 from torch import nn
 from typed import given
 
 import abcfx
-from abcfx.examples.gpt import GPT, GPTConfig
 from abcfx.report.explanation import Explanation
 
 IDS = torch.zeros(2, 16, dtype=torch.long)
 
 
-def gpt(width: int, layers: int = 2, head_dim: int = 16) -> GPT:
-    torch.manual_seed(0)
-    return GPT(GPTConfig(d_model=width, n_layer=layers, block_size=16, head_dim=head_dim))
-
-
 def transformed(model: nn.Module | None = None, base: nn.Module | None = None, **options: Any) -> abcfx.Transformed:
     options = {"optimizer": "adamw", "lr": 0.01, **options}
-    return abcfx.transform(model or gpt(64), IDS, base=base or gpt(16), **options)
+    return abcfx.transform(model or small_gpt(64), IDS, base=base or small_gpt(16), **options)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +91,9 @@ def test_embedding_vector_and_readout(result: abcfx.Transformed) -> None:
 
 def test_why_a_tensor_may_not_change_more_is_followed_downstream() -> None:
     told = transformed(
-        gpt(64, head_dim=32), gpt(16, head_dim=8), parametrization=abcfx.Parametrization(attention="keep")
+        small_gpt(64, head_dim=32),
+        small_gpt(16, head_dim=8),
+        parametrization=abcfx.Parametrization(attention="keep"),
     ).explain("blocks.1.attn.qkv")
     (alpha,) = told.constraints
     assert alpha.formula.startswith("r(blocks.1.attn.qkv) = 0.5 <= c - alpha")
@@ -105,7 +102,7 @@ def test_why_a_tensor_may_not_change_more_is_followed_downstream() -> None:
 
 
 def test_a_frozen_parameter() -> None:
-    model = gpt(64)
+    model = small_gpt(64)
     model.tok.weight.requires_grad_(False)
     told = transformed(model).explain("tok")
     assert "Frozen" in paragraph(told, "Role")
@@ -136,17 +133,17 @@ def test_absorbed_multipliers_and_depth() -> None:
     told = transformed(apply="absorb").explain("head")
     assert "the factor m^-0.5 is absorbed" in paragraph(told, "What follows")
     assert told.paragraphs[2].title == "What keeps c = 0.5 from being smaller"
-    told = transformed(gpt(64, layers=4), parametrization=abcfx.Parametrization(depth="completep")).explain(
+    told = transformed(small_gpt(64, layers=4), parametrization=abcfx.Parametrization(depth="completep")).explain(
         "blocks.3.mlp.up"
     )
     assert "x 2^-1 for 2 times the blocks" in paragraph(told, "What follows")
 
 
 def test_without_a_base_and_with_one_of_the_same_size() -> None:
-    told = abcfx.transform(gpt(64), IDS).explain("blocks.0.mlp.up")
+    told = abcfx.transform(small_gpt(64), IDS).explain("blocks.0.mlp.up")
     assert "No base was given" in paragraph(told, "How it grows")
     assert told.dims[0].base_size is None
-    same = transformed(gpt(16)).explain("blocks.0.mlp.up")
+    same = transformed(small_gpt(16)).explain("blocks.0.mlp.up")
     assert "m = 1" in paragraph(same, "How it grows")
     assert "as given, since m = 1" in paragraph(same, "What follows")
 

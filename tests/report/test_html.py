@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from models import seeded
+from models import seeded, sequential, small_gpt
 from torch import nn
 
 import abcfx
 from abcfx import cli
-from abcfx.examples.gpt import GPT, GPTConfig
 from abcfx.report.drawing import page
 from abcfx.report.drawing.page_data import page_data
 
@@ -26,13 +25,9 @@ Element = dict[str, Any]
 VOID = {"meta", "link", "input", "br", "hr", "img", "wbr"}
 
 
-def gpt(width: int) -> GPT:
-    return GPT(GPTConfig(d_model=width, n_layer=3, block_size=16))
-
-
 @pytest.fixture(scope="module")
 def result() -> abcfx.Transformed:
-    return abcfx.transform(seeded(gpt, 64), IDS, base=seeded(gpt, 16), optimizer="adamw", weight_decay=0.1)
+    return abcfx.transform(small_gpt(64, 3), IDS, base=small_gpt(16, 3), optimizer="adamw", weight_decay=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -187,12 +182,11 @@ def test_names_of_the_user_cannot_break_out() -> None:
 
 @pytest.mark.slow
 def test_a_model_of_a_thousand_layers() -> None:
-    def deep(width: int) -> nn.Sequential:
-        layers = [m for _ in range(998) for m in (nn.Linear(width, width), nn.ReLU())]
-        return nn.Sequential(nn.Linear(10, width), nn.ReLU(), *layers, nn.Linear(width, 4))
-
     result = abcfx.transform(
-        seeded(deep, 8), torch.zeros(2, 10), base=seeded(deep, 4), capture=abcfx.Capture(verify=False)
+        seeded(sequential, 8, 10, 4, 998),
+        torch.zeros(2, 10),
+        base=seeded(sequential, 4, 10, 4, 998),
+        capture=abcfx.Capture(verify=False),
     )
     start = time.process_time()
     text = page(result.outcome)

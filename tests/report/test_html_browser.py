@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from models import seeded
-from torch import nn
+from models import seeded, sequential, small_gpt
 
 import abcfx
-from abcfx.examples.gpt import GPT, GPTConfig
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -36,22 +34,16 @@ pytestmark = [
 IDS = torch.zeros(2, 16, dtype=torch.long)
 
 
-def gpt(width: int) -> GPT:
-    return GPT(GPTConfig(d_model=width, n_layer=12, block_size=16))
-
-
-def deep(width: int) -> nn.Sequential:
-    layers = [m for _ in range(998) for m in (nn.Linear(width, width), nn.ReLU())]
-    return nn.Sequential(nn.Linear(10, width), nn.ReLU(), *layers, nn.Linear(width, 4))
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("html")
-    result = abcfx.transform(seeded(gpt, 64), IDS, base=seeded(gpt, 16), optimizer="adamw", lr=0.01)
+    result = abcfx.transform(small_gpt(64, 12), IDS, base=small_gpt(16, 12), optimizer="adamw", lr=0.01)
     result.to_html(folder / "gpt.html")
     large = abcfx.transform(
-        seeded(deep, 8), torch.zeros(2, 10), base=seeded(deep, 4), capture=abcfx.Capture(verify=False)
+        seeded(sequential, 8, 10, 4, 998),
+        torch.zeros(2, 10),
+        base=seeded(sequential, 4, 10, 4, 998),
+        capture=abcfx.Capture(verify=False),
     )
     large.to_html(folder / "deep.html")
     return folder

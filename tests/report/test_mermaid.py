@@ -7,11 +7,10 @@ import re
 
 import pytest
 import torch
-from models import seeded
+from models import seeded, sequential, small_gpt
 from torch import nn
 
 import abcfx
-from abcfx.examples.gpt import GPT, GPTConfig
 from abcfx.report.drawing.boxes import make_diagram
 from abcfx.report.drawing.flowchart import _node
 from abcfx.report.drawing.repeats import find_runs, view
@@ -19,19 +18,9 @@ from abcfx.report.drawing.repeats import find_runs, view
 IDS = torch.zeros(2, 16, dtype=torch.long)
 
 
-def gpt(width: int, layers: int) -> GPT:
-    return GPT(GPTConfig(d_model=width, n_layer=layers, block_size=16))
-
-
 @pytest.fixture(scope="module")
 def result() -> abcfx.Transformed:
-    return abcfx.transform(seeded(gpt, 64, 5), IDS, base=seeded(gpt, 16, 5))
-
-
-def stacked(width: int, depth: int) -> nn.Sequential:
-    """Linear and ReLU in turn, numbered 0, 1, 2, ...: every second number is a layer."""
-    layers = [m for _ in range(depth) for m in (nn.Linear(width, width), nn.ReLU())]
-    return nn.Sequential(nn.Linear(10, width), nn.ReLU(), *layers, nn.Linear(width, 4))
+    return abcfx.transform(small_gpt(64, 5), IDS, base=small_gpt(16, 5))
 
 
 def sizes(result: abcfx.Transformed) -> list[tuple[str, int, int]]:
@@ -63,7 +52,9 @@ def test_every_node_is_declared_once_and_every_line_is_known(result: abcfx.Trans
 
 
 def test_a_long_sequential_is_one_box_and_two_more() -> None:
-    result = abcfx.transform(seeded(stacked, 8, 50), torch.zeros(2, 10), base=seeded(stacked, 4, 50))
+    result = abcfx.transform(
+        seeded(sequential, 8, 10, 4, 50), torch.zeros(2, 10), base=seeded(sequential, 4, 10, 4, 50)
+    )
     assert sizes(result) == [("{2..100..2}", 50, 1)]
     assert len(re.findall(r"\n +n\d+[\[(]", result.to_mermaid())) == 3
 

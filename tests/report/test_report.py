@@ -7,12 +7,11 @@ from collections.abc import Hashable
 
 import pytest
 import torch
-from models import seeded
+from models import seeded, sequential, small_gpt
 from torch import nn
 
 import abcfx
 from abcfx.dag.queries import find_skips, repeated_uses
-from abcfx.examples.gpt import GPT, GPTConfig
 from abcfx.exponents.dag_program import Binding, BindingKind
 from abcfx.lp.names import BoundName, RowKind, RowLabel, RowName
 from abcfx.report.binding import binding_tags, group_prices
@@ -68,7 +67,7 @@ class Tied(nn.Module):
 
 @pytest.fixture(scope="module")
 def gpt() -> abcfx.Transformed:
-    wide, base = (seeded(GPT, GPTConfig(n_layer=2, d_model=d, block_size=16)) for d in (64, 16))
+    wide, base = (small_gpt(d) for d in (64, 16))
     return abcfx.transform(wide, IDS, base=base, optimizer="adamw", lr=0.01, weight_decay=0.1)
 
 
@@ -79,8 +78,7 @@ def deep() -> abcfx.Transformed:
 
 @pytest.fixture(scope="module")
 def mlp() -> abcfx.Transformed:
-    model = nn.Sequential(nn.Linear(10, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 4))
-    return abcfx.transform(model, lr=0.01)
+    return abcfx.transform(sequential(128, 10, 4), lr=0.01)
 
 
 @pytest.fixture(scope="module")

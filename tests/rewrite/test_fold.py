@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from models import Attention, AttentionModule
+from models import Attention, AttentionModule, TiedBlock
 from torch import nn
 from typed import Options, given, scales_in
 from typing_extensions import Unpack
@@ -16,22 +16,6 @@ from typing_extensions import Unpack
 import abcfx
 
 IDS = torch.randint(0, 11, (3, 5), generator=torch.Generator().manual_seed(0))
-
-
-class Tied(nn.Module):
-    """Tied head behind a norm with gain and bias, or without."""
-
-    def __init__(self, width: int, affine: bool = True) -> None:
-        super().__init__()
-        self.emb = nn.Embedding(11, width)
-        self.fc = nn.Linear(width, width)
-        self.ln = nn.LayerNorm(width, elementwise_affine=affine)
-        self.head = nn.Linear(width, 11, bias=False)
-        self.head.weight = self.emb.weight
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.emb(ids)
-        return self.head(self.ln(x + torch.relu(self.fc(x))))
 
 
 class Interleaved(Attention):
@@ -46,7 +30,7 @@ class Interleaved(Attention):
 
 
 MODELS: dict[str, tuple[Callable[[int], nn.Module], torch.Tensor]] = {
-    "tied": (lambda n: Tied(n), IDS),
+    "tied": (TiedBlock, IDS),
     "separate": (lambda n: Attention(n, 4, "sdpa"), IDS),
     "fused": (lambda n: Attention(n, 4, "fused"), IDS),
     "interleaved": (lambda n: Interleaved(n, 4, "fused"), IDS),
@@ -108,13 +92,13 @@ def test_model_object_trains_as_the_graph_with_scale_nodes(name: str) -> None:
 
 def test_tied_head_that_nothing_can_scale() -> None:
     torch.manual_seed(0)
-    model = Tied(64, affine=False).double()
+    model = TiedBlock(64, affine=False).double()
     before = copy.deepcopy(model.state_dict())
-    inserted = abcfx.transform(model, IDS, base=Tied(16, affine=False).double())
+    inserted = abcfx.transform(model, IDS, base=TiedBlock(16, affine=False).double())
     with pytest.raises(abcfx.errors.InvalidInputError, match="multiplier of head cannot be put into weights"):
         inserted.fold()
     with pytest.raises(abcfx.errors.InvalidInputError, match="multiplier of head cannot be absorbed"):
-        abcfx.transform(model, IDS, base=Tied(16, affine=False).double(), apply="inplace")
+        abcfx.transform(model, IDS, base=TiedBlock(16, affine=False).double(), apply="inplace")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
