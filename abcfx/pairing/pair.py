@@ -17,6 +17,7 @@ from abcfx.dag.layer_dag import LayerDag, build_dag
 from abcfx.errors import CaptureError, PairingError
 from abcfx.pairing.blocks import Blocks, match_blocks, pair_parameters
 from abcfx.pairing.factors import Factors, factor_models
+from abcfx.pairing.fixed_sizes import fixed_sizes
 from abcfx.pairing.widths import PairedGrowth, SizeGrowth, StructuralGrowth, WidthGrowth
 
 Shapes = Mapping[str, Sequence[int]]
@@ -136,6 +137,8 @@ class PairedModels:
         """
         shapes = {name: tuple(parameter.shape) for name, parameter in self.target.named_parameters()}
         measured = self.measured_growth
+        if measured is not None and measured.width_ratio != 1.0:
+            measured = measured.with_fixed(*fixed_sizes(self.target_dag, measured.sizes))
         if measured is None or measured.width_ratio == 1.0:
             return StructuralGrowth(self.target_dag, shapes, measured)
         return measured

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from copy import copy
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
@@ -106,8 +107,7 @@ class StructuralGrowth(WidthGrowth):
             self.blocks, self.base_parameters = base.blocks, base.base_parameters
         self._shapes = shapes
         self._grows: dict[Dim, float] = {}
-        above = self._beside_layers(dag, upstream=True)
-        below = self._beside_layers(dag, upstream=False)
+        above, below = beside_layers(dag, upstream=True), beside_layers(dag, upstream=False)
         weighing = generators(dag)
         of_streams = frozenset().union(*weighing.values())
         for node, layer in dag.layers():
@@ -120,14 +120,6 @@ class StructuralGrowth(WidthGrowth):
     @staticmethod
     def _is_inner(dag: LayerDag, node: str, above: dict[str, bool], below: dict[str, bool]) -> bool:
         return below[node] and (above[node] or isinstance(dag.kind(node), Layer))
-
-    @staticmethod
-    def _beside_layers(dag: LayerDag, upstream: bool) -> dict[str, bool]:
-        found: dict[str, bool] = {}
-        for node in dag.order if upstream else reversed(dag.order):
-            others = dag.predecessors(node) if upstream else dag.successors(node)
-            found[node] = any(found[n] or _is_wide(dag, n, node, upstream) for n in others)
-        return found
 
     def _mark(self, dims: tuple[Dim, ...], grows: bool) -> None:
         """Let the first of several dims grow: the channels of a convolution, not its kernel."""
@@ -147,6 +139,15 @@ class StructuralGrowth(WidthGrowth):
         return 0.0
 
 
+def beside_layers(dag: LayerDag, upstream: bool) -> dict[str, bool]:
+    """Return for every node whether a layer stands somewhere above it (`upstream`) or below it."""
+    found: dict[str, bool] = {}
+    for node in dag.order if upstream else reversed(dag.order):
+        others = dag.predecessors(node) if upstream else dag.successors(node)
+        found[node] = any(found[n] or _is_wide(dag, n, node, upstream) for n in others)
+    return found
+
+
 def _is_wide(dag: LayerDag, node: str, beside: str, upstream: bool) -> bool:
     """Whether a neighbour has width: a layer, or, above, a tensor of parameters alone (learned latents)."""
     if isinstance(dag.kind(node), Layer):
@@ -161,19 +162,33 @@ class SizeGrowth(WidthGrowth):
 
     def __init__(self, target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> None:
         self.base_parameters = base
-        self._ratios = {
-            name: tuple(ours / theirs if theirs else 1.0 for ours, theirs in zip(tensor.shape, shape, strict=True))
-            for name, tensor in target.items()
-            for shape in [base[name].shape]
-        }
-        ratios = [ratio for of_dims in self._ratios.values() for ratio in of_dims]
-        self.width_ratio = max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
+        self.sizes = {name: tuple(zip(base[name].shape, tensor.shape, strict=True)) for name, tensor in target.items()}
+        self._fixed: frozenset[tuple[int, int]] = frozenset()
+        self.width_ratio = self._largest_ratio()
+
+    def with_fixed(self, fixed: frozenset[tuple[int, int]], notes: tuple[str, ...]) -> SizeGrowth:
+        """Return the same growth with some changes of size, (in the base, in the target), counted as no growth."""
+        if not fixed and not notes:
+            return self
+        other = copy(self)
+        other._fixed, other.notes = fixed, self.notes + notes
+        other.width_ratio = other._largest_ratio()
+        return other
+
+    def _largest_ratio(self) -> float:
+        ratios = [self._ratio(*sizes) for of_dims in self.sizes.values() for sizes in of_dims]
+        return max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
+
+    def _ratio(self, base_size: int, size: int) -> float:
+        return 1.0 if not base_size or (base_size, size) in self._fixed else size / base_size
 
     def _exponent(self, ratio: float) -> float:
         return 0.0 if ratio == 1.0 else math.log(ratio) / math.log(self.width_ratio)
 
     def dim(self, dim: Dim) -> float:
-        return self._exponent(self._ratios[dim.parameter][dim.index]) if isinstance(dim, ParameterDim) else 0.0
+        if not isinstance(dim, ParameterDim):
+            return 0.0
+        return self._exponent(self._ratio(*self.sizes[dim.parameter][dim.index]))
 
     def scalar(self, scalar: InGraph) -> float:
         return 0.0
@@ -200,13 +215,13 @@ class PairedGrowth(SizeGrowth):
     @cached_property
     def _factors(self) -> Factors | None:
         """Factors of all dims, which are only needed where some dim grows neither like m nor not at all."""
-        exponents = {self._exponent(ratio) for ratios in self._ratios.values() for ratio in ratios}
+        exponents = {self._exponent(self._ratio(*sizes)) for of_dims in self.sizes.values() for sizes in of_dims}
         if not exponents - {0.0, 1.0} or self._captured[0].args is None:
             return None
         try:
             return self._find_factors()
         except PairingError as error:
-            self.notes = (f"fused rows that grow in part count with the ratio of their sizes: {error}",)
+            self.notes += (f"fused rows that grow in part count with the ratio of their sizes: {error}",)
             return None
 
     def _rows(self, dim: ParameterDim) -> float | None:
@@ -237,7 +252,7 @@ class PairedGrowth(SizeGrowth):
                 f"  To fix: abcfx.transform(model, (inputs,), base=...)"
             )
         size, base_size = sizes[dim.index], base_sizes[dim.index]
-        return 0.0 if UNKNOWN_SIZE in (size, base_size) or not base_size else self._exponent(size / base_size)
+        return 0.0 if UNKNOWN_SIZE in (size, base_size) else self._exponent(self._ratio(base_size, size))
 
     def scalar(self, scalar: InGraph) -> float:
         if isinstance(scalar, WidthScale):
