@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import re
@@ -20,10 +21,10 @@ from abcfx import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 REPORT = re.compile(r"(<!-- report: [^\n]*-->\n```text\n)(.*?)(```\n)", re.S)
-
-
 GRAPH = re.compile(r"(<!-- graph: [^\n]*-->\n```mermaid\n)(.*?)(```\n)", re.S)
+ROOMS = re.compile(r"(<!-- rooms: [^\n]*-->\n)(.*?)(<!-- end of rooms -->\n)", re.S)
 
 
 def snippets(path: Path) -> list[str]:
@@ -37,6 +38,22 @@ def printed_report() -> tuple[str, str]:
     with contextlib.redirect_stdout(output), torch.random.fork_rng(devices=[]):
         exec(compile(snippets(README)[0], str(README), "exec"), names)
     return output.getvalue().rstrip("\n") + "\n", names["result"].to_mermaid()
+
+
+def table_of_rooms() -> str:
+    """Return the rooms from the ground floor up, each with the first sentence of its docstring."""
+    config = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    floors: list[str] = ast.literal_eval(re.findall(r"^layers = (\[.*?^\])", config, re.S | re.M)[0])
+    lines = ["| floor | room | what it owns |", "|---|---|---|"]
+    for number, floor in enumerate(reversed(floors)):
+        for room in re.findall(r"\w+", floor):
+            folder = ROOT / room if (ROOT / room).is_dir() else ROOT / "abcfx" / room
+            file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+            docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+            path = f"{folder.relative_to(ROOT)}/" if folder.is_dir() else str(file.relative_to(ROOT))
+            sentence = docstring.split("\n\n")[0].replace("\n", " ")
+            lines.append(f"| {number} | [{path}]({path.removesuffix('/')}) | {sentence} |")
+    return "\n" + "\n".join(lines) + "\n\n"
 
 
 def without_times(report: str) -> str:
@@ -144,7 +161,31 @@ def test_the_page_on_hyper_connections_runs(capsys: pytest.CaptureFixture[str]) 
     assert "hyper-connections: PASS" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("path", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name)
+def test_the_table_of_rooms_is_that_of_today() -> None:
+    ((_, shown, _),) = ROOMS.findall(CONTRIBUTING.read_text(encoding="utf-8"))
+    assert shown == table_of_rooms(), "to fix: python tests/test_readme.py"
+
+
+def test_whatever_contributing_names_is_where_it_says() -> None:
+    """Every path exists, and every file of the table of questions has the name to look for."""
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    paths = set(re.findall(r"(?:abcfx|passes|tests|docs|examples|\.ci)/[\w./]*\w", text))
+    assert len(paths) > 40
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
+    questions = re.findall(r"^\| [^|]* \| ([^|]*) \| `([^`]*)` \|$", text, re.M)
+    found = {
+        (file, name): (ROOT / file).read_text()
+        for where, name in questions
+        for file in re.findall(r"\[([^]]*)\]", where)
+    }
+    assert len(found) > 20
+    assert {(file, name) for (file, name), source in found.items() if name not in source} == set()
+
+
+PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (path.parent / target).exists(), target
@@ -155,3 +196,5 @@ if __name__ == "__main__":
     report, drawn = printed_report()
     text = REPORT.sub(lambda found: found[1] + report + found[3], text)
     README.write_text(GRAPH.sub(lambda found: found[1] + drawn + found[3], text), encoding="utf-8")
+    text = CONTRIBUTING.read_text(encoding="utf-8")
+    CONTRIBUTING.write_text(ROOMS.sub(lambda found: found[1] + table_of_rooms() + found[3], text), encoding="utf-8")

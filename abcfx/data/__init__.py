@@ -1,0 +1,1 @@
+"""Reference data that is installed with the package, as JSON files."""
