@@ -65,9 +65,11 @@ class Number:
     powers: tuple[tuple[Dim | InGraph, float], ...] = ()
 
     def power(self, exponent: float) -> Number:
+        """Return the number to a power."""
         return Number(tuple((factor, power * exponent) for factor, power in self.powers))
 
     def times(self, other: Number) -> Number:
+        """Return the product with another number."""
         return Number(self.powers + other.powers)
 
 
