@@ -96,7 +96,7 @@ def draw_batches(task: Task, characters: torch.Tensor) -> Iterator[tuple[torch.T
     if needed > len(pieces):
         raise InvalidInputError(
             f"{task.steps} steps need {needed} pieces of text and there are {len(pieces)}.\n"
-            f"  To fix: at most {len(pieces) // task.batch} steps, which see only fresh characters"
+            f"  To fix: at most {len(pieces) // task.batch} steps, so that all steps see only fresh characters"
         )
     order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(task.seed))
     for picked in order[:needed].view(-1, task.batch):
