@@ -4,12 +4,12 @@ Every pass is called as `name(module, ...)` and returns a `PassResult`. A pass t
 raises a `PassError` before it has changed anything.
 """
 
-from abcfx.passes.insert_scales import ScaleInsertion, insert_scales
-from abcfx.passes.multiply_marks import multiply_marks
+from abcfx.passes.activation_probe import probe_activations
+from abcfx.passes.attention_scaling import scale_attention
+from abcfx.passes.mark_multiplication import multiply_marks
 from abcfx.passes.nodes import ScaleNode, scale_nodes
-from abcfx.passes.probe_activations import probe_activations
 from abcfx.passes.result import PassError, PassResult
-from abcfx.passes.scale_attention import scale_attention
+from abcfx.passes.scale_insertion import ScaleInsertion, insert_scales
 
 __all__ = [
     "PassError",

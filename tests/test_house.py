@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 
 import networkx as nx
-import pytest
 
 import abcfx
 
@@ -92,7 +91,6 @@ def test_whatever_catches_every_exception_says_why_on_its_line() -> None:
     assert [(name, line) for name, line in caught if "#" not in line] == []
 
 
-@pytest.mark.xfail(strict=True, reason="9 modules")
 def test_no_module_has_the_name_of_a_public_function() -> None:
     """The name would stand for the module or for the function, by the order of the imports."""
     public = {name for name in abcfx.__all__ if not isinstance(getattr(abcfx, name), type)}

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from rich.console import Console
 
-from abcfx.cli import checks, demo, hyper_connections, report, solve, verify, verify_growth
+from abcfx.cli import checks, demo, growth_checks, hyper_connections, report, solve, verify
 from abcfx.cli.output import command_console
 from abcfx.cli.shared import Command
 from abcfx.errors import AbcfxError
@@ -20,7 +20,7 @@ COMMANDS: tuple[Command, ...] = (
     report.COMMAND,
     *checks.COMMANDS,
     hyper_connections.COMMAND,
-    verify_growth.COMMAND,
+    growth_checks.COMMAND,
     solve.COMMAND,
     verify.COMMAND,
     demo.COMMAND,

@@ -13,7 +13,7 @@ from abcfx.hyper_connections.diagnostics import (
 )
 from abcfx.hyper_connections.found import FoundHyperConnection, find_hyper_connections
 from abcfx.hyper_connections.module import HyperConnection, HyperHead, StreamWeights, stream_weights
-from abcfx.hyper_connections.sinkhorn import gauge_projector, sinkhorn, sinkhorn_jacobian
+from abcfx.hyper_connections.sinkhorn_iterations import gauge_projector, sinkhorn, sinkhorn_jacobian
 from abcfx.hyper_connections.suite import diagnose
 
 __all__ = [

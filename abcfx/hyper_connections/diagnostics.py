@@ -16,7 +16,7 @@ from torch import Tensor
 
 from abcfx.errors import InvalidInputError
 from abcfx.hyper_connections.module import StreamWeights, split_values
-from abcfx.hyper_connections.sinkhorn import gauge_basis, sinkhorn, sinkhorn_jacobian
+from abcfx.hyper_connections.sinkhorn_iterations import gauge_basis, sinkhorn, sinkhorn_jacobian
 from abcfx.support.choices import choose
 
 SATURATED = 0.05  # share of a gate's range at either end within which the gate counts as saturated

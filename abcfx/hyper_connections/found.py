@@ -20,7 +20,7 @@ from abcfx.hyper_connections.diagnostics import mixing_logits
 from abcfx.hyper_connections.measure import Sample
 from abcfx.hyper_connections.module import StreamWeights
 from abcfx.hyper_connections.rows import Diagnostic, DiagnosticRow, diagnostic_row
-from abcfx.hyper_connections.sinkhorn import normalised
+from abcfx.hyper_connections.sinkhorn_iterations import normalised
 from abcfx.support import trees
 from abcfx.support.running import evaluating
 from abcfx.support.verdict import Verdict

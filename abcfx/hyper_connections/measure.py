@@ -20,7 +20,7 @@ from abcfx.hyper_connections.diagnostics import (
 )
 from abcfx.hyper_connections.module import StreamWeights
 from abcfx.hyper_connections.rows import OPTIMIZERS, Diagnostic, Measurement, Quantity
-from abcfx.hyper_connections.sinkhorn import sinkhorn
+from abcfx.hyper_connections.sinkhorn_iterations import sinkhorn
 
 TOLERANCE = 1e-3  # error of the sums up to which iterations are counted
 CONVERGED = 500  # iterations after which sigma_2 is as good as that of the limit

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from abcfx.errors import InvalidInputError
-from abcfx.hyper_connections.sinkhorn import normalised
+from abcfx.hyper_connections.sinkhorn_iterations import normalised
 
 INIT_SCALE = 0.1
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from abcfx.errors import InvalidInputError
-from abcfx.passes.scale_attention import scaled_query_parameters
+from abcfx.passes.attention_scaling import scaled_query_parameters
 from abcfx.rewrite.query_features import FeatureScale
 
 # Model objects whose hooks multiply, so that none is transformed twice.

@@ -12,7 +12,7 @@ from abcfx.capture import CapturedGraph
 from abcfx.capture.signature import signature_of
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import InvalidInputError
-from abcfx.passes.scale_attention import scaled_query_parameters
+from abcfx.passes.attention_scaling import scaled_query_parameters
 from abcfx.rules import Layer
 from abcfx.rules.extents import ParameterDim
 from abcfx.rules.kinds import NumberFactor

@@ -17,7 +17,7 @@ from abcfx.hyper_connections import (
     sinkhorn,
     sinkhorn_jacobian,
 )
-from abcfx.hyper_connections.sinkhorn import gauge_basis
+from abcfx.hyper_connections.sinkhorn_iterations import gauge_basis
 
 
 def streams(*shape: int, seed: int = 0) -> torch.Tensor:

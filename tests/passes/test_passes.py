@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 
 from abcfx.passes import PassError, insert_scales, multiply_marks, probe_activations, scale_nodes
-from abcfx.passes.insert_scales import ScaleInsertion
+from abcfx.passes.scale_insertion import ScaleInsertion
 
 MARK = torch.add  # any function of a tensor and a number
 

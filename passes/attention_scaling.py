@@ -9,9 +9,9 @@ from torch import fx, nn
 from torch.func import functional_call
 from torch.fx.node import Argument
 
-from abcfx.passes.insert_scales import ScaleInsertion, insert_scales
 from abcfx.passes.nodes import ScaleNode, create_after, set_scale_note
 from abcfx.passes.result import PassError, PassResult, finish
+from abcfx.passes.scale_insertion import ScaleInsertion, insert_scales
 
 NAME = "scale_attention"
 _FUNCTIONAL = nn.functional.multi_head_attention_forward
