@@ -107,7 +107,8 @@ def transform(
         UnknownOpError: an op has no rule.
         PairingError: model and base are not instances of one architecture.
         InfeasibleError: given exponents leave no stable solution.
-        In each case nothing has been changed.
+
+    After any of these errors nothing has been changed.
 
     Example:
         >>> import torch

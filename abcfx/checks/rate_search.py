@@ -71,7 +71,9 @@ def tune(
         lr: where to start (absolute).
         seeds: number of seeds, or the seeds themselves: the same ones for every setting.
         steps: of each run. Short runs favour large rates.
-        backend, n_jobs, progress: as for `transfer_check`.
+        backend: where the runs happen, as for `transfer_check`.
+        n_jobs: number of runs at a time, as for `transfer_check`.
+        progress: whether to show a progress bar, as for `transfer_check`.
         base_width: `width` by default.
         transform_options: passed on to `transform`.
 

@@ -60,7 +60,8 @@ def diagnose(
         init: std of the generator over width, 0.02 at the smallest: "mup" (~ 1/d), "fan_in" (~ d^-1/2), "constant", or
             "zero".
         eps: added in the norm and in Sinkhorn.
-        scale, base: values of all scales and bases.
+        scale: value of all scales.
+        base: value of all bases.
         lr: absolute learning rate of scale and base at every width, and of the generator at the smallest width.
         rate_exponent: exponent c of the generator's rate, lr (d / smallest width)^-c. `transform` gives it 1.
         seed: seed of everything that is drawn.
