@@ -1,4 +1,4 @@
-"""Shared set-up of the test suite."""
+"""Settings for all tests."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What only a GPU shows: bf16 autocast, a model changed in place on the device, alignment measured there."""
+"""On a GPU, models train under bf16 autocast, change in place on the device, and have their alignment measured."""
 
 from __future__ import annotations
 

@@ -28,12 +28,12 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 
 
 def room_of(module: str) -> str:
-    """The part of the name after `abcfx.`, empty for the package itself."""
+    """Return the part of a name after `abcfx.`, empty for the package itself."""
     return module.partition(".")[2].partition(".")[0]
 
 
 def imports_of(module: str) -> Iterator[str]:
-    """Full names of everything that a module imports, also inside functions and under TYPE_CHECKING."""
+    """Yield the full names of a module's imports, also those inside functions and under TYPE_CHECKING."""
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -61,7 +61,7 @@ def functions() -> Iterator[tuple[str, Function]]:
 
 
 def lines_of_code(module: str, function: Function) -> int:
-    """Lines of a function without its docstring, comments and empty lines."""
+    """Count the lines of a function without its docstring, comments and empty lines."""
     source = FILES[module].read_text(encoding="utf-8").splitlines()
     documented = ast.get_docstring(function) is not None
     docstring = range(function.body[0].lineno, (function.body[0].end_lineno or 0) + 1) if documented else range(0)
@@ -84,7 +84,7 @@ def test_the_package_says_any_at_most_250_times() -> None:
     assert sum(found.values()) <= 250, sorted(found.items(), key=lambda pair: -pair[1])[:10]
 
 
-def test_whatever_catches_every_exception_says_why_on_its_line() -> None:
+def test_every_wide_except_says_why_on_its_line() -> None:
     wide = re.compile(r"except( .*\b(Base)?Exception\b.*)?:")
     found = {name: FILES[name].read_text(encoding="utf-8").splitlines() for name in FILES}
     caught = [(name, line.strip()) for name, lines in found.items() for line in lines if wide.match(line.strip())]

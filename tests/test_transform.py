@@ -1,4 +1,4 @@
-"""`transform` end to end on small models: numbers, overrides, errors, what it leaves alone."""
+"""`transform` gives the right numbers, takes overrides, explains errors, and leaves the user's model alone."""
 
 from __future__ import annotations
 

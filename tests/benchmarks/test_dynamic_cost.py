@@ -1,4 +1,4 @@
-"""What DynamicAlignment costs: a whole training step with it against one without, and where its time goes.
+"""The cost of DynamicAlignment: training steps with it and without it, and the time of its parts.
 
 Run `OMP_NUM_THREADS=1 pytest tests/benchmarks/test_dynamic_cost.py --benchmark-enable -s -m ""`. Variants take turns in
 one run; printed are ratios of medians of processor time, for `every=10` of the means of ten steps. Only wrong answers
@@ -118,7 +118,7 @@ def test_training_step_with_and_without(benchmark: BenchmarkFixture, kind: str, 
 @pytest.mark.parametrize("part", ["capture", "products", "LP", "whole measure"])
 @pytest.mark.parametrize("kind", ["mlp", "gpt", "vit"])
 def test_where_the_time_goes(benchmark: BenchmarkFixture, kind: str, part: str) -> None:
-    """What is neither capture nor products nor LP is bookkeeping."""
+    """The rest, beside capture, products and LP, is bookkeeping."""
     result, inputs, _ = build(kind)
     dynamic = abcfx.DynamicAlignment(result, torch.optim.Adam(result.groups(per_parameter=True)), warmup=0, every=1)
     dynamic.capture_initial(inputs)

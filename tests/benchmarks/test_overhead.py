@@ -1,4 +1,4 @@
-"""What a transformed model costs: a training step with absorbed and inserted scales, an optimizer step with groups.
+"""The cost of a transformed model: training steps with absorbed and inserted scales, optimizer steps with groups.
 
 Run `OMP_NUM_THREADS=1 pytest tests/benchmarks/test_overhead.py --benchmark-enable -s -m ""`. Each test times its
 variants by turns in one run, so that a busy machine slows all of them alike, and prints the median over rounds of each
@@ -24,7 +24,7 @@ ROUNDS = 30
 
 
 def by_turns(benchmark: BenchmarkFixture, variants: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Time of each variant over that of the first; who begins changes from round to round."""
+    """Measure the time of each variant over that of the first; the order changes from round to round."""
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
 

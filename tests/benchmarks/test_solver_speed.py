@@ -1,4 +1,4 @@
-"""How long the solver takes, beside scipy's linprog, which gets its matrix for free and solves the first stage only.
+"""The time of the solver next to scipy's linprog, which is given its matrix and solves the first stage only.
 
 Run `OMP_NUM_THREADS=1 pytest tests/benchmarks/test_solver_speed.py --benchmark-enable -m ""` and read the medians; only
 wrong answers fail.

@@ -1,4 +1,4 @@
-"""Capture by torch.export: exact in both modes, the model's own parameters, guards instead of truncated results."""
+"""Capture by torch.export is exact in both modes, keeps the model's parameters, and guards its sizes."""
 
 from __future__ import annotations
 
@@ -333,7 +333,7 @@ def test_inputs_that_mean_nothing_to_the_model_are_not_compared() -> None:
     assert captured.method == "export"
 
 
-def test_what_is_left_out_is_noted() -> None:
+def test_hooks_and_checkpoints_that_are_left_out_are_noted() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()

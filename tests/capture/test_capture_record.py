@@ -1,4 +1,4 @@
-"""The recorder: torch.nn layers and custom gradients kept whole, shapes guarded, nothing baked that is not refused."""
+"""Capture by recording a run keeps layers of torch.nn and custom gradients whole, and guards its sizes."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_meta_model_is_recorded_without_weights(batch: dict[str, torch.Tensor]) 
 
 
 @pytest.mark.parametrize("method", ["export", "record"])
-def test_module_converted_to_what_it_is_in_forward(method: CaptureMethod) -> None:
+def test_a_module_may_convert_itself_to_its_own_dtype_in_forward(method: CaptureMethod) -> None:
     class Converts(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -63,7 +63,7 @@ class OwnGradient(nn.Module):
     [Branches(), DrawsPythonNoise(), StopsGradient(), Autocasts(), OwnGradient()],
     ids=lambda m: type(m).__name__,
 )
-def test_what_tracing_would_get_wrong_is_refused(model: nn.Module) -> None:
+def test_models_that_tracing_would_get_wrong_are_refused(model: nn.Module) -> None:
     with pytest.raises(CaptureError) as error:
         capture(nn.Sequential(nn.Identity(), model))
     message = str(error.value)

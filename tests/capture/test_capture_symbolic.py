@@ -1,4 +1,4 @@
-"""Symbolic capture: the emitted module is the model, bit for bit, in both modes, and the model is left alone."""
+"""Symbolic capture gives a module that equals the model bit for bit in both modes, and changes nothing of the model."""
 
 from __future__ import annotations
 

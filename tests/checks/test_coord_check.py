@@ -1,4 +1,4 @@
-"""The coordinate check passes a right model, and fails a wrong one by the name of the layer that is wrong."""
+"""The coordinate check passes a right model; of a wrong one it names the layer that is wrong."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def init_off(name: str, exponent: float) -> Prepare:
 
 
 def factor_off(label: str, power: float) -> Prepare:
-    """Scale nodes of one layer to a power: 0 takes them out, 2 applies them twice."""
+    """Raise the scale nodes of one layer to a power: 0 takes them out, 2 applies them twice."""
 
     def prepare(result: abcfx.Transformed, width: int) -> None:
         module: Any = result.module
@@ -144,7 +144,7 @@ def test_a_layer_behind_a_wrong_one_is_not_blamed() -> None:
 
 
 class ZeroHead(nn.Module):
-    """The first step moves the readout only; a frozen layer never moves."""
+    """A model whose first step moves the readout only, with a frozen layer that never moves."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ def test_zeros_are_skipped_with_a_reason_and_tested_again() -> None:
     assert result.slope("mid.weight").verdict == "PASS"
 
 
-def test_what_is_returned() -> None:
+def test_the_result_holds_rows_figures_and_data() -> None:
     result = check(widths=(32, 64), seeds=[3, 4], steps=1)
     values = {
         (each.width, each.seed): each.value
@@ -190,7 +190,7 @@ def test_what_is_returned() -> None:
 
 
 def test_nothing_is_left_behind() -> None:
-    """Neither torch's random numbers nor its number of threads."""
+    """A check restores torch's random numbers and its number of threads."""
     torch.manual_seed(1)
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     check(widths=(64, 128), seeds=1, steps=1)
@@ -221,7 +221,7 @@ def test_few_tokens() -> None:
         ({"optimizer": "unheard"}, "size of its update"),
     ],
 )
-def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(abcfx.errors.InvalidInputError, match=message):
         check(**options)
     with pytest.raises(abcfx.errors.InvalidInputError, match="neither targets nor token ids"):
@@ -230,14 +230,14 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
 
 @pytest.mark.slow
 def test_twenty_seeds() -> None:
-    """Each of twenty checks with seeds of its own: ours passes, standard parametrization fails."""
+    """In twenty checks with different seeds, our model passes and the standard parametrization fails."""
     results = [check(control=True, seeds=[100 + 3 * i, 101 + 3 * i, 102 + 3 * i]) for i in range(20)]
     assert [result.verdict for result in results] == ["PASS"] * 20
     assert [result.control for result in results] == ["FAIL"] * 20
 
 
 class Window(nn.Module):
-    """A table of fixed size whose rows go straight into the first layer that grows."""
+    """A model with a table of fixed size whose rows go straight into the first layer that grows."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The optimizer check notices groups that no longer stand to each other as they were planned, and names them."""
+"""The optimizer check names the groups whose numbers are not those of the plan times a common factor."""
 
 from __future__ import annotations
 

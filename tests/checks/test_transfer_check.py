@@ -1,4 +1,4 @@
-"""The transfer check finds minima, grows its grid, tells a shift from none, and runs on joblib's backends."""
+"""The transfer check finds the best rates, tells whether they move with width, and runs in parallel."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def check(**options: Any) -> TransferCheck:
     return abcfx.transfer_check(Net, batches, **(defaults | options))
 
 
-def test_what_is_returned() -> None:
+def test_the_result_holds_rows_figures_and_data() -> None:
     result = check(control=True, seeds=2)
     assert {run.width for run in result.runs} == set(WIDTHS)
     assert len([run for run in result.runs if run.width == 16]) == 2 * len(result.curve(16).factors) * 2
@@ -129,7 +129,7 @@ def test_rates_by_role_move_together() -> None:
         ({"widths": (16,)}, "at least two"),
     ],
 )
-def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(abcfx.errors.InvalidInputError, match=message):
         check(**options)
 

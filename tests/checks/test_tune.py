@@ -1,4 +1,4 @@
-"""The search finds rates by role; `transform` and `transfer_check` take what it returns."""
+"""`tune` finds rates by role, and `transform` and `transfer_check` take its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from abcfx.checks.tune_result import Tuned
 
 
 class Net(nn.Module):
-    """Its table is far too small, so that it wants a larger rate than the rest."""
+    """A model whose embedding needs a larger rate than its other layers."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def tuned(**options: Any) -> Tuned:
     return abcfx.tune(Net, batches, **(defaults | options))
 
 
-def test_what_is_returned_is_taken_by_transform_and_transfer_check() -> None:
+def test_the_rates_found_are_taken_by_transform_and_transfer_check() -> None:
     result = tuned(budget=20, steps=10)
     assert set(result) == {"default", "embedding", "hidden", "readout"}
     assert len(result.trials) <= 20
@@ -84,7 +84,7 @@ def test_optuna_searches_as_well_and_is_left_as_it_was() -> None:
 
 
 class Bowl:
-    """A sweep without training: a quadratic with its minimum away from one rate for all."""
+    """A sweep without training: its loss is a quadratic whose minimum is no common rate."""
 
     def __init__(self, **minimum: float) -> None:
         self.minimum = minimum
@@ -121,6 +121,6 @@ def test_moves_that_help_are_added_up() -> None:
 @pytest.mark.parametrize(
     "options", [{"roles": ("head",)}, {"roles": ()}, {"budget": 3}, {"method": "grid"}, {"lr": 0.0}]
 )
-def test_what_does_not_fit_is_refused(options: dict[str, Any]) -> None:
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(abcfx.errors.InvalidInputError, match=r"tune: |method="):
         tuned(**options)

@@ -1,4 +1,4 @@
-"""The command line: `abcfx demo` end to end with few steps, and errors as one readable message."""
+"""`abcfx demo` runs end to end with few steps, and its errors are one readable message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def losses(printed: str) -> dict[tuple[str, int], str]:
-    """(model, width) -> loss, from the printed table."""
+    """Read the losses by (model, width) from the printed table."""
     table = printed.split("against width")[1].splitlines()[2:6]
     cells = [line.rsplit(maxsplit=4) for line in table]
     return {(model, int(width)): loss for model, width, _, loss, _ in cells}

@@ -1,4 +1,4 @@
-"""The commands of the checks: status 0 only on PASS, JSON, figures, readable errors."""
+"""The commands of the checks have exit status 0 on PASS alone, print JSON, draw figures and explain errors."""
 
 from __future__ import annotations
 

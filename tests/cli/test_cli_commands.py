@@ -1,4 +1,4 @@
-"""`abcfx report` and `abcfx solve`: models named on the command line, every form of output, errors, exit status."""
+"""`abcfx report` and `abcfx solve` take models from files, print every form of output, and explain errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that verifies a growth: status 0 only on PASS, models with weights out of files, readable errors."""
+"""`abcfx verify-growth` has exit status 0 on PASS alone, reads weights from files, and explains errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def batch():
 
 @pytest.fixture
 def weights(tmp_path: Path) -> tuple[str, str, str]:
-    """(a file of models, weights of a small model, weights of a large one grown from it)."""
+    """Write a file of models, weights of a small one, and weights of a large one grown from it; return the paths."""
     torch.manual_seed(0)
     (tmp_path / "grown_models.py").write_text(MODELS)
     small, large = models_growing.Mlp(8), models_growing.Mlp(16)

@@ -1,4 +1,4 @@
-"""The layer DAG: frozen, in the order in which the model runs, and read by name."""
+"""The layer DAG is frozen, has the order in which the model runs, and is read by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from abcfx.rules import Layer, Vector
 
 
 class Small(nn.Module):
-    """Two layers with a skip connection, a written-out gain, and a weight that goes through gelu."""
+    """Two layers with a skip connection, a gain, and a weight that goes through gelu."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ def dag() -> LayerDag:
     return build_dag(capture(Small(), torch.randn(2, 6)))
 
 
-def test_it_is_read_by_name(dag: LayerDag) -> None:
+def test_nodes_are_read_by_name(dag: LayerDag) -> None:
     (merge,) = dag.successors("emb")[-1:]
     assert dag.kind(merge).name == "merge" and "emb" in dag and "nowhere" not in dag
     assert dag.node("emb").parameter == "emb.weight" and dag.node("emb").path == "emb"

@@ -1,4 +1,4 @@
-"""DynamicAlignment: measures, moves rates around the optimizer's step, composes with schedulers, resumes exactly."""
+"""DynamicAlignment changes rates only during the optimizer's step, works with schedulers, and resumes exactly."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_warm_up_changes_nothing_and_then_rates_move() -> None:
     assert row["lr"] == pytest.approx(run.dynamic.factors["4.weight"] * planned[4])
 
 
-def test_it_learns() -> None:
+def test_a_run_with_dynamic_rates_learns() -> None:
     run = Run(warmup=10, every=5, width=256)
     losses = [run.step() for _ in range(200)]
     assert 2.0 < losses[0] < 2.7 and losses[-1] < 0.4
@@ -201,7 +201,7 @@ def test_bad_use_is_refused() -> None:
 
 
 class Net(nn.Module):
-    """Convolutions, a recurrent layer, attention from a fused layer."""
+    """A model with convolutions, a recurrent layer and attention from a fused layer."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""DynamicAlignment in runs as people have them: compiled, accumulated, autocast, skipped steps, dicts, experts."""
+"""DynamicAlignment works in compiled runs, with accumulated gradients, autocast, skipped steps, dicts and experts."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_warm_up_is_a_tenth_of_a_run_of_known_length() -> None:
 
 
 class Mixture(nn.Module):
-    """Experts in one tensor, fed by bmm and by einsum, and a matrix that stands on the left of its input."""
+    """A model with experts in one tensor, used by bmm and by einsum, and a matrix on the left of its input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -251,7 +251,7 @@ def test_experts_and_a_matrix_on_the_left_are_measured_with_their_own_inputs() -
 
 
 class Sorted(nn.Module):
-    """Writes into tensors by index and through a view, as routers of experts do."""
+    """A model that writes into tensors by index and through a view, as routers of experts do."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ class Sorted(nn.Module):
         return self.head(y[back])
 
 
-def test_what_is_written_in_place_is_there_at_the_measure() -> None:
+def test_values_written_in_place_are_seen_by_the_measure() -> None:
     torch.manual_seed(0)
     x = torch.randn(8, 8)
     result = abcfx.transform(Sorted(32), x, base=Sorted(32))  # no multipliers

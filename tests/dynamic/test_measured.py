@@ -1,4 +1,4 @@
-"""`abcfx.dynamic.measure`: synthetic layers of known alignment, absent terms, extreme numbers, other products."""
+"""`abcfx.dynamic.measure` finds the alignments of layers that were made with known ones."""
 
 from __future__ import annotations
 

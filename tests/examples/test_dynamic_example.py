@@ -1,4 +1,4 @@
-"""examples/dynamic_rates.py in a tiny setting: every variant is tuned, trained on every seed and reported."""
+"""The example dynamic_rates.py tunes, trains and reports all variants, here in a tiny setting."""
 
 from __future__ import annotations
 

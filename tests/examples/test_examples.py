@@ -1,4 +1,4 @@
-"""Every example runs to its check, and what it shows of training holds."""
+"""Every example runs, passes its check, and trains as its docstring says."""
 
 from __future__ import annotations
 

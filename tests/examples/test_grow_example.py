@@ -1,4 +1,4 @@
-"""examples/grow_gpt.py: what it compares, and a tiny run through both growths."""
+"""The example grow_gpt.py compares curves rightly and runs through both of its growths, here in a tiny setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention logits where head_dim grows: found however they are written, scaled by 1 / head_dim, absorbed exactly."""
+"""Attention logits whose head_dim grows are found in any notation, scaled by 1 / head_dim, and absorbed exactly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CASES += [("none", 0.25, "symbolic"), ("mup", 1.0, "symbolic"), ("sdpa", 0.5, "e
 
 
 @pytest.mark.parametrize(("how", "factor", "capture"), CASES)
-def test_logits_get_what_is_missing_for_one_over_head_dim(how: str, factor: float, capture: CaptureMethod) -> None:
+def test_logits_get_the_factor_missing_to_one_over_head_dim(how: str, factor: float, capture: CaptureMethod) -> None:
     result = transformed(how, capture=capture)
     reference = Attention(64, 4, how, factors=(2.0, factor, 0.5)).double()
     reference.load_state_dict(result.module.state_dict())
@@ -57,7 +57,7 @@ def test_fixed_head_dim_changes_nothing_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("how", ["sdpa with scale", "scaled before", "normed", "after a bias"])
-def test_absorbed_into_the_query_it_trains_the_same(how: str) -> None:
+def test_a_scale_absorbed_into_the_query_trains_the_same(how: str) -> None:
     options: Options = {"optimizer": "adamw", "weight_decay": 0.1, "lr": 0.02}
     inserted, absorbed = transformed(how, **options), transformed(how, **(options | {"apply": "absorb"}))
     assert not scales_in(absorbed.module)
@@ -102,7 +102,7 @@ def test_terms_that_are_summed_before_the_scale_hold_nothing_back() -> None:
 
 
 class Caching(nn.Module):
-    """Returns keys and values beside its result, as models do that keep them for the next token."""
+    """A model that returns keys and values beside its result, to keep them for the next token."""
 
     def __init__(self, width: int, returns: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Depth scaling: branches, rates and eps where the base has fewer blocks; updates that do not grow with depth."""
+"""Depth scaling changes branches, rates and eps where the base has fewer blocks, so that updates do not grow."""
 
 from __future__ import annotations
 

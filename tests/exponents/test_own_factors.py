@@ -1,4 +1,4 @@
-"""Factors that a model itself multiplies with, as sqrt(d) at a table or d^-1/2 before a head, replace multipliers."""
+"""Factors that a model applies itself, such as sqrt(d) after its embedding, take the place of multipliers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IDS = torch.arange(10).view(2, 5)
 
 
 class Model(nn.Module):
-    """Table, block, norm with gain w or 1 + w, head. Factors are written for a model of width `counted`."""
+    """A language model that applies factors itself, written for width `counted`; its norm has gain w or 1 + w."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Every layer of fifteen transformers architectures trains as fast at width 512 as at 64, with AdamW's one lr 1e-3."""
+"""The layers of fifteen transformers architectures train as fast at width 512 as at 64, with the same lr."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def measure(name: str, widths: tuple[int, ...], seeds: int, **options: Any) -> A
 
 
 def check(name: str, widths: tuple[int, ...], seeds: int) -> None:
-    """Means only: with so few seeds one layer of forty is inconclusive now and then."""
+    """Check the mean slopes alone: with so few seeds one layer of forty is inconclusive now and then."""
     result = measure(name, widths, seeds)
     last = [s for s in result.slopes if s.statistic == "update" and s.step == result.steps and s.mean is not None]
     ours = [s for s in last if s.model == "transformed" and s.low is not None]

@@ -1,4 +1,4 @@
-"""Growing keeps the function up to rounding and the training trajectory; what cannot be kept is refused."""
+"""`grow` keeps the function and the training trajectory up to rounding, or refuses."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_rates_are_those_of_the_plan() -> None:
     (lambda: models.Gpt(16, 2), lambda: models.Gpt(32, 4, eps=1e-3), "a number in the graph is 0.001"),
     (lambda: models.Moe(), lambda: models.Moe(16, 24, 8, 2), "over a dim that grows"),
 ], ids=["uneven", "rotary", "shrinking", "eps", "experts"])  # fmt: skip
-def test_what_cannot_be_kept_is_refused_before_anything_is_written(
+def test_growths_that_cannot_keep_the_function_are_refused_before_anything_is_written(
     small: Callable[[], nn.Module], large: Callable[[], nn.Module], match: str
 ) -> None:
     written = large()
@@ -242,7 +242,7 @@ def test_noise_adds_up_to_zero_over_the_copies_of_an_input() -> None:
 
 
 class Latents(nn.Module):
-    """Learned queries, and a learned token in front of the inputs: parameters that are no weights."""
+    """A model with learned queries and a learned token before its inputs: parameters that are no weights."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -277,7 +277,7 @@ def test_a_tensor_written_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) 
 
 
 class Peeking(nn.Module):
-    """Takes one channel, as some encoders do, to read a shape off it."""
+    """A model that takes one channel to read a length from it, as some encoders do."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -312,7 +312,7 @@ class Recurrent(nn.Module):
 
 
 class Masked(nn.Module):
-    """torch's encoder, which looks at the values of the mask that it is given."""
+    """torch's encoder, which reads the values of its mask."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

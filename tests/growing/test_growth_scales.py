@@ -1,4 +1,4 @@
-"""Scales of a larger copy: worked out by hand, seen to keep function and training run, refused where none do."""
+"""The scales of a larger copy equal those worked out by hand, and keep the function and the training run."""
 
 from __future__ import annotations
 

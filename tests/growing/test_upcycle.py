@@ -1,4 +1,4 @@
-"""Upcycling: every expert a copy of the dense MLP, whatever its layout; what would not keep the function is refused."""
+"""`upcycle` makes every expert a copy of the dense MLP in any layout, and refuses if the function would change."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def zero_router(mixture: nn.Module) -> None:
     (lambda: models.Stream(models.ListedExperts, inner=20), "no layout has the shapes"),
     (lambda: models.Stream(models.DenseMlp), "no dense MLP that becomes"),
 ], ids=["weights below one", "narrower experts", "no mixture"])  # fmt: skip
-def test_what_would_not_keep_the_function_is_refused(make: Callable[[], nn.Module], match: str) -> None:
+def test_mixtures_that_would_change_the_function_are_refused(make: Callable[[], nn.Module], match: str) -> None:
     torch.manual_seed(1)
     mixture = make().double()
     before = copy.deepcopy(mixture.state_dict())

@@ -1,4 +1,4 @@
-"""Checks of a growth: a right one passes all; every planted fault makes the check meant for it fail first, in place."""
+"""`verify_growth` passes a right growth; each planted fault fails its own check first, at its place."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_right_growth_passes_all_checks(seed: int) -> None:
     assert [each.verdict.value for each in checked] == ["PASS", "PASS", "SKIP", "PASS", "PASS", "PASS", "PASS"]
 
 
-def test_one_in_half_precision_does_too() -> None:
+def test_a_right_growth_in_half_precision_passes_all_checks() -> None:
     small, large = models.drawn(models.Gpt(32, 4, 2)).bfloat16(), models.Gpt(64, 8, 4, inner=48).bfloat16()
     abcfx.grow(small, large, models.tokens(), noise=0.3)
     checked = abcfx.verify_growth(small, large, models.tokens(3, 6), loss=loss, raises=False)
@@ -68,7 +68,7 @@ def test_one_in_half_precision_does_too() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
-def test_it_does_for_twenty_seeds(seed: int) -> None:
+def test_a_right_growth_passes_for_twenty_seeds(seed: int) -> None:
     small, large, optimizers = gpt(seed, layers=3)
     assert abcfx.verify_growth(small, large, models.tokens(3, 6, seed=seed), loss=loss, optimizers=optimizers)
     sparse, larger, _ = moe(seed)
@@ -228,8 +228,8 @@ def test_two_architectures_fail_at_the_first_difference() -> None:
     assert found["C4"].verdict is Verdict.SKIP
 
 
-def test_it_works_on_what_other_code_has_grown() -> None:
-    """Tiled and divided by hand, with noise of its own."""
+def test_a_model_that_other_code_has_grown_passes() -> None:
+    """The model is tiled and divided by hand, with noise."""
     small = models.drawn(models.Mlp(8))
     large = models.Mlp(16).double()
     noise = torch.randn(16, 8, dtype=torch.float64) * 0.1
@@ -253,7 +253,7 @@ def test_the_lowest_number_of_a_mask_does_not_overflow() -> None:
     assert difference(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 4.5]]), dims) == pytest.approx(0.5 / 12.5**0.5)
 
 
-def test_what_is_not_a_number_is_infinitely_far_off() -> None:
+def test_a_difference_that_is_no_number_counts_as_infinite() -> None:
     one, dims = torch.ones(2, 3), [IndexMap.unchanged(2), IndexMap.unchanged(3)]
     broken = one.clone()
     broken[1, 2] = float("nan")
@@ -262,7 +262,7 @@ def test_what_is_not_a_number_is_infinitely_far_off() -> None:
 
 
 class Powered(nn.Module):
-    """A learned exponent: by which factor the result should differ cannot be known beforehand."""
+    """A model with a learned exponent: the factor of its result cannot be known beforehand."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -295,7 +295,7 @@ def test_models_are_left_as_they_were() -> None:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
-    """How often each model (by id) was captured and its aten calls traced since the test began."""
+    """Count how often each model, by id, was captured and had its aten calls traced since the test began."""
     counts: Counter[tuple[str, int]] = Counter()
 
     def counted(what: str, module: ModuleType, name: str) -> None:

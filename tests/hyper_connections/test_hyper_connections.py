@@ -1,4 +1,4 @@
-"""The modules against transformers' DeepSeek V4, compiled, differentiated; Sinkhorn, its Jacobian, the projector."""
+"""The modules of hyper-connections equal those of DeepSeek V4 in transformers; they compile and differentiate."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_gradients_are_right() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.compile itself
-def test_it_compiles_to_one_graph() -> None:
+def test_the_module_compiles_to_one_graph() -> None:
     module = randomised(HyperConnection(16, 4, 5))
     x = streams(2, 3, 4, 16)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
@@ -120,7 +120,7 @@ def test_the_jacobian_is_that_of_autograd(iters: int) -> None:
     torch.testing.assert_close(sinkhorn_jacobian(logits, iters), expected)
 
 
-def test_sums_are_one_and_columns_are_so_first() -> None:
+def test_columns_sum_to_one_and_rows_only_in_the_limit() -> None:
     mix = sinkhorn(3 * streams(50, 4, 4).double())
     assert (mix.sum(-2) - 1).abs().max() < 1.2e-6
     assert 1e-4 < (mix.sum(-1) - 1).abs().max() < 0.3

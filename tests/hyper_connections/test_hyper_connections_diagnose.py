@@ -1,4 +1,4 @@
-"""The six diagnostics: reference values, laws, planted faults, hyper-connections in models, speed, what is printed."""
+"""The diagnosis of hyper-connections gives reference values, follows the laws, and finds planted faults."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def test_each_diagnostic_fails_on_its_fault(fault: dict[str, Any], diagnostic: s
 
 
 @pytest.mark.parametrize("options", [{}, {"streams": 2}, {"streams": 8, "iters": 50}, {"init": "zero"}, {"eps": 1e-8}])
-def test_without_a_fault_it_passes(options: dict[str, Any]) -> None:
+def test_the_diagnosis_passes_without_a_fault(options: dict[str, Any]) -> None:
     found = diagnose((64, 256, 1024), **options)
     assert found.verdict == "PASS", str(found)
 
@@ -212,7 +212,7 @@ def test_the_whole_suite_takes_less_than_two_seconds() -> None:
 
 
 class Separate(nn.Module):
-    """Three linears of a flattened state, in another order, behind a norm with a gain."""
+    """A hyper-connection of three linear layers in another order, after a norm with a gain."""
 
     def __init__(self, width: int, streams: int = 3, iters: int = 11) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ class Stack(nn.Module):
         return x
 
 
-def test_every_hyper_connection_of_a_model_is_found_with_what_flows_through_it() -> None:
+def test_every_hyper_connection_of_a_model_is_found_with_its_streams() -> None:
     torch.manual_seed(0)
     model = HyperGPT(HyperGPTConfig(d_model=32, n_layer=2, sinkhorn_iters=9)).train()
     model.blocks[0].eval()
@@ -273,7 +273,7 @@ def test_every_hyper_connection_of_a_model_is_found_with_what_flows_through_it()
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers' own
-def test_those_of_transformers_deepseek_are_found() -> None:
+def test_hyper_connections_of_deepseek_in_transformers_are_found() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.DeepseekV4Config(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=16, vocab_size=64, hc_sinkhorn_iters=7,
@@ -285,7 +285,7 @@ def test_those_of_transformers_deepseek_are_found() -> None:
     assert [each.sample.iters for each in found if each.sample is not None] == [7] * 4
 
 
-def test_those_written_by_hand_are_found_and_their_faults_seen() -> None:
+def test_handmade_hyper_connections_are_found_with_their_faults() -> None:
     torch.manual_seed(0)
     x = randn(4, 9, 3, 16).float()
     good = diagnose(model=Stack(Separate(16), Separate(16)), args=(x,))

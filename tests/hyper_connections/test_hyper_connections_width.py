@@ -1,4 +1,4 @@
-"""Hyper-connections in the layer DAG: mixes, generators and their exponents, however they are written; slopes."""
+"""Hyper-connections are found in any notation, and their generators get the exponents of readouts."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def by_sum(mix: Tensor, x: Tensor) -> Tensor:
 
 
 class Handmade(nn.Module):
-    """Three generators as linears behind a norm with a gain, one layer, streams summed at the end."""
+    """A model with one hyper-connection whose three generators are linear layers after a norm with a gain."""
 
     def __init__(self, width: int, streams: int, normalise: Callable[..., Tensor], mix: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Handmade(nn.Module):
 
 
 class OneMatrix(nn.Module):
-    """A raw matrix (n d, k), the norm divided out after the product, gates by einsum, one base for all."""
+    """A model with one hyper-connection whose generators are one matrix; the norm is divided out last."""
 
     def __init__(self, width: int, streams: int = 3) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("capture", ["symbolic", "export"])
 @pytest.mark.parametrize(("streams", "normalise", "mix"), VARIANTS, ids=lambda each: getattr(each, "__name__", each))
-def test_a_handmade_one_is_seen_for_what_it_is(
+def test_a_handmade_hyper_connection_is_found_with_its_exponents(
     capture: CaptureMethod, streams: int, normalise: Callable[..., Tensor], mix: Callable[..., Tensor]
 ) -> None:
     if capture == "symbolic" and mix is by_bmm:

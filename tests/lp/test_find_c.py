@@ -1,4 +1,4 @@
-"""The fronts: known answers, oracles, one answer whatever the order and the history, errors in words."""
+"""`find_c` and `find_c_dag` give known answers, agree with oracles, and do not depend on order or history."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class TestKnownAnswers:
         graph.add_edges_from([("h", "act"), ("act", "o")])
         assert find_c_dag(graph).c == {"e": 0.5, "h": 1.0, "o": 0.5}
 
-    def test_what_binds_and_what_it_is_worth(self) -> None:
+    def test_binding_constraints_and_their_prices(self) -> None:
         solution = find_c([0.0] * 4, [0.0, 0.5, 0.5, 0.5], 1.0, [0.5, 0.5, 0.6, 0.75], 1.0)
         assert solution.c == pytest.approx([0.35, 1.35, 1.25, 1.0])
         assert solution.binding[0] == (RowName("layer 0", RowLabel(RowKind.UPDATE)),)
@@ -164,7 +164,7 @@ class TestKnownAnswers:
 
 
 def with_all(graph: nx.DiGraph) -> nx.DiGraph:
-    """With the defaults written out, as the oracle wants them."""
+    """Write out the default attributes, as the oracle needs them."""
     defaults = {"b": 0.0, "has_weight": True, "merge": "min", "alpha": 0.0, "omega": 0.0, "u": 0.0}
     graph = graph.copy()
     for values in graph.nodes.values():

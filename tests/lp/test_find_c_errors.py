@@ -1,4 +1,4 @@
-"""What the fronts say of bad input and of constraints in conflict."""
+"""`find_c` and `find_c_dag` explain bad input and constraints in conflict."""
 
 from __future__ import annotations
 

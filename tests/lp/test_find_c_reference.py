@@ -1,4 +1,4 @@
-"""Every row of the reference data: chains and graphs, Adam and SGD, feature learning, infeasible and invalid input."""
+"""`find_c` and `find_c_dag` reproduce the reference data: optima, infeasible networks and invalid input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def numbers(values: list[Any]) -> list[float]:
 
 
 def graph_of(row: dict[str, Any]) -> nx.DiGraph:
-    """The row's graph; a link that the row declares missing stays missing."""
+    """Build the graph of a row; a link that the row declares missing stays missing."""
     graph = nx.DiGraph()
     for node in row["nodes"]:
         graph.add_node(node["name"], **{key: value for key, value in node.items() if key != "name"})

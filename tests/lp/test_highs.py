@@ -1,4 +1,4 @@
-"""HiGHS prints a banner from C, past sys.stdout: nothing of it may reach the output of a program that solves."""
+"""The banner that HiGHS prints from C never reaches the output of a program that solves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The solver on rows of any shape: the exact optimum, the lexicographic one, duals, conflicts, bad rows in words."""
+"""The linear program finds the exact and lexicographic optimum, its prices, and the constraints in conflict."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NO_ALIGNMENT: Alignment = {}
 
 
 class Problem(NamedTuple):
-    """Arguments of `Solver`."""
+    """The arguments of `Solver`."""
 
     rows: list[Row]
     rates: dict[Hashable, Rate]
@@ -57,7 +57,7 @@ class Problem(NamedTuple):
 
 
 def random_problem(rng: random.Random, *, bounds: bool = True, exact: float = 0.0) -> Problem:
-    """Rates shared between rows, sums, doubled inputs, free levels, costs of 0; every rate is held up by a row."""
+    """Draw a problem with shared rates, sums, doubled inputs, free levels and costs of 0; a row holds each rate."""
     ties = rng.random() < 0.5
 
     def draw(low: float, high: float) -> float:
@@ -241,7 +241,7 @@ class TestExplanations:
             BoundName("h", "r", ">=", 0.0): 2.0,
         }
 
-    def test_what_levels_are_required_to_keep(self) -> None:
+    def test_required_levels_are_the_lowest_that_keep_all_bounds(self) -> None:
         """A level kept at what is required breaks nothing; a little below, it breaks a bound."""
         rng = random.Random(12)
         checked = 0
@@ -270,7 +270,7 @@ def _shifted(problem: Problem, name: Hashable, change: float) -> Problem:
 
 
 def _stays(problem: Problem, solution: LpSolution, level: Hashable, value: float) -> bool:
-    """Whether every level is at or above its bound when this one has that value."""
+    """Tell whether every level is at or above its bound when one level has a value."""
     rows = [row for row in problem.rows if row.out != level]
     levels = problem._replace(rows=rows).levels({**solution.c, level: value}) | {level: value}
     return all(levels[name] >= bound - 1e-8 for name, bound in problem.lower.items())
@@ -344,7 +344,7 @@ class TestInfeasible:
 
 
 def _is_feasible(problem: Problem, lines: list[str]) -> bool:
-    """Whether a point satisfies the constraints that the lines of a message name, whatever the others."""
+    """Tell whether a point satisfies the constraints that the lines of a message name."""
     levels = list(dict.fromkeys(row.out for row in problem.rows))
     limits: dict[Hashable, list[float]] = {name: [-math.inf, math.inf] for name in [*problem.rates, *levels]}
     known: dict[str, tuple[Hashable, tuple[float, float]]] = {

@@ -1,4 +1,4 @@
-"""What the solver says of rows, rates and bounds that it cannot take."""
+"""The linear program explains rows, rates and bounds that it cannot take."""
 
 from __future__ import annotations
 

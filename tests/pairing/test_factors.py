@@ -1,4 +1,4 @@
-"""Factors of dims: the algebra of atoms, what views and cuts teach about parameters, and what the LP makes of it."""
+"""Dims are factored into atoms by views and cuts, so that parts of one parameter can grow differently."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from abcfx.pairing.factors.atoms import UnfitError, described, fresh, joined, pi
 
 
 def indices(dim: Dim) -> torch.Tensor:
-    """The small index of every large index of a dim."""
+    """Return the small index of every large index of a dim."""
     return index_map(dim).indices()
 
 
@@ -120,7 +120,7 @@ def test_pieces_of_a_dim_lie_one_behind_another(parts: list[tuple[int, int]]) ->
         assert largest_ratio(whole) == max(Fraction(large, small) for small, large in parts)
 
 
-def test_what_cannot_be_one_dim_is_refused() -> None:
+def test_dims_that_cannot_be_one_are_refused() -> None:
     with pytest.raises(UnfitError, match="against"):
         unify(fresh((4, 8)), fresh((4, 12)))
     with pytest.raises(UnfitError, match="cut"):

@@ -1,4 +1,4 @@
-"""Base and target with different numbers of blocks: the same exponents as with equal numbers, or an error by name."""
+"""A base with another number of blocks gives the same exponents, or an error that names the block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from abcfx.pairing.blocks import match_blocks
 
 
 class Mixed(nn.Module):
-    """Blocks of two kinds; something is done between blocks, and something else behind the last."""
+    """A model with blocks of two kinds, an op between blocks, and another after the last."""
 
     def __init__(self, width: int, kinds: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every pass takes a module and plain data, says what it touched, and changes nothing when it raises."""
+"""Every pass takes a module and plain data, returns the nodes that it touched, and changes nothing when it raises."""
 
 from __future__ import annotations
 

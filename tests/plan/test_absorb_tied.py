@@ -1,4 +1,4 @@
-"""A tied parameter has a multiplier for each use: absorbing keeps what one init cannot carry, or refuses."""
+"""A tied parameter has a multiplier for each use: absorbing keeps one where init cannot carry both, or refuses."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_tied_model_is_changed_in_place() -> None:
 
 
 class NoHead(TiedBlock):
-    """The table is the readout without a module of its own, which a hook could scale."""
+    """A tied model whose readout is no module that a hook could scale."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         return nn.functional.linear(self.norm(self.embedding(ids)), self.embedding.weight)

@@ -1,4 +1,4 @@
-"""Optimizer groups by name, at any time of a run."""
+"""Optimizer groups can be built again by name at any time."""
 
 from __future__ import annotations
 

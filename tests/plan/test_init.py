@@ -1,4 +1,4 @@
-"""Init: factors that keep the model's own draw, redraws, models without weights."""
+"""Init keeps the model's own draw times a factor, redraws, or waits for weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import abcfx
 
 
 class Net(nn.Module):
-    """Its weights are drawn by `scheme`, a function of (tensor, fan_in)."""
+    """A language model whose weights are drawn by `scheme`, a function of (tensor, fan_in)."""
 
     def __init__(self, width: int, scheme: Any = None) -> None:
         super().__init__()

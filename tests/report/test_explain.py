@@ -1,4 +1,4 @@
-"""`result.explain`: what it says is what the result holds, for every kind of parameter that a model can have."""
+"""`result.explain` says what the result holds, for every kind of parameter."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_an_unknown_name_gets_those_that_are_close(result: abcfx.Transformed) ->
         result.explain("")
 
 
-def test_it_prints_is_rich_and_goes_to_json(result: abcfx.Transformed) -> None:
+def test_an_explanation_prints_as_text_and_exports_json(result: abcfx.Transformed) -> None:
     told = result.explain("head")
     assert max(map(len, str(told).splitlines())) <= 100
     console = Console(width=100, record=True, file=io.StringIO())

@@ -1,4 +1,4 @@
-"""Names that look like words, punctuation or markup of the report are told like any others."""
+"""Module names that look like words, punctuation or markup of the report are reported like any others."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_class_name_with_markup_is_printed_as_it_is() -> None:
 
 
 def _binds(report: str) -> list[str]:
-    """The roles, tags and lines of the report that have no name in them."""
+    """Return the roles, tags and lines of the report that hold no name."""
     lines = report.splitlines()
     tag = "(?:alpha|u|gradient|rule|given|free)"
     rows = [re.findall(rf" (embedding|hidden|readout|vector|scalar) .* ({tag}(?:, {tag})*)$", line) for line in lines]

@@ -1,4 +1,4 @@
-"""The HTML report: well formed, accessible by its structure, complete, without a network, small and quick to write."""
+"""The HTML report is well formed, accessible, complete, small, and needs no network."""
 
 from __future__ import annotations
 

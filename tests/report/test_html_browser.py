@@ -1,4 +1,4 @@
-"""The HTML report in headless Chromium: it draws, answers to mouse and keyboard, sorts and filters.
+"""The HTML report works in headless Chromium: it draws, reacts to mouse and keyboard, sorts and filters.
 
 Screenshots go to the folder named by ABCFX_SCREENSHOTS; with ABCFX_AXE, a path to axe.min.js, axe runs as well.
 """

@@ -1,4 +1,4 @@
-"""The layered layout: no overlaps, no edge that leads upwards, frames around what is theirs and nothing else."""
+"""The layered layout has no overlaps and no edges upwards, and its frames hold their own boxes alone."""
 
 from __future__ import annotations
 

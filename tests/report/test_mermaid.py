@@ -1,4 +1,4 @@
-"""`result.to_mermaid`: repeated blocks once, every edge between boxes that are there, labels that Mermaid can read."""
+"""`result.to_mermaid` draws repeated blocks once, with complete edges and with labels that Mermaid can read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The printed report: every number of the spec is in it, repeated blocks are folded exactly, and it fits the page."""
+"""The printed report holds every number of the spec, shows repeated blocks once, and fits the page."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """As many residual blocks as asked; tracing it is cheap."""
+    """A model of several residual blocks that is cheap to trace."""
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class ResidualMLP(nn.Module):
 
 
 class Tied(nn.Module):
-    """A tied embedding, a layer used twice and, before a norm, a layer whose multiplier is void."""
+    """A model with a tied embedding, a layer that is used twice, and a layer whose multiplier a norm undoes."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ def test_skips_ties_and_reuse_are_named(gpt: abcfx.Transformed, tied: abcfx.Tran
     assert "skip" not in text
 
 
-def test_what_was_not_covered_is_said() -> None:
+def test_frozen_parameters_are_reported() -> None:
     model = nn.Sequential(nn.Linear(10, 64), nn.ReLU(), nn.Linear(64, 4))
     model[0].bias.requires_grad_(False)
     assert "Frozen, so in no optimizer group: 0.bias" in str(abcfx.transform(model))

@@ -1,4 +1,4 @@
-"""`fold`: plain weights that compute what was trained; hooks on the model where no weight can take a factor."""
+"""`fold` returns a model with plain weights that computes what was trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IDS = torch.randint(0, 11, (3, 5), generator=torch.Generator().manual_seed(0))
 
 
 class Interleaved(Attention):
-    """Queries, keys and values of each head side by side, as GPT-NeoX lays them out."""
+    """Attention with queries, keys and values of each head side by side, as in GPT-NeoX."""
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.emb(ids)

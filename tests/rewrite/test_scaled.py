@@ -1,4 +1,4 @@
-"""`abcfx.scaled`: nothing in the model as it is, a scale node in the transformed one, and a number to the LP."""
+"""`abcfx.scaled` changes nothing in the model as written, and becomes a scale node in the transformed one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_without_transform_nothing_is_multiplied(as_module: bool) -> None:
 
 @pytest.mark.parametrize("as_module", [True, False])
 @pytest.mark.parametrize("capture", ["symbolic", "export", "record"])
-def test_it_is_a_scale_node_of_the_transformed_model(capture: CaptureMethod, as_module: bool) -> None:
+def test_scaled_becomes_a_scale_node_of_the_transformed_model(capture: CaptureMethod, as_module: bool) -> None:
     torch.manual_seed(0)
     model = Model(32, as_module=as_module)
     result = abcfx.transform(model, X, base=Model(8, as_module=as_module), capture=capture)
@@ -52,7 +52,7 @@ def test_it_is_a_scale_node_of_the_transformed_model(capture: CaptureMethod, as_
     torch.testing.assert_close(torch.compile(result.module, backend="eager")(X), result.module(X))
 
 
-def test_where_it_has_no_place_it_is_refused() -> None:
+def test_scaled_is_refused_where_no_scale_node_can_stand() -> None:
     refused = pytest.raises(abcfx.errors.InvalidInputError, match=r"abcfx\.scaled at fc.*\n.*base=")
     with refused:
         abcfx.transform(Model(32), X)

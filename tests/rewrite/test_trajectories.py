@@ -1,4 +1,4 @@
-"""Inserted and absorbed scales are one training run: 20 float64 steps agree for every optimizer and kind of model."""
+"""Inserted and absorbed scales give the same training run, for every optimizer and kind of model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def resnet(width: int) -> nn.Module:
 
 
 class MoE(nn.Module):
-    """Two of four experts for each token, their matrices stacked in one parameter."""
+    """A mixture of two of four experts for each token, with their matrices stacked in one parameter."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ def outputs(name: str, result: abcfx.Transformed, trained: Trained) -> torch.Ten
 
 
 def largest_difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Over all steps, relative to the largest output of the step."""
+    """Return the largest difference over all steps, relative to the largest output of each step."""
     difference = (one - other).flatten(1).abs().amax(1) / one.flatten(1).abs().amax(1)
     return float(difference.max())
 
@@ -198,7 +198,7 @@ def test_inserted_and_absorbed_scales_train_alike(model: str, optimizer: str) ->
 
 @pytest.mark.parametrize("key", ["lr", "eps", "weight_decay"])
 def test_each_hyperparameter_counts(key: str) -> None:
-    """With one of them left as it is with inserted scales, the runs part."""
+    """The runs part if one number is left as it is with inserted scales."""
     trained = OPTIMIZERS["AdamW"]
     inserted, absorbed = (transformed("GPT with tied head", scales, trained) for scales in ("insert", "absorb"))
     plan = {name: replace(row, **{key: getattr(inserted.plan[name], key)}) for name, row in absorbed.plan.items()}

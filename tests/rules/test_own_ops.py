@@ -1,4 +1,4 @@
-"""Rules for ops of a user: custom autograd functions, modules with a rule of their own, keyword arguments."""
+"""Users register rules for custom autograd functions and modules."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Clipped(torch.autograd.Function):
 
 
 class Opaque(torch.autograd.Function):
-    """Its forward looks at its context, so that it cannot be traced."""
+    """A function whose forward reads its context, so that it cannot be traced."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -104,7 +104,7 @@ def test_arguments_by_keyword_are_put_in_their_place() -> None:
 
 
 class Numbers(torch.autograd.Function):
-    """Its forward has numbers of its own, at places where the call has none."""
+    """A function whose forward has numbers at places where its call has none."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The registry of rules: names of ops, and rules that hold for a while."""
+"""The registry knows ops by any of their names, and rules can hold for a while."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of op families, seen through `transform`: roles and exponents of models that use them."""
+"""Rules of ops give the right roles and exponents to models that use these ops."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_separate_weights_of_functional_attention_are_seen() -> None:
 
 
 class LearnedQuery(nn.Module):
-    """Pools tokens by the attention of a query that is a parameter itself."""
+    """A model that pools tokens by attention with a learned query."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -243,7 +243,7 @@ def test_a_learned_query_is_a_layer_on_the_keys() -> None:
 
 
 class OwnFactors(nn.Module):
-    """Numbers of the model's own: on the input of a bottleneck, and before a norm that divides them out again."""
+    """A model that applies factors itself: before a bottleneck, and before a norm that divides them out."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ def test_a_models_own_factor_before_a_bottleneck_and_before_a_norm_takes_the_pla
 
 
 class TiedBottleneck(nn.Module):
-    """A projection used up and, transposed, down again before a head of finite rank."""
+    """A model that uses one projection to go up and, transposed, to go down, before a head of finite rank."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

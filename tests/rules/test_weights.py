@@ -1,4 +1,4 @@
-"""Weights that are computed from parameters: reparametrized, masked, summed, normed."""
+"""Weights that are computed from parameters (reparametrized, masked, summed, normed) are layers."""
 
 from __future__ import annotations
 

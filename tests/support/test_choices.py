@@ -1,4 +1,4 @@
-"""Options that are one of a few words."""
+"""Options that are one of a few words are read in any case, and errors list the choices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model is run from a seed, on one thread, in eval mode, on any batch; and nothing of that is left behind."""
+"""Helpers run a model from a seed, on one thread or in eval mode, and restore the state afterwards."""
 
 from __future__ import annotations
 

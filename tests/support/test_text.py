@@ -1,4 +1,4 @@
-"""Data that JSON takes, and rich's tables and text as plain lines."""
+"""Data becomes JSON, and tables of rich become plain lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from abcfx.support.text import finite
 from abcfx.support.verdict import Verdict
 
 
-def test_what_is_not_finite_becomes_null() -> None:
+def test_numbers_that_are_not_finite_become_null() -> None:
     data = {"a": [float("nan"), float("inf"), 1.5], 3: ("x", None, True)}
     assert json.loads(json.dumps(finite(data), allow_nan=False)) == {"a": [None, None, 1.5], "3": ["x", None, True]}
 

@@ -1,4 +1,4 @@
-"""Every check's result: worst row first, true on PASS alone, raises on demand, exports as data and as a figure."""
+"""The result of a check is true on PASS alone, raises on demand, and exports data and a figure."""
 
 from __future__ import annotations
 

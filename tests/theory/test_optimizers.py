@@ -1,4 +1,4 @@
-"""Optimizer families: how they are named, several in one model, the exponents they give, weight decay."""
+"""Optimizer families are known by any spelling and give the exponents, rates and decay of the theory."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_optimizer_may_be_a_class_or_an_instance() -> None:
     assert family("Muon-RMS") == FAMILIES["muon_rms"]
 
 
-def test_what_is_not_known_is_refused_with_the_nearest() -> None:
+def test_unknown_names_are_refused_with_the_nearest_one() -> None:
     with pytest.raises(
         abcfx.errors.InvalidInputError, match=r"optimizer='adamm' is not known.*\n.*\n  To fix: optimizer='adam'"
     ):

@@ -1,4 +1,4 @@
-"""Named tables of exponents and presets of alignments."""
+"""Tables of exponents and presets of alignments are found by name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_case_does_not_matter() -> None:
     assert alignment_preset("FULL") == alignment_preset("full")
 
 
-def test_what_is_not_known_is_refused_with_the_nearest() -> None:
+def test_unknown_names_are_refused_with_the_nearest_one() -> None:
     with pytest.raises(InvalidInputError, match=r"Expected one of: 'mup', 'sp', 'ntk', 'mfp'.\n  To fix: .*='mup'"):
         named_exponents("mupp")
     with pytest.raises(InvalidInputError, match=r"Expected one of: 'full', 'no', 'worst'.\n  To fix: .*='full'"):

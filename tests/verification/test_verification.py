@@ -1,4 +1,4 @@
-"""`abcfx verify`: every section passes, and fails when what it is about is broken; the document is the run's."""
+"""`abcfx verify` passes in every section, and fails when the subject of a section is broken."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_the_packaged_rows_are_those_of_the_full_reference() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_sections_pass_and_make_the_committed_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All sections pass, and the page has the structure of the committed one; its numbers are of another run."""
     assert cli.main(["verify", "--write", str(tmp_path), "--debug"]) == 0, capsys.readouterr().out
     page, committed = ((folder / "verification.md").read_text(encoding="utf-8") for folder in (tmp_path, ROOT / "docs"))

@@ -1,4 +1,4 @@
-"""What the LP says of a model at two widths against what cloning the small one into the large one says.
+"""Compare the rates of the LP with those that follow from cloning a small model into a large one.
 
 python tests/zoo/clones.py --out clones.jsonl         # every Hugging Face type: about half an hour on one core
 python tests/zoo/clones.py --part 3/10 --only llama   # a tenth of the types, those with "llama" in their names
@@ -38,7 +38,7 @@ TOLERANCE = 1e-6
 
 @dataclass
 class Clones:
-    """One line of the comparison.
+    """A line of the comparison.
 
     Attributes:
         compared: learning parameters with both exponents.
@@ -70,7 +70,7 @@ def compare(
     method: CaptureMethod = "auto",
     base_call: tuple[Any, Any] | None = None,
 ) -> Clones:
-    """c of the LP (Adam, full alignment) and clone exponent of every learning parameter, on the transformed pair."""
+    """Compare c of the LP (Adam, full alignment) with the clone exponent of every learning parameter."""
     start = time.process_time()
     captured = capture(large, args, kwargs, method=method, verify=False, modes=("train",))
     base = capture(small, *(base_call or (args, kwargs)), method=captured.method, verify=False, modes=("train",))
@@ -98,7 +98,7 @@ def compare(
 
 
 def by_formula(row: Clones, setting: FixedExponents, c: dict[str, float]) -> None:
-    """The second oracle: with multipliers absorbed, c = e_in, from the shape of a matrix alone."""
+    """Compare with a second oracle: with multipliers absorbed, c = e_in follows from the shape of a matrix alone."""
     dag = setting.dag
     for parameter, nodes in dag.uses().items():
         kind, decided = dag.kind(nodes[0]), setting.parameters[parameter]
@@ -111,7 +111,7 @@ def by_formula(row: Clones, setting: FixedExponents, c: dict[str, float]) -> Non
 
 
 def wider(module: str, times: int) -> Any:
-    """The module of hard cases with its WIDTH times a number: classes, cases and inputs."""
+    """Import the module of hard cases again with a multiple of its WIDTH."""
     path = Path(__file__).parent / f"{module}.py"
     source, found = re.subn(r"(?m)^(WIDTH\b.*?= )(\d+)", lambda m: f"{m[1]}{int(m[2]) * times}", path.read_text())
     assert found == 1, f"{module} has no WIDTH"
@@ -122,7 +122,7 @@ def wider(module: str, times: int) -> Any:
 
 
 def compare_case(module: str, cases: str, index: int) -> Clones:
-    """The same for a hard case and itself at twice the WIDTH of its module."""
+    """Compare a hard case with itself at twice the WIDTH of its module."""
     small, large = (getattr(wider(module, times), cases)[index] for times in (1, 2))
     return compare(
         small.name, large.model(), small.model(), large.args, large.kwargs, base_call=(small.args, small.kwargs)
@@ -130,7 +130,7 @@ def compare_case(module: str, cases: str, index: int) -> Clones:
 
 
 def compare_type(each: Any) -> Clones:
-    """The same for a Hugging Face type at its smallest and at twice that width; an error is a row too."""
+    """Compare a Hugging Face type at its smallest width and at twice that; an error is a row too."""
     import hf
 
     try:
@@ -147,7 +147,7 @@ def compare_type(each: Any) -> Clones:
 
 
 def main() -> None:
-    """Compare types, a line of progress for each on stderr."""
+    """Compare types and print a line of progress for each on stderr."""
     import hf
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,4 +1,4 @@
-"""Hard cases by the way they are programmed: branches, side effects, odd signatures, transforms of functions."""
+"""Models that are hard to capture for the way they are programmed, such as with branches and side effects."""
 
 from __future__ import annotations
 

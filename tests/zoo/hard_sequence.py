@@ -1,4 +1,4 @@
-"""Hard cases that process sequences: attention in many writings, experts, recurrences, state spaces."""
+"""Models of sequences that are hard to capture: attention in many notations, experts, recurrences, state spaces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTH, VOCABULARY = 16, 32
 
 
 class FusedGPT(nn.Module):
-    """Fused qkv, tied head, an assert on the length, an optional loss."""
+    """A GPT with fused qkv, a tied head, an assert on the length and an optional loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class FusedGPT(nn.Module):
 
 
 class EinsumAttention(nn.Module):
-    """Weights are bare Parameters of three dims."""
+    """Attention by einsum with weights of three dims."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tiny random-weight models of the Hugging Face types that take one kind of input, made from their configs alone."""
+"""Tiny models of Hugging Face types with random weights, made from their configs alone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Type:
 
 
 def types() -> list[Type]:
-    """Every model type of the tasks, in a stable order."""
+    """List every model type of the tasks in a stable order."""
     found = []
     for task, mapping in TASKS.items():
         skipped = {*TABLES["need_more_than_one_input_kind"], *TABLES["other_task_of_a_type_in_the_list"].get(task, ())}
@@ -54,7 +54,7 @@ def types() -> list[Type]:
 
 
 def config_of(kind: str, times: int = 1) -> Any:
-    """A config with every size small, no dropout, no cache and token ids within the small vocabulary.
+    """Return a config with small sizes, no dropout, no cache and token ids within the small vocabulary.
 
     `times`: what widths and numbers of heads are multiplied with; the size of a head stays.
     """
@@ -81,7 +81,7 @@ def config_of(kind: str, times: int = 1) -> Any:
 
 
 def _wide(smallest: Any, kind: str, times: int) -> dict[str, Any]:
-    """The widths of a config, times a number."""
+    """Multiply the widths of a config by a number."""
     values = {} if smallest is None else smallest.to_dict()
     settings = {}
     for key in TABLES["widths"]:
@@ -113,7 +113,7 @@ def _small(cls: type, default: Any, kind: str) -> dict[str, Any]:
 
 
 def build(each: Type, times: int = 1) -> tuple[nn.Module, dict[str, Any]]:
-    """The model with seeded weights, `times` as wide as the smallest, and keyword inputs for it."""
+    """Build a model with seeded weights, `times` as wide as the smallest, and keyword inputs for it."""
     config, cls = config_of(each.kind, times), getattr(transformers, each.cls)
     torch.manual_seed(0)
     try:
@@ -124,7 +124,7 @@ def build(each: Type, times: int = 1) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def inputs_for(each: Type, model: nn.Module) -> dict[str, Any]:
-    """Example inputs by the names of the model's forward."""
+    """Return example inputs by the names of the model's forward."""
     taken = inspect.signature(model.forward).parameters
     main = getattr(model, "main_input_name", "input_ids")
     text = ids(BATCH, LENGTH, size=96) + 4

@@ -1,4 +1,4 @@
-"""Measures capture on the whole zoo and writes the coverage table.
+"""Measure capture on the whole zoo and write the coverage table.
 
     python tests/zoo/run.py --out coverage.md            # everything: about an hour on one core
     python tests/zoo/run.py --part 3/10 --only hf        # a tenth of the Hugging Face types
@@ -24,7 +24,7 @@ from hard_sequence import SEQUENCE
 
 
 def rows(groups: list[str], part: int, parts: int) -> Iterator[tuple[str, Row]]:
-    """A row per model, with the group it belongs to."""
+    """Yield a row per model with its group."""
     if "hard" in groups:
         for case in (SEQUENCE + PROGRAMS)[part::parts]:
             yield "hard", check(case.name, case.model(), case.args, case.kwargs)
@@ -43,7 +43,7 @@ def rows(groups: list[str], part: int, parts: int) -> Iterator[tuple[str, Row]]:
 
 
 def table(found: list[tuple[str, Row]]) -> str:
-    """The rows as Markdown, with the counts in front."""
+    """Format the rows as Markdown, with the counts in front."""
     lines = ["# Coverage of capture", ""]
     for group, title in (("hf", "Hugging Face types"), ("hard", "Hand-written hard cases")):
         some = [row for name, row in found if name == group]
@@ -77,7 +77,7 @@ def table(found: list[tuple[str, Row]]) -> str:
 
 
 def main() -> None:
-    """Run the zoo, a line of progress per model on stderr."""
+    """Run the zoo and print a line of progress per model on stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["hard", "hf"], action="append", help="one group; both without it")
     parser.add_argument("--part", default="0/1", help="i/n: every n-th model, starting at i")

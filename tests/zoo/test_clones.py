@@ -1,4 +1,4 @@
-"""c of the LP under full alignment equals the clone exponent, parameter by parameter: hard cases, examples, the zoo."""
+"""The rates of the LP under full alignment equal those from cloning, parameter by parameter."""
 
 from __future__ import annotations
 

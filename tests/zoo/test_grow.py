@@ -1,4 +1,4 @@
-"""Hugging Face families grown to twice their widths and verified: the function is kept, every check passes."""
+"""Hugging Face models grow to twice their widths: the function is kept, and every check passes."""
 
 from __future__ import annotations
 

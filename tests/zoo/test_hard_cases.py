@@ -1,4 +1,4 @@
-"""Every hand-written hard case is captured exactly, or refused with the line that is the cause."""
+"""Every hand-written hard case is captured exactly, or refused with the line that causes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hugging Face types: a few by default, all of them with `-m zoo`; each does what the committed table says it does."""
+"""Hugging Face types are captured as the committed table says: a few by default, all with `-m zoo`."""
 
 from __future__ import annotations
 
