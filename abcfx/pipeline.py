@@ -37,7 +37,9 @@ from abcfx.plan.options import (
 from abcfx.plan.parameters import make_plan, unscaled
 from abcfx.rewrite.apply import apply_plan
 from abcfx.rewrite.hooks import has_hooks
-from abcfx.theory.optimizers import Optimizer, assign_families, hyperparameters
+from abcfx.support.patterns import plain_name
+from abcfx.theory.optimizer_groups import GroupNumbers, own_numbers, shared_number
+from abcfx.theory.optimizers import Optimizer, assign_families, assign_optimizers
 from abcfx.transformed import Transformed
 
 
@@ -81,8 +83,9 @@ def transform(
             Multipliers, init and rates are then powers of the ratio of widths; at the base width nothing changes.
             Without it they are powers of the width itself. A dict of parameter name to shape will do too, with
             init=InitLike(...) or init="keep"; dims of activations, such as head_dim, are then taken not to grow.
-        optimizer: "adam", "adamw", "sgd", "muon", ..., a class or an instance (its lr, weight decay and eps are then
-            the defaults here), or a dict of role, glob pattern or "default" to those; see `Transformed.groups_for`.
+        optimizer: "adam", "adamw", "sgd", "muon", ..., a class, an `OptimizerFamily` that declares how another one
+            behaves, or a dict of role, glob pattern or "default" to those; see `Transformed.groups_for`. From an
+            instance each parameter takes the lr, weight decay, eps and betas of its group as numbers of the base width.
         lr: learning rate at the base width (absolute; 1e-3 when None), or a dict of role to it.
 
     Other arguments:
@@ -133,14 +136,15 @@ def transform(
     with clock("base and widths"):
         growth = pair.growth
     with clock("exponents"):
-        fixed, attention_notes = _fixed_exponents(pair, asked, optimizer, options)
+        fixed, assigned, attention_notes = _fixed_exponents(pair, asked, optimizer, options)
     with clock("solve"):
         alignments = asked.alignments(dag, fixed.parameters)
         solved = DagProgram(fixed, alignments).solve()
     with clock("plan"):
         depth = scale_depth(asked.depth, dag, growth.blocks, fixed.families, overrides.decay_mode)
         own_init = _own_init(captured, fixed, init)
-        plan = make_plan(fixed, solved, dict(captured.model.named_parameters()), own_init, options, depth)
+        numbers = _own_numbers(model, pair, assigned)
+        plan = make_plan(fixed, solved, dict(captured.model.named_parameters()), own_init, options, depth, numbers)
     with clock("rewrite"):
         notes = (
             captured.notes + dag.notes + growth.notes + solution_notes(fixed, solved) + attention_notes + depth.notes
@@ -184,12 +188,11 @@ def _plan_options(
     overrides: Overrides,
     schedule: Schedule,
 ) -> PlanOptions:
-    """Check the options that decide numbers; what was not given is taken from an optimizer instance."""
-    own = hyperparameters(optimizer)
+    """Check the options that decide numbers; lr and weight decay that were not given come from optimizer instances."""
     return PlanOptions(
-        lr=own.get("lr", DEFAULT_LR) if lr is None else lr,
-        weight_decay=own.get("weight_decay", 0.0) if weight_decay is None else weight_decay,
-        eps=own.get("eps") if eps is None else eps,
+        lr=shared_number(optimizer, "lr", DEFAULT_LR) if lr is None else lr,
+        weight_decay=shared_number(optimizer, "weight_decay", 0.0) if weight_decay is None else weight_decay,
+        eps=eps,
         apply=apply,
         init="auto" if isinstance(init, InitLike) else init,
         overrides=overrides,
@@ -243,20 +246,35 @@ def _fixed_exponents(
     asked: Parametrization,
     optimizer: Optimizer | Mapping[str, Optimizer],
     options: PlanOptions,
-) -> tuple[FixedExponents, tuple[str, ...]]:
-    """Return roles, a and b with the factors on attention logits, and notes on the latter."""
+) -> tuple[FixedExponents, dict[str, Optimizer], tuple[str, ...]]:
+    """Return roles, a and b with the factors on attention logits; each parameter's optimizer; notes on attention."""
     dag, growth, overrides = pair.target_dag, pair.growth, options.overrides
     parameters = dict(pair.target_graph.model.named_parameters())
     decided = assign_exponents(dag, growth, parameters, asked.table, overrides.roles, overrides.exponents)
     without_multipliers = options.apply == "off" or options.init == "keep"
     if without_multipliers:
         decided = unscaled(decided)
-    families = assign_families(optimizer, {name: each.role for name, each in decided.items()}, parameters)
+    assigned = assign_optimizers(optimizer, {name: each.role for name, each in decided.items()}, parameters)
+    families = assign_families(assigned, parameters)
     fixed = FixedExponents(dag, growth, decided, families)
     if without_multipliers or asked.attention == "keep":
-        return fixed, ()
+        return fixed, assigned, ()
     logits = find_attention(fixed) if growth.has_base else ()
-    return fixed.with_attention({each.node: each.missing for each in logits if each.missing}), describe(logits)
+    missing = {each.node: each.missing for each in logits if each.missing}
+    return fixed.with_attention(missing), assigned, describe(logits)
+
+
+def _own_numbers(model: nn.Module, pair: PairedModels, assigned: Mapping[str, Optimizer]) -> dict[str, GroupNumbers]:
+    """Return the numbers of each parameter in an optimizer instance over the user's model or base."""
+    target = dict(pair.target_graph.model.named_parameters())
+    names_of: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters():
+        names_of.setdefault(id(parameter), []).append(plain_name(name, target))
+    theirs = dict(pair.base.named_parameters()) if pair.base is not None else {}
+    for name in target:
+        if (twin := theirs.get(pair.blocks.twin(name))) is not None:
+            names_of.setdefault(id(twin), []).append(name)
+    return own_numbers(assigned, names_of, {name for name, parameter in target.items() if parameter.requires_grad})
 
 
 def _own_init(captured: CapturedGraph, fixed: FixedExponents, init: InitMode | InitLike) -> dict[str, OwnInit] | None:

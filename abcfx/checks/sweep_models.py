@@ -182,7 +182,7 @@ def _make(groups: list[OptimizerGroup], optimizer: Optimizer) -> torch.optim.Opt
         return type(optimizer)(groups, **defaults)
     if isinstance(optimizer, type):
         return optimizer(groups)  # type: ignore[call-arg]
-    key = optimizer.lower().replace("-", "").replace("_", "")
+    key = optimizer.lower().replace("-", "").replace("_", "") if isinstance(optimizer, str) else ""
     if key not in _TORCH:
         raise InvalidInputError(
             f"optimizer={optimizer!r}: torch has no optimizer of this name to train with.\n"

@@ -111,13 +111,8 @@ def hyperparameters(which: OptimizerFamily, widening: Widening, group: Group) ->
 def _spectral(which: OptimizerFamily, widening: Widening) -> float:
     """Return the entries of an update with singular values of one size over those of the copied update."""
     shapes = zip(*(dim.sizes for dim in widening.dims[:2]), strict=True)
-    small, large = (_adjustment(which.shape, *shape) / math.sqrt(math.prod(shape)) for shape in shapes)
+    small, large = (which.shape_factor(*shape) / math.sqrt(math.prod(shape)) for shape in shapes)
     return large / small
-
-
-def _adjustment(shape: str, rows: int, columns: int = 1) -> float:
-    """Return the factor by which the optimizer itself multiplies an update of this shape (`OptimizerFamily.shape`)."""
-    return math.sqrt({"tall": max(1.0, rows / columns), "rms": max(rows, columns)}.get(shape, 1.0))
 
 
 def degree_of(optimizer: torch.optim.Optimizer, key: str) -> int | None:

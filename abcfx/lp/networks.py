@@ -32,7 +32,7 @@ Exponents = TypeVar("Exponents", list[float], dict[Hashable, float])
 
 @dataclass(frozen=True)
 class Solution(Generic[Exponents]):
-    """The exponents of a network; `c, r = solution` unpacks.
+    """The exponents of a network; a pair: `c, r = solution` unpacks, `solution[0]` is c.
 
     Attributes:
         c: learning-rate exponents, lr = lr0 * m**-c: of a chain a list in layer order, of a graph a dict by node, for
@@ -52,6 +52,12 @@ class Solution(Generic[Exponents]):
 
     def __iter__(self) -> Iterator[Exponents]:
         return iter((self.c, self.r))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> Exponents:
+        return (self.c, self.r)[index]
 
     def resolve(self, alpha: NetworkAlignments, omega: NetworkAlignments, u: NetworkAlignments) -> Solution[Exponents]:
         """Solve the same network at other alignments, in less time: the search starts at the last optimum.

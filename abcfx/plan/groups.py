@@ -9,12 +9,12 @@ from torch import nn
 
 from abcfx.errors import InvalidInputError
 from abcfx.plan.spec import Spec
+from abcfx.support.patterns import plain_name
+from abcfx.theory.optimizer_groups import as_option
 from abcfx.theory.optimizers import Optimizer, family
 
 # torch.optim types its groups as dict[str, Any] and takes no other dict
 OptimizerGroup: TypeAlias = dict[str, Any]
-# What wrappers put into the names of the parameters that they hold.
-_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 
 def param_groups(
@@ -31,14 +31,15 @@ def param_groups(
 
     Returns:
         Plain dicts: `params`, `param_names` (as in the spec), absolute `lr`, `weight_decay`, and `eps` where the
-        optimizer has one. Every parameter that requires a gradient is in exactly one; frozen ones are in none.
+        optimizer has one; from an optimizer instance also its options, such as betas. Every parameter that requires a
+        gradient is in exactly one; frozen ones are in none.
 
     Raises:
         InvalidInputError: a parameter is not in the spec, or the spec has one that the module has not.
     """
     spec = Spec.of(spec)
     found: dict[Hashable, OptimizerGroup] = {}
-    for name, parameter in _by_plain_name(module, spec).items():
+    for name, parameter in by_plain_name(module, spec).items():
         if not parameter.requires_grad:
             continue
         row = spec[name]
@@ -46,8 +47,9 @@ def param_groups(
         if row["eps"] is not None:
             values["eps"] = row["eps"]
         rounded = tuple(float(f"{value:.12g}") for value in values.values())
-        key = name if per_parameter else (row["optimizer"], *rounded)
-        group = found.setdefault(key, {"params": [], "param_names": [], **values})
+        options = {key: as_option(value) for key, value in row.get("options", {}).items()}
+        key = name if per_parameter else (row["optimizer"], *rounded, *options.items())
+        group = found.setdefault(key, {"params": [], "param_names": [], **values, **options})
         group["params"].append(parameter)
         group["param_names"].append(name)
     return list(found.values())
@@ -59,17 +61,19 @@ def groups_of(groups: Iterable[OptimizerGroup], spec: Spec, wanted: Optimizer) -
     Raises:
         InvalidInputError: there are none.
     """
-    name = family(wanted).name
+    known = {row["optimizer"] for row in spec.values()}
+    name = wanted if isinstance(wanted, str) and wanted in known else family(wanted).name
     found = [group for group in groups if spec[group["param_names"][0]]["optimizer"] == name]
     if not found:
-        known = ", ".join(sorted({row["optimizer"] for row in spec.values()}))
-        raise InvalidInputError(f"groups_for({wanted!r}): no parameter belongs to it; there are groups for {known}.")
+        raise InvalidInputError(
+            f"groups_for({wanted!r}): no parameter belongs to it; there are groups for {', '.join(sorted(known))}."
+        )
     return found
 
 
-def _by_plain_name(module: nn.Module, spec: Spec) -> dict[str, nn.Parameter]:
+def by_plain_name(module: nn.Module, spec: Spec) -> dict[str, nn.Parameter]:
     """Return the module's parameters under their names in the spec; raises where the two differ."""
-    found = {_plain(name, spec): parameter for name, parameter in module.named_parameters()}
+    found = {plain_name(name, spec): parameter for name, parameter in module.named_parameters()}
     for name in [*found, *spec]:
         if name not in spec or name not in found:
             where = "in the module but not in the spec" if name in found else "in the spec but not in the module"
@@ -78,15 +82,3 @@ def _by_plain_name(module: nn.Module, spec: Spec) -> dict[str, nn.Parameter]:
                 f"  expected: the module that transform returned, or one with the same parameter names, maybe wrapped."
             )
     return found
-
-
-def _plain(name: str, spec: Spec) -> str:
-    """Return a parameter's name without what wrappers put in; a model's own submodule called "module" stays in it."""
-    if name in spec:
-        return name
-    parts = name.split(".")
-    for drop in (_WRAPPERS[:1] + _WRAPPERS[2:], _WRAPPERS):
-        plain = ".".join(part for part in parts if part not in drop)
-        if plain in spec:
-            return plain
-    return name

@@ -12,6 +12,7 @@ from abcfx.errors import InvalidInputError
 from abcfx.exponents.assign import GivenExponents
 from abcfx.support.choices import choose
 from abcfx.support.patterns import match_patterns
+from abcfx.theory.optimizer_groups import GroupNumbers
 from abcfx.theory.optimizers import OptimizerFamily
 from abcfx.theory.parametrizations import ROLES
 
@@ -139,11 +140,12 @@ class PlanOptions:
     """The options of one `transform` that decide numbers, checked.
 
     `lr` and `weight_decay` are absolute; `lr` and `overrides.std` are constants, or by role with an optional
-    "default". `eps` is None where the optimizer's usual one is wanted.
+    "default". `lr` and `weight_decay` are None where groups of an optimizer instance give several, and `eps` where the
+    optimizer's usual one is wanted.
     """
 
-    lr: ByRole = DEFAULT_LR
-    weight_decay: float = 0.0
+    lr: ByRole | None = DEFAULT_LR
+    weight_decay: float | None = 0.0
     eps: float | None = None
     apply: ApplyMode = "insert"
     init: InitMode = "auto"
@@ -153,8 +155,9 @@ class PlanOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "apply", choose("apply", self.apply, get_args(ApplyMode)))
         object.__setattr__(self, "init", choose("init", self.init, get_args(InitMode)))
-        _check_constants("lr", self.lr)
-        if not 0 <= self.weight_decay < float("inf"):
+        if self.lr is not None:
+            _check_constants("lr", self.lr)
+        if self.weight_decay is not None and not 0 <= self.weight_decay < float("inf"):
             raise InvalidInputError(f"weight_decay={self.weight_decay!r}; expected a finite number, at least 0.")
 
     @property
@@ -162,9 +165,18 @@ class PlanOptions:
         """Whether multipliers go into init and rates, so that no op is added to the model."""
         return self.apply in ("absorb", "inplace")
 
-    def lr_of(self, role: str) -> float:
-        """Return the user's learning rate for a role; a role that a dict leaves out takes its default."""
-        return _of_role(self.lr, role, DEFAULT_LR)
+    def lr_of(self, role: str, own: GroupNumbers) -> float:
+        """Return the user's learning rate for a parameter; what a dict of roles leaves out has that of its group."""
+        usual = DEFAULT_LR if own.lr is None else own.lr
+        return usual if self.lr is None else _of_role(self.lr, role, usual)
+
+    def decay_of(self, own: GroupNumbers) -> float:
+        """Return the user's weight decay for a parameter with these numbers in its optimizer group."""
+        return (own.weight_decay or 0.0) if self.weight_decay is None else self.weight_decay
+
+    def eps_of(self, own: GroupNumbers) -> float:
+        """Return the user's eps for a parameter with these numbers in its optimizer group."""
+        return next((eps for eps in (self.eps, own.eps) if eps is not None), DEFAULT_EPS)
 
     def std_of(self, role: str) -> float:
         """Return the user's constant on the init of a role."""

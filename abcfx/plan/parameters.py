@@ -12,11 +12,12 @@ from abcfx.exponents.depth import DepthExponents, DepthScaling
 from abcfx.exponents.fixed import FixedExponents, ParameterExponents
 from abcfx.plan.absorb import AppliedExponents, absorbed_exponents, solved_exponents
 from abcfx.plan.init import Init, OwnInit
-from abcfx.plan.options import DEFAULT_EPS, PlanOptions
+from abcfx.plan.options import PlanOptions
 from abcfx.plan.spec import ParameterPlan
 from abcfx.rules import Layer
 from abcfx.rules.extents import ParameterDim
 from abcfx.rules.values import shape_of
+from abcfx.theory.optimizer_groups import GroupNumbers
 
 
 def make_plan(
@@ -26,6 +27,7 @@ def make_plan(
     own_init: Mapping[str, OwnInit] | None,
     options: PlanOptions,
     depth: DepthScaling,
+    numbers: Mapping[str, GroupNumbers],
 ) -> dict[str, ParameterPlan]:
     """Compute the numbers of every parameter.
 
@@ -37,6 +39,7 @@ def make_plan(
             drawn anew at n^-b.
         options: the user's constants, and how the plan will be applied.
         depth: factors on residual branches.
+        numbers: what an optimizer instance says of a parameter, where there is one.
 
     Raises:
         InvalidInputError: a pattern of `no_decay` matches no parameter.
@@ -45,7 +48,7 @@ def make_plan(
     absorbed = absorbed_exponents(fixed, solved, options.overrides.decay_mode)
     applied = absorbed if options.absorbs else as_solved
     undecayed = options.overrides.without_decay({name: each.decided.role for name, each in applied.items()})
-    planner = _Planner(fixed, solved, options, depth)
+    planner = _Planner(fixed, solved, options, depth, numbers)
     return {
         name: planner.plan(
             name,
@@ -62,7 +65,15 @@ def make_plan(
 class _Planner:
     """Plans one parameter at a time. `n` is the number that exponents of width are powers of."""
 
-    def __init__(self, fixed: FixedExponents, solved: SolvedDag, options: PlanOptions, depth: DepthScaling) -> None:
+    def __init__(
+        self,
+        fixed: FixedExponents,
+        solved: SolvedDag,
+        options: PlanOptions,
+        depth: DepthScaling,
+        numbers: Mapping[str, GroupNumbers],
+    ) -> None:
+        self.numbers = numbers
         self.fixed, self.solved, self.options, self.depth = fixed, solved, options, depth
         self.widths = fixed.widths
 
@@ -81,7 +92,9 @@ class _Planner:
         deep_absorbed = self.depth.absorbed.get(name, DepthExponents())
         deep = deep_absorbed if self.options.absorbs else self.depth.inserted.get(name, DepthExponents())
         faster, more_decay = self.options.schedule.factors(family)
-        eps = DEFAULT_EPS if self.options.eps is None else self.options.eps
+        numbers = self.numbers.get(name, GroupNumbers())
+        eps, shape = self.options.eps_of(numbers), self._shape_correction(name, parameter, n)
+        rate = shape * _power(n, -applied.c) * _power(ratio, -deep.c)
         growth = self.widths.parameter(name, tuple(parameter.shape))
         init = self._init(decided, parameter, own, n).times(_power(ratio, -deep.b))
         if name in self.depth.inserted and own is not None and self.widths.width_ratio == 1.0:
@@ -97,9 +110,9 @@ class _Planner:
             g=applied.g,
             multiplier={node: _power(n, -a) for node, a in decided.a.items()},
             std=init.std,
-            lr=self.options.lr_of(decided.role) * faster * _power(n, -applied.c) * _power(ratio, -deep.c),
+            lr=self.options.lr_of(decided.role, numbers) * faster * rate,
             eps=eps * _power(n, -applied.g) * _power(ratio, -deep.g) if family.has_eps else None,
-            weight_decay=self._weight_decay(n, ratio, applied, deep) * more_decay if decays else 0.0,
+            weight_decay=self._weight_decay(numbers, n, ratio, applied, deep, shape) * more_decay if decays else 0.0,
             optimizer=family.name,
             r=next((self.solved.r[node] for node in decided.a if node in self.solved.r), None),
             binding=self.solved.binding[name],
@@ -109,11 +122,41 @@ class _Planner:
             trainable=parameter.requires_grad,
             fold=_power(n, decided.b - absorbed.decided.b) * _power(ratio, deep.b - deep_absorbed.b),
             left=tuple(node for node, a in absorbed.decided.a.items() if a and n != 1.0),
+            options=numbers.options,
         )
 
-    def _weight_decay(self, n: float, ratio: float, applied: AppliedExponents, deep: DepthExponents) -> float:
-        fixed = self.options.overrides.decay_mode == "fixed"
-        return self.options.weight_decay * (1.0 if fixed else _power(n, applied.decay) * _power(ratio, deep.decay))
+    def _weight_decay(
+        self,
+        numbers: GroupNumbers,
+        n: float,
+        ratio: float,
+        applied: AppliedExponents,
+        deep: DepthExponents,
+        shape: float,
+    ) -> float:
+        given, mode = self.options.decay_of(numbers), self.options.overrides.decay_mode
+        if mode == "fixed":
+            return given
+        # "independent" keeps lr x weight decay, so it makes up for the part of lr that follows the matrix's shape
+        own = 1.0 / shape if mode == "independent" else 1.0
+        return given * own * _power(n, applied.decay) * _power(ratio, deep.decay)
+
+    def _shape_correction(self, name: str, parameter: torch.nn.Parameter, n: float) -> float:
+        """Return what lr is multiplied by so that a spectral update has its planned size at the real shapes.
+
+        The exponent c counts the optimizer's own factor, such as sqrt(max(1, rows / columns)), as the power of m that
+        it follows in the limit. At real shapes its maximum may take the other side in the base, the target or both.
+        """
+        family = self.fixed.families[name]
+        if family.update != "spectral" or not self.widths.has_base or parameter.ndim != 2:
+            return 1.0
+        kinds = [self.fixed.dag.kind(node) for node in self.fixed.parameters[name].a]
+        layers = [kind for kind in kinds if isinstance(kind, Layer)]
+        if not layers:
+            return 1.0
+        counted = _power(n, family.shape_growth(*layers[0].stored_growth(self.fixed)))
+        base = self.widths.base_parameters[name]
+        return counted * family.shape_factor(*base.shape) / family.shape_factor(*parameter.shape)
 
     def _own_width(self, name: str, parameter: torch.nn.Parameter) -> float:
         """Without a base, n is a weight's fan_in, the fan_out of a first layer, and the length of a vector."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict, cast
 
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.dag_program import Binding
 from abcfx.exponents.roles import WhyRole
 from abcfx.plan.init import Init, OwnInit
+from abcfx.theory.optimizer_groups import GroupOption
 
 SPEC_VERSION = 1
 
@@ -22,8 +23,8 @@ class OwnInitRow(TypedDict):
     measured: float
 
 
-class SpecRow(TypedDict):
-    """One parameter in the spec. Exponents are of the width ratio; `lr` and `eps` are absolute.
+class RequiredSpecRow(TypedDict):
+    """What the spec says of every parameter. Exponents are of the width ratio; `lr` and `eps` are absolute.
 
     `a` and `multiplier` are one number, or by node where several uses differ.
     """
@@ -49,6 +50,12 @@ class SpecRow(TypedDict):
     own_init: OwnInitRow | None
 
 
+class SpecRow(RequiredSpecRow, total=False):
+    """One parameter in the spec; `options` stands there only where an optimizer instance gave some, such as betas."""
+
+    options: dict[str, GroupOption]
+
+
 @dataclass(frozen=True)
 class ParameterPlan:
     """Exponents (of the width ratio m) and numbers of one parameter.
@@ -69,6 +76,7 @@ class ParameterPlan:
         trainable: whether it requires a gradient.
         fold: the factor by which folding multiplies the parameter.
         left: the nodes whose multiplier cannot be folded into the parameter.
+        options: what the parameter's group of an optimizer instance says beside these numbers, such as betas.
     """
 
     role: str
@@ -93,11 +101,12 @@ class ParameterPlan:
     trainable: bool
     fold: float = 1.0
     left: tuple[str, ...] = ()
+    options: Mapping[str, GroupOption] = field(default_factory=dict)
 
     def row(self) -> SpecRow:
         """Return the JSON-able row of this parameter in the spec."""
         own = self.own_init
-        return {
+        row: SpecRow = {
             "role": self.role,
             "why": str(self.why),
             "growth": list(self.growth),
@@ -118,6 +127,9 @@ class ParameterPlan:
             "init_factor": self.init.factor,
             "own_init": None if own is None else {"exponent": own.exponent, "measured": own.measured},
         }
+        if self.options:
+            row["options"] = dict(self.options)
+        return row
 
 
 def _one_or_by_node(by_node: Mapping[str, float], unused: float) -> float | dict[str, float]:

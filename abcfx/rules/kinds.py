@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from abcfx.lp.names import RowKind, RowLabel
 from abcfx.rules.bounds import Bound, ExponentContext
-from abcfx.rules.extents import Dim, Extent, Number
+from abcfx.rules.extents import Dim, Extent, Number, ParameterDim
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,22 @@ class Layer(Kind):
             return (rate, ("g", self.parameter)), 0.0
         return (rate,), context.b(self.parameter) if update == "relative" else 0.0
 
+    def stored_growth(self, context: ExponentContext) -> tuple[float, float]:
+        """Return the growth exponents of rows and columns of the weight as it is stored.
+
+        Rows are fan_out, except in a matrix that is stored the other way round: a table, or a weight of x @ w.
+        """
+        rows, columns = (ParameterDim(self.parameter, index) for index in (0, 1))
+        if self.fan_out == (columns,) and self.fan_in in ((), (rows,)):
+            return context.growth(rows), context.growth(columns)
+        return context.growth(*self.fan_out), context.growth(*self.fan_in)
+
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
         x, a, e_in = self.inputs[0], context.a(node), context.growth(*self.fan_in)
         moved = x is not None and context.changes(x)
         if context.learns(self.parameter) and (family := context.family(self.parameter)).update == "spectral":
             # an operator norm bounds dW x for every x, so there is no alignment to choose
-            grown = family.spectral_growth(e_in, context.growth(*self.fan_out))
+            grown = family.spectral_growth(e_in, context.growth(*self.fan_out), self.stored_growth(context))
             yield Bound(RowLabel(RowKind.ALPHA), (("c", self.parameter),), a + context.size(x) - grown)
             if x is not None and moved:
                 yield Bound(RowLabel(RowKind.U), (("c", self.parameter), ("r", x)), a - grown)

@@ -1,8 +1,8 @@
-"""Match overrides, given by glob pattern, to parameter and layer names; a pattern that matches nothing is an error."""
+"""Names of parameters: patterns that match them, where one that matches nothing is an error, and wrappers in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TypeVar
@@ -10,6 +10,8 @@ from typing import TypeVar
 from abcfx.errors import InvalidInputError
 
 T = TypeVar("T")
+# What wrappers put into the names of the parameters that they hold.
+_WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 
 def match_patterns(argument: str, patterns: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
@@ -44,3 +46,15 @@ def match_patterns(argument: str, patterns: Mapping[str, T], names: Iterable[str
             )
         found.update(dict.fromkeys(matched, value))
     return found
+
+
+def plain_name(name: str, known: Collection[str]) -> str:
+    """Return a parameter's name without what wrappers put in; a model's own submodule called "module" stays in it."""
+    if name in known:
+        return name
+    parts = name.split(".")
+    for drop in (_WRAPPERS[:1] + _WRAPPERS[2:], _WRAPPERS):
+        plain = ".".join(part for part in parts if part not in drop)
+        if plain in known:
+            return plain
+    return name

@@ -2,50 +2,83 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import inspect
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import nn
 
 from abcfx.errors import InvalidInputError
+from abcfx.support.choices import choose
 from abcfx.support.patterns import match_patterns
+from abcfx.theory.optimizer_classes import PACKED, decays_decoupled, inner_optimizer, known_name
 from abcfx.theory.parametrizations import ROLES
 
 UpdateSize: TypeAlias = Literal["sign", "gradient", "relative", "spectral"]
-Optimizer: TypeAlias = str | type[torch.optim.Optimizer] | torch.optim.Optimizer
+DecayWay: TypeAlias = Literal["decoupled", "gradient", "ratio"]
+ShapeFactor: TypeAlias = Literal["", "tall", "rms"]
+_ABSORBED: Mapping[UpdateSize, int] = {"sign": 1, "gradient": 2, "relative": 0, "spectral": 1}
 
 
 @dataclass(frozen=True)
 class OptimizerFamily:
     """Optimizers whose updates depend on width in the same way.
 
-    Attributes:
-        name: lower case, as the user writes it.
-        update: size of an update with lr = 1: "sign", entries O(1) (Adam, Lion); "gradient", entries as large as the
-            gradient's (SGD); "relative", entries as large as the weight's (Adafactor, LAMB); "spectral", all singular
-            values O(1) (Muon).
-        absorb: number of times that a is added to c when a multiplier m^-a moves into the weight.
-        has_eps: whether it has an eps beside the gradient, as Adam has.
-        decay: how weight decay acts: "decoupled", the weight shrinks by lr x decay; "gradient", it is added to the
-            gradient; "ratio", it is added to the update before the size of that is set, as in LAMB.
-        shape: factor that the optimizer itself puts on a spectral update: "" none, "tall" sqrt(max(1, out / in)), "rms"
-            sqrt(max(out, in)).
+    For an optimizer that abcfx does not know, say in these terms what one step does, and give the object to `transform`
+    in place of a name. Of several optimizers, `result.groups_for(family)` has the groups of this one.
+
+    Main arguments:
+        name: of your choice; the report and `Transformed.groups_for` use it.
+        update: size of the change of a weight in one step with lr = 1 and without weight decay:
+            "sign", every entry is about 1, whatever the size of the gradient: it is divided by the root of its own mean
+            square (Adam, Lion, SOAP);
+            "gradient", every entry is as large as the gradient's (SGD);
+            "relative", every entry is as large as the weight's own: a step of "sign" times the RMS of the weight
+            (Adafactor, LAMB);
+            "spectral", the matrix is orthogonalised, so that all its singular values are about 1 (Muon).
+
+    Other arguments:
+        absorb: number of times that a is added to c when a multiplier m^-a moves into the weight. It follows from
+            `update` (1, 2, 0, 1 in the order above) and need not be given.
+        has_eps: whether each group has an `eps` that is added to the root of the mean square of the gradient, as in
+            Adam.
+        decay: how weight decay acts: "decoupled", the weight shrinks by the share lr x decay, as in AdamW; "gradient",
+            decay x weight is added to the gradient, as in SGD and Adam; "ratio", the weight shrinks by the share
+            lr x decay x RMS of the weight, as in LAMB, where it is added to the update before that is scaled.
+        shape: factor that the optimizer itself puts on a spectral update of a matrix as it is stored: "" none; "tall"
+            sqrt(max(1, rows / columns)), torch's Muon; "rms" sqrt(max(rows, columns)), its "match_rms_adamw". Constant
+            factors, such as 0.2, do not count.
+
+    Raises:
+        InvalidInputError: one of the words is not known.
+
+    Example:
+        >>> OptimizerFamily("normalised_sgd", update="spectral").absorb
+        1
     """
 
     name: str
     update: UpdateSize
-    absorb: int
+    absorb: int | None = None
     has_eps: bool = False
-    decay: Literal["decoupled", "gradient", "ratio"] = "decoupled"
-    shape: Literal["", "tall", "rms"] = ""
+    decay: DecayWay = "decoupled"
+    shape: ShapeFactor = ""
+    is_built_in: bool = field(default=False, repr=False, compare=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "update", choose("update", self.update, get_args(UpdateSize)))
+        object.__setattr__(self, "decay", choose("decay", self.decay, get_args(DecayWay)))
+        object.__setattr__(self, "shape", choose("shape", self.shape, get_args(ShapeFactor)))
+        if self.absorb is None:
+            object.__setattr__(self, "absorb", _ABSORBED[self.update])
 
     def rate_shift(self, a: float) -> float:
         """Return what is added to c when a multiplier m^-a moves into the weight."""
-        return self.absorb * a
+        return (self.absorb or 0) * a
 
     def decay_shift(self, a: float) -> float:
         """Return the power of m by which weight decay changes when a multiplier m^-a moves into weight and rate."""
@@ -59,112 +92,209 @@ class OptimizerFamily:
         """Return the exponent of weight decay at which a step shrinks a weight by the same share at every width."""
         return c + b if self.decay == "ratio" else c
 
-    def spectral_growth(self, e_in: float, e_out: float) -> float:
+    def spectral_growth(self, e_in: float, e_out: float, stored: tuple[float, float] | None = None) -> float:
         """Return the exponent of rms(dW x) / rms(x) for an update with lr = 1.
 
         It is that of the operator norm: |dW x|_rms <= |dW|_op sqrt(fan_in / fan_out) |x|_rms, with equality for the
         singular vectors that matter.
+
+        Args:
+            e_in: growth exponent of fan_in.
+            e_out: growth exponent of fan_out.
+            stored: growth exponents of the rows and columns of the stored matrix; (e_out, e_in) if not given.
         """
-        own = {"": 0.0, "tall": max(0.0, e_out - e_in) / 2, "rms": max(e_in, e_out) / 2}[self.shape]
-        return (e_in - e_out) / 2 + own
+        return (e_in - e_out) / 2 + self.shape_growth(*(stored or (e_out, e_in)))
+
+    def shape_growth(self, rows: float, columns: float) -> float:
+        """Return the exponent of the optimizer's own factor on a matrix whose rows and columns grow like this."""
+        return {"": 0.0, "tall": max(0.0, rows - columns) / 2, "rms": max(rows, columns) / 2}[self.shape]
+
+    def shape_factor(self, rows: int, columns: int) -> float:
+        """Return the optimizer's own factor on a stored matrix of so many rows and columns, up to a constant."""
+        return math.sqrt({"": 1.0, "tall": max(1.0, rows / columns), "rms": max(rows, columns)}[self.shape])
+
+
+Optimizer: TypeAlias = str | type[torch.optim.Optimizer] | torch.optim.Optimizer | OptimizerFamily
+
+
+def _built_in(
+    name: str, update: UpdateSize, has_eps: bool = False, decay: DecayWay = "decoupled", shape: ShapeFactor = ""
+) -> OptimizerFamily:
+    return OptimizerFamily(name, update, None, has_eps, decay, shape, is_built_in=True)
 
 
 def _families() -> dict[str, OptimizerFamily]:
-    coupled = [
-        OptimizerFamily(name, "sign", 1, True, "gradient")
-        for name in ("adam", "adamax", "nadam", "radam", "rmsprop", "adagrad")
-    ]
+    coupled = ("adam", "adamax", "nadam", "radam", "rmsprop", "adagrad")
     found = [
-        *coupled,
-        OptimizerFamily("adamw", "sign", 1, True),
-        OptimizerFamily("soap", "sign", 1, True),
-        OptimizerFamily("adamatan2", "sign", 1),
-        OptimizerFamily("lion", "sign", 1),
-        OptimizerFamily("sign", "sign", 1),
-        OptimizerFamily("sgd", "gradient", 2, decay="gradient"),
-        OptimizerFamily("adafactor", "relative", 0),
-        OptimizerFamily("lamb", "relative", 0, True, "ratio"),
-        OptimizerFamily("muon", "spectral", 1, shape="tall"),
-        OptimizerFamily("muon_rms", "spectral", 1, shape="rms"),
+        *(_built_in(name, "sign", True, "gradient") for name in coupled),
+        _built_in("adamw", "sign", True),
+        _built_in("soap", "sign", True),
+        _built_in("adamatan2", "sign"),
+        _built_in("lion", "sign"),
+        _built_in("sign", "sign"),
+        _built_in("sgd", "gradient", decay="gradient"),
+        _built_in("adafactor", "relative"),
+        _built_in("lamb", "relative", True, "ratio"),
+        _built_in("muon", "spectral", shape="tall"),
+        _built_in("muon_rms", "spectral", shape="rms"),
     ]
     return {each.name: each for each in found}
 
 
 FAMILIES: dict[str, OptimizerFamily] = _families()
 _BY_KEY = {name.replace("_", ""): each for name, each in FAMILIES.items()}
-_PACKED = re.compile(r"(paged|fused|deepspeedcpu|cpu|\d+bit|fp8)")
 
 
 def family(optimizer: Optimizer) -> OptimizerFamily:
     """Find the family of an optimizer.
 
     Args:
-        optimizer: a name in any case, a class or an instance. Low-precision, fused and paged variants belong to the
-            optimizer that they implement (AdamW8bit, FusedAdam).
+        optimizer: a name in any case, a class, an instance, or a family itself. Low-precision, fused and paged variants
+            belong to the optimizer that they implement (AdamW8bit, FusedAdam). A class counts by the package that it
+            comes from: another package's Muon is another optimizer.
 
     Raises:
-        InvalidInputError: the size of its update is not known.
+        InvalidInputError: the size of its update is not known, or it takes no learning rate.
 
     >>> family("AdamW").update
     'sign'
     """
-    options: Mapping[str, object] = {}
+    if isinstance(optimizer, OptimizerFamily):
+        return optimizer
+    if isinstance(optimizer, str):
+        return _by_name(optimizer)
     if isinstance(optimizer, torch.optim.Optimizer):
-        name, options = type(optimizer).__name__, optimizer.defaults
-    else:
-        name = optimizer.__name__ if isinstance(optimizer, type) else optimizer
-    key = name.lower().replace("-", "").replace("_", "") if isinstance(name, str) else ""
-    found = _BY_KEY.get(key) or _BY_KEY.get(_PACKED.sub("", key))
+        held = inner_optimizer(optimizer)
+        found = {_of_instance(held, {**held.defaults, **group}) for group in held.param_groups}
+        if len(found) > 1:
+            raise InvalidInputError(
+                f"optimizer: the groups of this {type(held).__name__} differ in how updates or weight decay depend on "
+                f"width.\n"
+                f"  To fix: one optimizer for each kind of group, optimizer={{'hidden': ..., 'default': ...}}"
+            )
+        return found.pop()
+    if isinstance(optimizer, type):
+        named = _by_class(optimizer)
+        if named.name == "adafactor" and "relative_step" in inspect.signature(optimizer).parameters:
+            raise InvalidInputError(
+                "optimizer=transformers' Adafactor: by default (relative_step=True) it takes its rate from the step, "
+                "whatever lr is.\n"
+                "  To fix: give an instance, Adafactor(model.parameters(), lr=1e-3, relative_step=False, "
+                "scale_parameter=...)"
+            )
+        return named
+    raise InvalidInputError(_not_known(repr(optimizer), ""))
+
+
+def _by_name(name: str) -> OptimizerFamily:
+    key = name.lower().replace("-", "").replace("_", "")
+    found = _BY_KEY.get(key) or _BY_KEY.get(PACKED.sub("", key))
     if found is None:
-        nearest = [_BY_KEY[near].name for near in get_close_matches(key, _BY_KEY, n=1)] or ["adamw"]
-        raise InvalidInputError(
-            f"optimizer={optimizer!r} is not known, so the size of its update is not, and no rates can be solved.\n"
-            f"  Expected one of {', '.join(sorted(FAMILIES))}; or a class or an instance of one of them.\n"
-            f"  To fix: optimizer={nearest[0]!r}, or the one whose update is as large: 'adamw' for entries of O(1)"
-        )
-    if options.get("decoupled_weight_decay") and found.decay == "gradient":
-        return OptimizerFamily(found.name, found.update, found.absorb, found.has_eps)
+        raise InvalidInputError(_not_known(repr(name), key))
+    return found
+
+
+def _not_known(told: str, key: str) -> str:
+    nearest = [_BY_KEY[near].name for near in get_close_matches(key, _BY_KEY, n=1)] or ["adamw"]
+    return (
+        f"optimizer={told} is not known, so the size of its update is not, and no rates can be solved.\n"
+        f"  Expected one of {', '.join(sorted(FAMILIES))}; or a class or an instance of one of them.\n"
+        f"  To fix: optimizer={nearest[0]!r}, or the one whose update is as large: 'adamw' for entries of O(1)"
+    )
+
+
+def _by_class(optimizer: type) -> OptimizerFamily:
+    """Find the family of a class that abcfx knows; a class of the same name from elsewhere is another optimizer."""
+    if (name := known_name(optimizer)) is not None:
+        return FAMILIES[name]
+    path = f"{optimizer.__module__}.{optimizer.__qualname__}"
+    key = optimizer.__name__.lower().replace("_", "")
+    like = _BY_KEY.get(key) or _BY_KEY.get(PACKED.sub("", key))
+    if like is None and optimizer.__module__.startswith("torch."):
+        raise InvalidInputError(_not_known(path, key))
+    alike = f"; or optimizer={like.name!r}, if it does what that optimizer does in torch" if like else ""
+    update, shape = (like.update, like.shape) if like else ("sign", "")
+    more = f", shape={shape!r}" if shape else ""
+    raise InvalidInputError(
+        f"optimizer: {path} is none of the classes that abcfx knows, so the size of its update is not known.\n"
+        f"  Expected a class of torch.optim, or its behaviour in the terms of abcfx.OptimizerFamily.\n"
+        f"  To fix: optimizer=abcfx.OptimizerFamily({optimizer.__name__.lower()!r}, update={update!r}{more}) with the "
+        f"size of its update{alike}"
+    )
+
+
+def _of_instance(optimizer: torch.optim.Optimizer, options: Mapping[str, object]) -> OptimizerFamily:
+    """Find the family of one group of an optimizer by its class and its options."""
+    found = _by_class(type(optimizer))
+    if found.name == "adafactor":
+        return _adafactor(options)
+    decoupled = decays_decoupled(optimizer, options)
+    if decoupled is False and found.name == "adamw":
+        return FAMILIES["adam"]
+    if decoupled and found.decay == "gradient":
+        return _built_in(found.name, found.update, found.has_eps)
     if found.name == "muon" and options.get("adjust_lr_fn") == "match_rms_adamw":
         return FAMILIES["muon_rms"]
     return found
 
 
-def hyperparameters(optimizer: object) -> dict[str, float]:
-    """Read lr, weight_decay and eps off an optimizer instance; {} for anything else."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        return {}
-    found = {key: optimizer.defaults.get(key) for key in ("lr", "weight_decay", "eps")}
-    return {key: float(value) for key, value in found.items() if isinstance(value, int | float)}
+def _adafactor(options: Mapping[str, object]) -> OptimizerFamily:
+    """Tell apart what Adafactor does by its options; torch's own always scales by the size of the weight.
+
+    torch: lr bounds a relative step, min(lr, 1 / sqrt(step)) times max(eps2, RMS of the weight), and weight decay is
+    lr x decay. transformers: the rate is lr if relative_step is off, times that size if scale_parameter is on, for the
+    update and for weight decay alike.
+    """
+    if options.get("relative_step"):
+        raise InvalidInputError(
+            "optimizer: Adafactor with relative_step=True takes its rate from the step, whatever lr is, so planned "
+            "rates would have no effect.\n"
+            "  To fix: Adafactor(..., lr=1e-3, relative_step=False)"
+        )
+    if "scale_parameter" not in options:
+        return FAMILIES["adafactor"]
+    if options["scale_parameter"]:
+        return _built_in("adafactor", "relative", decay="ratio")
+    return _built_in("adafactor", "sign")
 
 
-def assign_families(
-    optimizer: Optimizer | Mapping[str, Optimizer], roles: Mapping[str, str], parameters: Mapping[str, nn.Parameter]
-) -> dict[str, OptimizerFamily]:
-    """Find the family of each parameter.
+def assign_optimizers(
+    optimizer: Optimizer | Mapping[str, Optimizer], roles: Mapping[str, str], names: Collection[str]
+) -> dict[str, Optimizer]:
+    """Find which of the given optimizers trains each parameter.
 
     Args:
         optimizer: one optimizer for all, or a dict of role, glob pattern or "default" to one. A pattern is stronger
             than a role, and a role stronger than "default".
         roles: role of each parameter.
-        parameters: the parameters by name.
+        names: names of the parameters.
 
     Raises:
-        InvalidInputError: a parameter gets no optimizer, a key matches nothing, or Muon gets something else than a
-            matrix.
+        InvalidInputError: a parameter gets no optimizer, or a key matches nothing.
     """
     if not isinstance(optimizer, Mapping):
-        found = dict.fromkeys(parameters, family(optimizer))
-    else:
-        named = {key: family(value) for key, value in optimizer.items()}
-        patterns = {key: each for key, each in named.items() if key not in (*ROLES, "default")}
-        matched = match_patterns("optimizer", patterns, parameters)
-        missing = [n for n in parameters if n not in matched and roles[n] not in named and "default" not in named]
-        if missing:
-            raise InvalidInputError(
-                f"optimizer: {missing[0]!r} (role {roles[missing[0]]}) and {len(missing) - 1} more get no optimizer.\n"
-                f"  To fix: optimizer={{..., 'default': 'adamw'}}"
-            )
-        found = {n: matched.get(n) or named.get(roles[n]) or named["default"] for n in parameters}
+        return dict.fromkeys(names, optimizer)
+    patterns = {key: each for key, each in optimizer.items() if key not in (*ROLES, "default")}
+    matched = match_patterns("optimizer", patterns, names)
+    missing = [n for n in names if n not in matched and roles[n] not in optimizer and "default" not in optimizer]
+    if missing:
+        raise InvalidInputError(
+            f"optimizer: {missing[0]!r} (role {roles[missing[0]]}) and {len(missing) - 1} more get no optimizer.\n"
+            f"  To fix: optimizer={{..., 'default': 'adamw'}}"
+        )
+    return {n: matched[n] if n in matched else optimizer.get(roles[n], optimizer.get("default", "")) for n in names}
+
+
+def assign_families(
+    assigned: Mapping[str, Optimizer], parameters: Mapping[str, nn.Parameter]
+) -> dict[str, OptimizerFamily]:
+    """Find the family of each parameter from the optimizer that trains it.
+
+    Raises:
+        InvalidInputError: an optimizer is not known, or Muon gets something else than a matrix.
+    """
+    found_of = {id(each): family(each) for each in assigned.values()}
+    found = {name: found_of[id(each)] for name, each in assigned.items()}
     for name, each in found.items():
         if each.update == "spectral" and parameters[name].ndim < 2 and parameters[name].requires_grad:
             raise InvalidInputError(

@@ -36,7 +36,7 @@ def rates(
 # (embedding, hidden, readout) with multipliers absorbed: theory 1.3 and 1.4
 TABLE = {
     "adam": (0, 1, 1), "lion": (0, 1, 1), "adamatan2": (0, 1, 1), "soap": (0, 1, 1), "adagrad": (0, 1, 1),
-    "sgd": (-1, 0, 1), "adafactor": (0, 0.5, 0), "lamb": (0, 0.5, 0), "muon": (0, 0, 0.5), "muon_rms": (0, 0.5, 1),
+    "sgd": (-1, 0, 1), "adafactor": (0, 0.5, 0), "lamb": (0, 0.5, 0), "muon": (-0.5, 0, 0.5), "muon_rms": (0, 0.5, 1),
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 
 from abcfx.outcome import Outcome
+from abcfx.plan.options import ByRole
 from abcfx.report.binding import bottlenecks, used_tags
 from abcfx.report.drawing.page_data import page_data
 from abcfx.report.names import count_entries
@@ -70,20 +71,23 @@ def _summary(outcome: Outcome) -> str:
     return f"{size}, {scale}."
 
 
+def _rates(lr: ByRole | None) -> str:
+    """Say which base rates the user gave: one, one for each role, or those in the groups of an optimizer."""
+    if lr is None:
+        return "of its groups"
+    return ", ".join(f"{role} {each:.4g}" for role, each in lr.items()) if isinstance(lr, Mapping) else f"{lr:.4g}"
+
+
 def _settings(outcome: Outcome) -> list[tuple[str, str]]:
     header, options = outcome.header, outcome.options
     found = [("captured by", METHODS.get(header.captured, header.captured))]
     if header.has_base and header.width_ratio != 1.0:
         found.append(("sizes that grow", _sizes(outcome)))
-    rates = (
-        ", ".join(f"{role} {lr:.4g}" for role, lr in options.lr.items())
-        if isinstance(options.lr, Mapping)
-        else f"{options.lr:.4g}"
-    )
+    decay = "of its groups" if options.weight_decay is None else f"{options.weight_decay:.4g}"
     found += [
         ("parametrization", f"{header.parametrization}, alignment {header.alignment}"),
-        ("optimizer", f"{header.optimizer}, lr {rates}"),
-        ("weight decay", f"{options.weight_decay:.4g}, {options.overrides.decay_mode}"),
+        ("optimizer", f"{header.optimizer}, lr {_rates(options.lr)}"),
+        ("weight decay", f"{decay}, {options.overrides.decay_mode}"),
         ("multipliers", f"apply {header.apply}, init {header.init}"),
         ("linear program", f"{header.rows} rows, {header.columns} columns"),
         ("time", f"{1000 * sum(outcome.timings.values()):.0f} ms"),

@@ -1,0 +1,162 @@
+"""The numbers that the groups of an optimizer instance give to each parameter: lr, weight decay, eps, and options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import TypeAlias
+
+import torch
+
+from abcfx.errors import InvalidInputError
+from abcfx.support.patterns import plain_name
+from abcfx.theory.optimizer_classes import inner_optimizer
+from abcfx.theory.optimizers import Optimizer, family
+
+GroupOption: TypeAlias = bool | int | float | str | tuple[float, ...] | None
+# How a step is computed, not what it computes.
+_IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable"})
+_CYCLED = ("base_momentum", "max_momentum")  # a scheduler that moves momentum or betas leaves these in a group
+MOMENTUM = frozenset({"betas", "momentum", "beta1"})
+
+
+@dataclass(frozen=True)
+class GroupNumbers:
+    """The numbers that one group of an optimizer gives to its parameters; None where it says nothing.
+
+    Attributes:
+        lr: learning rate before any scheduler.
+        weight_decay: weight decay.
+        eps: eps, for optimizers that have one beside the gradient.
+        options: everything else that differs from the constructor's default (betas, momentum, adjust_lr_fn).
+    """
+
+    lr: float | None = None
+    weight_decay: float | None = None
+    eps: float | None = None
+    options: Mapping[str, GroupOption] = field(default_factory=dict)
+
+    def differs_from(self, other: GroupNumbers) -> tuple[str, ...]:
+        """Return the names of the numbers in which two groups differ."""
+        named = [key for key in ("lr", "weight_decay", "eps") if getattr(self, key) != getattr(other, key)]
+        keys = [key for key in {**self.options, **other.options} if self.options.get(key) != other.options.get(key)]
+        return (*named, *keys)
+
+
+def as_number(value: object) -> float | None:
+    """Return a number, also one in a tensor or of numpy, as a float; None for anything else.
+
+    >>> as_number(torch.tensor([0.5]))
+    0.5
+    """
+    if isinstance(value, torch.Tensor):
+        return float(value.detach()) if value.numel() == 1 and not value.is_meta else None
+    if isinstance(value, Real):
+        return None if isinstance(value, bool) else float(value)
+    item = getattr(value, "item", None)  # a numpy array of one entry
+    if callable(item) and getattr(value, "size", None) == 1:
+        found = item()
+        return float(found) if isinstance(found, int | float) else None
+    return None
+
+
+def group_numbers(optimizer: torch.optim.Optimizer) -> list[GroupNumbers]:
+    """Read every group of an optimizer instance.
+
+    Raises:
+        InvalidInputError: the optimizer is not known.
+    """
+    held = inner_optimizer(optimizer)
+    has_eps = family(held).has_eps
+    usual = {key: each.default for key, each in inspect.signature(type(held).__init__).parameters.items()}
+    found = []
+    for group in held.param_groups:
+        lr = as_number(group.get("initial_lr", group.get("lr")))
+        decay, eps = as_number(group.get("weight_decay")), as_number(group.get("eps")) if has_eps else None
+        left_out = {"params", "param_names", "lr", "weight_decay", *_IMPLEMENTATION, *(("eps",) if has_eps else ())}
+        if any(key in group for key in _CYCLED):
+            left_out |= MOMENTUM
+        given = {key: as_option(value) for key, value in group.items() if key in usual and key not in left_out}
+        own = {key: value for key, value in given.items() if value != as_option(usual[key])}
+        found.append(GroupNumbers(lr, decay, eps, own))
+    return found
+
+
+def as_option(value: object) -> GroupOption:
+    """Return an option of a group as plain data; a list counts as a tuple, and what is no data as None."""
+    if isinstance(value, bool | str):
+        return value
+    if isinstance(value, tuple | list):
+        numbers = [as_number(each) for each in value]
+        return tuple(each for each in numbers if each is not None) if None not in numbers else None
+    return as_number(value)
+
+
+def shared_number(optimizer: Optimizer | Mapping[str, Optimizer], key: str, usual: float) -> float | None:
+    """Return the one lr or weight decay of all groups, `usual` without an instance; None where groups differ."""
+    every = list(optimizer.values()) if isinstance(optimizer, Mapping) else [optimizer]
+    values: set[float] = set()
+    for each in every:
+        groups = group_numbers(each) if isinstance(each, torch.optim.Optimizer) else [GroupNumbers()]
+        values |= {usual if (value := getattr(group, key)) is None else float(value) for group in groups}
+    return values.pop() if len(values) == 1 else None
+
+
+def own_numbers(
+    assigned: Mapping[str, Optimizer], names_of: Mapping[int, Collection[str]], learning: Collection[str]
+) -> dict[str, GroupNumbers]:
+    """Find the numbers that each parameter has in the optimizer instance that trains it.
+
+    Args:
+        assigned: the optimizer of each parameter; a name or a class gives no numbers.
+        names_of: id of a tensor of the model or of its base -> the names that the parameter has in the model.
+        learning: names of the parameters that require a gradient.
+
+    Raises:
+        InvalidInputError: groups of an instance differ, and it is not known which of them a parameter belongs to.
+    """
+    found: dict[str, GroupNumbers] = {}
+    for optimizer in {id(each): each for each in assigned.values()}.values():
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            continue
+        names = [name for name, each in assigned.items() if each is optimizer]
+        groups = group_numbers(optimizer)
+        differing = {key: None for group in groups for key in group.differs_from(groups[0])}
+        if not differing:
+            found.update(dict.fromkeys(names, groups[0]))
+            continue
+        placed = _places(inner_optimizer(optimizer), names_of, set(assigned))
+        lost = next((name for name in names if name not in placed and name in learning), None)
+        if lost is not None:
+            raise InvalidInputError(_not_placed(optimizer, tuple(differing), lost, is_known=bool(placed)))
+        found.update({name: groups[placed[name]] for name in names if name in placed})
+    return found
+
+
+def _places(
+    optimizer: torch.optim.Optimizer, names_of: Mapping[int, Collection[str]], known: Collection[str]
+) -> dict[str, int]:
+    """Return the index of the group in which each parameter lies, by identity or else by the names in the groups."""
+    found: dict[str, int] = {}
+    for index, group in enumerate(optimizer.param_groups):
+        given = group.get("param_names") or [""] * len(group["params"])
+        for parameter, name in zip(group["params"], given, strict=True):
+            plain = plain_name(str(name), known)
+            for each in names_of.get(id(parameter), (plain,) if plain in known else ()):
+                found[each] = index
+    return found
+
+
+def _not_placed(optimizer: torch.optim.Optimizer, differing: tuple[str, ...], lost: str, is_known: bool) -> str:
+    kind = type(inner_optimizer(optimizer)).__name__
+    whose = (
+        "is in none of them" if is_known else "cannot be found in them: they hold neither the model's nor the base's"
+    )
+    return (
+        f"optimizer: the groups of this {kind} differ in {', '.join(differing)}, and {lost!r} {whose}.\n"
+        f"  Expected: groups over the parameters of the model or of `base`, or groups with their names.\n"
+        f"  To fix: make the {kind} of the parameters of the very model that is given as model or base, or give their "
+        f"names, {{'params': list(model.named_parameters()), ...}} for each group"
+    )
