@@ -161,6 +161,8 @@ class AttentionModule(nn.Module):
 class Lion(torch.optim.Optimizer):
     """The sign of an interpolated momentum: Chen et al. 2023 (arXiv 2302.06675), algorithm 2."""
 
+    abcfx_family = abcfx.OptimizerFamily("lion", "sign")
+
     def __init__(self, params: ParamsT, betas: tuple[float, float] = (0.9, 0.99)) -> None:
         super().__init__(params, {"betas": betas})
 

@@ -29,7 +29,8 @@ class OptimizerFamily:
     """Optimizers whose updates depend on width in the same way.
 
     For an optimizer that abcfx does not know, say in these terms what one step does, and give the object to `transform`
-    in place of a name. Of several optimizers, `result.groups_for(family)` has the groups of this one.
+    in place of a name. Of several optimizers, `result.groups_for(family)` has the groups of this one. A class that has
+    it as its attribute `abcfx_family` is known wherever the class or an instance is given.
 
     Main arguments:
         name: of your choice; the report and `Transformed.groups_for` use it.
@@ -205,6 +206,8 @@ def _not_known(told: str, key: str) -> str:
 
 def _by_class(optimizer: type) -> OptimizerFamily:
     """Find the family of a class that abcfx knows; a class of the same name from elsewhere is another optimizer."""
+    if isinstance(declared := getattr(optimizer, "abcfx_family", None), OptimizerFamily):
+        return declared
     if (name := known_name(optimizer)) is not None:
         return FAMILIES[name]
     path = f"{optimizer.__module__}.{optimizer.__qualname__}"
@@ -218,8 +221,8 @@ def _by_class(optimizer: type) -> OptimizerFamily:
     raise InvalidInputError(
         f"optimizer: {path} is none of the classes that abcfx knows, so the size of its update is not known.\n"
         f"  Expected a class of torch.optim, or its behaviour in the terms of abcfx.OptimizerFamily.\n"
-        f"  To fix: optimizer=abcfx.OptimizerFamily({optimizer.__name__.lower()!r}, update={update!r}{more}) with the "
-        f"size of its update{alike}"
+        f"  To fix: optimizer=abcfx.OptimizerFamily({optimizer.__name__.lower()!r}, update={update!r}{more}), with the "
+        f"size of its update; or the same as an attribute `abcfx_family` of the class{alike}"
     )
 
 

@@ -105,6 +105,8 @@ def test_a_declared_family_has_the_rates_of_what_it_declares() -> None:
     assert [abcfx.OptimizerFamily("x", update).absorb for update in ("sign", "gradient", "relative", "spectral")] == [
         1, 2, 0, 1,
     ]  # fmt: skip
+    cls = made("dion", "Muon", abcfx_family=own)
+    assert family(cls) is family(instance(cls)) is own
     with pytest.raises(InvalidInputError, match=r"update='signs' is not known"):
         abcfx.OptimizerFamily("x", "signs")  # type: ignore[arg-type]
 
