@@ -182,6 +182,11 @@ def test_whatever_contributing_names_is_where_it_says() -> None:
     assert {(file, name) for (file, name), source in found.items() if name not in source} == set()
 
 
+def test_the_reference_has_every_public_name() -> None:
+    shown = re.findall(r"^::: [\w.]*\.(\w+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.M)
+    assert set(abcfx.__all__) - set(shown) <= {"AbcfxError", "__version__"}  # the errors are shown as a module
+
+
 PAGES = [README, CONTRIBUTING, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

@@ -22,6 +22,22 @@ from check import Row, check
 from hard_programs import PROGRAMS
 from hard_sequence import SEQUENCE
 
+INTRODUCTION = """\
+`transform` first turns a model into a graph. This page lists models for which that was tried.
+`python tests/zoo/run.py --out docs/coverage.md` writes it.
+
+| column | meaning |
+|---|---|
+| captured by | the way of capturing: "symbolic" (torch.fx), "export" (torch.export) or "record" (our recorder) |
+| exact | outputs of the graph are those of the model, bit for bit, on several inputs |
+| gradients | so are its gradients, up to 2e-3 of the largest entry of each |
+| names | the names of Parameters and the `state_dict` keys are those of the model |
+| layers | number of weight uses in the layer DAG |
+| LP | whether the linear program was solved for it |
+| unused | number of parameters that take no part in the outputs |
+| said | the error, or the notes in the report |
+"""
+
 
 def rows(groups: list[str], part: int, parts: int) -> Iterator[tuple[str, Row]]:
     """Yield a row per model with its group."""
@@ -44,7 +60,7 @@ def rows(groups: list[str], part: int, parts: int) -> Iterator[tuple[str, Row]]:
 
 def table(found: list[tuple[str, Row]]) -> str:
     """Format the rows as Markdown, with the counts in front."""
-    lines = ["# Coverage of capture", ""]
+    lines = ["# Coverage of capture", "", INTRODUCTION]
     for group, title in (("hf", "Hugging Face types"), ("hard", "Hand-written hard cases")):
         some = [row for name, row in found if name == group]
         if not some:
