@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
+from dataclasses import dataclass
 
 import pytest
 
@@ -52,27 +52,55 @@ COMMANDS = {
 }
 
 
+RUNS = {
+    "report": ["report", "noisy.py:Net", *COMMANDS["report"], "--json"],
+    "coord-check": ["coord-check", "noisy.py:Net", *COMMANDS["coord-check"], "--json"],
+    "text": ["report", "noisy.py:Net", *COMMANDS["report"]],
+    "error": ["report", "noisy.py:Nett", "--json"],
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    """Run all commands, each as a process, side by side."""
+    folder = tmp_path_factory.mktemp("noisy")
+    (folder / "noisy.py").write_text(NOISY)
+    started = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "abcfx", *line],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+        )
+        for name, line in RUNS.items()
+    }
+    written = {name: process.communicate() for name, process in started.items()}
+    return {name: Done(started[name].returncode, *streams) for name, streams in written.items()}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_models_that_print_do_not_spoil_json(command: str, tmp_path: Path) -> None:
-    (tmp_path / "noisy.py").write_text(NOISY)
-    line = [sys.executable, "-m", "abcfx", command, "noisy.py:Net", *COMMANDS[command], "--json"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert isinstance(json.loads(done.stdout), dict), done.stderr
+def test_models_that_print_do_not_spoil_json(command: str, done: dict[str, Done]) -> None:
+    run = done[command]
+    assert isinstance(json.loads(run.stdout), dict), run.stderr
     for way in ("python", "original", "C", "descriptor", "child"):
-        assert f"{way} import" in done.stderr
-        assert f"{way} init" in done.stderr
+        assert f"{way} import" in run.stderr
+        assert f"{way} init" in run.stderr
 
 
-def test_without_json_a_model_prints_where_it_wants(tmp_path: Path) -> None:
-    (tmp_path / "noisy.py").write_text(NOISY)
-    line = [sys.executable, "-m", "abcfx", "report", "noisy.py:Net", *COMMANDS["report"]]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert "python import" in done.stdout
+def test_without_json_a_model_prints_where_it_wants(done: dict[str, Done]) -> None:
+    assert "python import" in done["text"].stdout
 
 
-def test_an_error_leaves_standard_output_empty(tmp_path: Path) -> None:
-    (tmp_path / "noisy.py").write_text(NOISY)
-    line = [sys.executable, "-m", "abcfx", "report", "noisy.py:Nett", "--json"]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "Names that are close: Net" in done.stderr
+def test_an_error_leaves_standard_output_empty(done: dict[str, Done]) -> None:
+    assert (done["error"].status, done["error"].stdout) == (1, "")
+    assert "Names that are close: Net" in done["error"].stderr
