@@ -122,6 +122,7 @@ class _Planner:
             trainable=parameter.requires_grad,
             fold=_power(n, decided.b - absorbed.decided.b) * _power(ratio, deep.b - deep_absorbed.b),
             left=tuple(node for node, a in absorbed.decided.a.items() if a and n != 1.0),
+            shape_correction=shape,
             options=numbers.options,
         )
 

@@ -76,6 +76,8 @@ class ParameterPlan:
         trainable: whether it requires a gradient.
         fold: the factor by which folding multiplies the parameter.
         left: the nodes whose multiplier cannot be folded into the parameter.
+        shape_correction: factor in `lr` beside the powers of width, where an optimizer's own factor on a matrix (Muon)
+            differs at real shapes from the power of width that c counts.
         options: what the parameter's group of an optimizer instance says beside these numbers, such as betas.
     """
 
@@ -101,6 +103,7 @@ class ParameterPlan:
     trainable: bool
     fold: float = 1.0
     left: tuple[str, ...] = ()
+    shape_correction: float = 1.0
     options: Mapping[str, GroupOption] = field(default_factory=dict)
 
     def row(self) -> SpecRow:

@@ -26,7 +26,13 @@ def consequences(outcome: Outcome, name: str, group: int | None) -> list[str]:
     lines = [_multiplier(outcome, name, power), _init(plan, power)]
     if not plan.trainable:
         return [*lines, "lr: none, since it is frozen"]
-    rate = f"{plan.lr:.4g}: the base learning rate" if plan.role == "plain" else power.product(plan.lr, -plan.c, "c")
+    rate = f"{plan.lr:.4g}: the base learning rate"
+    if plan.role != "plain":
+        rate = power.product(plan.lr, -plan.c, "c", plan.shape_correction)
+    if plan.shape_correction != 1.0:
+        rate += (
+            f" x {plan.shape_correction:.4g}, since {plan.optimizer}'s own factor on a matrix follows its real shape"
+        )
     lines.append(f"lr {rate}")
     if plan.eps is not None:
         eps = power.product(plan.eps, -plan.g, "g")
@@ -53,21 +59,22 @@ class _Powers:
         """Write how a number with this exponent scales: `~ m^-0.5`, or O(1) if it does not."""
         return f"~ {self.symbol}^{-exponent:.3g}" if exponent else "O(1)"
 
-    def product(self, value: float, exponent: float, key: str) -> str:
+    def product(self, value: float, exponent: float, key: str, other: float = 1.0) -> str:
         """Write a number as `0.00195 = 0.00781 x 4^-1`, with the power of the ratio of depths if there is one.
 
         Args:
             value: the number.
             exponent: its power of the width.
             key: "c" or "g", the exponent of depth that belongs to it.
+            other: a factor of the number that is no such power, which the caller writes.
         """
         ratio = self._depth_ratio
         deep = -(self._depth.c if key == "c" else self._depth.g) if ratio != 1.0 else 0.0
         powers = [f"{self.base:.4g}^{exponent:.3g}"] if exponent and self.base != 1.0 else []
         powers += [f"{ratio:.3g}^{deep:.3g} for {ratio:.3g} times the blocks"] if deep else []
-        if not powers:
+        if not powers and other == 1.0:
             return f"{value:.4g}, " + ("at any width" if not exponent else "as given, since m = 1")
-        return " x ".join([f"{value:.4g} = {value / (self.base**exponent * ratio**deep):.4g}", *powers])
+        return " x ".join([f"{value:.4g} = {value / (other * self.base**exponent * ratio**deep):.4g}", *powers])
 
 
 def _multiplier(outcome: Outcome, name: str, power: _Powers) -> str:

@@ -68,20 +68,43 @@ def group_numbers(optimizer: torch.optim.Optimizer) -> list[GroupNumbers]:
     Raises:
         InvalidInputError: the optimizer is not known.
     """
-    held = inner_optimizer(optimizer)
-    has_eps = family(held).has_eps
-    usual = {key: each.default for key, each in inspect.signature(type(held).__init__).parameters.items()}
+    has_eps, usual = family(optimizer).has_eps, _usual_options(optimizer)
+    left_out = {"lr", "weight_decay", *(("eps",) if has_eps else ())}
     found = []
-    for group in held.param_groups:
+    for group in optimizer.param_groups:
         lr = as_number(group.get("initial_lr", group.get("lr")))
         decay, eps = as_number(group.get("weight_decay")), as_number(group.get("eps")) if has_eps else None
-        left_out = {"params", "param_names", "lr", "weight_decay", *_IMPLEMENTATION, *(("eps",) if has_eps else ())}
-        if any(key in group for key in _CYCLED):
-            left_out |= MOMENTUM
-        given = {key: as_option(value) for key, value in group.items() if key in usual and key not in left_out}
-        own = {key: value for key, value in given.items() if value != as_option(usual[key])}
-        found.append(GroupNumbers(lr, decay, eps, own))
+        moved = MOMENTUM if moves_momentum(group) else frozenset[str]()
+        own = {key: as_option(group[key]) for key in usual if key in group and key not in left_out | moved}
+        found.append(GroupNumbers(lr, decay, eps, {key: value for key, value in own.items() if value != usual[key]}))
     return found
+
+
+def _usual_options(optimizer: torch.optim.Optimizer) -> dict[str, GroupOption]:
+    """Return the defaults of an optimizer's constructor, without those of how a step is computed."""
+    taken = inspect.signature(type(inner_optimizer(optimizer)).__init__).parameters
+    return {key: as_option(each.default) for key, each in taken.items() if key not in _IMPLEMENTATION}
+
+
+def moves_momentum(group: Mapping[str, object]) -> bool:
+    """Whether a scheduler cycles the momentum or the betas of a group, which then are no numbers of the user's."""
+    return any(key in group for key in _CYCLED)
+
+
+def given_options(optimizer: torch.optim.Optimizer) -> dict[str, GroupOption]:
+    """Return what was given to an optimizer's constructor and is overruled by one of its groups; lr left out.
+
+    A value that is the constructor's default does not count as given.
+    """
+    held, usual = inner_optimizer(optimizer), _usual_options(optimizer)
+    groups = optimizer.param_groups
+    moved = MOMENTUM if any(map(moves_momentum, groups)) else frozenset[str]()
+    given = {key: as_option(held.defaults[key]) for key in usual if key in held.defaults and key not in {"lr", *moved}}
+    return {
+        key: value
+        for key, value in given.items()
+        if value != usual[key] and any(key in group and as_option(group[key]) != value for group in groups)
+    }
 
 
 def as_option(value: object) -> GroupOption:
@@ -127,7 +150,7 @@ def own_numbers(
         if not differing:
             found.update(dict.fromkeys(names, groups[0]))
             continue
-        placed = _places(inner_optimizer(optimizer), names_of, set(assigned))
+        placed = _places(optimizer, names_of, set(assigned))
         lost = next((name for name in names if name not in placed and name in learning), None)
         if lost is not None:
             raise InvalidInputError(_not_placed(optimizer, tuple(differing), lost, is_known=bool(placed)))

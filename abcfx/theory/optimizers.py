@@ -166,7 +166,7 @@ def family(optimizer: Optimizer) -> OptimizerFamily:
         return _by_name(optimizer)
     if isinstance(optimizer, torch.optim.Optimizer):
         held = inner_optimizer(optimizer)
-        found = {_of_instance(held, {**held.defaults, **group}) for group in held.param_groups}
+        found = {_of_instance(held, {**held.defaults, **group}) for group in optimizer.param_groups}
         if len(found) > 1:
             raise InvalidInputError(
                 f"optimizer: the groups of this {type(held).__name__} differ in how updates or weight decay depend on "
@@ -255,6 +255,11 @@ def _adafactor(options: Mapping[str, object]) -> OptimizerFamily:
             "  To fix: Adafactor(..., lr=1e-3, relative_step=False)"
         )
     if "scale_parameter" not in options:
+        if isinstance(lr := options.get("lr"), int | float | torch.Tensor) and float(lr) >= 1.0:
+            raise InvalidInputError(
+                f"optimizer: torch's Adafactor bounds its relative step by 1 / sqrt(step), so lr={float(lr):g} has no "
+                f"effect after the first step.\n  To fix: Adafactor(..., lr=0.01)"
+            )
         return FAMILIES["adafactor"]
     if options["scale_parameter"]:
         return _built_in("adafactor", "relative", decay="ratio")

@@ -176,3 +176,10 @@ def test_a_step_of_muon_has_one_size_at_every_width(adjust: str | None, small: i
         assert planned == pytest.approx(change(base.get_parameter(name), name, 0.5), rel=0.05), name
         shrinks = result.spec[name]["lr"] * result.spec[name]["weight_decay"]
         assert shrinks == pytest.approx(0.5 * 0.1), name
+
+
+def test_the_report_says_why_the_rate_is_no_power_of_width() -> None:
+    both: dict[str, Optimizer] = {"into.weight": "muon", "default": "adamw"}
+    result = abcfx.transform(Rectangles(64, 40), IDS, base=Rectangles(16, 40), optimizer=both, lr=0.5, apply="absorb")
+    told = " ".join(str(result.explain("into.weight")).split())
+    assert "= 0.5 x 4^-0.5 x 1.581, since muon's own factor on a matrix follows its real shape" in told

@@ -84,8 +84,9 @@ def test_a_derived_class_belongs_to_its_parent_unless_it_steps_in_its_own_way() 
 
 def test_a_wrapper_is_what_it_holds() -> None:
     wrapper = made("accelerate.optimizer", "AcceleratedOptimizer")
+    inner = torch.optim.Adam([nn.Parameter(torch.ones(2))], lr=0.5)
     outer = instance(wrapper)
-    outer.optimizer = torch.optim.Adam([nn.Parameter(torch.ones(2))], lr=0.5)  # type: ignore[attr-defined]
+    outer.optimizer, outer.param_groups = inner, inner.param_groups  # type: ignore[attr-defined]
     assert family(outer) == FAMILIES["adam"]
     result = abcfx.transform(Block(16), IDS, base=Block(16), optimizer=outer)
     assert {group["lr"] for group in result.param_groups} == {0.5}
@@ -147,3 +148,5 @@ def test_adafactor_that_takes_no_rate_is_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"relative_step=True.*\n  To fix: give an instance"):
         family(type(adafactor(weight)))
     assert family(torch.optim.Adafactor) == family(torch.optim.Adafactor(weight)) == FAMILIES["adafactor"]
+    with pytest.raises(InvalidInputError, match=r"1 / sqrt\(step\)"):
+        family(torch.optim.Adafactor(weight, lr=1.0))
