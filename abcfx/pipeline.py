@@ -189,6 +189,12 @@ def _plan_options(
     schedule: Schedule,
 ) -> PlanOptions:
     """Check the options that decide numbers; lr and weight decay that were not given come from optimizer instances."""
+    for option, value, wanted in (("overrides", overrides, Overrides), ("schedule", schedule, Schedule)):
+        if not isinstance(value, wanted):
+            raise InvalidInputError(
+                f"{option}={value!r}: expected an abcfx.{wanted.__name__}.\n"
+                f"  To fix: {option}=abcfx.{wanted.__name__}(...), or leave it out."
+            )
     return PlanOptions(
         lr=shared_number(optimizer, "lr", DEFAULT_LR) if lr is None else lr,
         weight_decay=shared_number(optimizer, "weight_decay", 0.0) if weight_decay is None else weight_decay,
