@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypedDict
 
@@ -143,7 +143,8 @@ def transform(
     with clock("plan"):
         depth = scale_depth(asked.depth, dag, growth.blocks, fixed.families, overrides.decay_mode)
         own_init = _own_init(captured, fixed, init)
-        numbers = _own_numbers(model, pair, assigned)
+        given_apart = _given_apart(lr=lr if isinstance(lr, int | float) else None, weight_decay=weight_decay, eps=eps)
+        numbers = _own_numbers(model, pair, assigned, given_apart)
         plan = make_plan(fixed, solved, dict(captured.model.named_parameters()), own_init, options, depth, numbers)
     with clock("rewrite"):
         notes = (
@@ -270,7 +271,14 @@ def _fixed_exponents(
     return fixed.with_attention(missing), assigned, describe(logits)
 
 
-def _own_numbers(model: nn.Module, pair: PairedModels, assigned: Mapping[str, Optimizer]) -> dict[str, GroupNumbers]:
+def _given_apart(**numbers: float | None) -> set[str]:
+    """Return which numbers the user gave for all parameters, so that those of an optimizer instance do not count."""
+    return {key for key, value in numbers.items() if value is not None}
+
+
+def _own_numbers(
+    model: nn.Module, pair: PairedModels, assigned: Mapping[str, Optimizer], given: Collection[str]
+) -> dict[str, GroupNumbers]:
     """Return the numbers of each parameter in an optimizer instance over the user's model or base."""
     target = dict(pair.target_graph.model.named_parameters())
     names_of: dict[int, list[str]] = {}
@@ -280,7 +288,8 @@ def _own_numbers(model: nn.Module, pair: PairedModels, assigned: Mapping[str, Op
     for name in target:
         if (twin := theirs.get(pair.blocks.twin(name))) is not None:
             names_of.setdefault(id(twin), []).append(name)
-    return own_numbers(assigned, names_of, {name for name, parameter in target.items() if parameter.requires_grad})
+    learning = {name for name, parameter in target.items() if parameter.requires_grad}
+    return own_numbers(assigned, names_of, learning, given)
 
 
 def _own_init(captured: CapturedGraph, fixed: FixedExponents, init: InitMode | InitLike) -> dict[str, OwnInit] | None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from abcfx.checks.optimizer_group import REBUILD, LiveGroup, common_ratios
+from abcfx.checks.optimizer_group import REBUILD, LiveGroup, common_faults, common_ratios
 from abcfx.errors import InvalidInputError
 from abcfx.support.patterns import plain_name
 from abcfx.support.verdict import CheckResult, CheckRow, Verdict
@@ -73,7 +73,7 @@ def check_optimizer(
         result.outcome.fixed.families,
     )
     rows = [group.first_fault(kind, families, own, common) for group in groups]
-    rows += [*of_class, *_shadowed(optimizer, result), *_frozen(parameters, held, result)]
+    rows += [*of_class, *common_faults(common), *_shadowed(optimizer, result), *_frozen(parameters, held, result)]
     return OptimizerCheck(rows=(*rows, _completeness(parameters, held, result)))
 
 

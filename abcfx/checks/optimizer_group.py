@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
@@ -17,7 +18,6 @@ from abcfx.theory.optimizers import OptimizerFamily
 Key = Literal["lr", "weight_decay", "eps"]
 KEYS: tuple[Key, ...] = ("lr", "weight_decay", "eps")
 REBUILD = "build the optimizer from all of result.param_groups, or abcfx.param_groups(module, result.spec)"
-_RESTORE = "restore the groups,\n  for group, own in zip(optimizer.param_groups, result.param_groups): "
 _TOLERANCE = 1e-5  # of the ratio of a value to its plan
 
 
@@ -124,19 +124,19 @@ class LiveGroup:
             if (not planned and value) or (planned and not value and key != "lr"):
                 yield self._fails(
                     f"it has {key} = {value:.6g} for {name!r}; expected {planned:.6g}, as planned",
-                    f"{_RESTORE}group[{key!r}] = own[{key!r}]; or plan with another {key}, transform(..., {key}=...)",
+                    f"{_restore(key)}; or plan with another {key}, transform(..., {key}=...)",
                 )
 
     def _ratio_faults(self, key: Key, common: float) -> Iterator[CheckRow]:
         """Find values that differ from the plan by another factor than the common one."""
         for name, ratio in self.ratios(key).items():
-            if abs(ratio - common) > _TOLERANCE * max(abs(common), abs(ratio)):
+            if not abs(ratio - common) <= _TOLERANCE * max(abs(common), abs(ratio)):  # nan is no equal of itself
                 planned = planned_number(self.planned[name], key)
                 yield self._fails(
                     f"it has {key} = {ratio * planned:.6g}; expected {planned * common:.6g}, which is {key} = "
                     f"{planned:.6g} of the plan times {common:.6g} as in the other groups. A scheduler or a loaded "
                     f"checkpoint has changed it",
-                    f"{_RESTORE}group[{key!r}] = own[{key!r}]",
+                    _restore(key),
                 )
 
     def _option_faults(self) -> Iterator[CheckRow]:
@@ -148,7 +148,7 @@ class LiveGroup:
                     continue
                 if (value := as_option(self.values[key])) != as_option(planned):
                     reason = f"it has {key} = {value!r} for {name!r}; expected {planned!r}, as planned"
-                    yield self._fails(reason, f"{_RESTORE}group[{key!r}] = own[{key!r}]")
+                    yield self._fails(reason, _restore(key))
 
     def _fails(self, reason: str, fix: str) -> CheckRow:
         """Make the row that says what is wrong with this group."""
@@ -163,8 +163,23 @@ def common_ratios(groups: Sequence[LiveGroup]) -> Common:
     return {key: _median(ratio for group in groups for ratio in group.ratios(key).values()) for key in KEYS}
 
 
+def common_faults(common: Common) -> Iterator[CheckRow]:
+    """Find weight decay and eps that are another multiple of the plan in all groups: a schedule, or a mistake."""
+    for key in ("weight_decay", "eps"):
+        ratio = common[key]
+        if ratio and abs(ratio - 1.0) > _TOLERANCE:
+            reason = f"every group has {ratio:.6g} times the planned {key}; right if a schedule of your own does that"
+            yield CheckRow(name=f"{key} of all groups", verdict=Verdict.WEAK, reason=reason, fix=_restore(key))
+
+
+def _restore(key: str) -> str:
+    """Return the lines that write a planned number back into every group."""
+    pairs = "zip(optimizer.param_groups, result.param_groups)"
+    return f"restore the groups,\n  for group, own in {pairs}: group[{key!r}] = own[{key!r}]"
+
+
 def _median(ratios: Iterable[float]) -> float:
-    found = list(ratios)
+    found = [ratio for ratio in ratios if math.isfinite(ratio)]
     return median_low(found) if found else 0.0
 
 

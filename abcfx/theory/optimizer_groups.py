@@ -76,7 +76,9 @@ def group_numbers(optimizer: torch.optim.Optimizer) -> list[GroupNumbers]:
         decay, eps = as_number(group.get("weight_decay")), as_number(group.get("eps")) if has_eps else None
         moved = MOMENTUM if moves_momentum(group) else frozenset[str]()
         own = {key: as_option(group[key]) for key in usual if key in group and key not in left_out | moved}
-        found.append(GroupNumbers(lr, decay, eps, {key: value for key, value in own.items() if value != usual[key]}))
+        is_data = {key: value for key, value in own.items() if value is not None or group[key] is None}
+        options = {key: value for key, value in is_data.items() if value != usual[key]}
+        found.append(GroupNumbers(lr, decay, eps, options))
     return found
 
 
@@ -128,7 +130,10 @@ def shared_number(optimizer: Optimizer | Mapping[str, Optimizer], key: str, usua
 
 
 def own_numbers(
-    assigned: Mapping[str, Optimizer], names_of: Mapping[int, Collection[str]], learning: Collection[str]
+    assigned: Mapping[str, Optimizer],
+    names_of: Mapping[int, Collection[str]],
+    learning: Collection[str],
+    given: Collection[str] = (),
 ) -> dict[str, GroupNumbers]:
     """Find the numbers that each parameter has in the optimizer instance that trains it.
 
@@ -136,6 +141,7 @@ def own_numbers(
         assigned: the optimizer of each parameter; a name or a class gives no numbers.
         names_of: id of a tensor of the model or of its base -> the names that the parameter has in the model.
         learning: names of the parameters that require a gradient.
+        given: which of "lr", "weight_decay" and "eps" the user gave apart, so that those of the groups do not count.
 
     Raises:
         InvalidInputError: groups of an instance differ, and it is not known which of them a parameter belongs to.
@@ -146,7 +152,7 @@ def own_numbers(
             continue
         names = [name for name, each in assigned.items() if each is optimizer]
         groups = group_numbers(optimizer)
-        differing = {key: None for group in groups for key in group.differs_from(groups[0])}
+        differing = {key: None for group in groups for key in group.differs_from(groups[0]) if key not in given}
         if not differing:
             found.update(dict.fromkeys(names, groups[0]))
             continue

@@ -110,7 +110,7 @@ class OptimizerFamily:
         """Return the exponent of the optimizer's own factor on a matrix whose rows and columns grow like this."""
         return {"": 0.0, "tall": max(0.0, rows - columns) / 2, "rms": max(rows, columns) / 2}[self.shape]
 
-    def shape_factor(self, rows: int, columns: int) -> float:
+    def shape_factor(self, rows: int, columns: int = 1) -> float:
         """Return the optimizer's own factor on a stored matrix of so many rows and columns, up to a constant."""
         return math.sqrt({"": 1.0, "tall": max(1.0, rows / columns), "rms": max(rows, columns)}[self.shape])
 

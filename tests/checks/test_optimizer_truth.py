@@ -128,6 +128,7 @@ def test_parameters_that_were_frozen_and_train_now_and_the_reverse() -> None:
         ("weight_decay", "fc.weight", 0.0, "weight_decay = 0 for .*expected 0.4, as planned"),
         ("eps", "fc.weight", 0.0, "eps = 0 for .*expected 2.5e-09"),
         ("lr", "fc.weight", 1e-3, "lr = 0.001; expected 0.00025"),
+        ("lr", "fc.weight", float("nan"), "lr = nan; expected 0.00025"),
         ("lr", "fc.weight", torch.tensor(1e-3), "lr = 0.001; expected 0.00025"),
     ],
 )
@@ -149,6 +150,15 @@ def test_one_decay_in_every_group_is_not_what_was_planned(value: float) -> None:
     for group in optimizer.param_groups:
         group["weight_decay"] = value
     assert "weight_decay =" in failed(optimizer, result)
+
+
+@pytest.mark.parametrize("key", ["weight_decay", "eps"])
+def test_another_multiple_of_the_plan_everywhere_is_told(key: str) -> None:
+    result = planned(weight_decay=0.1)
+    optimizer = torch.optim.AdamW(result.param_groups)
+    for group in optimizer.param_groups:
+        group[key] *= 10
+    assert failed(optimizer, result).startswith(f"WEAK {key} of all groups: every group has 10 times the planned {key}")
 
 
 def test_betas_of_an_instance_belong_to_the_plan() -> None:

@@ -17,6 +17,7 @@ from abcfx.errors import InvalidInputError
 from abcfx.theory.optimizers import Optimizer
 
 IDS = torch.zeros(3, 4, dtype=torch.long)
+NO_DEPTH = abcfx.Parametrization(depth="none")
 MATRICES = ("emb.weight", "fc.weight", "head.weight")
 
 
@@ -84,6 +85,43 @@ def test_groups_that_differ_and_belong_to_nobody_are_refused() -> None:
     base = Block(16)
     with pytest.raises(InvalidInputError, match=r"'fc\.bias' is in none of them"):
         plan(split((name, p) for name, p in base.named_parameters() if name != "fc.bias"), Block(64), base)
+
+
+def test_what_was_given_apart_need_not_agree() -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "lr": lr, "weight_decay": lr} for lr in (0.25, 0.5)]
+    found = plan(torch.optim.AdamW(groups), Block(16), Block(16), lr=0.125, weight_decay=0.0)
+    assert {(group["lr"], group["weight_decay"]) for group in found.values()} == {(0.125, 0.0)}
+    with pytest.raises(InvalidInputError, match="differ in weight_decay, and"):
+        plan(torch.optim.AdamW(groups), Block(16), Block(16), lr=0.125)
+
+
+class Deep(nn.Module):
+    """Residual blocks and a head."""
+
+    def __init__(self, width: int, blocks: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Embedding(11, width), nn.Linear(width, 3)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.stem(ids)
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return self.head(x)
+
+
+def test_blocks_of_a_deeper_model_take_the_numbers_of_their_twins() -> None:
+    base = Deep(16, 2)
+    split_at = {"blocks.1.weight", "blocks.1.bias"}
+    named = list(base.named_parameters())
+    groups = [
+        {"params": [p for name, p in named if (name in split_at) == is_last], "lr": lr}
+        for is_last, lr in ((True, 0.5), (False, 0.25))
+    ]
+    result = abcfx.transform(Deep(16, 4), IDS, base=base, optimizer=torch.optim.SGD(groups), parametrization=NO_DEPTH)
+    rates = {name: row["lr"] for name, row in result.spec.items() if name.startswith("blocks")}
+    assert rates["blocks.0.weight"] == 0.25
+    assert rates["blocks.3.weight"] == rates["blocks.3.bias"] == 0.5
 
 
 def test_groups_that_agree_may_belong_to_anybody() -> None:
