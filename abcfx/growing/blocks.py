@@ -55,7 +55,8 @@ def _path(container: str, block: str) -> str:
 
 
 def refuse_parallel_blocks(blocks: Blocks, dag: LayerDag) -> None:
-    """Check that the containers with more submodules in the large model hold blocks of a stream, not experts.
+    """Raise an error unless the submodules that the large model has more of run one after another, as blocks do, not
+    side by side, as experts do.
 
     Args:
         blocks: the pairs of blocks.
@@ -90,7 +91,7 @@ def new_blocks(blocks: Blocks) -> dict[str, str]:
 
 
 def adding_parameters(blocks: Blocks, dag: LayerDag) -> tuple[str, ...]:
-    """Name the parameters by which new blocks add to the stream: zeroed, a new block adds nothing.
+    """Name the parameters by which new blocks add to the residual stream: with these at zero, a new block adds nothing.
 
     Args:
         blocks: the pairs of blocks.

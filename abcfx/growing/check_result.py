@@ -70,7 +70,7 @@ def judged(
     path: str = "",
     details: tuple[str, ...] | list[str] = (),
 ) -> GrowthCheckRow:
-    """Make the row of a check; the arguments are its attributes."""
+    """Make the result row of one check; the arguments are the attributes of `GrowthCheckRow`."""
     return GrowthCheckRow(
         name=f"{check} {TITLES[check]}",
         verdict=verdict,
@@ -102,7 +102,7 @@ class GrowthCheckResult(CheckResult[GrowthCheckRow]):
 
     @property
     def first_failure(self) -> GrowthCheckRow | None:
-        """The first row that fails; None where none does."""
+        """Return the row of the first check that failed; None where none did."""
         return next(iter(self.failed), None)
 
     def __str__(self) -> str:

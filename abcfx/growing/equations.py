@@ -1,4 +1,4 @@
-"""Exact linear equations over fractions: rows that must hold, then rows that should, each level within the last."""
+"""Solves exact linear equations over fractions: those that must hold first, then by least squares those that should."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ TOLERANCE = 1e-7
 
 
 def combined(*terms: tuple[float | Fraction, Mapping[str | float, Fraction]]) -> Form:
-    """Add up factor x form over all terms, and drop zeros."""
+    """Add up factor x form (a form is a linear combination, {unknown or number: coefficient}) over
+    all terms; drop zeros.
+    """
     total: Form = {}
     for factor, form in terms:
         for key, value in form.items():
@@ -20,13 +22,13 @@ def combined(*terms: tuple[float | Fraction, Mapping[str | float, Fraction]]) ->
 
 
 def as_fraction(number: float | Fraction) -> Fraction:
-    """Return the simplest fraction that the number may stand for: 0.6666666667 is 2/3."""
+    """Return the simplest fraction that a rounded float may stand for: 2/3 for 0.6666666667."""
     near = Fraction(number).limit_denominator(1000)
     return near if abs(near - Fraction(number)) < 1e-9 else Fraction(number)
 
 
 def known_value(form: Mapping[str | float, Fraction]) -> Fraction:
-    """Return the value of the known numbers in a form."""
+    """Return the value of that part of a linear form which has no unknowns: the sum of number x coefficient."""
     return sum((value * as_fraction(key) for key, value in form.items() if not isinstance(key, str)), Fraction(0))
 
 
@@ -45,7 +47,7 @@ class Equations:
         self._within: dict[str, set[str]] = {}
 
     def reduced(self, form: Mapping[str | float, Fraction]) -> Form:
-        """Write a form in unknowns that are still free."""
+        """Rewrite a linear form so that it has only unknowns that the equations leave free."""
         terms = [(Fraction(1), {key: value for key, value in form.items() if key not in self._solved})]
         terms += [(value, self._solved[key]) for key, value in form.items() if key in self._solved]
         return combined(*terms)
@@ -61,7 +63,9 @@ class Equations:
         return True
 
     def least_squares(self, forms: Iterable[Mapping[str | float, Fraction]]) -> None:
-        """Add the equations that make the sum of squares of the forms least; unknowns without influence stay free."""
+        """Add the equations that make the sum of the squared forms least; unknowns that do not
+        change the sum stay free.
+        """
         normal: dict[str, Form] = {}
         for row in map(self.reduced, forms):
             for name, factor in row.items():
@@ -71,12 +75,12 @@ class Equations:
             assert self.require(equation), "normal equations have a solution"
 
     def solution(self, unknown: str) -> Form:
-        """Return an unknown in known numbers; 0 where no equation determines it."""
+        """Return the value of an unknown as a form of numbers without unknowns; 0 where no equation determines it."""
         form = self.reduced({unknown: Fraction(1)})
         return {key: value for key, value in form.items() if not isinstance(key, str)}
 
     def _define(self, pivot: str, form: Form) -> None:
-        """Replace an unknown by a form wherever it occurs."""
+        """Substitute `form` for the unknown `pivot` in every equation."""
         for name in self._within.pop(pivot, set()):
             before = self._solved[name]
             factor = before.pop(pivot)

@@ -1,4 +1,6 @@
-"""Finds by which factor every tensor of a filled large model should differ from the tiled one of the small model."""
+"""Finds the number by which each tensor of a filled large model should differ from the repeated
+tensor of the small one.
+"""
 
 from __future__ import annotations
 
@@ -35,18 +37,18 @@ def expected_scales(factors: Factors, of_weights: Mapping[str, float]) -> list[f
 
 
 class _Walk:
-    """The scales found so far, in the order of the run."""
+    """Goes through the calls of the run in order, and keeps the scale found for each tensor so far."""
 
     def __init__(self, factors: Factors) -> None:
         self.factors = factors
         self.scales: dict[int, float | None] = {}
 
     def of(self, ref: Ref) -> float | None:
-        """Return the scale of a tensor; 1 for inputs."""
+        """Return the scale (large tensor over repeated small tensor) of a tensor; 1 for inputs of the model."""
         return self.scales.get(ref.index, 1.0)
 
     def scale(self, small: Call, large: Call) -> float | None:
-        """Return the scale of the results of a call."""
+        """Return the scale (large tensor over repeated small tensor) of the results of a call."""
         name = large.name.removesuffix("_") or large.name
         inputs = [ref for ref in large.inputs if self._is_scaled(ref)]
         scales = [self.of(ref) for ref in inputs]
@@ -68,12 +70,12 @@ class _Walk:
         return 1.0
 
     def _is_scaled(self, ref: Ref) -> bool:
-        """Whether a tensor has floating entries, to which a scale can apply."""
+        """Whether a tensor is of floating point, so that it can have a scale."""
         large = self.factors.large
         return large.dtypes[ref.index].is_floating_point and 0 not in large.shapes[ref.index]
 
     def _sum(self, large: Call, name: str) -> float:
-        """Return how many times as many terms the sum in an op has."""
+        """Return how many times as many terms an op of the large model sums over as the same op of the small one."""
         if name in ("mm", "bmm", "mv", "dot", "addmm", "baddbmm"):
             factor = large.inputs[-2:]
             return self._ratio(factor[0], -1)
@@ -93,7 +95,7 @@ class _Walk:
 
 
 def _numbers(call: Call) -> list[float]:
-    """Return the number in the second argument, if there is one there."""
+    """Return the second argument of a call as a list of one number; an empty list if it is no number."""
     found = [a for a in call.args[1:2] if isinstance(a, int | float) and not isinstance(a, bool)]
     return [float(number) for number in found]
 

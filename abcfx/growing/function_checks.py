@@ -1,4 +1,6 @@
-"""Checks that a grown model computes what the small one does: sanity, constants, routers, layers, outputs."""
+"""The checks of `verify_growth` that a large model computes what the small one does: finite values, constants, routers,
+layers, outputs.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,7 @@ def constants(pair: GrownPair) -> GrowthCheckRow:
 
 
 def routers(pair: GrownPair) -> GrowthCheckRow:
-    """Check that the logits of every router are those of the small model, on the activations of the batch."""
+    """Check that every router of experts gives the same logits in both models, on the activations of the batch."""
     limit, compared = pair.tolerance, {each.call: each for each in pair.compared}
     found = list(_router_calls(pair))
     if not found:
@@ -93,7 +95,7 @@ def routers(pair: GrownPair) -> GrowthCheckRow:
 
 
 def _router_calls(pair: GrownPair) -> Iterator[tuple[int, int]]:
-    """Yield (index of the product that makes the logits, index of the call that chooses) for each router."""
+    """Yield, for each router, the indices of the call that computes the logits and of the call that chooses experts."""
     calls = pair.runs.factors.large.calls
     made = {ref.index: i for i, call in enumerate(calls) for ref in call.outs}
     seen = set()
@@ -124,7 +126,9 @@ def _idle_experts(pair: GrownPair, path: str, logits: torch.Tensor, chooser: int
 
 
 def layers(pair: GrownPair) -> GrowthCheckRow:
-    """Check that every tensor of the run is the tiled one of the small model; name the first that is not."""
+    """Check that every tensor of the large model's run is the repeated one of the small model; name
+    the first that is not.
+    """
     limit, compared = pair.tolerance, pair.compared
     if not compared:
         return judged("C4", Verdict.SKIP, "no tensor of the run could be compared")
@@ -154,7 +158,7 @@ def layers(pair: GrownPair) -> GrowthCheckRow:
 
 
 def _weight_of(pair: GrownPair, at: Compared) -> str:
-    """Name the parameter that a call takes, directly or through views; "" where it takes none."""
+    """Return the name of the parameter that a call has as an argument, directly or through views; "" if it has none."""
     factors = pair.runs.factors
     inputs = factors.large.calls[at.call].inputs
     origins = {use.origin[0] for ref in inputs for dim in factors.of(ref) for use in dim if use.origin}
@@ -162,7 +166,9 @@ def _weight_of(pair: GrownPair, at: Compared) -> str:
 
 
 def outputs(pair: GrownPair) -> GrowthCheckRow:
-    """Check that outputs are equal for other batch sizes and lengths too, three of those that the small model takes."""
+    """Check that the outputs of both models are equal for three other batch sizes and lengths that
+    the small one accepts.
+    """
     limit, dims = pair.tolerance, pair.plan.output_dims()
     worst, label, details = -1.0, "", list[str]()
     for inputs in variations(pair.args, pair.kwargs):
@@ -198,7 +204,7 @@ def outputs(pair: GrownPair) -> GrowthCheckRow:
 
 
 def _outputs_if_taken(pair: GrownPair, inputs: Inputs) -> dict[str, torch.Tensor] | None:
-    """Return the small model's outputs; None where it does not take the inputs."""
+    """Return the small model's outputs; None where calling it with these inputs raises an error."""
     try:
         with evaluating(pair.small):
             return outputs_of(pair.small, *inputs.fresh())

@@ -53,13 +53,13 @@ class GrownPair:
 
     @contextmanager
     def equally_deep(self) -> Iterator[None]:
-        """Leave the large model, within the context, only one block for each block of the small one."""
+        """Within the context, leave the large model only one block for each block of the small model."""
         with as_deep_as_base(self.large, self.blocks):
             yield
 
     @cached_property
     def plan(self) -> GrowthPlan:
-        """How the large model should have been filled."""
+        """The plan by which `grow` would fill this large model from the small one."""
         with self.equally_deep():
             if self.captured is None:
                 models = PairedModels(
@@ -72,18 +72,20 @@ class GrownPair:
 
     @cached_property
     def runs(self) -> Runs:
-        """The runs of both models on the inputs."""
+        """The runs of both models on the batch, with every tensor kept."""
         with self.equally_deep():
             return Runs(self.plan, self.small, self.large)
 
     @cached_property
     def compared(self) -> list[Compared]:
-        """Every tensor of the two runs, compared."""
+        """Every tensor of the large model's run, compared with the repeated tensor of the small model's run."""
         return list(self.runs.compared())
 
     @property
     def tolerance(self) -> float:
-        """Largest difference that passes, relative to the RMS: that of the run, more for models beyond 32 blocks."""
+        """Largest difference that passes a check, relative to the RMS of the tensor; more for
+        models of over 32 blocks.
+        """
         deepest = max((len(twins) for twins in self.blocks.index.values()), default=1)
         return tolerance(self.plan.factors) * max(1.0, math.sqrt(deepest / 32))
 
@@ -94,7 +96,9 @@ class GrownPair:
 
     @cached_property
     def drift(self) -> dict[str, float]:
-        """Path of each new block -> the largest entry that it adds, relative to the RMS of its input."""
+        """Map the path of each new block to the largest entry that it adds to its input, relative to the RMS of that
+        input.
+        """
         found: dict[str, float] = {}
         hooks = [
             self.large.get_submodule(path).register_forward_hook(_measuring(path, found), with_kwargs=True)

@@ -122,7 +122,7 @@ class _Models:
     blocks: Blocks
 
     def gap(self, plan: GrowthPlan) -> float:
-        """Return the largest difference of the outputs, relative to their RMS."""
+        """Return the largest difference between the outputs of the two models, relative to their RMS."""
         return output_gap(self.small, self.large, self.args, self.kwargs, plan.output_dims())
 
 
@@ -133,7 +133,8 @@ def _refused(against: Sequence[Refusal]) -> str:
 
 
 def _widen(models: _Models, plan: GrowthPlan, noise: float, seed: int) -> Widened:
-    """Fill the large model, which has as many blocks as the small one, and compare outputs.
+    """Fill the large model, which here has as many blocks as the small one, and compare its outputs with the small
+    model's.
 
     Raises:
         GrowthError: the outputs differ.
@@ -151,7 +152,9 @@ def _widen(models: _Models, plan: GrowthPlan, noise: float, seed: int) -> Widene
 
 
 def _deepen(models: _Models, plan: GrowthPlan, zero_output: bool) -> Deepened:
-    """Fill the new blocks and compare outputs."""
+    """Copy trained blocks into the new ones, zero the parameters by which these add to the residual stream if asked,
+    and compare the outputs with the small model's.
+    """
     copies = new_blocks(models.blocks)
     zeroed = adding_parameters(models.blocks, plan.dag) if zero_output else ()
     deepen(models.large, copies, zeroed)

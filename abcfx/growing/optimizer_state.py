@@ -49,7 +49,9 @@ class ParameterGrowth:
 
 
 def growth_of(widening: Widening) -> ParameterGrowth:
-    """Return s and rho of a parameter; averages where entries have unequal numbers of copies."""
+    """Return the factors of a parameter's growth: of its weight and of its gradient; means where entries have unequal
+    numbers of copies.
+    """
     weight = mean_multiplier(widening)
     copies = 1.0
     for dim in widening.dims:
@@ -109,19 +111,23 @@ def hyperparameters(which: OptimizerFamily, widening: Widening, group: Group) ->
 
 
 def _spectral(which: OptimizerFamily, widening: Widening) -> float:
-    """Return the entries of an update with singular values of one size over those of the copied update."""
+    """Return the factor on the entries of an update, for optimizers (as Muon) that give it singular values of one size,
+    relative to the repeated update of the small model.
+    """
     shapes = zip(*(dim.sizes for dim in widening.dims[:2]), strict=True)
     small, large = (which.shape_factor(*shape) / math.sqrt(math.prod(shape)) for shape in shapes)
     return large / small
 
 
 def degree_of(optimizer: torch.optim.Optimizer, key: str) -> int | None:
-    """Return the degree in the gradient of the state that an optimizer keeps under a key; None where it is unknown."""
+    """Return k where an optimizer's state under `key` grows as gradient^k (1 for a mean, 2 for a mean square); None if
+    unknown.
+    """
     return 0 if (type(optimizer).__name__, key) in OF_UPDATES else DEGREES.get(key)
 
 
 def refuse_unknown_state(optimizer: torch.optim.Optimizer) -> None:
-    """Check that it is known of all state of an optimizer how it depends on the gradient.
+    """Raise an error if it is not known of some of an optimizer's state how it depends on the gradient.
 
     Raises:
         GrowthError: the optimizer keeps something else; names it.
@@ -161,7 +167,9 @@ def grown_state(
 
 
 def _grown_entry(degree: int | None, key: str, value: object, widening: Widening, name: str) -> object:
-    """Make one entry of a parameter's state: copies of a tensor with an entry for each weight, all else as it is."""
+    """Make one entry of a parameter's optimizer state: repeat a tensor of the parameter's shape, keep anything else as
+    it is.
+    """
     if not isinstance(value, torch.Tensor) or value.dim() == 0:
         return value.clone() if isinstance(value, torch.Tensor) else value
     assert degree is not None, "refuse_unknown_state raises before"
@@ -213,6 +221,6 @@ def plain_groups(
 
 
 def _state_dict(groups: list[Group], state: dict[int, dict[str, object]]) -> dict[str, Any]:
-    """Pack groups and state as `Optimizer.state_dict` does: parameters are numbers."""
+    """Pack groups and state as `Optimizer.state_dict` does, with numbers in place of parameters."""
     packed = [{**{k: v for k, v in group.items() if k != "params"}, "params": [i]} for i, group in enumerate(groups)]
     return {"state": state, "param_groups": packed}

@@ -77,7 +77,8 @@ def outputs_difference(
 
 
 def difference(small: torch.Tensor, large: torch.Tensor, dims: Sequence[IndexMap]) -> float:
-    """Return the largest difference between a large tensor and the tiled small one, over the RMS of the latter.
+    """Return the largest difference between a large tensor and the repeated small one, over the RMS of the repeated
+    one.
 
     New entries of padded dims are left out. A difference that is no number counts as infinite.
     """

@@ -1,4 +1,4 @@
-"""Plans a growth: index maps from the factors of dims, multipliers from the log-scale solve."""
+"""Plans how to fill a larger model: which entries are copied where, and what the copies are multiplied by."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class GrowthPlan:
     noised: tuple[str, ...]
 
     def output_dims(self) -> list[list[IndexMap] | None]:
-        """Return the index maps of every output's dims; None for an output that the model uses too, as a cache."""
+        """Return the index maps of the dims of every output; None for an output that the model itself uses too, such as
+        a cache.
+        """
         padded = {id(atom) for atom in padded_atoms(self.factors)}
         used = {ref for call in self.factors.large.calls for ref in call.inputs}
         return [
@@ -83,14 +85,16 @@ def _widenings(factors: Factors, scales: Scales, width_ratio: float) -> dict[str
 
 
 def _contracts_alike(dag: LayerDag, nodes: Sequence[str]) -> bool:
-    """Whether all uses of a parameter sum over the same dims of it, and none divides it by its norm."""
+    """Whether every use of a parameter sums over the same dims of it, and none divides it by its norm."""
     kinds = [dag.kind(node) for node in nodes]
     over = {kind.fan_in for kind in kinds if isinstance(kind, Layer) and not kind.normalised}
     return len(over) == 1 and all(isinstance(kind, Layer) and kind.fan_in in over for kind in kinds)
 
 
 def _factor(exponents: Form, width_ratio: float) -> float:
-    """Return the product of (ratio of sizes) ** exponent, exact for powers of two."""
+    """Return the product of m^exponent (m: the ratio of sizes of a dim) that a form stands for;
+    exact for powers of two.
+    """
     total = 1.0
     for e, power in exponents.items():
         ratio = width_ratio ** float(e)
@@ -100,7 +104,9 @@ def _factor(exponents: Form, width_ratio: float) -> float:
 
 
 def padded_atoms(factors: Factors) -> Iterator[Atom]:
-    """Yield the dims that grow by new entries, not by copies: rows of looked-up tables, dims that only outputs have."""
+    """Yield the factors of dims that grow by new entries instead of copies: rows of embedding tables, dims of outputs
+    alone.
+    """
     contracted = {
         id(atom) for name, place in factors.contracted for atom in plain_atoms(factors.parameter(name)[place])
     }
@@ -113,7 +119,7 @@ def padded_atoms(factors: Factors) -> Iterator[Atom]:
 
 
 def padded_index_map(dim: Dim, padded: set[int]) -> IndexMap:
-    """Return the index map of a dim.
+    """Return which small entry each large entry of a dim is a copy of, with new entries where the dim is padded.
 
     Args:
         dim: the dim.

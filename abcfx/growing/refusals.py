@@ -51,7 +51,7 @@ class Refusal:
 
 
 def refusals(plan: GrowthPlan, small: nn.Module, large: nn.Module) -> list[Refusal]:
-    """List everything that is known to stand against keeping the function.
+    """List every known reason why the large model cannot be filled to compute what the small one does.
 
     Args:
         plan: of the growth.
@@ -70,7 +70,9 @@ def refusals(plan: GrowthPlan, small: nn.Module, large: nn.Module) -> list[Refus
 
 
 def _normalised(plan: GrowthPlan) -> Iterator[Refusal]:
-    """Yield weights that forward divides by their own norm, which no factor on them can change, over dims that grow."""
+    """Yield a refusal for each weight that forward divides by its own norm over a growing dim: no
+    factor can change it.
+    """
     for _, layer in plan.dag.layers():
         dims = [plan.factors.parameter(layer.parameter)[d.index] for d in layer.fan_in if isinstance(d, ParameterDim)]
         if layer.normalised and any(map(grows, dims)):
@@ -79,7 +81,7 @@ def _normalised(plan: GrowthPlan) -> Iterator[Refusal]:
 
 
 def _shrinking(factors: Factors) -> Iterator[Refusal]:
-    """Yield parameters with a factor that is smaller in the large model."""
+    """Yield a refusal for each parameter with a dim, or a factor of one, that is smaller in the large model."""
     for name, ref in factors.large.parameters.items():
         for place, dim in enumerate(factors.of(ref)):
             for atom in plain_atoms(dim):
@@ -93,7 +95,7 @@ def _shrinking(factors: Factors) -> Iterator[Refusal]:
 
 
 def _constants(factors: Factors, small: nn.Module, large: nn.Module) -> Iterator[Refusal]:
-    """Yield constants in buffers that are not the tiled ones of the small model."""
+    """Yield a refusal for each constant buffer whose values are not the repeated ones of the small model."""
     ours, theirs = dict(large.named_buffers()), dict(small.named_buffers())
     saved = large.state_dict(keep_vars=True)
     shared = {id(atom) for ref in factors.large.parameters.values() for d in factors.of(ref) for atom in plain_atoms(d)}
@@ -130,7 +132,9 @@ def same_constant(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _numbers(factors: Factors) -> Iterator[Refusal]:
-    """Yield calls with a number that differs between the models and that the log-scale solve does not read."""
+    """Yield a refusal for each call with a number (such as eps) that differs between the models, where no multiplier
+    makes up for it.
+    """
     for one, other in zip(factors.small.calls, factors.large.calls, strict=True):
         if other.name in READ_BY_SOLVE:
             continue
@@ -146,7 +150,7 @@ def _numbers(factors: Factors) -> Iterator[Refusal]:
 
 
 def _structure(factors: Factors) -> Iterator[Refusal]:
-    """Yield the ops that give another result when the entries of their inputs are copied."""
+    """Yield a refusal for each op whose result changes when the entries of its inputs are repeated."""
     padded = {id(atom) for atom in padded_atoms(factors)}
     chosen, alive = _chosen(factors), _alive(factors)
     for problem in factors.problems:
@@ -177,7 +181,9 @@ def _alive(factors: Factors) -> set[int]:
 
 
 def _chosen(factors: Factors) -> set[tuple[int, int]]:
-    """Return the numbers of experts from which a top-k chooses whose k grows alike: all copies are chosen together."""
+    """Return the (small, large) numbers of experts of each top-k whose k grows in the same ratio, so that it chooses
+    all copies together.
+    """
     found = set()
     for one, other in zip(factors.small.calls, factors.large.calls, strict=True):
         if other.name == "topk":

@@ -47,7 +47,7 @@ def _lines(module: nn.Module, steps: Sequence[GrowthStep], rates: Sequence[float
 
 
 def _details(step: GrowthStep) -> RenderableType:
-    """Return what a pass did to the tensors."""
+    """Return the part of the report that says what one step of the growth did to the tensors."""
     match step:
         case Widened():
             return _table(
@@ -72,7 +72,7 @@ def _details(step: GrowthStep) -> RenderableType:
 
 
 def _table(header: Sequence[str], rows: Mapping[str, tuple[str, ...]]) -> Table:
-    """Make a table with one row for all names that differ in numbers only and have the same cells."""
+    """Make a table in which names that differ only in numbers, and have the same cells, share one row."""
     table = Table(*header, box=SIMPLE_HEAD, pad_edge=False)
     for collapsed in collapse_names(rows):
         table.add_row(collapsed.shown, *rows[collapsed.names[0]])

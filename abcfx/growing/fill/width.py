@@ -43,7 +43,9 @@ class Widening:
 
 
 def multiplier(widening: Widening) -> torch.Tensor | float:
-    """Return what the copies are multiplied with: a number, or a tensor that broadcasts over the large one."""
+    """Return what the copied entries are multiplied with: a number, or a tensor that broadcasts
+    over the large tensor.
+    """
     found: torch.Tensor | float = widening.factor
     for place in widening.contracted:
         dim = widening.dims[place]
@@ -56,13 +58,13 @@ def multiplier(widening: Widening) -> torch.Tensor | float:
 
 
 def mean_multiplier(widening: Widening) -> float:
-    """Return what the copies are multiplied with, on average over the entries."""
+    """Return the mean, over all entries, of what the copied entries are multiplied with."""
     found = multiplier(widening)
     return float(found.mean()) if isinstance(found, torch.Tensor) else found
 
 
 def widened(tensor: torch.Tensor, widening: Widening) -> torch.Tensor:
-    """Make the large tensor of the small one."""
+    """Make the large model's tensor by repeating and multiplying the entries of the small model's tensor."""
     by = multiplier(widening)
     large = tiled(tensor, widening.dims)
     if isinstance(by, torch.Tensor):
@@ -131,7 +133,9 @@ def widen(
 
 
 def _parts(target: torch.Tensor, widening: Widening) -> Iterator[tuple[int, int, int]]:
-    """Yield (dim, start, length) of parts of a tensor, along a dim that no product sums over; dim -1 for the whole."""
+    """Yield (dim, start, length) of slices of a tensor, so that a large one can be filled piece by piece; dim -1 means
+    the whole tensor.
+    """
     free = [place for place in range(target.ndim) if place not in widening.contracted]
     place = max(free, key=lambda i: target.shape[i], default=-1)
     if place < 0:
@@ -143,7 +147,7 @@ def _parts(target: torch.Tensor, widening: Widening) -> Iterator[tuple[int, int,
 
 
 def _part(tensor: torch.Tensor, widening: Widening, place: int, start: int, length: int) -> torch.Tensor:
-    """Make a part of the large tensor."""
+    """Make one slice of the large tensor: entries `start` to `start + length` along the dim `place`."""
     if place < 0:
         return widened(tensor, widening)
     rows = widening.dims[place].indices()[start : start + length].to(tensor.device)
