@@ -19,7 +19,7 @@ from abcfx.theory.parametrizations import Alignments
 
 @dataclass(frozen=True)
 class Header:
-    """What was asked for and what it was found on, for the head of a report.
+    """The options of a transform and the facts of its run, for the head of the report.
 
     Attributes:
         model: class name of the model.
@@ -52,7 +52,7 @@ class Header:
     columns: int
 
     def to_dict(self) -> dict[str, object]:
-        """Return JSON-able values."""
+        """Return the header as JSON-able values."""
         return asdict(self)
 
 
@@ -91,7 +91,7 @@ class Outcome:
 
     @cached_property
     def spec(self) -> Spec:
-        """The plan as versioned, JSON-able rows."""
+        """The planned numbers of each parameter as versioned, JSON-able rows."""
         return Spec({name: plan.row() for name, plan in self.plan.items()})
 
     @property

@@ -44,7 +44,7 @@ from abcfx.transformed import Transformed
 
 
 class TransformOptions(TypedDict, total=False):
-    """The options of `transform` that functions around it pass on; see there."""
+    """The options of `transform` that functions which call it pass on; `transform` documents them."""
 
     weight_decay: float | None
     eps: float | None
@@ -238,7 +238,7 @@ def _built_base(base: Instance | Shapes | None, init: InitMode | InitLike) -> nn
 
 
 def _built(argument: str, given: Instance) -> nn.Module:
-    """Return a module itself, or what a function builds."""
+    """Return a module that was given, or call the function that was given and return the module it builds."""
     built: object = given if isinstance(given, nn.Module) or not callable(given) else given()
     if not isinstance(built, nn.Module):
         raise InvalidInputError(
@@ -254,7 +254,9 @@ def _fixed_exponents(
     optimizer: Optimizer | Mapping[str, Optimizer],
     options: PlanOptions,
 ) -> tuple[FixedExponents, dict[str, Optimizer], tuple[str, ...]]:
-    """Return roles, a and b with the factors on attention logits; each parameter's optimizer; notes on attention."""
+    """Return the role, init exponent b and multiplier exponent a of each parameter, with the factors on attention
+    logits; each parameter's optimizer; notes on attention.
+    """
     dag, growth, overrides = pair.target_dag, pair.growth, options.overrides
     parameters = dict(pair.target_graph.model.named_parameters())
     decided = assign_exponents(dag, growth, parameters, asked.table, overrides.roles, overrides.exponents)
@@ -272,14 +274,18 @@ def _fixed_exponents(
 
 
 def _given_apart(**numbers: float | None) -> set[str]:
-    """Return which numbers the user gave for all parameters, so that those of an optimizer instance do not count."""
+    """Return which of lr, weight decay and eps the user gave for all parameters: these override an
+    optimizer instance's.
+    """
     return {key for key, value in numbers.items() if value is not None}
 
 
 def _own_numbers(
     model: nn.Module, pair: PairedModels, assigned: Mapping[str, Optimizer], given: Collection[str]
 ) -> dict[str, GroupNumbers]:
-    """Return the numbers of each parameter in an optimizer instance over the user's model or base."""
+    """Return lr, weight decay and the like of each parameter, read from optimizer instances over
+    the user's model or base.
+    """
     target = dict(pair.target_graph.model.named_parameters())
     names_of: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters():

@@ -50,17 +50,17 @@ class Transformed:
 
     @property
     def plan(self) -> Mapping[str, ParameterPlan]:
-        """The same as typed data."""
+        """The planned numbers of each parameter by name, as typed data."""
         return self.outcome.plan
 
     @property
     def header(self) -> Header:
-        """What was asked for and what it was found on."""
+        """The options and the facts of this run, for the head of the report."""
         return self.outcome.header
 
     @property
     def solution(self) -> SolvedDag:
-        """The exponents that the linear program found, what binds, and shadow prices."""
+        """The exponents that the linear program found, the constraints that bind, and their shadow prices."""
         return self.outcome.solution
 
     @property
@@ -70,12 +70,12 @@ class Transformed:
 
     @property
     def timings(self) -> Mapping[str, float]:
-        """Seconds of each stage."""
+        """Seconds that each stage of the transform took."""
         return self.outcome.timings
 
     @property
     def inits(self) -> dict[str, Init]:
-        """What is done to every parameter's tensor, by name."""
+        """How every parameter's tensor is initialised (kept, multiplied or drawn again), by name."""
         return {name: plan.init for name, plan in self.plan.items()}
 
     @property
@@ -160,7 +160,8 @@ class Transformed:
     # -- reports
 
     def explain(self, name: str) -> Explanation:
-        """Explain one parameter in words: why it has its role, how it grows, what holds its c, what follows.
+        """Explain one parameter in words: its role, its growth, what limits its learning-rate exponent c, and what
+        follows.
 
         Args:
             name: of a parameter, a name tied to it, or the module whose weight it is ("blocks.3.attn.qkv").

@@ -121,7 +121,7 @@ def _filled(models: _Models) -> tuple[float, dict[str, Filling]]:
 def _carried_along(
     optimizer: torch.optim.Optimizer, models: _Models, plan: Mapping[str, Filling]
 ) -> tuple[list[Group], Group]:
-    """Make the groups and the state of the mixture's optimizer."""
+    """Make parameter groups and state for the mixture's optimizer from those of the dense model's optimizer."""
     match = models.match
     origin = {name: name for name in match.common} | {name: each.sources[0] for name, each in plan.items()}
     first = next(iter(plan.values())).sources[0]
@@ -146,7 +146,7 @@ class _Expert:
 
 @dataclass(frozen=True)
 class _Match:
-    """The parameters of a mixture by what they are.
+    """The parameters of a mixture, sorted into common ones, routers and experts.
 
     Attributes:
         common: names of the parameters that the dense model has too.
@@ -174,7 +174,9 @@ class _Models:
         return {name: parameter.detach() for name, parameter in self.dense.named_parameters()}
 
     def gap(self) -> float:
-        """Return the largest difference of the outputs, relative to their RMS."""
+        """Return the largest difference between the outputs of the dense model and the mixture,
+        relative to their RMS.
+        """
         with evaluating(self.dense, self.mixture):
             theirs, ours = (outputs_of(model, self.args, self.kwargs) for model in (self.dense, self.mixture))
         shared = [p for p, t in theirs.items() if p in ours and t.is_floating_point() and t.shape == ours[p].shape]
@@ -226,7 +228,7 @@ def _match(dense: nn.Module, mixture: nn.Module) -> _Match:
 
 
 def _home(name: str, others: list[str]) -> str:
-    """Return the longest module path that a name shares with one of the others."""
+    """Return the longest module path that the parameter `name` shares with one of the other names."""
     parts = name.split(".")[:-1]
     pairs = (zip(parts, other.split(".")[:-1], strict=False) for other in others)
     alike = [sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pair)) for pair in pairs]
@@ -252,7 +254,7 @@ def _is_bias(parameters: Mapping[str, nn.Parameter], name: str, here: list[str])
 
 
 def _refuse(models: _Models) -> None:
-    """Check that routers are there and not zero, and that constants are equal.
+    """Raise an error unless the mixture has routers, none is zero, and both models have equal constants.
 
     Raises:
         GrowthError: they are not.
@@ -282,7 +284,7 @@ def _refuse(models: _Models) -> None:
 
 
 def _copy_common(dense: nn.Module, mixture: nn.Module, match: _Match) -> None:
-    """Copy the parameters and buffers that both models have."""
+    """Copy the parameters and buffers that both models have from the dense model into the mixture."""
     ours, theirs = dict(mixture.named_parameters()), dict(dense.named_parameters())
     with torch.no_grad():
         for name in match.common:
@@ -294,7 +296,7 @@ def _copy_common(dense: nn.Module, mixture: nn.Module, match: _Match) -> None:
 
 
 def _plans(match: _Match, theirs: Mapping[str, torch.Tensor]) -> Iterator[dict[str, Filling]]:
-    """Yield every way to make the experts of dense tensors that fits the shapes, the same in all blocks."""
+    """Yield every assignment of dense tensors to experts whose shapes fit; all blocks use the same one."""
     kinds: dict[str, list[str]] = {}
     for name in match.experts:
         kinds.setdefault(_NUMBER.sub("*", name), []).append(name)
@@ -312,12 +314,14 @@ def _plans(match: _Match, theirs: Mapping[str, torch.Tensor]) -> Iterator[dict[s
 
 
 def _like(source: str, names: tuple[str, ...]) -> str:
-    """Return the name among others that differs from `source` in numbers only."""
+    """Return the one of `others` that differs from the parameter name `source` only in numbers."""
     return next(name for name in names if _NUMBER.sub("*", name) == _NUMBER.sub("*", source))
 
 
 def _options(expert: _Expert, theirs: Mapping[str, torch.Tensor]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (sources, layout) of each way to make a tensor of the expert's shape."""
+    """Yield (names of dense tensors, layout) for each way to make a tensor of one expert's shape
+    out of dense tensors.
+    """
     for count in (1, 2):
         for sources in itertools.permutations(expert.sources, count):
             parts = [theirs[source] for source in sources]
@@ -338,7 +342,7 @@ def _tolerance(model: nn.Module) -> float:
 
 
 def _no_filling(match: _Match, best: tuple[float, dict[str, Filling]] | None) -> str:
-    """Write the message for a mixture that no layout fits; `best` is the layout with the nearest outputs."""
+    """Return the error message for a mixture that no layout fits; `best` is the layout whose outputs come nearest."""
     fix = (
         "renormalise the weights of the chosen experts so that they add up to 1 (norm_topk_prob=True), "
         "and give both models the same constants (norm eps, rope theta)"

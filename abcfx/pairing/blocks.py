@@ -30,7 +30,7 @@ class Blocks:
     counts: dict[str, tuple[int, int]]
 
     def twin(self, name: str) -> str:
-        """Return the base's name for a module or parameter of the target."""
+        """Return the name in the base (the model compared with) of a module or parameter of the target."""
         parts, at = name.split("."), list[str]()
         for part in parts:
             renamed = self.index.get(".".join(at), {})
@@ -45,7 +45,7 @@ class Blocks:
 
     @property
     def ratio(self) -> float:
-        """Return the number of such blocks in the target over that in the base, all containers together."""
+        """Return the number of repeated blocks in the target over that in the base, all containers together."""
         ours, theirs = (sum(count[i] for count in self.counts.values()) for i in (0, 1))
         return ours / theirs if theirs else 1.0
 
@@ -89,7 +89,9 @@ def _twin_block(
     ours: Mapping[str, frozenset[tuple[str, int]]],
     theirs: Mapping[str, frozenset[tuple[str, int]]],
 ) -> str:
-    """Choose among alike blocks: the same number, then the same phase of a repeating pattern, then the nearest."""
+    """Choose the base's block to pair with a block of the target: one with the same parameters and the same number,
+    else the same place in a repeating pattern, else the nearest.
+    """
     alike = [other for other, names in theirs.items() if names == ours[block]]
     if not alike:
         raise PairingError(

@@ -61,7 +61,7 @@ def _change(dim: Dim, sizes: Mapping[str, tuple[SizeChange, ...]]) -> SizeChange
 
 
 def _inner_dims(dag: LayerDag) -> Iterator[Dim]:
-    """Yield the dims of layers on whose side another layer stands."""
+    """Yield the dims of a layer's weight on the sides where another layer comes before or after it."""
     above, below = beside_layers(dag, upstream=True), beside_layers(dag, upstream=False)
     for node, layer in dag.layers():
         yield from layer.fan_in if above[node] else ()

@@ -39,7 +39,8 @@ class Doing(NamedTuple):
 
 
 def pair_graphs(target: CapturedGraph, base: CapturedGraph, blocks: Blocks = NO_BLOCKS) -> dict[fx.Node, fx.Node]:
-    """Return target node -> base node, regions such as no_grad blocks included.
+    """Return which node of the base's graph does the work of each node of the target's; regions (no_grad blocks)
+    included.
 
     Raises:
         PairingError: the graphs are not of one architecture; names the first node that differs.
@@ -73,7 +74,9 @@ class _Pairing:
         return pairs
 
     def _parts(self, graph: fx.Graph, last: Mapping[str, str]) -> dict[Place, list[fx.Node]]:
-        """Sort the nodes by place, in order; nodes that only handle sizes are left out, a base may have them fixed."""
+        """Sort nodes by the block that they are in, in order; leave out nodes that only compute sizes, which a base may
+        have as constants.
+        """
         found: dict[Place, list[fx.Node]] = {}
         after = Place("before")
         for node in graph.nodes:
@@ -167,14 +170,14 @@ def _differ(one: fx.Node, wanted: Doing | None, got: Doing | None, other: fx.Nod
 
 
 def _is_number(node: fx.Node) -> bool:
-    """Whether a node reads a size or computes with sizes, or checks one."""
+    """Whether a node reads the size of a tensor, computes with sizes, or asserts something about one."""
     if node.op == "call_method" and node.target in ("size", "dim"):
         return True
     return node.op in ("call_function", "call_method") and isinstance(node.meta.get("val", node), _NUMBERS)
 
 
 def _region(node: fx.Node) -> fx.GraphModule | None:
-    """Return the graph that a node stands for, where that is a region of its own (no_grad, autocast)."""
+    """Return the subgraph that a node runs, where it runs one (under no_grad or autocast); else None."""
     owner = node.graph.owning_module
     if node.op != "get_attr" or owner is None:
         return None

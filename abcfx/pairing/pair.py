@@ -69,7 +69,7 @@ class PairedModels:
 
     @cached_property
     def target_graph(self) -> CapturedGraph:
-        """The target as graphs."""
+        """The captured graphs of the target (the model that is scaled), in train and eval mode."""
         kwargs = None if self._kwargs is None else dict(self._kwargs)
         method = self.options.method
         if self.is_called:
@@ -106,7 +106,7 @@ class PairedModels:
 
     @cached_property
     def factors(self) -> Factors:
-        """The dims of every tensor of a run of both models, in the factors that they share.
+        """Every dim of a run of both models, split into factors (heads x head_dim) to see which of them grow.
 
         Raises:
             PairingError: the runs cannot be compared, or there is no base model.
@@ -130,7 +130,8 @@ class PairedModels:
 
     @cached_property
     def growth(self) -> WidthGrowth:
-        """How every dim grows from base to target; read off the structure where there is no base, or of equal sizes.
+        """The growth exponent of every dim from base to target; read off the graph's structure where there is no base,
+        or of equal sizes.
 
         Raises:
             PairingError: base and target are not instances of one architecture.
@@ -169,7 +170,7 @@ class PairedModels:
 
     @cached_property
     def _paired(self) -> tuple[CapturedGraph, PairedGrowth] | None:
-        """The base's graph with the growth between the two graphs.
+        """The base's graph, with the growth of every dim between the two graphs.
 
         An export at fixed sizes takes half the time. It leaves out ops that open sizes need; where the graphs then do
         not pair, another export is made.

@@ -45,7 +45,7 @@ CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16
 
 
 class WidthGrowth(ABC):
-    """Growth exponent of every dim and number of a model.
+    """The power of the width ratio m with which each dim and each number of a model grows.
 
     Attributes:
         width_ratio: the number m that the exponents are powers of.
@@ -63,18 +63,18 @@ class WidthGrowth(ABC):
 
     @abstractmethod
     def dim(self, dim: Dim) -> float:
-        """Return the growth exponent of one dim."""
+        """Return e for one dim that grows as m^e, where m is the width ratio."""
 
     @abstractmethod
     def scalar(self, scalar: InGraph) -> float:
-        """Return the exponent of m in a Python number that stands in the graph."""
+        """Return e for a Python number in the graph that grows as m^e, where m is the width ratio."""
 
     def dims(self, *dims: Extent) -> float:
         """Return the growth exponent of the product of several dims."""
         return sum(self.number(d) if isinstance(d, Number) else self.dim(d) for d in dims)
 
     def number(self, number: Number) -> float:
-        """Return the exponent of m in a product of powers."""
+        """Return e for a product of powers of sizes that grows as m^e, where m is the width ratio."""
         return sum(
             power * (self.dim(what) if isinstance(what, ParameterDim | TensorDim) else self.scalar(what))
             for what, power in number.powers
@@ -122,7 +122,7 @@ class StructuralGrowth(WidthGrowth):
         return below[node] and (above[node] or isinstance(dag.kind(node), Layer))
 
     def _mark(self, dims: tuple[Dim, ...], grows: bool) -> None:
-        """Let the first of several dims grow: the channels of a convolution, not its kernel."""
+        """Set exponent 1 for the first of several dims: of a convolution's (channels, kernel) the channels alone."""
         first = next(iter(dims), None)
         if first is None or not grows:
             return
@@ -140,7 +140,9 @@ class StructuralGrowth(WidthGrowth):
 
 
 def beside_layers(dag: LayerDag, upstream: bool) -> dict[str, bool]:
-    """Return for every node whether a layer stands somewhere above it (`upstream`) or below it."""
+    """Whether a weight layer (or, upstream, a tensor made of parameters alone) is among the ancestors (`upstream`) or
+    descendants of each node.
+    """
     found: dict[str, bool] = {}
     for node in dag.order if upstream else reversed(dag.order):
         others = dag.predecessors(node) if upstream else dag.successors(node)
@@ -149,7 +151,9 @@ def beside_layers(dag: LayerDag, upstream: bool) -> dict[str, bool]:
 
 
 def _is_wide(dag: LayerDag, node: str, beside: str, upstream: bool) -> bool:
-    """Whether a neighbour has width: a layer, or, above, a tensor of parameters alone (learned latents)."""
+    """Whether a neighbouring node has a width: a weight layer or, above, a tensor of parameters
+    alone (learned latents).
+    """
     if isinstance(dag.kind(node), Layer):
         return True
     return upstream and dag.node(node).is_parametric and node in dag.kind(beside).inputs
@@ -208,13 +212,13 @@ class PairedGrowth(SizeGrowth):
         self._find_factors = factors
 
     def _both(self, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> tuple[object, object]:
-        """Return a number of the graph in the target and in the base."""
+        """Return the values of a number that stands in the graph: in the target, and in the base."""
         ours, theirs = (each.module for each in self._captured)
         return _value(ours, scalar.node, scalar), _value(theirs, self._twin[scalar.node], scalar)
 
     @cached_property
     def _factors(self) -> Factors | None:
-        """Factors of all dims, which are only needed where some dim grows neither like m nor not at all."""
+        """All dims split into factors, computed only where some dim neither grows as the width ratio m nor stays."""
         exponents = {self._exponent(self._ratio(*sizes)) for of_dims in self.sizes.values() for sizes in of_dims}
         if not exponents - {0.0, 1.0} or self._captured[0].args is None:
             return None
@@ -225,7 +229,8 @@ class PairedGrowth(SizeGrowth):
             return None
 
     def _rows(self, dim: ParameterDim) -> float | None:
-        """Return the growth of the fastest segment of a dim made of segments, else None.
+        """Return the growth exponent of the fastest-growing segment of a dim (as of a fused projection); None without
+        segments.
 
         The rows of a fused projection are several layers side by side. A dim that some product sums over has no such
         segments.
@@ -288,7 +293,9 @@ def _value(module: torch.nn.Module, node: fx.Node, scalar: ScalarArgument | Modu
 
 
 def _constant(module: torch.nn.Module, node: fx.Node) -> float | None:
-    """Evaluate a node that depends on no input and no parameter; None where it does, or has no value yet."""
+    """Return the value of a node that depends on no input and no parameter; None where it depends on one or has no
+    value yet.
+    """
 
     def run(at: fx.Node) -> Any:
         if at.op == "get_attr":

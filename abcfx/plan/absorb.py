@@ -38,7 +38,8 @@ class AppliedExponents:
 
 
 def solved_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str) -> dict[str, AppliedExponents]:
-    """Return the exponents of every parameter as they were solved, with its multipliers in place.
+    """Return the exponents of every parameter as the linear program found them, with multipliers left in the forward
+    pass.
 
     Args:
         fixed: roles, a and b.
@@ -57,7 +58,8 @@ def solved_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str) 
 
 
 def absorbed_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str) -> dict[str, AppliedExponents]:
-    """Move every multiplier into init, lr, eps and decay.
+    """Move the multiplier of every parameter into its init, learning rate, eps and weight decay, so that no op is
+    added.
 
     One stays where a parameter needs two different multipliers and no norm precedes it.
     """

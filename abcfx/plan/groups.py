@@ -56,7 +56,7 @@ def param_groups(
 
 
 def groups_of(groups: Iterable[OptimizerGroup], spec: Spec, wanted: Optimizer) -> list[OptimizerGroup]:
-    """Return the groups of one optimizer, given by name, class or instance.
+    """Return those parameter groups that belong to one optimizer, given by its name, class or instance.
 
     Raises:
         InvalidInputError: there are none.

@@ -1,4 +1,4 @@
-"""Decides how each tensor is initialised: the model's own draw times one exact factor, or a new draw.
+"""Decides how each tensor is initialised: the values that the model drew itself times one exact factor, or new values.
 
 With a base, the law of the model's own init is read off the draws of base and target: RMS entry ~ m^-beta, with beta
 pooled over like tensors and rounded to a quarter of a growth exponent where that lies within the sampling error. The
@@ -28,7 +28,7 @@ SAMPLE = 1 << 17
 
 @dataclass(frozen=True)
 class OwnInit:
-    """How one tensor's own init scales with the width ratio m: RMS entry ~ m^-exponent.
+    """How the init in the model's own code scales with the width ratio m: RMS entry ~ m^-exponent.
 
     Attributes:
         exponent: the exponent, rounded where that lies within the sampling error.
@@ -57,7 +57,7 @@ class OwnInit:
 
 @dataclass(frozen=True)
 class Init:
-    """What is done to one tensor.
+    """How one tensor is initialised: its values kept, multiplied, or drawn again.
 
     Attributes:
         factor: multiplies the model's own draw.
@@ -85,13 +85,15 @@ class Init:
         return tensor.normal_(0.0, self.std or 0.0, generator=generator)
 
     def times(self, factor: float) -> Init:
-        """Return the same init with one more factor."""
+        """Return the same Init with its values multiplied by one more factor."""
         std, fill = (None if value is None else value * factor for value in (self.std, self.fill))
         return replace(self, factor=self.factor * factor, std=std, fill=fill)
 
     @classmethod
     def scaled(cls, factor: float, own: OwnInit, std: float, is_meta: bool) -> Init:
-        """Multiply the own draw by a factor; `std` is the RMS by the law of init, for a tensor that has no draw yet."""
+        """Return an Init that multiplies the values the model drew itself by `factor`; `std` is used for a meta tensor,
+        which has no values.
+        """
         fill = None if own.constant is None else own.constant * factor
         return cls(factor, std if is_meta else own.rms * factor, fill)
 
@@ -187,7 +189,7 @@ def _constant(tensor: torch.Tensor) -> float | None:
 
 
 class _Draw(NamedTuple):
-    """RMS entry of one tensor, and the variance of its logarithm from one draw to the next."""
+    """RMS entry of one tensor as initialised, and the variance of its logarithm over random seeds."""
 
     rms: float
     log_variance: float

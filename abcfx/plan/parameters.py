@@ -29,7 +29,7 @@ def make_plan(
     depth: DepthScaling,
     numbers: Mapping[str, GroupNumbers],
 ) -> dict[str, ParameterPlan]:
-    """Compute the numbers of every parameter.
+    """Compute multiplier, init, learning rate, eps and weight decay of every parameter.
 
     Args:
         fixed: roles, a and b.

@@ -182,7 +182,7 @@ class Spec(Mapping[str, SpecRow]):
 
     @classmethod
     def of(cls, given: object) -> Spec:
-        """Return a spec itself, or one made of what `to_dict` returned.
+        """Return a `Spec` unchanged, or make one of the dict that `to_dict` returned.
 
         Raises:
             InvalidInputError: something is missing, or the format is newer than this version of abcfx.

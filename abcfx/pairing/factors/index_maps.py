@@ -118,17 +118,17 @@ class IndexMap:
 
     @classmethod
     def tiling(cls, small: int, large: int) -> IndexMap:
-        """The dim that is repeated as a whole."""
+        """Return the index map of a dim whose entries are repeated as a whole."""
         return cls((Tiling(small, large),))
 
     @classmethod
     def unchanged(cls, size: int) -> IndexMap:
-        """The dim that is the same in both models."""
+        """Return the index map of a dim that has the same size in both models."""
         return cls.tiling(size, size)
 
     @classmethod
     def from_json(cls, data: Sequence[Json]) -> IndexMap:
-        """The index map with this JSON form (`to_json`)."""
+        """Return the index map that `to_json` wrote as `data`."""
         return cls(tuple(map(_factor_from_json, data)))
 
     def to_json(self) -> list[Json]:

@@ -10,7 +10,7 @@ from abcfx.pairing.factors.step import Dims, Result, Step, over, rule
 
 
 def pointwise(step: Step) -> Dims:
-    """Unify the dims of tensors that are broadcast against each other, aligned at the right."""
+    """Unify (make the same) the dims of the tensors that a pointwise op broadcasts, aligned at the right."""
     operands = [step.dims(ref) for ref in step.tensors()]
     found = []
     for place in range(len(step.shape())):
@@ -25,13 +25,13 @@ def pointwise(step: Step) -> Dims:
 
 @rule("mm", "bmm", "mv", "dot", "vdot", "_int_mm")
 def product(step: Step) -> Dims:
-    """Follow a matrix product."""
+    """Return the dims of a matrix product."""
     return step.contract(*step.tensors())
 
 
 @rule("addmm", "baddbmm", "addmv", "addbmm", "_addmm_activation")
 def added_product(step: Step) -> Dims:
-    """Follow bias + a @ b, with a bias that is broadcast."""
+    """Return the dims of bias + a @ b, with a bias that is broadcast."""
     bias, *factors = step.tensors()
     found = step.contract(*factors)
     step.check_broadcast(step.dims(bias), found)
@@ -40,7 +40,7 @@ def added_product(step: Step) -> Dims:
 
 @rule("convolution", "mkldnn_convolution", "_convolution", "convolution_overrideable")
 def convolution(step: Step) -> Dims:
-    """Follow a convolution: it sums over input channels, those of one group where there are several."""
+    """Return the dims of a convolution, which sums over input channels: those of one group where there are several."""
     x, weight = (step.dims(step.call.argument(name)) for name in ("input", "weight"))
     bias, transposed = step.call.argument("bias"), step.call.argument("transposed", False)
     groups: SizePair = (step.calls[0].argument("groups"), step.calls[1].argument("groups"))
@@ -67,7 +67,7 @@ def convolution(step: Step) -> Dims:
 
 @rule("embedding")
 def embedding(step: Step) -> Dims:
-    """Follow a lookup of rows of a table."""
+    """Return the dims of rows that are looked up in a table."""
     table, at = step.dims(step.call.argument("weight")), step.dims(step.call.argument("indices"))
     step.factors.indexed.append(table[0])
     return (*at, *map(without_origin, table[1:]))
@@ -75,7 +75,7 @@ def embedding(step: Step) -> Dims:
 
 @rule("_embedding_bag", "_embedding_bag_forward_only")
 def embedding_bag(step: Step) -> list[Dims]:
-    """Follow a lookup that sums or averages the rows of a bag."""
+    """Return the dims of a lookup that sums or averages the rows of each bag."""
     table = step.dims(step.call.argument("weight"))
     step.factors.indexed.append(table[0])
     results = [step.unknown(ref) for ref in step.call.outs]
@@ -133,7 +133,7 @@ def _unify_vectors(step: Step, names: Sequence[str], channels: Dim) -> None:
     "argmax", "argmin", "max", "min", "median", "var_mean", "std_mean", "nansum", "count_nonzero", "aminmax", "mode",
 )  # fmt: skip
 def reduction(step: Step) -> Result:
-    """Follow a reduction over some dims, or over all."""
+    """Return the dims that are left after a reduction (sum, mean, max) over some dims, or over all."""
     x = step.dims(step.tensors()[0])
     over, keep = step.optional("dim"), bool(step.optional("keepdim"))
     over = list(range(len(x))) if over is None or over == [] else [over] if isinstance(over, int) else over
@@ -148,7 +148,7 @@ def reduction(step: Step) -> Result:
 
 @rule("topk", "kthvalue")
 def topk(step: Step) -> list[Dims]:
-    """Follow a choice of the largest entries."""
+    """Return the dims of the largest entries, and of their indices, that a top-k chooses."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim", -1)
     if sizes(dims[at]) != step.shape(step.call.outs[0])[at]:
         dims[at] = step.unfollowed(step.shape(step.call.outs[0])[at])  # which of equal entries are chosen is open
@@ -161,7 +161,7 @@ def topk(step: Step) -> list[Dims]:
     "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math_for_mps",
 )  # fmt: skip
 def attention(step: Step) -> list[Dims]:
-    """Follow scaled dot-product attention, with as many query heads as key heads or several for each."""
+    """Return the dims of scaled dot-product attention, with as many query heads as key heads or several for each."""
     query, key, value = (step.dims(step.call.argument(name)) for name in ("query", "key", "value"))
     unify(query[-1], key[-1])
     for place in range(len(query) - 2):
@@ -178,7 +178,7 @@ def attention(step: Step) -> list[Dims]:
 
 @rule("glu")
 def gated(step: Step) -> Dims:
-    """Follow a gated linear unit: the two halves of a dim are multiplied with each other."""
+    """Return the dims of a gated linear unit, which multiplies the two halves of a dim with each other."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim", -1)
     half = step.shape()[at]
     halves = [piece(dims[at], start, half) for start in ((0, 0), half)]
@@ -189,7 +189,7 @@ def gated(step: Step) -> Dims:
 
 @rule("_prelu_kernel", "prelu")
 def prelu(step: Step) -> Dims:
-    """Follow a leaky ReLU with learned slopes."""
+    """Return the dims of a leaky ReLU with learned slopes."""
     x, slope = (step.dims(ref) for ref in step.tensors())
     step.check_broadcast(slope, x)
     return x

@@ -22,7 +22,7 @@ ModelPair = tuple[nn.Module, nn.Module]
 def factor_models(
     *pairs: ModelPair, args: Sequence[object] | None, kwargs: Mapping[str, object] | None, blocks: Blocks = NO_BLOCKS
 ) -> Factors:
-    """Factor the dims of the first (small, large) pair whose two runs can be compared.
+    """Run each (small, large) pair of models until two runs can be compared, and split their dims into factors.
 
     Runs are on fake tensors, or on real ones where a model asks for a value in them, such as that of a mask.
 

@@ -95,7 +95,7 @@ class Factors:
     averaged: list[tuple[int, Dim]] = field(default_factory=list)
 
     def of(self, ref: Ref) -> Dims:
-        """Return the dims of a tensor; fresh ones where nothing is known of it."""
+        """Return the dims of a tensor as products of factors; new ones where nothing is known of the tensor."""
         found = self.dims[ref.index]
         if found is None:
             found = self.dims[ref.index] = tuple(map(fresh, self.shape(ref)))
@@ -127,7 +127,7 @@ class Step:
         self.call = self.calls[1]
 
     def tensors(self) -> list[Ref]:
-        """Return the tensors that the call takes, in order."""
+        """Return the tensors among the arguments of the call, in order."""
         return self.call.inputs
 
     def dims(self, ref: Ref) -> Dims:
@@ -162,7 +162,7 @@ class Step:
             return None
 
     def report(self, reason: str, dim: Dim = (), kind: ProblemKind = ProblemKind.OTHER, fatal: bool = False) -> None:
-        """Note that a larger copy would not compute the same here."""
+        """Note that a larger model made of copied entries would not compute the same at this call."""
         self.factors.problems.append(Problem(self.index, self.call.path, self.call.name, kind, reason, dim, fatal))
 
     def reduced(self, dim: Dim) -> None:
@@ -226,7 +226,9 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a function as the rule of the ops with these names, without namespace and overload."""
+    """Register the decorated function as the rule (dims of inputs to dims of results) of the ops with these names,
+    without namespace and overload.
+    """
 
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, function))
@@ -236,7 +238,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def over(size: SizePair, by: SizePair) -> SizePair:
-    """Divide a size by a factor of it, in both models.
+    """Divide a pair of sizes (small model, large model) by a pair of factors of them.
 
     Raises:
         UnfitError: it is no factor of the size.

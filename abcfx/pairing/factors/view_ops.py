@@ -31,13 +31,13 @@ def copied(step: Step) -> Dims:
 
 @rule("view", "_unsafe_view", "_reshape_alias", "reshape", "unsqueeze", "squeeze", "view_copy", "flatten", "unsqueeze_")
 def regroup(step: Step) -> Dims:
-    """Follow a view: the same entries in row-major order, in other dims."""
+    """Return the dims of a view: the same entries in row-major order, grouped into other dims."""
     return regrouped(step.dims(step.tensors()[0]), step.shape())
 
 
 @rule("expand")
 def expand(step: Step) -> Dims:
-    """Follow a broadcast: dims of size one become new dims."""
+    """Return the dims of a broadcast tensor, in which dims of size one become new dims."""
     dims, shape = step.dims(step.tensors()[0]), step.shape()
     padded = ((),) * (len(shape) - len(dims)) + dims
     return tuple(dim if sizes(dim) == size else fresh(size) for dim, size in zip(padded, shape, strict=True))
@@ -95,7 +95,7 @@ def select(step: Step) -> Dims:
 
 @rule("slice")
 def cut(step: Step) -> Dims:
-    """Follow a slice."""
+    """Return the dims of a slice of a tensor."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim", 0)
     if sizes(dims[at]) == step.shape()[at]:
         return tuple(dims)
@@ -117,7 +117,7 @@ def _offset(start: int, total: int) -> int:
 
 @rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk")
 def split(step: Step) -> list[Dims]:
-    """Follow a split into pieces."""
+    """Return the dims of each piece that a split cuts a tensor into."""
     dims, at = step.dims(step.tensors()[0]), step.call.argument("dim", 0)
     found, start = [], (0, 0)
     for ref in step.call.outs:
@@ -258,7 +258,7 @@ def diagonal(step: Step) -> Dims:
 
 @rule("as_strided")
 def strided(step: Step) -> Dims:
-    """Follow a strided view if it leaves the shape as it is."""
+    """Return the dims of an as_strided view, which can be followed only where it leaves the shape as it is."""
     dims = step.dims(step.tensors()[0])
     if [sizes(dim) for dim in dims] != step.shape():
         raise UnfitError("as_strided addresses memory, not dims")
@@ -289,7 +289,7 @@ def unpatched(step: Step) -> Dims:
     "multinomial", "_fused_sdp_choice", "sym_size", "hann_window", "cdist", "_cdist_forward", "_pdist_forward", "isin",
 )  # fmt: skip
 def new(step: Step) -> Result:
-    """Follow an op that makes a tensor of its own."""
+    """Return new dims for a tensor that an op makes without input tensors, as arange does."""
     found = [step.unknown(ref) for ref in step.call.outs]
     if step.call.name in ("arange", "linspace") and any(grows(dim) for dims in found for dim in dims):
         step.report("numbers that count along a dim that grows", found[0][0])
