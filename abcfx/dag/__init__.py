@@ -1,1 +1,1 @@
-"""The layer DAG of a captured graph, built once and never changed, and the questions that others ask of it."""
+"""The layer DAG of a traced model: a graph of its layers, merges, norms and products, and functions that query it."""

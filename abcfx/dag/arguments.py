@@ -17,7 +17,7 @@ Arguments = tuple[tuple[object, ...], dict[str, object]]
 
 
 def load(argument: object, values: Mapping[fx.Node, object]) -> object:
-    """Return an argument of an fx node with the value of each node in the place of the node."""
+    """Return an argument of an fx node with each fx node in it replaced by its value from `values`."""
     if isinstance(argument, fx.Node):
         return values[argument]
     if isinstance(argument, tuple):
@@ -32,12 +32,12 @@ def load(argument: object, values: Mapping[fx.Node, object]) -> object:
 
 
 def leaves(value: object) -> list[object]:
-    """Return the abstract values and plain Python values in a tree of arguments or results."""
+    """Return all leaves (abstract or plain Python values) of nested arguments or results, as a flat list."""
     return trees.leaves(value, is_leaf=lambda leaf: isinstance(leaf, Value | Sizes | Number))
 
 
 def tensors(value: object) -> list[Value]:
-    """Return the abstract tensors in a tree of arguments or results."""
+    """Return the abstract tensors (`Value`) in nested arguments or results, as a flat list."""
     return [leaf for leaf in leaves(value) if isinstance(leaf, Value)]
 
 
@@ -52,7 +52,7 @@ def positional(target: object, args: Sequence[object], kwargs: Mapping[str, obje
 
 
 def forward_arguments(module: torch.nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
-    """Move keywords of a module's call to the positions that its forward gives them."""
+    """Move keyword arguments of a module call to their positions in the signature of the module's forward."""
     return _in_place(_positional_names(inspect.signature(module.forward)), args, kwargs)
 
 

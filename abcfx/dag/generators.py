@@ -1,4 +1,4 @@
-"""Generators: layers whose few outputs become gates or mixing weights of the tensors that the layers read.
+"""Finds generators: layers whose few outputs become gates or mixing weights of the tensors that they read.
 
 Hyper-connections read several residual streams through gates, mix them, and write to them. All these weights come from
 the streams, by layers with a finite fan-out. This loop identifies hyper-connections, whatever their modules are called.
@@ -33,7 +33,7 @@ def generators(dag: LayerDag) -> Mapping[str, frozenset[str]]:
 
 
 def _decided_by(dag: LayerDag, layer: str, own: frozenset[str]) -> frozenset[str]:
-    """Return the layer and the nodes after it whose other inputs are parameters or norms of its own input."""
+    """Return a layer and all nodes computed from it, as far as other inputs are parameters or norms of its input."""
     decided, beside = {layer}, set(own)
     after = dag.descendants(layer)
     for node in dag.order:
@@ -48,7 +48,7 @@ def _decided_by(dag: LayerDag, layer: str, own: frozenset[str]) -> frozenset[str
 
 
 def _bounded(dag: LayerDag, layer: str, decided: frozenset[str]) -> frozenset[str]:
-    """Return those of the nodes that stand behind a function that is not linear."""
+    """Return those of the nodes in `decided` that are computed from the layer through a nonlinear function."""
     bounded: set[str] = set()
     for node in dag.order:
         curved = isinstance(dag.kind(node), Pointwise | Softmax | Norm) or dag.node(node).is_pinned
@@ -59,7 +59,7 @@ def _bounded(dag: LayerDag, layer: str, decided: frozenset[str]) -> frozenset[st
 
 
 def _own_input(dag: LayerDag, layer: str) -> frozenset[str]:
-    """Return the layer's input and the nodes that it is made of by norms, gains and numbers alone."""
+    """Return a layer's input and the nodes from which norms, gains and factors alone make that input."""
     own: set[str] = set()
     node = dag.kind(layer).inputs[0]
     while node is not None and node not in own:

@@ -38,7 +38,7 @@ class Interpreter:
     def __init__(
         self, module: fx.GraphModule, builder: DagBuilder, guesses_unknown: bool, inside: fx.Node | None = None
     ) -> None:
-        """Prepare a run.
+        """Prepare to run the graphs of a module on abstract tensors.
 
         Args:
             module: owns the parameters, buffers and modules that the graph names.
@@ -151,7 +151,7 @@ class Interpreter:
         return result
 
     def _guess(self, op: Op, node: fx.Node, target: object, values: Iterable[Value | Sizes]) -> object:
-        """Raise for an op without a rule, or, where guesses are allowed, merge its inputs and note it."""
+        """Handle an op without a rule: raise an error or, where guesses are allowed, merge its inputs and add a note."""
         if not self._guesses_unknown:
             raise _unknown_op(node, target)
         self.notes.append(
@@ -164,7 +164,7 @@ class Interpreter:
     # -- graphs inside a node
 
     def _run_region(self, region: fx.GraphModule, inputs: Sequence[object]) -> object:
-        """Run a region of its own (no_grad, autocast), which is a graph that a node calls with its inputs."""
+        """Run the subgraph of a no_grad or autocast region on abstract inputs and return its results."""
         placeholders = region.graph.find_nodes(op="placeholder")
         given = [_returned_by(p, value) for p, value in zip(placeholders, inputs, strict=True)]
         inner = Interpreter(region, self._builder, self._guesses_unknown)
@@ -173,7 +173,7 @@ class Interpreter:
         return returned
 
     def _run_forward(self, node: fx.Node, forward: fx.Graph, inputs: Sequence[Value]) -> object:
-        """Run the forward of a custom autograd.Function without a rule; its own gradient is taken to agree."""
+        """Run the traced forward of a custom autograd.Function without a rule; its backward is assumed to match."""
         inner = Interpreter(self._module, self._builder, self._guesses_unknown, inside=node)
         returned = _only(inner.run(forward, inputs))
         name = str(getattr(getattr(node.target, "autograd_function", None), "__name__", node.target))
@@ -181,7 +181,7 @@ class Interpreter:
         return returned
 
     def _write_back(self, node: fx.Node) -> None:
-        """Let an op that writes into its first argument change that tensor, and the one it is a view of."""
+        """After an in-place op, give its first argument, and the tensor that this is a view of, the value of the result."""
         written = self._values[node]
         target: object = node.args[0]
         while isinstance(target, fx.Node) and isinstance(written, Value) and written.node is not None:
@@ -199,7 +199,7 @@ def _only(returned: object) -> object:
 
 
 def _returned_by(node: fx.Node, value: object) -> object:
-    """Set the node of a value to the one that returns it; its rule may have taken it from another."""
+    """Record the given fx node as the one that returns this value, in place of the node its rule may have set."""
     if not isinstance(value, Value):
         return value
     return replace(value, at=node, shape=shape_of(node) or value.shape)
@@ -217,7 +217,7 @@ def _writes(node: fx.Node) -> bool:
 
 
 def _lost(given: Iterable[Value | Sizes], returned: object) -> str:
-    """Name the inputs that change with training, if nothing that the op returns does."""
+    """Return the names of the inputs that depend on trainable weights if every result is a constant, else ""."""
     results = tensors(returned)
     if not results or not all(value.is_constant for value in results):
         return ""

@@ -45,7 +45,7 @@ class LayerDag:
 
     @cached_property
     def edges(self) -> nx.DiGraph:
-        """Names of the nodes and their edges, as a frozen networkx graph for its algorithms."""
+        """The graph of node names as a read-only networkx DiGraph, on which networkx algorithms run."""
         graph = nx.DiGraph()
         graph.add_nodes_from(self.order)
         after: dict[str, list[str]] = {name: [] for name in self.order}
@@ -59,11 +59,11 @@ class LayerDag:
         return name in self._by_name
 
     def node(self, name: str) -> DagNode:
-        """Return the node of this name."""
+        """Return the node with this name."""
         return self._by_name[name]
 
     def kind(self, name: str) -> Kind:
-        """Return what the node of this name computes."""
+        """Return the kind (layer, merge, norm, ...) of the node with this name."""
         return self._by_name[name].kind
 
     def successors(self, name: str) -> tuple[str, ...]:
@@ -83,7 +83,7 @@ class LayerDag:
         return set(nx.descendants(self.edges, name))
 
     def to_networkx(self) -> nx.DiGraph:
-        """Return a copy for networkx, in which each node has these attributes.
+        """Return a copy of the DAG as a networkx graph whose nodes have the attributes below.
 
         `kind`: what the node does, an instance of `abcfx.rules.Kind`. `path`: its module path. `fx_node`: the op that
         it was made for. `parameter`: name of the parameter of a layer or vector, else None. `weight`: whether it is a
@@ -104,11 +104,11 @@ class LayerDag:
         return graph
 
     def nodes_of(self, *kinds: type[Kind]) -> list[str]:
-        """Return the names of all nodes of some kinds, as the model runs."""
+        """Return the names of all nodes of the given kinds (classes), in the order in which the model runs."""
         return [node for node in self.order if isinstance(self.kind(node), kinds)]
 
     def layers(self) -> list[tuple[str, Layer]]:
-        """Return (name, kind) of every use of a weight, as the model runs."""
+        """Return (name, kind) of every layer node (one use of a weight), in the order in which the model runs."""
         return [(node, kind) for node in self.order if isinstance(kind := self.kind(node), Layer)]
 
     def vectors(self) -> list[tuple[str, Vector]]:
@@ -116,7 +116,7 @@ class LayerDag:
         return [(node, kind) for node in self.order if isinstance(kind := self.kind(node), Vector)]
 
     def uses(self) -> dict[str, list[str]]:
-        """Return parameter name -> its nodes: several for a tied parameter or a module that is called twice."""
+        """Map each parameter name to its nodes: several for a tied parameter or a module that is called twice."""
         uses: dict[str, list[str]] = {}
         for node in self.order:
             kind = self.kind(node)
@@ -175,7 +175,7 @@ class LayerDag:
         return all(map(voids, consumers))
 
     def distances(self) -> dict[str, int]:
-        """Return the largest number of layers between each node and the outputs."""
+        """Return for each node the number of layers on the longest path from it to an output."""
         far: dict[str, int] = {}
         for node in reversed(self.order):
             far[node] = max((far[n] + isinstance(self.kind(n), Layer) for n in self.successors(node)), default=0)
@@ -206,7 +206,7 @@ def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, unknown: U
 
 
 def _frozen(builder: DagBuilder, outputs: frozenset[str], notes: tuple[str, ...]) -> LayerDag:
-    """Return the DAG of the nodes that the outputs are computed from."""
+    """Return the finished DAG with only those nodes of the builder that the outputs are computed from."""
     nodes = [builder.nodes[name] for name in builder.above(*outputs)]
     pinned = frozenset(builder.pinned_parameters)
     marked = [
@@ -226,7 +226,7 @@ def _is_cache(dag: LayerDag, node: str) -> bool:
 
 
 def _is_attention(dag: LayerDag, node: str) -> bool:
-    """Whether a product makes attention logits or sums values with their softmax."""
+    """Whether a product belongs to attention: query times key, or softmax of logits times values."""
     if not isinstance(dag.kind(node), Product):
         return False
     if any(isinstance(dag.kind(n), Softmax) for n in dag.predecessors(node)):

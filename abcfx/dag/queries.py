@@ -1,4 +1,4 @@
-"""Questions about a layer DAG: numbered blocks, residual connections, attention, parameters that can take factors."""
+"""Finds structures in a layer DAG: numbered blocks, residual branches, attention, parameters to scale."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def blocks_around(name: str) -> list[BlockName]:
 
 
 def block_of(name: str, containers: Collection[str]) -> BlockName | None:
-    """Return the outermost block of one of the containers that a parameter or module lies in; None outside of all."""
+    """Return the outermost block, of any of the containers, that holds a parameter or module; None if no block does."""
     return next((block for block in blocks_around(name) if block.container in containers), None)
 
 
 def is_serial(dag: LayerDag, container: str) -> bool:
-    """Whether one block of a container feeds another: layers do, experts side by side do not."""
+    """Whether a container's blocks run one after another, as transformer layers do and parallel experts do not."""
     blocks = {node: block_of(layer.parameter, (container,)) for node, layer in dag.layers()}
     inside = {node: block.number for node, block in blocks.items() if block is not None}
     return any(
@@ -48,7 +48,7 @@ def is_serial(dag: LayerDag, container: str) -> bool:
 
 
 class Skip(NamedTuple):
-    """A merge that is reached from `start` by a path through `most` layers and by one through `fewest`."""
+    """A skip connection: paths from `start` to one merge pass through at most `most` and at least `fewest` layers."""
 
     start: str
     end: str
@@ -57,7 +57,7 @@ class Skip(NamedTuple):
 
 
 def find_skips(dag: LayerDag) -> list[Skip]:
-    """Find the skip connections: merges whose inputs come from one node, past different numbers of layers."""
+    """Find skip connections: merges of paths that start at one node and pass through different numbers of layers."""
     main = dag.edges.subgraph([node.name for node in dag.nodes if not isinstance(node.kind, Vector)])
     root = object()
     rooted = nx.DiGraph(main.edges)
@@ -76,7 +76,7 @@ def find_skips(dag: LayerDag) -> list[Skip]:
 
 
 def _layers_between(dag: LayerDag, main: nx.DiGraph, start: str, end: str) -> tuple[int, int]:
-    """Return (most, fewest) layers on the paths from `start` to `end`; every path to `end` goes through `start`."""
+    """Return the largest and the least number of layers on a path from `start`, which dominates `end`, to `end`."""
     between, waiting = {end}, [end]
     while waiting:
         for node in main.predecessors(waiting.pop()):
@@ -108,7 +108,7 @@ class Branch:
 
 
 def residual_branches(dag: LayerDag, containers: Collection[str]) -> dict[str, Branch]:
-    """Find every f that a block of one of the containers adds to the stream, as the model runs.
+    """Find every residual branch, the f of x + f(x), in the blocks of the containers, in the order they run.
 
     A residual connection inside of a branch is part of the branch.
 
@@ -117,7 +117,7 @@ def residual_branches(dag: LayerDag, containers: Collection[str]) -> dict[str, B
         containers: paths of modules with numbered submodules, such as "blocks".
 
     Returns:
-        Merge that adds the branch -> the branch.
+        A dict from the name of the merge that adds a branch to that branch.
     """
     found: dict[str, Branch] = {}
     earlier: dict[str, list[str]] = {}  # merge -> itself and the merges of the stream before it, the latest first
@@ -154,7 +154,7 @@ def _lies_in_one_block(dag: LayerDag, nodes: Collection[str], containers: Collec
 
 
 def repeated_uses(dag: LayerDag) -> dict[str, list[str]]:
-    """Return parameter name -> its layers, for parameters that are the weight of more than one."""
+    """Map each parameter that is the weight of more than one layer node to these nodes."""
     uses: dict[str, list[str]] = {}
     for node, layer in dag.layers():
         uses.setdefault(layer.parameter, []).append(node)
@@ -165,7 +165,7 @@ def repeated_uses(dag: LayerDag) -> dict[str, list[str]]:
 
 
 def attention_products(dag: LayerDag) -> dict[str, list[str]]:
-    """Find every product of two activations that goes to a softmax, as the model runs.
+    """Find every product of two activations (query times key) that feeds a softmax, in the order they run.
 
     Returns:
         Name of the product -> names of the nodes between it and the softmax.
@@ -204,7 +204,7 @@ def _nodes_to_softmax(dag: LayerDag, node: str) -> list[str] | None:
 
 
 def query_targets(dag: LayerDag, node: str) -> tuple[str, ...]:
-    """Return the parameters that can take a factor on attention logits: the query's if it has its own, else the key's.
+    """Return the parameters to multiply so that attention logits get a factor: those of the query, else of the key.
 
     Returns () where both come out of one fused layer.
     """
@@ -216,7 +216,7 @@ def query_targets(dag: LayerDag, node: str) -> tuple[str, ...]:
 
 
 def absorbing_parameters(dag: LayerDag, node: str) -> tuple[str, ...]:
-    """Return the parameters that can take a factor on a node's tensor without changing anything else; () if none can.
+    """Return the parameters to multiply so that this node's tensor alone gets a factor; () if there are none.
 
     Of a layer: its weight and bias. Of a norm: its gain and bias. Of a product: one factor's. Of a sum: all summands'.
     """
@@ -245,6 +245,6 @@ def absorbing_parameters(dag: LayerDag, node: str) -> tuple[str, ...]:
 
 
 def _is_free(dag: LayerDag, node: str) -> bool:
-    """Whether one node alone reads the node, and neither the node nor its parameter must keep its size."""
+    """Whether a node's tensor may be rescaled: one other node reads it, and no nonlinearity or constant fixes its size."""
     is_pinned = dag.node(node).is_pinned or dag.node(node).parameter in dag.pinned_parameters
     return len(dag.successors(node)) == 1 and not is_pinned

@@ -59,7 +59,7 @@ def multi_head_attention(
 def attend_with(
     op: Op, module: nn.MultiheadAttention, query: Value, key: Value, value: Value, mask: object, path: str = ""
 ) -> Value:
-    """Apply multi-head attention by the module that is called, or by one that stands at `path` inside it."""
+    """Add multi-head attention to the layer DAG, with the weights of `module` or of its submodule at `path`."""
     fused = op.parameter(module, "in_proj_weight")
     bias = op.parameter(module, "in_proj_bias")
     if fused is not None and query == key == value:

@@ -31,25 +31,25 @@ class ExponentContext(Protocol):
     """Everything that is fixed before the linear program is solved, and that a kind may ask for to write its bounds."""
 
     def growth(self, *dims: Extent) -> float:
-        """Return the sum of the growth exponents of dims."""
+        """Return x such that the product of the dims' sizes grows like m^x (m, the width ratio)."""
 
     def number(self, number: Number) -> float:
-        """Return the exponent of m in a number."""
+        """Return x for a number that grows like m^x (m, the width ratio)."""
 
     def size(self, node: str | None) -> float:
-        """Return the size s of a node; 0 for a constant."""
+        """Return s for a node whose entries are of size m^-s at init; 0 for a constant."""
 
     def changes(self, node: str | None) -> bool:
-        """Whether training changes a node, so that it has a change r."""
+        """Whether training changes the tensor of a node, so that it has an exponent r (change m^-r)."""
 
     def a(self, node: str) -> float:
-        """Return the multiplier exponent of a layer (one use of a weight), or of attention logits."""
+        """Return a of the multiplier m^-a on a layer (one use of a weight) or on attention logits."""
 
     def b(self, parameter: str) -> float:
-        """Return the init exponent of a parameter."""
+        """Return b of a parameter whose standard deviation at init is m^-b (m, the width ratio)."""
 
     def learns(self, parameter: str) -> bool:
         """Whether the linear program knows a parameter: False for a frozen one, and for one of the role "plain"."""
 
     def family(self, parameter: str) -> OptimizerFamily:
-        """Return the optimizer family of a parameter."""
+        """Return the optimizer that trains a parameter, as its `OptimizerFamily` (how large its updates are)."""

@@ -44,7 +44,7 @@ class DagNode:
 
     @property
     def parameter(self) -> str | None:
-        """The parameter of a layer or vector; None for any other node."""
+        """Name of the parameter that a layer or vector node uses; None for any other node."""
         return self.kind.parameter if isinstance(self.kind, Layer | Vector) else None
 
 
@@ -69,7 +69,7 @@ class DagBuilder:
         return name in self.nodes
 
     def kind(self, name: str) -> Kind:
-        """Return what the node of this name computes."""
+        """Return the kind (layer, merge, norm, ...) of the node with this name."""
         return self.nodes[name].kind
 
     def add(self, node: DagNode) -> str:
@@ -84,7 +84,7 @@ class DagBuilder:
         return unique
 
     def add_vector(self, vector: Vector, fx_node: fx.Node, path: str) -> str:
-        """Return the node of a parameter that is added or multiplied entry by entry, which is made at its first use."""
+        """Return the node of a parameter that is added or multiplied entry by entry; make it at the first use."""
         if vector.parameter not in self._vectors:
             self._vectors[vector.parameter] = self.add(DagNode(vector.parameter, vector, fx_node, path))
         return self._vectors[vector.parameter]
@@ -94,13 +94,13 @@ class DagBuilder:
         self.nodes[name] = replace(self.nodes[name], is_pinned=True)
 
     def cut(self, name: str, pieces: int) -> None:
-        """Let a layer whose features are cut in pieces count as that many layers."""
+        """Count a layer whose output features are cut in `pieces` as that many layers (fused q, k, v as 3)."""
         node = self.nodes[name]
         assert isinstance(node.kind, Layer)
         self.nodes[name] = replace(node, kind=replace(node.kind, pieces=max(node.kind.pieces, pieces)))
 
     def above(self, *names: str) -> list[str]:
-        """Return nodes and everything that they are computed from, as the model runs."""
+        """Return the given nodes and all nodes that they are computed from, in the order in which the model runs."""
         found, waiting = set(names), list(names)
         while waiting:
             for source in self.nodes[waiting.pop()].kind.sources:

@@ -12,7 +12,7 @@ from abcfx.rules.values import Value
 
 @register_rule("conv1d", "conv2d", "conv3d", "convolution")
 def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *rest: object, **options: object) -> Value:
-    """Sum over all but the first dim of a weight (out, in / groups, *kernel); kernel dims never grow."""
+    """Add a convolution as a layer that sums over all but the first dim of its weight (out, in / groups, *kernel)."""
     position = 5 if plain_name(op.at.target) == "convolution" else 3  # after stride, padding, dilation, transposed, ...
     groups = options.get("groups", rest[position] if len(rest) > position else 1)
     key = "groups" if "groups" in op.at.kwargs else 3 + position
@@ -20,7 +20,7 @@ def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *rest: obje
 
 
 def _grouped(op: Op, x: Value, weight: Value, bias: Value | None, groups: Number | None) -> Value:
-    """Convolve such that the gradient of an input channel comes from the outputs of its own group alone."""
+    """Add a grouped convolution: the gradient of an input channel sums over the outputs of its own group alone."""
     out = weight.dim(0)
     back = None if groups is None or out is None else (Number(((out, 1.0),)).times(groups.power(-1.0)),)
     return op.layer(x, weight, range(1, weight.ndim or 2), [0], bias, fan_back=back)
@@ -28,7 +28,7 @@ def _grouped(op: Op, x: Value, weight: Value, bias: Value | None, groups: Number
 
 @register_rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_transpose(op: Op, x: Value, weight: Value, bias: Value | None = None, *_: object, **__: object) -> Value:
-    """Sum over all but the second dim of a weight (in, out / groups, *kernel)."""
+    """Add a transposed convolution as a layer that sums over all but dim 1 of a weight (in, out / groups, *kernel)."""
     return op.layer(x, weight, fan_in=[0, *range(2, weight.ndim or 2)], fan_out=[1], bias=bias)
 
 

@@ -77,7 +77,7 @@ def glu_module(op: Op, module: nn.GLU, x: Value) -> Value:
 
 @register_rule("add", "sub", "rsub", "maximum", "minimum", "max", "min", "lerp", "logaddexp")
 def add(op: Op, x: object, y: object = None, *_: object, **__: object) -> Value | tuple[Value, ...]:
-    """Merge two tensors; also max(x) and max(x, dim), which return entries of x (and their indices)."""
+    """Handle add, max and the like of two tensors as a merge; max(x) and max(x, dim) keep the size of x."""
     if not isinstance(x, Value) or not isinstance(y, Value):
         tensor = x if isinstance(x, Value) else y
         assert isinstance(tensor, Value)
@@ -96,7 +96,7 @@ def add(op: Op, x: object, y: object = None, *_: object, **__: object) -> Value 
 
 
 def _reduces(op: Op) -> bool:
-    """Whether the op is torch's max or min: with a number beside the tensor they reduce a dim."""
+    """Whether the op is torch's max or min, where a number after the tensor is the dim to reduce."""
     return str(getattr(op.at.target, "__name__", op.at.target)) in ("max", "min")
 
 
@@ -213,7 +213,7 @@ def std(op: Op, x: Value, dim: Dims = None, *_: object, **__: object) -> Value:
     "huber_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy", "kl_div",
 )  # fmt: skip
 def loss(op: Op, x: Value, target: object, *_: object, **__: object) -> Value:
-    """Keep the change of the inputs: a loss is as stable as they are. Regression losses average over all dims."""
+    """Give a loss the size and change of its inputs; a regression loss is a mean over all dims."""
     both = op.nonlinear(op.merge([v for v in (x, target) if isinstance(v, Value)]))
     averages = plain_name(op.at.target) in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
     return op.reduce(both, None, mean=True, dims_of=x) if averages else both

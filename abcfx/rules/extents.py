@@ -65,11 +65,11 @@ class Number:
     powers: tuple[tuple[Dim | InGraph, float], ...] = ()
 
     def power(self, exponent: float) -> Number:
-        """Return the number to a power."""
+        """Return this number raised to the power `exponent`."""
         return Number(tuple((factor, power * exponent) for factor, power in self.powers))
 
     def times(self, other: Number) -> Number:
-        """Return the product with another number."""
+        """Return the product of this number and another one."""
         return Number(self.powers + other.powers)
 
 

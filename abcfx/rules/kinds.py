@@ -33,38 +33,38 @@ class Kind(ABC):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of all DAG nodes that are read, vectors among them."""
+        """Names of all DAG nodes that this node reads, vectors among them."""
         return (*(name for name in self.inputs if name is not None), *self.vectors)
 
     def changes(self, node: str, context: ExponentContext) -> Iterator[Bound]:
-        """Yield all bounds on r of the output."""
+        """Yield all upper bounds on r of the output (its change in training is ~ m^-r)."""
         yield from self.change(node, context)
         for vector in self.vectors:
             if context.changes(vector):
                 yield Bound(RowLabel(RowKind.CHANGE, vector), (("r", vector),), 0.0)
 
     def gradients(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield (input, bound on G of that input) for inputs and vectors."""
+        """Yield (input, upper bound on its G) for inputs and vectors; the gradient of an input is ~ m^-G."""
         yield from self.gradient(node, context)
         for vector in self.vectors:
             yield vector, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), 0.0)
 
     @property
     def name(self) -> str:
-        """The kind in lower case, as users see it."""
+        """The name of the class in lower case, such as "layer", as users see it."""
         return type(self).__name__.lower()
 
     @abstractmethod
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return the size s of the output at init."""
+        """Return s of the output, whose entries are ~ m^-s at init."""
 
     @abstractmethod
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
-        """Yield the bounds on r of the output that come from inputs and the node's own parameter."""
+        """Yield the upper bounds on r of the output (change m^-r) that come from inputs and the own parameter."""
 
     @abstractmethod
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield (input, bound on G of that input) for inputs, without vectors."""
+        """Yield (input, upper bound on its G, where its gradient is ~ m^-G) for the inputs, without vectors."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Layer(Kind):
         return min(product, 0.0) if self.vectors else product
 
     def _update(self, context: ExponentContext) -> tuple[tuple[tuple[str, str], ...], float]:
-        """Return (variables, constant) of the exponent of one entry of the update."""
+        """Return (variables, constant) that sum to x, where the optimizer changes each entry of the weight by ~ m^-x."""
         rate = ("c", self.parameter)
         update = context.family(self.parameter).update
         if update == "gradient":
@@ -111,7 +111,7 @@ class Layer(Kind):
         return (rate,), context.b(self.parameter) if update == "relative" else 0.0
 
     def stored_growth(self, context: ExponentContext) -> tuple[float, float]:
-        """Return the growth exponents of rows and columns of the weight as it is stored.
+        """Return the exponents with which the rows and the columns of the stored weight grow with width.
 
         Rows are fan_out, except in a matrix that is stored the other way round: a table, or a weight of x @ w.
         """
@@ -152,7 +152,7 @@ class Layer(Kind):
             yield x, Bound(RowLabel(RowKind.UPDATED_GRADIENT, node), update, 2 * a + context.size(x), "alpha", e_out)
 
     def parameter_gradient(self, node: str, context: ExponentContext) -> Bound:
-        """Return the bound on g, the exponent of dL/dw, that this use of the weight gives."""
+        """Return the upper bound that this use of the weight sets on g, where the gradient of the weight is ~ m^-g."""
         return Bound(RowLabel(RowKind.WEIGHT_GRADIENT), (("G", node),), context.a(node) + context.size(self.inputs[0]))
 
 
@@ -250,7 +250,7 @@ class Unary(Kind):
 
     @property
     def input(self) -> str:
-        """Name of the DAG node that is read."""
+        """Name of the one DAG node that this node reads."""
         (x,) = self.inputs
         assert x is not None, "an op on constants makes no DAG node"
         return x
@@ -260,10 +260,10 @@ class Unary(Kind):
 
     @abstractmethod
     def shift(self, context: ExponentContext) -> float:
-        """Return the difference between r of the output and r of the input."""
+        """Return r of the output minus r of the input (a change is ~ m^-r)."""
 
     def gradient_shift(self, context: ExponentContext) -> float:
-        """Return the difference between G of the input and G of the output."""
+        """Return G of the input minus G of the output (a gradient is ~ m^-G)."""
         return self.shift(context)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
@@ -297,7 +297,7 @@ class Norm(Unary):
 
 @dataclass(frozen=True)
 class Pointwise(Unary):
-    """A function with phi(0) != 0 (sigmoid, exp, cos): of order 1 for any input. One with phi(0) = 0 makes no node."""
+    """A function phi with phi(0) != 0 (sigmoid, exp, cos): its output is of order 1 for any input."""
 
     def size(self, node: str, context: ExponentContext) -> float:
         return min(0.0, context.size(self.input))
@@ -308,7 +308,7 @@ class Pointwise(Unary):
 
 @dataclass(frozen=True)
 class Power(Unary):
-    """A power x ** exponent."""
+    """A power x ** exponent with a fixed exponent: size, change and gradient follow from those of x."""
 
     exponent: float
 

@@ -29,7 +29,7 @@ def linear_module(op: Op, module: nn.Module, x: Value) -> Value:
 def embedding_bag(
     op: Op, x: Value, y: Value, offsets: object = None, *rest: object, **options: object
 ) -> Value | tuple[Value, ...]:
-    """Take the mean or sum of looked-up rows, each times a weight of its own where such weights are given."""
+    """Handle F.embedding_bag: the mean or sum of rows of a table, each times its own weight if weights are given."""
     out = embedding(op, x, y)
     position = 5 if x.is_constant else 3  # F.embedding_bag takes (ids, table), aten.embedding_bag (table, ids)
     weights = options.get("per_sample_weights", rest[position] if len(rest) > position else None)
@@ -41,7 +41,7 @@ def embedding_bag(
 
 @register_rule("embedding")
 def embedding(op: Op, x: Value, y: Value, *_: object, **__: object) -> Value:
-    """Take (ids, table) of F.embedding and (table, ids) of aten.embedding: the table is what learns."""
+    """Add a table lookup as a layer, for F.embedding(ids, table) and aten.embedding(table, ids)."""
     return op.layer(None, y if x.is_constant else x, fan_in=[], fan_out=[1])
 
 
@@ -63,7 +63,7 @@ def embedding_bag_module(
 
 @register_rule(nn.Bilinear)
 def bilinear_module(op: Op, module: nn.Module, x: Value, y: Value) -> Value:
-    """Compute x W y + bias with W of dims (out, x, y) as a layer on x, whose result is contracted with y."""
+    """Handle nn.Bilinear, x W y + bias, as a layer on x whose result is multiplied with y and summed."""
     weight = op.parameter(module, "weight")
     assert weight is not None
     once = op.layer(x, weight, fan_in=[1], fan_out=[0, 2], inner=True)
@@ -75,7 +75,7 @@ def bilinear_module(op: Op, module: nn.Module, x: Value, y: Value) -> Value:
 
 @register_rule("weight_norm", "weight_norm_interface")
 def weight_norm(op: Op, direction: Value, gain: Value, *_: object) -> Value:
-    """Treat gain * direction / |direction| as the direction with a gain: equal at init, and changing alike."""
+    """Return the weight of weight norm, gain * direction / |direction|, as the parameter `direction` with a gain."""
     return replace(direction, at=op.at, gains=() if gain.parameter is None else (gain.parameter,))
 
 
@@ -94,7 +94,7 @@ def matmul(op: Op, x: Value, y: Value) -> Value:
 
 
 def _matrix_dim(x: Value, index: int) -> tuple[Dim, ...]:
-    """Return a dim of a matrix or a batch of matrices; none of a vector, or where shapes are not known."""
+    """Return the dim at `index` of a matrix or batch of matrices; none if x is a vector or its shape is unknown."""
     return x.dims_at([index]) if (x.ndim or 0) > 1 else ()
 
 
@@ -102,7 +102,7 @@ def _matrix_dim(x: Value, index: int) -> tuple[Dim, ...]:
     "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft2", "fft_fftn", "fft_ifftn", "fft_rfftn"
 )
 def fourier(op: Op, x: Value, *args: object, **kwargs: object) -> Value:
-    """Multiply by sqrt(n), n being the size of the dims that are transformed: a Fourier transform rotates otherwise."""
+    """Handle a Fourier transform: apart from a factor sqrt(n), n the size of its dims, it keeps the size of x."""
     dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
     if isinstance(dims, list | tuple):
         over = x.dims_at(dims)
@@ -113,7 +113,7 @@ def fourier(op: Op, x: Value, *args: object, **kwargs: object) -> Value:
 
 @register_rule("linalg_solve_triangular", "solve_triangular")
 def solve_triangular(op: Op, matrix: Value, x: Value, *_: object, **__: object) -> Value:
-    """Multiply x by the inverse of a unit triangular matrix over time, which is of order 1 for any entries."""
+    """Handle solve_triangular as a product of x with the inverse matrix, whose entries are taken as order 1."""
     return op.product(op.pointwise(matrix), x)
 
 
@@ -143,7 +143,7 @@ def einsum(op: Op, equation: str, *operands: Value | Sequence[Value]) -> Value:
 
 
 def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kept: str) -> Value:
-    """Contract two operands: a layer, if one of them is a weight."""
+    """Contract two operands of an einsum: add a layer if one of them is a weight, else a product."""
     if op.is_weight(x):
         x, x_letters, y, y_letters = y, y_letters, x, x_letters
     contracted = [c for c in y_letters if c in x_letters and c not in kept]
@@ -165,7 +165,7 @@ def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kep
         )
 
     def missing(x_letters: str, y: Value, y_letters: str) -> tuple[Dim, ...]:
-        """Return the dims of y that x does not have."""
+        """Return the dims of y whose einsum letters x does not have."""
         letters = [c for c in y_letters if c not in x_letters and c != "."] if y.ndim is not None else []
         return y.dims_at([position(y_letters, c) for c in letters])
 

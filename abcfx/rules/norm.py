@@ -19,7 +19,7 @@ def layer_norm(
     *_: object,
     **__: object,
 ) -> Value:
-    """Take the arguments of layer_norm (x, shape, weight, bias), rms_norm (x, shape, weight, eps) and group_norm."""
+    """Add a layer_norm(x, shape, weight, bias), rms_norm(x, shape, weight, eps) or group_norm as a norm."""
     return op.norm(x, weight, bias if isinstance(bias, Value) else None)
 
 
@@ -34,7 +34,7 @@ def batch_norm(
     *_: object,
     **__: object,
 ) -> Value:
-    """Take (x, mean, var, gain, bias) of F.batch_norm, (x, gain, bias, mean, var) of aten: gain and bias learn."""
+    """Add a norm for F.batch_norm(x, mean, var, gain, bias) or aten's (x, gain, bias, mean, var)."""
     pairs = [[v if isinstance(v, Value) else None for v in pair] for pair in ((first, second), (third, fourth))]
     gain, bias = next((pair for pair in pairs if any(v and not v.is_constant for v in pair)), (None, None))
     return op.norm(x, gain, bias)

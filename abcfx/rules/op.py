@@ -83,7 +83,7 @@ class Op:
     # -- what the op does: every method returns the Value of a tensor
 
     def constant(self) -> Value:
-        """Make a tensor that training does not change."""
+        """Return an abstract tensor for a result that training does not change."""
         return Value(at=self.at, shape=shape_of(self.at))
 
     def same(self, x: Value) -> Value:
@@ -274,13 +274,13 @@ class Op:
         return replace(self.nonlinear(x), simplex=None, log_total=tuple(x.from_end(i) for i in indices))
 
     def reduce(self, x: Value, dims: Dims, mean: bool, dims_of: Value | None = None) -> Value:
-        """Take the mean or sum of x over dims.
+        """Take the mean or sum of x over dims; a sum that is a dot product with a vector is recorded as a layer.
 
         Args:
             x: a tensor.
             dims: the dims; None for all of them.
             mean: whether it is a mean.
-            dims_of: the tensor whose dims are meant, where x was made inside this op.
+            dims_of: read `dims` as indices of this tensor instead of x, if x is an intermediate of this op.
         """
         indices = [dims] if isinstance(dims, int) else dims
         given = dims_of or x
@@ -305,7 +305,7 @@ class Op:
         return self.power(self.reduce(self.power(x, 2.0), dims, mean=True, dims_of=x), power)
 
     def several(self, x: Value, count: int) -> tuple[Value, ...]:
-        """Make `count` tensors with the size and change of x."""
+        """Return `count` abstract tensors, each with the size and change of x."""
         return tuple(replace(self.same(x), shape=None) for _ in range(count))
 
     def split(self, x: Value, count: int, dim: int) -> tuple[Value, ...]:
@@ -328,11 +328,11 @@ class Op:
         return self._value_of(DagNode(self.at.name, kind, self.at, self._path, operand=operand))
 
     def _value_of(self, node: DagNode) -> Value:
-        """Add a node and return its tensor."""
+        """Add a node to the layer DAG and return the abstract tensor that it computes."""
         return Value(self._builder.add(node), self.at, shape=shape_of(self.at))
 
     def _simplex(self, x: Value, over: tuple[int, ...], dims: tuple[Dim, ...]) -> Value:
-        """Divide positive x by its sums over dims: a softmax, or no change where other sums are 1 already."""
+        """Divide positive x by its sums over dims: a softmax, or no node if sums over other dims are already 1."""
         assert x.simplex is not None
         y = self.same(x) if x.simplex.over else self._unary(x, lambda node: Softmax((node,), dims))
         return replace(y, simplex=x.simplex.divided(over))
@@ -347,7 +347,7 @@ class Op:
         return self._normed(x.node, stat)
 
     def _normed(self, node: str, stat: Statistic) -> Value | None:
-        """Divide a node by a norm of `stat.node`; None unless it is that node, or a product of it and other factors."""
+        """Divide a node by a norm of `stat.node`; None unless the node is that one or a product that contains it."""
         if node == stat.node:
             return self._unary(Value(node), lambda node: Norm((node,), stat.summed, stat.power))
         kind = self._builder.kind(node)
@@ -365,7 +365,7 @@ class Op:
             self._builder.pinned_parameters.add(x.parameter)
 
     def _node(self, x: Value) -> str | None:
-        """Return the DAG node of a value; a parameter becomes a vector node when it is first added or multiplied."""
+        """Return the name of the DAG node behind a tensor; make a vector node for a parameter that has none yet."""
         if x.parameter is None or x.node is not None:
             return x.node
         vector = self._builder.add_vector(Vector((), x.parameter, x.all_dims()), self.at, self._path)
@@ -383,7 +383,7 @@ class Op:
 
 
 def _is_zero(constant: Value) -> bool:
-    """Whether a constant is made as zeros, is empty, or is no quantity: a tensor beside it keeps its size freely."""
+    """Whether a constant is zero, empty or no number, so that adding it to a tensor sets no scale for the tensor."""
     if constant.at is None:
         return False
     if is_discrete(constant.at):  # an index: where to write, not what

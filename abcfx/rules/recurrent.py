@@ -102,7 +102,7 @@ def recurrent_function(
     num_layers: int,
     *rest: object,
 ) -> tuple[Value, ...]:
-    """Take (x, [h, c], weights, has_biases, num_layers, dropout, train, bidirectional, batch_first) of aten.lstm."""
+    """Handle aten.lstm, gru and rnn: add the layers and gates of each recurrent layer from the flat list `params`."""
     gates, directions = _gates(op), 2 if len(rest) > 2 and rest[2] else 1
     given = [state] if isinstance(state, Value) else list(state)
     per_step = len(params) // (num_layers * directions)

@@ -102,7 +102,7 @@ def _place_of(target: object) -> tuple[MutableMapping[object, Rule], object]:
 
 
 def find_function_rule(target: object) -> Rule | None:
-    """Return the rule of a function or method that the graph calls; of an autograd.Function, that of its class."""
+    """Return the rule for a called function or method; for `apply` of an autograd.Function, the rule of its class."""
     target = getattr(target, "autograd_function", target)
     if not isinstance(target, str) and (rule := _BY_OBJECT.get(target)) is not None:
         return rule

@@ -59,7 +59,7 @@ def permute(op: Op, x: Value, *dims: int | Sequence[int]) -> Value:
 
 @register_rule("getitem", "select")
 def index(op: Op, x: Value | Sizes | Sequence[Result], item: object, *rest: object) -> Result:
-    """Take x[item], or select(x, dim, index)."""
+    """Handle x[item] and select(x, dim, index), which keep the size and change of x."""
     if isinstance(x, Value):
         return op.view(x) if rest else _entries(op, x, item if isinstance(item, tuple) else (item,))
     if isinstance(x, Sizes):
@@ -69,7 +69,7 @@ def index(op: Op, x: Value | Sizes | Sequence[Result], item: object, *rest: obje
 
 
 def _entries(op: Op, x: Value, items: Sequence[object]) -> Value:
-    """Take entries of a tensor: of a parameter, a lookup if an index is a tensor; a slice is still the parameter."""
+    """Index a tensor. A parameter indexed by a tensor is a lookup (a layer); a slice of it is still the parameter."""
     if x.parameter is None or x.node is not None or x.dims is None:
         return op.same(x)
     if any(isinstance(i, Value) for i in items):
@@ -81,13 +81,13 @@ def _entries(op: Op, x: Value, items: Sequence[object]) -> Value:
 
 @register_rule("index")
 def index_tensor(op: Op, x: Value, indices: Sequence[object]) -> Value:
-    """Take aten.index(x, [i, None, j]), which x[i, :, j] becomes in an exported graph."""
+    """Handle aten.index(x, [i, None, j]), the form of x[i, :, j] in an exported graph."""
     return _entries(op, x, tuple(slice(None) if i is None else i for i in indices))
 
 
 @register_rule("getattr")
 def attribute(op: Op, x: Value | tuple[Result, ...], name: str) -> Result:
-    """Take an attribute of a tensor (x.shape, x.T, x.dtype), or the result called `name` of an op with several."""
+    """Return an attribute of a tensor (x.shape, x.T), or the result called `name` of an op with several results."""
     if isinstance(x, tuple):
         val = op.at.args[0].meta.get("val") if isinstance(op.at.args[0], fx.Node) else None
         named = [i for i, each in enumerate(val or ()) if getattr(val, name, None) is each]

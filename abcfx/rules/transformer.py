@@ -26,7 +26,7 @@ def _feed_forward(op: Op, module: Block, x: Value) -> Value:
 
 
 def _block(op: Op, module: Block, x: Value, memory: Value | None, path: str) -> Value:
-    """Apply self-attention, in a decoder attention to `memory`, and feed-forward, each with a skip and a norm."""
+    """Add a transformer block: self-attention, attention to `memory` (decoder) and feed-forward, with skip and norm."""
 
     def attend(y: Value, attention: nn.MultiheadAttention, name: str, other: Value | None = None) -> Value:
         seen = y if other is None else other

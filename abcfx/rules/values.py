@@ -64,11 +64,11 @@ class Simplex:
         return len(self.over) > 1 and not self.is_log
 
     def divided(self, over: tuple[int, ...]) -> Simplex:
-        """Return the mark after a division by the sums over the dims with these indices."""
+        """Return the mark of the tensor after it was divided by its sums over the dims `over`."""
         return replace(self, over=tuple(sorted({*self.over, *over})))
 
     def permuted(self, order: tuple[int, ...]) -> Simplex:
-        """Return the mark after a permutation of the dims."""
+        """Return the mark of the tensor after its dims were put in another order."""
         ndim = len(order)
         return replace(self, over=tuple(sorted(order.index(i % ndim) - ndim for i in self.over)))
 
@@ -109,7 +109,7 @@ class Value:
 
     @property
     def ndim(self) -> int | None:
-        """Number of dims, where it is known."""
+        """Number of dims of the tensor; None where it is not known."""
         if self.dims is not None:
             return len(self.dims)
         return None if self.shape is None else len(self.shape)
@@ -144,13 +144,13 @@ class Value:
         return other.dims_at(repeated)
 
     def as_statistic(self) -> Statistic | None:
-        """Return how the tensor was made by powers and means: if not by any, its own node to the power 1."""
+        """Return how the tensor was made by powers and means; its own node to the power 1 if by none."""
         if self.statistic is not None:
             return self.statistic
         return None if self.node is None else Statistic(self.node, 1.0)
 
     def permuted(self, order: tuple[int, ...]) -> Value:
-        """Return the parameter with its dims in another order; a tensor of activations stays as it is."""
+        """Return the tensor with its dims in another order, which is tracked for parameters only."""
         return replace(self, dims=None if self.dims is None else tuple(self.dims[i] for i in order))
 
 

@@ -60,7 +60,7 @@ def read_weight(builder: DagBuilder, weight: Value) -> ComputedWeight | None:
 
 
 def _matrix(weight: Value, name: str, shape: tuple[int, ...]) -> Value:
-    """Put a parameter in the place of the weight that is computed from it; its dims are known if it has as many."""
+    """Return a parameter in place of the weight computed from it; keep its dims if the weight has as many."""
     same_rank = len(shape) == (weight.ndim or len(shape))
     dims = tuple(range(len(shape))) if same_rank else None
     return Value(None, weight.at, name, dims, shape if same_rank else weight.shape)
