@@ -151,7 +151,7 @@ class Interpreter:
         return result
 
     def _guess(self, op: Op, node: fx.Node, target: object, values: Iterable[Value | Sizes]) -> object:
-        """Handle an op without a rule: raise an error or, where guesses are allowed, merge its inputs and add a note."""
+        """Handle an op without a rule: raise an error or, if guesses are allowed, merge its inputs and add a note."""
         if not self._guesses_unknown:
             raise _unknown_op(node, target)
         self.notes.append(
@@ -181,7 +181,7 @@ class Interpreter:
         return returned
 
     def _write_back(self, node: fx.Node) -> None:
-        """After an in-place op, give its first argument, and the tensor that this is a view of, the value of the result."""
+        """Give the first argument of an in-place op, and the tensor that it is a view of, the value of the result."""
         written = self._values[node]
         target: object = node.args[0]
         while isinstance(target, fx.Node) and isinstance(written, Value) and written.node is not None:

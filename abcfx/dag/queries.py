@@ -76,7 +76,7 @@ def find_skips(dag: LayerDag) -> list[Skip]:
 
 
 def _layers_between(dag: LayerDag, main: nx.DiGraph, start: str, end: str) -> tuple[int, int]:
-    """Return the largest and the least number of layers on a path from `start`, which dominates `end`, to `end`."""
+    """Return the largest and least number of layers on paths from `start` to `end`; all paths to `end` pass `start`."""
     between, waiting = {end}, [end]
     while waiting:
         for node in main.predecessors(waiting.pop()):
@@ -245,6 +245,6 @@ def absorbing_parameters(dag: LayerDag, node: str) -> tuple[str, ...]:
 
 
 def _is_free(dag: LayerDag, node: str) -> bool:
-    """Whether a node's tensor may be rescaled: one other node reads it, and no nonlinearity or constant fixes its size."""
+    """Whether a tensor may be rescaled: one node alone reads it, and no nonlinearity or constant fixes its size."""
     is_pinned = dag.node(node).is_pinned or dag.node(node).parameter in dag.pinned_parameters
     return len(dag.successors(node)) == 1 and not is_pinned

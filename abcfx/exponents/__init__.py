@@ -1,1 +1,1 @@
-"""Exponents of width: a and b by rule and table, then c, r and G by the linear program of the layer DAG."""
+"""Finds exponents of width: multiplier a and init b from a table, learning rate c, change r by a linear program."""

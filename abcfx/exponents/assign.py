@@ -111,7 +111,7 @@ def _use(dag: LayerDag, growth: WidthGrowth, table: Table, node: str, wanted: st
 
 
 def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
-    """Combine the uses of one weight: one b for all, an a for each.
+    """Combine the uses of one weight: one init exponent b for all, a multiplier exponent a for each.
 
     The first embedding-like use decides b, or else the first use; the others keep their a + b.
     """
@@ -166,7 +166,7 @@ def _own_factor(dag: LayerDag, growth: WidthGrowth, node: str, role: str) -> flo
 
 
 def _numbers_on_input(dag: LayerDag, growth: WidthGrowth, layer: Layer, role: str) -> list[Number]:
-    """Return the numbers that multiply a layer's input and belong to this layer."""
+    """Return the numbers by which the model multiplies the input of this layer alone."""
     found, before = [], layer.inputs[0]
     while before is not None and isinstance(kind := dag.kind(before), NumberFactor):
         if role == "hidden" and len(dag.successors(before)) > 1:
@@ -183,7 +183,7 @@ def _numbers_on_input(dag: LayerDag, growth: WidthGrowth, layer: Layer, role: st
 
 
 def _numbers_on_output(dag: LayerDag, node: str) -> list[Number]:
-    """Return the numbers that multiply a layer's output before anything else uses it."""
+    """Return the numbers by which the model multiplies a layer's output before anything else uses it."""
     found: list[Number] = []
     while node not in dag.outputs:
         after = dag.successors(node)
@@ -233,7 +233,7 @@ def _overridden(found: ParameterExponents, name: str, values: tuple[float, ...])
 
 
 def _check_size(found: ParameterExponents, name: str, total: float) -> None:
-    """Raise unless a + b keeps the layer's output O(1) at init, or a norm follows."""
+    """Raise an error unless multiplier m^-a and init m^-b keep a layer's output O(1) at init, or a norm follows."""
     if found.void or found.role not in MATRIX_ROLES:
         return
     expected = (0.0 if found.role == "embedding" else found.e_in / 2) - found.own

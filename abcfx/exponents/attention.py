@@ -37,7 +37,7 @@ class AttentionLogits:
 
 
 def find_attention(fixed: FixedExponents) -> tuple[AttentionLogits, ...]:
-    """Find the attention products of a model and the factors that they lack.
+    """Find the products of queries and keys in a model, and the factors that their logits need beside the model's own.
 
     Args:
         fixed: the exponents of the model's layers, without any factor on attention.
@@ -62,7 +62,7 @@ def find_attention(fixed: FixedExponents) -> tuple[AttentionLogits, ...]:
 
 
 def _refuse_unread(fixed: FixedExponents, node: str, after: list[str]) -> None:
-    """Refuse a factor on the logits, or on queries or keys, whose value is not known before the model runs."""
+    """Raise an error if the model scales its logits, queries or keys by a value that is known only when it runs."""
     before = [n for n in fixed.dag.kind(node).inputs if n is not None]
     for n in (*after, *before):
         kind = fixed.dag.kind(n)

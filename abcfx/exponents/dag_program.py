@@ -19,7 +19,7 @@ TOLERANCE = 1e-6
 
 
 class BindingKind(Enum):
-    """A reason why a learning-rate exponent c is not smaller."""
+    """Why a learning-rate exponent c is not smaller (why the rate m^-c cannot be larger)."""
 
     ROWS = "rows"  # rows of the linear program are tight
     RULE = "rule"  # c is not in the linear program: it is the smallest that the tensor it acts on allows
@@ -29,7 +29,7 @@ class BindingKind(Enum):
 
 @dataclass(frozen=True)
 class Binding:
-    """The reason why one parameter's c is not smaller, with the names of the tight rows if these are the reason."""
+    """Why the exponent c of one parameter's rate m^-c is not smaller, with the names of the tight rows, if any."""
 
     kind: BindingKind
     rows: tuple[RowName, ...] = ()
@@ -127,12 +127,12 @@ class DagProgram:
         )
 
     def rates(self, alignment: Mapping[str, Alignments]) -> dict[str, float]:
-        """Return c of every weight that learns at other alignments; faster than `solve`, for use while training."""
+        """Return c (rate m^-c) of every trained weight at new alignments: a faster `solve` for use in training."""
         self.alignment.update(alignment)
         return {str(name): value for name, value in self.solver.rates_at(self.alignment).items()}
 
     def _is_scaled(self, node: str) -> bool:
-        """Tell whether a tensor is only multiplied by numbers, maybe after sums: then the products must be stable."""
+        """Whether all readers of a tensor multiply it by numbers, maybe after sums, so that only products must be stable."""
         followers = self.dag.successors(node)
         if not followers or node in self.dag.outputs:
             return False
@@ -187,7 +187,7 @@ class DagProgram:
     # -- what follows from the optimum
 
     def _rates_by_rule(self, solution: LpSolution, c: Mapping[str, float]) -> dict[str, float]:
-        """Find c of vectors: the smallest at which every tensor after them stays as stable as it must be."""
+        """Find c (rate m^-c) of biases, gains and other vectors: the smallest that leaves all later tensors stable."""
         with_vectors = self.fixed.with_vectors()
         need: dict[str, float] = dict.fromkeys(self.dag.outputs, 0.0)
         need |= _changes(self.solver.required(solution))
@@ -208,7 +208,7 @@ class DagProgram:
         return rates
 
     def _gradients(self, c: Mapping[str, float] | None) -> dict[str, float]:
-        """Evaluate G of every node from the outputs backwards: at init, or, given c, with the updates as well."""
+        """Return G (gradient m^-G) of every node, from the outputs back: at init, or after updates at rates m^-c."""
         found = dict.fromkeys(self.dag.outputs, 0.0)
         for node in reversed(self.dag.order):
             if node not in found:
@@ -247,7 +247,7 @@ class DagProgram:
 
 
 def _changes(levels: Mapping[Hashable, float]) -> dict[str, float]:
-    """Return the changes r among levels ("r", node), ("G", node) and ("g", parameter), by node."""
+    """Return r (change m^-r) by node, out of levels named ("r", node), ("G", node) and ("g", parameter)."""
     return {
         str(name[1]): round(value, DECIMALS) + 0.0
         for name, value in levels.items()
@@ -256,7 +256,7 @@ def _changes(levels: Mapping[Hashable, float]) -> dict[str, float]:
 
 
 def solution_notes(fixed: FixedExponents, solved: SolvedDag) -> tuple[str, ...]:
-    """Describe what a user will not want in a solution that is right for the model as it is."""
+    """Return warnings for the report about a solution that is correct but shows a weakness of the model."""
     notes = []
     for node in fixed.dag.order:
         kind = fixed.dag.kind(node)

@@ -27,7 +27,7 @@ BRANCH_EXPONENT: Mapping[DepthTable, float] = {"none": 0.0, "mup": 0.5, "complet
 
 @dataclass(frozen=True)
 class DepthExponents:
-    """Exponents of the ratio of depths, with the meaning that b, c, g and `decay` (weight decay) have for width."""
+    """Exponents of the ratio of depths for init (b), learning rate (c), gradient (g) and weight decay (`decay`)."""
 
     b: float = 0.0
     c: float = 0.0
@@ -65,7 +65,7 @@ class DepthScaling:
 def scale_depth(
     table: DepthTable, dag: LayerDag, blocks: Blocks, families: Mapping[str, OptimizerFamily], decay: str
 ) -> DepthScaling:
-    """Scale a model whose base has another number of blocks; one with as many is left alone.
+    """Find how to scale a model that has more blocks than its base; do nothing for one with as many.
 
     Args:
         table: "none", "mup" or "completep".
@@ -114,7 +114,7 @@ def scale_depth(
 
 
 def _inside_branch(a: float, family: OptimizerFamily, decay: str) -> DepthExponents:
-    """Return the exponents of a parameter in a branch that is multiplied by ratio^-a."""
+    """Return the depth exponents of a parameter inside a residual branch that is multiplied by (ratio of depths)^-a."""
     c = (1 - 2 * a) if family.update == "gradient" else 1 - a
     return DepthExponents(c=c, g=a, decay=c if decay == "independent" else 0.0)
 

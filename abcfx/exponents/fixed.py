@@ -83,11 +83,11 @@ class FixedExponents:
                 self._changing.add(node)
 
     def growth(self, *dims: Extent) -> float:
-        """Return the growth exponent of the product of several dims."""
+        """Return x such that the product of the dims' sizes grows like m^x (m, the width ratio)."""
         return self.widths.dims(*dims)
 
     def number(self, number: Number) -> float:
-        """Return the exponent of m in a number of the graph."""
+        """Return x for a number in the graph that grows like m^x (m, the width ratio)."""
         return self.widths.number(number)
 
     def size(self, node: str | None) -> float:
@@ -105,7 +105,7 @@ class FixedExponents:
         return self._a.get(node, 0.0) - own
 
     def b(self, parameter: str) -> float:
-        """Return the exponent of a parameter's init m^-b."""
+        """Return b of a parameter whose standard deviation at init is m^-b (m, the width ratio)."""
         return self.parameters[parameter].b
 
     def learns(self, parameter: str) -> bool:
@@ -113,11 +113,11 @@ class FixedExponents:
         return self.parameters[parameter].learns
 
     def family(self, parameter: str) -> OptimizerFamily:
-        """Return the optimizer family of a parameter."""
+        """Return the optimizer that trains a parameter, as its `OptimizerFamily` (how large its updates are)."""
         return self.families[parameter]
 
     def fan_in_growth(self) -> dict[str, float | None]:
-        """Return e_in of the layer whose weight or bias each parameter is, which its own init may follow."""
+        """Return for each parameter e_in of its layer: fan_in grows like m^e_in (m, the width ratio)."""
         found: dict[str, float | None] = dict.fromkeys(self.parameters)
         for _, layer in self.dag.layers():
             for node in layer.vectors:

@@ -53,11 +53,11 @@ class Parametrization:
 
     @classmethod
     def of(cls, option: Parametrization | str) -> Parametrization:
-        """Return the option itself, or the defaults with the table that was named."""
+        """Return `option` if it is a Parametrization; make one with default settings if it is the name of a table."""
         return option if isinstance(option, Parametrization) else cls(table=option)
 
     def alignments(self, dag: LayerDag, decided: Mapping[str, ParameterExponents]) -> dict[str, Alignments]:
-        """Return (alpha, omega, u) of every layer node of a DAG, by node.
+        """Return for each layer node how strongly dW x (alpha), W dx (omega) and dW dx (u) add up: from 1/2 to 1.
 
         Raises:
             InvalidInputError: a glob pattern matches no weight.
@@ -77,7 +77,7 @@ class Parametrization:
 
 
 def _for_inner_and_readout(value: str | Sequence[float]) -> tuple[Alignments, Alignments]:
-    """Return the alignments that one value means for an inner layer and for a readout."""
+    """Return the (alpha, omega, u) of an inner layer and of a readout that one value of `alignment` stands for."""
     if isinstance(value, str):
         return alignment_preset(value)
     numbers = tuple(float(x) for x in value)

@@ -1,4 +1,4 @@
-"""The role of a layer, from the growth of its sides and from what it feeds, with the reason as a value."""
+"""Decides the role of a layer (embedding, hidden, readout) from which of its dims grow and from what it feeds."""
 
 from __future__ import annotations
 

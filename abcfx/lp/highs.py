@@ -39,7 +39,7 @@ class Point(NamedTuple):
 
     @property
     def key(self) -> tuple[float, float]:
-        """Cost, then weight, by which points are compared."""
+        """The pair (cost, weight) by which optima are compared."""
         return (round(self.objective, 9), round(self.tie, 9))
 
 
@@ -140,7 +140,7 @@ class Lp:
         return Point(x, float(self.cost @ x), float(self.weight @ x), row_dual, column_dual)
 
     def revisit(self, right: Floats) -> Floats | None:
-        """Find the optimum at other right sides from the last basis alone; None where another basis may be optimal.
+        """Return the optimum at new right sides if the last simplex basis is still optimal, else None.
 
         Costs have not changed, so the last basis is optimal if the point that it determines is feasible.
         """
@@ -173,7 +173,7 @@ class Lp:
         return int(np.count_nonzero(np.abs(duals) > 10 * TOLERANCE))
 
     def conflict(self, right: Floats, tight: Sequence[int]) -> tuple[list[int], list[tuple[int, bool]]]:
-        """Find an irreducible infeasible set: rows, and bounds as (column, True if the upper one is meant)."""
+        """Find a smallest set of rows and bounds in conflict; a bound is (column, True if it is the upper one)."""
         self.minimise(right, tight)
         highs = _new_highs(iis_strategy=6)  # from the LP, columns first; the default, 0, finds an empty set
         _check(highs.passModel(self._highs.getLp()), "load the infeasible LP")
@@ -201,7 +201,7 @@ class Lp:
         _check(self._highs.changeColsBounds(columns, self._every_column, lower, upper), "change column bounds")
 
     def _run(self, cost: Floats) -> bool:
-        """Minimise a cost; returns False if no point is feasible, else the optimum is in HiGHS."""
+        """Minimise a cost; return False if no point is feasible, else True (HiGHS then holds the optimum)."""
         highs = self._highs
         _check(highs.changeColsCost(self._num_columns, self._every_column, cost), "change the cost")
         for _attempt in ("from the last basis", "from nothing"):

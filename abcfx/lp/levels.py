@@ -1,4 +1,4 @@
-"""Arithmetic of levels, variables that are each the min of their rows: evaluation, what binds, a first basis."""
+"""Evaluates levels (variables that are each the min of their rows), finds the binding rows and a first basis."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Levels:
         return values
 
     def find_held(self, lower: Floats) -> list[bool]:
-        """Tell which columns cannot fall without end: they have a lower bound, or hold up a level that has one."""
+        """Return a mask of the variables that cannot fall without end: a bound holds them or a level above them."""
         held = np.isfinite(lower).tolist()
         for out, rows in reversed(self.order):
             for k in rows if held[out] else ():
@@ -177,7 +177,7 @@ class GreedyStart:
         return demanding, np.array(demanded, dtype=bool)
 
     def basis(self, right: Floats) -> dict[int, int]:
-        """Build the basis at these right sides: column -> the row that determines it, for columns that have one."""
+        """Return a first simplex basis for these right sides, as a dict from a column to the row that determines it."""
         levels, value, bound = self._levels, self._lower.tolist(), right.tolist()
         basic: dict[int, int] = {}
         for out, k, first, times, others in self._demanding:

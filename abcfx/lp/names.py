@@ -28,7 +28,7 @@ class RowKind(str, Enum):  # str, because its hash is that of C: programs have m
 
     @property
     def bounds_gradient(self) -> bool:
-        """True for a row of G or g, the exponents of gradients."""
+        """Whether the row bounds a gradient exponent: G of a tensor or g of a parameter."""
         return self in _OF_GRADIENTS
 
     @property

@@ -19,7 +19,7 @@ RELATIVE, ABSOLUTE = 1e-5, 1e-8  # tolerances of a + b, as in numpy.isclose
 
 
 class Node(NamedTuple):
-    """One layer, or a node without a weight.
+    """One node of the user's network: a layer, or a node without a weight (such as a sum).
 
     `key` is the user's name of it and `label` the same as text; `inputs` counts how often it uses each predecessor, by
     label. `merge` says how it joins several inputs: "min" adds or concatenates them, "sum" multiplies them.
@@ -35,7 +35,7 @@ class Node(NamedTuple):
 
     @property
     def is_aligned(self) -> bool:
-        """True if alignments enter its rows: it has a weight, and an input that changes."""
+        """Whether alignments matter for the node: it has a weight, and an input that changes in training."""
         return self.has_weight and bool(self.inputs)
 
 
@@ -84,7 +84,7 @@ def graph_nodes(graph: nx.DiGraph) -> list[Node]:
 
 
 def find_successors(nodes: Sequence[Node]) -> dict[str, list[str]]:
-    """Find the nodes that use each node, by label."""
+    """Map the label of each node to the nodes that read its output."""
     successors: dict[str, list[str]] = {node.label: [] for node in nodes}
     for node in nodes:
         for label in node.inputs:
@@ -141,7 +141,7 @@ def _node(key: Hashable, label: str, attributes: Mapping[str, object], inputs: M
 
 
 def _check_attributes(graph: nx.DiGraph, key: Hashable) -> None:
-    """Raise unless a node has `a`, `b` if it has a weight, and `predecessors`, if listed, that agree with the edges."""
+    """Check a graph node: it has `a`, also `b` if it has a weight, and any listed `predecessors` match the edges."""
     values = graph.nodes[key]
     for name in ("a", "b") if values.get("has_weight", True) else ("a",):
         if name not in values:

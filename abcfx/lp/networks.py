@@ -173,20 +173,20 @@ class NetworkSolver(ABC, Generic[Exponents]):
         )
 
     def solve(self) -> Solution[Exponents]:
-        """Solve at the alignments of the last call; at first at those that the solver was made with."""
+        """Solve the linear program at the alignments of the last call, or at first of the constructor."""
         return self._solution(self._program.solve())
 
     def resolve(self, alpha: NetworkAlignments, omega: NetworkAlignments, u: NetworkAlignments) -> Solution[Exponents]:
-        """Solve at other alignments: only right-hand sides change, and HiGHS starts near the optimum."""
+        """Solve again at new alignments (alpha of dW x, omega of W dx, u of dW dx), starting at the last optimum."""
         return self._solution(self._program.resolve(self._alignment(alpha, omega, u)))
 
     @abstractmethod
     def _by_layer(self, values: dict[Hashable, float]) -> Exponents:
-        """Return one number per layer in the form that the user gets."""
+        """Return the value of each layer, keyed and nested as the caller described the network."""
 
     @abstractmethod
     def _listed(self, given: Collection[object], name: str) -> list[object]:
-        """Return one alignment per node; raise InvalidInputError unless they come in the form that fits the network."""
+        """Return one alignment per node from a list (chain) or dict (graph); raise InvalidInputError otherwise."""
 
     def _solution(self, found: LpSolution) -> Solution[Exponents]:
         return Solution(
@@ -203,7 +203,7 @@ class NetworkSolver(ABC, Generic[Exponents]):
         return {label: (alphas[i], omegas[i], us[i]) for label, i in self._aligned}
 
     def _by_node(self, given: NetworkAlignments, name: str) -> list[float]:
-        """Return one number per node; 0 for a node that has no use for it and is given none."""
+        """Return one alignment per node; 0 for a node that needs no alignment and was given none."""
         values = self._listed(given, name) if isinstance(given, Collection) else [given] * len(self._nodes)
         array = np.asarray(values)
         if array.dtype.kind in "fiu" and np.isfinite(array).all():

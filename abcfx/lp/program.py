@@ -128,12 +128,12 @@ class Solver:
         )
 
     def resolve(self, alignment: Alignment) -> LpSolution:
-        """Solve at other alignments: only right sides change, and HiGHS starts from a basis near the optimum."""
+        """Solve again at new alignments (alpha, omega, u by layer), starting from the last optimal basis."""
         self._right = self._right_hand_sides(alignment)
         return self.solve()
 
     def rates_at(self, alignment: Alignment) -> dict[Hashable, float]:
-        """Return the rates that `resolve` finds; it takes less time where the last basis is still optimal."""
+        """Return the optimal rates at new alignments, in less time where the last simplex basis is still optimal."""
         self._right = self._right_hand_sides(alignment)
         x = self._lp[0].revisit(self._right) if self._lp is not None and not self._exact else None
         if x is None:
@@ -169,7 +169,7 @@ class Solver:
         return dict(zip(self._names[self._count :], need[self._count :], strict=True))
 
     def _check(self, lower: Mapping[Hashable, float], exact: Sequence[Hashable]) -> None:
-        """Raise for input that HiGHS would not refuse, or not by name."""
+        """Raise an error, with the name at fault, for rows, rates or bounds that are invalid."""
         levels = {row.out for row in self.rows}
         count_of = Counter([row.name for row in self.rows])
         repeated = [str(name) for name, count in count_of.items() if count > 1]
@@ -247,7 +247,7 @@ class Solver:
         return BoundName(owner, variable, relation, high if is_upper else low)
 
     def _search(self, lp: Lp, basic: Mapping[int, int] | None) -> Point:
-        """Find the best point at which exact levels are exact: best-first search over rows that are equalities."""
+        """Find the best point at which each exact level equals its bound: best-first search over rows to tighten."""
         best: Point | None = None
         refuted: tuple[int, ...] | None = None
         queue: list[tuple[tuple[float, float], int, int, tuple[int, ...]]] = [((-math.inf, -math.inf), 0, 0, ())]
@@ -288,7 +288,7 @@ class Solver:
         return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
     def _conflict(self, lp: Lp, tight: tuple[int, ...], tried: int) -> InfeasibleError:
-        """Make the error for infeasible rows; with `tight`, for the first of the `tried` ways to make levels exact."""
+        """Return the InfeasibleError that names rows in conflict; with `tight`, for the first `tried` set of rows."""
         rows, columns = lp.conflict(self._right, tight)
         head = "no exponents satisfy these constraints together; relax one of them:"
         if tight:
@@ -301,7 +301,7 @@ class Solver:
         return InfeasibleError("\n  - ".join(lines), (*(self.rows[k].name for k in rows), *bounds))
 
     def _written(self, k: int, relation: Relation) -> str:
-        """Write a row: its name, its formula at the current alignments, and its meaning."""
+        """Return a row as text: its name, its formula at the current alignments, and its meaning."""
         row = self.rows[k]
         terms = " + ".join([*map(written, row.inputs), f"{self._right[k]:g}"]).replace("+ -", "- ")
         meaning = f" ({row.name.kind.sentence})" if isinstance(row.name, RowName) else ""

@@ -64,7 +64,7 @@ class Rate(NamedTuple):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The bounds; the fixed value twice if there is one."""
+        """The least and the greatest value of the rate; both are the fixed value if there is one."""
         return self.bounds if self.fixed is None else (self.fixed, self.fixed)
 
     def problem(self) -> str | None:
@@ -80,15 +80,15 @@ class Rate(NamedTuple):
 
 
 def is_tagged(name: Hashable) -> TypeGuard[tuple[str, Hashable]]:
-    """True for a variable that is named by what it is and whose it is, such as ("r", "layer 1")."""
+    """Whether a variable's name is a pair of its kind and its owner, such as ("r", "layer 1")."""
     return isinstance(name, tuple) and len(name) == 2
 
 
 def written(name: Hashable) -> str:
-    """Write a variable's name as a formula does: r(layer 1)."""
+    """Return a variable's name as text for a formula, such as r(layer 1)."""
     return f"{name[0]}({name[1]})" if is_tagged(name) else str(name)
 
 
 def generic_weight(name: Hashable) -> float:
-    """A number in [0, 1), the same in every process, by which ties between rates at equal distance are broken."""
+    """Return a number in [0, 1) from a name, the same in every process, to break ties between equal optima."""
     return int.from_bytes(hashlib.blake2b(repr(name).encode(), digest_size=6).digest(), "big") / 2**48

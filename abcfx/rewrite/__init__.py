@@ -1,1 +1,1 @@
-"""The only room that changes a model: scale nodes, hooks and weights, and taking them back for inference."""
+"""The only package that changes a model: it adds scale nodes or hooks, sets weights, and folds factors into weights."""

@@ -32,7 +32,7 @@ from abcfx.support.location import location
 
 @dataclass(frozen=True)
 class Applied:
-    """How the trained model is folded into plain weights, and notes for the report."""
+    """The result of `apply_plan`: how to fold the factors into the trained weights, and notes for the report."""
 
     fold: Fold
     notes: tuple[str, ...]
@@ -89,7 +89,7 @@ def _insert(
     attention: Mapping[str, float],
     branches: Collection[str],
 ) -> tuple[str, ...]:
-    """Put scale nodes into the graphs of both modes; returns notes of the passes."""
+    """Insert scale nodes into the graphs of train and eval mode; return notes for the report."""
     module, growth = pair.target_graph.module, fixed.widths
     dags = [dag for dag in (pair.target_dag, pair.eval_dag) if dag is not None]
     scales = [scale for dag in dags for scale in _scales(dag, plan, growth)]
@@ -157,7 +157,7 @@ def _scales(dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: WidthGrowt
 def _attention_scales(
     dag: LayerDag, of: LayerDag, attention: Mapping[str, float], growth: WidthGrowth
 ) -> list[ScaleInsertion]:
-    """Return the factors on attention logits, which go on the queries; products have other names in the other mode."""
+    """Return the scale nodes for attention logits in graph `of` (train or eval), placed on the queries."""
     if not attention:
         return []
     scales = []
@@ -176,7 +176,7 @@ def _attention_scales(
 def _branch_scales(
     dag: LayerDag, of: LayerDag, depth: DepthScaling, branches: Collection[str], blocks: Blocks
 ) -> list[ScaleInsertion]:
-    """Return the factors on residual branches; merges have other names in the graph of the other mode."""
+    """Return the scale nodes for residual branches in graph `of` (train or eval), by the names of the train graph."""
     if not branches:
         return []
     scales = []

@@ -16,7 +16,7 @@ _HOOKED: WeakSet[nn.Module] = WeakSet()
 
 
 def hook_features(model: nn.Module, scale: FeatureScale) -> RemovableHandle:
-    """Multiply the output features of a module until the returned handle is removed."""
+    """Register a hook that multiplies output features of a module until the returned handle is removed."""
     module = model.get_submodule(scale.owner)
     if isinstance(module, nn.MultiheadAttention):
         return _hook_attention_module(module, float(scale.features.min()))
@@ -43,7 +43,7 @@ def refuse_saving(model: nn.Module) -> RemovableHandle:
 
 
 def _hook_attention_module(module: nn.MultiheadAttention, factor: float) -> RemovableHandle:
-    """Replace the projections of an attention module, which are no modules of their own, in each call."""
+    """Hook an nn.MultiheadAttention so that each call runs with its query projection multiplied by `factor`."""
     kept: list[dict[str, nn.Parameter | None]] = []
 
     def before(_: nn.Module, args: object) -> None:

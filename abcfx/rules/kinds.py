@@ -103,7 +103,7 @@ class Layer(Kind):
         return min(product, 0.0) if self.vectors else product
 
     def _update(self, context: ExponentContext) -> tuple[tuple[tuple[str, str], ...], float]:
-        """Return (variables, constant) that sum to x, where the optimizer changes each entry of the weight by ~ m^-x."""
+        """Return (variables, constant) that sum to x, where the optimizer changes entries of the weight by ~ m^-x."""
         rate = ("c", self.parameter)
         update = context.family(self.parameter).update
         if update == "gradient":

@@ -57,7 +57,7 @@ def _step(optimizer: type) -> object:
 
 
 def inner_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return the optimizer that a wrapper (Accelerate, ZeroRedundancyOptimizer) holds; one that wraps none itself."""
+    """Return the optimizer inside a wrapper (Accelerate, ZeroRedundancyOptimizer); any other optimizer as it is."""
     held = next((each for key in ("optimizer", "optim") if (each := getattr(optimizer, key, None)) is not None), None)
     if known_name(type(optimizer)) is None and isinstance(held, torch.optim.Optimizer) and held is not optimizer:
         return inner_optimizer(held)

@@ -110,7 +110,7 @@ def given_options(optimizer: torch.optim.Optimizer) -> dict[str, GroupOption]:
 
 
 def as_option(value: object) -> GroupOption:
-    """Return an option of a group as plain data; a list counts as a tuple, and what is no data as None."""
+    """Return an optimizer option as plain data: a list becomes a tuple, an object that is no data becomes None."""
     if isinstance(value, bool | str):
         return value
     if isinstance(value, tuple | list):
@@ -120,7 +120,7 @@ def as_option(value: object) -> GroupOption:
 
 
 def shared_number(optimizer: Optimizer | Mapping[str, Optimizer], key: str, usual: float) -> float | None:
-    """Return the one lr or weight decay of all groups, `usual` without an instance; None where groups differ."""
+    """Return the lr or weight decay that all groups share (None if they differ); `usual` if no instance is given."""
     every = list(optimizer.values()) if isinstance(optimizer, Mapping) else [optimizer]
     values: set[float] = set()
     for each in every:

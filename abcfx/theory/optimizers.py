@@ -78,7 +78,7 @@ class OptimizerFamily:
             object.__setattr__(self, "absorb", _ABSORBED[self.update])
 
     def rate_shift(self, a: float) -> float:
-        """Return what is added to c when a multiplier m^-a moves into the weight."""
+        """Return what to add to c (learning rate m^-c) when a multiplier m^-a moves into the weight."""
         return (self.absorb or 0) * a
 
     def decay_shift(self, a: float) -> float:
@@ -107,7 +107,7 @@ class OptimizerFamily:
         return (e_in - e_out) / 2 + self.shape_growth(*(stored or (e_out, e_in)))
 
     def shape_growth(self, rows: float, columns: float) -> float:
-        """Return the exponent of the optimizer's own factor on a matrix whose rows and columns grow like this."""
+        """Return x such that the optimizer's own factor on a matrix of m^rows rows and m^columns columns is ~ m^x."""
         return {"": 0.0, "tall": max(0.0, rows - columns) / 2, "rms": max(rows, columns) / 2}[self.shape]
 
     def shape_factor(self, rows: int, columns: int = 1) -> float:
@@ -242,7 +242,7 @@ def _of_instance(optimizer: torch.optim.Optimizer, options: Mapping[str, object]
 
 
 def _adafactor(options: Mapping[str, object]) -> OptimizerFamily:
-    """Tell apart what Adafactor does by its options; torch's own always scales by the size of the weight.
+    """Return the family of an Adafactor by its options; torch's Adafactor always scales by the size of the weight.
 
     torch: lr bounds a relative step, min(lr, 1 / sqrt(step)) times max(eps2, RMS of the weight), and weight decay is
     lr x decay. transformers: the rate is lr if relative_step is off, times that size if scale_parameter is on, for the
