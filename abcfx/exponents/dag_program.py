@@ -132,7 +132,7 @@ class DagProgram:
         return {str(name): value for name, value in self.solver.rates_at(self.alignment).items()}
 
     def _is_scaled(self, node: str) -> bool:
-        """Whether all that read a tensor multiply it by numbers, maybe after sums: then only products must be stable."""
+        """Whether all readers of a tensor multiply it by numbers, maybe after sums: only products must be stable."""
         followers = self.dag.successors(node)
         if not followers or node in self.dag.outputs:
             return False
