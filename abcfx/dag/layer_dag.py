@@ -125,7 +125,7 @@ class LayerDag:
         return uses
 
     def _reaches(self, node: str, stop: Callable[[str], bool], through: Callable[[str], bool]) -> bool:
-        """Whether a path leads from a node to one where `stop` holds, past nodes only where `through` holds."""
+        """Whether a path leads from a node to one where `stop` is true, through nodes where `through` is true."""
         waiting, seen = list(self.successors(node)), set()
         while waiting:
             at = waiting.pop()
@@ -217,7 +217,7 @@ def _frozen(builder: DagBuilder, outputs: frozenset[str], notes: tuple[str, ...]
 
 
 def _is_cache(dag: LayerDag, node: str) -> bool:
-    """Whether a returned tensor goes into nothing but attention inside the model: keys and values, kept for later.
+    """Whether a returned tensor is a key or value cache: inside the model only attention reads it.
 
     No loss is a function of such a tensor, so it is no output for the linear program.
     """

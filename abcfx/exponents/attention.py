@@ -76,7 +76,7 @@ def _refuse_unread(fixed: FixedExponents, node: str, after: list[str]) -> None:
 
 
 def describe(found: tuple[AttentionLogits, ...]) -> tuple[str, ...]:
-    """Return notes for the report that say what is done about attention, and why."""
+    """Return notes for the report that say by what the attention logits are multiplied, and why."""
     if not found:
         return ()
     grown = [each for each in found if each.growth > TOLERANCE]

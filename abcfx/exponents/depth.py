@@ -120,7 +120,7 @@ def _inside_branch(a: float, family: OptimizerFamily, decay: str) -> DepthExpone
 
 
 def _described(ratios: Mapping[str, float], what: str) -> tuple[str, ...]:
-    """Return a note for the report for each different ratio of depths."""
+    """Return one note for the report per ratio of depths, saying how many times as many blocks the model has."""
     counts = Counter(ratios.values())
     return tuple(f"depth: {ratio:g} times the base's blocks ({n} branches): {what}" for ratio, n in counts.items())
 

@@ -1,4 +1,4 @@
-"""The HiGHS object behind the solver: loading an LP, minimising it by two costs in order, and finding conflicts."""
+"""Runs HiGHS, the LP solver: loads a linear program, minimises it by two costs in order, and finds conflicts."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def find_successors(nodes: Sequence[Node]) -> dict[str, list[str]]:
 
 
 def measure_distances(nodes: Sequence[Node], successors: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Count the layers with a weight on the longest way from each node to an output; strictly more upstream."""
+    """Return for each node the number of weights on the longest path to an output, larger for each node upstream."""
     has_weight = {node.label: node.has_weight for node in nodes}
     distances: dict[str, int] = {}
     for node in reversed(nodes):

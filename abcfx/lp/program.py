@@ -275,7 +275,7 @@ class Solver:
         return best
 
     def _find_false_level(self, tight: tuple[int, ...], point: Point) -> int | None:
-        """Find a level that the LP keeps below the min of its rows, so that an exact level seems to be at its bound."""
+        """Find a level that is less than the min of its rows at this point, so that an `exact` level is wrong."""
         truth = self._levels.evaluate(self._right, point.x[: self._count], near=point.x) if self._exact else []
         if all(truth[level] <= self._lower[level] + 10 * TOLERANCE for level in self._exact):
             return None
@@ -288,7 +288,7 @@ class Solver:
         return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
     def _conflict(self, lp: Lp, tight: tuple[int, ...], tried: int) -> InfeasibleError:
-        """Return the InfeasibleError that names rows in conflict; with `tight`, for the first `tried` set of rows."""
+        """Return the error that names rows in conflict; with `tight`, those of the first of `tried` attempts."""
         rows, columns = lp.conflict(self._right, tight)
         head = "no exponents satisfy these constraints together; relax one of them:"
         if tight:

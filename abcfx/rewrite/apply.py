@@ -41,7 +41,7 @@ class Applied:
 def apply_plan(
     pair: PairedModels, fixed: FixedExponents, plan: Mapping[str, ParameterPlan], depth: DepthScaling, mode: ApplyMode
 ) -> Applied:
-    """Put multipliers where they go and re-initialise the weights.
+    """Apply a plan to a model: put the multipliers m^-a in its graph, hooks or weights, and re-initialise the weights.
 
     Args:
         pair: the model, with its graphs and DAGs of both modes.

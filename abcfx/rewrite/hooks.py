@@ -24,7 +24,7 @@ def hook_features(model: nn.Module, scale: FeatureScale) -> RemovableHandle:
 
 
 def has_hooks(model: nn.Module) -> bool:
-    """Whether hooks of an earlier transform multiply in this model object."""
+    """Whether this model object still has the multiplying hooks of an earlier `transform`."""
     return model in _HOOKED
 
 

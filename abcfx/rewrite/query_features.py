@@ -1,4 +1,4 @@
-"""Which output features of a fused layer become queries, and a factor on them that its parameters take."""
+"""Finds which output features of a fused q, k, v layer become queries, and multiplies their weights by a factor."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FeatureScale:
     dims: dict[str, int]
 
     def apply_to(self, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Multiply the parameters in place."""
+        """Multiply the scaled features of the given parameters in place."""
         for name, dim in self.dims.items():
             parameter = parameters[name]
             shape = [-1 if i == dim else 1 for i in range(parameter.ndim)]

@@ -15,7 +15,7 @@ from abcfx.rules.values import Value
 def _attend(
     op: Op, query: Value, key: Value, value: Value, head: Extent | None, scale: Number | None, mask: object
 ) -> Value:
-    """Compute softmax(scale * query key + mask) value; query and key are contracted over the dim `head`."""
+    """Add softmax(scale * query key + mask) value to the DAG; query times key is summed over the dim `head`."""
     if op.is_weight(query) and not op.is_weight(key):  # learned queries: their weights are what the keys meet
         logits = op.layer(key, query, fan_in=[-1], fan_out=[], inner=True)
     else:

@@ -20,11 +20,11 @@ class DagNode:
         kind: what the node does to sizes, changes and gradients; it names the nodes that it reads.
         fx_node: the op of the traced graph that the node was made for.
         path: module path of that op; "" in the root.
-        gains: those vectors of the kind that multiply the result; the others are added to it.
+        gains: those of `kind.vectors` (parameters) that multiply the result; the others are added to it.
         is_pinned: whether a function f with f(kx) != k f(x) reads the node, or a constant is added to it.
         is_parametric: whether the node is computed from parameters and constants alone.
-        operand: of a layer or product, the fx node that its input comes out of; None where it is made inside the op.
-        operands: of a merge, the fx node that each of its inputs comes out of, where the op reads that.
+        operand: for a layer or product, the fx node that returns its input; None where the op itself makes the input.
+        operands: for a merge, the fx node that returns each of its inputs, if it is an argument of the op.
         over: of a layer, the dims of its input that are summed over, where these are not the last ones; () where rows
             of the input come in another order each time.
         paired: of a layer with a stack of matrices, dim of the weight that counts them -> the input's dim beside it.

@@ -103,7 +103,7 @@ class Op:
         return self.same(x)
 
     def view(self, x: Value, order: tuple[int, ...] | None = None) -> Value:
-        """Put the dims of x in another order; without `order`, regroup them."""
+        """Return x with its dims in another order; without `order`, with dims regrouped as by a reshape."""
         if order is not None and x.simplex is not None:
             x = replace(x, simplex=x.simplex.permuted(order))
         if order is None or x.dims is None:
@@ -258,18 +258,18 @@ class Op:
         return y if y.simplex is None else replace(y, simplex=replace(y.simplex, is_log=is_log))
 
     def softmax_over_tokens(self, x: Value) -> Value:
-        """Take the softmax over a dim that has nothing to do with width."""
+        """Take the softmax of x over a dim, such as tokens, whose size does not change with width."""
         return self._unary(x, lambda node: Softmax((node,), ()))
 
     def exponential(self, x: Value) -> Value:
-        """Take exp(x); where x holds logarithms of weights that sum to 1, the result is these weights."""
+        """Handle exp(x): if x holds logarithms of entries that sum to 1, the result is like that of a softmax."""
         if x.simplex is not None and x.simplex.is_log and x.simplex.over:
             return replace(self.same(x), simplex=replace(x.simplex, is_log=False))
         y = self.pointwise(x)
         return y if y.node is None else replace(y, simplex=Simplex())
 
     def log_total(self, x: Value, dims: Sequence[int] | int) -> Value:
-        """Take logsumexp of x over dims; x minus it holds the logarithms of entries that sum to 1."""
+        """Take logsumexp of x over dims, and remember that x minus the result is a log-softmax."""
         indices = [dims] if isinstance(dims, int) else dims
         return replace(self.nonlinear(x), simplex=None, log_total=tuple(x.from_end(i) for i in indices))
 
@@ -338,7 +338,7 @@ class Op:
         return replace(y, simplex=x.simplex.divided(over))
 
     def _divided_by_norm(self, x: Value, factor: Value) -> Value | None:
-        """Return x times 1 / (a mean or sum of powers of x) as a norm or softmax; None for any other factor."""
+        """Return x times 1 / (a mean or sum of powers of x) as a norm or softmax; None for other factors."""
         stat = factor.statistic
         if x.node is None or stat is None or not stat.reduced or stat.degree != -1:
             return None
@@ -358,7 +358,7 @@ class Op:
         return None
 
     def _pin(self, x: Value) -> None:
-        """Mark a node, or a parameter that is no node yet, as one that must keep its size in a larger copy."""
+        """Mark a tensor (node or parameter) as pinned: it must keep its size in a wider copy of the model."""
         if x.node is not None:
             self._builder.pin(x.node)
         elif x.parameter is not None:

@@ -24,7 +24,7 @@ _GATES = {
 def _step(
     op: Op, x: Value, state: Value | None, weights: tuple[Value, Value], biases: tuple[Value | None, ...], gates: int
 ) -> Value:
-    """Compute the next state: bounded gates of x and of the previous state."""
+    """Add the layers on x and on the previous state, and the gates (sigmoid, tanh) that make the next state."""
     to_gates = op.layer(x, weights[0], [-1], [-2], biases[0], inner=True, pieces=gates)
     previous = op.pointwise(to_gates) if state is None or state.is_constant else state
     return op.pointwise(op.merge([to_gates, op.layer(previous, weights[1], [-1], [-2], biases[1], True, gates)]))

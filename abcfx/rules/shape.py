@@ -113,7 +113,7 @@ def cat(op: Op, tensors: Sequence[Value], *_: object, **__: object) -> Value:
 
 @register_rule("setitem", *WRITES)
 def write(op: Op, x: Value, *args: object, **kwargs: object) -> Value:
-    """Replace entries of x by those of other tensors, or add these to them."""
+    """Handle ops such as scatter, which write the entries of other tensors into x or add them to x, as a merge."""
     written = [v for v in (*args, *kwargs.values()) if isinstance(v, Value)]
     return op.merge([x, *written])
 
@@ -124,7 +124,7 @@ def split(op: Op, x: Value, how: object, dim: int = 0) -> tuple[Value, ...]:
 
 
 def _results(op: Op) -> int:
-    """Count the tensors that the op returns; where shapes are not known, those that the graph uses."""
+    """Return how many tensors the op returns; where shapes are not known, how many of them the graph uses."""
     val = op.at.meta.get("val")
     if isinstance(val, list | tuple):
         return len(val)

@@ -67,7 +67,7 @@ def _matrix(weight: Value, name: str, shape: tuple[int, ...]) -> Value:
 
 
 def _factor(builder: DagBuilder, node: str) -> Number:
-    """Return the product of all numbers that multiply a computed weight on its way from the parameter."""
+    """Return the product of all numbers by which the graph multiplies a parameter to compute a weight."""
     factor = Number()
     while isinstance(kind := builder.kind(node), Unary):
         factor = factor.times(kind.factor) if isinstance(kind, NumberFactor) else factor
@@ -87,7 +87,7 @@ class VectorContraction(NamedTuple):
 def vector_contraction(
     builder: DagBuilder, total: Value, dims: Sequence[int] | None, at: fx.Node
 ) -> VectorContraction | None:
-    """Read the sum of a product as a layer: (x * v).sum(-1) computes the same as x @ v.
+    """Recognise (x * v).sum(-1), with a parameter v, as the layer x @ v.
 
     Args:
         builder: the nodes so far.
@@ -115,7 +115,7 @@ def vector_contraction(
 
 
 def module_parameter(builder: DagBuilder, owner: torch.nn.Module, name: str, at: fx.Node) -> Value | None:
-    """Read a parameter of a module that is one node of the graph, also where torch reparametrizes it.
+    """Return a parameter of a module that is a single graph node, also if torch reparametrizes it (weight norm).
 
     Args:
         builder: holds the names of parameters.

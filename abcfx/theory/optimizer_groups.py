@@ -63,7 +63,7 @@ def as_number(value: object) -> float | None:
 
 
 def group_numbers(optimizer: torch.optim.Optimizer) -> list[GroupNumbers]:
-    """Read every group of an optimizer instance.
+    """Return the lr, weight decay, eps and options of every parameter group of an optimizer instance.
 
     Raises:
         InvalidInputError: the optimizer is not known.
