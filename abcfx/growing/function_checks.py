@@ -166,8 +166,8 @@ def _weight_of(pair: GrownPair, at: Compared) -> str:
 
 
 def outputs(pair: GrownPair) -> GrowthCheckRow:
-    """Check that the outputs of both models are equal for three other batch sizes and lengths that
-    the small one accepts.
+    """Check that the outputs of both models are equal for up to three other batch sizes and lengths that the small one
+    accepts.
     """
     limit, dims = pair.tolerance, pair.plan.output_dims()
     worst, label, details = -1.0, "", list[str]()

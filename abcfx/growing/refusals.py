@@ -132,8 +132,8 @@ def same_constant(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _numbers(factors: Factors) -> Iterator[Refusal]:
-    """Yield a refusal for each call with a number (such as eps) that differs between the models, where no multiplier
-    makes up for it.
+    """Yield a refusal for each call with a number (such as eps) that differs between the models, unless the solve for
+    the scales reads it.
     """
     for one, other in zip(factors.small.calls, factors.large.calls, strict=True):
         if other.name in READ_BY_SOLVE:

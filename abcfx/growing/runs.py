@@ -43,7 +43,7 @@ class Compared:
 
 
 def run_and_factor(small: nn.Module, large: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> Factors:
-    """Run both models in eval mode on real inputs, keep every tensor, and factor the dims of all of them.
+    """Run both models and split every dim into factors (heads x head_dim), to see which ones grow.
 
     Args:
         small: the small model.
@@ -88,11 +88,13 @@ class Runs:
                 yield ref, small, large
 
     def dims(self, ref: Ref) -> list[IndexMap]:
-        """Return the index maps of a tensor's dims."""
+        """Return the index map of each dim of a tensor: which small entry each large entry is a copy of."""
         return [padded_index_map(dim, self._padded) for dim in self.factors.of(ref)]
 
     def compared(self) -> Iterator[Compared]:
-        """Yield the comparison of every tensor, in the order of the run."""
+        """Yield the comparison of each tensor of the large model's run with the repeated one of the
+        small model, in order.
+        """
         for index, call in enumerate(self.factors.large.calls):
             for ref, small, large in self.values(index):
                 expected = self.scales[ref.index]
@@ -105,7 +107,9 @@ class Runs:
                 yield Compared(index, call.name, call.path, ratio, expected, error)
 
     def _is_skipped(self, ref: Ref) -> bool:
-        """Whether a tensor holds weights that data chose, or has a dim that may grow otherwise than by copies."""
+        """Whether a tensor cannot be compared: it holds weights that data chose, or has a dim that may grow otherwise
+        than by copies.
+        """
         dims = self.factors.of(ref)
         lost = any(id(atom) in self._unfollowed for dim in dims for atom in plain_atoms(dim))
         return lost or any(use.origin for dim in dims for use in dim)

@@ -42,7 +42,7 @@ class Scales:
     exponents: Mapping[str, Form]
 
     def exponent(self, parameter: str) -> Fraction:
-        """Return v_p: the parameter is multiplied by m^v_p."""
+        """Return v for which the parameter is multiplied by m^v, where m is the width ratio."""
         return known_value(self.exponents[parameter])
 
 
@@ -61,14 +61,18 @@ def solve_scales(dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, f
 
 
 def clone_exponents(fixed: FixedExponents) -> dict[str, Fraction]:
-    """Return c_p = -v_p of every parameter that the graph uses, with the multipliers of a plan."""
+    """Return each parameter's clone exponent c: with lr multiplied by m^-c (m, the width ratio), a larger copy trains
+    as the small network does.
+    """
     multipliers = fixed.attention | {node: a for p in fixed.parameters.values() for node, a in p.a.items()}
     scales = solve_scales(fixed.dag, fixed.widths, multipliers)
     return {name: -scales.exponent(name) for name in scales.exponents}
 
 
 class _Scaling:
-    """The forms of all nodes, found in the order of the run, and the equations that they add."""
+    """Finds the form of each node (the exponent by which its tensor grows, in unknowns) in the order of the run, and
+    collects the equations.
+    """
 
     def __init__(self, dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, float]) -> None:
         self.dag, self.growth, self.multipliers = dag, growth, multipliers
@@ -96,7 +100,9 @@ class _Scaling:
         return Scales({name: self.equations.solution(name) for name in self.dag.uses()})
 
     def _form(self, node: str) -> Form:
-        """Return log_m of how many times as large a node's tensor is, as a linear form."""
+        """Return the exponent f of a node, whose tensor is m^f times the repeated small one (m, the width ratio), as a
+        linear form in the unknowns.
+        """
         kind = self.dag.kind(node)
         first = self._form_of(kind.inputs[0]) if kind.inputs else ZERO
         match kind:
@@ -127,7 +133,7 @@ class _Scaling:
         return combined((1, own), *((1, self._form_of(gain)) for gain in self.dag.node(node).gains))
 
     def _required(self, node: str) -> Iterator[tuple[str, Form]]:
-        """Yield (reason in words, row) for every equation that a node adds."""
+        """Yield (reason in words, form that must be 0) for every equation that a node adds."""
         kind, form = self.dag.kind(node), self.forms[node]
         if isinstance(kind, Merge):
             for x in kind.inputs:
@@ -147,11 +153,13 @@ class _Scaling:
             yield "an output of the model must keep its size", form
 
     def _is_used_too(self, node: str) -> bool:
-        """Whether the model uses a tensor that it returns: a by-product such as a cache of keys or a hidden state."""
+        """Whether the model itself uses a tensor that it returns, such as a cache of keys or a hidden state."""
         return bool(self.dag.successors(node))
 
     def _ends(self, node: str) -> list[str]:
-        """Return the nodes that should keep their size: the layer, or its products with numbers if it has no other."""
+        """Return the nodes whose tensors should keep their size: the layer, or its products with numbers if it has no
+        other consumer.
+        """
         followers = self.dag.successors(node)
         if (
             node in self.dag.outputs
@@ -165,13 +173,17 @@ class _Scaling:
         return ZERO if node is None else self.forms[node]
 
     def _weight(self, node: str, layer: Layer) -> Form:
-        """Return what a layer adds to the form of its input: v - a + contracted dims + the model's own factor."""
+        """Return what a layer adds to its input's exponent: the parameter's v, minus the multiplier's a, plus the
+        growth of the dims it sums over, plus the factor in the model's own code.
+        """
         fan_in, own = self._extents(*layer.fan_in), self._extents(layer.factor)
         multiplier = self._multiplier(node, fan_in | self._extents(*layer.fan_out))
         return combined((1, {layer.parameter: Fraction(1)}), (-1, multiplier), (1, fan_in), (1, own))
 
     def _multiplier(self, node: str, extents: Form) -> Form:
-        """Return the multiplier exponent a of a node, as a simple multiple of the growth of a dim where it is one."""
+        """Return a of a node that is multiplied by m^-a (m, the width ratio), as a simple multiple of the growth of a
+        dim where it is one.
+        """
         a = self.multipliers.get(node, 0.0)
         for e in extents if a else ():
             if not isinstance(e, str) and (ratio := as_fraction(a / e)).denominator <= 12:
@@ -179,7 +191,9 @@ class _Scaling:
         return {1.0: as_fraction(a)}
 
     def _extents(self, *extents: Extent) -> Form:
-        """Add up the growth of dims and numbers, with one term for each different growth exponent."""
+        """Return the summed growth exponents of dims and numbers as a form with one term for each
+        different exponent.
+        """
         total: Form = {}
         for extent in extents:
             for what, power in extent.powers if isinstance(extent, Number) else ((extent, 1.0),):

@@ -31,7 +31,7 @@ class GrowthStep(ABC):
     @property
     @abstractmethod
     def data(self) -> dict[str, Json]:
-        """Plain data to repeat the pass with."""
+        """Return what is needed to repeat this step of the growth, as plain data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Widened(GrowthStep):
 
     @property
     def data(self) -> dict[str, Json]:
-        """Plain data to repeat the pass with."""
+        """Return what is needed to repeat the widening, as plain data."""
         tensors = {name: each.to_json() for name, each in self.tensors.items()}
         return {"tensors": tensors, "noise": self.noise, "noised": list(self.noised), "seed": self.seed}
 
@@ -73,7 +73,7 @@ class Deepened(GrowthStep):
 
     @property
     def data(self) -> dict[str, Json]:
-        """Plain data to repeat the pass with."""
+        """Return what is needed to repeat the deepening, as plain data."""
         return {"copies": dict(self.copies), "zeroed": list(self.zeroed)}
 
 
@@ -92,6 +92,6 @@ class Upcycled(GrowthStep):
 
     @property
     def data(self) -> dict[str, Json]:
-        """Plain data to repeat the pass with."""
+        """Return what is needed to repeat the filling of the experts, as plain data."""
         tensors = {name: {"sources": list(each.sources), "layout": each.layout} for name, each in self.fillings.items()}
         return {"tensors": tensors, "noise": self.noise}

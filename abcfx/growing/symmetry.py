@@ -1,4 +1,6 @@
-"""Check C3: can the copies in a grown model become different? By their gradients of the real loss."""
+"""Check C3 of `verify_growth`: whether the copies of an entry can become different, judged by the gradients of the real
+loss.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ LIKE_NOISE = 0.9
 
 @dataclass(frozen=True)
 class _Deviation:
-    """Distance of the copies in one parameter from their mean, relative to the norm: of weights and of gradients."""
+    """How far the copies in one parameter are from their mean, over the parameter's norm; and the
+    same of its gradient.
+    """
 
     name: str
     weight: float
@@ -123,7 +127,7 @@ def _after_two_steps(
 
 
 def _output_side(widening: Widening) -> list[IndexMap] | None:
-    """Return the dims with only those left to grow that no product sums over; None where there are none."""
+    """Return the index maps with only those dims growing that no product sums over; None where no such dim grows."""
     open_ = [i for i, dim in enumerate(widening.dims) if i not in widening.contracted and dim.repeats]
     if not open_:
         return None
@@ -131,19 +135,19 @@ def _output_side(widening: Widening) -> list[IndexMap] | None:
 
 
 def _whole(dim: IndexMap) -> IndexMap:
-    """Return the large dim as one that does not grow."""
+    """Return the index map that leaves the large dim as it is, without copies."""
     return IndexMap.unchanged(dim.sizes[1])
 
 
 def _deviation(tensor: torch.Tensor, dims: list[IndexMap]) -> float:
-    """Return |T - mean of its copies| / |T|."""
+    """Return |T - mean over the copies in T| / |T| of a tensor T."""
     tensor = tensor.double()
     gap = tensor - tiled(averaged(tensor, dims), dims)
     return float(gap.norm() / tensor.norm().clamp_min(torch.finfo(torch.float64).tiny))
 
 
 def _gradients(pair: GrownPair, model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Return the gradients of the loss on the batch; the model is left as it was."""
+    """Return the gradient of the loss on the batch for each parameter; the model is left as it was."""
     with evaluating(model), torch.enable_grad():
         loss = pair.loss(model(*pair.args, **pair.kwargs), pair.batch)
         learning = {name: p for name, p in parameters.items() if p.requires_grad}

@@ -1,4 +1,6 @@
-"""Check C5: does the grown model train along the small one's trajectory? With noise taken out, in float64."""
+"""Check C5 of `verify_growth`: whether the grown model, without noise and in float64, trains along the small one's
+trajectory.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def _double(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _copies(pair: GrownPair) -> tuple[nn.Module, nn.Module, _Inputs]:
-    """Copy both models, equally deep and without noise, in float64; as they are where an op has no float64."""
+    """Copy both models with equally many blocks and no noise, in float64; in their own dtype where
+    some op has no float64.
+    """
     with pair.equally_deep():
         small, large = copy.deepcopy(pair.small), copy.deepcopy(pair.large)
     inputs = _Inputs(pair.args, pair.kwargs, pair.batch)
@@ -92,7 +96,9 @@ def _copies(pair: GrownPair) -> tuple[nn.Module, nn.Module, _Inputs]:
 
 
 def _optimizers(pair: GrownPair, small: nn.Module, large: nn.Module) -> list[torch.optim.Optimizer]:
-    """Make the optimizers of both copies: those given, or new ones with the rates that growth gives."""
+    """Make the optimizers of both copies: like those that the user gave, or new ones with the rates
+    that growth gives.
+    """
     if pair.optimizers is None:
         # Adam takes the sign even of gradients that are nothing but rounding errors
         kind = torch.optim.AdamW if _dtypes(pair) == {torch.float64} else torch.optim.SGD
@@ -108,7 +114,7 @@ def _optimizers(pair: GrownPair, small: nn.Module, large: nn.Module) -> list[tor
 def _rebuilt(
     optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter], copies: Mapping[str, nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """Rebuild an optimizer over copied parameters, and match its state by name.
+    """Make an optimizer of the same class and settings over copies of the parameters, and give it the state by name.
 
     Args:
         optimizer: the optimizer.

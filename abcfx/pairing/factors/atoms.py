@@ -19,12 +19,12 @@ SizePair = tuple[int, int]
 
 
 class UnfitError(Exception):
-    """Dims cannot be the same, or no factor of a dim allows the cut that an op makes."""
+    """Raised where two dims cannot be the same, or no factor of a dim allows the cut that an op makes."""
 
 
 @dataclass(eq=False)
 class Atom:
-    """A factor of dims.
+    """A factor of a dim (as heads or head_dim of heads x head_dim), with its size in the small and in the large model.
 
     At most one of `same`, `product` and `segments` is set.
 
@@ -73,7 +73,7 @@ Dim = tuple[AtomUse, ...]
 
 
 def fresh(size: SizePair, origin: tuple[str, int] | None = None) -> Dim:
-    """Make a dim of which only the size is known."""
+    """Make a dim of a single factor, of which only the size is known."""
     return () if size == (1, 1) else (AtomUse(Atom(*size), origin),)
 
 
@@ -85,7 +85,7 @@ def root(atom: Atom) -> Atom:
 
 
 def expanded(dim: Sequence[AtomUse]) -> Dim:
-    """Write a dim in atoms that are not products: each is uncut or consists of segments."""
+    """Write a dim in factors that are not cut into products: each is whole or consists of segments."""
     found: list[AtomUse] = []
     for use in dim:
         atom = root(use.atom)
@@ -105,7 +105,9 @@ def sizes(dim: Sequence[AtomUse]) -> SizePair:
 
 
 def without_origin(dim: Sequence[AtomUse]) -> Dim:
-    """Return the dim with the same atoms, as it stands in a tensor that depends on inputs."""
+    """Return a dim of the same factors without a note of the parameter it comes from, for a tensor
+    that depends on inputs.
+    """
     return tuple(AtomUse(use.atom) for use in dim)
 
 
@@ -159,7 +161,7 @@ def _join(a: Atom, b: Atom) -> None:
 
 
 def _run_together(segments: Sequence[Dim]) -> list[Dim]:
-    """Return the segments with neighbours that do not grow joined into one."""
+    """Return the segments, where neighbours that do not grow are joined into one."""
     found: list[Dim] = []
     for segment in segments:
         small, large = sizes(segment)
@@ -182,7 +184,9 @@ def regrouped(dims: Sequence[Dim], shape: Sequence[SizePair]) -> tuple[Dim, ...]
 
 
 def _take(rest: list[AtomUse], size: SizePair) -> tuple[Dim, list[AtomUse]]:
-    """Split off atoms in front whose sizes multiply to `size`, cutting one where that is necessary."""
+    """Split off the factors in front whose sizes multiply to `size`, cutting one where necessary; return them and the
+    rest.
+    """
     taken: list[AtomUse] = []
     have = (1, 1)
     while have != size:
@@ -202,7 +206,7 @@ def _take(rest: list[AtomUse], size: SizePair) -> tuple[Dim, list[AtomUse]]:
 
 
 def _merged(rest: list[AtomUse]) -> list[AtomUse]:
-    """Replace the atoms in front that do not grow by one; a view may cut across them, since none of them is copied."""
+    """Replace the factors in front that do not grow by one factor, so that a view may cut across them."""
     count, size = 0, 1
     while count < len(rest) and not rest[count].atom.grows:
         size *= rest[count].atom.small

@@ -52,7 +52,7 @@ def factor(small: Trace, large: Trace) -> Factors:
 
 
 def _follow(step: Step) -> None:
-    """Find the dims of the results of one call by its rule."""
+    """Find the dims of the results of one call by the rule of its op."""
     results = step.call.outs
     each = _apply(_rule_of(step), step)
     if step.call.name in COPIES_COMPETE | COPIES_COUNT and step.tensors():
@@ -69,7 +69,7 @@ def _follow(step: Step) -> None:
 
 
 def _rule_of(step: Step) -> Rule | None:
-    """Return the rule of a call; that of pointwise ops where torch tags the op so."""
+    """Return the rule that gives the dims of a call's results; that of pointwise ops where torch tags the op so."""
     name, results = step.call.name, step.call.outs
     if results and any(0 in pair for pair in step.shape(results[0])):
         return _without_entries
@@ -123,7 +123,9 @@ def _check_same_calls(small: Trace, large: Trace) -> None:
 
 
 def _kind(call: Call) -> str:
-    """Name the op; views that copy and views that do not are one kind."""
+    """Return the name by which calls of both models are compared; views that copy and views that do
+    not have one name.
+    """
     return "view" if call.name in ("view", "_unsafe_view", "_reshape_alias") else str(call.op)
 
 

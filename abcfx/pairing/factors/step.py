@@ -148,7 +148,7 @@ class Step:
         return tuple(map(self.unfollowed, self.shape(ref)))
 
     def unfollowed(self, size: SizePair) -> Dim:
-        """Make a dim that may grow in another way than by copies, and note it."""
+        """Make a dim that may grow otherwise than by copies, and note that its growth is unknown."""
         dim = fresh(size)
         if size[0] != size[1]:
             self.factors.unfollowed.append(dim)
@@ -179,7 +179,9 @@ class Step:
             self.normed(dim)
 
     def check_copies(self, dim: Dim) -> None:
-        """Report a dim that grows where the op, along that dim, gives another result for copies of its input."""
+        """Report a dim that grows, for an op that gives another result along it when its input's
+        entries are repeated.
+        """
         name = self.call.name
         if name in COPIES_COMPETE | COPIES_COUNT and grows(dim):
             kind = ProblemKind.COMPETING if name in COPIES_COMPETE else ProblemKind.OTHER
@@ -192,7 +194,7 @@ class Step:
             self.report(reason, dim, ProblemKind.NORMED_WEIGHT)
 
     def even(self, dim: Dim) -> None:
-        """Note that the op averages over a dim: every entry must have as many copies as any other."""
+        """Note that the op averages over a dim, so that every entry of it must have as many copies as any other."""
         self.factors.averaged.append((self.index, dim))
 
     def contracted(self, dim: Dim) -> None:

@@ -24,7 +24,7 @@ def like_first(step: Step) -> Result:
 
 @rule("copy_")
 def copied(step: Step) -> Dims:
-    """Follow a copy into a tensor, onto which the source is broadcast."""
+    """Return the dims of a tensor into which another is copied, with broadcasting."""
     step.check_broadcast(step.dims(step.tensors()[1]), step.dims(step.tensors()[0]))
     return step.dims(step.tensors()[0])
 
@@ -45,7 +45,7 @@ def expand(step: Step) -> Dims:
 
 @rule("repeat")
 def repeat(step: Step) -> Dims:
-    """Follow repetition of whole tensors along each dim."""
+    """Return the dims after a tensor is repeated as a whole along each dim."""
     dims, shape = step.dims(step.tensors()[0]), step.shape()
     padded = ((),) * (len(shape) - len(dims)) + dims
     return tuple((*fresh(over(size, sizes(dim))), *dim) for dim, size in zip(padded, shape, strict=True))
@@ -53,7 +53,7 @@ def repeat(step: Step) -> Dims:
 
 @rule("repeat_interleave")
 def repeat_interleave(step: Step) -> Dims:
-    """Follow repetition of each entry along a dim."""
+    """Return the dims after each entry is repeated along one dim."""
     return tuple(
         dim if sizes(dim) == size else (*dim, *fresh(over(size, sizes(dim))))
         for dim, size in zip(step.dims(step.tensors()[0]), step.shape(), strict=True)
@@ -62,14 +62,14 @@ def repeat_interleave(step: Step) -> Dims:
 
 @rule("permute")
 def permute(step: Step) -> Dims:
-    """Follow a permutation of the dims."""
+    """Return the dims in their permuted order."""
     dims = step.dims(step.tensors()[0])
     return tuple(dims[i] for i in step.call.argument("dims"))
 
 
 @rule("transpose", "transpose_")
 def transpose(step: Step) -> Dims:
-    """Follow a swap of two dims."""
+    """Return the dims with two of them swapped."""
     dims = list(step.dims(step.tensors()[0]))
     i, j = step.call.argument("dim0"), step.call.argument("dim1")
     if dims:
@@ -79,13 +79,13 @@ def transpose(step: Step) -> Dims:
 
 @rule("t", "t_")
 def flipped(step: Step) -> Dims:
-    """Follow the transpose of a matrix."""
+    """Return the dims of the transpose of a matrix."""
     return tuple(reversed(step.dims(step.tensors()[0])))
 
 
 @rule("select")
 def select(step: Step) -> Dims:
-    """Follow the choice of one index of a dim, which goes away."""
+    """Return the dims without the one of which an index is chosen."""
     dims = list(step.dims(step.tensors()[0]))
     chosen = dims.pop(step.call.argument("dim"))
     if grows(chosen):
@@ -131,7 +131,7 @@ def split(step: Step) -> list[Dims]:
 
 @rule("unbind")
 def unbind(step: Step) -> list[Dims]:
-    """Follow a split into single indices of a dim, which goes away."""
+    """Return the dims of each piece of a split into single indices of a dim, which goes away."""
     dims = list(step.dims(step.tensors()[0]))
     dims.pop(step.call.argument("dim", 0))
     return [tuple(dims)] * len(step.call.outs)
@@ -139,7 +139,7 @@ def unbind(step: Step) -> list[Dims]:
 
 @rule("cat", "concat")
 def cat(step: Step) -> Dims:
-    """Follow concatenation along a dim; the other dims are the same."""
+    """Return the dims of tensors concatenated along one dim; the other dims must be the same."""
     tensors = [step.dims(ref) for ref in step.tensors()]
     tensors = [dims for dims in tensors if len(dims) == len(step.shape())]  # an empty one may have one dim
     at = step.call.argument("dim", 0) % len(step.shape())
@@ -153,7 +153,7 @@ def cat(step: Step) -> Dims:
 
 @rule("stack")
 def stack(step: Step) -> Dims:
-    """Follow a stack of tensors of the same dims."""
+    """Return the dims of a stack of tensors, which must all have the same dims."""
     tensors = [step.dims(ref) for ref in step.tensors()]
     for other in tensors[1:]:
         for one, two in zip(tensors[0], other, strict=True):
@@ -179,7 +179,7 @@ def index(step: Step) -> Dims:
 
 @rule("index_select")
 def index_select(step: Step) -> Dims:
-    """Follow a choice of indices of one dim."""
+    """Return the dims after some indices of one dim are chosen."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim")
     if grows(dims[at]):
         step.report("a dim that grows is indexed", dims[at], ProblemKind.COMPETING)
@@ -190,7 +190,7 @@ def index_select(step: Step) -> Dims:
 
 @rule("gather")
 def gather(step: Step) -> Dims:
-    """Follow a choice of entries along one dim."""
+    """Return the dims after entries are chosen along one dim."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim")
     return tuple(
         dim if place != at % len(dims) and sizes(dim) == size else fresh(size)
@@ -233,7 +233,7 @@ def resized(step: Step) -> Result:
 
 @rule("pixel_shuffle")
 def pixel_shuffle(step: Step) -> Dims:
-    """Follow channels that become a grid of pixels."""
+    """Return the dims of an image whose channels become a grid of pixels."""
     *lead, channels, _, _ = step.dims(step.tensors()[0])
     factor = step.call.argument("upscale_factor")
     (out, _) = regrouped([channels], [step.shape()[-3], (factor**2, factor**2)])
@@ -242,7 +242,7 @@ def pixel_shuffle(step: Step) -> Dims:
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(step: Step) -> Dims:
-    """Follow a grid of pixels that becomes channels."""
+    """Return the dims of an image whose grids of pixels become channels."""
     *lead, channels, _, _ = step.dims(step.tensors()[0])
     factor = step.call.argument("downscale_factor")
     return (*lead, (*channels, *fresh((factor**2, factor**2))), fresh(step.shape()[-2]), fresh(step.shape()[-1]))
