@@ -143,7 +143,7 @@ def transform(
     with clock("plan"):
         depth = scale_depth(asked.depth, dag, growth.blocks, fixed.families, overrides.decay_mode)
         own_init = _own_init(captured, fixed, init)
-        given_apart = _given_apart(lr=lr if isinstance(lr, int | float) else None, weight_decay=weight_decay, eps=eps)
+        given_apart = _given_apart(lr=None if isinstance(lr, Mapping) else lr, weight_decay=weight_decay, eps=eps)
         numbers = _own_numbers(model, pair, assigned, given_apart)
         plan = make_plan(fixed, solved, dict(captured.model.named_parameters()), own_init, options, depth, numbers)
     with clock("rewrite"):
