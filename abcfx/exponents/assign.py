@@ -35,7 +35,7 @@ def assign_exponents(
     roles: Mapping[str, str] | None = None,
     exponents: GivenExponents | None = None,
 ) -> dict[str, ParameterExponents]:
-    """Assign role, a and b to every parameter of a model, with the user's overrides.
+    """Assign role, multiplier exponent a and init exponent b to every parameter, with the user's overrides.
 
     Args:
         dag: the layer DAG.
@@ -78,7 +78,7 @@ def _vector(
 
 @dataclass(frozen=True)
 class _Use:
-    """One use of a weight: its role there, and what its multiplier and init would be if it were the only use.
+    """One use of a weight in the model: its role, and its multiplier and init if this were the only use.
 
     `own`: the model itself multiplies this use by m^-own. `a`, `b`: exponents of multiplier and init.
     """
@@ -149,7 +149,7 @@ def _input(dag: LayerDag, layer: Layer) -> Kind | None:
 
 
 def _own_factor(dag: LayerDag, growth: WidthGrowth, node: str, role: str) -> float:
-    """Return the exponent x of the width-dependent factor m^-x that the model itself applies at a layer.
+    """Return x, where the model's own code already scales a layer by a factor m^-x (m, the width ratio).
 
     Counted are numbers on the weight; on the input of a readout (T5's d^-1/2); on what comes out of a table (sqrt(d))
     or of a readout. Of a hidden layer: those on the input of an inner bottleneck (a router over d), and those that a

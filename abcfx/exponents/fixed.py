@@ -19,9 +19,9 @@ class ParameterExponents:
 
     Attributes:
         role: "embedding", "hidden", "readout", "vector", "scalar" or "plain".
-        why: what made it so.
-        e_in: growth exponent of the dims that the layer sums over.
-        e_out: growth exponent of the dims that come out.
+        why: the reason for the role.
+        e_in: fan_in, the dims that the layer sums over, grows like m^e_in.
+        e_out: fan_out, the dims of the output, grows like m^e_out.
         a: exponent of the multiplier m^-a, by node of each use.
         b: exponent of the init m^-b.
         c: exponent of the learning rate where the user fixed it, else None.
@@ -47,7 +47,7 @@ class ParameterExponents:
 
 
 class FixedExponents:
-    """Roles, a and b of a whole model, with the size exponent of every node that they lead to.
+    """Roles, multipliers m^-a and inits m^-b of a whole model, and the size m^-s of every node that follows.
 
     It is the context in which the kinds of the DAG write their bounds (`abcfx.rules.bounds.ExponentContext`).
 
@@ -126,9 +126,9 @@ class FixedExponents:
         return found
 
     def with_vectors(self) -> FixedExponents:
-        """Return the same exponents with biases, gains and other vectors counted among what changes."""
+        """Return a copy in which biases, gains and other vectors count among what training changes."""
         return FixedExponents(self.dag, self.widths, self.parameters, self.families, True, self.attention)
 
     def with_attention(self, attention: Mapping[str, float]) -> FixedExponents:
-        """Return the same exponents with a factor m^-x on the logits of each product node."""
+        """Return a copy with a factor m^-x on the attention logits of each product node; `attention` maps node to x."""
         return FixedExponents(self.dag, self.widths, self.parameters, self.families, attention=attention)

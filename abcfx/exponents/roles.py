@@ -62,8 +62,8 @@ def role_of_layer(dag: LayerDag, node: str, e_in: float, e_out: float) -> tuple[
     Args:
         dag: the layer DAG.
         node: the layer node.
-        e_in: growth exponent of the dims that the layer sums over.
-        e_out: growth exponent of the dims that come out.
+        e_in: fan_in, the dims that the layer sums over, grows like m^e_in (m, the width ratio).
+        e_out: fan_out, the dims of the output, grows like m^e_out.
     """
     if e_in and e_out:
         return "hidden", RoleReason.BOTH_SIDES

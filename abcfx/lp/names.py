@@ -88,7 +88,7 @@ class RowName(NamedTuple):
 
 
 class BoundName(NamedTuple):
-    """The name of a bound on one variable: `c` or a level (`r`, `G`, ...) of `owner` is at, below or above a number."""
+    """The name of a bound on a variable: c (rate), r (change) or G (gradient) of `owner` at, below or above a number."""
 
     owner: Hashable
     variable: str

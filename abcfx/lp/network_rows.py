@@ -54,7 +54,7 @@ def write_rows(nodes: list[Node], successors: Mapping[str, Sequence[str]], optim
 def _write_gradient_rows(
     rows: list[Row], nodes: list[Node], successors: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[Variable, ...]]:
-    """Add the rows of G, and return the variables that make up G of each node; none for a readout, whose own G is 0.
+    """Add the rows of G (gradient m^-G); return the variables that G of each node is a sum of, none for a readout.
 
     G is the min of (a + b, 2a + c) over the readouts that a node reaches. Nodes that reach the same readouts by the
     same way share one level.

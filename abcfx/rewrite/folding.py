@@ -33,7 +33,7 @@ class Fold:
     find_features: Callable[[], Sequence[FeatureScale]] | None = None
 
     def apply_to(self, model: nn.Module) -> None:
-        """Multiply the parameters of a model of the original class, and remove its hooks.
+        """Multiply the factors into the parameters of a model of the original class, and remove its hooks.
 
         Raises:
             InvalidInputError: something cannot be put into a weight; nothing has been changed then.

@@ -69,17 +69,17 @@ class Kind(ABC):
 
 @dataclass(frozen=True)
 class Layer(Kind):
-    """A use of a weight: y = m^-a W x.
+    """A use of a weight: y = m^-a W x (m, the width ratio; a, the exponent of the multiplier).
 
     Attributes:
         parameter: name of the weight.
         fan_in: dims of the weight that are summed over; none for a lookup in a table.
         fan_out: dims of the weight that the result has.
-        pieces: number of layers that it counts for in the objective: 3 for fused q, k, v.
+        pieces: number of layers that it counts as in the linear program's objective: 3 for fused q, k, v.
         inner: whether no scale node can be placed at it, since its input exists only inside an op; then a = 0, and init
             and rate carry the multiplier.
         factor: a number that the model itself multiplies the weight with.
-        fan_back: the sum of the backward product, where it does not run over all of `fan_out` (convolutions with
+        fan_back: dims that the gradient of the input sums over, if these are not all of `fan_out` (convolutions with
             groups).
         normalised: whether forward divides the weight by a norm of itself, so that its size is not the parameter's.
     """
@@ -347,7 +347,7 @@ class NumberFactor(Unary):
 
 @dataclass(frozen=True)
 class Reduce(Unary):
-    """A mean or sum over dims. Entries along a growing dim are taken as aligned, the bound that always holds."""
+    """A mean or sum over dims. Along a dim that grows, entries are taken to have one sign: the largest sum."""
 
     over: tuple[Dim, ...]
     mean: bool

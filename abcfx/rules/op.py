@@ -42,10 +42,10 @@ class Op:
     """
 
     def __init__(self, builder: DagBuilder, at: fx.Node, path: str = "", is_inside: bool = False) -> None:
-        """Describe an op to its rule.
+        """Make the Op that the rule for an fx node gets.
 
         Args:
-            builder: takes the DAG nodes that the rule adds.
+            builder: holds the layer DAG, to which the rule adds nodes.
             at: the fx node of the op.
             path: module path of the op.
             is_inside: whether the op is one of those that a custom autograd.Function runs; `at` is then the node of
@@ -134,10 +134,10 @@ class Op:
             weight: the weight. An activation in its place makes a product of activations.
             fan_in: dims of the weight that are summed over.
             fan_out: dims of the weight that the result has.
-            bias: added to the result.
+            bias: parameter that is added to the result; None for no bias.
             inner: whether x exists only inside of the op, so that no scale node can stand before it.
-            pieces: number of layers that it counts for in the objective: 3 for fused q, k, v.
-            fan_back: the sum of the backward product, where it does not run over all of `fan_out`.
+            pieces: number of layers that it counts as in the linear program's objective: 3 for fused q, k, v.
+            fan_back: dims that the gradient of x sums over, if these are not all of `fan_out`.
             over: dims of x that are summed over, where these are not its last ones; () where x has its rows in another
                 order each time.
             paired: dims of the weight that count matrices -> the dims of x that run along with them.
@@ -279,7 +279,7 @@ class Op:
         Args:
             x: a tensor.
             dims: the dims; None for all of them.
-            mean: whether it is a mean.
+            mean: take the mean if True, else the sum.
             dims_of: read `dims` as indices of this tensor instead of x, if x is an intermediate of this op.
         """
         indices = [dims] if isinstance(dims, int) else dims

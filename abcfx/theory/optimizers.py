@@ -94,7 +94,7 @@ class OptimizerFamily:
         return c + b if self.decay == "ratio" else c
 
     def spectral_growth(self, e_in: float, e_out: float, stored: tuple[float, float] | None = None) -> float:
-        """Return the exponent of rms(dW x) / rms(x) for an update with lr = 1.
+        """Return y, where rms(dW x) / rms(x) grows like m^y for an update dW with lr = 1 (m, the width ratio).
 
         It is that of the operator norm: |dW x|_rms <= |dW|_op sqrt(fan_in / fan_out) |x|_rms, with equality for the
         singular vectors that matter.
@@ -111,7 +111,7 @@ class OptimizerFamily:
         return {"": 0.0, "tall": max(0.0, rows - columns) / 2, "rms": max(rows, columns) / 2}[self.shape]
 
     def shape_factor(self, rows: int, columns: int = 1) -> float:
-        """Return the optimizer's own factor on a stored matrix of so many rows and columns, up to a constant."""
+        """Return the factor that the optimizer itself puts on the update of a matrix of this shape, but for constants."""
         return math.sqrt({"": 1.0, "tall": max(1.0, rows / columns), "rms": max(rows, columns)}[self.shape])
 
 
