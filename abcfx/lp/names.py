@@ -88,7 +88,7 @@ class RowName(NamedTuple):
 
 
 class BoundName(NamedTuple):
-    """The name of a bound on a variable: c (rate), r (change) or G (gradient) of `owner` at, below or above a number."""
+    """Name of a bound on a variable: c (rate), r (change) or G (gradient) of `owner` at, below or above a number."""
 
     owner: Hashable
     variable: str
