@@ -58,7 +58,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything that one transform found.
+    """Everything that one `transform` found: graphs, exponents, planned numbers and notes.
 
     Attributes:
         captured: the model as graphs.

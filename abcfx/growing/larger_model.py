@@ -43,8 +43,8 @@ def grow(
     """Fill a larger model of the same architecture so that it computes what the small one does.
 
     Every tensor is repeated along the dims that grow and multiplied by a power of their ratio, which the log-scale
-    solve over the layer DAG finds. New blocks add nothing to the stream. A model that becomes wider and deeper is
-    widened first.
+    solve over the layer DAG finds. New blocks add nothing to the residual stream. A model that becomes wider and deeper
+    is widened first.
 
     Main arguments:
         small: the trained model; it is not changed.
@@ -59,8 +59,8 @@ def grow(
             trajectory of the small model.
         seed: of the noise.
         block_order: where new blocks go: "stack" (0 1 0 1), "interleave" (0 0 1 1), "append" (0 1 1 1).
-        zero_output: set to zero the weights by which new blocks add to the stream. Otherwise the function changes, and
-            `Grown.steps` says by how much.
+        zero_output: set to zero the weights by which new blocks add to the residual stream. Otherwise the function
+            changes, and `Grown.steps` says by how much.
         capture: name of a capture method, or a `Capture`; both models are captured once.
 
     Returns:

@@ -146,7 +146,8 @@ class PairedModels:
 
     @cached_property
     def measured_growth(self) -> SizeGrowth | None:
-        """How every dim grows by the sizes in both models, which may be not at all; None without a base.
+        """The growth exponent of every dim by its sizes in target and base, 0 for all if they are equal; None without a
+        base.
 
         Raises:
             PairingError: base and target are not instances of one architecture.

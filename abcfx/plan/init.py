@@ -50,7 +50,9 @@ class OwnInit:
 
     @property
     def depth_factor(self) -> float:
-        """Factor that takes the dependence on depth, such as 1 / sqrt(2 L), out of a draw at the base's width."""
+        """Factor that takes the dependence on depth, such as 1 / sqrt(2 L) for L blocks, out of an init at the base's
+        width.
+        """
         ratio = self.base_rms / self.rms if self.rms and self.base_rms else 1.0
         return ratio if abs(math.log(ratio)) > DEPTH_RESOLUTION else 1.0
 
@@ -79,7 +81,7 @@ class Init:
         return cls() if parameter.is_meta else cls(std=rms(parameter), fill=_constant(parameter))
 
     def draw(self, tensor: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Fill a tensor as planned, from nothing, and return it."""
+        """Fill a tensor with new values as planned, whatever it held, and return it."""
         if self.fill is not None:
             return tensor.fill_(self.fill)
         return tensor.normal_(0.0, self.std or 0.0, generator=generator)
@@ -137,7 +139,8 @@ def carried_own_init(
     growth: WidthGrowth,
     fan_in: Mapping[str, Hashable],
 ) -> dict[str, OwnInit]:
-    """Read the own init of a model without weights off two tiny instances (small, large) that have weights.
+    """Measure how a model's own init scales on two tiny instances (small, large) that have weights, for a model that
+    has none.
 
     Layers are matched by name up to numbers, so the instances may have fewer of them. The RMS entry at the base width
     follows from the small instance's by the same law.

@@ -166,7 +166,9 @@ class PlanOptions:
         return self.apply in ("absorb", "inplace")
 
     def lr_of(self, role: str, own: GroupNumbers) -> float:
-        """Return the user's learning rate for a parameter; what a dict of roles leaves out has that of its group."""
+        """Return the user's learning rate for a parameter; a role that a dict of rates leaves out has the rate of its
+        group.
+        """
         usual = DEFAULT_LR if own.lr is None else own.lr
         return usual if self.lr is None else _of_role(self.lr, role, usual)
 
@@ -179,5 +181,5 @@ class PlanOptions:
         return next((eps for eps in (self.eps, own.eps) if eps is not None), DEFAULT_EPS)
 
     def std_of(self, role: str) -> float:
-        """Return the user's constant on the init of a role."""
+        """Return the constant by which the user multiplies the init of all parameters with this role."""
         return _of_role(self.overrides.std, role, 1.0)

@@ -63,7 +63,7 @@ def make_plan(
 
 
 class _Planner:
-    """Plans one parameter at a time. `n` is the number that exponents of width are powers of."""
+    """Computes the numbers of one parameter at a time; `n` is the width or width ratio that exponents are powers of."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class _Planner:
         return counted * family.shape_factor(*base.shape) / family.shape_factor(*parameter.shape)
 
     def _own_width(self, name: str, parameter: torch.nn.Parameter) -> float:
-        """Without a base, n is a weight's fan_in, the fan_out of a first layer, and the length of a vector."""
+        """Return n without a base: the fan_in of a weight, the fan_out of a first layer, the length of a vector."""
         decided = self.fixed.parameters[name]
         for node in decided.a:
             kind = self.fixed.dag.kind(node)
@@ -176,7 +176,9 @@ class _Planner:
         return float(parameter.shape[-1]) if parameter.ndim and decided.role == "vector" else 1.0
 
     def _init(self, decided: ParameterExponents, parameter: torch.nn.Parameter, own: OwnInit | None, n: float) -> Init:
-        """Decide what is done to a tensor. Only weights take the user's constant; vectors keep their own."""
+        """Decide how a tensor is initialised; the user's constant multiplies weights only, vectors keep the init of the
+        model's code.
+        """
         is_matrix = any(isinstance(self.fixed.dag.kind(node), Layer) for node in decided.a)
         if self.options.init == "keep" or decided.role == "plain" or decided.normalised:
             return Init.keep(parameter)

@@ -38,7 +38,7 @@ def deepen(model: nn.Module, copies: Mapping[str, str], zeroed: Collection[str] 
     Args:
         model: changed in place.
         copies: path of a block -> path of the block that it becomes a copy of.
-        zeroed: names of parameters that become zero: those by which a new block adds to the stream.
+        zeroed: names of parameters that become zero: those by which a new block adds to the residual stream.
     """
     with torch.no_grad():
         for block, source in copies.items():

@@ -84,7 +84,7 @@ def embedding_bag(step: Step) -> list[Dims]:
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm(step: Step) -> list[Dims]:
-    """Follow a norm over the last dims, of which every entry must have equally many copies."""
+    """Return the dims of a norm over the last dims, of which every entry must have equally many copies."""
     x = step.dims(step.call.argument("input"))
     count = len(step.call.argument("normalized_shape"))
     for name in ("weight", "bias"):
@@ -97,7 +97,7 @@ def layer_norm(step: Step) -> list[Dims]:
 
 @rule("native_group_norm")
 def group_norm(step: Step) -> list[Dims]:
-    """Follow a norm over groups of channels; the channels of a group must have equally many copies."""
+    """Return the dims of a norm over groups of channels; the channels of a group must have equally many copies."""
     x = step.dims(step.call.argument("input"))
     groups: SizePair = (step.calls[0].argument("group"), step.calls[1].argument("group"))
     of_group = regrouped([x[1]], [groups, over(sizes(x[1]), groups)])
@@ -111,7 +111,7 @@ def group_norm(step: Step) -> list[Dims]:
     "_batch_norm_with_update", "_batch_norm_no_update", "_native_batch_norm_legit_functional",
 )  # fmt: skip
 def batch_norm(step: Step) -> list[Dims]:
-    """Follow a norm of each channel over the batch, and note the running statistics."""
+    """Return the dims of a norm of each channel over the batch, and note the running statistics."""
     x = step.dims(step.call.argument("input"))
     _unify_vectors(step, ("weight", "bias", "running_mean", "running_var"), x[1])
     for name in ("running_mean", "running_var"):
@@ -197,7 +197,7 @@ def prelu(step: Step) -> Dims:
 
 @rule("_weight_norm_interface")
 def weight_norm(step: Step) -> list[Dims]:
-    """Follow g v / |v|, whose norm is over the dims that g lacks; the results are the weight and the norms."""
+    """Return the dims of the weight g v / |v| and of its norms |v|, which are over the dims that g does not have."""
     direction, gain = (step.dims(ref) for ref in step.tensors())
     step.check_broadcast(gain, direction)
     for summed in (dim for dim, kept in zip(direction, gain, strict=True) if sizes(dim) != sizes(kept)):
@@ -207,7 +207,9 @@ def weight_norm(step: Step) -> list[Dims]:
 
 @rule("_grouped_mm", "grouped_mm_fallback")
 def grouped_product(step: Step) -> Dims:
-    """Follow x (tokens, in), its rows sorted by expert, times the matrix of each row's expert (experts, in, out)."""
+    """Return the dims of x (tokens, in), with rows sorted by expert, times the matrix of each row's expert (experts,
+    in, out).
+    """
     x, weight, *_ = (step.dims(ref) for ref in step.tensors())
     unify(x[-1], weight[-2])
     step.contracted(weight[-2])

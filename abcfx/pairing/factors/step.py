@@ -45,7 +45,7 @@ class ProblemKind(Enum):
 
 @dataclass(frozen=True)
 class Problem:
-    """An op at which a larger copy would not compute the same, or at which dims could not be followed.
+    """A call at which a larger copy would not compute the same, or at which dims could not be followed.
 
     Attributes:
         call: index of the call in the two traces.
@@ -68,7 +68,7 @@ class Problem:
 
 @dataclass
 class Factors:
-    """The dims of every tensor of two traces, in atoms that both models share.
+    """The dims of every tensor of two runs, as products of factors that both models share.
 
     Attributes:
         small: trace of the small model.

@@ -164,7 +164,9 @@ def stack(step: Step) -> Dims:
 
 @rule("index", "index_unsafe")
 def index(step: Step) -> Dims:
-    """Follow x[i, :, j]: the dims of the indices replace the indexed dims, in front if these do not stand together."""
+    """Return the dims of x[i, :, j]: the dims of the indices replace the indexed dims, in front if
+    these are not adjacent.
+    """
     x, indices = step.dims(step.tensors()[0]), step.call.argument("indices")
     at = [place for place, each in enumerate(indices) if isinstance(each, Ref)]
     for place in at:
@@ -204,7 +206,7 @@ def gather(step: Step) -> Dims:
     "_unsafe_index_put", "slice_scatter", "select_scatter", "masked_scatter", "masked_scatter_", "diagonal_scatter",
 )  # fmt: skip
 def written(step: Step) -> Dims:
-    """Follow a write into a tensor, which keeps its dims; last dims of equal width are the same dim."""
+    """Return the dims of a tensor that is written into: it keeps them; last dims of equal width are the same dim."""
     x = step.dims(step.tensors()[0])
     for ref in step.tensors()[1:]:
         source = step.dims(ref)
@@ -222,7 +224,9 @@ def written(step: Step) -> Dims:
     "_fft_r2c", "_fft_c2c", "_fft_c2r", "view_as_real", "view_as_complex",
 )  # fmt: skip
 def resized(step: Step) -> Result:
-    """Follow an op that changes the size of some dims: those that keep their size are the same, the others new."""
+    """Return the dims after an op that changes the size of some: those that keep their size are the
+    same, others are new.
+    """
     x = step.dims(step.tensors()[0])
     found = []
     for ref in step.call.outs:
@@ -250,7 +254,7 @@ def pixel_unshuffle(step: Step) -> Dims:
 
 @rule("diagonal")
 def diagonal(step: Step) -> Dims:
-    """Follow the diagonal of two dims, which becomes the last dim."""
+    """Return the dims of a tensor in which two dims are replaced by their diagonal, as the last dim."""
     dims = step.dims(step.tensors()[0])
     gone = {step.call.argument("dim1", 0) % len(dims), step.call.argument("dim2", 1) % len(dims)}
     return (*(dim for place, dim in enumerate(dims) if place not in gone), fresh(step.shape()[-1]))
@@ -267,7 +271,7 @@ def strided(step: Step) -> Dims:
 
 @rule("im2col")
 def patches(step: Step) -> Dims:
-    """Follow the patches of an image as columns: channels x positions in the patch."""
+    """Return the dims of an image's patches as columns: channels x positions in the patch."""
     *lead, channels, _, _ = step.dims(step.tensors()[0])
     column, count = step.shape()[-2:]
     return (*lead, (*channels, *fresh(over(column, sizes(channels)))), fresh(count))
@@ -275,7 +279,7 @@ def patches(step: Step) -> Dims:
 
 @rule("col2im")
 def unpatched(step: Step) -> Dims:
-    """Follow columns of patches that are added up to an image."""
+    """Return the dims of the image to which columns of patches are added up."""
     *lead, column, _ = step.dims(step.tensors()[0])
     channels, *space = step.shape()[-3:]
     return (*lead, regrouped([column], [channels, over(sizes(column), channels)])[0], *map(fresh, space))
