@@ -256,7 +256,7 @@ def _changes(levels: Mapping[Hashable, float]) -> dict[str, float]:
 
 
 def solution_notes(fixed: FixedExponents, solved: SolvedDag) -> tuple[str, ...]:
-    """Return warnings for the report about a solution that is correct but shows a weakness of the model."""
+    """Return notes for the report: products that slow learning, outputs that grow with width, unused parameters."""
     notes = []
     for node in fixed.dag.order:
         kind = fixed.dag.kind(node)

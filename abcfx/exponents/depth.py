@@ -41,7 +41,7 @@ class DepthExponents:
 
 @dataclass(frozen=True)
 class DepthScaling:
-    """How a model with more blocks than its base is scaled; empty where it has as many.
+    """How to scale a model that has another number of blocks than its base; empty for equal numbers.
 
     Attributes:
         a: exponent of the factor ratio^-a on every residual branch.
@@ -65,7 +65,7 @@ class DepthScaling:
 def scale_depth(
     table: DepthTable, dag: LayerDag, blocks: Blocks, families: Mapping[str, OptimizerFamily], decay: str
 ) -> DepthScaling:
-    """Find how to scale a model that has more blocks than its base; do nothing for one with as many.
+    """Find the factors, rates and eps for a model with another number of blocks than its base; none for equal numbers.
 
     Args:
         table: "none", "mup" or "completep".
