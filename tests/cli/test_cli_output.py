@@ -88,6 +88,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
     return {name: Done(started[name].returncode, *streams) for name, streams in written.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_models_that_print_do_not_spoil_json(command: str, done: dict[str, Done]) -> None:
     run = done[command]

@@ -36,6 +36,7 @@ def _forward(row: SpecRow, uses: list[dict[str, Any]]) -> list[float]:
     return list(multiplier.values()) if isinstance(multiplier, dict) else [multiplier] * len(uses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "scales"),
     # absorbed, the factor of a tied head is in the norm before it: tests/plan/test_absorb_tied.py

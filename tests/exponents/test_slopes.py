@@ -47,6 +47,7 @@ def test_all(name: str) -> None:
     check(name, WIDTHS, seeds=6)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_check_sees_rates_that_are_too_large() -> None:
     """Alignment "no" gives hidden layers m^-1/2 instead of m^-1."""
