@@ -15,7 +15,10 @@ from abcfx.rules.values import Value
 def _attend(
     op: Op, query: Value, key: Value, value: Value, head: Extent | None, scale: Number | None, mask: object
 ) -> Value:
-    """Add softmax(scale * query key + mask) value to the DAG; query times key is summed over the dim `head`."""
+    """Add softmax(scale * query key + mask) value to the layer DAG and return the result.
+
+    `head` is the dim, or a number such as its size, that query times key is summed over; None where it is not known.
+    """
     if op.is_weight(query) and not op.is_weight(key):  # learned queries: their weights are what the keys meet
         logits = op.layer(key, query, fan_in=[-1], fan_out=[], inner=True)
     else:
@@ -39,6 +42,10 @@ def scaled_dot_product_attention(
     scale: object = None,
     enable_gqa: bool = False,
 ) -> Value:
+    """Handle F.scaled_dot_product_attention: query times key, summed over head_dim, then a softmax, then times value.
+
+    The logits are multiplied by `scale` or, if it is None, by 1 / sqrt(head_dim).
+    """
     head = query.dim(-1)
     if scale is None:
         factor = None if head is None else Number(((head, -0.5),))
@@ -51,6 +58,10 @@ def scaled_dot_product_attention(
 def multi_head_attention(
     op: Op, module: nn.MultiheadAttention, query: Value, key: Value, value: Value, *args: object, **kwargs: object
 ) -> tuple[Value, Value]:
+    """Handle a call of nn.MultiheadAttention: four layers (q, k, v, output) around attention.
+
+    Returns the output and the attention weights.
+    """
     mask = kwargs.get("attn_mask", args[2] if len(args) > 2 else None)
     out = attend_with(op, module, query, key, value, mask)
     return out, op.pointwise(out)
@@ -59,7 +70,18 @@ def multi_head_attention(
 def attend_with(
     op: Op, module: nn.MultiheadAttention, query: Value, key: Value, value: Value, mask: object, path: str = ""
 ) -> Value:
-    """Add multi-head attention to the layer DAG, with the weights of `module` or of its submodule at `path`."""
+    """Add multi-head attention (its projections, attention, and output layer) to the layer DAG and return its output.
+
+    Args:
+        op: the op in whose place the nodes stand.
+        module: holds the weights.
+        query: the tensor that queries are made of.
+        key: the tensor that keys are made of.
+        value: the tensor that values are made of.
+        mask: a tensor added to the logits; other masks count for nothing.
+        path: where `module` is a part of the module that the graph calls, its path there with a dot, such as
+            "self_attn.".
+    """
     fused = op.parameter(module, "in_proj_weight")
     bias = op.parameter(module, "in_proj_bias")
     if fused is not None and query == key == value:
@@ -100,6 +122,10 @@ def multi_head_attention_forward(
     *_: object,
     **options: object,
 ) -> tuple[Value, Value]:
+    """Handle F.multi_head_attention_forward, by which nn.MultiheadAttention computes: four layers around attention.
+
+    Returns the output and the attention weights.
+    """
     found = (options.get(f"{name}_proj_weight") for name in "qkv")
     separate = [weight for weight in found if isinstance(weight, Value)]
     weights: Sequence[Value | None] = separate or [in_proj_weight] * 3

@@ -12,7 +12,7 @@ from abcfx.rules.values import Value
 
 @register_rule("conv1d", "conv2d", "conv3d", "convolution")
 def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *rest: object, **options: object) -> Value:
-    """Add a convolution as a layer that sums over all but the first dim of its weight (out, in / groups, *kernel)."""
+    """Handle F.conv1d to F.conv3d: add a layer that sums over all but dim 0 of a weight (out, in / groups, *kernel)."""
     position = 5 if plain_name(op.at.target) == "convolution" else 3  # after stride, padding, dilation, transposed, ...
     groups = options.get("groups", rest[position] if len(rest) > position else 1)
     key = "groups" if "groups" in op.at.kwargs else 3 + position
@@ -20,7 +20,10 @@ def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *rest: obje
 
 
 def _grouped(op: Op, x: Value, weight: Value, bias: Value | None, groups: Number | None) -> Value:
-    """Add a grouped convolution: the gradient of an input channel sums over the outputs of its own group alone."""
+    """Add a convolution as a layer; `groups`, if any, is the number of groups of channels (None for 1).
+
+    The gradient of an input channel sums over the output channels of its own group alone.
+    """
     out = weight.dim(0)
     back = None if groups is None or out is None else (Number(((out, 1.0),)).times(groups.power(-1.0)),)
     return op.layer(x, weight, range(1, weight.ndim or 2), [0], bias, fan_back=back)
@@ -28,12 +31,15 @@ def _grouped(op: Op, x: Value, weight: Value, bias: Value | None, groups: Number
 
 @register_rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_transpose(op: Op, x: Value, weight: Value, bias: Value | None = None, *_: object, **__: object) -> Value:
-    """Add a transposed convolution as a layer that sums over all but dim 1 of a weight (in, out / groups, *kernel)."""
+    """Handle F.conv_transpose1d to 3d: add a layer that sums over all but dim 1 of a weight (in, out / groups,
+    *kernel).
+    """
     return op.layer(x, weight, fan_in=[0, *range(2, weight.ndim or 2)], fan_out=[1], bias=bias)
 
 
 @register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def conv_module(op: Op, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Value, *_: object, **__: object) -> Value:
+    """Handle a call of nn.Conv1d to nn.Conv3d: add its weight (out, in / groups, *kernel) and bias as a layer."""
     weight = op.parameter(module, "weight")
     assert weight is not None
     groups = None if module.groups == 1 else op.attribute("groups")
@@ -42,6 +48,7 @@ def conv_module(op: Op, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Value, *_:
 
 @register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def conv_transpose_module(op: Op, module: nn.Module, x: Value, *_: object, **__: object) -> Value:
+    """Handle a call of nn.ConvTranspose1d to nn.ConvTranspose3d: add its weight and bias as a layer."""
     weight = op.parameter(module, "weight")
     assert weight is not None
     return conv_transpose(op, x, weight, op.parameter(module, "bias"))
@@ -56,6 +63,7 @@ def conv_transpose_module(op: Op, module: nn.Module, x: Value, *_: object, **__:
     "grid_sampler", "pixel_shuffle", "pixel_unshuffle", "lp_pool2d",
 )  # fmt: skip
 def pool(op: Op, x: Value, *_: object, **__: object) -> Value:
+    """Handle pooling and resizing over spatial dims, which do not grow with width: the size and change of x stay."""
     return op.same(x)
 
 
@@ -66,4 +74,5 @@ def pool(op: Op, x: Value, *_: object, **__: object) -> Value:
     nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d,
 )  # fmt: skip
 def pool_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value:
+    """Handle a call of a pooling, resizing or padding module: the size and change of x stay."""
     return op.same(x)

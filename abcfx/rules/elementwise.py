@@ -16,16 +16,19 @@ from abcfx.rules.values import Dims, Simplex, Value
 
 @register_rule(*HOMOGENEOUS)
 def homogeneous(op: Op, x: Value, *_: object, **__: object) -> Value:
+    """Handle a function phi with phi(kx) = k phi(x) for k > 0, such as relu, dropout: the size and change of x stay."""
     return op.same(x)
 
 
 @register_rule(nn.ReLU, nn.LeakyReLU, nn.RReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 def homogeneous_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value:
+    """Handle a call of a module such as nn.ReLU or nn.Dropout that computes phi with phi(kx) = k phi(x) for k > 0."""
     return op.same(x)
 
 
 @register_rule(*KEEPS_ZERO)
 def keeps_zero(op: Op, x: Value, *_: object, **__: object) -> Value:
+    """Handle a function phi with phi(0) = 0 but phi(kx) != k phi(x), such as gelu: the size and change of x stay."""
     return op.nonlinear(x)
 
 
@@ -34,31 +37,37 @@ def keeps_zero(op: Op, x: Value, *_: object, **__: object) -> Value:
     nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
 def keeps_zero_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value:
+    """Handle a call of a module such as nn.GELU that computes phi with phi(0) = 0 but phi(kx) != k phi(x)."""
     return op.nonlinear(x)
 
 
 @register_rule(*FORGETS_SIZE)
 def forgets_size(op: Op, x: Value, *_: object, **__: object) -> Value:
+    """Handle a function phi with phi(0) != 0, such as sigmoid or cos: its result is of order 1, however small x is."""
     return op.pointwise(x)
 
 
 @register_rule("exp")
 def exp(op: Op, x: Value) -> Value:
+    """Handle exp(x): of order 1, or like a softmax where x holds logarithms of entries that sum to 1."""
     return op.exponential(x)
 
 
 @register_rule(nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softplus, nn.Threshold)
 def forgets_size_module(op: Op, module: nn.Module, x: Value) -> Value:
+    """Handle a call of a module such as nn.Sigmoid that computes phi with phi(0) != 0: its result is of order 1."""
     return op.pointwise(x)
 
 
 @register_rule("prelu")
 def prelu(op: Op, x: Value, slope: Value) -> Value:
+    """Handle F.prelu as a sum of x and x times the learned slope."""
     return op.merge([x, op.product(op.same(x), slope)])
 
 
 @register_rule(nn.PReLU)
 def prelu_module(op: Op, module: nn.Module, x: Value) -> Value:
+    """Handle a call of nn.PReLU as a sum of x and x times its learned slope."""
     slope = op.parameter(module, "weight")
     assert slope is not None
     return prelu(op, x, slope)
@@ -66,6 +75,7 @@ def prelu_module(op: Op, module: nn.Module, x: Value) -> Value:
 
 @register_rule("glu")
 def glu(op: Op, x: Value, dim: int = -1) -> Value:
+    """Handle F.glu: x is cut in two halves along `dim`, and the first is multiplied by the sigmoid of the second."""
     content, gate = op.split(x, 2, dim)
     return op.product(content, op.pointwise(gate))
 
@@ -102,11 +112,13 @@ def _reduces(op: Op) -> bool:
 
 @register_rule("amax", "amin", "quantile")
 def extremum(op: Op, x: Value, *_: object, **__: object) -> Value:
+    """Handle the largest, smallest or a middle entry along a dim: it keeps the size and change of x."""
     return op.same(x)
 
 
 @register_rule("logsumexp")
 def logsumexp(op: Op, x: Value, dim: Sequence[int] | int, *_: object, **__: object) -> Value:
+    """Handle torch.logsumexp, and remember that x minus the result holds logarithms of entries that sum to 1."""
     return op.log_total(x, dim)
 
 
@@ -116,11 +128,13 @@ def logsumexp(op: Op, x: Value, dim: Sequence[int] | int, *_: object, **__: obje
     "is_floating_point", "argsort", "bucketize", "storage_offset", "sym_storage_offset", "stride", "sym_stride",
 )  # fmt: skip
 def constant(op: Op, *_: object, **__: object) -> Value:
+    """Handle an op whose result training does not change: an index, a comparison, a new tensor of zeros, a number."""
     return op.constant()
 
 
 @register_rule("mul")
 def mul(op: Op, x: object, y: object) -> Value:
+    """Handle x * y: a square if they are one tensor, a scaling if one is a number, else a product entry by entry."""
     if isinstance(x, Value) and isinstance(y, Value):
         if x.node is not None and x.node == y.node and x.statistic == y.statistic:
             return op.power(x, 2.0)
@@ -135,6 +149,7 @@ def mul(op: Op, x: object, y: object) -> Value:
 
 @register_rule("div")
 def div(op: Op, x: object, y: object, **_: object) -> Value:
+    """Handle x / y: a scaling by 1 / y if y is a number, else a product with y ** -1."""
     if isinstance(y, Value) and isinstance(x, Value) and (number := op.constant_number(y)) is not None:
         return op.scale(x, number.power(-1.0))
     if isinstance(y, Value):
@@ -146,6 +161,7 @@ def div(op: Op, x: object, y: object, **_: object) -> Value:
 
 @register_rule("pow")
 def power(op: Op, x: object, exponent: object) -> Value:
+    """Handle x ** exponent for a number `exponent`; with a tensor as exponent, the result is taken to be of order 1."""
     if isinstance(x, Value) and isinstance(exponent, int | float):
         return op.power(x, float(exponent))
     tensor = exponent if isinstance(exponent, Value) else x
@@ -175,11 +191,13 @@ def reciprocal(op: Op, x: Value) -> Value:
 
 @register_rule("where")
 def where(op: Op, condition: Value, x: object, y: object) -> Value:
+    """Handle torch.where(condition, x, y) as a merge of those of x and y that are tensors."""
     return op.merge([v for v in (x, y) if isinstance(v, Value)])
 
 
 @register_rule("softmax", "log_softmax", "gumbel_softmax", "softmin")
 def softmax(op: Op, x: Value, dim: int | None = None, *_: object, **__: object) -> Value:
+    """Handle a softmax or log_softmax of x over `dim` (the last one if None)."""
     return op.softmax(x, -1 if dim is None else dim, is_log=plain_name(op.at.target) == "log_softmax")
 
 

@@ -94,6 +94,9 @@ class Layer(Kind):
     normalised: bool = False
 
     def size(self, node: str, context: ExponentContext) -> float:
+        """Return s of y = m^-a W x: a + b + s_x - e_in / 2, as fan_in (growth exponent e_in) is summed with random
+        signs.
+        """
         product = (
             context.a(node)
             + context.b(self.parameter)
@@ -121,6 +124,20 @@ class Layer(Kind):
         return context.growth(*self.fan_out), context.growth(*self.fan_in)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
+        """Yield the bounds on r of the output y of a layer: training changes y by dW x + W dx + dW dx, ~ m^-r.
+
+        The learning rate is m^-c, and entries of the update at rate 1 are ~ m^-q: q is 0 for Adam, g for SGD (gradient
+        of the weight ~ m^-g), b for Adafactor (weight ~ m^-b). Then the rows are
+
+            r <= a + c + q + s_x - e_in alpha    dW x,   `RowKind.ALPHA`: the row that mostly decides c
+            r <= a + c + q + r_x - e_in u        dW dx,  `RowKind.U`
+            r <= a + b     + r_x - e_in omega    W dx,   `RowKind.OMEGA`
+
+        with a, the exponent of the multiplier m^-a; s_x and r_x, those of the input (size m^-s_x, change m^-r_x); e_in,
+        the growth exponent of fan_in; and alpha, u, omega, the alignments: a sum over n = fan_in terms grows like
+        n^alpha, from n^1/2 (random signs) to n^1 (one sign). For example, Adam (q = 0) at a hidden layer (e_in = 1,
+        a = s_x = 0) with alpha = 1 keeps r >= 0 if c >= 1. Muon has two rows of its own, by the operator norm.
+        """
         x, a, e_in = self.inputs[0], context.a(node), context.growth(*self.fan_in)
         moved = x is not None and context.changes(x)
         if context.learns(self.parameter) and (family := context.family(self.parameter)).update == "spectral":
@@ -138,6 +155,9 @@ class Layer(Kind):
             yield Bound(RowLabel(RowKind.OMEGA), (("r", x),), a + context.b(self.parameter), "omega", e_in)
 
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
+        """Yield the input and bounds on its G (gradient ~ m^-G): W^T sends gradients back, with SGD its update as
+        well.
+        """
         back = self.fan_out if self.fan_back is None else self.fan_back
         x, a, e_out = self.inputs[0], context.a(node), context.growth(*back)
         if x is None:
@@ -209,6 +229,7 @@ class Product(Kind):
         return context.size(x) + context.size(y) - context.growth(*self.contracted) / 2 + context.a(node)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
+        """Yield the bounds on r of x y: its change is x dy + y dx + dx dy, whose entries count as aligned in a sum."""
         x, y = self.inputs
         aligned = context.a(node) - context.growth(*self.contracted)
         if x is not None and context.changes(x):
@@ -219,6 +240,9 @@ class Product(Kind):
             yield Bound(RowLabel(RowKind.BOTH_CHANGES), (("r", x), ("r", y)), aligned)
 
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
+        """Yield each input and bounds on its G: that of x is the product's gradient times y, summed over dims x
+        lacks.
+        """
         x, y = self.inputs
         for this, other, missing in ((x, y, self.broadcast[0]), (y, x, self.broadcast[1])):
             if this is not None:

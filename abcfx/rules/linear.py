@@ -15,11 +15,13 @@ from abcfx.rules.values import Value
 
 @register_rule("linear")
 def linear(op: Op, x: Value, weight: Value, bias: Value | None = None) -> Value:
+    """Add x @ weight.T + bias (`F.linear`) as a layer to the layer DAG. The last dim of the weight is summed over."""
     return op.layer(x, weight, fan_in=[-1], fan_out=[-2], bias=bias)
 
 
 @register_rule(nn.Linear)
 def linear_module(op: Op, module: nn.Module, x: Value) -> Value:
+    """Handle a call of nn.Linear in the traced graph: add its weight and bias as a layer, as for `F.linear`."""
     weight = op.parameter(module, "weight")
     assert weight is not None
     return linear(op, x, weight, op.parameter(module, "bias"))
@@ -41,12 +43,13 @@ def embedding_bag(
 
 @register_rule("embedding")
 def embedding(op: Op, x: Value, y: Value, *_: object, **__: object) -> Value:
-    """Add a table lookup as a layer, for F.embedding(ids, table) and aten.embedding(table, ids)."""
+    """Handle F.embedding(ids, table) and aten.embedding(table, ids): add the table as a layer that looks up rows."""
     return op.layer(None, y if x.is_constant else x, fan_in=[], fan_out=[1])
 
 
 @register_rule(nn.Embedding)
 def embedding_module(op: Op, module: nn.Module, input: Value) -> Value:
+    """Handle a call of nn.Embedding: add its table as a layer that looks up rows, without a dim that is summed over."""
     weight = op.parameter(module, "weight")
     assert weight is not None
     return embedding(op, input, weight)
@@ -56,6 +59,7 @@ def embedding_module(op: Op, module: nn.Module, input: Value) -> Value:
 def embedding_bag_module(
     op: Op, module: nn.Module, input: Value, offsets: object = None, per_sample_weights: Value | None = None
 ) -> Value | tuple[Value, ...]:
+    """Handle a call of nn.EmbeddingBag, the mean or sum of rows of its table, as the function `F.embedding_bag`."""
     weight = op.parameter(module, "weight")
     assert weight is not None
     return embedding_bag(op, input, weight, offsets, per_sample_weights=per_sample_weights)
@@ -81,6 +85,7 @@ def weight_norm(op: Op, direction: Value, gain: Value, *_: object) -> Value:
 
 @register_rule("matmul", "mm", "bmm", "mv", "dot")
 def matmul(op: Op, x: Value, y: Value) -> Value:
+    """Handle x @ y of matrices or vectors: a layer if one of them is a weight, else a product of two activations."""
     if op.is_weight(y) and not op.is_weight(x):
         vector = y.ndim == 1
         paired = {i: i for i in range(-(y.ndim or 0), -2)}
@@ -119,12 +124,16 @@ def solve_triangular(op: Op, matrix: Value, x: Value, *_: object, **__: object) 
 
 @register_rule("addmm", "baddbmm", "addbmm", "addmv")
 def addmm(op: Op, bias: Value, x: Value, y: Value, *, beta: object = 1, alpha: object = 1) -> Value:
+    """Handle addmm(bias, x, y), beta * bias + alpha * x @ y, as a matrix product, scaled by alpha, and a sum."""
     product = matmul(op, x, y)
     return op.merge([product if alpha == 1 else op.scale(product, op.scalar("alpha")), bias])
 
 
 @register_rule("einsum")
 def einsum(op: Op, equation: str, *operands: Value | Sequence[Value]) -> Value:
+    """Handle torch.einsum: contract the operands from left to right, two at a time; a pair with one weight is a
+    layer.
+    """
     tensors = [x for each in operands for x in ([each] if isinstance(each, Value) else each)]
     inputs, _, output = equation.replace(" ", "").partition("->")
     letters = inputs.split(",")

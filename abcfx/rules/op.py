@@ -318,12 +318,14 @@ class Op:
     # -- inside
 
     def _unary(self, x: Value, make: Callable[[str], Kind], gains: tuple[str, ...] = ()) -> Value:
+        """Add a node that reads x alone, of the kind that `make` makes from the name of x's node; return its tensor."""
         node = self._node(x)
         if node is None:
             return self.constant()
         return self._value_of(DagNode(self.at.name, make(node), self.at, self._path, gains))
 
     def _contraction(self, x: Value, kind: Product) -> Value:
+        """Add a product or mix to the layer DAG, with a link to the fx node of its input x; return its tensor."""
         operand = x.at if x.at in self.at.all_input_nodes else None
         return self._value_of(DagNode(self.at.name, kind, self.at, self._path, operand=operand))
 
@@ -374,6 +376,7 @@ class Op:
         return vector
 
     def _vectors(self, *values: Value | None) -> tuple[str, ...]:
+        """Return the names of the DAG nodes of those of the given tensors (bias, gain) that are no constants."""
         return tuple(node for v in values if v is not None and (node := self._node(v)) is not None)
 
     def _layer_name(self, parameter: str) -> str:

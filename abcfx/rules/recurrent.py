@@ -24,13 +24,27 @@ _GATES = {
 def _step(
     op: Op, x: Value, state: Value | None, weights: tuple[Value, Value], biases: tuple[Value | None, ...], gates: int
 ) -> Value:
-    """Add the layers on x and on the previous state, and the gates (sigmoid, tanh) that make the next state."""
+    """Add one recurrent step to the layer DAG and return its next hidden state.
+
+    Args:
+        op: the op in whose place the nodes stand.
+        x: the input of the step.
+        state: the hidden state before it; None or a constant if there is none that training changes, and the gates of x
+            stand in for it.
+        weights: the matrix on x and the one on the state, each with the rows of all gates.
+        biases: the bias of each matrix, None where there is none.
+        gates: number of gates whose rows a matrix holds: 4 for LSTM, 3 for GRU, 1 for RNN.
+    """
     to_gates = op.layer(x, weights[0], [-1], [-2], biases[0], inner=True, pieces=gates)
     previous = op.pointwise(to_gates) if state is None or state.is_constant else state
     return op.pointwise(op.merge([to_gates, op.layer(previous, weights[1], [-1], [-2], biases[1], True, gates)]))
 
 
 def _held(op: Op, module: nn.Module, suffix: str) -> tuple[tuple[Value, Value], tuple[Value | None, ...]]:
+    """Return the two weights of a recurrent layer, on input and on state, and their biases (None where it has none).
+
+    `suffix` ends the names of its parameters, as "_l0_reverse" in `weight_ih_l0_reverse`; "" for a cell.
+    """
     weights = (op.parameter(module, f"weight_ih{suffix}"), op.parameter(module, f"weight_hh{suffix}"))
     assert weights[0] is not None and weights[1] is not None
     biases = (op.parameter(module, f"bias_ih{suffix}"), op.parameter(module, f"bias_hh{suffix}"))
@@ -39,6 +53,10 @@ def _held(op: Op, module: nn.Module, suffix: str) -> tuple[tuple[Value, Value], 
 
 @register_rule(nn.LSTM, nn.GRU, nn.RNN)
 def recurrent(op: Op, module: nn.RNNBase, x: Value, state: object = None) -> tuple[Value, Result]:
+    """Handle a call of nn.LSTM, nn.GRU or nn.RNN: one step through time for each of its layers and directions.
+
+    Returns the output and the last state, which for an LSTM is a tuple of two.
+    """
     gates = _GATES[module.mode.lower()]
     given = [v for v in (state if isinstance(state, tuple) else (state,)) if isinstance(v, Value)]
     outputs = [x]
@@ -59,6 +77,7 @@ def recurrent(op: Op, module: nn.RNNBase, x: Value, state: object = None) -> tup
 
 @register_rule(nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 def cell(op: Op, module: nn.RNNCellBase, x: Value, state: Value | Sequence[Value] | None = None) -> Result:
+    """Handle a call of nn.LSTMCell, nn.GRUCell or nn.RNNCell: return the state after one step (two for an LSTM)."""
     weights, biases = _held(op, module, "")
     is_lstm = isinstance(module, nn.LSTMCell)
     gates = LSTM_GATES if is_lstm else GRU_GATES if isinstance(module, nn.GRUCell) else RNN_GATES
@@ -81,12 +100,17 @@ def cell_function(
     b_ih: Value | None = None,
     b_hh: Value | None = None,
 ) -> Result:
+    """Handle torch.lstm_cell, gru_cell and the like, which get the weights of one step as arguments.
+
+    Returns the state after the step (two for an LSTM).
+    """
     gates = _gates(op)
     out = _step(op, x, _hidden(state), (w_ih, w_hh), (b_ih, b_hh), gates)
     return (out, out) if gates == LSTM_GATES else out
 
 
 def _gates(op: Op) -> int:
+    """Return how many gates an op such as aten.lstm or aten.gru_cell has: 4 for LSTM, 3 for GRU, 1 for RNN."""
     name = plain_name(op.at.target)
     assert name is not None, "the rules below and above are registered by name"
     return _GATES[name]
@@ -102,7 +126,20 @@ def recurrent_function(
     num_layers: int,
     *rest: object,
 ) -> tuple[Value, ...]:
-    """Handle aten.lstm, gru and rnn: add the layers and gates of each recurrent layer from the flat list `params`."""
+    """Handle aten.lstm, gru and rnn: one step through time for each layer and direction, with weights from a flat list.
+
+    Args:
+        op: the op in whose place the nodes stand.
+        x: the input.
+        state: the hidden state at the start; for an LSTM, hidden and cell state.
+        params: for each layer and direction, the matrices on input and state, then biases, then a projection, if any.
+        has_biases: whether `params` holds biases.
+        num_layers: number of layers.
+        rest: dropout, train, bidirectional, batch_first, as the op takes them.
+
+    Returns:
+        The output and the last states: three tensors for an LSTM, two for the others.
+    """
     gates, directions = _gates(op), 2 if len(rest) > 2 and rest[2] else 1
     given = [state] if isinstance(state, Value) else list(state)
     per_step = len(params) // (num_layers * directions)

@@ -24,16 +24,19 @@ from abcfx.rules.values import Result, Sizes, Value
     "add_batch_dim", "remove_batch_dim",
 )  # fmt: skip
 def regroup(op: Op, x: Value, *_: object, **__: object) -> Value:
+    """Handle an op that moves, regroups, repeats or picks entries, such as view: the size and change of x stay."""
     return op.view(x)
 
 
 @register_rule(nn.Flatten, nn.Unflatten, nn.ChannelShuffle)
 def regroup_module(op: Op, module: nn.Module, x: Value) -> Value:
+    """Handle a call of a module that regroups entries, such as nn.Flatten: the size and change of x stay."""
     return op.view(x)
 
 
 @register_rule("transpose")
 def transpose(op: Op, x: Value, dim0: int, dim1: int) -> Value:
+    """Handle transpose(x, dim0, dim1): x with two dims in exchanged places, so that later ops find its dims."""
     ndim = x.ndim or (2 if {dim0, dim1} == {-1, -2} else 0)  # the last two dims swap whatever stands before them
     order = list(range(ndim))
     if order:
@@ -43,6 +46,7 @@ def transpose(op: Op, x: Value, dim0: int, dim1: int) -> Value:
 
 @register_rule("t", "T", "H", "numpy_T")
 def flipped(op: Op, x: Value) -> Value:
+    """Handle x.T: the dims of a matrix in reverse order. For a tensor that is no matrix, its dims count as unknown."""
     return op.view(x, tuple(reversed(range(x.ndim))) if x.ndim == 2 else None)
 
 
@@ -53,6 +57,7 @@ def flipped_matrices(op: Op, x: Value) -> Value:
 
 @register_rule("permute")
 def permute(op: Op, x: Value, *dims: int | Sequence[int]) -> Value:
+    """Handle permute(x, dims): x with its dims in another order, so that later ops find its dims."""
     order = [i for each in dims for i in ([each] if isinstance(each, int) else each)]
     return op.view(x, tuple(i % len(order) for i in order))
 
@@ -103,11 +108,13 @@ def attribute(op: Op, x: Value | tuple[Result, ...], name: str) -> Result:
 
 @register_rule("size", "sym_size")
 def size(op: Op, x: Value, dim: int | None = None) -> Result:
+    """Handle x.size() and x.size(dim): return the sizes of x as values that stay tied to its dims."""
     return Sizes(x) if dim is None else Sizes(x)[dim]
 
 
 @register_rule("cat", "stack", "vstack", "dstack")
 def cat(op: Op, tensors: Sequence[Value], *_: object, **__: object) -> Value:
+    """Handle concatenation of tensors as a merge: the largest of them dominates size and change."""
     return op.merge(tensors)
 
 
@@ -120,6 +127,7 @@ def write(op: Op, x: Value, *args: object, **kwargs: object) -> Value:
 
 @register_rule("split", "split_with_sizes", "chunk", "tensor_split")
 def split(op: Op, x: Value, how: object, dim: int = 0) -> tuple[Value, ...]:
+    """Handle split and chunk: the parts of x along `dim`, each with its size and change."""
     return op.split(x, len(how) if isinstance(how, list | tuple) else _results(op), dim)
 
 
@@ -134,14 +142,17 @@ def _results(op: Op) -> int:
 
 @register_rule("unbind")
 def unbind(op: Op, x: Value, dim: int = 0) -> tuple[Value, ...]:
+    """Handle unbind: as many tensors as the op returns, each with the size and change of x."""
     return op.several(x, _results(op))
 
 
 @register_rule("topk", "sort", "kthvalue", "mode", "cummax", "cummin")
 def with_indices(op: Op, x: Value, *_: object, **__: object) -> tuple[Value, Value]:
+    """Handle ops such as topk and sort, which return entries of x and their indices; the indices are constants."""
     return op.same(x), op.constant()
 
 
 @register_rule("median", "nanmedian")
 def median(op: Op, x: Value, dim: int | None = None, *_: object, **__: object) -> Result:
+    """Handle torch.median: an entry of x or, with a `dim`, the entries along it and their indices."""
     return op.same(x) if dim is None else (op.same(x), op.constant())

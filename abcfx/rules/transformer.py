@@ -16,6 +16,7 @@ Block = nn.TransformerEncoderLayer | nn.TransformerDecoderLayer
 
 
 def _feed_forward(op: Op, module: Block, x: Value) -> Value:
+    """Add the feed-forward part of a transformer block, two layers around an activation function; return its output."""
     for linear in (module.linear1, module.linear2):
         weight = op.parameter(linear, "weight")
         assert weight is not None
@@ -26,7 +27,15 @@ def _feed_forward(op: Op, module: Block, x: Value) -> Value:
 
 
 def _block(op: Op, module: Block, x: Value, memory: Value | None, path: str) -> Value:
-    """Add a transformer block: self-attention, attention to `memory` (decoder) and feed-forward, with skip and norm."""
+    """Add a transformer block (attention to itself, to `memory`, feed-forward, skips, norms) and return its output.
+
+    Args:
+        op: the op in whose place the nodes stand.
+        module: an encoder or decoder block of torch.
+        x: the input.
+        memory: for a decoder, the output of the encoder; None for an encoder.
+        path: the block's path, with a dot at its end, inside the module that the graph calls; "" if it is this module.
+    """
 
     def attend(y: Value, attention: nn.MultiheadAttention, name: str, other: Value | None = None) -> Value:
         seen = y if other is None else other
@@ -54,6 +63,7 @@ def _block(op: Op, module: Block, x: Value, memory: Value | None, path: str) -> 
 
 @register_rule(nn.TransformerEncoderLayer)
 def encoder_layer(op: Op, module: nn.TransformerEncoderLayer, x: Value, *_: object, **__: object) -> Value:
+    """Handle a call of nn.TransformerEncoderLayer: self-attention and feed-forward, each with a skip and a norm."""
     return _block(op, module, x, None, "")
 
 
@@ -61,22 +71,29 @@ def encoder_layer(op: Op, module: nn.TransformerEncoderLayer, x: Value, *_: obje
 def decoder_layer(
     op: Op, module: nn.TransformerDecoderLayer, x: Value, memory: Value, *_: object, **__: object
 ) -> Value:
+    """Handle a call of nn.TransformerDecoderLayer: self-attention, attention to `memory`, and feed-forward."""
     return _block(op, module, x, memory, "")
 
 
 @register_rule(nn.TransformerEncoder)
 def encoder(op: Op, module: nn.TransformerEncoder, x: Value, *_: object, **__: object) -> Value:
+    """Handle a call of nn.TransformerEncoder: its blocks one after the other, and the norm at their end."""
     return _stack(op, module, x, None)
 
 
 @register_rule(nn.TransformerDecoder)
 def decoder(op: Op, module: nn.TransformerDecoder, x: Value, memory: Value, *_: object, **__: object) -> Value:
+    """Handle a call of nn.TransformerDecoder: its blocks, which all read `memory`, and the norm at their end."""
     return _stack(op, module, x, memory)
 
 
 def _stack(
     op: Op, module: nn.TransformerEncoder | nn.TransformerDecoder, x: Value, memory: Value | None, path: str = ""
 ) -> Value:
+    """Add all blocks of a transformer encoder or decoder and the norm at their end, if any; return the output.
+
+    `path` is the module's path, with a dot at its end, inside the module that the graph calls; "" if it is this module.
+    """
     for i, layer in enumerate(module.layers):
         x = _block(op, layer, x, memory, f"{path}layers.{i}.")
     return x if module.norm is None else norm_module(op, module.norm, x)
@@ -84,4 +101,5 @@ def _stack(
 
 @register_rule(nn.Transformer)
 def transformer(op: Op, module: nn.Transformer, src: Value, tgt: Value, *_: object, **__: object) -> Value:
+    """Handle a call of nn.Transformer: the encoder on `src`, then the decoder on `tgt` with the encoder's output."""
     return _stack(op, module.decoder, tgt, _stack(op, module.encoder, src, None, "encoder."), "decoder.")

@@ -161,6 +161,7 @@ class Sizes:
     of: Value
 
     def __getitem__(self, index: object) -> Number | Sizes:
+        """Return the size of one dim, or the sizes of several, as values that stay tied to these dims."""
         if not isinstance(index, int):
             return Sizes(self.of)  # only a view can take several sizes at once, and views do not care
         dim = self.of.dim(index)

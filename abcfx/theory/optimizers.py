@@ -119,25 +119,45 @@ Optimizer: TypeAlias = str | type[torch.optim.Optimizer] | torch.optim.Optimizer
 
 
 def _built_in(
-    name: str, update: UpdateSize, has_eps: bool = False, decay: DecayWay = "decoupled", shape: ShapeFactor = ""
+    name: str,
+    *,
+    update: UpdateSize,
+    has_eps: bool = False,
+    decay: DecayWay = "decoupled",
+    shape: ShapeFactor = "",
 ) -> OptimizerFamily:
+    """Make a family that abcfx itself knows; the arguments are those of `OptimizerFamily`."""
     return OptimizerFamily(name, update, None, has_eps, decay, shape, is_built_in=True)
 
 
 def _families() -> dict[str, OptimizerFamily]:
-    coupled = ("adam", "adamax", "nadam", "radam", "rmsprop", "adagrad")
+    """List the optimizers that abcfx knows by name. From `update` follows c, the exponent of the learning rate m^-c.
+
+    The examples of c are those of an embedding, a hidden and a readout matrix in muP, with multipliers absorbed.
+    `Layer.change` in abcfx/rules/kinds.py writes for each layer the row from which c is solved.
+    """
     found = [
-        *(_built_in(name, "sign", True, "gradient") for name in coupled),
-        _built_in("adamw", "sign", True),
-        _built_in("soap", "sign", True),
-        _built_in("adamatan2", "sign"),
-        _built_in("lion", "sign"),
-        _built_in("sign", "sign"),
-        _built_in("sgd", "gradient", decay="gradient"),
-        _built_in("adafactor", "relative"),
-        _built_in("lamb", "relative", True, "ratio"),
-        _built_in("muon", "spectral", shape="tall"),
-        _built_in("muon_rms", "spectral", shape="rms"),
+        # "sign": entries of about 1, whose sum over fan_in grows as fan_in does: c = (0, 1, 1), 1 where fan_in grows
+        _built_in("adam", update="sign", has_eps=True, decay="gradient"),
+        _built_in("adamw", update="sign", has_eps=True),
+        _built_in("adamax", update="sign", has_eps=True, decay="gradient"),
+        _built_in("nadam", update="sign", has_eps=True, decay="gradient"),
+        _built_in("radam", update="sign", has_eps=True, decay="gradient"),
+        _built_in("rmsprop", update="sign", has_eps=True, decay="gradient"),
+        _built_in("adagrad", update="sign", has_eps=True, decay="gradient"),
+        _built_in("soap", update="sign", has_eps=True),
+        _built_in("adamatan2", update="sign"),
+        _built_in("lion", update="sign"),
+        _built_in("sign", update="sign"),
+        # "gradient": entries that shrink like 1 / fan_out besides: c = (-1, 0, 1), lower by 1 where fan_out grows
+        _built_in("sgd", update="gradient", decay="gradient"),
+        # "relative": entries as large as the weight's own, m^-b with b = (0, 1/2, 1): c = (0, 1/2, 0), lower by b
+        _built_in("adafactor", update="relative"),
+        _built_in("lamb", update="relative", has_eps=True, decay="ratio"),
+        # "spectral": singular values of about 1, times the optimizer's own factor `shape`: c = (-1/2, 0, 1/2) for
+        # "tall", (0, 1/2, 1) for "rms"
+        _built_in("muon", update="spectral", shape="tall"),
+        _built_in("muon_rms", update="spectral", shape="rms"),
     ]
     return {each.name: each for each in found}
 
@@ -235,7 +255,7 @@ def _of_instance(optimizer: torch.optim.Optimizer, options: Mapping[str, object]
     if decoupled is False and found.name == "adamw":
         return FAMILIES["adam"]
     if decoupled and found.decay == "gradient":
-        return _built_in(found.name, found.update, found.has_eps)
+        return _built_in(found.name, update=found.update, has_eps=found.has_eps)
     if found.name == "muon" and options.get("adjust_lr_fn") == "match_rms_adamw":
         return FAMILIES["muon_rms"]
     return found
@@ -262,8 +282,8 @@ def _adafactor(options: Mapping[str, object]) -> OptimizerFamily:
             )
         return FAMILIES["adafactor"]
     if options["scale_parameter"]:
-        return _built_in("adafactor", "relative", decay="ratio")
-    return _built_in("adafactor", "sign")
+        return _built_in("adafactor", update="relative", decay="ratio")
+    return _built_in("adafactor", update="sign")
 
 
 def assign_optimizers(
