@@ -28,20 +28,20 @@ _COPIES = frozenset({_aten.clone.default, _aten.detach.default, _aten.alias.defa
 
 @dataclass(frozen=True)
 class Ref:
-    """A tensor of a run, by the order in which tensors were first seen."""
+    """A stand-in for a tensor of a run: its number in the order in which the run's tensors were first seen."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class Call:
-    """One aten call.
+    """One call of an aten op during a run of a model, without its tensors.
 
     Attributes:
-        op: the overload that was called.
-        args: positional arguments, with Refs in the place of tensors.
-        kwargs: keyword arguments, likewise.
-        results: what the call returned, likewise.
+        op: the overload that was called, such as `aten.add.Tensor`.
+        args: positional arguments, with a Ref in the place of each tensor.
+        kwargs: keyword arguments, with a Ref in the place of each tensor.
+        results: the result of the call, with a Ref in the place of each tensor.
         path: path of the module whose forward made the call; "" is the model itself.
     """
 
@@ -53,21 +53,21 @@ class Call:
 
     @property
     def name(self) -> str:
-        """The op without namespace and overload: "add_" for `aten.add_.Tensor`."""
+        """The name of the op without namespace and overload: "add_" for `aten.add_.Tensor`."""
         return str(self.op._schema.name.split("::")[-1])
 
     @property
     def inputs(self) -> list[Ref]:
-        """The tensors among the arguments, in order."""
+        """Refs of the tensors among the arguments of the call, in order."""
         return trees.leaves_of(Ref, (self.args, dict(self.kwargs)))
 
     @property
     def outs(self) -> list[Ref]:
-        """The tensors among the results, in order."""
+        """Refs of the tensors among the results of the call, in order."""
         return trees.leaves_of(Ref, self.results)
 
     def argument(self, name: str, default: object = None) -> Any:
-        """Return the argument that the op's schema calls `name`, or the default where it is None.
+        """Return the call's argument that the op's schema calls `name`, or `default` where that argument is None.
 
         Raises:
             KeyError: the schema has no such argument.
@@ -81,17 +81,17 @@ class Call:
 
 @dataclass
 class Trace:
-    """The aten calls of one run.
+    """The aten calls of one run of a model, in which a `Ref` (the number of a tensor) stands for each tensor.
 
     Attributes:
         calls: the calls in order.
         shapes: shape of every tensor, by the index of its Ref.
-        dtypes: dtype of every tensor, likewise.
-        parameters: the tensor of each parameter, by name.
-        buffers: the tensor of each buffer, by name.
-        outputs: the tensors that the model returned.
-        values: for every call the tensors that it returned, with None for those computed from weights alone; None
-            unless values were asked for.
+        dtypes: dtype of every tensor, by the index of its Ref.
+        parameters: Ref of each parameter, by the parameter's name.
+        buffers: Ref of each buffer, by the buffer's name.
+        outputs: Refs of the tensors that the model returned.
+        values: for every call a list of copies of the tensors that it returned, with None for those computed from
+            weights alone; None in place of all if no values were asked for.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -104,17 +104,17 @@ class Trace:
 
 
 class CallLogger(CallWatcher):
-    """A mode that writes every aten call into a `Trace`.
+    """A torch mode that writes every aten call within its `with` block into a `Trace`.
 
     Args:
         model: the model that will run; its parameters and buffers are the first tensors of the trace.
-        values: keep the tensors that calls return.
-        copies: write copies (clone, detach, alias) down as calls. Otherwise a copy is the same tensor as the original:
-            whether a view has to copy depends on sizes, so that two sizes of a model would not compare.
+        values: keep copies of the tensors that calls return.
+        copies: write copies (clone, detach, alias) down as calls. Otherwise a copy counts as the tensor that was
+            copied: whether a view has to copy depends on sizes, so that traces of a model in two sizes would differ.
 
     Attributes:
-        trace: what was written so far.
-        paths: path of the module that runs, last in the list.
+        trace: the calls so far.
+        paths: a stack of module paths, whose last one is the module that runs now.
     """
 
     def __init__(self, model: nn.Module, *, values: bool = False, copies: bool = False) -> None:
@@ -129,7 +129,7 @@ class CallLogger(CallWatcher):
         self._of_weights = set(range(len(self.trace.shapes)))
 
     def ref(self, tensor: torch.Tensor) -> Ref:
-        """Return the tensor's Ref, a new one for a tensor that was not seen before."""
+        """Return the number of a tensor as a `Ref`; a tensor that was not seen before gets the next number."""
         known = self._seen.get(id(tensor))
         if known is None:
             known = self._seen[id(tensor)] = Ref(len(self.trace.shapes)), tensor
@@ -138,9 +138,10 @@ class CallLogger(CallWatcher):
         return known[0]
 
     def refs(self, value: object) -> object:
-        """Return an argument or a result of an aten call with Refs in the place of tensors.
+        """Return an argument or a result of an aten call with a `Ref` in the place of each tensor.
 
-        Such values hold tuples, lists and dicts only, through which this is several times as fast as a map of a tree.
+        Such values hold tuples, lists and dicts only, for which this recursion is several times as fast as a map of a
+        pytree.
         """
         if isinstance(value, torch.Tensor):
             return self.ref(value)
@@ -151,6 +152,7 @@ class CallLogger(CallWatcher):
         return {key: self.refs(each) for key, each in value.items()} if isinstance(value, dict) else value
 
     def watch(self, op: AtenOp, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        """Run an aten call, write it into the trace (a copy only if copies are wanted), and return its result."""
         call_args = tuple(map(self.refs, args))
         call_kwargs = {name: self.refs(value) for name, value in kwargs.items()}
         out: object = op(*args, **kwargs)
@@ -165,7 +167,10 @@ class CallLogger(CallWatcher):
         return out
 
     def _copied_results(self, call: Call, out: object) -> list[torch.Tensor | None]:
-        """Copy the results, since later calls may write into them; results that depend on weights alone are left."""
+        """Return a copy of each tensor that a call returned, since later calls may write into it.
+
+        For a call that reads weights alone, None stands for each of its results.
+        """
         tensors = trees.tensors(out)
         inputs = {ref.index for ref in call.inputs}
         if inputs and inputs <= self._of_weights:
@@ -182,17 +187,18 @@ def trace(
     values: bool = False,
     fake: bool = True,
 ) -> Trace:
-    """Run the model once without gradients and write down its aten calls; the model is left as it was.
+    """Run a model once without gradients and return its aten calls as a `Trace`; the model is left as it was.
 
     Args:
-        model: any module, or the module that a capture emitted.
+        model: any module; a captured graph may stand for it, and then says which module each call belongs to.
         args: positional inputs.
         kwargs: keyword inputs.
-        values: run on the real weights and inputs, and keep every tensor.
-        fake: where no values are kept, whether to run on fake tensors, which costs almost nothing.
+        values: run on the real weights and inputs, and keep every tensor that a call returned.
+        fake: where no values are kept, whether to run on fake tensors (shapes without values), which costs almost
+            nothing.
 
     Raises:
-        Exception: whatever the model raises; on fake tensors also where it asks for a value in a tensor.
+        Exception: whatever the model raises; on fake tensors also where the model asks for a value in a tensor.
     """
     mode = None if values or not fake else FakeTensorMode(allow_non_fake_inputs=True)
     given_args, given_kwargs = trees.map_tensors(
@@ -222,6 +228,10 @@ def trace(
 
 
 def _run(model: nn.Module, paths: list[str], args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    """Call a model, or run its captured graph node by node, and return its output (flat tensors for a graph).
+
+    `paths` is a stack of module paths, which a captured graph extends by the path of the node that runs.
+    """
     signature = signature_of_graph(model.graph) if isinstance(model, EmittedModule) else None
     if not isinstance(model, EmittedModule) or signature is None:
         return model(*args, **kwargs)
@@ -230,9 +240,10 @@ def _run(model: nn.Module, paths: list[str], args: tuple[object, ...], kwargs: d
 
 
 class _PathInterpreter(fx.Interpreter):
-    """Runs a captured graph and keeps the path of the module that each node came from.
+    """An interpreter that runs a captured graph and keeps the path of the module that each node came from.
 
-    A module whose operations were captured one by one no longer runs itself, so that hooks on it would say nothing.
+    The path of the node that runs is the last entry of `paths`. A module whose ops were captured one by one no longer
+    runs itself, so that hooks on it would not be called.
     """
 
     def __init__(self, module: EmittedModule, paths: list[str]) -> None:
@@ -249,7 +260,7 @@ class _PathInterpreter(fx.Interpreter):
 
 @contextmanager
 def _module_paths(model: nn.Module) -> Iterator[list[str]]:
-    """Yield a list whose last entry is the path of the module that runs."""
+    """Yield a list whose last entry is, while the model runs within the block, the path of the module that runs."""
     stack = [""]
 
     def entering(path: str) -> Callable[..., None]:

@@ -16,11 +16,11 @@ _LIBRARIES = ("torch.", "transformers.")
 
 
 def hook_notes(model: nn.Module, module: EmittedModule, *, root: bool) -> tuple[str, ...]:
-    """Return notes on hooks of modules that the graphs do not call as modules.
+    """Return sentences for the report on hooks of modules that the captured graphs do not call as modules.
 
     Args:
         model: the model that was captured.
-        module: the module that the capture emitted.
+        module: the module with the graphs that were captured of it.
         root: True if the model's own hooks ran while it was captured.
     """
     called = {str(node.target) for graph in module.graphs for node in graph.find_nodes(op="call_module")}
@@ -47,7 +47,11 @@ def hook_notes(model: nn.Module, module: EmittedModule, *, root: bool) -> tuple[
 
 
 def checks_note(places: list[str]) -> tuple[str, ...]:
-    """Return the note on checks of tensor values at these source lines; none for no lines."""
+    """Return the sentence for the report on checks of tensor values that a graph leaves out, as an `assert` in forward.
+
+    Args:
+        places: the source lines of the checks; for none of them the result is empty.
+    """
     if not places:
         return ()
     shown = "; ".join(dict.fromkeys(places))
@@ -55,11 +59,15 @@ def checks_note(places: list[str]) -> tuple[str, ...]:
 
 
 def _user_hooks(module: nn.Module, *kinds: str) -> list[object]:
-    """Return the module's hooks of these kinds, without torch's and transformers' own, which belong to the graph."""
+    """Return a module's hooks except those that torch and transformers register, which belong to the graph.
+
+    `kinds` are the names of the attributes that hold hooks, such as "_forward_hooks".
+    """
     hooks = [hook for kind in kinds for hook in getattr(module, kind, {}).values()]
     return [hook for hook in hooks if not (getattr(hook, "__module__", None) or "").startswith(_LIBRARIES)]
 
 
 def _listed(paths: list[str]) -> str:
+    """Return the first three module paths as text, and how many more there are."""
     more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
     return ", ".join(path or "the model itself" for path in paths[:_NAMED]) + more

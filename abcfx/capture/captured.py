@@ -12,15 +12,15 @@ from abcfx.capture.options import CaptureMethod
 
 @dataclass(frozen=True)
 class CapturedGraph:
-    """A model together with the graphs that were captured of it.
+    """A model together with the fx graphs that were captured of it.
 
     Attributes:
         model: the model that was captured, unchanged.
-        module: the graphs with the model's own Parameters, names and signature; see `EmittedModule`.
-        method: the way of capturing that gave them: "symbolic", "export" or "record".
-        notes: what the report must say: defaults taken, dummy inputs used, effects left out.
-        args: example positional inputs, if any.
-        kwargs: example keyword inputs, if any.
+        module: a callable module that holds the graphs, with the model's own Parameters, names and call signature.
+        method: the way of capturing that gave the graphs: "symbolic", "export" or "record".
+        notes: sentences for the report: defaults taken, dummy inputs used, effects left out.
+        args: example positional inputs; None if there were no examples.
+        kwargs: example keyword inputs; None if there were no examples.
     """
 
     model: nn.Module

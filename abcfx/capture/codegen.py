@@ -16,7 +16,10 @@ _GLOBAL = "_abcfx_signature"
 
 
 class SignatureCodeGen(fx.graph.CodeGen):
-    """Generates `forward` with the model's own signature in front of a graph that takes flat tensors."""
+    """A code generator for fx graphs that writes a `forward` with the model's own arguments and output.
+
+    The graph itself takes a flat list of tensors and returns a flat list; the generated code converts both.
+    """
 
     def __init__(self, signature: Signature) -> None:
         super().__init__()
@@ -26,6 +29,9 @@ class SignatureCodeGen(fx.graph.CodeGen):
         return [(_GLOBAL, self.signature)]
 
     def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, *, expanded_def: bool = False) -> str:
+        """Return the first lines of the generated `forward`: the model's signature, and a line that flattens
+        arguments.
+        """
         header = f"def forward({_render(self.signature.parameters)}){maybe_return_annotation}:"
         names = [name.split(":")[0].split("=")[0].strip() for name in free_vars if name != "self"]
         if self.signature.is_plain:
@@ -41,6 +47,7 @@ class SignatureCodeGen(fx.graph.CodeGen):
         descs: Sequence[str] | None = None,
         repr_fn: Callable[[object], str] | None = None,
     ) -> str:
+        """Return the last line of the generated `forward`, which builds the model's output from flat tensors."""
         outputs = (repr_fn or repr)(output_args)
         return f"return {outputs}" if self.signature.output is None else f"return {_GLOBAL}.unflatten({outputs})"
 
@@ -52,20 +59,20 @@ class SignatureCodeGen(fx.graph.CodeGen):
 
 
 def signature_of_graph(graph: fx.Graph) -> Signature | None:
-    """Return the signature that a captured graph generates its code with; None for any other graph."""
+    """Return the model's call signature that a captured graph holds; None for a graph that abcfx did not capture."""
     codegen = graph._codegen  # fx has `set_codegen` and no public way to ask for it
     return codegen.signature if isinstance(codegen, SignatureCodeGen) else None
 
 
 def call_signature(graph: fx.Graph) -> Signature:
-    """Return the signature under which a captured graph is called."""
+    """Return the model's call signature that a captured graph holds; other graphs are an error."""
     signature = signature_of_graph(graph)
     assert signature is not None
     return signature
 
 
 def _render(signature: inspect.Signature) -> str:
-    """Write the signature as source text.
+    """Write a call signature as source text, such as "self, x, mask = None".
 
     Defaults that have no faithful text are taken from the signature object when the code runs.
     """
@@ -94,6 +101,7 @@ def _render(signature: inspect.Signature) -> str:
 
 
 def _default_text(parameter: inspect.Parameter) -> str:
+    """Return source text for the default of an argument: its literal, or an expression that looks the object up."""
     default = parameter.default
     if isinstance(default, (bool, int, str, type(None))) or (type(default) is float and math.isfinite(default)):
         return repr(default)

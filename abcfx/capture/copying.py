@@ -12,7 +12,7 @@ from abcfx.errors import InvalidInputError
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy of the model.
+    """Return a deep copy of a model.
 
     Raises:
         InvalidInputError: the model cannot be copied; names the module and the attribute, and what to do.
@@ -25,7 +25,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def refuse_lazy(model: nn.Module) -> None:
-    """Refuse a model with weights that its first call would make.
+    """Raise an error for a model with lazy weights, which get their shapes in its first call.
 
     Raises:
         InvalidInputError: names the module, and what to do.
@@ -39,7 +39,7 @@ def refuse_lazy(model: nn.Module) -> None:
 
 
 def _not_copied(model: nn.Module, error: Exception) -> str:
-    """Say why a model cannot be copied: mostly a tensor with a history, such as those of old weight norms."""
+    """Return the message that says why a model cannot be copied: a tensor computed from others, or else `error`."""
     for path, module in model.named_modules():
         hooks = list(module._forward_pre_hooks.values())
         for name, value in vars(module).items():

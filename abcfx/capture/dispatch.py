@@ -12,13 +12,13 @@ AtenOp: TypeAlias = OpOverload
 
 
 class CallWatcher(TorchDispatchMode):
-    """Base class of modes that see every aten call within their `with` block."""
+    """A base class of torch modes that see every aten call within their `with` block."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
     def watch(self, op: AtenOp, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        """Make the call and return its result; subclasses look at both."""
+        """Make an aten call and return its result; each subclass does so in its own way."""
         raise NotImplementedError
 
     def __torch_dispatch__(

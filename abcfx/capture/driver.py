@@ -46,18 +46,22 @@ def capture(
     modes: tuple[Mode, ...] = ("train", "eval"),
     sizes: OpenSizes = "free",
 ) -> CapturedGraph:
-    """Turn a model into graphs that are called exactly like it.
+    """Turn a model into fx graphs that are called exactly like the model.
 
     Args:
         model: any module; it is not changed.
         args: example positional inputs; a bare tensor counts as one argument.
         kwargs: example keyword inputs. Without any example a Hugging Face model's own `dummy_inputs` are used.
-        method: "symbolic" (torch.fx, needs no inputs), "export" (torch.export), "record" (operations recorded while
-            the model runs on fake tensors), or "auto": the first of them that captures the model correctly. Only on
+        method: "symbolic" (torch.fx, needs no inputs), "export" (torch.export), "record" (operations recorded while the
+            model runs on fake tensors), or "auto": the first of them that captures the model correctly. Only on
             request: "record_values" records on the example inputs themselves, for models that branch on values.
-        verify: compare with the model on other inputs, when there are example inputs, before a graph is used.
+        verify: where there are example inputs, compare the graph with the model on other inputs before it is used.
         modes: capture train mode, eval mode or both; leaving one out saves its time.
-        sizes: "free", or "fixed" to those of the examples, for a graph that is never called; saves half of an export.
+        sizes: "free" leaves sizes of inputs open for later calls; "fixed" keeps those of the examples, for a graph that
+            is never called, and halves the time of an export.
+
+    Returns:
+        The model with its graphs, the method that gave them, and notes for the report.
 
     Raises:
         CaptureError: no way of capturing gave a correct graph; names the line of the model that is the cause.
@@ -90,7 +94,7 @@ def capture(
 
 @dataclass(frozen=True)
 class _Examples:
-    """A model with example inputs; both are None when there are none."""
+    """A model with its example inputs, positional and by keyword; both are None when there are none."""
 
     model: nn.Module
     args: tuple[object, ...] | None
@@ -99,13 +103,13 @@ class _Examples:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One way to capture the model.
+    """One way to capture a model.
 
     Attributes:
-        method: the way's name among the methods that a user can ask for.
-        run: captures the model.
-        automatic: True if the way is tried without being asked for.
-        sizes_fixed: True if only the batch stays open.
+        method: the way's name in the option `method`, such as "export".
+        run: a function that captures the model and returns the module with its graphs, and notes for the report.
+        automatic: True if `method="auto"` tries this way.
+        sizes_fixed: True if the graph keeps all sizes of the example inputs but that of the batch.
     """
 
     method: CaptureMethod
@@ -117,7 +121,17 @@ class _Attempt:
 def _first_correct(
     examples: _Examples, attempts: Sequence[_Attempt], verified_modes: tuple[bool, ...], notes: tuple[str, ...]
 ) -> CapturedGraph:
-    """Return the result of the first attempt that gives a correct graph, if possible one that shows all layers."""
+    """Try ways of capturing in turn and return the first correct graph, if possible one that shows all layers.
+
+    Args:
+        examples: the model and its example inputs.
+        attempts: the ways of capturing.
+        verified_modes: the modes in which a graph is compared with the model, True for train mode; none to skip that.
+        notes: notes for the report, to which those of the capture are added.
+
+    Raises:
+        CaptureError: every way failed, or gave a graph that computes something else than the model.
+    """
     model, args, kwargs = examples.model, examples.args, examples.kwargs
     failures: list[tuple[_Attempt, CaptureError]] = []
     kept: CapturedGraph | None = None
@@ -146,12 +160,12 @@ def _first_correct(
 
 
 def _attempts(examples: _Examples, flags: tuple[bool, ...], sizes: OpenSizes) -> list[_Attempt]:
-    """List the ways to capture the model in the order in which they are tried.
+    """List the ways to capture a model in the order in which they are tried.
 
     Args:
-        examples: the model and its inputs. Without inputs symbolic tracing is the only way.
+        examples: the model and its example inputs. Without inputs symbolic tracing is the only way.
         flags: the modes to capture, True for train mode.
-        sizes: the sizes that stay open.
+        sizes: which sizes of inputs a graph leaves open: "free", "batch" or "fixed".
     """
     attempts = [_Attempt("symbolic", partial(_symbolic, examples))]
     model, args, kwargs = examples.model, examples.args, examples.kwargs
@@ -177,7 +191,7 @@ def _attempts(examples: _Examples, flags: tuple[bool, ...], sizes: OpenSizes) ->
 
 
 class _RunningWay(Protocol):
-    """A way of capturing that runs the model on its example inputs."""
+    """The type of the functions that capture a model by running it on its example inputs."""
 
     def __call__(
         self,
@@ -192,7 +206,10 @@ class _RunningWay(Protocol):
 
 
 def _symbolic(examples: _Examples) -> Emitted:
-    """Trace the model, and put shapes on the nodes where there are example inputs."""
+    """Trace a model with torch.fx and, where there are example inputs, put the shape of each value on its node.
+
+    Returns the module with the graphs, and notes for the report.
+    """
     module, signature, slot_values, notes = capture_symbolic(examples.model, examples.args, examples.kwargs)
     if examples.args is None or examples.kwargs is None:
         return module, notes
@@ -208,7 +225,10 @@ def _with_larger_batch(
     args: tuple[object, ...],
     kwargs: dict[str, object],
 ) -> Emitted:
-    """Capture on inputs whose batch is not mistaken for a constant; on the inputs as they are where that fails."""
+    """Capture on inputs whose batch of 1 or 2 is repeated to 3, since torch takes 1, and models take 2, for a constant.
+
+    Where that fails, the first dim was perhaps no batch: then capture on the inputs as they are.
+    """
     larger = tiled(args, kwargs)
     try:
         return capture_on(*larger)
@@ -220,6 +240,7 @@ def _with_larger_batch(
 
 
 def _hides_layers(module: EmittedModule) -> bool:
+    """Whether a graph calls a whole block of torch's, such as nn.TransformerEncoderLayer, as a single node."""
     return any(
         is_composite(module.get_submodule(str(node.target)))
         for graph in module.graphs
@@ -228,7 +249,7 @@ def _hides_layers(module: EmittedModule) -> bool:
 
 
 def _dummy_inputs(model: nn.Module) -> dict[str, object] | None:
-    """Return the inputs that a Hugging Face model offers, unless its forward takes others.
+    """Return the example inputs that a Hugging Face model itself offers; None if it has none or forward refuses them.
 
     Every such model offers token ids, also one for images.
     """
@@ -244,7 +265,10 @@ def _dummy_inputs(model: nn.Module) -> dict[str, object] | None:
 
 
 def _no_run(examples: _Examples, failures: Sequence[tuple[_Attempt, CaptureError]], own: str) -> CaptureError:
-    """Say that the model itself does not run, with the lines of its source at which attempts failed."""
+    """Return the error that a model does not run on its example inputs, with the source lines at which attempts failed.
+
+    `own` is the error that the model itself raises.
+    """
     lines = list(dict.fromkeys(error.line for _, error in failures if error.line))
     text = "".join(f"\n    {line}" for line in lines)
     return CaptureError(
@@ -253,6 +277,7 @@ def _no_run(examples: _Examples, failures: Sequence[tuple[_Attempt, CaptureError
 
 
 def _all_failed(examples: _Examples, failures: Sequence[tuple[_Attempt, CaptureError]]) -> CaptureError:
+    """Return the error that no way of capturing worked, with what each way said and advice."""
     tried = "\n".join(f"- {attempt.method}: {error}" for attempt, error in failures if not attempt.sizes_fixed)
     advice = (
         "give example inputs (args=..., kwargs=...), so that torch.export and the recorder can take the model"

@@ -24,7 +24,7 @@ _NOT_COPIED = ("_graph", "eval_graph", "_code", "_compiled_call_impl")
 
 
 class EmittedModule(fx.GraphModule):
-    """A GraphModule with a graph for train mode and, where it differs, one for eval mode.
+    """A GraphModule with a captured graph for train mode and, where it differs, one for eval mode.
 
     It holds the same Parameters, buffers and submodules as the model it was captured from, under the same names,
     whether a graph uses them or not. As with `torch.fx.symbolic_trace`, submodules are shared with that model.
@@ -32,9 +32,9 @@ class EmittedModule(fx.GraphModule):
     Args:
         root: the model whose parameters, buffers and submodules are taken over.
         graph: the graph of train mode, or of both modes.
-        eval_graph: the graph of eval mode when it differs.
+        eval_graph: the graph of eval mode; None when train mode computes the same.
         class_name: name of the generated class, by default that of the model.
-        constants: tensors that the graphs refer to by name and that the model does not hold.
+        constants: tensors, by name, that the graphs refer to and that the model does not hold.
     """
 
     eval_graph: fx.Graph | None = None
@@ -58,7 +58,7 @@ class EmittedModule(fx.GraphModule):
         self.graph = graph
 
     def _adopt(self, root: nn.Module) -> None:
-        """Register the model's own parameters, buffers and submodules."""
+        """Register the parameters, buffers and submodules of the captured model on this module."""
         for name, parameter in root._parameters.items():
             self.register_parameter(name, parameter)
         for name, buffer in root._buffers.items():
@@ -67,7 +67,9 @@ class EmittedModule(fx.GraphModule):
             self.add_module(name, module) if module is not None else self.register_module(name, None)
 
     def _take_plain_tensors(self, root: nn.Module, *graphs: fx.Graph | None) -> None:
-        """Copy tensors that the model keeps as plain attributes: they stay so, and do not move with `.to`."""
+        """Take over, as plain attributes, the tensors that the graphs read and that the model keeps as plain
+        attributes.
+        """
         for graph in graphs:
             for node in graph.nodes if graph is not None else ():
                 if node.op in ("get_attr", "call_module"):
@@ -76,10 +78,10 @@ class EmittedModule(fx.GraphModule):
                         self.__dict__[name] = root.__dict__[name]
 
     def hold_root_leaf(self, leaf: nn.Module) -> None:
-        """Let graphs call a model that is itself one torch.nn module as `call_module` of `ROOT_LEAF`.
+        """Hold a copy of a model that is itself one torch.nn layer; the graphs call it as the submodule `ROOT_LEAF`.
 
-        The shallow copy of it shares this module's own dicts of parameters, buffers and submodules, so that it follows
-        every `.to` and `load_state_dict`. It is not registered, so that no name changes.
+        The shallow copy shares this module's own dicts of parameters, buffers and submodules, so that it follows every
+        `.to` and `load_state_dict`. It is not registered, so that no name in `state_dict` changes.
         """
         shell = copy.copy(leaf)
         for inner in ("_parameters", "_buffers", "_modules"):
@@ -88,18 +90,22 @@ class EmittedModule(fx.GraphModule):
 
     @property
     def graphs(self) -> tuple[fx.Graph, ...]:
-        """The graphs that a pass has to edit: train, and eval where it differs."""
+        """The fx graphs that a pass has to edit: that of train mode, and that of eval mode where it differs."""
         return (self.graph,) if self.eval_graph is None else (self.graph, self.eval_graph)
 
     def train(self, mode: bool = True) -> EmittedModule:
-        """Set the mode, which also chooses the graph that a call runs."""
+        """Set train or eval mode, which also chooses the graph that a call runs."""
         if ROOT_LEAF in self.__dict__:
             self.__dict__[ROOT_LEAF].train(mode)
         super().train(mode)
         return self
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> EmittedModule:
-        """Refuse a conversion to a smaller dtype if a graph names the old one; torch makes every conversion here."""
+        """Apply a conversion such as `.half()` to all tensors, for which torch calls this method.
+
+        Raises:
+            InvalidInputError: the conversion is to a smaller dtype, and a graph names the present one.
+        """
         first = next((each for each in self.parameters() if each.is_floating_point()), None)
         if first is not None:
             wanted = fn(torch.empty(0, dtype=first.dtype, device=first.device)).dtype
@@ -115,7 +121,7 @@ class EmittedModule(fx.GraphModule):
         return self
 
     def _node_naming(self, dtype: torch.dtype) -> fx.Node | None:
-        """Find a node that has the dtype among its arguments."""
+        """Return the first node of the graphs that has `dtype` among its arguments; None if there is none."""
         for graph in self.graphs:
             for node in list[fx.Node](graph.nodes):
                 if any(leaf is dtype for leaf in trees.leaves((node.args, node.kwargs))):
@@ -123,7 +129,7 @@ class EmittedModule(fx.GraphModule):
         return None
 
     def recompile(self) -> fx.graph.PythonCode:
-        """Generate the code of both graphs anew, needed after any edit; `.code` is the train graph's."""
+        """Generate the code of both graphs anew, as is needed after any edit of a graph; return that of train mode."""
         code = super().recompile()
         if self.eval_graph is not None:
             self.eval_graph.owning_module = self
@@ -133,6 +139,7 @@ class EmittedModule(fx.GraphModule):
         return code
 
     def __deepcopy__(self, memo: dict[int, object]) -> EmittedModule:
+        """Copy graphs, parameters and all other state; code is generated anew for the copy."""
         new = _blank(type(self).__name__)
         memo[id(self)] = new
         state = {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
@@ -143,13 +150,14 @@ class EmittedModule(fx.GraphModule):
         return new
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the graphs themselves; GraphModule would write code and trace it again, which loses their meta."""
+        """Pickle the graphs themselves; GraphModule would write code and trace it again, which loses `node.meta`."""
         state = {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
         state["_compiled_call_impl"] = None
         data = [graph and graph_to_data(graph) for graph in (self.graph, self.eval_graph)]
         return _unpickle, (type(self).__name__, state, *data)
 
     def __copy__(self) -> EmittedModule:
+        """Make a shallow copy, which has a class, and so a generated forward, of its own."""
         new = _blank(type(self).__name__)
         new.__dict__.update(self.__dict__)
         new.recompile()
@@ -157,13 +165,14 @@ class EmittedModule(fx.GraphModule):
 
 
 def _blank(class_name: str) -> EmittedModule:
-    """Make an instance to be filled in; GraphModule makes a class for it, which gets the captured model's name."""
+    """Make an empty EmittedModule whose class has the given name, for a copy or an unpickled module to fill in."""
     new = EmittedModule.__new__(EmittedModule)
     type(new).__name__ = class_name
     return new
 
 
 def _unpickle(name: str, state: dict[str, object], train: GraphData, evaluate: GraphData | None) -> EmittedModule:
+    """Rebuild a pickled EmittedModule from its class name, its attributes, and the plain data of its two graphs."""
     new = _blank(name)
     new.__dict__.update(state)
     new.eval_graph = graph_from_data(evaluate) if evaluate is not None else None
@@ -172,7 +181,7 @@ def _unpickle(name: str, state: dict[str, object], train: GraphData, evaluate: G
 
 
 def _dispatch(train: Callable[..., object], evaluate: Callable[..., object]) -> Callable[..., object]:
-    """Return a forward that runs one function in train mode and the other in eval mode."""
+    """Return a forward that runs the function `train` in train mode and the function `evaluate` in eval mode."""
 
     def forward(self: EmittedModule, *args: object, **kwargs: object) -> object:
         if self.training:
@@ -184,6 +193,7 @@ def _dispatch(train: Callable[..., object], evaluate: Callable[..., object]) -> 
 
 
 def _compile_forward(graph: fx.Graph) -> Callable[..., object]:
+    """Compile the Python code of an fx graph and return its `forward`."""
     code = graph.python_code(root_module="self")
     # The same kind of file name as GraphModule's own, so that torch's error reporting recognises generated code.
     filename = f"<eval_with_key>.abcfx_eval_{next(_counter)}"

@@ -19,9 +19,9 @@ OpenSizes = Literal["free", "batch", "fixed"]
 def canonical(
     args: object, kwargs: Mapping[str, object] | None
 ) -> tuple[tuple[object, ...] | None, dict[str, object] | None]:
-    """Return the inputs as a tuple and a dict, or None for both when there are no inputs at all.
+    """Return example inputs as a tuple and a dict, or None for both when there are no inputs at all.
 
-    A bare tensor counts as one argument, a list as a tuple.
+    A bare tensor counts as one positional argument, a list as a tuple.
     """
     if args is None and not kwargs:
         return None, None
@@ -31,7 +31,7 @@ def canonical(
 
 
 def tiled(args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[tuple[object, ...], dict[str, object]]:
-    """Repeat a batch of 1 or 2 until it has 3 samples; return inputs with a larger batch as they are.
+    """Return example inputs whose batch of 1 or 2 samples is repeated until it has 3; a larger batch stays as it is.
 
     The batch is the first dim of the first tensor. Every tensor whose first dim has that size is repeated.
     """
@@ -49,7 +49,7 @@ def tiled(args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[tuple[ob
 
 
 def free_dims(tensors: Mapping[str, torch.Tensor], *, sizes: OpenSizes = "free") -> dict[str, frozenset[int]]:
-    """Choose the dims of each input that may have other sizes in later calls; guards hold the others to their size.
+    """Choose the dims of each input that may have other sizes in later calls; the others are held to their size.
 
     All dims of sequences are free. Of floating-point tensors with four dims or more (images) only the batch and the
     dims as long as a sequence are: algebra over free heights and widths takes torch minutes for windowed attention.
@@ -58,6 +58,9 @@ def free_dims(tensors: Mapping[str, torch.Tensor], *, sizes: OpenSizes = "free")
         tensors: the example inputs by name.
         sizes: "free" for the choice above; "batch" for the first dim only; "fixed" for none, which takes torch least
             time.
+
+    Returns:
+        The indices of the free dims of each input, by its name.
     """
     if sizes == "fixed":
         return dict.fromkeys(tensors, frozenset())
@@ -76,4 +79,5 @@ def free_dims(tensors: Mapping[str, torch.Tensor], *, sizes: OpenSizes = "free")
 
 
 def _is_image(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is taken for images: floating-point, with four dims or more."""
     return tensor.dim() >= 4 and tensor.is_floating_point()

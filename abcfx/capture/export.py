@@ -44,21 +44,21 @@ def capture_export(
     modes: tuple[bool, ...],
     sizes: OpenSizes = "free",
 ) -> tuple[EmittedModule, tuple[str, ...]]:
-    """Export the model in the given modes.
+    """Capture a model with torch.export in the given modes.
 
     Args:
         model: the model.
         args: positional example inputs.
         kwargs: keyword example inputs.
         modes: True for train mode, False for eval mode, in any order.
-        sizes: the sizes that the graph leaves open, see `free_dims`.
+        sizes: which sizes of inputs the graph leaves open: "free", "batch" (only the first dim) or "fixed".
 
     Returns:
-        The emitted module, and no notes.
+        The module with the graphs, and an empty tuple of notes for the report.
 
     Raises:
-        CaptureError: torch.export cannot take the model, or the model has a custom autograd.Function, whose gradient
-            an export would silently replace; names the line of the model's source.
+        CaptureError: torch.export cannot take the model, or the model has a custom autograd.Function, whose gradient an
+            export would silently replace; names the line of the model's source.
     """
     signature, examples = signature_of(model, args, kwargs)
     attributes: dict[str, object] = {}
@@ -79,14 +79,15 @@ def capture_export(
 
 
 def _as_trained(export: Callable[[], fx.Graph], told: set[str]) -> fx.Graph:
-    """Export the path that the model takes in training, as far as that can be exported.
+    """Export a model along the path that it takes in training, as far as that can be exported; return the graph.
 
-    A model may ask torch whether it is compiled, and it hears no. Where an export fails, the place that asked last is
-    told the truth from then on, so that another path is taken only there; after a few such places all are told.
+    A model may ask torch whether it is being compiled, and it is told that it is not. Where an export then fails, the
+    place in the model's code that asked last is told the truth from then on, so that another path is taken only there;
+    after a few such places all are told the truth.
 
     Args:
         export: makes one export.
-        told: the places that are told the truth; grows.
+        told: the places that are told the truth; more are added.
     """
     for _ in range(_CONCESSIONS):
         with answers_as_eager(told) as asked:
@@ -107,10 +108,14 @@ def _export(
     attributes: MutableMapping[str, object],
     sizes: OpenSizes,
 ) -> fx.Graph:
-    """Export the model in its current mode.
+    """Export a model in its current mode and return the graph, over the model's own names.
 
     Args:
-        attributes: tensors and sub-graphs that graphs refer to by name; grows.
+        model: the model.
+        signature: how the model is called, and which of its arguments become placeholders.
+        examples: the example value of every placeholder.
+        attributes: tensors and sub-graphs that graphs refer to by name; those of this graph are added.
+        sizes: which sizes of inputs the graph leaves open: "free", "batch" (only the first dim) or "fixed".
     """
     wrapper = _FlatCall(model, signature)
     flat = off_meta(tuple(examples[name] for name in signature.slots))
@@ -143,13 +148,16 @@ def _export(
 
 
 class _Recipe:
-    """Holds the recipe of the model's output outside of the module, whose attributes an export restores."""
+    """A holder of the recipe by which the model's output is built from flat tensors.
+
+    It is an object of its own, because torch.export restores the attributes of the module that it runs.
+    """
 
     output: Part | None = None
 
 
 class _FlatCall(nn.Module):
-    """Calls the model with flat tensors, so that torch.export sees neither its signature nor its containers."""
+    """A module that calls the model with flat tensors, so that torch.export never sees its signature and containers."""
 
     def __init__(self, model: nn.Module, signature: Signature) -> None:
         super().__init__()
@@ -159,6 +167,7 @@ class _FlatCall(nn.Module):
         self.training = model.training
 
     def forward(self, *flat: torch.Tensor) -> tuple[object, ...]:
+        """Call the model on flat tensors; return the tensors in its output, and keep how they are nested there."""
         values = self.signature.rebuild(dict(zip(self.signature.slots, flat, strict=True)))
         with no_hidden_randomness():
             outputs, self.recipe.output = take_apart(self.signature.call(self.model, values))
@@ -168,7 +177,17 @@ class _FlatCall(nn.Module):
 def _without_custom_gradients(
     original: Callable[..., object], cls: type, args: tuple[object, ...], kwargs: dict[str, object]
 ) -> object:
-    """Refuse a custom autograd.Function; torch's own are run, and a reentrant checkpoint is left out."""
+    """Run, in place of the `apply` of an autograd.Function, one that an export keeps right; a checkpoint is left out.
+
+    Args:
+        original: the `apply` that was called.
+        cls: the autograd.Function.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+
+    Raises:
+        CaptureError: the Function is a custom one, whose gradient an export would replace.
+    """
     call = plain_call_of_checkpoint(cls, args)
     if call is not None:
         return call()
@@ -178,11 +197,12 @@ def _without_custom_gradients(
 
 
 def _quiet() -> AbstractContextManager[object]:
-    """Swallow stderr: torch.export prints the graph it had got to when it fails."""
+    """Return a context that discards stderr, to which a failing torch.export prints the graph that it has so far."""
     return redirect_stderr(io.StringIO())
 
 
 def _explained(model: nn.Module, error: Exception) -> CaptureError:
+    """Return the error that torch.export cannot take the model, with the user's source line and torch's first line."""
     line = user_line(error.__traceback__)
     where = f"\n    {line}" if line else ""
     # Further lines of torch's messages advise on torch.export's settings, which a user of this package cannot change.

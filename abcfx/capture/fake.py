@@ -29,11 +29,16 @@ _Inputs = TypeVar("_Inputs")
 
 
 class FakeInputs:
-    """Fake copies of the example inputs, with symbols for sizes.
+    """Fake copies of example inputs (a shape and no values), in which symbols stand for sizes that stay open.
 
     Args:
         examples: the inputs by name.
-        free: the dims of each input that get a symbol; the others keep the size they have.
+        free: for each input the dims that get a symbol; the others keep the size that they have.
+
+    Attributes:
+        shapes: torch's record of the symbols and of what was assumed about them.
+        mode: the torch mode that makes tensors fake.
+        tensors: the fake inputs by name.
     """
 
     def __init__(self, examples: Mapping[str, torch.Tensor], free: Mapping[str, frozenset[int]]) -> None:
@@ -42,18 +47,23 @@ class FakeInputs:
         self.tensors = {name: self._fake(tensor, free[name]) for name, tensor in examples.items()}
 
     def _fake(self, tensor: torch.Tensor, free: frozenset[int]) -> torch.Tensor:
+        """Return a fake copy of a tensor, with a symbol for the size of each dim in `free`; equal sizes share a
+        symbol.
+        """
         kinds = [DimDynamic.DUCK if dim in free else DimDynamic.STATIC for dim in range(tensor.dim())]
         context: StatelessSymbolicContext[..., object] = StatelessSymbolicContext(dynamic_sizes=kinds)
         return self.mode.from_tensor(tensor.detach(), symbolic_context=context)
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Make new tensors fake, too, within the block."""
+        """Make every new tensor within the block a fake one, too."""
         with self.mode, enable_python_dispatcher():
             yield
 
     def guards(self) -> list[str]:
-        """Return what the run assumed about sizes, as Python expressions over `L["t0"]`, `L["t1"]`, ... for inputs."""
+        """Return what a run assumed about sizes, as Python conditions on the inputs `L["t0"]`, `L["t1"]`, ... in
+        order.
+        """
         inputs = cast("list[FakeTensor]", list(self.tensors.values()))
         code = self.shapes.produce_guards_expression(inputs, ignore_static=False) or "True"
         # Layout in memory does not change what a graph computes, and torch.compile cannot read offsets.
@@ -61,10 +71,14 @@ class FakeInputs:
 
 
 def replace_weights(model: nn.Module, mode: FakeTensorMode | None = None) -> None:
-    """Put fake tensors in the place of the model's weights; ties stay ties. `preserved(model)` undoes it.
+    """Put fake tensors (shapes without values) in the place of the model's weights; tied weights stay tied.
 
-    Weights on the meta device become fake CPU tensors, so that a capture behaves as on a CPU, constants made in
-    forward included, and allocates nothing. Without a mode only those are replaced.
+    `preserved(model)` undoes it. Weights on the meta device become fake CPU tensors, so that a capture behaves as on a
+    CPU, constants made in forward included, and allocates nothing.
+
+    Args:
+        model: the model; its parameters and buffers are replaced in place.
+        mode: the mode to which the fake tensors belong. Without one, only weights on the meta device are replaced.
     """
     every = mode is not None
     mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
@@ -80,6 +94,7 @@ def replace_weights(model: nn.Module, mode: FakeTensorMode | None = None) -> Non
 
 
 def _fake_weight(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
+    """Return a fake tensor of a weight's shape, strides and dtype; for a weight on the meta device, one on the CPU."""
     if not tensor.is_meta:
         return mode.from_tensor(tensor, static_shapes=True)
     with mode:
@@ -97,14 +112,14 @@ def off_meta(inputs: _Inputs) -> _Inputs:
 
 
 def constant_of(tensor: torch.Tensor) -> torch.Tensor | None:
-    """Return the value of a tensor that no recorded call made; None when the tensor is fake and has no value."""
+    """Return the value of a tensor that no recorded call made; None for a fake tensor, which has no value."""
     return tensor.constant if isinstance(tensor, FakeTensor) else tensor
 
 
 def recurrent_output(module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...] | None:
-    """Return the output of a recurrent layer for a fake input; None for any other module or input.
+    """Return the output of nn.LSTM, nn.GRU or nn.RNN for a fake input; None for any other module or input.
 
-    torch's own rule for fake tensors loops over time, which would fix the length.
+    torch's own rule for fake tensors loops over time, which would fix the length of the sequence.
     """
     x = args[0] if args else None
     if not isinstance(module, nn.RNNBase) or not isinstance(x, FakeTensor):

@@ -26,7 +26,7 @@ Routes = tuple[str, ...]
 
 
 def large_parameters(model: nn.Module) -> frozenset[str]:
-    """Return the names of the trained parameters whose gradient is too large to be computed for a check."""
+    """Return the names of the trained parameters whose gradient is too large to be computed just for a check."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     sizes = {name: parameter.numel() * parameter.element_size() for name, parameter in trained.items()}
     limit = max(_LARGE_BYTES, _LARGE_SHARE * sum(sizes.values()))
@@ -34,15 +34,15 @@ def large_parameters(model: nn.Module) -> frozenset[str]:
 
 
 class Gradients:
-    """The gradients of one backward, reduced to what is small enough to keep.
+    """The gradients of one backward pass, reduced to what is small enough to keep and to compare.
 
     Args:
         model: the model whose parameters get the gradients.
-        large: names of the parameters that are compared by routes.
+        large: names of the parameters whose gradient is not computed; only its routes (see below) are compared.
 
     Attributes:
         fingerprints: by parameter, random projections of its gradient.
-        routes: by large parameter, the kinds of operations that hand gradient to it, as often as they do.
+        routes: by large parameter, the kinds of autograd nodes that hand gradient to it, as often as they do.
     """
 
     def __init__(self, model: nn.Module, large: frozenset[str]) -> None:
@@ -53,7 +53,10 @@ class Gradients:
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Turn each gradient into a fingerprint as soon as it is there; on exit every `.grad` is as it was."""
+        """Turn each gradient of a backward pass within the block into a few random projections as soon as it is there.
+
+        On exit every `.grad` is as it was before.
+        """
         saved = [(parameter, parameter.grad) for parameter in self.parameters.values()]
         handles = []
         for name, parameter in self.parameters.items():
@@ -68,7 +71,11 @@ class Gradients:
                 parameter.grad = gradient
 
     def backward(self, outputs: Iterable[object]) -> None:
-        """Run the backward of a random projection of all outputs; the projection itself is never computed."""
+        """Run a backward pass from the sum of all outputs times random weights, which itself is never computed.
+
+        Args:
+            outputs: what the model returned; anything but tensors with gradients is skipped.
+        """
         roots: list[torch.Tensor] = []
         weights: list[torch.Tensor] = []
         generator = torch.Generator().manual_seed(_SEED)
@@ -89,6 +96,8 @@ class Gradients:
             torch.autograd.backward(roots, weights, inputs=asked)
 
     def _hook(self, name: str) -> Callable[[torch.Tensor], None]:
+        """Return the hook that adds a random projection of the gradient of parameter `name` to its fingerprint."""
+
         def hook(parameter: torch.Tensor) -> None:
             gradient = parameter.grad
             assert gradient is not None
@@ -101,12 +110,13 @@ class Gradients:
 
 
 def routes(roots: Sequence[torch.Tensor], wanted: Mapping[int, str]) -> dict[str, Routes]:
-    """Return, by name, the kinds of autograd nodes that hand gradient to a parameter, one entry for each edge.
+    """Return for each parameter the kinds of autograd nodes that hand gradient to it, one entry for each edge.
 
-    This needs no backward, so it costs no memory. A reentrant checkpoint on the way has an (empty) entry of its own.
+    This needs no backward pass, so it costs no memory. A reentrant checkpoint on the way has an (empty) entry of its
+    own.
 
     Args:
-        roots: the tensors from which a backward would start.
+        roots: the tensors from which a backward pass would start.
         wanted: names of the parameters, by their ids.
     """
     found: dict[str, list[str]] = {}
@@ -131,6 +141,7 @@ def routes(roots: Sequence[torch.Tensor], wanted: Mapping[int, str]) -> dict[str
 
 
 def _random_weights(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return random numbers of a tensor's shape, with 0 where the tensor is not finite."""
     weights = torch.randn(value.shape, generator=generator).to(value.device, value.dtype)
     finite = value.isfinite()
     # Masked positions hold -inf by design; they carry no gradient.
@@ -138,7 +149,10 @@ def _random_weights(value: torch.Tensor, generator: torch.Generator) -> torch.Te
 
 
 def _fingerprint(gradient: torch.Tensor) -> torch.Tensor:
-    """Project the gradient, as square a matrix as its dims allow, on a random row and on a random column."""
+    """Return a small vector for a gradient: the gradient as a matrix, times a random row and times a random column.
+
+    The matrix is as square as the dims of the gradient allow.
+    """
     dense = gradient.to_dense() if gradient.is_sparse else gradient
     real = torch.view_as_real(dense) if dense.is_complex() else dense
     splits = [math.prod(real.shape[:dim]) for dim in range(1, real.dim())] or [max(real.numel(), 1)]

@@ -18,7 +18,7 @@ Held = TypeVar("Held")
 def graphs_of_modes(
     model: nn.Module, modes: Iterable[bool], graph_now: Callable[[], fx.Graph]
 ) -> tuple[fx.Graph, fx.Graph | None]:
-    """Make the graph of each mode.
+    """Make the fx graph of each mode of a model.
 
     Args:
         model: the model, which is back in its mode afterwards.
@@ -41,7 +41,7 @@ def graphs_of_modes(
 
 
 def same_graph(first: fx.Graph, second: fx.Graph) -> bool:
-    """Return True when both graphs compute the same, node by node; names of nodes do not count."""
+    """Whether two fx graphs compute the same, node by node; names of nodes do not count."""
     if len(first.nodes) != len(second.nodes):
         return False
     position: dict[fx.Node, int] = {}
@@ -55,7 +55,7 @@ def same_graph(first: fx.Graph, second: fx.Graph) -> bool:
 
 
 def _equal(left: object, right: object, position: Mapping[fx.Node, int]) -> bool:
-    """Compare arguments of two nodes; nodes are equal at the same position of their graphs."""
+    """Whether arguments of two nodes are equal; nodes among them are if `position` gives them the same number."""
     if isinstance(left, fx.Node) or isinstance(right, fx.Node):
         return isinstance(left, fx.Node) and isinstance(right, fx.Node) and position[left] == position[right]
     if isinstance(left, (list, tuple)):
@@ -75,14 +75,20 @@ def _equal(left: object, right: object, position: Mapping[fx.Node, int]) -> bool
 
 
 def _all_equal(left: Iterable[object], right: Iterable[object], position: Mapping[fx.Node, int]) -> bool:
+    """Whether two sequences of node arguments are equal, where nodes are if `position` gives them the same number."""
     left, right = list(left), list(right)
     return len(left) == len(right) and all(_equal(*pair, position) for pair in zip(left, right, strict=True))
 
 
 def merge_constants(graph: fx.Graph, found: Mapping[str, Held], merged: MutableMapping[str, Held]) -> None:
-    """Add what a graph refers to by name (constants, sub-graphs) to what the graph of the other mode refers to.
+    """Add the tensors and sub-graphs that one graph refers to by name to those of another mode's graph.
 
     A name that the other graph uses for something else is changed in this graph.
+
+    Args:
+        graph: the graph.
+        found: what the graph refers to, by name.
+        merged: what the graphs before it refer to, by name; `found` is added.
     """
     for name, value in found.items():
         new = name
@@ -95,6 +101,7 @@ def merge_constants(graph: fx.Graph, found: Mapping[str, Held], merged: MutableM
 
 
 def _identical(left: object, right: object) -> bool:
+    """Whether two values are one object, or two tensors with the same values, dtype and device."""
     if not isinstance(left, torch.Tensor) or not isinstance(right, torch.Tensor):
         return left is right
     return left is right or (
@@ -107,7 +114,9 @@ def _identical(left: object, right: object) -> bool:
 
 
 def at_front(graph: fx.Graph) -> AbstractContextManager[object]:
-    """Add nodes right behind the placeholders within the block, where every later node can use them."""
+    """Return a context in which new nodes are added behind a graph's placeholders, where every later node can use
+    them.
+    """
     placeholders = graph.find_nodes(op="placeholder")
     if placeholders:
         return graph.inserting_after(placeholders[-1])
@@ -116,5 +125,5 @@ def at_front(graph: fx.Graph) -> AbstractContextManager[object]:
 
 
 def as_argument(value: object) -> Argument:
-    """Return the value with the type of a node's argument; fx takes any object as one and looks only for nodes."""
+    """Return a value with the static type of a node's argument; fx takes any object as one."""
     return cast("Argument", value)
