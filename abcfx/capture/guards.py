@@ -21,7 +21,7 @@ _DIMS = {"0": "batch {}", "1": "length {}"}
 
 
 class SizesRefused(InvalidInputError):
-    """Says that inputs have sizes that a graph was not captured for.
+    """The error that inputs have sizes that a captured graph is not right for.
 
     Attributes:
         note: the same as a statement about the graph, for a report.
@@ -36,10 +36,15 @@ class SizesRefused(InvalidInputError):
 
 
 def guards_of_export(exported: fx.GraphModule, program: torch.export.ExportedProgram, slots: Sequence[str]) -> Guards:
-    """Return the guards of an exported graph.
+    """Return the check that torch.export made of the sizes of inputs, to be run on every call of the graph.
 
-    torch keeps all guards, also those of branches in the model, in a module of the exported graph. Older versions of
-    torch have the ranges and equalities of input dims only.
+    torch keeps all its conditions, also those of branches in the model, in a module of the exported graph. Older
+    versions of torch have the ranges and equalities of input dims only.
+
+    Args:
+        exported: the module that torch.export made.
+        program: the exported program.
+        slots: names of the graph's inputs, for messages.
     """
     node = next(iter(exported.graph.find_nodes(op="call_module", target="_guards_fn")), None)
     check = exported.get_submodule("_guards_fn").forward if node is not None else _range_checks(exported, program)
@@ -47,7 +52,14 @@ def guards_of_export(exported: fx.GraphModule, program: torch.export.ExportedPro
 
 
 def guards_of_record(fake: FakeInputs | None, slots: Sequence[str], inputs: Mapping[str, torch.Tensor]) -> Guards:
-    """Return the guards of a recorded graph: what a run on fake inputs assumed, or the exact sizes of real inputs."""
+    """Return the check of the sizes of inputs for a recorded graph, to be run on every call of the graph.
+
+    Args:
+        fake: the fake inputs of the run, whose assumptions about sizes are checked; None for a run on real inputs,
+            whose exact sizes are.
+        slots: names of the graph's inputs.
+        inputs: the inputs of the run by name.
+    """
     code = fake.guards() if fake is not None else []
     if fake is None:
         for number, name in enumerate(slots):
@@ -64,7 +76,7 @@ def guards_of_record(fake: FakeInputs | None, slots: Sequence[str], inputs: Mapp
 
 
 def _refusing(check: Callable[..., object], slots: Sequence[str]) -> Guards:
-    """Return guards that raise `SizesRefused` in place of the check's AssertionError, with the model's own names."""
+    """Return a check of inputs that raises `SizesRefused`, in the model's names, where `check` fails an assertion."""
 
     def guards(flat: Sequence[object]) -> None:
         try:
@@ -76,11 +88,11 @@ def _refusing(check: Callable[..., object], slots: Sequence[str]) -> Guards:
 
 
 def needs(failed: str, slots: Sequence[str]) -> str:
-    """Say which sizes a failed guard asks for, in the names of the model's arguments.
+    """Say which sizes a failed condition asks for, in the names of the model's arguments, as in "batch 3 of x".
 
     Args:
-        failed: the guard as code of torch's, in which input number 0 is called flat_0.
-        slots: names of the placeholders.
+        failed: the condition as code of torch's, in which input number 0 is called flat_0.
+        slots: names of the graph's inputs, in order.
     """
     named = re.sub(r"\bflat_(\d+)", lambda match: slots[int(match[1])], failed.removeprefix("Guard failed: "))
     one_size = _ONE_SIZE.fullmatch(named.strip("() "))
@@ -91,6 +103,7 @@ def needs(failed: str, slots: Sequence[str]) -> str:
 
 
 def _range_checks(exported: fx.GraphModule, program: torch.export.ExportedProgram) -> Callable[..., None]:
+    """Return a check that each size of an input lies in its range and equal symbols have equal sizes."""
     ranges = {str(symbol): limits for symbol, limits in program.range_constraints.items()}
     shapes = [tuple(map(str, node.meta["val"].shape)) for node in exported.graph.find_nodes(op="placeholder")]
 

@@ -16,7 +16,7 @@ _KEPT: set[type[nn.Module]] = set()
 
 
 def keep_whole(module_type: type[nn.Module]) -> None:
-    """Keep modules of this type as one node from now on, in the ways of capturing that can keep modules.
+    """Keep modules of this type as one node of captured graphs from now on; torch.export alone cannot.
 
     A module type for which a rule is registered is kept whole, so that the rule is asked.
     """
@@ -24,26 +24,26 @@ def keep_whole(module_type: type[nn.Module]) -> None:
 
 
 def open_up(module_type: type[nn.Module]) -> None:
-    """Take back `keep_whole`: trace into modules of this type again."""
+    """Take back `keep_whole`: capture the ops inside modules of this type again, in place of one node."""
     _KEPT.discard(module_type)
 
 
 def is_kept(module_type: type[nn.Module]) -> bool:
-    """Return True for a type given to `keep_whole`."""
+    """Whether a module type was given to `keep_whole`, so that graphs have it as one node."""
     return module_type in _KEPT
 
 
 def stays_whole(module: nn.Module) -> bool:
-    """Return True for torch's own layers and for the types given to `keep_whole`."""
+    """Whether a module becomes one node of a graph: torch's own layers, and types given to `keep_whole`."""
     return is_torch_module(module) or type(module) in _KEPT
 
 
 def is_torch_module(module: nn.Module) -> bool:
-    """Return True for torch's own layers, also when a parametrization made a subclass of one; False for containers."""
+    """Whether a module is one of torch's own layers, also with a parametrization; False for containers."""
     home = type(module).__module__
     return home.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, _CONTAINERS)
 
 
 def is_composite(module: nn.Module) -> bool:
-    """Return True for torch's own blocks of layers, whose inside an analysis needs to see."""
+    """Whether a module is a block of several layers of torch's own, such as nn.TransformerEncoderLayer."""
     return isinstance(module, _COMPOSITES)

@@ -19,10 +19,15 @@ from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
 
 
 def modes_agree(model: nn.Module, signature: Signature, examples: Mapping[str, object]) -> bool:
-    """Return True when both modes run the same operations on the same tensors, so that one graph serves both.
+    """Whether train and eval mode run the same ops on the same tensors, so that one graph serves both.
 
-    The two runs cost a small part of an export. Also False if the runs fail, or if batch norm or active dropout
-    already shows a difference.
+    The two runs cost a small part of an export. Also False if the runs fail, or if batch norm or active dropout already
+    shows a difference.
+
+    Args:
+        model: the model.
+        signature: how the model is called, and which of its arguments become placeholders.
+        examples: the example value of every placeholder.
     """
     if any(map(_differs_by_mode, model.modules())):
         return False
@@ -37,11 +42,15 @@ def modes_agree(model: nn.Module, signature: Signature, examples: Mapping[str, o
 
 
 def _differs_by_mode(module: nn.Module) -> bool:
+    """Whether a module is a batch norm or an active dropout, which compute different things in train and eval mode."""
     return isinstance(module, _BatchNorm) or (isinstance(module, _DropoutNd) and module.p > 0)
 
 
 def _operations(model: nn.Module, signature: Signature, examples: Mapping[str, object]) -> list[tuple[object, str]]:
-    """Return the aten calls of a run, and what the model returned, with values as text, which tells 0.0 from False."""
+    """Run a model on fake tensors; return its aten calls with their arguments as text, and last what it returned.
+
+    Text tells 0.0 from False.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = trees.map_leaves_of(
         torch.Tensor, lambda tensor: mode.from_tensor(tensor, static_shapes=True), off_meta(dict(examples))

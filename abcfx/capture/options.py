@@ -43,7 +43,7 @@ class Capture:
 
     @classmethod
     def of(cls, option: Capture | CaptureMethod) -> Capture:
-        """Return the option itself, or the defaults with the method that was named."""
+        """Return the option itself if it is a Capture; make one with this method if it is the name of a method."""
         if isinstance(option, Capture):
             return option
         return cls(method=choose("capture", option, get_args(CaptureMethod)))

@@ -38,7 +38,7 @@ def _replaced(owner: type | ModuleType, **attributes: object) -> Iterator[None]:
 
 @contextmanager
 def module_calls(handler: ModuleCall) -> Iterator[None]:
-    """Run the handler in place of every module call within the block."""
+    """Run `handler(original, module, args, kwargs)` in place of every call of a module within the block."""
     original: Callable[..., object] = nn.Module.__call__
 
     def call(module: nn.Module, *args: object, **kwargs: object) -> object:
@@ -50,7 +50,7 @@ def module_calls(handler: ModuleCall) -> Iterator[None]:
 
 @contextmanager
 def function_applies(handler: FunctionApply) -> Iterator[None]:
-    """Run the handler in place of the `apply` of every `autograd.Function` within the block."""
+    """Run `handler(original, cls, args, kwargs)` in place of every `apply` of an autograd.Function in the block."""
     original = vars(torch.autograd.Function)["apply"]
 
     def apply(cls: type[torch.autograd.Function], /, *args: object, **kwargs: object) -> object:
@@ -61,9 +61,13 @@ def function_applies(handler: FunctionApply) -> Iterator[None]:
 
 
 def plain_call_of_checkpoint(cls: type, args: tuple[object, ...]) -> Callable[[], object] | None:
-    """Return the call that torch's reentrant checkpoint makes, so that a capture can make it without the checkpoint.
+    """Return the call that torch's reentrant checkpoint makes, for a capture to make it without the checkpoint.
 
     None for every other autograd.Function.
+
+    Args:
+        cls: the autograd.Function that is applied.
+        args: the arguments of its `apply`.
     """
     if cls.__module__ != "torch.utils.checkpoint":
         return None
@@ -74,7 +78,7 @@ def plain_call_of_checkpoint(cls: type, args: tuple[object, ...]) -> Callable[[]
 
 @contextmanager
 def checkpoints_noticed() -> Iterator[list[str]]:
-    """Yield a list that gets an entry for every use of torch.utils.checkpoint within the block, of either kind.
+    """Yield a list that gets one entry for every use of torch.utils.checkpoint within the block.
 
     Models import `checkpoint` under names of their own; what it calls is looked up in torch's module at every call.
     """
@@ -101,12 +105,12 @@ def checkpoints_noticed() -> Iterator[list[str]]:
 
 
 def is_torchs_own(cls: type) -> bool:
-    """Return True for a Function by which torch itself gives a custom op its gradient; a graph keeps the op."""
+    """Whether an autograd.Function is torch's own, by which a custom op gets its gradient; a graph keeps the op."""
     return cls.__module__.startswith("torch.")
 
 
 def is_backward_hook(cls: type) -> bool:
-    """Return True for the identity by which torch lets a module's backward hooks see gradients."""
+    """Whether an autograd.Function is the identity by which torch lets a module's backward hooks see gradients."""
     return cls.__module__ == "torch.nn.modules._functions" and cls.__name__ == "BackwardHookFunction"
 
 
@@ -122,15 +126,15 @@ def as_if_exporting() -> Iterator[None]:
 
 @contextmanager
 def answers_as_eager(told: Container[str] | None) -> Iterator[list[str]]:
-    """Let a model that asks `torch.compiler` whether it is compiled hear no, as it does in training.
+    """Let a model that asks `torch.compiler` whether it is compiled hear that it is not, as in training.
 
-    Some models choose another algorithm when they hear yes. torch itself is told the truth.
+    Some models choose another algorithm when they are compiled. torch itself is told the truth.
 
     Args:
-        told: places in the model's code that hear the truth; None for all of them.
+        told: places in the model's code that are told the truth as well; None for all of them.
 
     Yields:
-        The places that heard something else, in the order in which they asked.
+        A list of the places that were told something else, in the order in which they asked.
     """
     originals = {"is_compiling": torch.compiler.is_compiling, "is_exporting": torch.compiler.is_exporting}
     asked: list[str] = []
@@ -151,7 +155,7 @@ def answers_as_eager(told: Container[str] | None) -> Iterator[list[str]]:
 
 
 def _place(frame: FrameType) -> str:
-    """Say where a question comes from, with the caller, since a helper may ask for several; "" for torch itself."""
+    """Return file and line of a question and of its caller, since a helper may ask for several; "" for torch itself."""
     if str(frame.f_globals.get("__name__", "")).partition(".")[0] == "torch":
         return ""
     frames = [frame, *([frame.f_back] if frame.f_back is not None else [])]
@@ -160,7 +164,7 @@ def _place(frame: FrameType) -> str:
 
 @contextmanager
 def conversions_that_change_nothing() -> Iterator[None]:
-    """Let `module.to(...)` return at once within the block where the module is so already.
+    """Let `module.to(...)` return at once within the block where it has nothing to convert.
 
     Models call it in forward to be sure of a dtype; on fake weights torch refuses even when there is nothing to do.
     """

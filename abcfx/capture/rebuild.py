@@ -20,7 +20,7 @@ WRAPPED = "model"
 
 
 class Rebuild:
-    """A copy of the graph of `ExportedProgram.module()` for the model that was exported.
+    """A copy of an exported graph that refers to parameters and modules by the names that the model has for them.
 
     Args:
         model: the model that was exported.
@@ -29,7 +29,7 @@ class Rebuild:
 
     Attributes:
         graph: the new graph.
-        found: tensors and sub-graphs that the graph refers to by name and that the model does not hold.
+        found: by name, tensors and sub-graphs that the graph refers to and that the model does not hold.
     """
 
     def __init__(self, model: nn.Module, exported: fx.GraphModule, slots: Sequence[str]) -> None:
@@ -47,7 +47,12 @@ class Rebuild:
         self.graph.lint()
 
     def _transfer(self, owner: fx.GraphModule, copies: dict[fx.Node, fx.Node]) -> Argument:
-        """Copy every node of the owner's graph but placeholders and output, and return the output's argument."""
+        """Copy every node of a graph but placeholders and output, and return the argument of the output node.
+
+        Args:
+            owner: the exported module whose graph is copied.
+            copies: the new node of each old one; those of the placeholders are given, the others are added.
+        """
         for node in owner.graph.nodes:
             if node.op == "output":
                 return cast("Argument", node.args[0])
@@ -62,6 +67,7 @@ class Rebuild:
         raise CaptureError("the exported graph has no output")
 
     def _copy(self, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> fx.Node:
+        """Copy one node, with arguments mapped to new nodes, and module paths without the wrapper around the model."""
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: copies[each])
         name = node.name.removeprefix(WRAPPED + "_")
         new = self.graph.create_node(node.op, node.target, args, kwargs, name, node.type)
@@ -72,7 +78,10 @@ class Rebuild:
         return new
 
     def _resolve(self, node: fx.Node, owner: fx.GraphModule) -> None:
-        """Point a get_attr node at the model's own tensor, ties by object identity; the rest goes to `found`."""
+        """Point a get_attr node at the model's own name for its tensor, which is found by identity if it is tied.
+
+        A value that the model does not hold goes to `found` under a new name.
+        """
         target = str(node.target)
         own = target.removeprefix(WRAPPED + ".")
         mine, given = _lookup(self.model, own), _lookup(owner, target)
@@ -88,7 +97,13 @@ class Rebuild:
             node.target = name
 
     def _inline(self, owner: fx.GraphModule, region: fx.Node, copies: dict[fx.Node, fx.Node]) -> None:
-        """Write a torch.no_grad region out in place; its inputs are detached, which stops the same gradients."""
+        """Write a torch.no_grad region out in place; its inputs are detached, which stops the same gradients.
+
+        Args:
+            owner: the exported module that holds the region's subgraph.
+            region: the node that calls the subgraph.
+            copies: the new node of each old one; those of the region's results are added.
+        """
         enabled, body, *inputs = region.args
         assert isinstance(body, fx.Node)
         inside = _lookup(owner, str(body.target))
@@ -108,6 +123,7 @@ class Rebuild:
             copies[user] = outer.get(result, inner[result])
 
     def _detached(self, node: fx.Node, region: fx.Node) -> fx.Node:
+        """Add a detach of a node that enters a torch.no_grad region; return the node itself if it has no gradient."""
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor) or not (value.is_floating_point() or value.is_complex()):
             return node
@@ -118,7 +134,7 @@ class Rebuild:
         return detached
 
     def _free_the_device(self) -> None:
-        """Take the device from the first input where the export wrote down the one it ran on, so that `.to` works."""
+        """Replace the device that the export ran on, in arguments of nodes, by that of the first input, for `.to`."""
         placeholders = self.graph.find_nodes(op="placeholder")
         inputs = [node for node in placeholders if isinstance(node.meta.get("val"), torch.Tensor)]
         device = inputs[0].meta["val"].device if inputs else None
@@ -143,15 +159,17 @@ def own_stack(stack: Mapping[str, tuple[str, object]]) -> dict[str, tuple[str, o
 
 
 def _devices(node: fx.Node) -> list[torch.device]:
+    """Return the torch devices among the arguments of a node."""
     return [value for value in (*node.args, *node.kwargs.values()) if isinstance(value, torch.device)]
 
 
 def _is_grad_region(node: fx.Node) -> bool:
+    """Whether a node calls the subgraph of a torch.no_grad or torch.enable_grad region."""
     return node.op == "call_function" and getattr(node.target, "__name__", "") == "wrap_with_set_grad_enabled"
 
 
 def _is_bookkeeping(node: fx.Node) -> bool:
-    """Return True for nodes that are left out.
+    """Whether a node of an exported graph is left out of the copy, since it computes no value of the model.
 
     These are guards (kept apart), parameters that nobody reads, bodies that get inlined, and checks that dtypes are as
     they were, which would refuse autocast although the model itself allows it.
@@ -162,6 +180,7 @@ def _is_bookkeeping(node: fx.Node) -> bool:
 
 
 def _lookup(owner: object, path: str) -> object:
+    """Return the attribute at a dotted path below an object; None if there is none."""
     try:
         found: object = operator.attrgetter(path)(owner)
     except AttributeError:

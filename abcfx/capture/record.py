@@ -45,7 +45,7 @@ def capture_record(
     values: bool = False,
     sizes: OpenSizes = "free",
 ) -> tuple[EmittedModule, tuple[str, ...]]:
-    """Record the model in the given modes.
+    """Record a model in the given modes: run it and write down every torch call as a node of a graph.
 
     Args:
         model: the model.
@@ -54,10 +54,10 @@ def capture_record(
         modes: True for train mode, False for eval mode, in any order.
         values: record on the example tensors themselves instead of fake ones. Branches on tensor values can then be
             recorded, but the graph is right only for inputs that take the same branches; so this is never automatic.
-        sizes: the sizes that the graph leaves open, see `free_dims`.
+        sizes: which sizes of inputs the graph leaves open: "free", "batch" (only the first dim) or "fixed".
 
     Returns:
-        The emitted module, and notes for the report.
+        The module with the graphs, and notes for the report.
 
     Raises:
         CaptureError: forward looks at tensor values, or does something that cannot be recorded; names the line.
@@ -81,7 +81,13 @@ def capture_record(
 
 
 def _record(run: _Run) -> Recorder:
-    """Record the model in its current mode, on fake tensors or on the examples."""
+    """Record a model in its current mode, on fake tensors or on the examples; return the recorder, with its graph.
+
+    A number that forward takes from a fake tensor is a stand-in; the graph must not depend on which one it is.
+
+    Raises:
+        CaptureError: the model cannot be recorded, or its graph depends on the number in a tensor.
+    """
     if run.free is None:
         return run.record(None, None)
     recorder = _past_checks(run)
@@ -94,7 +100,10 @@ def _record(run: _Run) -> Recorder:
 def _past_checks(run: _Run) -> Recorder:
     """Record a forward that checks tensor values, such as `assert not x.isnan().any()`, as if the checks pass.
 
-    A truth value is a check when forward raises for the other one. A branch, both sides of which go on, is refused.
+    A truth value is a check when forward raises for the other one.
+
+    Raises:
+        CaptureError: forward branches on a tensor's value and goes on in both branches, in different ways.
     """
     decisions: list[bool] = []
     while True:
@@ -117,11 +126,11 @@ def _past_checks(run: _Run) -> Recorder:
 
 
 class _RaisedByModel(Exception):
-    """Says that the model's own code raised while it was recorded.
+    """The error that the model's own code raised while it was recorded.
 
     Attributes:
         line: the line of the model's source.
-        taken: the truth values of tensors that forward had got by then.
+        taken: the truth values that `bool(tensor)` had given in forward by then.
     """
 
     def __init__(self, explained: CaptureError, taken: list[bool]) -> None:
@@ -132,13 +141,13 @@ class _RaisedByModel(Exception):
 
 @dataclass(frozen=True)
 class _Run:
-    """Everything that one run of the model needs.
+    """A model with everything that is needed to run it once for a recording.
 
     Attributes:
         model: the model, in the mode to record.
-        signature: the model's signature.
+        signature: how the model is called, and which of its arguments become placeholders.
         examples: the example value of every placeholder.
-        free: the dims of each input that stay open; None to run on the examples themselves.
+        free: for each input the dims that stay open; None to run on the examples themselves.
     """
 
     model: nn.Module
@@ -147,11 +156,15 @@ class _Run:
     free: Mapping[str, frozenset[int]] | None
 
     def record(self, stand_in: float | None, decisions: Sequence[bool] | None) -> Recorder:
-        """Run the model once; both arguments are those of `Recorder`.
+        """Run the model once and return the recorder, whose graph has the model's signature and checks of sizes.
+
+        Args:
+            stand_in: the number that `float(tensor)` gives, since a fake tensor has no value; None to let it raise.
+            decisions: the truth values that `bool(tensor)` gives, in order, and True after them; None to let it raise.
 
         Raises:
             CaptureError: the model cannot be recorded.
-            _RaisedByModel: the model's own code raised, where decisions were asked for.
+            _RaisedByModel: the model's own code raised, where decisions were given.
         """
         fake = None if self.free is None else FakeInputs(off_meta(dict(self.examples)), self.free)
         if fake is not None:
@@ -189,7 +202,10 @@ class _Run:
 
 @contextmanager
 def _recording(recorder: Recorder, fake: FakeInputs | None) -> Iterator[None]:
-    """Show the recorder calls of modules and Functions within the block; on fake tensors, run as in an export."""
+    """Show a recorder the calls of modules and autograd.Functions within the block.
+
+    With fake inputs, new tensors within the block are fake, too, and models are told that they are being exported.
+    """
     with ExitStack() as stack:
         if fake is not None:
             stack.enter_context(fake.active())
@@ -202,7 +218,7 @@ def _recording(recorder: Recorder, fake: FakeInputs | None) -> Iterator[None]:
 
 @contextmanager
 def _buffers_restored(model: nn.Module) -> Iterator[None]:
-    """Put the values of buffers back on exit, for a run on the model's own tensors."""
+    """Put the values of a model's buffers back on exit, after a run on the model's own tensors."""
     before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
@@ -213,7 +229,7 @@ def _buffers_restored(model: nn.Module) -> Iterator[None]:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Return True for an error that the model's own code raises on purpose when a check of values fails."""
+    """Whether the model's own code raised an error on purpose, as it does when a check of values fails."""
     if not isinstance(error, (AssertionError, ValueError)):
         return False
     frames = traceback.extract_tb(error.__traceback__)
@@ -221,6 +237,7 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _explained(model: nn.Module, recorder: Recorder, error: Exception) -> CaptureError:
+    """Return the error that a model cannot be recorded, with the module that ran and the line of its source."""
     line = user_line(error.__traceback__)
     first = next((text for text in str(error).splitlines() if text.strip()), "")
     where = recorder.current_module() + (f"\n    {line}" if line else "")

@@ -30,23 +30,23 @@ _Result = TypeVar("_Result")
 
 
 class Recorder(TorchFunctionMode):
-    """A mode that records every call of torch on tensors that depend on the model's inputs or weights.
+    """A torch mode that records every call of torch on tensors that depend on the model's inputs or weights.
 
     Args:
         model: the model that will run.
-        names: names of its parameters and buffers by id, where the run is on other tensors than the model's present
-            ones.
+        names: names of its parameters and buffers by the ids of their tensors, if the model runs on other tensors in
+            their place.
         stand_in: the number that `float(tensor)` gives, since a fake tensor has no value; None to let it raise.
-        decisions: the truth values that `bool(tensor)` gives, in order, as far as they go; True after them. None to
-            let it raise where sizes do not decide it.
+        decisions: the truth values that `bool(tensor)` gives, in order, as far as they go; True after them. None to let
+            it raise where sizes do not decide it.
 
     Attributes:
-        graph: what was recorded so far.
+        graph: the fx graph of the calls so far.
         constants: tensors that the model does not hold, by the names the graph uses for them.
-        bottom: the frame that calls the model; stack traces stop there.
-        taken: the truth values that were given without knowing them, in order.
-        places: the source line of each of them.
-        used_stand_in: True if `float(tensor)` was called and got the stand-in.
+        bottom: the Python frame that calls the model; stack traces stop there.
+        taken: the truth values that `bool(tensor)` gave without knowing them, in order.
+        places: the source line of each of these truth values.
+        used_stand_in: True if `float(tensor)` was called and gave the stand-in.
     """
 
     def __init__(
@@ -82,14 +82,17 @@ class Recorder(TorchFunctionMode):
         self._autocast = torch.is_autocast_enabled("cpu")
 
     def add_inputs(self, inputs: Mapping[str, torch.Tensor]) -> None:
-        """Add one placeholder per input tensor, off whose shape the symbols of sizes are read."""
+        """Add one placeholder for each input tensor; symbols of sizes in its shape can then be read off it."""
         for name, tensor in inputs.items():
             node = self.graph.placeholder(name)
             self._bind(tensor, node)
             self.sizes.add_input(node, tensor)
 
     def finish(self, results: Sequence[object]) -> None:
-        """Write the output, and for every buffer that forward replaced by a new tensor a copy into the buffer.
+        """Write the output node, and for every buffer that forward replaced by a new tensor a copy into the buffer.
+
+        Args:
+            results: the tensors, sizes and numbers that the model returned.
 
         Raises:
             CaptureError: forward replaced a buffer by one of another shape or dtype.
@@ -110,7 +113,7 @@ class Recorder(TorchFunctionMode):
         self.graph.lint()
 
     def current_module(self) -> str:
-        """Return path and class of the innermost module that is running, or was when recording stopped."""
+        """Return, as text, path and class of the innermost module that runs, or that ran when recording stopped."""
         innermost = self._failed or (self._stack[-1] if self._stack else None)
         if innermost is None or not innermost[1]:
             return f"{type(self.model).__name__} (the model itself)"
@@ -125,6 +128,7 @@ class Recorder(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
+        """Run a call of torch, write it down as a node if it makes or changes tensors, and return its result."""
         kwargs = kwargs or {}
         if self._inside:
             return func(*args, **kwargs)
@@ -146,7 +150,7 @@ class Recorder(TorchFunctionMode):
         return out
 
     def _decide(self, func: Callable[..., object], args: tuple[object, ...]) -> object:
-        """Return a truth value: the real one if sizes give it, else the one decided for this place, else True."""
+        """Return the result of `bool(tensor)`: the real one if sizes give it, else the next decision, else True."""
         try:
             return func(*args)
         except VALUE_ERRORS:
@@ -161,7 +165,9 @@ class Recorder(TorchFunctionMode):
     def call_module(
         self, original: Callable[..., object], module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> object:
-        """Write a torch.nn layer down as one node; enter every other module."""
+        """Call a module by `original` (`nn.Module.__call__`) and return its output; a torch.nn layer becomes one
+        node.
+        """
         path = self.paths.get(id(module))
         if self._inside or path is None:
             return original(module, *args, **kwargs)
@@ -185,7 +191,7 @@ class Recorder(TorchFunctionMode):
     def call_autograd_function(
         self, original: Callable[..., object], cls: type, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> object:
-        """Write a custom autograd.Function down as one node, so that its own backward is kept; enter torch's own."""
+        """Apply an autograd.Function by `original` (its `apply`); a custom one becomes one node, with its backward."""
         if not self._inside and (call := plain_call_of_checkpoint(cls, args)) is not None:
             return call()
         if not self._inside and is_backward_hook(cls):
@@ -203,7 +209,7 @@ class Recorder(TorchFunctionMode):
         return out
 
     def _whole(self, call: Callable[[], _Result]) -> _Result:
-        """Make a call that is one node: nothing within it is written down."""
+        """Run a call that becomes one node, without writing down the calls within it, and return its result."""
         self._inside = True
         try:
             return call()
@@ -211,7 +217,7 @@ class Recorder(TorchFunctionMode):
             self._inside = False
 
     def _is_leaf(self, module: nn.Module) -> bool:
-        """Return True for torch's own layers while they hold their own weights.
+        """Whether a module is written down as one node: torch's own layers, while they hold their own weights.
 
         `functional_call` puts other tensors in the weights' place, which a call of the layer would not know.
         """
@@ -228,7 +234,7 @@ class Recorder(TorchFunctionMode):
         kwargs: dict[str, object],
         out: object,
     ) -> None:
-        """Write a call down as a node, and say which nodes give the tensors in its result."""
+        """Write a call of `func` with result `out` down as a node, and remember which node gives each tensor of it."""
         given, named = self._arguments(args), self._named_arguments(kwargs)
         if name == "__get__":
             node = self._create("call_function", getattr, (given[0], _attribute(func)), {})
@@ -244,6 +250,7 @@ class Recorder(TorchFunctionMode):
         self._bind(out, node)
 
     def _create(self, op: str, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> fx.Node:
+        """Add a node to the graph, with the modules that run and the source lines; refuse changes of autocast."""
         if torch.is_autocast_enabled("cpu") != self._autocast:
             raise CaptureError("forward turns autocast on or off, which cannot be recorded")
         node = self.graph.create_node(op, target, args, kwargs)
@@ -252,17 +259,18 @@ class Recorder(TorchFunctionMode):
         return node
 
     def _trace(self) -> str:
+        """Return the present stack of user code, from the call of the model on, as text for `node.meta`."""
         return format_frames(frames_above(self.bottom))
 
     def _stopped(self, node: fx.Node, out: object) -> fx.Node:
-        """Return the node, detached where a layer with weights of its own was called without gradients."""
+        """Return the node of a layer's output, followed by a detach where the layer was called without gradients."""
         if torch.is_grad_enabled() == self._grad or not isinstance(out, torch.Tensor) or not _carries_gradient(out):
             return node
         node.meta["val"] = out
         return self._create("call_method", "detach", (node,), {})
 
     def _bind(self, out: object, node: fx.Node) -> None:
-        """Remember which node gives each tensor of a result."""
+        """Remember that a node gives this result; add a getitem node for each tensor in a tuple, list or dict."""
         node.meta.setdefault("val", out)
         if isinstance(out, torch.Tensor):
             self._nodes[id(out)] = node
@@ -283,7 +291,7 @@ class Recorder(TorchFunctionMode):
         return {key: self._argument(value) for key, value in kwargs.items()}
 
     def _argument(self, value: object) -> Argument:
-        """Return a call's argument as a graph has it: nodes for tensors and traced sizes."""
+        """Return an argument of a call as a graph has it, with nodes in the place of tensors and traced sizes."""
         if isinstance(value, torch.Tensor):
             return self._without_gradient(self._node(value), value)
         if isinstance(value, SYMBOLIC):
@@ -304,6 +312,7 @@ class Recorder(TorchFunctionMode):
         return as_argument(value)
 
     def _node(self, tensor: torch.Tensor) -> fx.Node:
+        """Return the node that gives a tensor; a weight or constant gets a get_attr node when it is first used."""
         if id(tensor) not in self._nodes:
             name = self.names.get(id(tensor)) or self._new_constant(tensor)
             with at_front(self.graph):
@@ -312,6 +321,7 @@ class Recorder(TorchFunctionMode):
         return self._nodes[id(tensor)]
 
     def _new_constant(self, tensor: torch.Tensor) -> str:
+        """Store a tensor that no recorded call made and return its new name; refuse a fake one, which has no value."""
         value = constant_of(tensor)
         if value is None:
             raise CaptureError(
@@ -323,7 +333,7 @@ class Recorder(TorchFunctionMode):
         return name
 
     def _without_gradient(self, node: fx.Node, tensor: torch.Tensor) -> fx.Node:
-        """Return the node, detached for a tensor from outside of a torch.no_grad region, which stops the gradients."""
+        """Return an argument's node, followed by a detach where torch.no_grad is on and the tensor has gradients."""
         if torch.is_grad_enabled() == self._grad or not _carries_gradient(tensor) or not tensor.requires_grad:
             return node
         if torch.is_grad_enabled():
@@ -347,15 +357,17 @@ def _apply_of(cls: type) -> Callable[..., object]:
 
 
 def _attribute(func: Callable[..., object]) -> str:
-    """Return the name of the attribute that a getter or setter of Tensor belongs to."""
+    """Return the name of the attribute that a getter or setter of torch.Tensor belongs to."""
     return str(func.__self__.__name__)  # type: ignore[attr-defined]
 
 
 def _carries_gradient(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has a dtype (floating-point or complex) that can have gradients."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _is_method(func: Callable[..., object]) -> bool:
+    """Whether a callable is a method of torch.Tensor, which a graph calls by name."""
     owner = getattr(func, "__objclass__", None)
     if owner is not None:
         return issubclass(torch.Tensor, owner)
@@ -363,7 +375,7 @@ def _is_method(func: Callable[..., object]) -> bool:
 
 
 def _python_operator(name: str) -> tuple[Callable[..., object], bool] | None:
-    """Return `operator`'s function for a special method, and whether its operands are swapped (`__radd__`)."""
+    """Return `operator`'s function for a special method, if any, and whether operands are swapped (`__radd__`)."""
     if not (name.startswith("__") and name.endswith("__")):
         return None
     word = name[2:-2]

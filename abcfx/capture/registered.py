@@ -9,7 +9,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 
 @dataclass(frozen=True)
 class ArgumentNames:
-    """Names of an op's arguments.
+    """The names of a torch op's arguments.
 
     Attributes:
         all: every name.

@@ -15,13 +15,13 @@ _FEW_TOKENS = 65
 
 @dataclass(frozen=True)
 class Inputs:
-    """Arguments of one call.
+    """The arguments of one call of a model.
 
     Attributes:
         args: positional arguments.
         kwargs: keyword arguments.
-        label: how the arguments differ from the examples, in words.
-        varied: False for the examples themselves.
+        label: how the arguments differ from the example inputs, in words.
+        varied: False for the example inputs themselves.
     """
 
     args: tuple[object, ...]
@@ -30,18 +30,18 @@ class Inputs:
     varied: bool = True
 
     def fresh(self) -> tuple[tuple[object, ...], dict[str, object]]:
-        """Return both with copied tensors, since a model may write into its inputs."""
+        """Return positional and keyword arguments with copied tensors, since a model may write into its inputs."""
         return trees.map_tensors(_copy, self.args), trees.map_tensors(_copy, self.kwargs)
 
 
 @dataclass(frozen=True)
 class _Variation:
-    """One way to change example inputs.
+    """One way to change the example inputs of a model.
 
     Attributes:
         label: the change in words.
-        batch: size of the batch, if it changes.
-        lengths: length of a sequence before and after, if it changes.
+        batch: size of the examples' batch, if the batch is to get another size; else None.
+        lengths: length of a sequence before and after, if it changes; else None.
         values: True if values change.
     """
 
@@ -73,6 +73,7 @@ def variations(args: tuple[object, ...], kwargs: dict[str, object]) -> Iterator[
 
 
 def _vary(args: tuple[object, ...], kwargs: dict[str, object], way: _Variation) -> Inputs:
+    """Return example inputs changed in one way: another batch, another length, or other values."""
     generator = torch.Generator().manual_seed(_SEED)
 
     def change(path: str, leaf: object) -> object:
@@ -95,9 +96,10 @@ def _vary(args: tuple[object, ...], kwargs: dict[str, object], way: _Variation) 
 
 
 def _other_lengths(first: torch.Tensor) -> list[int]:
-    """Return lengths to try: shorter for long inputs, which is cheap and within every limit; longer for short ones.
+    """Return sequence lengths to try in place of that of `first`: shorter for long inputs, longer for short ones.
 
-    Long rows of tokens are tried much shorter first, since each try takes a training step of the whole model.
+    A shorter one is cheap and within every limit. Long rows of tokens are tried much shorter first, since each try
+    takes a training step of the whole model.
     """
     length = first.shape[1]
     half = length // 2 + 1 if length > 8 else length + 2
@@ -105,12 +107,21 @@ def _other_lengths(first: torch.Tensor) -> list[int]:
 
 
 def _resized(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """Repeat a tensor along a dim, and cut it, so that the dim gets the given size."""
     repeats = -(-size // max(tensor.shape[dim], 1))
     return torch.cat([tensor] * repeats, dim).narrow(dim, 0, size)
 
 
 def _revalued(tensor: torch.Tensor, path: str, generator: torch.Generator) -> torch.Tensor:
-    """Draw values anew from the tensor's own, so that ids stay valid; a mask becomes one with padding at the end."""
+    """Draw the values of an input anew from those that it has, so that ids stay valid.
+
+    A mask of zeros and ones becomes one with padding at the end of each row.
+
+    Args:
+        tensor: the input.
+        path: where the input stands among the arguments, by which a mask is recognised.
+        generator: the source of random numbers.
+    """
     flat = tensor.reshape(-1)
     if not len(flat):
         return tensor
@@ -122,10 +133,12 @@ def _revalued(tensor: torch.Tensor, path: str, generator: torch.Generator) -> to
 
 
 def _is_ascending(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a row of integers that never decrease, such as offsets."""
     return _is_whole(tensor) and tensor.dim() == 1 and len(tensor) > 1 and bool((tensor[1:] >= tensor[:-1]).all())
 
 
 def _is_whole(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds integers or booleans."""
     return not tensor.is_floating_point() and not tensor.is_complex()
 
 

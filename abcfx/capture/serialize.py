@@ -27,21 +27,30 @@ _Kind = TypeVar("_Kind")
 
 @dataclass(frozen=True)
 class _Position:
-    """A node, by its position in the graph."""
+    """A stand-in for a node of a graph: its position there."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class _Operator:
-    """An overload of a torch operator, by its qualified name."""
+    """A stand-in for an overload of a torch operator: its qualified name."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class NodeData:
-    """A node without objects that pickle cannot take."""
+    """A node of an fx graph as plain data that can be pickled.
+
+    Attributes:
+        op: kind of the node, such as "call_function".
+        name: name of the node.
+        target: the function or name that is called; an overload of a torch operator by its name.
+        args: positional arguments, with positions in the place of nodes.
+        kwargs: keyword arguments, with positions in the place of nodes.
+        meta: source location and module path.
+    """
 
     op: str
     name: str
@@ -53,17 +62,17 @@ class NodeData:
 
 @dataclass(frozen=True)
 class GraphData:
-    """A graph without objects that pickle cannot take."""
+    """An fx graph as plain data that can be pickled: its nodes in order, and how the model is called."""
 
     nodes: list[NodeData]
     signature: Signature | None
 
 
 def graph_to_data(graph: fx.Graph) -> GraphData:
-    """Return the graph as plain data.
+    """Return an fx graph as plain data that can be pickled.
 
     Raises:
-        pickle.PicklingError: the graph has guards (as every graph from torch.export has), which are generated
+        pickle.PicklingError: the graph checks sizes on each call (as every graph from torch.export does), by generated
             functions without a name to be found by.
     """
     signature = signature_of_graph(graph)
@@ -87,7 +96,7 @@ def graph_to_data(graph: fx.Graph) -> GraphData:
 
 
 def graph_from_data(data: GraphData) -> fx.Graph:
-    """Build the graph again, with the same names, arguments and source locations."""
+    """Build an fx graph again from its plain data, with the same names, arguments and source locations."""
     graph = fx.Graph()
     made: list[fx.Node] = []
 
@@ -106,6 +115,7 @@ def graph_from_data(data: GraphData) -> fx.Graph:
 
 
 def _meta(node: fx.Node) -> dict[str, object]:
+    """Return the part of a node's meta that is pickled: its source location and module path, with names of classes."""
     meta = {key: node.meta[key] for key in _META if key in node.meta}
     stack = meta.get("nn_module_stack")
     if stack is not None:
@@ -119,6 +129,7 @@ def _class_name(kind: type | str) -> str:
 
 
 def _resolve(target: Target | _Operator) -> Target:
+    """Return the target of a node; an operator that was stored by its name is looked up in `torch.ops`."""
     if not isinstance(target, _Operator):
         return target
     namespace, _, name = target.name.partition("::")
@@ -128,7 +139,7 @@ def _resolve(target: Target | _Operator) -> Target:
 
 
 def _replace(value: object, kind: type[_Kind], function: Callable[[_Kind], object]) -> object:
-    """Return a node's argument with everything of one kind in it replaced by what the function returns."""
+    """Return a node's argument with everything of one type in it replaced by what a function returns for it."""
     if isinstance(value, kind):
         return function(value)
     if isinstance(value, (tuple, list)):

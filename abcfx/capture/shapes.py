@@ -16,12 +16,14 @@ from abcfx.support.running import preserved_rng
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of the same shape, strides and dtype without storage."""
+    """Return a tensor of the same shape, strides and dtype on the meta device, without storage."""
     return torch.empty_like(tensor, device="meta", requires_grad=tensor.requires_grad and tensor.is_leaf)
 
 
 class _ShapeInterpreter(fx.Interpreter):
-    """Runs a graph on meta tensors; torch.nn layers run as copies whose parameters are meta tensors too.
+    """An interpreter that runs a graph on meta tensors, which have shapes only, and notes them on the nodes.
+
+    torch.nn layers run as copies whose parameters are meta tensors too.
 
     Attributes:
         shadows: the meta tensor of each parameter, buffer and constant, by the id of the real one.
@@ -35,6 +37,7 @@ class _ShapeInterpreter(fx.Interpreter):
         self._leaves: dict[str, nn.Module] = {}
 
     def run_node(self, n: fx.Node) -> object:
+        """Run one node and set its `meta["val"]` to the result, a meta tensor without autograd history."""
         self.failed = n
         value: object = super().run_node(n)
         if n.op != "output":
@@ -47,11 +50,13 @@ class _ShapeInterpreter(fx.Interpreter):
         return self._shadow(value) if isinstance(value, torch.Tensor) else value
 
     def _shadow(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the meta tensor that stands for a parameter, buffer or constant; it is made at the first use."""
         if id(tensor) not in self.shadows:
             self.shadows[id(tensor)] = to_meta(tensor)
         return self.shadows[id(tensor)]
 
     def call_module(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
+        """Run a copy of a torch.nn layer whose parameters are meta tensors."""
         path = str(target)
         if path not in self._leaves:
             leaf: nn.Module = self.fetch_attr(path)
@@ -71,20 +76,21 @@ class _ShapeInterpreter(fx.Interpreter):
 
 
 def _on_meta(kwargs: dict[str, object]) -> dict[str, object]:
+    """Return keyword arguments of a call, with the meta device in place of any other."""
     return {**kwargs, "device": torch.device("meta")} if kwargs.get("device") is not None else kwargs
 
 
 def propagate_shapes(module: EmittedModule, slots: Sequence[str], examples: Mapping[str, object]) -> tuple[str, ...]:
-    """Set `meta["val"]` on the nodes of both graphs.
+    """Set `meta["val"]`, a meta tensor of the value's shape and dtype, on the nodes of both graphs of a module.
 
     Args:
-        module: the emitted module.
+        module: the module with the captured graphs.
         slots: names of the placeholders, in order.
         examples: the example value of every placeholder.
 
     Returns:
-        A note for each graph in which some value could not be had without running the model; only the nodes before
-        that value have theirs.
+        A note for each graph in which some value could not be had without running the model; only the nodes before that
+        value have theirs.
     """
     notes: list[str] = []
     shadows: dict[int, torch.Tensor] = {}

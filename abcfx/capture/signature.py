@@ -22,21 +22,26 @@ _IDENTITY: object = object.__eq__
 
 @dataclass(frozen=True)
 class Slot:
-    """An input that stays free: the graph's placeholder with this name."""
+    """An input of a model that becomes a placeholder of the graph, by the placeholder's name."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Constant:
-    """An input whose value is part of the graph; a call with another value is refused."""
+    """An input of a model whose value is part of the graph; a call with another value is refused."""
 
     value: object
 
 
 @dataclass(frozen=True)
 class ArgumentTree:
-    """One argument of the model: the shape of its tree, and for each leaf whether it is a slot or a constant."""
+    """One argument of a model: how it is nested, and for each leaf whether it is a placeholder or a constant.
+
+    Attributes:
+        spec: torch's description of the nested containers.
+        leaves: the leaves in order, a Slot for a placeholder.
+    """
 
     spec: trees.TreeSpec
     leaves: tuple[Slot | Constant, ...]
@@ -47,18 +52,19 @@ class ArgumentTree:
 
 
 def _argument_like(example: object, leaves: tuple[Slot | Constant, ...]) -> ArgumentTree:
+    """Return an ArgumentTree nested as `example` is; pickle calls it, as torch's own description does not pickle."""
     return ArgumentTree(trees.structure(example), leaves)
 
 
 @dataclass(frozen=True, eq=False)
 class Signature:
-    """A model's call signature, how its arguments become placeholders, and how its output is built.
+    """A model's call signature: how its arguments become the graph's placeholders, and how its output is built.
 
     Attributes:
         parameters: the signature of the model's forward.
         arguments: by name, how each argument becomes placeholders and constants.
         output: the recipe that builds the model's output from the graph's flat outputs; None when they are the same.
-        guards: raises for values of the placeholders that the graph is not right for; run on every call.
+        guards: a check that raises for values of the placeholders that the graph is not right for; run on every call.
         positional: how many arguments the example gave by position.
         omitted: names of the arguments that the example left at their defaults.
     """
@@ -80,24 +86,27 @@ class Signature:
 
     @property
     def is_plain(self) -> bool:
-        """True when every argument is one required placeholder, so that generated code needs no checks."""
+        """Whether each argument of the model is one required placeholder, and calls check no sizes.
+
+        The generated forward then hands its arguments to the graph as they are.
+        """
         return self.guards is None and all(
             argument.leaves == (Slot(name),) and self.parameters.parameters[name].default is _MISSING
             for name, argument in self.arguments.items()
         )
 
     def bind(self, *args: object, **kwargs: object) -> dict[str, object]:
-        """Return the arguments of a call by name, with defaults filled in."""
+        """Return the arguments of a call of the model by name, with defaults filled in."""
         bound = self.parameters.bind(*args, **kwargs)
         bound.apply_defaults()
         return dict(bound.arguments)
 
     def flatten(self, values: Mapping[str, object]) -> list[object]:
-        """Return the placeholders' values, given the arguments by name.
+        """Return the values of the graph's placeholders, in order, for arguments of the model by name.
 
         Raises:
-            InvalidInputError: the graph was not captured for such arguments: another tree, another constant, None in
-                the place of a tensor, or a guard that fails.
+            InvalidInputError: the graph was not captured for such arguments: other containers, another constant, None
+                in the place of a tensor, or sizes that the graph is not right for.
         """
         flat: list[object] = []
         for name, argument in self.arguments.items():
@@ -120,11 +129,11 @@ class Signature:
         return flat
 
     def unflatten(self, outputs: Sequence[object]) -> object:
-        """Build the model's output from the graph's flat outputs."""
+        """Build the model's output, with its containers, from the graph's flat outputs."""
         return outputs if self.output is None else put_together(self.output, outputs)
 
     def rebuild(self, slot_values: Mapping[str, object]) -> dict[str, object]:
-        """Return the arguments by name, with the given values in the slots and the constants in their places."""
+        """Return the model's arguments by name, made of constants and of the given values of the placeholders."""
         return {
             name: trees.unflatten(
                 [slot_values[leaf.name] if isinstance(leaf, Slot) else leaf.value for leaf in argument.leaves],
@@ -134,9 +143,13 @@ class Signature:
         }
 
     def call(self, function: Callable[..., object], values: Mapping[str, object]) -> object:
-        """Call the function like the example: the same arguments by position, and the same ones left out.
+        """Call a function like the example call: the same arguments by position, and the same ones left out.
 
         Decorated functions may treat an argument by keyword, or one left out, in their own way.
+
+        Args:
+            function: the function, which takes the model's arguments.
+            values: the arguments by name.
         """
         positional: list[object] = []
         keywords: dict[str, object] = {}
@@ -157,7 +170,7 @@ class Signature:
         return function(*positional, **keywords)
 
     def with_output(self, output: Part) -> Signature:
-        """Return the signature with outputs built by the given recipe."""
+        """Return the signature with a recipe that builds the model's output from the graph's flat outputs."""
         return replace(self, output=output)
 
     def with_guards(self, guards: Callable[[Sequence[object]], None]) -> Signature:
@@ -168,7 +181,9 @@ class Signature:
 def signature_of(
     model: nn.Module, args: tuple[object, ...] | None, kwargs: dict[str, object] | None
 ) -> tuple[Signature, dict[str, torch.Tensor]]:
-    """Return the model's signature, with tensors as slots and all else as constants, and the slots' example values.
+    """Return a model's call signature, and the example value of every placeholder.
+
+    Each tensor among the example inputs becomes a placeholder of the graph, and everything else a constant.
 
     Args:
         model: the model whose forward is called.
@@ -185,9 +200,15 @@ def signature_of(
 def opaque_signature_of(
     model: nn.Module, args: tuple[object, ...] | None, kwargs: dict[str, object] | None
 ) -> tuple[Signature, dict[str, object]]:
-    """Return a signature like `signature_of`, with slots also for objects that cannot be compared (batches of graphs).
+    """Return a model's call signature and example values, with placeholders also for objects such as batches of graphs.
 
-    Only symbolic tracing can use such slots.
+    Objects that cannot be compared by what they hold cannot be constants. Only symbolic tracing can use such
+    placeholders.
+
+    Args:
+        model: the model whose forward is called.
+        args: positional example inputs; None if there are none.
+        kwargs: keyword example inputs; None if there are none.
     """
     return _signature_of(model, args, kwargs, lambda leaf: isinstance(leaf, torch.Tensor) or not _is_constant(leaf))
 
@@ -198,6 +219,17 @@ def _signature_of(
     kwargs: dict[str, object] | None,
     is_slot: Callable[[object], bool],
 ) -> tuple[Signature, dict[str, object]]:
+    """Return a model's call signature and the example value of every placeholder.
+
+    Args:
+        model: the model whose forward is called.
+        args: positional example inputs; None if there are none.
+        kwargs: keyword example inputs; None if there are none.
+        is_slot: whether a leaf of the example inputs becomes a placeholder; the others are constants.
+
+    Raises:
+        InvalidInputError: forward does not take the example inputs.
+    """
     parameters = inspect.signature(model.forward)
     parameters = parameters.replace(
         parameters=[each.replace(annotation=_MISSING) for each in parameters.parameters.values()],
@@ -229,13 +261,13 @@ def _signature_of(
 def _argument(
     parameter: inspect.Parameter, values: Mapping[str, object], is_slot: Callable[[object], bool], taken: set[str]
 ) -> tuple[ArgumentTree, dict[str, object]]:
-    """Return how one argument becomes placeholders, and the example values of its slots.
+    """Return how one argument becomes placeholders and constants, and the example values of its placeholders.
 
     Args:
         parameter: the argument in the signature of forward.
         values: the example's arguments by name.
-        is_slot: tells slots from constants among the leaves of the argument.
-        taken: names in use, to which those of the new slots are added.
+        is_slot: whether a leaf of the argument becomes a placeholder.
+        taken: names in use, to which those of the new placeholders are added.
     """
     empty = parameter.default
     if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -254,6 +286,7 @@ def _argument(
 
 
 def _fresh(name: str, taken: set[str]) -> str:
+    """Return the name, with underscores added until it is not in `taken`, and add it there."""
     while name in taken:
         name += "_"
     taken.add(name)
@@ -261,22 +294,25 @@ def _fresh(name: str, taken: set[str]) -> str:
 
 
 def _is_constant(value: object) -> bool:
-    """Return True for values that can be compared by what they hold, which a check on every call needs."""
+    """Whether a value can be compared by what it holds, as the check of constants on every call needs."""
     plain = (bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.layout)
     return value is None or isinstance(value, plain) or type(value).__eq__ is not _IDENTITY
 
 
 def _same(expected: object, got: object) -> bool:
+    """Whether a call got the constant that the graph was captured with: that object, or an equal one of its type."""
     if expected is got:
         return True
     return type(expected) is type(got) and not isinstance(got, torch.Tensor) and bool(expected == got)
 
 
 def _describe(value: object) -> str:
+    """Return a value as text for an error: a tensor by its shape, anything else by its repr."""
     return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
 
 
 def _refusal(name: str, expected: str, got: str) -> str:
+    """Return the message that the argument `name` of a call is not as the graph was captured, and how to fix it."""
     return (
         f"forward({name}=...): this graph was captured with {expected} and was called with {got}.\n"
         f"  To fix: capture again with example inputs that have the new value,\n"

@@ -27,9 +27,9 @@ _CONTAINERS = (list, dict, set, OrderedDict)
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Undo on exit whatever the body assigned on the model or its submodules: attributes, flags, caches, lists.
+    """Undo on exit whatever the block assigned on the model or its submodules: attributes, flags, caches, lists.
 
-    Tensor contents are not saved: the body must not run real compute on the model's own tensors.
+    Tensor contents are not saved: the block must not run real compute that writes into the model's own tensors.
     """
     attributes = [(module, dict(module.__dict__)) for module in model.modules()]
     restores = [
@@ -46,7 +46,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 
 def _container_restore(value: object) -> Callable[[], None]:
-    """Return a function that gives a container the contents that it has now."""
+    """Return a function that gives a list, dict or set back the contents that it has now."""
     if isinstance(value, list):
         items = list(value)
 
@@ -66,10 +66,10 @@ def _container_restore(value: object) -> Callable[[], None]:
 
 @contextmanager
 def rare_collections() -> Iterator[None]:
-    """Let Python look for cyclic garbage among new objects only within the block.
+    """Let Python's garbage collector run rarely within the block, over new objects for the most part.
 
-    Tracing makes millions of small objects, most of which stay; going through all that is alive again and again
-    takes a third of the time of an export.
+    Tracing makes millions of small objects, most of which stay; going through all that is alive again and again takes a
+    third of the time of an export.
     """
     thresholds = gc.get_threshold()
     if thresholds[0]:
@@ -82,7 +82,7 @@ def rare_collections() -> Iterator[None]:
 
 @contextmanager
 def quiet_torch() -> Iterator[None]:
-    """Keep torch from logging tracebacks of its own within the block: the errors are about to be raised anyway."""
+    """Keep torch from logging tracebacks within the block: the errors are about to be raised anyway."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     before = [logger.disabled for logger in loggers]
     for logger in loggers:
@@ -96,11 +96,11 @@ def quiet_torch() -> Iterator[None]:
 
 @contextmanager
 def no_hidden_randomness(*, torch_too: bool = False) -> Iterator[None]:
-    """Refuse a forward that draws random numbers which a capture would freeze into the graph.
+    """Refuse, at the end of the block, a forward that drew random numbers which a graph would freeze.
 
     Args:
-        torch_too: refuse draws from torch's generator as well as from Python's and NumPy's, for a capture that does
-            not see torch's draws.
+        torch_too: refuse draws from torch's generator as well as from Python's and NumPy's, for a capture that does not
+            see torch's draws.
 
     Raises:
         CaptureError: some generator was used within the block.

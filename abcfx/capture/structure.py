@@ -18,21 +18,21 @@ _VALUES = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 @dataclass(frozen=True)
 class Value:
-    """The graph's output with this index."""
+    """A part of a model's output that is a tensor: its index among the graph's flat outputs."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """A part of the output that is not a tensor and is the same on every call."""
+    """A part of a model's output that is not a tensor and is the same on every call."""
 
     value: object
 
 
 @dataclass(frozen=True)
 class Container:
-    """A container that torch knows how to flatten, over its leaves."""
+    """A part of a model's output that is a container which torch can flatten: how it is nested, and its leaves."""
 
     spec: trees.TreeSpec
     parts: tuple[Part, ...]
@@ -40,7 +40,7 @@ class Container:
 
 @dataclass(frozen=True)
 class Instance:
-    """An object of any other class, which is made again from its attributes."""
+    """A part of a model's output that is an object of any other class, made again from its attributes."""
 
     cls: type
     attributes: dict[str, Part]
@@ -50,13 +50,13 @@ Part = Value | Fixed | Container | Instance
 
 
 def take_apart(output: object) -> tuple[list[object], Part]:
-    """Return the tensors (and traced sizes) in a model's output, and the recipe that builds such an output."""
+    """Return the tensors (and traced sizes) in a model's output, and a recipe that builds such an output of others."""
     values: list[object] = []
     return values, _part(output, values, ())
 
 
 def put_together(part: Part, values: Sequence[object]) -> object:
-    """Build a model's output from a recipe and the values that its parts refer to."""
+    """Build a model's output from a recipe that `take_apart` made, and tensors in the same order."""
     if isinstance(part, Value):
         return values[part.index]
     if isinstance(part, Fixed):
@@ -69,9 +69,11 @@ def put_together(part: Part, values: Sequence[object]) -> object:
 
 
 def _part(output: object, values: list[object], above: tuple[int, ...]) -> Part:
-    """Return the recipe of a part of an output and append its tensors to the values.
+    """Return the recipe of one part of a model's output, and append its tensors to `values`.
 
     Args:
+        output: the part.
+        values: the tensors so far; grows.
         above: ids of the objects that contain this part, so that an object that contains itself ends the descent.
     """
     if isinstance(output, _VALUES):

@@ -37,7 +37,7 @@ _FACTORIES = frozenset(
 def capture_symbolic(
     model: nn.Module, args: tuple[object, ...] | None, kwargs: dict[str, object] | None
 ) -> tuple[EmittedModule, Signature, dict[str, object], tuple[str, ...]]:
-    """Trace the model in train and in eval mode.
+    """Trace a model with torch.fx in train and in eval mode.
 
     Args:
         model: the model.
@@ -45,7 +45,8 @@ def capture_symbolic(
         kwargs: keyword example inputs, if any.
 
     Returns:
-        The emitted module, its signature, the example value of every placeholder, and notes for the report.
+        The module with the graphs, its call signature, the example value of every placeholder, and notes for the
+        report.
 
     Raises:
         CaptureError: the model cannot be traced symbolically; names the line of its source.
@@ -73,11 +74,12 @@ def capture_symbolic(
 
 
 def _root_hooks(model: nn.Module) -> list[str]:
+    """Return the names of the attributes of the model that hold hooks, such as "_forward_hooks"."""
     return [kind for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks") if getattr(model, kind, None)]
 
 
 def _whole(model: nn.Module, signature: Signature) -> EmittedModule:
-    """Emit a model that is itself one torch.nn layer as a graph with a single call of it."""
+    """Return a module with a graph of a single call, for a model that is itself one torch.nn layer."""
     graph = fx.Graph()
     placeholders: dict[str, object] = {name: graph.placeholder(name) for name in signature.slots}
     values = signature.rebuild(placeholders)
@@ -98,7 +100,7 @@ def _whole(model: nn.Module, signature: Signature) -> EmittedModule:
 
 
 def _trace(model: nn.Module, signature: Signature) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
-    """Return the model's graph in its current mode, and the tensors that tracing stored as attributes of the model."""
+    """Return a model's graph in its current mode, and the tensors that tracing stored as attributes of the model."""
     tracer = SymbolicTracer(signature)
     known = set(model.__dict__)
     with preserved(model), preserved_rng():
@@ -114,6 +116,7 @@ def _trace(model: nn.Module, signature: Signature) -> tuple[fx.Graph, dict[str, 
 
 
 def _explained(model: nn.Module, tracer: SymbolicTracer, error: Exception) -> CaptureError:
+    """Return the error that a model cannot be traced, with the module that ran and the line of its source."""
     line = user_line(error.__traceback__)
     where = f"in {tracer.current_module()}" + (f"\n    {line}" if line else "")
     return CaptureError(
@@ -144,7 +147,10 @@ class SymbolicTracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., object], is_module: bool, concrete_args: object = None
     ) -> tuple[Callable[..., object], list[object]]:
-        """Make the placeholders of the model's signature; arguments bound to constants are handed over as they are."""
+        """Make the model's placeholders; return the function that runs forward on them, and no arguments for it.
+
+        Arguments that are constants in the signature are handed to forward as they are.
+        """
         proxies: dict[str, object] = {
             name: self.create_proxy("placeholder", name, (), {}) for name in self.signature.slots
         }
@@ -161,6 +167,7 @@ class SymbolicTracer(fx.Tracer):
         return run, []
 
     def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]) -> object:
+        """Return the value of a module's attribute; for a parameter or buffer, a proxy of its get_attr node."""
         if not isinstance(attr_val, torch.Tensor) or id(attr_val) not in self._names:
             return attr_val
         name = self._names[id(attr_val)]
@@ -177,6 +184,11 @@ class SymbolicTracer(fx.Tracer):
         name: str | None = None,
         type_expr: object = None,
     ) -> fx.Node:
+        """Add a node with the lines of the user's source that led to it.
+
+        Raises:
+            CaptureError: forward has changed the grad mode or autocast, which a traced graph would lose.
+        """
         if not self.in_init and kind.startswith("call_") and _ambient_context() != self._context:
             raise CaptureError(
                 "forward changes the grad mode or autocast (torch.no_grad, torch.autocast, a reentrant checkpoint or "
@@ -189,7 +201,7 @@ class SymbolicTracer(fx.Tracer):
         return node
 
     def current_module(self) -> str:
-        """Return path and class of the module whose forward was running when tracing stopped."""
+        """Return, as text, path and class of the module whose forward was running when tracing stopped."""
         if not self.module_stack:
             return f"{type(self.root).__name__} (the model itself)"
         path, kind = next(reversed(self.module_stack.values()))
@@ -197,7 +209,10 @@ class SymbolicTracer(fx.Tracer):
 
 
 class _FactoryMode(TorchFunctionMode):
-    """A mode that records factory calls; torch.fx alone neither records them nor lets them take traced sizes."""
+    """A torch mode that records calls that make a tensor of no tensor (torch.zeros, torch.arange) as nodes.
+
+    torch.fx alone neither records them nor lets them take traced sizes.
+    """
 
     def __init__(self, tracer: SymbolicTracer) -> None:
         super().__init__()
@@ -210,6 +225,7 @@ class _FactoryMode(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
+        """Record a call that makes a tensor of no tensor as a node and return its proxy; run any other call."""
         kwargs = kwargs or {}
         if func in _FACTORIES and not self.tracer.in_init:
             return self.tracer.create_proxy("call_function", func, args, kwargs)
@@ -217,7 +233,7 @@ class _FactoryMode(TorchFunctionMode):
 
 
 def _ambient_context() -> tuple[object, ...]:
-    """Return the grad mode and autocast state, which a graph cannot change."""
+    """Return grad mode, inference mode and autocast state, which a graph cannot change."""
     kinds = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     return (
         torch.is_grad_enabled(),

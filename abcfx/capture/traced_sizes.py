@@ -23,7 +23,7 @@ SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 class _Expression(SupportsInt, SupportsFloat, Protocol):
-    """The part of a sympy expression that is needed here."""
+    """The part of a sympy expression that is needed to turn a traced size into nodes."""
 
     args: tuple[_Expression, ...]
     func: type
@@ -34,7 +34,7 @@ class _Expression(SupportsInt, SupportsFloat, Protocol):
 
 
 class SizeNodes:
-    """The nodes that compute traced sizes in a graph.
+    """The nodes that compute traced sizes (torch.SymInt) in a graph, made when a size is first needed.
 
     Args:
         graph: the graph to which new nodes are added.
@@ -46,25 +46,25 @@ class SizeNodes:
         self._known: dict[_Expression, fx.Node | tuple[fx.Node, int]] = {}
 
     def add_input(self, node: fx.Node, tensor: torch.Tensor) -> None:
-        """Note that the symbols in the shape of an input can be read off its placeholder."""
+        """Note that the symbols in the shape of an input tensor can be read off its placeholder `node`."""
         for dim, size in enumerate(tensor.shape):
             if isinstance(size, torch.SymInt):
                 self._known.setdefault(_expression(size), (node, dim))
 
     def add_value(self, value: Symbolic, node: fx.Node) -> None:
-        """Note the node of a number that a call read out of a tensor, such as `.item()`."""
+        """Note that `node` gives a number that a call read out of a tensor, as `.item()` does."""
         if _is_symbol(value):
             self._known.setdefault(_expression(value), node)
 
     def are_new(self, values: Iterable[object]) -> bool:
-        """Return True when some value is a symbol that no node gives yet."""
+        """Whether some of the values is a symbolic number that no node gives yet."""
         return any(
             isinstance(value, SYMBOLIC) and _is_symbol(value) and _expression(value) not in self._known
             for value in values
         )
 
     def node_of(self, value: Symbolic) -> Argument:
-        """Return the node that computes a traced size, or the number if the size turned out to be one.
+        """Return the node that computes a traced size, or a plain number if the size turned out to be one.
 
         Raises:
             CaptureError: the size depends on something that no node gives.
@@ -72,6 +72,11 @@ class SizeNodes:
         return self._argument(_expression(value))
 
     def _argument(self, expression: _Expression) -> Argument:
+        """Return the node, or plain number, of a sympy expression; nodes for its operations are added as needed.
+
+        Raises:
+            CaptureError: the expression has a symbol or an operation that cannot be recorded.
+        """
         known = self._known.get(expression)
         if isinstance(known, fx.Node):
             return known
@@ -96,17 +101,20 @@ class SizeNodes:
         return first
 
     def _call(self, function: Callable[..., Argument], *args: Argument) -> Argument:
+        """Apply a function to sizes: at once if all are plain numbers, else as a node."""
         if not any(isinstance(argument, fx.Node) for argument in args):
             return function(*args)
         return self.graph.call_function(function, args)
 
 
 def _expression(value: Symbolic) -> _Expression:
+    """Return the sympy expression behind a symbolic number of torch's."""
     expression: _Expression = value.node.expr
     return expression
 
 
 def _is_symbol(value: Symbolic) -> bool:
+    """Whether a symbolic number is a single symbol, not an expression of several."""
     return _expression(value).is_Symbol
 
 

@@ -27,7 +27,14 @@ _NOISE = 1e-5
 
 @dataclass
 class _Run:
-    """The results of one forward and backward, small enough to keep: no gradient is stored."""
+    """The results of one forward and backward pass, small enough to keep: no gradient is stored.
+
+    Attributes:
+        outputs: what the model returned, without gradients.
+        fingerprints: by parameter, random projections of its gradient.
+        routes: by large parameter, the kinds of autograd nodes that hand gradient to it.
+        buffers: values of the buffers after the run, by name.
+    """
 
     outputs: list[object]
     fingerprints: dict[str, torch.Tensor]
@@ -43,13 +50,13 @@ def verify(
     *,
     modes: tuple[bool, ...],
 ) -> tuple[str, ...]:
-    """Compare the emitted module with the model in every mode.
+    """Compare captured graphs with their model in every mode: outputs, gradients and buffers.
 
     Inputs differ from the examples in batch, length and values wherever the model itself accepts that.
 
     Args:
         model: the model that was captured.
-        module: the module that the capture emitted.
+        module: the module with the captured graphs.
         args: positional example inputs.
         kwargs: keyword example inputs.
         modes: True for train mode, False for eval mode.
@@ -74,7 +81,10 @@ def verify(
 
 
 def own_failure(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> str:
-    """Return the error that the model itself raises on its example inputs; "" when it runs."""
+    """Return, as text, the error that a model itself raises on its example inputs; "" when it runs.
+
+    A model whose weights are on the meta device is not run.
+    """
     if _has_no_values(model):
         return ""
     try:
@@ -86,13 +96,28 @@ def own_failure(model: nn.Module, args: tuple[object, ...], kwargs: dict[str, ob
 
 
 def _has_no_values(model: nn.Module) -> bool:
+    """Whether a parameter or buffer of the model is on the meta device, so that it has no values."""
     return any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _verify_mode(
     model: nn.Module, module: EmittedModule, args: tuple[object, ...], kwargs: dict[str, object], training: bool
 ) -> list[str]:
-    """Compare one mode on the first inputs that model and graph both take; return notes on sizes that were refused."""
+    """Compare a graph with its model in one mode, on the first inputs that both take.
+
+    Args:
+        model: the model, in the mode to check.
+        module: the module with the captured graphs.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+        training: whether the mode is train mode, where gradients are compared as well.
+
+    Returns:
+        Notes for the report on sizes that the graph refused.
+
+    Raises:
+        CaptureError: the graph computes something else, or the model does not run on its example inputs.
+    """
     notes: list[str] = []
     refused = ""
     large = large_parameters(model) if training else None
@@ -126,12 +151,16 @@ def _verify_mode(
 
 
 def _has_nan(run: _Run) -> bool:
+    """Whether a tensor that the model returned has a NaN."""
     return any(isinstance(value, torch.Tensor) and bool(value.isnan().any()) for value in run.outputs)
 
 
 @contextmanager
 def _in_mode(module: EmittedModule, training: bool) -> Iterator[None]:
-    """Choose the emitted module's graph only: its submodules are the model's, whose flags are set already."""
+    """Let the module with the captured graphs run that of train or eval mode within the block.
+
+    Only its own flag is set: its submodules are those of the model, whose flags are set already.
+    """
     before, leaf = module.training, module.__dict__.get(ROOT_LEAF)
     for each in (module, leaf):
         if each is not None:
@@ -145,13 +174,16 @@ def _in_mode(module: EmittedModule, training: bool) -> Iterator[None]:
 
 
 def _run(model: nn.Module, function: nn.Module, inputs: Inputs, large: frozenset[str] | None) -> _Run:
-    """Call the function with a fixed seed; the parameters' gradients and the buffers are put back afterwards.
+    """Run a model, or a graph of it, with a fixed seed and return what the two are compared by.
+
+    The parameters' gradients and the buffers are put back afterwards.
 
     Args:
         model: the owner of the parameters and buffers.
-        function: the model or its graph.
+        function: the model or the module with its graphs.
         inputs: the arguments.
-        large: parameters whose gradients are compared by routes only; None for a run without gradients.
+        large: parameters whose gradient is not computed, only how it would reach them; None for a run without
+            gradients.
     """
     saved_buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     gradients = Gradients(model, large or frozenset())
@@ -200,6 +232,8 @@ def _compare(expected: object, got: object, *, tolerance: float = 1e-4, noise: f
     """Say in words how two values differ; "" when they are equal up to rounding.
 
     Args:
+        expected: the value of the model.
+        got: the value of the graph.
         tolerance: largest difference of entries, relative to the largest entry.
         noise: absolute difference that is allowed on top.
     """
