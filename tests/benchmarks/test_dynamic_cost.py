@@ -1,8 +1,8 @@
 """The cost of DynamicAlignment: training steps with it and without it, and the time of its parts.
 
-Run `OMP_NUM_THREADS=1 pytest tests/benchmarks/test_dynamic_cost.py --benchmark-enable -s -m ""`. Variants take turns in
-one run; printed are ratios of medians of processor time, for `every=10` of the means of ten steps. Only wrong answers
-fail.
+Run `OMP_NUM_THREADS=1 pytest -n 0 tests/benchmarks/test_dynamic_cost.py --benchmark-enable -s -m ""`. Variants take
+turns in one run; printed are ratios of medians of processor time, for `every=10` of the means of ten steps. Only
+wrong answers fail.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The cost of a transformed model: training steps with absorbed and inserted scales, optimizer steps with groups.
 
-Run `OMP_NUM_THREADS=1 pytest tests/benchmarks/test_overhead.py --benchmark-enable -s -m ""`. Each test times its
+Run `OMP_NUM_THREADS=1 pytest -n 0 tests/benchmarks/test_overhead.py --benchmark-enable -s -m ""`. Each test times its
 variants by turns in one run, so that a busy machine slows all of them alike, and prints the median over rounds of each
 one's time relative to the first; only wrong answers fail.
 """

@@ -1,7 +1,7 @@
 """The time of the solver next to scipy's linprog, which is given its matrix and solves the first stage only.
 
-Run `OMP_NUM_THREADS=1 pytest tests/benchmarks/test_solver_speed.py --benchmark-enable -m ""` and read the medians; only
-wrong answers fail.
+Run `OMP_NUM_THREADS=1 pytest -n 0 tests/benchmarks/test_solver_speed.py --benchmark-enable -m ""` and read the medians;
+only wrong answers fail.
 """
 
 from __future__ import annotations
