@@ -12,15 +12,18 @@ NAME = "probe_activations"
 
 
 def probe_activations(module: fx.GraphModule, graph: fx.Graph, nodes: Sequence[fx.Node]) -> PassResult:
-    """Make a new module, over the same parameters, buffers and submodules, that returns what the given nodes return.
+    """Make a module that returns the values of chosen nodes of a graph and computes nothing else.
 
-    The new module takes plain tensors in the order of the graph's placeholders. Nodes that the chosen ones do not
-    depend on are left out. The given module is not changed.
+    It shares the parameters, buffers and submodules of the given module, which is not changed, and takes plain tensors
+    in the order of the graph's placeholders.
 
     Args:
         module: the module that owns the graph.
         graph: the graph of the nodes, one of those that the module owns.
         nodes: the nodes whose values are returned, in this order.
+
+    Returns:
+        The new module, and the names that the nodes have in it.
 
     Raises:
         PassError: a node is not in the graph.
@@ -40,7 +43,7 @@ def probe_activations(module: fx.GraphModule, graph: fx.Graph, nodes: Sequence[f
 
 
 def _needed(graph: fx.Graph, nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """Collect the nodes and all that they depend on, including ops that write into such a tensor or a view of it."""
+    """Return the nodes and all that they depend on, with ops that write into such a tensor or into a view of it."""
     found = set[fx.Node]()
 
     def add(node: fx.Node) -> None:
@@ -64,14 +67,14 @@ def _needed(graph: fx.Graph, nodes: Sequence[fx.Node]) -> set[fx.Node]:
 
 
 def _is_in_place(node: fx.Node) -> bool:
-    """Tell whether an op writes into its first argument, like `add_`, `index_put_` and `x[i] = y`."""
+    """Whether an op writes into its first argument, as `add_`, `index_put_` and `x[i] = y` do."""
     name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
     in_place = name == "setitem" or (name.endswith("_") and not name.endswith("__"))
     return in_place and node.op in ("call_function", "call_method") and bool(node.all_input_nodes)
 
 
 def _written_into(node: fx.Node) -> set[fx.Node]:
-    """Return the tensor that an in-place op writes into, with all tensors that it may be a view of."""
+    """Return the node whose tensor an in-place op writes into, and all nodes that this tensor may be a view of."""
     found = set[fx.Node]()
     while node.all_input_nodes:
         node = node.all_input_nodes[0]

@@ -20,13 +20,17 @@ _EMBED_DIM, _IN_PROJECTION, _IN_BIAS = 3, 5, 6
 
 
 def scale_attention(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> PassResult:
-    """Multiply the logits of attention ops by constants.
+    """Multiply the logits of attention ops by constants, through the queries from which they are made.
 
     Parameters, `state_dict` keys and the signature stay what they are.
 
     Args:
         module: the module that owns the graphs of the ops.
-        scales: the factors. `operand` is the query, or None where queries exist only inside the op.
+        scales: the ops and their factors. `operand` is the query of an op, or None where an nn.MultiheadAttention or
+            `multi_head_attention_forward` makes its queries inside.
+
+    Returns:
+        The module, and the names of the nodes that were made.
 
     Raises:
         PassError: an op makes its queries in a way that is out of reach. Nothing has been changed then.
@@ -45,7 +49,7 @@ def scale_attention(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) ->
 
 
 def scale_first_rows(weight: torch.Tensor, factor: float, rows: int) -> torch.Tensor:
-    """Multiply the first rows of a weight, or the first entries of a bias.
+    """Return a weight with its first `rows` rows, or a bias with its first entries, multiplied by a factor.
 
     Where one weight makes queries, keys and values, its first rows make the queries.
     """
@@ -53,7 +57,10 @@ def scale_first_rows(weight: torch.Tensor, factor: float, rows: int) -> torch.Te
 
 
 def scaled_query_parameters(module: nn.MultiheadAttention, factor: float) -> dict[str, torch.Tensor]:
-    """Return, by name, the parameters that make the queries, with the part that makes them multiplied by the factor."""
+    """Return, by name, the parameters of an attention module that make its queries, multiplied by a factor.
+
+    Of a weight that makes keys and values as well, only the rows of the queries are multiplied.
+    """
     rows = module.embed_dim
     found = {}
     if module.in_proj_weight is not None:
@@ -69,7 +76,17 @@ def scaled_query_parameters(module: nn.MultiheadAttention, factor: float) -> dic
 def attend_with_scaled_queries(
     module: nn.MultiheadAttention, factor: float, *args: object, **kwargs: object
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Call an attention module with its queries multiplied by the factor; generated code calls this function."""
+    """Call an attention module with its queries multiplied by a factor; rewritten graphs call this function.
+
+    Args:
+        module: the attention module.
+        factor: the constant.
+        args: positional arguments of the module's forward.
+        kwargs: keyword arguments of the module's forward.
+
+    Returns:
+        The output and the attention weights, or None in their place, as the module returns them.
+    """
     attended: tuple[torch.Tensor, torch.Tensor | None] = functional_call(
         module, scaled_query_parameters(module, factor), args, kwargs
     )
@@ -77,11 +94,12 @@ def attend_with_scaled_queries(
 
 
 def _is_attention_module(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node calls an nn.MultiheadAttention of the module that owns the graph."""
     return node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.MultiheadAttention)
 
 
 def _scale_module(node: fx.Node, factor: float, note: ScaleNode) -> fx.Node:
-    """Replace the call of an attention module by `attend_with_scaled_queries`."""
+    """Replace the call of an attention module by a function that scales its queries; return the new node."""
     with node.graph.inserting_before(node):
         module = node.graph.get_attr(str(node.target))
     new = create_after(node, f"{node.name}_scale", attend_with_scaled_queries, (module, factor, *node.args), note)
@@ -92,7 +110,7 @@ def _scale_module(node: fx.Node, factor: float, note: ScaleNode) -> fx.Node:
 
 
 def _scale_function(node: fx.Node, factor: float, note: ScaleNode) -> fx.Node:
-    """Scale the projections that a call of `multi_head_attention_forward` gets as arguments."""
+    """Scale the query projections that a call of `multi_head_attention_forward` gets; return the node that does so."""
     args, kwargs = list(node.args), dict(node.kwargs)
 
     def insert(function: Callable[..., object], *arguments: Argument) -> fx.Node:

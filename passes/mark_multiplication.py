@@ -14,12 +14,15 @@ NAME = "multiply_marks"
 
 
 def multiply_marks(module: fx.GraphModule, marks: Sequence[fx.Node], width_ratio: float) -> PassResult:
-    """Turn every mark `mark(x, a)` into `x * width_ratio**-a`.
+    """Turn every mark `mark(x, a)` in a graph into the product `x * width_ratio**-a`.
 
     Args:
         module: the module that owns the graphs of the marks.
-        marks: the nodes to replace; each has a tensor and a number as its arguments.
+        marks: the nodes to replace; each has a tensor and a number, the exponent, as its arguments.
         width_ratio: width of the model over width of its base.
+
+    Returns:
+        The module, and the names of the changed nodes.
 
     Raises:
         PassError: a node does not have these arguments. Nothing has been changed then.
@@ -33,6 +36,11 @@ def multiply_marks(module: fx.GraphModule, marks: Sequence[fx.Node], width_ratio
 
 
 def _exponent(node: fx.Node) -> float:
+    """Return the number a of a call `mark(x, a)`.
+
+    Raises:
+        PassError: the node has other arguments.
+    """
     if len(node.args) == 2 and isinstance(a := node.args[1], int | float):
         return a
     raise PassError(f"{NAME}: {node.name} has the arguments {node.args}; expected a tensor and an exponent.")

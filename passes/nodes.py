@@ -14,13 +14,13 @@ _COPIED = ("val", "tensor_meta", "nn_module_stack", "stack_trace")
 
 @dataclass(frozen=True)
 class ScaleNode:
-    """The note on a node that multiplies by a constant, under `node.meta["abcfx"]`.
+    """A note, kept in `node.meta["abcfx"]`, on a node that a pass made to multiply by a constant.
 
     Attributes:
         created_by: the pass that made the node.
         factor: the constant.
         label: the layer, product or branch that is scaled.
-        formula: the constant as a formula, such as "m^-0.5".
+        formula: the constant as a formula, such as "m^-0.5" (m, the width ratio).
         on_result: True if the node multiplies the result of the op, False if it multiplies an operand.
     """
 
@@ -37,20 +37,28 @@ def scale_nodes(graph: fx.Graph) -> dict[fx.Node, ScaleNode]:
 
 
 def scale_note(node: fx.Node) -> ScaleNode | None:
-    """Return the note on a scale node, None for every other node."""
+    """Return the note on a node that a pass made to multiply by a constant; None for every other node."""
     note = node.meta.get(_META)
     return note if isinstance(note, ScaleNode) else None
 
 
 def set_scale_note(node: fx.Node, note: ScaleNode) -> None:
-    """Mark a node as one that multiplies by a constant."""
+    """Mark a node as one that multiplies by a constant, by a note in its meta."""
     node.meta[_META] = note
 
 
 def create_after(
     like: fx.Node, name: str, target: Callable[..., object], args: tuple[Argument, ...], note: ScaleNode
 ) -> fx.Node:
-    """Make a call_function node right after `like`, with the shape, module stack and source line of `like`."""
+    """Make a call_function node right after the node `like`, with the shape, module path and source line of `like`.
+
+    Args:
+        like: the node in whose graph, and after which, the new node stands.
+        name: name of the new node.
+        target: the function that it calls.
+        args: arguments of the call.
+        note: says which pass made the node, and why.
+    """
     with like.graph.inserting_after(like):
         node = like.graph.create_node("call_function", target, args, name=name)
     node.meta = {key: like.meta[key] for key in _COPIED if key in like.meta}

@@ -9,7 +9,7 @@ from torch import fx
 
 
 class PassError(RuntimeError):
-    """Says that a pass could not do what it was asked to; the message names the pass, the node and the reason."""
+    """The error that a pass could not do what it was asked to; it names the pass, the node and the reason."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class PassResult:
     Attributes:
         graph_module: the module to go on with: the given one after a rewrite, a new one from `probe_activations`.
         touched: names of the nodes that were made or changed.
-        notes: sentences for whoever reads the report.
+        notes: sentences for the report.
     """
 
     graph_module: fx.GraphModule
@@ -28,17 +28,17 @@ class PassResult:
 
     @property
     def modified(self) -> bool:
-        """True when the pass changed something."""
+        """Whether the pass made or changed a node."""
         return bool(self.touched)
 
 
 def finish(module: fx.GraphModule, changed: Iterable[fx.Node], touched: Iterable[str]) -> PassResult:
-    """Check the graphs of the changed nodes, generate the code of their modules anew and return the pass's result.
+    """Check rewritten graphs, generate the code of their modules anew, and return the result of the pass.
 
     Args:
         module: the module that was rewritten. It may own several graphs.
         changed: one node or more of every graph that was changed.
-        touched: names for the result.
+        touched: names of the nodes that were made or changed, for the result.
     """
     graphs = {id(node.graph): node.graph for node in changed}
     for graph in graphs.values():

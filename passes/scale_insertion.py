@@ -18,15 +18,15 @@ NAME = "insert_scales"
 
 @dataclass(frozen=True)
 class ScaleInsertion:
-    """One factor to insert into a graph.
+    """One multiplication by a constant to insert into a graph.
 
     Attributes:
         node: the op that is scaled.
-        operand: the argument of the op that is multiplied, so that a bias is added after the scale; None multiplies
-            the result of the op.
+        operand: the argument of the op that is multiplied, so that a bias is added after the scale; None multiplies the
+            result of the op.
         factor: the constant.
         label: name of what is scaled, kept in the note on the new node.
-        formula: the constant as a formula, kept likewise.
+        formula: the constant as a formula, kept in the note on the new node.
     """
 
     node: fx.Node
@@ -36,18 +36,26 @@ class ScaleInsertion:
     formula: str = ""
 
     def note(self, created_by: str, *, on_result: bool = False) -> ScaleNode:
-        """Return the note for the node that this insertion makes."""
+        """Return the note for the node that will multiply by the constant.
+
+        Args:
+            created_by: name of the pass that makes the node.
+            on_result: True if the node multiplies the result of the op, False if it multiplies an operand.
+        """
         return ScaleNode(created_by, self.factor, self.label, self.formula, on_result)
 
 
 def insert_scales(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> PassResult:
-    """Multiply operands or results of ops by constants.
+    """Insert nodes into a graph that multiply operands or results of ops by constants.
 
     Parameters, `state_dict` keys and the signature stay what they are.
 
     Args:
         module: the module that owns the graphs of the ops; a module with a graph for each mode owns both.
-        scales: the factors. A factor of exactly 1 makes no node.
+        scales: the ops with their factors. A factor of exactly 1 makes no node.
+
+    Returns:
+        The module, and the names of the new nodes.
 
     Raises:
         PassError: an operand is not an argument of its op, or the op was scaled before. Nothing has been changed then.
@@ -78,12 +86,17 @@ def insert_scales(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> P
 
 
 def _first_result(node: fx.Node) -> fx.Node:
-    """Return the node of the tensor that an op computes: the first one where it returns several (embedding_bag)."""
+    """Return the node of the tensor that an op computes; for an op with several results (embedding_bag), the first."""
     firsts = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
     return firsts[0] if isinstance(node.meta.get("val"), tuple | list) and firsts else node
 
 
 def _check(scale: ScaleInsertion) -> None:
+    """Refuse an insertion at an op that is scaled already, or whose operand is not an argument of the op.
+
+    Raises:
+        PassError: names the op and the reason.
+    """
     neighbours = list(scale.node.users) if scale.operand is None else scale.node.all_input_nodes
     if any((note := scale_note(each)) is not None and note.label == scale.label for each in neighbours):
         raise PassError(f"{NAME}: {scale.node.name} ({scale.label}) is scaled already; it would count twice.")

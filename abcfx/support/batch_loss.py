@@ -16,9 +16,14 @@ Loss = Callable[..., torch.Tensor]
 
 
 def default_loss(output: object, batch: object) -> torch.Tensor:
-    """Return the model's own loss if it returns one (Hugging Face, called with labels), else the mean cross entropy.
+    """Return the loss of a model's output on a batch, as a scalar tensor.
 
+    It is the model's own loss if it returns one (Hugging Face, called with labels), else the mean cross entropy.
     Targets are the second entry of a tuple or the labels of a dict; without them, the next token of each position.
+
+    Args:
+        output: whatever the model returned.
+        batch: the batch it was called with: (inputs, targets), a dict, or inputs alone.
 
     Raises:
         InvalidInputError: there are no logits, or no targets that fit them.
@@ -43,10 +48,16 @@ def default_loss(output: object, batch: object) -> torch.Tensor:
 
 
 def _entry(output: object, name: str) -> object:
+    """Return the entry of a dict, or the attribute of an object, with this name; None if there is none."""
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
 def _logits(output: object) -> torch.Tensor:
+    """Return the logits of a model's output: what it calls "logits", else its first tensor.
+
+    Raises:
+        InvalidInputError: there is no tensor of at least two dims there.
+    """
     named = _entry(output, "logits")
     found = output if named is None else named
     if isinstance(found, tuple | list) and found:
@@ -60,6 +71,7 @@ def _logits(output: object) -> torch.Tensor:
 
 
 def _targets(batch: object) -> torch.Tensor | None:
+    """Return the targets of a batch: its labels if it is a dict, else its second entry; None if it has none."""
     if isinstance(batch, Mapping):
         return next((batch[key] for key in LABELS if key in batch), None)
     if isinstance(batch, tuple | list) and len(batch) > 1:
@@ -68,7 +80,11 @@ def _targets(batch: object) -> torch.Tensor | None:
 
 
 def _token_ids(batch: object, logits: torch.Tensor) -> torch.Tensor:
-    """Return the token ids of the batch that have one entry for each position of the logits."""
+    """Return the token ids of a batch, one for each position of the logits, for a loss on the next token.
+
+    Raises:
+        InvalidInputError: no tensor of the batch has that shape.
+    """
     tensors = trees.tensors(batch)
     found = [t for t in tensors if not t.is_floating_point() and t.shape == logits.shape[:-1] and t.ndim == 2]
     if not found or found[-1].shape[1] < 2:

@@ -39,4 +39,5 @@ def choose(option: str, value: object, choices: Iterable[Choice]) -> Choice:
 
 
 def _key(text: str) -> str:
+    """Return a word in the form in which choices are compared: lower case, underscores for dashes."""
     return text.strip().lower().replace("-", "_")

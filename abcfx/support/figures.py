@@ -22,7 +22,11 @@ DPI = 110
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Make an empty matplotlib figure of a size in inches. Raises InvalidInputError if matplotlib is not installed."""
+    """Make an empty matplotlib figure; width and height are in inches.
+
+    Raises:
+        InvalidInputError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -31,14 +35,14 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: str | None) -> Figure:
-    """Write the figure to a file, if a path is given, and return it."""
+    """Write a figure to a file, if a path is given, and return the figure."""
     if path is not None:
         figure.savefig(path, dpi=DPI)
     return figure
 
 
 def depth_colour(index: int, count: int) -> tuple[float, float, float]:
-    """Return the colour of one of several lines in order: from dark blue for the first to orange for the last."""
+    """Return the colour (red, green, blue) of line number `index` of `count`: from dark blue to orange."""
     depth = index / max(1, count - 1)
     return 0.1 + 0.75 * depth, 0.25, 0.75 - 0.55 * depth
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 def lazy_names(
     package: str, names: Mapping[str, Sequence[str]], rooms: Sequence[str]
 ) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
-    """Make `__getattr__`, `__dir__` and `__all__` of a package whose import is to cost nothing.
+    """Make `__getattr__`, `__dir__` and `__all__` for a package whose public names are imported when first asked for.
 
     Args:
         package: full name of the package.
-        names: module below the package -> the public names that it holds.
+        names: the public names that each module below the package holds, by the module's name.
         rooms: subpackages that are reached as attributes without being imported first.
 
     Returns:

@@ -24,12 +24,15 @@ _HIDDEN = (
 
 
 def is_user_file(filename: str) -> bool:
-    """Return True for source that a user could edit: not torch, not the capture itself, not generated code."""
+    """Whether a source file is one that a user could edit: not torch's, not abcfx's capture, not generated code."""
     return not (filename.startswith("<") or os.path.normpath(filename).startswith(_HIDDEN))
 
 
 def module_path(node: fx.Node) -> str:
-    """Return the innermost module whose forward made the node, as `model.get_submodule` takes it; "" is the model."""
+    """Return the path of the innermost module whose forward made an fx node; "" for the model itself.
+
+    `model.get_submodule` takes such a path.
+    """
     stack = node.meta.get("nn_module_stack") or {}
     path = ""
     for entry in stack.values():
@@ -39,7 +42,7 @@ def module_path(node: fx.Node) -> str:
 
 
 def source_line(stack_trace: str | None) -> str:
-    """Return `file.py:12: text` of the innermost user frame of a recorded stack trace; "" when there is none."""
+    """Return `file.py:12: text` of the innermost line of user code in a node's recorded stack trace; "" for none."""
     frames = list(_FRAME.finditer(stack_trace or ""))
     for frame in [each for each in frames if is_user_file(each["file"])][::-1] or frames[::-1]:
         return f"{os.path.basename(frame['file'])}:{frame['line']}: {frame['text'].strip()}"
@@ -47,7 +50,7 @@ def source_line(stack_trace: str | None) -> str:
 
 
 def location(node: fx.Node) -> str:
-    """Return the node's module path and source line, as `blocks.0.attn (model.py:31: y = att @ v)`."""
+    """Return where an fx node comes from, for messages, as `blocks.0.attn (model.py:31: y = att @ v)`."""
     path = module_path(node) or "the model's own forward"
     if node.op in ("placeholder", "get_attr"):
         path = f"argument {node.target!r}" if node.op == "placeholder" else str(node.target)
@@ -56,7 +59,7 @@ def location(node: fx.Node) -> str:
 
 
 def frames_above(bottom: FrameType | None) -> list[FrameType]:
-    """Return the running frames from the one above `bottom` to the caller's; none if `bottom` is not running."""
+    """Return the running Python frames from the one above `bottom` to the caller's; none if `bottom` is not running."""
     frames: list[FrameType] = []
     current = inspect.currentframe()
     frame = current.f_back if current is not None else None
@@ -67,7 +70,7 @@ def frames_above(bottom: FrameType | None) -> list[FrameType]:
 
 
 def format_frames(frames: Iterable[FrameType]) -> str:
-    """Write the frames in user files, outermost first, in the format of `traceback` and of torch.export."""
+    """Write those of the Python frames that are user code, outermost first, in the format of `traceback`."""
     summaries = [
         traceback.FrameSummary(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
         for frame in frames
@@ -77,7 +80,7 @@ def format_frames(frames: Iterable[FrameType]) -> str:
 
 
 def user_line(trace: TracebackType | None) -> str:
-    """Return `path/file.py:12: text` of the innermost user frame that an exception passed through; "" for none."""
+    """Return `path/file.py:12: text` of the innermost line of user code in an exception's traceback; "" for none."""
     for frame in reversed(traceback.extract_tb(trace)):
         if is_user_file(frame.filename):
             return f"{frame.filename}:{frame.lineno}: {(frame.line or '').strip()}"

@@ -15,7 +15,7 @@ _WRAPPERS = ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped
 
 
 def match_patterns(argument: str, patterns: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
-    """Return the value for each name that a pattern matches; of several patterns the last one counts.
+    """Return a value for each name that a glob pattern matches; of several patterns the last one counts.
 
     A pattern matches a full name ("blocks.0.fc.weight") or a name without ".weight" ("blocks.*.fc").
 
@@ -49,7 +49,12 @@ def match_patterns(argument: str, patterns: Mapping[str, T], names: Iterable[str
 
 
 def plain_name(name: str, known: Collection[str]) -> str:
-    """Return a parameter's name without what wrappers put in; a model's own submodule called "module" stays in it."""
+    """Return a parameter's name without the parts that wrappers (torch.compile, DDP, FSDP) put into it.
+
+    Args:
+        name: the name; it comes back unchanged if no name in `known` fits.
+        known: names of the parameters without wrappers. A model's own submodule called "module" stays in its name.
+    """
     if name in known:
         return name
     parts = name.split(".")

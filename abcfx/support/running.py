@@ -39,7 +39,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Restore the states of torch's (all devices), Python's and NumPy's generators on exit."""
+    """Restore the random states of torch (all devices), Python and NumPy on exit from the block."""
     python_state = random.getstate()
     numpy_random = sys.modules.get("numpy.random")
     numpy_state = numpy_random.get_state() if numpy_random else None
@@ -63,7 +63,10 @@ def set_mode(model: nn.Module, training: bool) -> None:
 
 @contextmanager
 def both_modes_restored(model: nn.Module) -> Iterator[None]:
-    """Bring the model back to its mode on exit, through its own `train` (which may do work), then flag by flag."""
+    """Bring a model back to train or eval mode, as it was, on exit from the block.
+
+    That is done through the model's own `train` (which may do work), then module by module.
+    """
     training = model.training
     flags = [(module, module.training) for module in model.modules()]
     try:
@@ -107,7 +110,7 @@ def forward_arguments(model: nn.Module, batch: object) -> tuple[tuple[object, ..
 
 
 def call_with_batch(model: nn.Module, batch: object) -> object:
-    """Call the model with a batch and return its output."""
+    """Call a model with a batch, such as (inputs, targets), and return its output."""
     args, kwargs = forward_arguments(model, batch)
     output: object = model(*args, **kwargs)
     return output

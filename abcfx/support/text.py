@@ -27,7 +27,11 @@ def finite(data: object) -> object:
 
 
 def to_pandas(rows: Sequence[Mapping[str, object]]) -> pandas.DataFrame:
-    """Return rows as a DataFrame. Raises InvalidInputError if pandas is not installed."""
+    """Return rows, each a dict by column, as a pandas DataFrame.
+
+    Raises:
+        InvalidInputError: pandas is not installed.
+    """
     try:
         import pandas
     except ImportError as error:

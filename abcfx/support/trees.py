@@ -53,7 +53,7 @@ def tensors(tree: object) -> list[torch.Tensor]:
 
 
 def leaves_by_path(tree: object) -> dict[str, object]:
-    """Return the leaves of a tree by where they lie in it.
+    """Return the leaves of a tree by their paths, such as "['x'][0]".
 
     Example:
         >>> leaves_by_path({"x": [1, 2]})
@@ -69,19 +69,19 @@ def map_leaves(function: Callable[[object], object], tree: Tree) -> Tree:
 
 
 def map_leaves_by_path(function: Callable[[str, object], object], tree: Tree) -> Tree:
-    """Map the leaves like `map_leaves`; the function also gets the path of each leaf, as in `leaves_by_path`."""
+    """Return a tree of the same shape whose leaves are `function(path, leaf)`, with a path such as "['x'][0]"."""
     mapped: Tree = pytree.tree_map_with_path(lambda path, leaf: function(pytree.keystr(path), leaf), tree)
     return mapped
 
 
 def map_leaves_of(kind: type[Kind], function: Callable[[Kind], object], tree: Tree) -> Tree:
-    """Map the leaves that are instances of a class and keep all others."""
+    """Return a tree in which a function has replaced the leaves of one class; other leaves stay."""
     mapped: Tree = pytree.tree_map_only(kind, function, tree)
     return mapped
 
 
 def map_tensors(function: Callable[[torch.Tensor], object], tree: Tree) -> Tree:
-    """Map the tensors of a tree and keep all other leaves.
+    """Return a tree in which a function has replaced the tensors; other leaves stay.
 
     Example:
         >>> map_tensors(lambda tensor: tuple(tensor.shape), {"ids": torch.zeros(2, 3), "scale": 1.0})
@@ -91,15 +91,15 @@ def map_tensors(function: Callable[[torch.Tensor], object], tree: Tree) -> Tree:
 
 
 def flatten(tree: object) -> tuple[list[object], TreeSpec]:
-    """Return the leaves of a tree and its shape, from which `unflatten` builds the same tree over other leaves."""
+    """Return the leaves of a tree and its structure, from which `unflatten` builds such a tree over other leaves."""
     return pytree.tree_flatten(tree)
 
 
 def unflatten(values: Iterable[object], spec: TreeSpec) -> object:
-    """Build the tree of the given shape over the given leaves."""
+    """Build a tree of the structure `spec` over these leaves."""
     return pytree.tree_unflatten(values, spec)
 
 
 def structure(tree: object) -> TreeSpec:
-    """Return the shape of a tree without its leaves."""
+    """Return how a tree is nested, without its leaves."""
     return pytree.tree_structure(tree)

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class HasDict(Protocol):
-    """A row that can be told as plain data."""
+    """A row of a result that can be told as plain data, for JSON and DataFrames."""
 
     def to_dict(self) -> dict[str, object]:
-        """Return the row as plain data."""
+        """Return the row as a dict of plain data."""
 
 
 AnyRow = TypeVar("AnyRow", bound=HasDict)
@@ -29,33 +29,38 @@ AnyRow = TypeVar("AnyRow", bound=HasDict)
 
 @dataclass(frozen=True, kw_only=True)
 class RowsResult(Generic[AnyRow]):
-    """Result that consists of rows, with the ways in which it is handed on: plain data, JSON, a DataFrame.
+    """A result that consists of rows, with the ways in which it is handed on: plain data, JSON, a DataFrame.
 
     Attributes:
-        rows: in the order in which they are reported.
+        TITLE: name of the check, for its report.
+        rows: the rows in the order in which they are reported.
     """
 
     TITLE: ClassVar[str]
     rows: tuple[AnyRow, ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the result as plain data."""
+        """Return the title and the rows as plain data."""
         return {"check": self.TITLE, "rows": [row.to_dict() for row in self.rows]}
 
     def to_json(self) -> str:
-        """Return `to_dict` as JSON; numbers that are not finite become null."""
+        """Return the result as JSON text; numbers that are not finite become null."""
         return json.dumps(finite(self.to_dict()), allow_nan=False)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return the rows as a DataFrame. Raises InvalidInputError if pandas is not installed."""
+        """Return the rows of the result as a pandas DataFrame.
+
+        Raises:
+            InvalidInputError: pandas is not installed.
+        """
         return to_pandas([row.to_dict() for row in self.rows])
 
 
 class Verdict(str, Enum):
-    """Outcome of a check or of one of its rows; the members stand from the worst to the best.
+    """An outcome of a check or of one of its rows; the members stand from the worst to the best.
 
-    FAIL: the row is wrong. INCONCLUSIVE: the measurement cannot tell. WEAK: no fault, but not what was hoped for.
-    PASS: the row is right. SKIP: there was nothing to judge; the reason says why.
+    FAIL: the row is wrong. INCONCLUSIVE: the measurement cannot tell. WEAK: no fault, but not what was hoped for. PASS:
+    the row is right. SKIP: there was nothing to judge; the reason says why.
     """
 
     FAIL = "FAIL"
@@ -72,7 +77,7 @@ WORST_FIRST = tuple(Verdict)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:
-    """Return the worst of several verdicts. Skipped ones do not spoil a PASS; nothing but skipped ones is SKIP.
+    """Return the worst of several verdicts, from FAIL to PASS; SKIP only if there are none but skipped ones.
 
     Example:
         >>> print(worst([Verdict.PASS, Verdict.SKIP]), worst([Verdict.PASS, Verdict.WEAK]), worst([]))
@@ -83,7 +88,7 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckRow:
-    """One thing that a check judged. Checks with more to say about it derive a row of their own.
+    """One thing that a check judged. Checks with more to say about it derive a row class of their own.
 
     Attributes:
         name: the layer, parameter or claim that was judged.
@@ -98,7 +103,7 @@ class CheckRow:
     fix: str = ""
 
     def to_dict(self) -> dict[str, object]:
-        """Return the row as plain data."""
+        """Return name, verdict, reason and fix as a dict of plain data."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -111,7 +116,7 @@ CheckRowType = TypeVar("CheckRowType", bound=CheckRow)
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult(RowsResult[CheckRowType]):
-    """Result of a check: a verdict over rows. It is true on PASS alone, so `assert result` works as a test.
+    """The result of a check: a verdict over rows. It is true on PASS alone, so `assert result` works as a test.
 
     Attributes:
         rows: everything that was judged, in the order in which it is reported.
