@@ -23,18 +23,18 @@ class Header:
 
     Attributes:
         model: class name of the model.
-        captured: method of the capture.
-        width_ratio: the width ratio m; 1 without a base.
+        captured: way of capturing: "symbolic", "export" or "record".
+        width_ratio: the width ratio m, width of the model over width of the base; 1 without a base.
         has_base: whether there is a base.
-        parametrization: name of the table of a and b.
+        parametrization: name of the table of the exponents a (multiplier) and b (init), such as "mup".
         optimizer: names of the optimizers, separated by commas.
         alignment: name of the alignment preset, or "given".
         apply: "insert", "absorb", "inplace" or "off".
         init: "auto", "keep" or "redraw".
-        attention: factor on the logits of each attention, by node.
-        depth: factor on each residual branch, by merge.
+        attention: factor on the logits of each attention, by DAG node.
+        depth: factor on each residual branch, by the DAG node at which it is added.
         rows: number of rows of the linear program.
-        columns: number of its columns.
+        columns: number of columns of the linear program.
     """
 
     model: str
@@ -61,15 +61,17 @@ class Outcome:
     """Everything that one `transform` found: graphs, exponents, planned numbers and notes.
 
     Attributes:
-        captured: the model as graphs.
-        fixed: roles and exponents a, b, which were fixed before the linear program, with the layer DAG.
-        alignments: (alpha, omega, u) of every layer node.
-        solution: exponents c, r and those of gradients, with what binds and shadow prices.
+        captured: the model as fx graphs.
+        fixed: the layer DAG, and what was fixed before the linear program: roles, exponents a (multiplier) and b
+            (init).
+        alignments: how strongly updates line up with inputs, as exponents (alpha, omega, u), of every layer node.
+        solution: what the linear program found: exponents c (rate), r (change) and of gradients, the constraints that
+            hold with equality, and shadow prices.
         depth: factors on residual branches.
         options: the user's constants and choices.
         plan: the numbers of every parameter, by name.
-        header: what was asked for.
-        notes: what the user should know: defaults taken, what was dropped, what the solution costs.
+        header: the options of the transform and facts of its run.
+        notes: sentences for the user: defaults taken, what was dropped, what the solution costs.
         timings: seconds of each stage.
     """
 
@@ -96,5 +98,5 @@ class Outcome:
 
     @property
     def param_groups(self) -> list[OptimizerGroup]:
-        """Optimizer groups over the model's parameters, one per distinct set of hyperparameters."""
+        """The optimizer groups over the model's parameters, one for each distinct set of hyperparameters."""
         return param_groups(self.captured.model, self.spec)

@@ -44,7 +44,7 @@ from abcfx.transformed import Transformed
 
 
 class TransformOptions(TypedDict, total=False):
-    """The options of `transform` that functions which call it pass on; `transform` documents them."""
+    """The options of `transform` that functions which call it pass on to it; `transform` documents them."""
 
     weight_decay: float | None
     eps: float | None
@@ -167,13 +167,14 @@ def transform(
 
 
 class _Stopwatch:
-    """Seconds of each stage, in the order in which they ran."""
+    """A stopwatch: `with clock("capture"):` measures the block; `seconds` has the time of each stage, in order."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        """Measure the block and note its seconds under the name of a stage."""
         start = time.perf_counter()
         yield
         self.seconds[stage] = time.perf_counter() - start
@@ -189,7 +190,13 @@ def _plan_options(
     overrides: Overrides,
     schedule: Schedule,
 ) -> PlanOptions:
-    """Check the options that decide numbers; lr and weight decay that were not given come from optimizer instances."""
+    """Check the options of `transform` that decide numbers, and return them as one object.
+
+    A learning rate or weight decay that was not given (None) is taken from optimizer instances, if there are any.
+
+    Raises:
+        InvalidInputError: `overrides` or `schedule` is no object of its class.
+    """
     for option, value, wanted in (("overrides", overrides, Overrides), ("schedule", schedule, Schedule)):
         if not isinstance(value, wanted):
             raise InvalidInputError(
@@ -208,7 +215,15 @@ def _plan_options(
 
 
 def _refuse_transformed(argument: str, model: nn.Module) -> None:
-    """Raise for a model that an earlier transform changed: its multipliers would count twice."""
+    """Raise an error for a model that an earlier `transform` changed: its multipliers would count twice.
+
+    Args:
+        argument: the option it was given for ("model", "base"), for the message.
+        model: the model.
+
+    Raises:
+        InvalidInputError: the model has scale nodes or hooks of a transform.
+    """
     if has_hooks(model):
         raise InvalidInputError(
             f"{argument} was transformed in place before: its hooks multiply, and would count twice.\n"
@@ -222,7 +237,11 @@ def _refuse_transformed(argument: str, model: nn.Module) -> None:
 
 
 def _built_base(base: Instance | Shapes | None, init: InitMode | InitLike) -> nn.Module | Shapes | None:
-    """Return the base as a module, as the shapes of its parameters, or None."""
+    """Return the base as a module, as the shapes of its parameters by name, or None if there is none.
+
+    Raises:
+        InvalidInputError: shapes were given, but nothing that says how the base is initialised; or no model.
+    """
     if base is None:
         return None
     if isinstance(base, Mapping):
@@ -238,7 +257,11 @@ def _built_base(base: Instance | Shapes | None, init: InitMode | InitLike) -> nn
 
 
 def _built(argument: str, given: Instance) -> nn.Module:
-    """Return a module that was given, or call the function that was given and return the module it builds."""
+    """Return a module that was given, or call the function that was given and return the module it builds.
+
+    Raises:
+        InvalidInputError: it is neither; the message begins with the name of the option, `argument`.
+    """
     built: object = given if isinstance(given, nn.Module) or not callable(given) else given()
     if not isinstance(built, nn.Module):
         raise InvalidInputError(
@@ -254,8 +277,16 @@ def _fixed_exponents(
     optimizer: Optimizer | Mapping[str, Optimizer],
     options: PlanOptions,
 ) -> tuple[FixedExponents, dict[str, Optimizer], tuple[str, ...]]:
-    """Return the role, init exponent b and multiplier exponent a of each parameter, with the factors on attention
-    logits; each parameter's optimizer; notes on attention.
+    """Decide what is fixed before the linear program: roles, exponents a and b, and factors on attention logits.
+
+    Args:
+        pair: model and base side by side.
+        asked: the parametrization that the user chose.
+        optimizer: the optimizer, or one for each role or pattern, as the user gave it.
+        options: the other options of `transform`.
+
+    Returns:
+        These exponents with the layer DAG; each parameter's optimizer; sentences about attention for the report.
     """
     dag, growth, overrides = pair.target_dag, pair.growth, options.overrides
     parameters = dict(pair.target_graph.model.named_parameters())
@@ -274,8 +305,9 @@ def _fixed_exponents(
 
 
 def _given_apart(**numbers: float | None) -> set[str]:
-    """Return which of lr, weight decay and eps the user gave for all parameters: these override an
-    optimizer instance's.
+    """Return the names of the numbers that are not None: lr, weight decay or eps that the user gave for all parameters.
+
+    These override the numbers of an optimizer instance.
     """
     return {key for key, value in numbers.items() if value is not None}
 
@@ -283,8 +315,13 @@ def _given_apart(**numbers: float | None) -> set[str]:
 def _own_numbers(
     model: nn.Module, pair: PairedModels, assigned: Mapping[str, Optimizer], given: Collection[str]
 ) -> dict[str, GroupNumbers]:
-    """Return lr, weight decay and the like of each parameter, read from optimizer instances over
-    the user's model or base.
+    """Return lr, weight decay and the like of each parameter, as optimizer instances of the user's have them.
+
+    Args:
+        model: the user's model, whose parameters an optimizer instance may hold.
+        pair: model and base side by side; an instance may hold the base's parameters as well.
+        assigned: the optimizer of each parameter.
+        given: names of the numbers that the user gave for all parameters, which are not taken from an instance.
     """
     target = dict(pair.target_graph.model.named_parameters())
     names_of: dict[int, list[str]] = {}
@@ -299,7 +336,11 @@ def _own_numbers(
 
 
 def _own_init(captured: CapturedGraph, fixed: FixedExponents, init: InitMode | InitLike) -> dict[str, OwnInit] | None:
-    """Measure how the model's own init scales; None without a base, and where there are no weights to read it off."""
+    """Measure how the model's own init scales with width, by comparing its parameters with those of the base.
+
+    Returns:
+        The own init of each parameter; None without a base, and where there are no weights to read it off.
+    """
     widths = fixed.widths
     if not widths.has_base:
         return None
@@ -320,6 +361,7 @@ def _header(
     depth: DepthScaling,
     solved: SolvedDag,
 ) -> Header:
+    """Collect the options of this transform and facts of its run, for the head of the report."""
     m = fixed.widths.width_ratio
     return Header(
         model=type(captured.model).__name__,

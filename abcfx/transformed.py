@@ -45,7 +45,9 @@ class Transformed:
 
     @property
     def spec(self) -> Spec:
-        """A JSON-able row for each parameter, by name; `spec.to_json()` belongs into a checkpoint."""
+        """The planned numbers of each parameter as JSON-able rows, by name; `spec.to_json()` belongs into a
+        checkpoint.
+        """
         return self.outcome.spec
 
     @property
@@ -96,17 +98,17 @@ class Transformed:
 
     @property
     def param_groups(self) -> list[OptimizerGroup]:
-        """Groups for any torch optimizer, one per distinct set of hyperparameters; fresh dicts at every call."""
+        """The groups for any torch optimizer, one for each distinct set of hyperparameters; new dicts at every
+        access.
+        """
         return self.groups()
 
     def groups(self, per_parameter: bool = False) -> list[OptimizerGroup]:
-        """Return optimizer groups over the parameters of `module`.
+        """Return optimizer groups over the parameters of `module`: plain dicts for any torch optimizer.
 
         Args:
-            per_parameter: one group for each parameter, which rates that change while training need.
-
-        Returns:
-            Plain dicts; see `abcfx.param_groups`.
+            per_parameter: make one group for each parameter, as needed for rates that change while training; else
+                parameters with equal hyperparameters share a group.
         """
         return param_groups(self.module, self.spec, per_parameter)
 
@@ -116,10 +118,10 @@ class Transformed:
         """Return the groups of one optimizer among several: `Muon(result.groups_for("muon"))`.
 
         Args:
-            optimizer: as given to `transform`: a name, a class or an instance.
+            optimizer: the optimizer as it was given to `transform`: a name, a class or an instance.
             module: a module with the model's parameter names whose parameters are other objects by now: after
                 `to_empty` on a model planned on the meta device, or sharding. `self.module` by default.
-            per_parameter: one group for each parameter.
+            per_parameter: make one group for each parameter.
 
         Raises:
             InvalidInputError: no parameter belongs to it; the module has not the parameters of the plan.
@@ -130,7 +132,9 @@ class Transformed:
     # -- weights
 
     def init_weights(self, module: nn.Module | None = None) -> nn.Module:
-        """Draw every parameter anew as planned: after `to_empty` on a model planned on the meta device, or to restart.
+        """Draw every parameter anew as planned, and return the module.
+
+        That is needed after `to_empty` on a model planned on the meta device, or to start again.
 
         Args:
             module: a module with the model's parameter names (sharded or not); `self.module` by default.
@@ -143,11 +147,14 @@ class Transformed:
         return target
 
     def fold(self) -> nn.Module:
-        """Turn the trained model into plain weights for inference: the original class and keys, no scale node, no hook.
+        """Turn the trained model into plain weights for inference, without scale nodes or hooks, in its original class.
 
-        It computes what `module` computes now (to rounding). Returns a copy; after apply="inplace" the model object
-        itself, which can then be saved, and should not be trained on, since its rates belong to the weights as they
-        were.
+        It computes what `module` computes now (to rounding).
+
+        Returns:
+            A copy of the model; after apply="inplace" the model object itself, which can then be saved, and should not
+            be
+            trained on, since its rates belong to the weights as they were.
 
         Raises:
             InvalidInputError: a tied parameter would need two factors and no norm can take one; nothing has changed.
@@ -160,11 +167,10 @@ class Transformed:
     # -- reports
 
     def explain(self, name: str) -> Explanation:
-        """Explain one parameter in words: its role, its growth, what limits its learning-rate exponent c, and what
-        follows.
+        """Explain one parameter in words: its role, how it grows, what limits its learning rate, and what follows.
 
         Args:
-            name: of a parameter, a name tied to it, or the module whose weight it is ("blocks.3.attn.qkv").
+            name: name of a parameter, a name tied to it, or the module whose weight it is ("blocks.3.attn.qkv").
 
         Raises:
             InvalidInputError: there is none of that name; the message has those that are close.

@@ -28,7 +28,10 @@ COMMANDS: tuple[Command, ...] = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command of the program `abcfx`, print what it finds, and turn an error into a readable message.
+
+    Args:
+        argv: the words of the command line after `abcfx`; those of this process if None.
 
     Returns:
         The exit status: 0 for success, which for a check means PASS; 1 otherwise; 2 for wrong usage.
@@ -54,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Make the argument parser of the program, with a subparser for each command."""
     parser = argparse.ArgumentParser(prog="abcfx", description="Hyperparameters that hold at every width of a model.")
     parser.add_argument("--version", action="version", version=f"abcfx {version('abcfx')}")
     common = argparse.ArgumentParser(add_help=False)

@@ -38,7 +38,7 @@ TUNE_HELP = """Find the base learning rate and a constant for each role at a sma
 
 
 class CommonOptions(TypedDict):
-    """The arguments of all three functions."""
+    """The arguments that `coord_check`, `transfer_check` and `tune` have in common."""
 
     loss: Loss | None
     optimizer: str | dict[str, str]
@@ -48,7 +48,7 @@ class CommonOptions(TypedDict):
 
 
 class SweepOptions(TypedDict):
-    """The arguments of the functions that train whole sweeps."""
+    """The arguments of `transfer_check` and `tune`, which train many models: how the work is spread over processes."""
 
     backend: str
     n_jobs: int
@@ -56,24 +56,46 @@ class SweepOptions(TypedDict):
 
 @functools.cache
 def _named(argument: str, given: str, beside: str | None) -> Named:
-    """Find a name; its file is run once in every process."""
+    """Return an expression of the command line with the module it belongs to, whose file runs once in each process.
+
+    Args:
+        argument: the option that the expression was given for, for messages.
+        given: the expression, as "models.py:make_gpt".
+        beside: the expression of MODEL, whose file stands in where `given` names none.
+    """
     return Named(argument, given, _named("MODEL", beside, None) if beside else None)
 
 
 @functools.cache
 def _value(argument: str, given: str, beside: str | None = None) -> object:
-    """Evaluate a name, once in every process."""
+    """Evaluate an expression of the command line, once in every process, and return its value.
+
+    Args:
+        argument: the option that the expression was given for, for messages.
+        given: the expression, as "models.py:make_gpt".
+        beside: the expression of MODEL, whose file stands in where `given` names none.
+    """
     return _named(argument, given, beside).value()
 
 
 @dataclass(frozen=True)
 class _Factory:
-    """Builds the model of a width, in any process."""
+    """A function of the width that builds the user's model, and that can be sent to another process.
+
+    Attributes:
+        given: the expression for the user's own function, as "models.py:make_gpt".
+        kwargs: other keyword arguments of that function.
+    """
 
     given: str
     kwargs: tuple[tuple[str, object], ...]
 
     def __call__(self, width: int) -> nn.Module:
+        """Build the model of a width.
+
+        Raises:
+            InvalidInputError: the expression is no function.
+        """
         factory = _value("MODEL", self.given)
         if isinstance(factory, nn.Module) or not callable(factory):
             raise InvalidInputError(
@@ -88,7 +110,12 @@ class _Factory:
 
 @dataclass(frozen=True)
 class _Loss:
-    """A loss function of the user's, found again by its name in any process."""
+    """A loss function of the user's that can be sent to another process, where it is found again by its name.
+
+    Attributes:
+        given: the expression for the function, as "my_loss".
+        beside: the expression of MODEL, in whose file the function is looked up.
+    """
 
     given: str
     beside: str
@@ -99,7 +126,12 @@ class _Loss:
 
 @dataclass(frozen=True)
 class _Batches:
-    """A function of the user's that gives the batches of a seed, found again by its name in any process."""
+    """A function from a seed to batches that can be sent to another process, where it is found again by its name.
+
+    Attributes:
+        given: the expression for the user's function, as "make_batches".
+        beside: the expression of MODEL, in whose file the function is looked up.
+    """
 
     given: str
     beside: str
@@ -112,6 +144,14 @@ class _Batches:
 
 
 def _add_common(parser: argparse.ArgumentParser, lr: float, steps: int, seeds: int) -> None:
+    """Declare the arguments that `coord-check`, `transfer-check` and `tune` share.
+
+    Args:
+        parser: the parser of the command.
+        lr: default learning rate.
+        steps: default number of training steps.
+        seeds: default number of seeds.
+    """
     parser.add_argument("model", metavar="MODEL", help=f"a function of the width: {FORMS}")
     parser.add_argument("--kwargs", metavar="K=V,...", help="other keyword arguments of the function")
     parser.add_argument("--loss", metavar="LOSS", help="a function of (output, batch); default: cross entropy")
@@ -125,23 +165,27 @@ def _add_common(parser: argparse.ArgumentParser, lr: float, steps: int, seeds: i
 
 
 def _add_widths(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of commands that compare several widths: the widths, and `--no-control`."""
     parser.add_argument("--widths", type=whole_numbers, required=True, help="at least two, as 64,128,256")
     parser.add_argument("--no-control", action="store_true", help="leave out the model as written")
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of commands that train many models: their batches, and the workers."""
     parser.add_argument("--batches", required=True, help="a list, or a function of the seed; in MODEL's file")
     parser.add_argument("--backend", default="loky", help="of joblib (default: loky), or sequential")
     parser.add_argument("--jobs", type=int, default=-1, help="number of workers (default: all cores)")
 
 
 def _add_coord(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `abcfx coord-check`."""
     _add_common(parser, 1e-3, 3, 3)
     _add_widths(parser)
     parser.add_argument("--batch", required=True, help="a batch, or a function that returns one; in MODEL's file")
 
 
 def _add_transfer(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `abcfx transfer-check`."""
     _add_common(parser, 2.0**-8, 60, 2)
     _add_sweep(parser)
     _add_widths(parser)
@@ -149,6 +193,7 @@ def _add_transfer(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_tune(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `abcfx tune`."""
     _add_common(parser, 2.0**-8, 150, 2)
     _add_sweep(parser)
     parser.add_argument("--width", type=int, required=True, help="where to search")
@@ -158,6 +203,7 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
 
 
 def _common(arguments: argparse.Namespace) -> CommonOptions:
+    """Return the keyword arguments that `coord_check`, `transfer_check` and `tune` share, as the user gave them."""
     return {
         "loss": _Loss(arguments.loss, arguments.model) if arguments.loss else None,
         "optimizer": words("--optimizer", arguments.optimizer),
@@ -168,14 +214,21 @@ def _common(arguments: argparse.Namespace) -> CommonOptions:
 
 
 def _sweep(arguments: argparse.Namespace) -> SweepOptions:
+    """Return the keyword arguments that say how training is spread over processes, as the user gave them."""
     return {"backend": arguments.backend, "n_jobs": arguments.jobs}
 
 
 def _make(arguments: argparse.Namespace) -> _Factory:
+    """Return the function of the width that the user named as MODEL."""
     return _Factory(arguments.model, tuple(assignments("--kwargs", arguments.kwargs).items()))
 
 
 def _batches(arguments: argparse.Namespace) -> Batches:
+    """Return the batches that the user named: a list, or a function of the seed that gives them.
+
+    Raises:
+        InvalidInputError: the name stands for something else.
+    """
     found = _value("--batches", arguments.batches, arguments.model)
     if callable(found):
         return _Batches(arguments.batches, arguments.model)
@@ -185,6 +238,7 @@ def _batches(arguments: argparse.Namespace) -> Batches:
 
 
 def _coord(arguments: argparse.Namespace, console: Console) -> bool:
+    """Run `abcfx coord-check` and print its result; return whether the check passed."""
     batch = _value("--batch", arguments.batch, arguments.model)
     check = coord_check(
         _make(arguments),
@@ -199,6 +253,7 @@ def _coord(arguments: argparse.Namespace, console: Console) -> bool:
 
 
 def _transfer(arguments: argparse.Namespace, console: Console) -> bool:
+    """Run `abcfx transfer-check` and print its result; return whether the check passed."""
     check = transfer_check(
         _make(arguments),
         _batches(arguments),
@@ -214,6 +269,7 @@ def _transfer(arguments: argparse.Namespace, console: Console) -> bool:
 
 
 def _tune(arguments: argparse.Namespace, console: Console) -> bool:
+    """Run `abcfx tune` and print the best learning rate and constants; return True."""
     tuned = tune(
         _make(arguments),
         _batches(arguments),

@@ -21,6 +21,7 @@ HELP = "Train a GPT on Python's own sources at two widths, as written and transf
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `abcfx demo`."""
     task = demo.Task()
     for name, kind, what in (
         ("base-width", int, "width at which the learning rate was tuned"),
@@ -37,6 +38,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> None:
+    """Run `abcfx demo`: train a GPT at two widths, as written and transformed, and print the losses."""
     task = demo.Task(arguments.base_width, arguments.width, arguments.lr, arguments.steps, arguments.seed)
     if arguments.sweep:
         _sweep(task, arguments.json, console)
@@ -62,7 +64,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _picture(arguments: argparse.Namespace, console: Console) -> Path | None:
-    """Return the path of the picture, or None; what is missing is said before the training, not after it."""
+    """Return the path of the picture to draw, or None for none; a missing matplotlib is told before the training."""
     if arguments.no_plot:
         return None
     if find_spec("matplotlib") is None:
@@ -75,6 +77,7 @@ def _picture(arguments: argparse.Namespace, console: Console) -> Path | None:
 
 
 def _print_losses(task: demo.Task, runs: Sequence[demo.Run], console: Console) -> None:
+    """Print the last loss of every run, and its difference to that of the same kind of model at the base width."""
     table = make_table("model", "width", "lr", "loss", f"against width {task.base_width}", left=("model",))
     base = {run.name: run.loss for run in runs if run.width == task.base_width}
     for run in runs:
@@ -88,6 +91,7 @@ def _print_losses(task: demo.Task, runs: Sequence[demo.Run], console: Console) -
 
 
 def _sweep(task: demo.Task, as_json: bool, console: Console) -> None:
+    """Train the base width at several learning rates with three seeds, print the losses, and say which rate is best."""
     characters = read_characters()
     seeds = range(task.seed, task.seed + SWEEP_SEEDS)
     table = make_table("lr", *(f"seed {seed}" for seed in seeds), "mean")

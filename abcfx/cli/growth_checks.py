@@ -24,6 +24,7 @@ CHECKS = ",".join(get_args(CheckName))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `abcfx verify-growth`."""
     parser.add_argument("small", metavar="SMALL", help=f"the model that was grown: {FORMS}")
     parser.add_argument("large", metavar="LARGE", help="the model that it was grown into; looked up in SMALL's file")
     parser.add_argument(
@@ -42,6 +43,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> bool:
+    """Run `abcfx verify-growth` and print its result; return whether all checks passed."""
     from abcfx.growing import verify_growth
 
     named = Named("SMALL", arguments.small)
@@ -63,6 +65,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> bool:
 
 
 def _filled(named: Named, argument: str, weights: Path | None) -> nn.Module:
+    """Build the model that the user named, and load a state_dict into it if the option `argument` names a file."""
     model = named.build({})
     if weights is not None:
         load_weights(argument, model, weights)

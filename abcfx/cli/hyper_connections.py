@@ -22,6 +22,7 @@ WIDTHS = "64,128,256,512,1024"
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `abcfx hyper-connections`."""
     parser.add_argument("model", metavar="MODEL", nargs="?", help=f"a model whose own are diagnosed: {FORMS}")
     parser.add_argument("--kwargs", metavar="K=V,...", help="keyword arguments of MODEL's factory")
     parser.add_argument("--inputs", metavar="INPUTS", help="what MODEL is called with, or a function that returns it")
@@ -46,6 +47,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> bool:
+    """Run `abcfx hyper-connections` on a model or on drawn ones, print the diagnostics; return whether they pass."""
     common = {name: getattr(arguments, name) for name in ("iters", "samples", "lr", "seed")}
     if arguments.model is None:
         if arguments.inputs or arguments.checkpoint:

@@ -27,15 +27,25 @@ SEED = 0
 
 
 class Named:
-    """A Python expression on the command line, with the module in which it is evaluated."""
+    """A Python expression on the command line, with the module in which it is evaluated.
+
+    Attributes:
+        argument: the option that it was given for; it begins error messages.
+        given: the text as the user wrote it, such as "models.py:GPT(width=256)".
+        module: the imported module.
+        expression: the part behind the colon.
+    """
 
     def __init__(self, argument: str, given: str, beside: Named | None = None) -> None:
         """Import the module that is named before the colon.
 
         Args:
-            argument: the option it was given for; it begins error messages.
+            argument: the option that the expression was given for; it begins error messages.
             given: MODULE:EXPRESSION; the expression is a name, a dotted name or a call. `torch` is known in it too.
-            beside: its module stands in for one that is not named.
+            beside: an expression whose module is taken where `given` names none.
+
+        Raises:
+            InvalidInputError: there is no such module or file, or none was named.
         """
         self.argument, self.given = argument, given
         found = _PLACE.fullmatch(given)
@@ -47,10 +57,10 @@ class Named:
             raise InvalidInputError(f"{argument}: {given!r} names no place.\n  expected: {FORMS}")
 
     def value(self) -> object:
-        """Evaluate the expression.
+        """Evaluate the expression in its module and return the value.
 
         Raises:
-            InvalidInputError: it has a name that is not there; and whatever the user's own code raises.
+            InvalidInputError: the expression has a name that is not there; and whatever the user's own code raises.
         """
         known = {"torch": torch, **vars(self.module)}
         first = re.match(r"[A-Za-z_]\w*", self.expression)
@@ -69,14 +79,24 @@ class Named:
         return value
 
     def loss(self) -> Loss:
-        """Evaluate the expression, which is a function of (output, batch). Raises InvalidInputError if it is none."""
+        """Evaluate the expression, which is to be a function of (output, batch), and return the function.
+
+        Raises:
+            InvalidInputError: it is no function.
+        """
         value = self.value()
         if not callable(value):
             raise InvalidInputError(f"{self.argument}: {self.given!r} is no function of (output, batch).")
         return cast(Loss, value)
 
     def build(self, kwargs: Mapping[str, object]) -> nn.Module:
-        """Return the module that is named, or built by the factory from `kwargs`; from the same seed each time."""
+        """Return the model that the expression stands for: a module, or what a function returns for `kwargs`.
+
+        The model is built from the same seed each time.
+
+        Raises:
+            InvalidInputError: the expression gives no module, or the function does not take these arguments.
+        """
         torch.manual_seed(SEED)
         built = self.value()
         if not isinstance(built, nn.Module) and callable(built):
@@ -95,7 +115,11 @@ class Named:
 
 
 def _check_call(named: Named, factory: Callable[..., object], kwargs: Mapping[str, object]) -> None:
-    """Refuse keyword arguments that the factory does not take."""
+    """Refuse keyword arguments that a function which builds a model does not take.
+
+    Raises:
+        InvalidInputError: names the arguments, and the option to write.
+    """
     flag = "--base-kwargs" if named.argument == "--base" else "--kwargs"
     try:
         inspect.signature(factory).bind(**kwargs)
@@ -109,7 +133,17 @@ def _check_call(named: Named, factory: Callable[..., object], kwargs: Mapping[st
 
 
 def _import(argument: str, place: str) -> ModuleType:
-    """Import a module by its name, or a Python file; its own imports start in its folder, or in the current one."""
+    """Import a module by its name, or a Python file by its path, and return it.
+
+    Its own imports are looked up in its folder, or for a name in the current one.
+
+    Args:
+        argument: the option that names it; it begins error messages.
+        place: "package.module" or "folder/file.py".
+
+    Raises:
+        InvalidInputError: there is no such module or file.
+    """
     folder = str(Path(place).resolve().parent) if place.endswith(".py") else str(Path.cwd())
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -132,7 +166,16 @@ def _import(argument: str, place: str) -> ModuleType:
 
 
 def load_weights(argument: str, model: nn.Module, file: Path) -> None:
-    """Load a state_dict, all of it. Raises InvalidInputError if it belongs to another model."""
+    """Load a state_dict from a file into a model; it has to fit exactly.
+
+    Args:
+        argument: the option that names the file; it begins error messages.
+        model: the model.
+        file: the file.
+
+    Raises:
+        InvalidInputError: there is no such file, or it does not hold a state_dict of this model.
+    """
     if not file.is_file():
         raise InvalidInputError(f"{argument}: there is no file {file}.")
     state = torch.load(file, map_location="cpu", weights_only=True)
@@ -148,9 +191,10 @@ def load_weights(argument: str, model: nn.Module, file: Path) -> None:
 
 
 def example_inputs(named: Named | None) -> tuple[object, dict[str, object] | None]:
-    """Return the (args, kwargs) that a name stands for.
+    """Return the example inputs, positional and by keyword, that an expression stands for; (None, None) for None.
 
-    It stands for a tensor, a tuple of positional inputs, a dict of keyword inputs, or a function that returns one.
+    It stands for a tensor, a tuple of positional inputs, a dict of keyword inputs, or a function that returns one of
+    these.
     """
     if named is None:
         return None, None

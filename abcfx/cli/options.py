@@ -11,7 +11,7 @@ from abcfx.support.choices import choose
 
 
 def plain_value(text: str) -> object:
-    """Read JSON, or True, False and None as Python writes them; any other text stands for itself."""
+    """Read a value of an option: JSON, or True, False and None as Python writes them; any other text is itself."""
     try:
         value: object = json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
     except ValueError:
@@ -20,7 +20,11 @@ def plain_value(text: str) -> object:
 
 
 def assignments(argument: str, given: str | None) -> dict[str, object]:
-    """Read `width=256,kind=small` or a JSON object as a dict.
+    """Read `width=256,kind=small`, or a JSON object, as a dict; {} for no text.
+
+    Args:
+        argument: name of the option, which begins error messages.
+        given: the text.
 
     Raises:
         InvalidInputError: the text is neither.
@@ -42,18 +46,22 @@ def assignments(argument: str, given: str | None) -> dict[str, object]:
 
 
 def one_or_by_role(argument: str, given: str) -> object:
-    """Read one value, or `hidden=muon,default=adamw` as a dict."""
+    """Read an option that has one value, or one for each role: `hidden=muon,default=adamw` becomes a dict."""
     return assignments(argument, given) if "=" in given or given.startswith("{") else plain_value(given)
 
 
 def words(argument: str, given: str) -> str | dict[str, str]:
-    """Read one word, or `hidden=muon,default=adamw` as a dict."""
+    """Read an option that is one word, or one for each role: `hidden=muon,default=adamw` becomes a dict."""
     value = one_or_by_role(argument, given)
     return {name: str(word) for name, word in value.items()} if isinstance(value, Mapping) else given
 
 
 def rates(argument: str, given: str) -> float | dict[str, float]:
-    """Read one number, or `hidden=0.02,default=0.01` as a dict. Raises InvalidInputError for anything else."""
+    """Read an option that is one number, or one for each role: `hidden=0.02,default=0.01` becomes a dict.
+
+    Raises:
+        InvalidInputError: there is something else than numbers.
+    """
     value = one_or_by_role(argument, given)
     if isinstance(value, Mapping):
         return {name: _number(argument, each) for name, each in value.items()}
@@ -61,23 +69,40 @@ def rates(argument: str, given: str) -> float | dict[str, float]:
 
 
 def number(argument: str, given: str) -> float:
-    """Read one number. Raises InvalidInputError for anything else."""
+    """Read an option that is one number.
+
+    Raises:
+        InvalidInputError: the text is no number.
+    """
     return _number(argument, plain_value(given))
 
 
 def _number(argument: str, value: object) -> float:
+    """Return a value of an option as a float.
+
+    Raises:
+        InvalidInputError: the value is no number; the message begins with the option's name, `argument`.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidInputError(f"{argument}: expected a number, got {value!r}")
     return float(value)
 
 
 def whole_numbers(text: str) -> list[int]:
-    """Read `64,128,256`."""
+    """Read whole numbers that are separated by commas, as "64,128,256"."""
     return [int(part) for part in text.split(",")]
 
 
 def add_choice(parser: argparse.ArgumentParser, flag: str, choices: Sequence[str], default: str, help: str) -> None:
-    """Add an option whose value is one of a few words, in any case; the error names the nearest one."""
+    """Add an option to a parser whose value is one of a few words, in any case; an error names the nearest one.
+
+    Args:
+        parser: the parser of a command.
+        flag: name of the option, as "--method".
+        choices: the words.
+        default: the word that holds if the option is not given.
+        help: what the option does, for `--help`.
+    """
 
     def read(text: str) -> str:
         try:

@@ -18,7 +18,7 @@ STDOUT, STDERR = 1, 2
 
 @contextmanager
 def command_console(as_json: bool) -> Iterator[Console]:
-    """Give the console that a command prints to.
+    """Yield the rich console that a command prints to.
 
     For JSON, what the command prints is collected and written to standard output when the block ends without an error,
     and everything that other code prints in the meantime goes to stderr.
@@ -52,7 +52,7 @@ def stdout_to_stderr() -> Iterator[None]:
 
 
 def _flush() -> None:
-    """Write out the buffers of Python and of C, so that nothing printed before a switch lands after it."""
+    """Write out the buffers of Python and of C, so that earlier text does not land after a switch of stdout."""
     for stream in (sys.stdout, sys.__stdout__):
         if stream is not None and not stream.closed:
             stream.flush()

@@ -36,6 +36,7 @@ OPTION_OBJECTS: dict[str, type] = {
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `abcfx report`."""
     parser.add_argument("model", metavar="MODEL", help=FORMS)
     parser.add_argument("--kwargs", metavar="K=V,...", help="keyword arguments of the factory, or a JSON object")
     parser.add_argument("--base", metavar="BASE", help="the same at the width where lr was tuned; in MODEL's file")
@@ -56,6 +57,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> None:
+    """Run `abcfx report`: transform a model, then print the report, explanations, a graph or JSON, as asked for."""
     result = _transformed(arguments)
     explained = [result.explain(name) for name in arguments.explain]
     if arguments.html:
@@ -75,6 +77,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _transformed(arguments: argparse.Namespace) -> Transformed:
+    """Build model, base and inputs as the user named them, and return the transformed model."""
     named = Named("MODEL", arguments.model)
     base = None
     if arguments.base and arguments.base_kwargs and not callable(Named("--base", arguments.base, named).value()):
@@ -92,7 +95,7 @@ def _transformed(arguments: argparse.Namespace) -> Transformed:
 
 
 def _flat_options() -> dict[str, type | None]:
-    """Return every option that `--set` takes, with the option object that it belongs to, if it belongs to one."""
+    """Return the name of every option that `--set` takes, with the option class it is a field of (None for none)."""
     flat: dict[str, type | None] = dict.fromkeys(("weight_decay", "eps", "apply", "init"))
     for owner in OPTION_OBJECTS.values():
         flat |= dict.fromkeys((each.name for each in fields(owner)), owner)
@@ -100,9 +103,15 @@ def _flat_options() -> dict[str, type | None]:
 
 
 def transform_options(given: list[str]) -> TransformOptions:
-    """Return keyword arguments of `transform` for options written as name=value.
+    """Return keyword arguments of `transform` for options that `--set` gave as name=value.
 
-    The fields of its option objects are given by their own names: depth=completep, batch_ratio=4.
+    The fields of option classes are given by their own names: depth=completep, batch_ratio=4.
+
+    Args:
+        given: the options, one text each.
+
+    Raises:
+        InvalidInputError: `transform` has no such option.
     """
     flat = _flat_options()
     found: dict[str, object] = {}

@@ -17,12 +17,12 @@ PAGE_WIDTH = 100
 
 
 class Command(NamedTuple):
-    """A subcommand.
+    """A subcommand of the program `abcfx`.
 
     Attributes:
-        name: as it is typed.
+        name: the word by which the command is called.
         help: the text of `--help`; its first line goes into the list of commands.
-        add_arguments: declares the arguments.
+        add_arguments: declares the arguments on a parser.
         run: runs the command and returns False if a check does not pass.
     """
 
@@ -33,37 +33,37 @@ class Command(NamedTuple):
 
 
 class Result(Protocol):
-    """The result of a check, as far as a command needs it."""
+    """The part of a check's result that a command needs to show it."""
 
     def to_json(self) -> str:
-        """Return the result as JSON."""
+        """Return the result as JSON text."""
 
     def plot(self, path: str | None = None) -> object:
-        """Draw the result to a file."""
+        """Draw the result, and write the picture to a file if a path is given."""
 
 
 def make_console(file: TextIO | None = None) -> Console:
-    """Make the console that commands print to: as wide as the terminal, or PAGE_WIDTH for a file or a pipe.
+    """Make the rich console that commands print to: as wide as the terminal, or 100 columns for a file or a pipe.
 
     Args:
-        file: to print to instead of standard output.
+        file: a file to print to instead of standard output.
     """
     console = Console(file=file, markup=False, highlight=False)
     return console if console.is_terminal else Console(file=file, markup=False, highlight=False, width=PAGE_WIDTH)
 
 
 def print_text(text: str, console: Console) -> None:
-    """Print text whose lines are broken already."""
+    """Print text whose lines are broken already; the console breaks no more of them."""
     console.print(text.rstrip("\n"), soft_wrap=True)
 
 
 def print_json(data: object, console: Console) -> None:
-    """Print JSON that every parser reads: numbers that are not finite become null."""
+    """Print data as JSON that every parser reads: numbers that are not finite become null."""
     print_text(json.dumps(finite(data), indent=2, allow_nan=False), console)
 
 
 def show_result(result: Result, arguments: argparse.Namespace, console: Console) -> bool:
-    """Draw the result of a check (`--plot FILE`), print it (as JSON for `--json`), and return whether it is true."""
+    """Draw the result of a check (`--plot FILE`), print it (`--json`: as JSON), and return whether it passed."""
     if arguments.plot is not None:
         result.plot(str(arguments.plot))
     if arguments.json:
@@ -76,7 +76,7 @@ def show_result(result: Result, arguments: argparse.Namespace, console: Console)
 
 
 def make_table(*columns: str, left: Sequence[str] = ()) -> Table:
-    """Make a table without lines between rows: the columns in `left` to the left, all others, numbers, to the right."""
+    """Make an empty table without lines between rows: columns in `left` are aligned left, numbers right."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right")

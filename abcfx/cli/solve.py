@@ -34,10 +34,12 @@ EXAMPLES = "  To see examples: abcfx solve --help"
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `abcfx solve`."""
     parser.add_argument("file", metavar="FILE.json", help='a chain or a graph; "-" for standard input')
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> None:
+    """Run `abcfx solve`: read a chain or graph of layers, solve for its exponents, and print them."""
     problem = _read(arguments.file)
     options = {key: problem[key] for key in OPTIONS if key in problem}
     solution: ChainSolution | GraphSolution
@@ -59,7 +61,11 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _read(file: str) -> Problem:
-    """Read a JSON object from a file, or from standard input for "-"."""
+    """Read a JSON object from a file, or from standard input for "-".
+
+    Raises:
+        InvalidInputError: there is no such file, or it holds no JSON object.
+    """
     path = Path(file)
     if file != "-" and not path.is_file():
         raise InvalidInputError(f"there is no file {file}.")
@@ -74,7 +80,11 @@ def _read(file: str) -> Problem:
 
 
 def _check_keys(problem: Problem, known: tuple[str, ...], required: tuple[str, ...]) -> None:
-    """Refuse a problem with a key that means nothing, or without one that is needed."""
+    """Refuse a problem with a key that means nothing, or without one that is needed.
+
+    Raises:
+        InvalidInputError: names the key, and those that are known.
+    """
     for key in problem:
         if key not in known:
             raise InvalidInputError(f"{key!r} is not known; expected {', '.join(known)}.\n{EXAMPLES}")
@@ -84,7 +94,13 @@ def _check_keys(problem: Problem, known: tuple[str, ...], required: tuple[str, .
 
 
 def _graph(problem: Problem) -> nx.DiGraph:
-    """Build the graph that `find_c_dag` takes; alignments of the problem stand in for those that a node lacks."""
+    """Build the networkx graph of layers that `find_c_dag` takes.
+
+    Alignments (alpha, omega, u) of the whole problem stand in for those that a node lacks.
+
+    Raises:
+        InvalidInputError: nodes or edges are malformed.
+    """
     nodes, edges = problem["nodes"], problem["edges"]
     if not isinstance(nodes, Mapping) or not all(isinstance(values, Mapping) for values in nodes.values()):
         raise InvalidInputError('"nodes" must be an object of name to attributes, as {"in": {"a": -0.5, "b": 0.5}}')
@@ -105,6 +121,14 @@ def _print(
     r: Mapping[Hashable, float],
     console: Console,
 ) -> None:
+    """Print the solution of a chain or graph of layers as a table, with the sum of all c and shadow prices.
+
+    Args:
+        solution: what the linear program found.
+        c: exponent of the learning rate, m^-c (m, the width ratio), of each layer that has a weight.
+        r: exponent of the change of each layer's output, which is ~ m^-r.
+        console: where to print.
+    """
     table = make_table("layer", "c", "r", "held by", left=("layer", "held by"))
     for layer in r:
         rate = f"{c[layer]:.4g}" if layer in c else "-"
@@ -119,7 +143,7 @@ def _print(
 
 
 def _held_by(name: Hashable) -> str:
-    """Name a row that holds a rate up, without the layer that it belongs to; name a bound in full."""
+    """Return the name of a constraint that keeps a layer's c up, without the layer; a fixed bound is named in full."""
     return str(name.label if isinstance(name, RowName) else name)
 
 

@@ -20,6 +20,7 @@ PAGE, PICTURE = "verification.md", "verification.png"
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `abcfx verify`."""
     parser.add_argument("--only", metavar="N", help="sections to run, as 3 or 1,4-6 (default: all)")
     parser.add_argument("--details", action="store_true", help="show the claims and tables of every section")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help=f"write {PAGE} and {PICTURE} there")
@@ -27,6 +28,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> bool | None:
+    """Run `abcfx verify`: verify the package, print or write the evidence; return whether all sections passed.
+
+    The result is None for `--list`, which runs nothing.
+    """
     if arguments.list:
         _list(arguments.json, console)
         return None
@@ -55,6 +60,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> bool | None:
 
 
 def _list(as_json: bool, console: Console) -> None:
+    """Print numbers and titles of all sections of the verification."""
     if as_json:
         print_json([{"number": part.number, "title": part.title, "tested": part.tested} for part in PARTS], console)
         return
@@ -63,6 +69,11 @@ def _list(as_json: bool, console: Console) -> None:
 
 
 def _numbers(given: str) -> set[int]:
+    """Read numbers of sections, as "3" or "1,4-6".
+
+    Raises:
+        InvalidInputError: the text is something else, or names no section.
+    """
     found: set[int] = set()
     for part in given.split(","):
         first, dash, last = part.partition("-")

@@ -26,12 +26,12 @@ PRICED = ("alpha", "omega", "u", "gradient")
 
 
 class Price(NamedTuple):
-    """Rows of one kind with one shadow price.
+    """Rows of the linear program that are of one kind and have one shadow price.
 
     Attributes:
-        tag: the kind, as in the column `binds`.
-        price: how much the sum of all c falls per unit by which such a row is relaxed.
-        nodes: collapsed names of the nodes whose rows they are.
+        tag: the kind of the rows: "alpha", "u", "omega" or "gradient".
+        price: how much the sum of all c (learning rates m^-c) falls per unit by which such a row is relaxed.
+        nodes: names of the DAG nodes whose rows they are; names that differ in numbers only are collapsed into one.
     """
 
     tag: str
@@ -40,26 +40,33 @@ class Price(NamedTuple):
 
 
 def tag_of(name: RowName) -> str:
-    """Return the kind of a row as reports tell it: rows of gradients are all "gradient"."""
+    """Return the kind of a row as reports tell it, such as "alpha"; rows about gradients are all "gradient"."""
     return "gradient" if name.kind.bounds_gradient else name.kind.value
 
 
 def binding_tags(binding: Binding) -> tuple[str, ...]:
-    """Say what keeps a c from being smaller, short enough for a column: alpha, u, gradient, rule, given or free."""
+    """Say in words, for a column, what keeps a parameter's learning rate from being larger.
+
+    The words are kinds of constraints ("alpha", "u", "gradient"), or "rule", "given" or "free" in place of any.
+    """
     if binding.kind is not BindingKind.ROWS:
         return (binding.kind.value,)
     return tuple(dict.fromkeys(map(tag_of, binding.rows)))
 
 
 def used_tags(outcome: Outcome) -> dict[str, str]:
-    """Return the tags that occur in a report, and what each means."""
+    """Return the words of the report's column `binds` that occur in it, and what each means."""
     found = dict.fromkeys(tag for plan in outcome.plan.values() for tag in binding_tags(plan.binding))
     found |= dict.fromkeys(price.tag for price in bottlenecks(outcome))
     return {tag: TAGS.get(tag, tag) for tag in found}
 
 
 def group_prices(prices: Mapping[Hashable, float]) -> list[Price]:
-    """Group the shadow prices of rows by kind and price: alignments first, then the highest price first."""
+    """Group the shadow prices of rows by kind and price: alignments first, then the highest price first.
+
+    Args:
+        prices: shadow price by name of the row; names of anything but rows are skipped.
+    """
     nodes: dict[tuple[str, float], dict[str, None]] = {}
     for name, price in prices.items():
         if isinstance(name, RowName):
@@ -71,5 +78,5 @@ def group_prices(prices: Mapping[Hashable, float]) -> list[Price]:
 
 
 def bottlenecks(outcome: Outcome) -> list[Price]:
-    """Return the shadow prices of the rows that alignments or gradients are in: where learning could be sped up."""
+    """Return the shadow prices of rows with alignments or gradients: which constraints cost learning rate most."""
     return [price for price in group_prices(outcome.solution.shadow_prices) if price.tag in PRICED]

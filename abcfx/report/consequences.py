@@ -14,11 +14,11 @@ DECAY_WORDS = {
 
 
 def consequences(outcome: Outcome, name: str, group: int | None) -> list[str]:
-    """Write one line for each number of a parameter.
+    """Write in words what follows for a parameter: one line each for multiplier, init, lr, eps and weight decay.
 
     Args:
         outcome: everything that one transform found.
-        name: the parameter.
+        name: name of the parameter.
         group: index of its optimizer group; None if it is frozen.
     """
     plan = outcome.plan[name]
@@ -45,7 +45,7 @@ def consequences(outcome: Outcome, name: str, group: int | None) -> list[str]:
 
 
 class _Powers:
-    """Numbers of one parameter, written as powers of the width ratio m, or of its own width n without a base."""
+    """A writer of one parameter's numbers as powers of the width ratio m, or of its own width n without a base."""
 
     def __init__(self, outcome: Outcome, name: str) -> None:
         header, depth, plan = outcome.header, outcome.depth, outcome.plan[name]
@@ -56,7 +56,7 @@ class _Powers:
         self._depth = by_name.get(name, DepthExponents())
 
     def order(self, exponent: float) -> str:
-        """Write how a number with this exponent scales: `~ m^-0.5`, or O(1) if it does not."""
+        """Write how a number ~ m^-exponent scales with width: `~ m^-0.5`, or O(1) for the exponent 0."""
         return f"~ {self.symbol}^{-exponent:.3g}" if exponent else "O(1)"
 
     def product(self, value: float, exponent: float, key: str, other: float = 1.0) -> str:
@@ -65,8 +65,8 @@ class _Powers:
         Args:
             value: the number.
             exponent: its power of the width.
-            key: "c" or "g", the exponent of depth that belongs to it.
-            other: a factor of the number that is no such power, which the caller writes.
+            key: "c" for a learning rate or "g" for an eps, which chooses the exponent of depth that belongs to it.
+            other: a further factor of the number, which the caller writes.
         """
         ratio = self._depth_ratio
         deep = -(self._depth.c if key == "c" else self._depth.g) if ratio != 1.0 else 0.0
@@ -78,6 +78,7 @@ class _Powers:
 
 
 def _multiplier(outcome: Outcome, name: str, power: _Powers) -> str:
+    """Write one line about a parameter's multiplier m^-a: its value, or why there is none."""
     plan = outcome.plan[name]
     if plan.void:
         return "No multiplier: a norm follows at once and would divide it out again."
@@ -95,6 +96,7 @@ def _multiplier(outcome: Outcome, name: str, power: _Powers) -> str:
 
 
 def _init(plan: ParameterPlan, power: _Powers) -> str:
+    """Write one line about how a parameter is initialised, and how that scales with width."""
     init, now = plan.init, power.order(plan.b)
     if init.std is None:
         return "init: unknown, since the model is on the meta device; give init=InitLike(small, large)"

@@ -41,15 +41,17 @@ def text_of(*renderables: RenderableType, width: int = WIDTH) -> str:
 
 
 def verdict_text(verdict: Verdict | None) -> Text:
-    """Colour a verdict; "-" stands for None, where nothing was judged."""
+    """Return a verdict as coloured text; "-" stands for None, where nothing was judged."""
     return Text("-", "dim") if verdict is None else Text(verdict.value, VERDICT_STYLES[verdict])
 
 
 @contextmanager
 def progress_bar(title: str, total: int, shown: bool | None = None) -> Iterator[Callable[[], None]]:
-    """Draw a progress bar on stderr within the block, and give the function to call after each step.
+    """Draw a progress bar on stderr within the block, and yield the function to call after each step.
 
     Args:
+        title: words in front of the bar.
+        total: number of steps.
         shown: whether to draw it; None draws it if stderr is a terminal.
     """
     console = Console(stderr=True)

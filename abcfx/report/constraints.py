@@ -25,14 +25,15 @@ WORDS = {
 
 
 class Constraint(NamedTuple):
-    """One constraint `out <= terms` that holds with equality.
+    """A constraint `out <= terms` of the linear program that holds with equality, and so keeps some rate down.
 
     Attributes:
-        name: name of its row, as in `solution.shadow_prices`.
+        name: name of its row in the linear program.
         words: the constraint in words.
         formula: the inequality in symbols, with the value of each side.
-        price: shadow price: how much the sum of all c falls per unit by which the constraint is relaxed.
-        because: why `out` may not be smaller: rows further down the model, as formulas; empty if that is its own bound.
+        price: shadow price: how much the sum of all c (learning rates m^-c) falls per unit by which it is relaxed.
+        because: why `out` may not be smaller: rows further down the model, as formulas; empty if it has a bound of its
+            own.
     """
 
     name: RowName
@@ -43,16 +44,16 @@ class Constraint(NamedTuple):
 
     @property
     def node(self) -> str:
-        """The DAG node that the row bounds."""
+        """The name of the DAG node whose change or gradient the constraint bounds."""
         return self.name.node
 
     @property
     def tag(self) -> str:
-        """The term that the row bounds, in short: "alpha", "u", "updated gradient from head"."""
+        """The term that bounds the node, in short: "alpha", "u", "updated gradient from head"."""
         return str(self.name.label)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields as JSON-able values."""
+        """Return the fields of the constraint as JSON-able values."""
         return {**self._asdict(), "name": str(self.name), "node": self.node, "tag": self.tag}
 
 
@@ -60,8 +61,8 @@ class Loosened(NamedTuple):
     """The solution if updates of one parameter did not line up with their inputs: alignments of 1/2 at its layers.
 
     Attributes:
-        c: the parameter's own c.
-        total: the sum of all c.
+        c: the parameter's own c then (its learning rate is m^-c).
+        total: the sum of the c of all parameters then.
     """
 
     c: float
@@ -69,7 +70,15 @@ class Loosened(NamedTuple):
 
 
 class Constraints:
-    """The rows of a solved layer DAG. They are written anew; the linear program is not solved again for that."""
+    """The constraints of a solved linear program over a layer DAG, to be looked up and told in words and formulas.
+
+    The rows are written anew; the linear program is not solved again for that.
+
+    Args:
+        fixed: the exponents a and b that were fixed before the linear program, with the layer DAG.
+        alignment: how strongly updates line up with inputs, as exponents (alpha, omega, u), of each layer node.
+        solved: the solution.
+    """
 
     def __init__(self, fixed: FixedExponents, alignment: Mapping[str, Alignments], solved: SolvedDag) -> None:
         self._fixed, self._alignment, self._solved = fixed, alignment, solved
@@ -83,16 +92,22 @@ class Constraints:
 
     @property
     def total(self) -> float:
-        """The sum of all c, the objective."""
+        """The sum of the c of all parameters (learning rates m^-c), which the linear program minimises."""
         return self._solved.solution.objective
 
     def holding(self, parameter: str) -> list[Constraint]:
-        """Return the constraints that keep a parameter's c from being smaller; [] if c is not in the program."""
+        """Return the constraints that keep a parameter's c from being smaller (its learning rate from being larger).
+
+        None are returned for a parameter that takes no part in the linear program.
+        """
         rows = self._solved.binding[parameter].rows
         return [self._constraint(name, self._rows[name], parameter) for name in rows]
 
     def loosened(self, parameter: str) -> Loosened | None:
-        """Solve again with alignments of 1/2 at every use of a parameter; None if its constraints have no alignment."""
+        """Solve again with alignments of 1/2 at every use of one parameter: updates that do not line up with inputs.
+
+        None if the parameter's c is given or follows by rule, or if its constraints have no alignment.
+        """
         nodes = [node for node, kind in self._fixed.dag.layers() if kind.parameter == parameter]
         rows = [row for row in self._using.get(parameter, ()) if row.alignment and row.weight]
         is_free = self._fixed.parameters[parameter].c is None
@@ -105,12 +120,16 @@ class Constraints:
         return Loosened(solution.c[parameter], solution.objective)
 
     def _constraint(self, name: RowName, row: Row, parameter: str) -> Constraint:
+        """Tell a row that keeps a parameter's c from being smaller: in words, as a formula, with its price."""
         price = abs(self._solved.shadow_prices.get(name, 0.0))
         because = tuple(map(self._formula, self._because(row.out)))
         return Constraint(name, _words(name, parameter), self._formula(row, parameter), price, because)
 
     def _formula(self, row: Row, parameter: str | None = None) -> str:
-        """Write a row as `r(y) = 0 <= a + c - alpha = 0 + 1 - 1`: symbols, then values, without terms that are 0."""
+        """Write a row as `r(y) = 0 <= a + c - alpha = 0 + 1 - 1`: symbols, then values, without terms that are 0.
+
+        `parameter` is the one whose c is written as "c"; that of another is written with its name.
+        """
         variables = [(_symbol(name, parameter), self._values[name]) for name in row.inputs]
         kept = [(symbol, value) for symbol, value in variables if value or symbol.startswith(("c", "r"))]
         kept += [(symbol, value) for symbol, value in self._constants(row) if value]
@@ -123,10 +142,14 @@ class Constraints:
         return f"{_symbol(row.out)} = {self._values[row.out] + 0.0:.4g} <= {symbols} = {values}{total}"
 
     def _alignment_in(self, row: Row) -> float:
+        """Return the value of the alignment (alpha, omega or u) in a row; 0 if the row has none."""
         return float(getattr(self._alignment[str(row.layer)], row.alignment)) if row.alignment else 0.0
 
     def _constants(self, row: Row) -> list[tuple[str, float]]:
-        """Split the constant of a row into the symbols that add up to it, where these are known (`Layer.change`)."""
+        """Split the constant of a row into the symbols a, b and s(x) that add up to it, each with its value.
+
+        A constant whose parts are not known is returned as it is.
+        """
         kind = self._fixed.dag.kind(str(row.layer))
         if isinstance(kind, Layer):
             a, b = self._fixed.a(str(row.layer)), self._fixed.b(kind.parameter)
@@ -139,7 +162,10 @@ class Constraints:
         return [(f"{row.constant:.4g}", row.constant)] if row.constant else []
 
     def _because(self, level: Hashable) -> list[Row]:
-        """Find why a level may not be smaller: the shortest path of tight rows to a level that is at its own bound."""
+        """Find why an exponent (r or G of a node) may not be smaller: a shortest chain of rows that hold with equality.
+
+        The chain leads to an exponent with a bound of its own, such as r >= 0; it is empty if `level` itself has one.
+        """
         came_by: dict[Hashable, tuple[Hashable, Row] | None] = {level: None}
         waiting = deque([level])
         while waiting:
@@ -157,16 +183,18 @@ class Constraints:
         return []
 
     def _is_at_bound(self, level: Hashable) -> bool:
+        """Whether an exponent (r or G of a node) has the smallest value that it may have."""
         lower = self._program.lower.get(level)
         return lower is not None and self._values[level] - lower <= TOLERANCE
 
     def _is_tight(self, row: Row) -> bool:
+        """Whether a row holds with equality in the solution."""
         total = sum(self._values[name] for name in row.inputs) + row.constant - row.weight * self._alignment_in(row)
         return total - self._values[row.out] <= TOLERANCE
 
 
 def _words(name: RowName, parameter: str) -> str:
-    """Write a constraint on the rate of a parameter in words."""
+    """Write the constraint of a row on the learning rate of a parameter in words."""
     return WORDS.get(name.kind, name.kind.sentence).format(parameter=parameter, node=name.node, other=name.label.other)
 
 
@@ -178,7 +206,7 @@ def _sum(terms: Iterable[str]) -> str:
 
 
 def _symbol(name: Hashable, parameter: str | None = None) -> str:
-    """Write a variable: `c` of the parameter in question, `c(name)` of another one, `r(node)`."""
+    """Write a variable of the linear program: `c` of this parameter, `c(name)` of another one, `r(node)`."""
     if is_tagged(name):
         return written(name)
     return "c" if name == parameter else f"c({name})"

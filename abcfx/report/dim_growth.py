@@ -10,13 +10,13 @@ from abcfx.rules.extents import Dim, ParameterDim
 
 
 class DimGrowth(NamedTuple):
-    """One dim of a parameter.
+    """One dim of a parameter: its sizes in base and model, and how it grows.
 
     Attributes:
-        dim: its index.
+        dim: index of the dim.
         size: its size in the model.
         base_size: its size in the base; None without a base.
-        growth: growth exponent: the dim is as large as m to this power, compared with the base.
+        growth: growth exponent: the dim is m to this power times as large as in the base (m, the width ratio).
         side: "fan_in" if the layer sums over it, "fan_out" if the layer's output has it, "" if neither.
     """
 
@@ -28,7 +28,7 @@ class DimGrowth(NamedTuple):
 
 
 def dims_of(outcome: Outcome, name: str) -> tuple[DimGrowth, ...]:
-    """Return the dims of a parameter; sides are those at its first use as a layer's weight."""
+    """Return how each dim of a parameter grows, with its side (fan_in, fan_out) where it is first used as a weight."""
     widths, plan = outcome.fixed.widths, outcome.plan[name]
     shape = outcome.captured.model.get_parameter(name).shape
     base = widths.base_parameters[name].shape if widths.has_base else None
@@ -40,7 +40,7 @@ def dims_of(outcome: Outcome, name: str) -> tuple[DimGrowth, ...]:
 
 
 def dim_lines(outcome: Outcome, dims: tuple[DimGrowth, ...]) -> list[str]:
-    """Write one line for each dim, and one about what the sizes are."""
+    """Write one line in words for each dim of a parameter, and one line about what the sizes are."""
     if not dims:
         return ["It is a single number."]
     header = outcome.header
@@ -56,6 +56,7 @@ def dim_lines(outcome: Outcome, dims: tuple[DimGrowth, ...]) -> list[str]:
 
 
 def _dim_line(each: DimGrowth, side_width: int) -> str:
+    """Write one line about a dim: its side (padded to `side_width` columns), its sizes, and how it grows."""
     side = f" {each.side:<{side_width}}" if side_width else ""
     size = f"{each.size}" if each.base_size is None else f"{each.base_size} -> {each.size}"
     if not each.growth:
@@ -68,6 +69,7 @@ def _dim_line(each: DimGrowth, side_width: int) -> str:
 
 
 def _sides(outcome: Outcome, name: str) -> dict[int, str]:
+    """Return "fan_in" or "fan_out" by index for the dims of a parameter, as the first layer that uses it has them."""
     layers = [layer for _, layer in outcome.dag.layers() if layer.parameter == name]
     if not layers:
         return {}

@@ -32,7 +32,11 @@ MEANING_OF_TIED = "As a table it sums over nothing that grows with the width; as
 
 
 class Explainer:
-    """Explains the parameters of one outcome; the rows of its linear program are written once for all of them."""
+    """A writer of explanations of single parameters; the linear program's rows are written once for all of them.
+
+    Args:
+        outcome: everything that one transform found.
+    """
 
     def __init__(self, outcome: Outcome) -> None:
         self._outcome, self._dag = outcome, outcome.dag
@@ -42,10 +46,10 @@ class Explainer:
         self._group_of = {name: i for i, group in enumerate(outcome.param_groups) for name in group["param_names"]}
 
     def explain(self, name: str) -> Explanation:
-        """Explain one parameter.
+        """Explain one parameter in words: its role, how it grows, what limits its learning rate, and what follows.
 
         Args:
-            name: its name, a name tied to it, or the module whose weight it is ("blocks.3.attn.qkv").
+            name: name of the parameter, a name tied to it, or the module whose weight it is ("blocks.3.attn.qkv").
 
         Raises:
             InvalidInputError: there is none of that name; the message has those that are close.
@@ -76,6 +80,11 @@ class Explainer:
         )
 
     def _name_in_plan(self, name: str) -> str:
+        """Return the name under which a parameter stands in the plan, for a tied name or the module it belongs to.
+
+        Raises:
+            InvalidInputError: there is no such parameter; the message has names that are close.
+        """
         known = {alias: first for first, aliases in self._tied.items() for alias in aliases}
         known |= {each: each for each in self._outcome.plan}
         short = {each.removesuffix(".weight"): first for each, first in known.items()}
@@ -90,12 +99,13 @@ class Explainer:
         return found
 
     def _c(self, name: str) -> float:
-        """Return c as solved, before multipliers are absorbed."""
+        """Return the exponent c of a parameter's learning rate, m^-c, as it was before multipliers were absorbed."""
         return self._outcome.solution.c.get(name, self._outcome.plan[name].c) + 0.0
 
     # -- role
 
     def _role_lines(self, name: str) -> list[str]:
+        """Write the lines about a parameter's role: why it has it, its other names, and where it is used."""
         plan, decided = self._outcome.plan[name], self._outcome.fixed.parameters[name]
         is_both = plan.role == "embedding" and decided.e_in > 0
         lines = [f"The role is {plan.role}: {plan.why}. {MEANING_OF_TIED if is_both else MEANING[plan.role]}"]
@@ -113,13 +123,13 @@ class Explainer:
         return lines
 
     def _role_from_graph(self, name: str) -> ParameterExponents:
-        """Return the role that the parameter would have if the user had given none."""
+        """Return the role and exponents that a parameter would have if the user had given none."""
         fixed, table = self._outcome.fixed, self._outcome.header.parametrization
         parameter = self._outcome.captured.model.get_parameter(name)
         return assign_exponents(self._dag, fixed.widths, {name: parameter}, table)[name]
 
     def _use(self, node: str) -> str:
-        """Say how and where a parameter is used at a DAG node."""
+        """Say how and where a parameter is used at a node of the layer DAG."""
         kind, place = self._dag.kind(node), location(self._dag.node(node).fx_node)
         if isinstance(kind, Layer):
             pieces = f"; its output is cut into {kind.pieces}, so it counts {kind.pieces} times in the sum of all c"
@@ -131,6 +141,7 @@ class Explainer:
     # -- constraints
 
     def _binding_lines(self, name: str, constraints: tuple[Constraint, ...]) -> Sequence[str | Line]:
+        """Write the lines about what keeps a parameter's c from being smaller: each constraint, with its formula."""
         plan = self._outcome.plan[name]
         if self._outcome.fixed.parameters[name].c is not None:
             r = "" if plan.r is None else f" With it, training changes the output by about m^-r with r = {plan.r:.4g}."
@@ -151,6 +162,7 @@ class Explainer:
         return lines
 
     def _rule_lines(self, name: str) -> list[str]:
+        """Write the lines about the rate of a bias, gain or other vector, which no linear program solves for."""
         family, changes = self._outcome.fixed.families[name], self._outcome.solution.r
         lines = [
             "It is not part of the linear program. By rule, its rate is the largest at which the tensor that it acts "
@@ -165,6 +177,13 @@ class Explainer:
         return lines
 
     def _loosening_lines(self, name: str, constraints: tuple[Constraint, ...], loosened: Loosened | None) -> list[str]:
+        """Write the lines about what would allow a parameter a larger learning rate.
+
+        Args:
+            name: the parameter.
+            constraints: the constraints that keep its c from being smaller.
+            loosened: the solution with alignments of 1/2 at this parameter; None if it has no alignments.
+        """
         if not constraints:
             return []
         several = len({each.node for each in constraints}) > 1
@@ -196,7 +215,7 @@ class Explainer:
 
 
 def _way_of_use(node: str, kind: Kind) -> str:
-    """Say what a node that reads a vector of parameters does with it."""
+    """Say in words how a node of the DAG uses a vector of parameters that it reads: as a bias, a gain, a factor."""
     if isinstance(kind, Layer):
         return "as the bias of" if node in kind.vectors else "as the input of"
     if isinstance(kind, Norm) and node in kind.vectors:

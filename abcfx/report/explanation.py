@@ -20,39 +20,40 @@ FORMULA_INDENT = " " * 6
 
 
 class Line(NamedTuple):
-    """One line of an explanation: a sentence or a formula."""
+    """A line of an explanation: a sentence or a formula."""
 
     text: str
     is_formula: bool = False
 
 
 class Paragraph(NamedTuple):
-    """A title and the lines under it."""
+    """A paragraph of an explanation: a title and the lines under it."""
 
     title: str
     lines: tuple[Line, ...]
 
     @classmethod
     def of(cls, title: str, lines: Iterable[str | Line]) -> Paragraph:
-        """Make a paragraph of lines, among which plain strings are sentences."""
+        """Make a paragraph from a title and lines; plain strings among the lines are sentences."""
         return cls(title, tuple(line if isinstance(line, Line) else Line(line) for line in lines))
 
     def to_dict(self) -> dict[str, object]:
-        """Return the paragraph as JSON-able values."""
+        """Return title and lines as JSON-able values."""
         return {"title": self.title, "lines": [line._asdict() for line in self.lines]}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a parameter has its numbers; `print` it, or read the fields.
+    """An explanation why a parameter has its numbers; `print` it, or read the fields.
 
     Attributes:
         name: name of the parameter, as in the spec.
         aliases: other names of the same, tied parameter.
-        role: its role.
+        role: its role, such as "hidden".
         why: what made it so.
         dims: how each dim grows.
-        constraints: the constraints that keep its c from being smaller; none if c is given or follows by rule.
+        constraints: the constraints that keep its c (learning rate m^-c) from being smaller; none if c is given or
+            follows by rule.
         loosened: c, and the sum of all c, with alignments of 1/2 at this parameter's layers alone; None if no alignment
             is in its constraints.
         row: its row of the spec.
@@ -70,7 +71,7 @@ class Explanation:
     paragraphs: tuple[Paragraph, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """Return all fields as JSON-able values."""
+        """Return all fields of the explanation as JSON-able values."""
         return {
             "name": self.name,
             "aliases": list(self.aliases),

@@ -14,17 +14,22 @@ _NUMBER = re.compile(r"(\d+)")
 
 
 class CollapsedName(NamedTuple):
-    """Names that differ in numbers only, and the pattern that stands for them: `blocks.{0..11}.fc.weight`."""
+    """Names that differ in numbers only, with the pattern that stands for them.
+
+    Attributes:
+        shown: the pattern, such as `blocks.{0..11}.fc.weight`.
+        names: the names.
+    """
 
     shown: str
     names: tuple[str, ...]
 
 
 def collapse_names(keys: Mapping[str, Hashable]) -> list[CollapsedName]:
-    """Collapse names that have equal keys and differ in numbers only, in the order of their first names.
+    """Collapse names that have equal values in `keys` and differ in numbers only into one pattern.
 
-    A pattern stands for exactly the names that are there: where some combination of numbers is missing, there are
-    several patterns.
+    The patterns come in the order of their first names. A pattern stands for exactly the names that are there: where
+    some combination of numbers is missing, there are several patterns.
 
     >>> [each.shown for each in collapse_names({"blocks.0.fc": 1, "blocks.1.fc": 1, "head": 1})]
     ['blocks.{0,1}.fc', 'head']
@@ -38,13 +43,16 @@ def collapse_names(keys: Mapping[str, Hashable]) -> list[CollapsedName]:
 
 
 def listed(names: Iterable[str], most: int = 6) -> str:
-    """Collapse names and list them, separated by commas; after `most` patterns comes "and 3 more"."""
+    """List names, separated by commas; those that differ in numbers only become one pattern.
+
+    After `most` patterns comes "and 3 more".
+    """
     shown = [part.shown for part in collapse_names(dict.fromkeys(names))]
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
 def tied_names(module: nn.Module) -> list[list[str]]:
-    """Find the names that stand for one and the same parameter; the first of each list is the name in the spec."""
+    """Return, as lists, the names that stand for one and the same parameter; the first of each is that in the spec."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
@@ -52,12 +60,12 @@ def tied_names(module: nn.Module) -> list[list[str]]:
 
 
 def count_entries(tensors: Iterable[torch.Tensor]) -> int:
-    """Count the entries of all tensors together."""
+    """Return the number of entries of all tensors together."""
     return sum(tensor.numel() for tensor in tensors)
 
 
 def _products(names: Sequence[str]) -> list[CollapsedName]:
-    """Split names until the numbers of each part form a full product, so that one pattern says which they are."""
+    """Split names until one pattern with sets of numbers says exactly which names each part has."""
     pieces = [_NUMBER.split(name) for name in names]
     columns = list(zip(*pieces, strict=True))
     distinct = [list(dict.fromkeys(column)) for column in columns]
@@ -76,6 +84,7 @@ def _products(names: Sequence[str]) -> list[CollapsedName]:
 
 
 def _braces(values: Sequence[str]) -> str:
+    """Write the numbers at one place of a pattern: `{0..11}`, `{0,2}`, or the text itself if there is only one."""
     if len(values) == 1:
         return values[0]
     numbers = sorted(map(int, values))

@@ -19,7 +19,7 @@ _DOT = re.compile(r"\.(?![^{]*\})")  # between the parts of a name, not within {
 
 
 def parameter_table(outcome: Outcome, width: int) -> Table:
-    """Make the table of all parameters, with repeated blocks collapsed, for a page of `width` columns."""
+    """Make the table of all parameters, with one row for all that are alike, for a page of `width` columns."""
     plans, has_base = outcome.plan.values(), outcome.header.has_base
     columns = ["x", "role", "growth", *([] if has_base else ["n"]), "a", "b", "c", "mult", "std", "lr"]
     columns += ["eps"] if any(plan.eps is not None for plan in plans) else []
@@ -38,7 +38,7 @@ def parameter_table(outcome: Outcome, width: int) -> Table:
 
 
 def legend(outcome: Outcome) -> list[str]:
-    """Explain the columns of the table, one sentence or two per line."""
+    """Return sentences that explain the columns of the table of parameters, one or two per line."""
     m = "m" if outcome.header.has_base else "n"
     return [
         f"a, b, c: the weight is multiplied by {m}^-a (its multiplier), starts with a standard deviation that scales "
@@ -52,19 +52,23 @@ def legend(outcome: Outcome) -> list[str]:
 
 
 def row_key(plan: ParameterPlan) -> tuple[Hashable, ...]:
-    """Return all that a row shows but the std, which is a random draw, and the nodes of several uses."""
+    """Return a key that is equal for parameters that share a row of the table: all that the row shows.
+
+    The standard deviation, which is a random draw, does not count, nor the names of nodes that use the parameter.
+    """
     numbers = (plan.b, plan.c, plan.r, plan.lr, plan.eps, plan.weight_decay, plan.width, *plan.growth)
     exact = tuple(None if value is None else f"{value:.9g}" for value in numbers)
     return (plan.role, plan.why, plan.void, *exact, multipliers_key(plan), binding_tags(plan.binding))
 
 
 def multipliers_key(plan: ParameterPlan) -> tuple[float, ...]:
-    """Return the exponents a of all uses in order; one for all if they are equal."""
+    """Return the exponents a (multiplier m^-a) of all uses of a parameter in order; one for all if they are equal."""
     values = tuple(plan.a.values())
     return values if len(set(values)) > 1 else values[:1]
 
 
 def _cells(plans: Sequence[ParameterPlan], columns: Sequence[str]) -> list[str]:
+    """Return the cells of one row of the table, for parameters that are alike, in the order of `columns`."""
     first = plans[0]
     cells = {
         "x": str(len(plans)) if len(plans) > 1 else "",
@@ -86,7 +90,7 @@ def _cells(plans: Sequence[ParameterPlan], columns: Sequence[str]) -> list[str]:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Write the mean of values that are close, and the range of others."""
+    """Write the mean of numbers that are within 10 % of each other, and the range of others."""
     if not values:
         return number(None)
     low, high = min(values), max(values)
@@ -94,7 +98,10 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _titles(parts: Sequence[CollapsedName], room: int) -> list[list[str]]:
-    """Return the first cell of each row, under the name of its repeated block where that is new."""
+    """Return the first cell of each row as lines: the name, and above the first of a repeated block its pattern.
+
+    `room` is the number of columns that a name may take.
+    """
     prefixes = Counter(_block_prefix(part.shown) for part in parts)
     titles, above = [], ""
     for part in parts:
@@ -107,14 +114,14 @@ def _titles(parts: Sequence[CollapsedName], room: int) -> list[list[str]]:
 
 
 def _block_prefix(shown: str) -> str:
-    """Return a collapsed name up to the last component that is nothing but numbers: `blocks.{0..11}`."""
+    """Return a collapsed name up to the last part that is nothing but numbers, as `blocks.{0..11}`; "" if none is."""
     parts = _DOT.split(shown)
     last = max((i for i, part in enumerate(parts[:-1]) if part.startswith("{") and part.endswith("}")), default=-1)
     return ".".join(parts[: last + 1])
 
 
 def _broken(name: str, room: int) -> str:
-    """Break a name that does not fit before a dot."""
+    """Break a name that is longer than `room` columns into lines, each of which but the first begins with a dot."""
     indent = " " * (len(name) - len(name.lstrip()) + 2)
     first, *rest = _DOT.split(name)
     lines = [first]

@@ -17,18 +17,29 @@ Section: TypeAlias = Sequence[str | Table]
 
 
 def number(value: float | None) -> str:
-    """Write a number with three digits; "-" stands for None."""
+    """Write a number with three digits; "-" for None."""
     return "-" if value is None else f"{value + 0.0:.3g}"
 
 
 def per_use(by_node: Mapping[str, float], unused: float) -> str:
-    """Write the number of all uses of a parameter, or one number for each use if they differ, in lines after "/"."""
+    """Write the number that all uses of a parameter have, or one number for each use if they differ.
+
+    Args:
+        by_node: the number at each node that uses the parameter.
+        unused: the number to write if there is no use.
+    """
     distinct = set(by_node.values())
     return "\n/".join(map(number, by_node.values() if len(distinct) > 1 else distinct or [unused]))
 
 
 def flat_table(*columns: str, left: Iterable[str] = (), flexible: str | None = None) -> Table:
-    """Make an empty table: numbers to the right, the columns in `left` to the left; only `flexible` may be wrapped."""
+    """Make an empty table without lines between rows.
+
+    Args:
+        columns: titles of the columns.
+        left: the columns that are aligned left; the others hold numbers and are aligned right.
+        flexible: the one column whose text may be wrapped.
+    """
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     for column in columns:
         wraps = column == flexible
@@ -39,7 +50,7 @@ def flat_table(*columns: str, left: Iterable[str] = (), flexible: str | None = N
 
 
 def section_text(section: Section, width: int) -> str:
-    """Draw paragraphs, wrapped with a hanging indent, and tables, as plain text without spaces at the end of lines."""
+    """Write paragraphs (wrapped, with a hanging indent) and tables as plain text in lines of `width` columns."""
     lines: list[str] = []
     for part in section:
         if isinstance(part, str):
@@ -51,7 +62,7 @@ def section_text(section: Section, width: int) -> str:
 
 
 def _drawn(table: Table, width: int) -> list[str]:
-    """Draw a table; wider than `width` where its numbers would not fit, since a number is never cut."""
+    """Draw a table as lines of text, wider than `width` where its numbers would not fit: a number is never cut."""
     console = Console(width=1000, color_system=None, markup=False, emoji=False, highlight=False)
     least = Measurement.get(console, console.options, table).minimum
     return [line for line in text_of(table, width=max(width, least)).splitlines() if line.strip()]

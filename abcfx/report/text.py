@@ -22,7 +22,7 @@ PRICES_SHOWN = 8
 
 
 def render(outcome: Outcome, width: int = WIDTH) -> str:
-    """Write the report as plain text.
+    """Write the printed report of a transform as plain text.
 
     Args:
         outcome: everything that one transform found.
@@ -44,12 +44,12 @@ def render(outcome: Outcome, width: int = WIDTH) -> str:
 
 
 def _groups_without_tensors(outcome: Outcome) -> list[dict[str, object]]:
-    """Return the optimizer groups without `params`, as JSON-able values."""
+    """Return the optimizer groups without their tensors, as JSON-able values."""
     return [{key: value for key, value in group.items() if key != "params"} for group in outcome.param_groups]
 
 
 def as_dict(outcome: Outcome) -> dict[str, object]:
-    """Return the report as JSON-able values; names of rows and bounds are written as text."""
+    """Return the report of a transform as JSON-able values; names of constraints are written as text."""
     return {
         "header": outcome.header.to_dict(),
         "parameters": dict(outcome.spec),
@@ -62,6 +62,7 @@ def as_dict(outcome: Outcome) -> dict[str, object]:
 
 
 def _header(outcome: Outcome) -> Section:
+    """Write the head of the report: model, width ratio, and settings."""
     header, tensors = outcome.header, list(outcome.captured.model.parameters())
     if not header.has_base:
         scale = "no base: exponents are powers of n, the width of each layer itself"
@@ -79,6 +80,7 @@ def _header(outcome: Outcome) -> Section:
 
 
 def _roles(outcome: Outcome) -> Section:
+    """Write the section of the report that lists parameters by role, and why they have it."""
     names: dict[tuple[str, str], list[str]] = {}
     for name, plan in outcome.plan.items():
         names.setdefault((plan.role, str(plan.why)), []).append(name)
@@ -87,6 +89,7 @@ def _roles(outcome: Outcome) -> Section:
 
 
 def _groups(outcome: Outcome) -> Section:
+    """Write the section of the report with the table of optimizer groups."""
     groups, plan = outcome.param_groups, outcome.plan
     keys = [key for key in ("lr", "eps", "weight_decay") if any(key in group for group in groups)]
     if not any(group.get("weight_decay") for group in groups):
@@ -104,6 +107,7 @@ def _groups(outcome: Outcome) -> Section:
 
 
 def _graph(outcome: Outcome) -> Section:
+    """Write the section of the report on the layer DAG: counts, skip connections, parameters used several times."""
     dag = outcome.dag
     kinds = [node.kind for node in dag.nodes]
     counts = {
@@ -133,11 +137,13 @@ def _graph(outcome: Outcome) -> Section:
 
 
 def _count(count: int, what: str) -> str:
+    """Write a number of things, as "1 layer" or "3 layers"."""
     plural = "es" if what.endswith("x") else "s"
     return f"{count} {what}{plural * (count != 1)}"
 
 
 def _binding(outcome: Outcome) -> Section:
+    """Write the section of the report on what keeps learning rates from being larger, with shadow prices."""
     lines = ["What keeps each c from being smaller, and so each rate from being larger (column binds)"]
     lines += [f"  {tag}: {words}" for tag, words in used_tags(outcome).items()]
     prices = bottlenecks(outcome)
@@ -158,7 +164,7 @@ def _more(nodes: tuple[str, ...]) -> str:
 
 
 def _exceptions(outcome: Outcome) -> Section:
-    """List what is out of the ordinary: multipliers without effect, inits that follow no round power, and the rest."""
+    """Write the section of the report on parameters without multiplier, left alone, frozen, or with an unusual init."""
     lines: list[str] = []
     learning = {name for group in outcome.param_groups for name in group["param_names"]}
     plan = outcome.plan
@@ -176,7 +182,7 @@ def _exceptions(outcome: Outcome) -> Section:
 
 
 def _unusual_init(plan: ParameterPlan) -> float | None:
-    """Return the exponent of a tensor's own init where it was used as measured; None where it is a round number."""
+    """Return the exponent of a parameter's own init (~ m^-exponent) where it is no round number; else None."""
     own = plan.own_init
     if own is None or own.exponent != own.measured or (4 * own.measured).is_integer():
         return None
@@ -184,10 +190,12 @@ def _unusual_init(plan: ParameterPlan) -> float | None:
 
 
 def _notes(outcome: Outcome) -> Section:
+    """Write the section of the report with notes; nothing if there are none."""
     return ["Notes", *(f"  {note}" for note in outcome.notes)] if outcome.notes else []
 
 
 def _cost(outcome: Outcome) -> Section:
+    """Write the section of the report on the size of the linear program, and the time of each stage."""
     times = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in outcome.timings.items())
     program = f"Linear program: {outcome.header.rows} rows, {outcome.header.columns} columns"
     return [program, f"Time (ms): {times}; in all {1000 * sum(outcome.timings.values()):.1f}"]

@@ -21,19 +21,19 @@ _COUNTED = re.compile(r"_\d+$")  # fx calls the third add of a graph add_2
 
 @dataclass(frozen=True)
 class Box:
-    """One box of a drawing.
+    """One box of a drawing: the DAG nodes of one module without submodules, or of one op, with their parameters.
 
     Attributes:
         name: name of its first DAG node; unique.
         path: module path that it belongs to.
         label: what it is called within the model: the module path, or the op.
         role: role of its first weight; "vector" or "scalar" if it has none; "" without parameters.
-        kinds: kinds of its DAG nodes, in the order in which they run.
+        kinds: kinds of its DAG nodes (layer, norm, ...), in the order in which they run.
         nodes: names of its DAG nodes.
         parameters: names of its parameters, as in the spec.
         is_tied: whether an earlier box has its first weight too.
         is_output: whether the model returns its tensor.
-        alike: key that is equal for boxes that may be drawn as one that is repeated.
+        alike: a key that is equal for boxes that may be drawn as one that is repeated.
     """
 
     name: str
@@ -50,14 +50,19 @@ class Box:
 
 @dataclass(frozen=True)
 class Diagram:
-    """Boxes in the order in which the model runs, and the edges (tail, head) between them; none leads backwards."""
+    """A drawing before it has places: boxes in the order in which the model runs, and edges between them.
+
+    Attributes:
+        boxes: the boxes.
+        edges: (tail, head) by the names of boxes; none leads backwards.
+    """
 
     boxes: tuple[Box, ...]
     edges: tuple[tuple[str, str], ...]
 
 
 def make_diagram(outcome: Outcome) -> Diagram:
-    """Make the boxes of a layer DAG."""
+    """Make the boxes of a layer DAG and the edges between them."""
     dag = outcome.dag
     owner = _owners(dag)
     members: dict[str, list[str]] = {}
@@ -76,7 +81,7 @@ def make_diagram(outcome: Outcome) -> Diagram:
 
 
 def _owners(dag: LayerDag) -> dict[str, str]:
-    """Map each DAG node to the first node of its box."""
+    """Return for each DAG node the first node of the box that it belongs to."""
     paths = {node.name: node.path for node in dag.nodes}
     has_submodules = {path[:i] for path in paths.values() for i in range(len(path)) if path[i] == "."}
     has_submodules.add("")
@@ -104,6 +109,15 @@ def _box(
     shapes: Mapping[str, Hashable],
     taken: set[str],
 ) -> Box:
+    """Make the box of DAG nodes that belong together.
+
+    Args:
+        nodes: names of the DAG nodes.
+        dag: the layer DAG.
+        plan: the planned numbers of each parameter.
+        shapes: the shape of each parameter.
+        taken: parameters of earlier boxes.
+    """
     main = next((n for n in nodes if isinstance(dag.kind(n), Layer)), None)
     main = main or next((n for n in nodes if isinstance(dag.kind(n), Norm)), nodes[0])
     weights = [kind.parameter for n in nodes if isinstance(kind := dag.kind(n), Layer)]

@@ -42,7 +42,7 @@ def mermaid(outcome: Outcome) -> str:
 
 
 def _parent(frame: Frame, frames: tuple[Frame, ...]) -> Frame | None:
-    """Find the smallest other frame around a frame."""
+    """Return the smallest other frame around a frame; None if there is none."""
     around = [f for f in frames if f is not frame and set(frame.boxes) < set(f.boxes)]
     return min(around, key=lambda f: len(f.boxes), default=None)
 
@@ -55,6 +55,16 @@ def _subgraph(
     indent: str,
     inside: set[str],
 ) -> list[str]:
+    """Write a frame, with its boxes and the frames inside, as the lines of a Mermaid subgraph.
+
+    Args:
+        frame: the frame.
+        frames: all frames of the drawing.
+        boxes: the boxes by name.
+        ids: the name of each box in the flowchart.
+        indent: spaces in front of each line.
+        inside: names of boxes that are written already; grows.
+    """
     lines = [f'{indent}subgraph g{frames.index(frame)}["{_quoted(frame.title)} x {frame.count}"]']
     for child in frames:
         if _parent(child, frames) is frame:
@@ -66,10 +76,12 @@ def _subgraph(
 
 
 def _class(box: Box) -> str:
+    """Return the name of a box's colour: its role, or "op" if it has no parameters."""
     return box.role or "op"
 
 
 def _node(box: Box, ids: dict[str, str], frame: str) -> str:
+    """Write a box as a line of a Mermaid flowchart; `frame` is the title of the frame around it, "" for none."""
     label = _quoted(short_label(box, bool(frame)))
     if not box.role:
         return f'{ids[box.name]}(["{label}"]):::op'
@@ -77,10 +89,11 @@ def _node(box: Box, ids: dict[str, str], frame: str) -> str:
 
 
 def short_label(box: Box, in_frame: bool) -> str:
-    """Shorten a label in a frame, whose title has the rest, to what follows the last number; else return all of it."""
+    """Return the label of a box; in a frame, whose title has the rest, only what follows its last number."""
     blocks = blocks_around(box.label)
     return blocks[-1].rest or box.label if in_frame and blocks else box.label
 
 
 def _quoted(text: str) -> str:
+    """Return text with the characters escaped that mean something to Mermaid or HTML."""
     return text.replace("&", "#amp;").replace('"', "#quot;").replace("<", "#lt;").replace(">", "#gt;")

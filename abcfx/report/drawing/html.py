@@ -30,7 +30,7 @@ SIZES_SHOWN = 4
 
 
 def page(outcome: Outcome) -> str:
-    """Write the text of the HTML file."""
+    """Write the text of the interactive HTML report of a transform."""
     import jinja2  # here, since most runs write no page and its import takes time
 
     environment = jinja2.Environment(
@@ -60,6 +60,7 @@ def page(outcome: Outcome) -> str:
 
 
 def _summary(outcome: Outcome) -> str:
+    """Write the line below the title of the HTML report: size of the model, and ratio of widths."""
     header, tensors = outcome.header, list(outcome.captured.model.parameters())
     size = f"{len(tensors)} parameters with {count_entries(tensors):,} entries"
     if not header.has_base:
@@ -72,13 +73,14 @@ def _summary(outcome: Outcome) -> str:
 
 
 def _rates(lr: ByRole | None) -> str:
-    """Say which base rates the user gave: one, one for each role, or those in the groups of an optimizer."""
+    """Say which base learning rates the user gave: one, one for each role, or those in the groups of an optimizer."""
     if lr is None:
         return "of its groups"
     return ", ".join(f"{role} {each:.4g}" for role, each in lr.items()) if isinstance(lr, Mapping) else f"{lr:.4g}"
 
 
 def _settings(outcome: Outcome) -> list[tuple[str, str]]:
+    """Return the settings that the HTML report lists, as (title, value)."""
     header, options = outcome.header, outcome.options
     found = [("captured by", METHODS.get(header.captured, header.captured))]
     if header.has_base and header.width_ratio != 1.0:
@@ -102,7 +104,7 @@ def _settings(outcome: Outcome) -> list[tuple[str, str]]:
 
 
 def _sizes(outcome: Outcome) -> str:
-    """List the sizes that differ from the base's, the most frequent ones first."""
+    """List the sizes of parameters that differ from the base's, as "64 → 256", the most frequent ones first."""
     base = outcome.fixed.widths.base_parameters
     pairs = Counter(
         (theirs, ours)
@@ -115,7 +117,7 @@ def _sizes(outcome: Outcome) -> str:
 
 
 def _groups(outcome: Outcome) -> dict[str, list[str]]:
-    """Return the columns of the table of optimizer groups, by title."""
+    """Return the columns of the HTML report's table of optimizer groups, by title."""
     groups, plan = outcome.param_groups, outcome.plan
     names = [group["param_names"] for group in groups]
     columns = {

@@ -21,7 +21,7 @@ MAX_BENDS = 20_000  # a graph with more draws its long edges straight
 
 @dataclass(frozen=True)
 class Layout:
-    """Places of nodes, edges and frames in a drawing; all coordinates are at least 0.
+    """The places of nodes, edges and frames in a drawing, in pixels; all coordinates are at least 0.
 
     Attributes:
         place: centre (x, y) of each node.
@@ -44,7 +44,7 @@ def lay_out(
     frames: Sequence[Sequence[str]] = (),
     titles: Sequence[float] = (),
 ) -> Layout:
-    """Lay out a directed acyclic graph from top to bottom.
+    """Find places for the nodes and edges of a directed acyclic graph, in rows from top to bottom.
 
     Args:
         sizes: (width, height) of each node, in an order in which no edge leads backwards.
@@ -97,7 +97,15 @@ def _rows(sizes: Mapping[str, object], edges: Sequence[tuple[str, str]]) -> dict
 def _bend(
     row: Mapping[str, int], edges: Sequence[tuple[str, str]]
 ) -> tuple[dict[tuple[str, str], list[str]], dict[str, int]]:
-    """Find the nodes and bends that each edge goes through, and the row of each bend."""
+    """Add a bend to each edge in every row that it crosses, since only neighbouring rows are joined.
+
+    Args:
+        row: the row of each node.
+        edges: (tail, head) of each edge.
+
+    Returns:
+        The nodes and bends that each edge goes through, from tail to head; the row of each bend.
+    """
     straight = sum(row[head] - row[tail] - 1 for tail, head in edges) > MAX_BENDS
     chains, bends = {}, {}
     for number, (tail, head) in enumerate(edges):
@@ -108,7 +116,10 @@ def _bend(
 
 
 def _inside(frames: Sequence[Sequence[str]]) -> list[list[int]]:
-    """Find the frames directly inside each frame."""
+    """Return, for each frame, the indices of the frames that lie directly inside it.
+
+    `frames` holds the names of the nodes inside each frame.
+    """
     around: dict[str, list[int]] = {}
     for number in sorted(range(len(frames)), key=lambda i: len(frames[i])):
         for node in frames[number]:
@@ -123,7 +134,12 @@ def _inside(frames: Sequence[Sequence[str]]) -> list[list[int]]:
 
 
 def _least_widths(inside: Sequence[Sequence[int]], titles: Sequence[float]) -> list[float]:
-    """Compute the width that each frame needs for its own title and for the frames inside."""
+    """Return the width that each frame needs for its own title and for the frames inside.
+
+    Args:
+        inside: for each frame, the indices of the frames directly inside it.
+        titles: the width of each frame's title.
+    """
     least = list(titles)
 
     def widen(number: int) -> float:
@@ -138,7 +154,13 @@ def _least_widths(inside: Sequence[Sequence[int]], titles: Sequence[float]) -> l
 def _lanes(
     outer: Sequence[Sequence[str]], chains: Mapping[tuple[str, str], Sequence[str]], row_of: Mapping[str, int]
 ) -> dict[str, int]:
-    """Map nodes and bends to the outer frame that they are in; those in none are missing."""
+    """Return for each node and bend the index of the outermost frame around it; those in no frame are missing.
+
+    Args:
+        outer: the nodes of each outermost frame.
+        chains: the nodes and bends that each edge goes through. Bends are inside a frame if both ends of the edge are.
+        row_of: the row of each node and bend.
+    """
     lane = {node: i for i, nodes in enumerate(outer) for node in nodes}
     for (tail, head), chain in chains.items():
         if lane.get(tail, -1) == lane.get(head, -2):
@@ -152,7 +174,16 @@ def _sort(
     below: Mapping[str, Sequence[str]],
     lane: Mapping[str, int],
 ) -> None:
-    """Sort each row by the mean place of the neighbours, going down and up; nodes of one frame stay together."""
+    """Sort the nodes of each row by the mean place of their neighbours, so that few edges cross.
+
+    That is done row by row, down and up in turn; nodes of one frame stay together.
+
+    Args:
+        rows: the nodes and bends of each row, sorted in place.
+        above: for each node its neighbours in the row above.
+        below: for each node its neighbours in the row below.
+        lane: index of the frame around each node that is in one.
+    """
     place = {node: float(i) for row in rows for i, node in enumerate(row)}
     for sweep in range(2 * SWEEPS):
         downwards = sweep % 2 == 0
@@ -169,6 +200,7 @@ def _sort(
 
 
 def _mean(values: Sequence[float], default: float) -> float:
+    """Return the mean of numbers, or `default` if there are none."""
     return sum(values) / len(values) if values else default
 
 
@@ -179,7 +211,10 @@ def _columns(
     widths: Mapping[str, float],
     lane: Mapping[str, int],
 ) -> dict[str, float]:
-    """Compute x of each node: as near to the mean of its neighbours as its row allows."""
+    """Return x of each node: as near to the mean of its neighbours as the other nodes of its row allow.
+
+    `above` and `below` have the neighbours of each node in the rows next to it, `lane` the index of a frame around it.
+    """
     x = {node: 0.0 for row in rows for node in row}
     for row in rows:
         _place(row, [0.0] * len(row), x, widths, lane)
@@ -198,7 +233,15 @@ def _place(
     widths: Mapping[str, float],
     lane: Mapping[str, int],
 ) -> None:
-    """Set x in a row, at the least squared distance to `wishes` at which nodes do not overlap."""
+    """Set x of the nodes of one row, at the least squared distance to `wishes` at which nodes do not overlap.
+
+    Args:
+        row: the nodes and bends from left to right.
+        wishes: the x that each of them would like to have.
+        x: x of every node of the drawing; those of this row are set.
+        widths: width of each node and bend.
+        lane: index of the frame around each node that is in one; room is left for a frame's border.
+    """
     offsets, at = [], 0.0
     for i, node in enumerate(row):
         if i:
@@ -223,7 +266,15 @@ def _keep_out(
     lane: Mapping[str, int],
     least: Sequence[float],
 ) -> None:
-    """Move nodes that do not belong to a frame out of it, in every row that the frame spans."""
+    """Move nodes that do not belong to a frame out of it, in every row that the frame spans.
+
+    Args:
+        rows: the nodes and bends of each row, from left to right.
+        x: x of every node; changed in place.
+        widths: width of each node and bend.
+        lane: index of the frame around each node that is in one.
+        least: least width of each frame.
+    """
     spanned: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
         for number in {lane[node] for node in row if node in lane}:
@@ -257,7 +308,18 @@ def _finish(
     inside: Sequence[Sequence[int]],
     least: Sequence[float],
 ) -> Layout:
-    """Compute y of the rows with room for titles, points of edges and rectangles of frames; nothing is below 0."""
+    """Compute y of the rows with room for titles, points of edges and rectangles of frames, all at least 0.
+
+    Args:
+        sizes: (width, height) of each node.
+        rows: the nodes and bends of each row, from left to right.
+        row_of: the row of each node.
+        x: x of each node and bend.
+        chains: the nodes and bends that each edge goes through.
+        frames: the nodes inside each frame.
+        inside: for each frame, the indices of the frames directly inside it.
+        least: least width of each frame.
+    """
     spans = [(min(row_of[n] for n in frame), max(row_of[n] for n in frame)) for frame in frames]
     opening, closing = [0] * (len(rows) + 1), [0] * (len(rows) + 1)
     for first, last in spans:
@@ -292,6 +354,7 @@ def _finish(
 
 
 def _at_least(box: tuple[float, float, float, float], width: float) -> tuple[float, float, float, float]:
+    """Widen a rectangle (left, top, width, height) on both sides until it has the given width."""
     left, top, own, height = box
     more = max(0.0, width - own)
     return left - more / 2, top, own + more, height
@@ -306,11 +369,24 @@ def _rectangle(
     x: Mapping[str, float],
     middle: Sequence[float],
 ) -> tuple[float, float, float, float]:
-    """Compute the rectangle around the boxes of a frame, and around frames inside that begin or end in the same row."""
+    """Return the rectangle (left, top, width, height) of a frame, around its nodes and the frames inside.
+
+    Args:
+        number: index of the frame.
+        frame: the nodes inside.
+        spans: first and last row of each frame.
+        inside: for each frame, the indices of the frames directly inside it.
+        sizes: (width, height) of each node.
+        x: x of each node.
+        middle: y of the middle of each row.
+    """
     first, last = spans[number]
 
     def depth(at: int, row: int | None, end: int) -> int:
-        """Count the frames that open (end 0) or close (end 1) in a row, or at all, from this one inwards."""
+        """Count how many frames lie inside one another from frame `at` inwards, itself included.
+
+        Only frames that begin (end 0) or stop (end 1) in `row` count; all of them if it is None.
+        """
         return 1 + max([depth(i, row, end) for i in inside[at] if row is None or spans[i][end] == row], default=0)
 
     above, below, beside = depth(number, first, 0), depth(number, last, 1), depth(number, None, 0)

@@ -39,14 +39,14 @@ KIND_WORDS = {
 
 
 class FoldData(TypedDict):
-    """Parameters that are alike: a pattern for their names, and their indices."""
+    """Data for the page: parameters that are alike, as a pattern for their names and their indices."""
 
     shown: str
     names: list[int]
 
 
 class BoxData(TypedDict):
-    """Texts of a box, and the indices of its parameters."""
+    """Data for the page: the texts of one box of a drawing, and the indices of its parameters."""
 
     label: str
     shown: str
@@ -58,7 +58,15 @@ class BoxData(TypedDict):
 
 
 class FrameData(TypedDict):
-    """A frame: its title, its place (left, top, width, height), and the view that its button draws, if it has one."""
+    """Data for the page: one frame around boxes.
+
+    Attributes:
+        title: name of the repeated blocks.
+        count: how many blocks it stands for.
+        run: index of the run of repeated blocks.
+        place: left, top, width and height.
+        opens: index of the drawing that its button shows; None if it has no button.
+    """
 
     title: str
     count: int
@@ -68,10 +76,15 @@ class FrameData(TypedDict):
 
 
 class ViewData(TypedDict):
-    """One drawing of the boxes.
+    """Data for the page: one drawing of the boxes.
 
-    `nodes`: [index of a box, x, y, width, height]. `edges`: [index of the tail, index of the head, points].
-    `stands_for`: indices of the boxes that a box stands for, by its own index.
+    Attributes:
+        width: width of the drawing in pixels.
+        height: height of the drawing in pixels.
+        nodes: [index of a box, x, y, width, height] of each box.
+        edges: [index of the tail, index of the head, points] of each edge.
+        frames: frames around repeated blocks.
+        stands_for: indices of the boxes that a box stands for, by its own index.
     """
 
     width: int
@@ -83,10 +96,19 @@ class ViewData(TypedDict):
 
 
 class PageData(TypedDict):
-    """Everything that the page's script reads, as JSON-able values; parameters are told by their index.
+    """Everything that the script of the HTML report reads, as JSON-able values; parameters are told by their index.
 
-    `report` is what `to_dict` returns. `shapes`, `base_shapes`, `fold_of` and `box_of` are by parameter; `binds` and
-    `explanations` by fold. The first view draws repeated blocks once, the last one all boxes.
+    Attributes:
+        report: what `result.to_dict()` returns.
+        shapes: shape of each parameter.
+        base_shapes: shape of each parameter in the base; None without a base.
+        folds: groups of parameters that are alike.
+        fold_of: index of each parameter's group.
+        binds: for each group, what keeps its c from being smaller.
+        explanations: the explanation of one parameter of each group.
+        boxes: the boxes of the drawings.
+        box_of: index of each parameter's first box; None if it has none.
+        views: the drawings. The first draws repeated blocks once, the last one all boxes.
     """
 
     report: dict[str, object]
@@ -102,7 +124,7 @@ class PageData(TypedDict):
 
 
 def page_data(outcome: Outcome) -> PageData:
-    """Collect everything that the page's script reads."""
+    """Collect everything that the script of the HTML report reads."""
     names = list(outcome.plan)
     index = {name: i for i, name in enumerate(names)}
     shapes = {name: tuple(p.shape) for name, p in outcome.captured.model.named_parameters()}
@@ -130,14 +152,20 @@ def page_data(outcome: Outcome) -> PageData:
 
 
 def _explanations(outcome: Outcome, folds: Sequence[CollapsedName]) -> list[dict[str, object]]:
-    """Explain one parameter of each fold, for all that are alike."""
+    """Explain one parameter of each group of parameters that are alike, as JSON-able values."""
     explainer = Explainer(outcome)
     told = [explainer.explain(part.names[0]) for part in folds]
     return [{"name": each.name, "paragraphs": [part.to_dict() for part in each.paragraphs]} for each in told]
 
 
 class _PlacedBox:
-    """A box with its texts and the size that they need."""
+    """A box of a drawing with its texts and the size in pixels that they need.
+
+    Args:
+        box: the box.
+        outcome: everything that one transform found.
+        in_frame: whether a frame, whose title says which block it is, stands around the box.
+    """
 
     def __init__(self, box: Box, outcome: Outcome, in_frame: bool) -> None:
         self.box = box
@@ -159,12 +187,12 @@ class _PlacedBox:
 
     @property
     def size(self) -> tuple[float, float]:
-        """Width and height in pixels."""
+        """The width and height of the box in pixels."""
         text = max(CHARACTER * len(self.shown), SMALL_CHARACTER * len(self.sub))
         return round(max(text + 22.0, 72.0)), BOX_HEIGHT if self.sub else OP_HEIGHT
 
     def to_dict(self, index: Mapping[str, int]) -> BoxData:
-        """Return the texts as JSON-able values; `index` numbers the parameters."""
+        """Return the texts of the box as JSON-able values; `index` numbers the parameters."""
         return {
             "label": self.box.label,
             "shown": self.shown,
@@ -177,12 +205,19 @@ class _PlacedBox:
 
 
 def _kinds_in_words(box: Box) -> str:
+    """Say in words what the DAG nodes of a box without parameters do."""
     kinds = [kind for kind in dict.fromkeys(box.kinds) if kind != "vector" or not box.role]
     return "; ".join(KIND_WORDS.get(kind, kind) for kind in kinds)
 
 
 def _views(diagram: Diagram, runs: Sequence[Run], boxes: Sequence[_PlacedBox]) -> list[ViewData]:
-    """Draw repeated blocks once; then each run in full, one at a time; last, all of them in full."""
+    """Make the drawings of the page: repeated blocks once; then one run of them in full each; last, all in full.
+
+    Args:
+        diagram: the boxes and edges.
+        runs: the runs of repeated blocks.
+        boxes: the boxes with their sizes, in the order of the diagram.
+    """
     expanded: list[tuple[int, ...]] = [()]
     if runs:
         everything = tuple(range(len(runs)))
@@ -199,6 +234,15 @@ def _views(diagram: Diagram, runs: Sequence[Run], boxes: Sequence[_PlacedBox]) -
 def _view(
     found: View, expanded: Sequence[int], opened: Mapping[int, int], diagram: Diagram, boxes: Sequence[_PlacedBox]
 ) -> ViewData:
+    """Find the places of boxes, edges and frames of one drawing, and return them as JSON-able values.
+
+    Args:
+        found: the boxes, edges and frames that are drawn.
+        expanded: indices of the runs of repeated blocks that are drawn in full.
+        opened: for such a run, the index of the drawing that shows it in full.
+        diagram: all boxes and edges.
+        boxes: all boxes with their sizes.
+    """
     index = {box.name: i for i, box in enumerate(diagram.boxes)}
     sizes = {box.name: boxes[index[box.name]].size for box in found.boxes}
     titles = [CHARACTER * len(f"{frame.title}  x {frame.count}") + TITLE_MARGIN for frame in found.frames]
@@ -226,11 +270,19 @@ def _view(
 
 
 def _opens(frame: Frame, frames: Sequence[Frame], expanded: Sequence[int], opened: Mapping[int, int]) -> int | None:
-    """Return the view that the button of a frame draws; None for a frame without one."""
+    """Return the index of the drawing that the button of a frame shows; None for a frame without a button.
+
+    Args:
+        frame: the frame.
+        frames: all frames of its drawing.
+        expanded: indices of the runs of repeated blocks that this drawing shows in full; their button goes back to 0.
+        opened: for a run, the index of the drawing that shows it in full.
+    """
     if frame.run not in expanded:
         return opened.get(frame.run)
     return 0 if frame is next(other for other in frames if other.run == frame.run) else None
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
+    """Return numbers rounded to one digit after the point."""
     return [round(value, 1) for value in values]

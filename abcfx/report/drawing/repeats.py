@@ -15,13 +15,13 @@ SMALL_UNIT = 3  # boxes; a unit with fewer must come three times to be drawn onc
 
 @dataclass(frozen=True)
 class Run:
-    """Alike units, one after the other.
+    """A run of repeated blocks: alike units of boxes, one after the other.
 
     Attributes:
         title: name of all of them together, such as `blocks.{0..11}`.
         units: names of the boxes of each unit, in the same order in each.
         titles: name of each unit.
-        depth: number of components in the path of the modules that hold the units.
+        depth: number of parts in the path of the module that holds the units.
     """
 
     title: str
@@ -32,13 +32,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame around boxes: around one unit that stands for many, or around a run that is drawn in full.
+    """A frame around boxes: around one unit that stands for many, or around repeated blocks drawn in full.
 
     Attributes:
-        title: name of the run or unit.
+        title: name of the repeated blocks, or of the unit.
         count: number of units that the boxes stand for.
         boxes: names of the boxes inside.
-        run: index of the run.
+        run: index of the run of repeated blocks.
     """
 
     title: str
@@ -49,11 +49,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class View:
-    """A diagram with some runs drawn once.
+    """A diagram in which some runs of repeated blocks are drawn once.
 
     Attributes:
         boxes: the boxes that are drawn.
-        edges: the edges between them, as in `Diagram`.
+        edges: the edges (tail, head) between them.
         frames: frames around repeated blocks.
         stands_for: names of the boxes that each box stands for, itself first.
     """
@@ -65,7 +65,7 @@ class View:
 
 
 def find_runs(diagram: Diagram) -> tuple[Run, ...]:
-    """Find all runs of a diagram; outer runs come before those inside of their units."""
+    """Find all runs of repeated blocks in a diagram; outer runs come before those inside of their blocks."""
     incoming: dict[str, list[str]] = {}
     for tail, head in diagram.edges:
         incoming.setdefault(head, []).append(tail)
@@ -88,12 +88,24 @@ def find_runs(diagram: Diagram) -> tuple[Run, ...]:
 
 
 def _title(prefix: Sequence[str], indices: Sequence[str]) -> str:
+    """Return the name of several numbered modules, as `blocks.{0..11}`.
+
+    Args:
+        prefix: path, in parts, of the module that holds them.
+        indices: their numbers.
+    """
     names = dict.fromkeys(".".join((*prefix, index)) for index in indices)
     return ", ".join(part.shown for part in collapse_names(names))
 
 
 def _signature(boxes: Sequence[Box], unit: Sequence[str], incoming: Mapping[str, Sequence[str]]) -> Hashable:
-    """Return a key that is equal for alike units: the boxes, the edges among them, the edges from outside."""
+    """Return a key that is equal for alike blocks: their boxes, the edges among them and from outside.
+
+    Args:
+        boxes: the boxes of the block.
+        unit: path, in parts, of the block's module.
+        incoming: for each box the names of those that lead into it.
+    """
     index = {box.name: i for i, box in enumerate(boxes)}
     path = ".".join(unit)
     marks = []
@@ -104,7 +116,15 @@ def _signature(boxes: Sequence[Box], unit: Sequence[str], incoming: Mapping[str,
 
 
 def _repeats(marks: Sequence[Hashable], sizes: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Find stretches in which a few marks repeat, as (start, period, count), from left to right, the longest first."""
+    """Find stretches in which a few keys repeat, from left to right, the longest first.
+
+    Args:
+        marks: a key for each block; alike blocks have equal ones.
+        sizes: number of boxes of each block; small units must come three times to count.
+
+    Returns:
+        (start, number of blocks that repeat together, how often they come) of each stretch.
+    """
     found, at = [], 0
     while at < len(marks):
         best = (0, 0, 0)
@@ -122,7 +142,7 @@ def _repeats(marks: Sequence[Hashable], sizes: Sequence[int]) -> list[tuple[int,
 
 
 def view(diagram: Diagram, runs: Sequence[Run], expanded: Collection[int] = ()) -> View:
-    """Draw every run once, except those in `expanded` (indices into `runs`), which are drawn in full."""
+    """Draw every run of repeated blocks once, except those in `expanded` (indices into `runs`), drawn in full."""
     shown_as: dict[str, str] = {box.name: box.name for box in diagram.boxes}
     for number, run in enumerate(runs):
         if number not in expanded:
@@ -143,13 +163,21 @@ def view(diagram: Diagram, runs: Sequence[Run], expanded: Collection[int] = ()) 
 
 
 def _last(name: str, shown_as: Mapping[str, str]) -> str:
+    """Return the box that is drawn in the place of a box, by following who is shown as whom."""
     while shown_as[name] != name:
         name = shown_as[name]
     return name
 
 
 def _frames(number: int, run: Run, is_expanded: bool, drawn: Collection[str]) -> list[Frame]:
-    """Return the frames of a run; none if it lies in a unit that is not drawn."""
+    """Return the frames of a run of repeated blocks; none if it lies in a block that is not drawn.
+
+    Args:
+        number: index of the run.
+        run: the run.
+        is_expanded: whether its blocks are all drawn, not only the first.
+        drawn: names of the boxes that are drawn.
+    """
     if run.units[0][0] not in drawn:
         return []
     if not is_expanded:
