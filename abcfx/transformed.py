@@ -45,9 +45,7 @@ class Transformed:
 
     @property
     def spec(self) -> Spec:
-        """The planned numbers of each parameter as JSON-able rows, by name; `spec.to_json()` belongs into a
-        checkpoint.
-        """
+        """The planned numbers of each parameter as JSON-able rows, by name; keep `spec.to_json()` in a checkpoint."""
         return self.outcome.spec
 
     @property
@@ -98,9 +96,7 @@ class Transformed:
 
     @property
     def param_groups(self) -> list[OptimizerGroup]:
-        """The groups for any torch optimizer, one for each distinct set of hyperparameters; new dicts at every
-        access.
-        """
+        """The groups for any torch optimizer, one for each set of hyperparameters; new dicts at every access."""
         return self.groups()
 
     def groups(self, per_parameter: bool = False) -> list[OptimizerGroup]:

@@ -19,10 +19,10 @@ SAME_CODE = "  To fix: build `base` by the same code as the model, with the same
 
 @dataclass(frozen=True)
 class Blocks:
-    """Containers of numbered submodules whose number differs between target and base.
+    """The pairing of repeated blocks between two models (target and base) that have different numbers of them.
 
     Attributes:
-        index: container -> block of the target -> the block of the base that stands for it.
+        index: container of numbered submodules -> block of the target -> the block of the base that stands for it.
         counts: container -> (number of blocks in the target, in the base).
     """
 
@@ -45,7 +45,7 @@ class Blocks:
 
     @property
     def ratio(self) -> float:
-        """Return the number of repeated blocks in the target over that in the base, all containers together."""
+        """The number of repeated blocks in the target over that in the base, all containers together; 1 without any."""
         ours, theirs = (sum(count[i] for count in self.counts.values()) for i in (0, 1))
         return ours / theirs if theirs else 1.0
 
@@ -54,7 +54,11 @@ NO_BLOCKS = Blocks({}, {})
 
 
 def match_blocks(target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> Blocks:
-    """Pair the blocks of two models by the names and ranks of their parameters.
+    """Pair the repeated blocks of two models by the names and ranks of their parameters.
+
+    Args:
+        target: parameters of the target by name.
+        base: parameters of the base by name.
 
     Raises:
         PairingError: a block of the target is like none of the base.
@@ -75,7 +79,7 @@ def match_blocks(target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Te
 
 
 def _containers(parameters: Mapping[str, torch.Tensor]) -> dict[str, dict[str, frozenset[tuple[str, int]]]]:
-    """Return container path -> block number -> the parameter names in the block with their ranks."""
+    """Return container path -> block number -> the names in the block of its parameters, with their ranks."""
     found: dict[str, dict[str, set[tuple[str, int]]]] = {}
     for name, parameter in parameters.items():
         for block in blocks_around(name):
@@ -89,8 +93,19 @@ def _twin_block(
     ours: Mapping[str, frozenset[tuple[str, int]]],
     theirs: Mapping[str, frozenset[tuple[str, int]]],
 ) -> str:
-    """Choose the base's block to pair with a block of the target: one with the same parameters and the same number,
-    else the same place in a repeating pattern, else the nearest.
+    """Choose the base's block that stands for a block of the target, among those with the same parameters.
+
+    That is the block of the same number, else that at the same place of a repeating pattern, else the nearest; for the
+    last block, the last one.
+
+    Args:
+        container: path of the module that holds the blocks.
+        block: number of the target's block.
+        ours: (name, rank) of the parameters of each block of the target.
+        theirs: (name, rank) of the parameters of each block of the base.
+
+    Raises:
+        PairingError: no block of the base has the same parameters.
     """
     alike = [other for other, names in theirs.items() if names == ours[block]]
     if not alike:
@@ -110,7 +125,12 @@ def _twin_block(
 def pair_parameters(
     target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor], blocks: Blocks | None = None
 ) -> dict[str, torch.Tensor]:
-    """Return the base's tensor for each parameter of the target.
+    """Return the base's tensor for each parameter of the target, by the target's names.
+
+    Args:
+        target: parameters of the target by name.
+        base: parameters of the base by name.
+        blocks: which block of the base stands for each block of the target; matched by names if not given.
 
     Raises:
         PairingError: a parameter has no partner of the same rank.

@@ -20,14 +20,14 @@ SizeChange = tuple[int, int]
 def fixed_sizes(
     dag: LayerDag, sizes: Mapping[str, tuple[SizeChange, ...]]
 ) -> tuple[frozenset[SizeChange], tuple[str, ...]]:
-    """Find the sizes that differ but do not grow with the width, and notes for the report.
+    """Find the sizes that differ between base and target although they do not grow with the width.
 
     Args:
         dag: the layer DAG of the target.
-        sizes: the size change of every dim of every parameter.
+        sizes: (size in the base, size in the target) of every dim of every parameter.
 
     Returns:
-        The changes of size that count as no growth, and notes on what was taken as what.
+        The pairs of sizes that count as no growth, and notes for the report on what was taken as what.
     """
     inner = {change for dim in _inner_dims(dag) if (change := _change(dim, sizes)) and change[0] != change[1]}
     ratios = {large / small for small, large in inner if small}
@@ -53,10 +53,12 @@ def fixed_sizes(
 
 
 def _is_near(ratio: float, other: float) -> bool:
+    """Whether two ratios of sizes are equal up to 2 %."""
     return abs(ratio / other - 1) < 0.02
 
 
 def _change(dim: Dim, sizes: Mapping[str, tuple[SizeChange, ...]]) -> SizeChange | None:
+    """Return (size in the base, size in the target) of a dim of a parameter; None for a dim of an activation."""
     return sizes[dim.parameter][dim.index] if isinstance(dim, ParameterDim) else None
 
 

@@ -20,7 +20,7 @@ Part = Literal["before", "block", "between", "after"]
 
 
 class Place(NamedTuple):
-    """A part of a graph: inside one block of a container, between its blocks, behind the last, or before all blocks."""
+    """A part of a graph: inside a numbered block of a container, between its blocks, behind the last, before all."""
 
     part: Part
     container: str = ""
@@ -28,7 +28,13 @@ class Place(NamedTuple):
 
 
 class Doing(NamedTuple):
-    """What a node runs, equal for two nodes that do the same: op, target, and the class of a module that is called."""
+    """The op that a node runs, in a form that is equal for nodes of two graphs that run the same op.
+
+    Attributes:
+        op: kind of the node, such as "call_module".
+        target: the function, or path of the module, that is called.
+        of_class: class of that module.
+    """
 
     op: str
     target: object = ""
@@ -39,8 +45,14 @@ class Doing(NamedTuple):
 
 
 def pair_graphs(target: CapturedGraph, base: CapturedGraph, blocks: Blocks = NO_BLOCKS) -> dict[fx.Node, fx.Node]:
-    """Return which node of the base's graph does the work of each node of the target's; regions (no_grad blocks)
-    included.
+    """Return for each node of the target's graph the node of the base's graph that does the same work.
+
+    Subgraphs of no_grad blocks are included.
+
+    Args:
+        target: the model that is analysed, with its graphs.
+        base: the model that it is compared with, with its graphs.
+        blocks: which block of the base stands for each block of the target, where their numbers differ.
 
     Raises:
         PairingError: the graphs are not of one architecture; names the first node that differs.
@@ -49,12 +61,17 @@ def pair_graphs(target: CapturedGraph, base: CapturedGraph, blocks: Blocks = NO_
 
 
 class _Pairing:
-    """Pairs graphs part by part: the whole graph, or block by block where the models differ in the number of blocks."""
+    """A walk over two graphs side by side: as a whole, or block by block where one model has more blocks."""
 
     def __init__(self, target: CapturedGraph, base: CapturedGraph, blocks: Blocks) -> None:
         self.target, self.base, self.blocks = target, base, blocks
 
     def run(self, our_graph: fx.Graph, their_graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+        """Return for each node of one graph the node of the other that does the same work.
+
+        Raises:
+            PairingError: the graphs are not of one architecture.
+        """
         pairs: dict[fx.Node, fx.Node] = {}
         ours = self._parts(our_graph, {path: self.blocks.last_of(path)[0] for path in self.blocks.index})
         theirs = self._parts(their_graph, {path: self.blocks.last_of(path)[1] for path in self.blocks.index})
@@ -74,8 +91,13 @@ class _Pairing:
         return pairs
 
     def _parts(self, graph: fx.Graph, last: Mapping[str, str]) -> dict[Place, list[fx.Node]]:
-        """Sort nodes by the block that they are in, in order; leave out nodes that only compute sizes, which a base may
-        have as constants.
+        """Sort the nodes of a graph by the part of the model that they are in, such as a numbered block.
+
+        Nodes that only compute sizes are left out, since a base may have constants in their place.
+
+        Args:
+            graph: the graph.
+            last: for each container of blocks, the number of its last one.
         """
         found: dict[Place, list[fx.Node]] = {}
         after = Place("before")
@@ -94,9 +116,14 @@ class _Pairing:
         return found
 
     def _between(self, container: str, ours: list[fx.Node], theirs: Mapping[Place, list[fx.Node]]) -> list[fx.Node]:
-        """Return what the base runs between two blocks, repeated as often as the target runs it.
+        """Return the nodes that the base runs between two blocks, repeated as often as the target runs such nodes.
 
-        A base with one block runs it partly behind that block and partly before it.
+        A base with one block runs them partly behind that block and partly before it.
+
+        Args:
+            container: path of the module that holds the blocks.
+            ours: the target's nodes between all of its blocks.
+            theirs: the base's nodes by part of the model.
         """
         length = len(ours) // (self.blocks.counts[container][0] - 1)
         found = theirs.get(Place("between", container), [])
@@ -115,6 +142,11 @@ class _Pairing:
         return None if block is None else Place("block", block.container, block.number)
 
     def _zip(self, ours: list[fx.Node], theirs: list[fx.Node]) -> dict[fx.Node, fx.Node]:
+        """Pair two lists of nodes one by one; ops that torch.export leaves out at fixed sizes may be missing in one.
+
+        Raises:
+            PairingError: two nodes at the same place do not run the same op.
+        """
         pairs: dict[fx.Node, fx.Node] = {}
         others = iter(theirs)
         other = next(others, None)
@@ -136,6 +168,7 @@ class _Pairing:
 
     @staticmethod
     def _doing(captured: CapturedGraph, node: fx.Node, blocks: Blocks = NO_BLOCKS) -> Doing:
+        """Return the op that a node runs, with the names that the base's blocks have."""
         if node.op == "placeholder":
             return Doing("placeholder")
         if node.op == "call_module":
@@ -162,6 +195,7 @@ def _is_alias(node: fx.Node) -> bool:
 
 
 def _differ(one: fx.Node, wanted: Doing | None, got: Doing | None, other: fx.Node | None) -> PairingError:
+    """Return the error that two graphs differ, with the place of the first node and what each graph runs there."""
     where = "" if other is None else f" at {location(other)}"
     return PairingError(
         f"Base and target are not one architecture: their graphs first differ at {location(one)}.\n"

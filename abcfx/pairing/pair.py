@@ -88,13 +88,13 @@ class PairedModels:
 
     @cached_property
     def eval_dag(self) -> LayerDag | None:
-        """The layer DAG of the target in eval mode; None where both modes run one graph."""
+        """The layer DAG of the target in eval mode; None where train and eval mode run one graph."""
         graph = self.target_graph.module.eval_graph
         return None if graph is None else build_dag(self.target_graph, graph, self.options.unknown)
 
     @cached_property
     def base_dag(self) -> LayerDag | None:
-        """The layer DAG of the base."""
+        """The layer DAG of the base in train mode; None where there is no base, or only its shapes."""
         return None if self.base_graph is None else build_dag(self.base_graph, unknown=self.options.unknown)
 
     @cached_property
@@ -106,7 +106,7 @@ class PairedModels:
 
     @cached_property
     def factors(self) -> Factors:
-        """Every dim of a run of both models, split into factors (heads x head_dim) to see which of them grow.
+        """The dims of all tensors in a run of both models, split into factors (heads x head_dim) that grow or stay.
 
         Raises:
             PairingError: the runs cannot be compared, or there is no base model.
@@ -130,8 +130,9 @@ class PairedModels:
 
     @cached_property
     def growth(self) -> WidthGrowth:
-        """The growth exponent of every dim from base to target; read off the graph's structure where there is no base,
-        or of equal sizes.
+        """The growth exponent of every dim, from base to target: it grows like m^e, with m the width ratio.
+
+        Without a base, or with one of equal sizes, it is read off the structure of the graph.
 
         Raises:
             PairingError: base and target are not instances of one architecture.
@@ -146,8 +147,9 @@ class PairedModels:
 
     @cached_property
     def measured_growth(self) -> SizeGrowth | None:
-        """The growth exponent of every dim by its sizes in target and base, 0 for all if they are equal; None without a
-        base.
+        """The growth exponent of every dim by its sizes in base and target; None without a base.
+
+        The exponents are all 0 if the sizes are equal.
 
         Raises:
             PairingError: base and target are not instances of one architecture.
@@ -163,6 +165,7 @@ class PairedModels:
 
     @cached_property
     def _base_parameters(self) -> dict[str, torch.Tensor] | None:
+        """The base's parameters by name, as tensors without values where only shapes are known; None without a base."""
         if self.base is not None:
             return dict(self.base.named_parameters())
         if self.base_shapes is not None:
@@ -171,7 +174,7 @@ class PairedModels:
 
     @cached_property
     def _paired(self) -> tuple[CapturedGraph, PairedGrowth] | None:
-        """The base's graph, with the growth of every dim between the two graphs.
+        """The base's graph, and the growth of every dim between the two graphs; None without a base model.
 
         An export at fixed sizes takes half the time. It leaves out ops that open sizes need; where the graphs then do
         not pair, another export is made.
@@ -190,6 +193,7 @@ class PairedModels:
     def _paired_at(
         self, sizes: OpenSizes, method: CaptureMethod, target: CapturedGraph
     ) -> tuple[CapturedGraph, PairedGrowth]:
+        """Capture the base, at open ("free") or fixed sizes of inputs, and compare its graph with the target's."""
         assert self.base is not None
         graph = capture(
             self.base, target.args, target.kwargs, method=method, verify=False, modes=("train",), sizes=sizes
@@ -197,4 +201,5 @@ class PairedModels:
         return graph, self._grown(target, graph)
 
     def _grown(self, target: CapturedGraph, base: CapturedGraph) -> PairedGrowth:
+        """Return the growth of every dim between the graphs of target and base."""
         return PairedGrowth(target, base, self.blocks, lambda: self.factors)

@@ -45,14 +45,15 @@ CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16
 
 
 class WidthGrowth(ABC):
-    """The power of the width ratio m with which each dim and each number of a model grows.
+    """The growth of a model's dims and numbers with width: each grows like m^e, with its own growth exponent e.
 
     Attributes:
-        width_ratio: the number m that the exponents are powers of.
-        has_base: whether they come from a comparison with a base.
-        blocks: which block of the base stands for each block of the target.
+        width_ratio: the number m: the largest ratio of a size in the model (the target) to that in its base; 1 without
+            a base.
+        has_base: whether the exponents come from a comparison with a base, the same model at another width.
+        blocks: which numbered block of the base stands for each block of the target.
         base_parameters: the base's tensor for each parameter, where there is a base.
-        notes: what the report should say.
+        notes: sentences for the report.
     """
 
     width_ratio: float
@@ -70,7 +71,7 @@ class WidthGrowth(ABC):
         """Return e for a Python number in the graph that grows as m^e, where m is the width ratio."""
 
     def dims(self, *dims: Extent) -> float:
-        """Return the growth exponent of the product of several dims."""
+        """Return the growth exponent of the product of several dims' sizes: the sum of their exponents."""
         return sum(self.number(d) if isinstance(d, Number) else self.dim(d) for d in dims)
 
     def number(self, number: Number) -> float:
@@ -81,7 +82,7 @@ class WidthGrowth(ABC):
         )
 
     def is_known(self, number: Number) -> bool:
-        """Return False where the value of a number in the graph could not be read, so that it counts as constant."""
+        """Whether the value of a number in the graph could be read; if not, it counts as constant."""
         return True
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> tuple[float, ...]:
@@ -90,10 +91,16 @@ class WidthGrowth(ABC):
 
 
 class StructuralGrowth(WidthGrowth):
-    """Growth read off the structure: a layer's dims grow (exponent 1) on each side where another layer follows.
+    """Growth exponents read off the structure of a layer DAG, without a base to compare with.
 
-    The few outputs of a generator of stream weights do not grow, although layers follow. With a base of the same sizes
-    (`base`) the exponents are for the report only, since the width ratio is 1.
+    A dim of a weight grows (exponent 1) if another layer stands on that side of it. The few outputs of a layer that
+    makes the weights by which residual streams are mixed do not grow, although layers follow.
+
+    Args:
+        dag: the layer DAG.
+        shapes: the shape of each parameter.
+        base: the growth measured with a base of the same sizes, if there is one. The exponents are then for the report
+            only, since the width ratio is 1.
     """
 
     def __init__(
@@ -119,6 +126,7 @@ class StructuralGrowth(WidthGrowth):
 
     @staticmethod
     def _is_inner(dag: LayerDag, node: str, above: dict[str, bool], below: dict[str, bool]) -> bool:
+        """Whether a node has a layer behind it and one before it (or is a layer itself), so that its width grows."""
         return below[node] and (above[node] or isinstance(dag.kind(node), Layer))
 
     def _mark(self, dims: tuple[Dim, ...], grows: bool) -> None:
@@ -130,6 +138,7 @@ class StructuralGrowth(WidthGrowth):
             self._grows[first] = 1.0
 
     def _mark_vector(self, vector: Vector, dag: LayerDag, grows: bool) -> None:
+        """Set exponent 1 for the last dim of a vector of parameters, if it grows."""
         self._mark(vector.dims[-1:], grows)
 
     def dim(self, dim: Dim) -> float:
@@ -140,8 +149,12 @@ class StructuralGrowth(WidthGrowth):
 
 
 def beside_layers(dag: LayerDag, upstream: bool) -> dict[str, bool]:
-    """Whether a weight layer (or, upstream, a tensor made of parameters alone) is among the ancestors (`upstream`) or
-    descendants of each node.
+    """Say for each node whether a weight layer is among the nodes that it is computed from, or that follow it.
+
+    Args:
+        dag: the layer DAG.
+        upstream: look at the nodes that it is computed from, where a tensor made of parameters alone counts as well;
+            else at those that follow it.
     """
     found: dict[str, bool] = {}
     for node in dag.order if upstream else reversed(dag.order):
@@ -151,16 +164,19 @@ def beside_layers(dag: LayerDag, upstream: bool) -> dict[str, bool]:
 
 
 def _is_wide(dag: LayerDag, node: str, beside: str, upstream: bool) -> bool:
-    """Whether a neighbouring node has a width: a weight layer or, above, a tensor of parameters
-    alone (learned latents).
-    """
+    """Whether a node next to `beside` has a width: a layer or, upstream, a tensor of parameters (learned latents)."""
     if isinstance(dag.kind(node), Layer):
         return True
     return upstream and dag.node(node).is_parametric and node in dag.kind(beside).inputs
 
 
 class SizeGrowth(WidthGrowth):
-    """Growth read off the sizes of parameters alone, in a target and a base."""
+    """Growth exponents read off the sizes of parameters alone, in a target and its base.
+
+    Args:
+        target: parameters of the target by name.
+        base: the base's parameter for each of them.
+    """
 
     has_base = True
 
@@ -171,7 +187,12 @@ class SizeGrowth(WidthGrowth):
         self.width_ratio = self._largest_ratio()
 
     def with_fixed(self, fixed: frozenset[tuple[int, int]], notes: tuple[str, ...]) -> SizeGrowth:
-        """Return the same growth with some changes of size, (in the base, in the target), counted as no growth."""
+        """Return a copy in which some pairs of sizes, (in the base, in the target), count as no growth.
+
+        Args:
+            fixed: the pairs of sizes.
+            notes: sentences for the report on why.
+        """
         if not fixed and not notes:
             return self
         other = copy(self)
@@ -180,13 +201,16 @@ class SizeGrowth(WidthGrowth):
         return other
 
     def _largest_ratio(self) -> float:
+        """Return the ratio of a size in the target to that in the base that is furthest from 1."""
         ratios = [self._ratio(*sizes) for of_dims in self.sizes.values() for sizes in of_dims]
         return max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
 
     def _ratio(self, base_size: int, size: int) -> float:
+        """Return the ratio of a size to that in the base; 1 for sizes that count as no growth."""
         return 1.0 if not base_size or (base_size, size) in self._fixed else size / base_size
 
     def _exponent(self, ratio: float) -> float:
+        """Return e for a ratio of sizes m^e, where m is the width ratio."""
         return 0.0 if ratio == 1.0 else math.log(ratio) / math.log(self.width_ratio)
 
     def dim(self, dim: Dim) -> float:
@@ -199,7 +223,14 @@ class SizeGrowth(WidthGrowth):
 
 
 class PairedGrowth(SizeGrowth):
-    """Growth read off the graphs of target and base: the ratio of every size and number to its twin in the base."""
+    """Growth exponents read off the graphs of target and base: the ratio of every size and number to its twin's.
+
+    Args:
+        target: the model that is analysed, with its graphs.
+        base: the model that it is compared with, with its graphs.
+        blocks: which block of the base stands for each block of the target.
+        factors: finds, where it is needed, the factors of all dims (heads x head_dim) in a run of both models.
+    """
 
     def __init__(
         self, target: CapturedGraph, base: CapturedGraph, blocks: Blocks, factors: Callable[[], Factors]
@@ -212,13 +243,13 @@ class PairedGrowth(SizeGrowth):
         self._find_factors = factors
 
     def _both(self, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> tuple[object, object]:
-        """Return the values of a number that stands in the graph: in the target, and in the base."""
+        """Return the two values of a number in the graph: in the target, and in the base."""
         ours, theirs = (each.module for each in self._captured)
         return _value(ours, scalar.node, scalar), _value(theirs, self._twin[scalar.node], scalar)
 
     @cached_property
     def _factors(self) -> Factors | None:
-        """All dims split into factors, computed only where some dim neither grows as the width ratio m nor stays."""
+        """All dims split into factors that grow or stay; None if each dim as a whole grows like m or stays."""
         exponents = {self._exponent(self._ratio(*sizes)) for of_dims in self.sizes.values() for sizes in of_dims}
         if not exponents - {0.0, 1.0} or self._captured[0].args is None:
             return None
@@ -229,8 +260,7 @@ class PairedGrowth(SizeGrowth):
             return None
 
     def _rows(self, dim: ParameterDim) -> float | None:
-        """Return the growth exponent of the fastest-growing segment of a dim (as of a fused projection); None without
-        segments.
+        """Return the growth exponent of the fastest-growing segment of a parameter's dim; None without segments.
 
         The rows of a fused projection are several layers side by side. A dim that some product sums over has no such
         segments.
@@ -243,6 +273,11 @@ class PairedGrowth(SizeGrowth):
         return self._exponent(float(largest_ratio(of_dim))) if has_segments(of_dim) else None
 
     def dim(self, dim: Dim) -> float:
+        """Return e for one dim that grows as m^e, where m is the width ratio, by its size in the base.
+
+        Raises:
+            InvalidInputError: the dim is one of an activation whose shape is not known.
+        """
         if isinstance(dim, ParameterDim):
             whole = super().dim(dim)
             rows = self._rows(dim) if whole not in (0.0, 1.0) else None
@@ -260,6 +295,11 @@ class PairedGrowth(SizeGrowth):
         return 0.0 if UNKNOWN_SIZE in (size, base_size) else self._exponent(self._ratio(base_size, size))
 
     def scalar(self, scalar: InGraph) -> float:
+        """Return e for a number in the graph that grows as m^e, where m is the width ratio, by its value in the base.
+
+        Raises:
+            PairingError: the number changes sign or vanishes between base and target.
+        """
         if isinstance(scalar, WidthScale):
             return 1.0
         value, base_value = self._both(scalar)
@@ -285,6 +325,7 @@ class PairedGrowth(SizeGrowth):
 
 
 def _value(module: torch.nn.Module, node: fx.Node, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> object:
+    """Return the value of a number in a graph: a constant tensor, a module's attribute, or an argument of a node."""
     if isinstance(scalar, ConstantTensor):
         return _constant(module, node)
     if isinstance(scalar, ModuleAttribute):
@@ -293,9 +334,7 @@ def _value(module: torch.nn.Module, node: fx.Node, scalar: ScalarArgument | Modu
 
 
 def _constant(module: torch.nn.Module, node: fx.Node) -> float | None:
-    """Return the value of a node that depends on no input and no parameter; None where it depends on one or has no
-    value yet.
-    """
+    """Return the value of a node that depends on no input and no parameter; None where it does or has no value yet."""
 
     def run(at: fx.Node) -> Any:
         if at.op == "get_attr":

@@ -21,9 +21,13 @@ from abcfx.theory.optimizers import OptimizerFamily
 
 @dataclass(frozen=True)
 class AppliedExponents:
-    """Exponents of one parameter as they are applied: lr ~ m^-c, eps ~ m^-g, weight decay ~ m^decay.
+    """The exponents of one parameter as they are applied; all are powers of the width ratio m.
 
-    `decided` holds the exponents a (by use) and b that go with them.
+    Attributes:
+        decided: the exponents a of its multipliers m^-a, by use, and b of its init m^-b.
+        c: exponent of the learning rate, m^-c.
+        g: exponent of its gradient, m^-g, which eps follows.
+        decay: exponent of weight decay, m^decay.
     """
 
     decided: ParameterExponents
@@ -32,19 +36,24 @@ class AppliedExponents:
     decay: float
 
     def moved(self, a: float, family: OptimizerFamily, left: dict[str, float]) -> AppliedExponents:
-        """Return the exponents after a multiplier m^-a went into the parameter; `left` are its uses' multipliers."""
+        """Return the exponents after a multiplier m^-a (m, the width ratio) has moved into the parameter.
+
+        Args:
+            a: exponent of the multiplier.
+            family: the optimizer, which decides how its learning rate has to follow.
+            left: exponents of the multipliers that then remain, by use.
+        """
         decided = replace(self.decided, a=left, b=self.decided.b + a)
         return AppliedExponents(decided, self.c + family.rate_shift(a), self.g - a, self.decay + family.decay_shift(a))
 
 
 def solved_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str) -> dict[str, AppliedExponents]:
-    """Return the exponents of every parameter as the linear program found them, with multipliers left in the forward
-    pass.
+    """Return the exponents of every parameter as the linear program found them, with multipliers left in forward.
 
     Args:
-        fixed: roles, a and b.
-        solved: c and gradients.
-        decay_mode: how weight decay follows width; see `Overrides`.
+        fixed: roles, and exponents a (multiplier) and b (init).
+        solved: exponents c (learning rate) and of gradients.
+        decay_mode: how weight decay follows width: "independent", "coupled" or "fixed".
     """
     found = {}
     for name, decided in fixed.parameters.items():
@@ -58,10 +67,15 @@ def solved_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str) 
 
 
 def absorbed_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str) -> dict[str, AppliedExponents]:
-    """Move the multiplier of every parameter into its init, learning rate, eps and weight decay, so that no op is
-    added.
+    """Return the exponents of every parameter after its multiplier has moved into init, learning rate, eps and decay.
 
-    One stays where a parameter needs two different multipliers and no norm precedes it.
+    No op is then added to the model. A multiplier stays where a parameter needs two different ones and no norm precedes
+    it.
+
+    Args:
+        fixed: roles, and exponents a (multiplier) and b (init).
+        solved: exponents c (learning rate) and of gradients.
+        decay_mode: how weight decay follows width: "independent", "coupled" or "fixed".
     """
     found = solved_exponents(fixed, solved, decay_mode)
     for name, each in found.items():
@@ -85,12 +99,15 @@ def absorbed_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str
 
 
 def attention_left(fixed: FixedExponents) -> dict[str, float]:
-    """Return the factors on attention logits that no parameter can take: query and key come out of one fused layer."""
+    """Return, by product of query and key, the factors on attention logits that no parameter can take.
+
+    That is the case where query and key come out of one fused layer.
+    """
     return {node: a for node, a in fixed.attention.items() if not query_targets(fixed.dag, node)}
 
 
 def _vectors_before(dag: LayerDag, node: str) -> tuple[str, ...]:
-    """Find gain and bias of the norm whose output goes to this layer and nowhere else; () without such a norm."""
+    """Return gain and bias of the norm whose output goes to this layer alone; () if there is no such norm."""
     (before,) = dag.kind(node).inputs
     found = () if before is None else absorbing_parameters(dag, before)
     return found if not any(isinstance(dag.kind(n), Layer) for name in found for n in dag.uses()[name]) else ()

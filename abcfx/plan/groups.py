@@ -56,7 +56,12 @@ def param_groups(
 
 
 def groups_of(groups: Iterable[OptimizerGroup], spec: Spec, wanted: Optimizer) -> list[OptimizerGroup]:
-    """Return those parameter groups that belong to one optimizer, given by its name, class or instance.
+    """Return those optimizer groups that belong to one of several optimizers, given by its name, class or instance.
+
+    Args:
+        groups: groups of all optimizers.
+        spec: the planned numbers of each parameter, which name its optimizer.
+        wanted: the optimizer.
 
     Raises:
         InvalidInputError: there are none.
@@ -72,7 +77,11 @@ def groups_of(groups: Iterable[OptimizerGroup], spec: Spec, wanted: Optimizer) -
 
 
 def by_plain_name(module: nn.Module, spec: Spec) -> dict[str, nn.Parameter]:
-    """Return the module's parameters under their names in the spec; raises where the two differ."""
+    """Return a module's parameters under their names in the spec, without what wrappers put into them.
+
+    Raises:
+        InvalidInputError: module and spec do not have the same parameters.
+    """
     found = {plain_name(name, spec): parameter for name, parameter in module.named_parameters()}
     for name in [*found, *spec]:
         if name not in spec or name not in found:

@@ -28,16 +28,16 @@ SAMPLE = 1 << 17
 
 @dataclass(frozen=True)
 class OwnInit:
-    """How the init in the model's own code scales with the width ratio m: RMS entry ~ m^-exponent.
+    """A measurement of how the init in the model's own code scales with width: RMS entry ~ m^-exponent.
 
     Attributes:
-        exponent: the exponent, rounded where that lies within the sampling error.
+        exponent: the exponent of the width ratio m, rounded where that lies within the sampling error.
         measured: the exponent before rounding.
         error: its sampling error.
         snapped: whether it was rounded.
-        rms: RMS entry of the target's draw.
-        base_rms: RMS entry of the base's draw.
-        constant: the value of every entry of the target's tensor, where all are equal.
+        rms: RMS entry of the tensor in the model (the target).
+        base_rms: RMS entry of the tensor in the base.
+        constant: the value of every entry of the target's tensor, where all are equal; else None.
     """
 
     exponent: float
@@ -50,8 +50,9 @@ class OwnInit:
 
     @property
     def depth_factor(self) -> float:
-        """Factor that takes the dependence on depth, such as 1 / sqrt(2 L) for L blocks, out of an init at the base's
-        width.
+        """The factor that takes the dependence on depth, such as 1 / sqrt(2 L) for L blocks, out of an init.
+
+        It is measured at the base's width, as the ratio of RMS entries; 1 if that is near 1.
         """
         ratio = self.base_rms / self.rms if self.rms and self.base_rms else 1.0
         return ratio if abs(math.log(ratio)) > DEPTH_RESOLUTION else 1.0
@@ -59,15 +60,13 @@ class OwnInit:
 
 @dataclass(frozen=True)
 class Init:
-    """How one tensor is initialised: its values kept, multiplied, or drawn again.
+    """A plan of how one tensor is initialised: its values kept, multiplied, or drawn again.
 
     Attributes:
-        factor: multiplies the model's own draw.
+        factor: number by which the model's own values are multiplied.
         std: RMS entry that the tensor then has; None where it is not known (the meta device).
-        fill: the entry of a constant tensor, such as a gain.
-        redraw: draw the tensor from N(0, std^2) instead.
-
-    `std` and `fill` let `initialise` fill a tensor from nothing.
+        fill: the value of all entries of a constant tensor, such as a gain; else None.
+        redraw: whether the tensor is drawn from N(0, std^2) instead.
     """
 
     factor: float = 1.0
@@ -77,7 +76,7 @@ class Init:
 
     @classmethod
     def keep(cls, parameter: torch.Tensor) -> Init:
-        """Leave a tensor as the model drew it."""
+        """Return a plan that leaves a tensor as the model drew it."""
         return cls() if parameter.is_meta else cls(std=rms(parameter), fill=_constant(parameter))
 
     def draw(self, tensor: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
@@ -87,19 +86,25 @@ class Init:
         return tensor.normal_(0.0, self.std or 0.0, generator=generator)
 
     def times(self, factor: float) -> Init:
-        """Return the same Init with its values multiplied by one more factor."""
+        """Return the plan with its values multiplied by one more factor."""
         std, fill = (None if value is None else value * factor for value in (self.std, self.fill))
         return replace(self, factor=self.factor * factor, std=std, fill=fill)
 
     @classmethod
     def scaled(cls, factor: float, own: OwnInit, std: float, is_meta: bool) -> Init:
-        """Return an Init that multiplies the values the model drew itself by `factor`; `std` is used for a meta tensor,
-        which has no values.
+        """Return a plan that multiplies the values that the model itself drew by a factor.
+
+        Args:
+            factor: the factor.
+            own: the RMS entry, or constant, that the model's own code gives the tensor.
+            std: RMS entry for a tensor on the meta device, which has no values.
+            is_meta: whether it is on the meta device.
         """
         fill = None if own.constant is None else own.constant * factor
         return cls(factor, std if is_meta else own.rms * factor, fill)
 
     def drawn_anew(self, wanted: bool, std: float) -> Init:
+        """Return, if `wanted`, a plan that draws the tensor from N(0, std^2); else this plan."""
         return replace(self, redraw=True, factor=1.0, std=std) if wanted else self
 
 
@@ -109,14 +114,17 @@ def measure_own_init(
     growth: WidthGrowth,
     like: Mapping[str, Hashable],
 ) -> dict[str, OwnInit]:
-    """Measure the own init exponent of every parameter from one draw of the base and one of the target.
+    """Measure how the model's own init scales with width, from one draw of the base and one of the target.
 
     Args:
         target: the target's parameters by name.
         base: the base's parameter for each of them.
         growth: growth exponents of dims.
-        like: for each parameter, what its init may follow. Tensors whose names differ in numbers only, and that agree
-            in this, share one estimate.
+        like: for each parameter, what its init may follow, such as the growth of its fan_in. Tensors whose names differ
+            in numbers only, and that agree in this, share one estimate.
+
+    Returns:
+        The own init of each parameter in `like`.
     """
     exponents = {name: growth.parameter(name, tuple(p.shape)) for name, p in target.items()}
     pools: dict[Hashable, list[str]] = {}
@@ -139,11 +147,16 @@ def carried_own_init(
     growth: WidthGrowth,
     fan_in: Mapping[str, Hashable],
 ) -> dict[str, OwnInit]:
-    """Measure how a model's own init scales on two tiny instances (small, large) that have weights, for a model that
-    has none.
+    """Measure how a model's own init scales on two tiny instances with weights, for a model that has none.
 
     Layers are matched by name up to numbers, so the instances may have fewer of them. The RMS entry at the base width
     follows from the small instance's by the same law.
+
+    Args:
+        like: the parameters of a small and of a larger instance.
+        base: the base's parameters, of which shapes alone are known.
+        growth: growth exponents of dims from base to target.
+        fan_in: for each parameter, what its init may follow: the growth of its fan_in.
 
     Raises:
         InvalidInputError: the instances have no parameter like one of the model.
@@ -168,11 +181,12 @@ def carried_own_init(
 
 
 def _pattern(name: str) -> str:
+    """Return a name with "*" in place of each number."""
     return re.sub(r"\d+", "*", name)
 
 
 def sampled_entries(tensor: torch.Tensor) -> torch.Tensor:
-    """Return at most SAMPLE entries as float64, spread over all rows and columns, without copying a large tensor."""
+    """Return at most 2^17 entries of a tensor as float64, spread over all rows and columns, without copying it."""
     flat = tensor.detach().reshape(-1)
     stride = max(1, flat.numel() // SAMPLE)
     while stride > 1 and math.gcd(stride, tensor.shape[-1]) > 1:
@@ -181,7 +195,7 @@ def sampled_entries(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def rms(tensor: torch.Tensor) -> float:
-    """Return the RMS entry; 0 for a tensor without values."""
+    """Return the root mean square of a tensor's entries; 0 for a tensor without values."""
     return 0.0 if tensor.is_meta else _Draw.of(tensor).rms
 
 
@@ -192,13 +206,14 @@ def _constant(tensor: torch.Tensor) -> float | None:
 
 
 class _Draw(NamedTuple):
-    """RMS entry of one tensor as initialised, and the variance of its logarithm over random seeds."""
+    """The RMS entry of one tensor as initialised, and the variance of its logarithm over random seeds."""
 
     rms: float
     log_variance: float
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> _Draw:
+        """Estimate RMS entry and the variance of its logarithm from the entries of one tensor."""
         squares = sampled_entries(tensor).square()
         second = float(squares.mean()) if squares.numel() else 0.0
         if not second:
@@ -208,7 +223,12 @@ class _Draw(NamedTuple):
 
 
 def _pooled(draws: list[tuple[_Draw, _Draw]], scale: float) -> tuple[float, float]:
-    """Return (exponent, its sampling error) from ratios of RMS, each weighted by its precision."""
+    """Return the exponent x of RMS entries ~ scale^-x, and its sampling error.
+
+    Args:
+        draws: for each of several like tensors its draw in the target and in the base; precise ones weigh more.
+        scale: the width ratio.
+    """
     if scale == 1.0:
         return 0.0, 0.0
     log_m, total, weights = math.log(scale), 0.0, 0.0
@@ -221,7 +241,15 @@ def _pooled(draws: list[tuple[_Draw, _Draw]], scale: float) -> tuple[float, floa
 
 
 def _snapped(measured: float, error: float, growth: tuple[float, ...]) -> tuple[float, bool]:
-    """Round a measured exponent within its error: to the usual ones (0, e/2, e) first, then to quarters of e."""
+    """Round a measured exponent if a round one lies within its sampling error; return it and whether it was rounded.
+
+    Round are 0, e/2 and e for a growth exponent e, and then all quarters of e.
+
+    Args:
+        measured: the measured exponent.
+        error: its sampling error.
+        growth: the growth exponents of the tensor's dims.
+    """
     reach = RESOLUTION + SIGMAS * error
     usual = {0.0, *(k / 2 * e for e in {1.0, *growth} for k in (1, 2))}
     quarters = {k / 4 * e for e in {1.0, *growth} for k in range(-8, 9)}

@@ -25,10 +25,16 @@ DEFAULT_LR, DEFAULT_EPS = 1e-3, 1e-8
 
 
 def _of_role(value: ByRole, role: str, default: float) -> float:
+    """Return a number of the user's for a role: the one for all, or that of a dict by role, or `default`."""
     return float(value.get(role, value.get("default", default)) if isinstance(value, Mapping) else value)
 
 
 def _check_constants(option: str, value: ByRole) -> None:
+    """Refuse numbers by role that are not positive and finite, or a role that is not known.
+
+    Raises:
+        InvalidInputError: names the option and the value.
+    """
     numbers = value.values() if isinstance(value, Mapping) else [value]
     if isinstance(value, Mapping) and (wrong := set(value) - {*ROLES, "default"}):
         raise InvalidInputError(f"{option}: unknown role {sorted(wrong)[0]!r}; expected {', '.join(ROLES)} or default.")
@@ -90,7 +96,7 @@ class Overrides:
 
 @dataclass(frozen=True)
 class InitLike:
-    """Two tiny instances with real weights, off which a model's own init is read when it is on the meta device.
+    """A pair of tiny instances with real weights, off which a model's own init is read if it is on the meta device.
 
     Args:
         small: an instance, or a function that builds it.
@@ -129,7 +135,7 @@ class Schedule:
                 raise InvalidInputError(f"{name}={getattr(self, name)!r}; expected a positive, finite number.")
 
     def factors(self, family: OptimizerFamily) -> tuple[float, float]:
-        """Return what lr and weight decay are multiplied by for an optimizer of this family."""
+        """Return the numbers by which learning rate and weight decay are multiplied for an optimizer of this family."""
         power = 1.0 if family.update == "gradient" else 0.5
         lr = float(self.batch_ratio**power * self.tokens_ratio**-0.32)
         return lr, self.batch_ratio / self.tokens_ratio / lr
@@ -139,9 +145,15 @@ class Schedule:
 class PlanOptions:
     """The options of one `transform` that decide numbers, checked.
 
-    `lr` and `weight_decay` are absolute; `lr` and `overrides.std` are constants, or by role with an optional
-    "default". `lr` and `weight_decay` are None where groups of an optimizer instance give several, and `eps` where the
-    optimizer's usual one is wanted.
+    Attributes:
+        lr: learning rate at the base width, or one by role with an optional "default"; None where groups of an
+            optimizer instance give several.
+        weight_decay: weight decay at the base width; None where groups of an optimizer instance give several.
+        eps: eps at the base width; None for the optimizer's usual one.
+        apply: where multipliers go: "insert", "absorb", "inplace" or "off".
+        init: "auto", "keep" or "redraw".
+        overrides: the user's own decisions on roles, exponents, init and decay.
+        schedule: ratios of batch size and number of tokens to the tuning run.
     """
 
     lr: ByRole | None = DEFAULT_LR
@@ -166,18 +178,21 @@ class PlanOptions:
         return self.apply in ("absorb", "inplace")
 
     def lr_of(self, role: str, own: GroupNumbers) -> float:
-        """Return the user's learning rate for a parameter; a role that a dict of rates leaves out has the rate of its
-        group.
+        """Return the user's learning rate for a parameter of a role, at the base width.
+
+        Args:
+            role: the role. If a dict of rates leaves it out, the rate of the parameter's group holds.
+            own: the numbers of the parameter's group in an optimizer instance, if there is one.
         """
         usual = DEFAULT_LR if own.lr is None else own.lr
         return usual if self.lr is None else _of_role(self.lr, role, usual)
 
     def decay_of(self, own: GroupNumbers) -> float:
-        """Return the user's weight decay for a parameter with these numbers in its optimizer group."""
+        """Return the user's weight decay for a parameter whose group in an optimizer instance has the numbers `own`."""
         return (own.weight_decay or 0.0) if self.weight_decay is None else self.weight_decay
 
     def eps_of(self, own: GroupNumbers) -> float:
-        """Return the user's eps for a parameter with these numbers in its optimizer group."""
+        """Return the user's eps for a parameter whose group in an optimizer instance has the numbers `own`."""
         return next((eps for eps in (self.eps, own.eps) if eps is not None), DEFAULT_EPS)
 
     def std_of(self, role: str) -> float:

@@ -29,17 +29,20 @@ def make_plan(
     depth: DepthScaling,
     numbers: Mapping[str, GroupNumbers],
 ) -> dict[str, ParameterPlan]:
-    """Compute multiplier, init, learning rate, eps and weight decay of every parameter.
+    """Compute multiplier, init, learning rate, eps and weight decay of every parameter from its exponents of width.
 
     Args:
-        fixed: roles, a and b.
-        solved: c, r and gradients.
-        parameters: by name.
-        own_init: how the model's own init scales; None without a base, and then widths are absolute and weights are
-            drawn anew at n^-b.
+        fixed: the role of each parameter, and its exponents a (multiplier m^-a; m, the width ratio) and b (init m^-b).
+        solved: what the linear program found: exponents c (learning rate m^-c), r (change m^-r) and of gradients.
+        parameters: the model's parameters by name.
+        own_init: how the model's own init scales; None without a base, and then exponents are powers of each layer's
+            own width n, and weights are drawn anew with standard deviation n^-b.
         options: the user's constants, and how the plan will be applied.
         depth: factors on residual branches.
         numbers: what an optimizer instance says of a parameter, where there is one.
+
+    Returns:
+        The exponents and numbers of each parameter, by name.
 
     Raises:
         InvalidInputError: a pattern of `no_decay` matches no parameter.
@@ -63,7 +66,15 @@ def make_plan(
 
 
 class _Planner:
-    """Computes the numbers of one parameter at a time; `n` is the width or width ratio that exponents are powers of."""
+    """A calculator of the numbers of one parameter at a time; exponents are powers of n, a width ratio or a width.
+
+    Args:
+        fixed: roles, and exponents a (multiplier) and b (init).
+        solved: exponents c (learning rate), r (change) and of gradients.
+        options: the user's constants, and how the plan will be applied.
+        depth: factors on residual branches.
+        numbers: what an optimizer instance says of a parameter, where there is one.
+    """
 
     def __init__(
         self,
@@ -86,6 +97,16 @@ class _Planner:
         own: OwnInit | None,
         decays: bool,
     ) -> ParameterPlan:
+        """Compute the numbers of one parameter.
+
+        Args:
+            name: its name.
+            parameter: the tensor.
+            applied: its exponents as they will be applied.
+            absorbed: its exponents with the multiplier moved into init and rate, as folding will need them.
+            own: how the model's own init of it scales, where that is known.
+            decays: whether it gets weight decay.
+        """
         decided, family = applied.decided, self.fixed.families[name]
         n = self.widths.width_ratio if self.widths.has_base else self._own_width(name, parameter)
         ratio = self.depth.ratios.get(name, 1.0)
@@ -135,6 +156,16 @@ class _Planner:
         deep: DepthExponents,
         shape: float,
     ) -> float:
+        """Compute the weight decay of one parameter.
+
+        Args:
+            numbers: what an optimizer instance says of it, where there is one.
+            n: the width or width ratio that exponents are powers of.
+            ratio: number of blocks over that of the base.
+            applied: its exponents of width.
+            deep: its exponents of the ratio of depths.
+            shape: factor in its learning rate that follows the shape of the matrix.
+        """
         given, mode = self.options.decay_of(numbers), self.options.overrides.decay_mode
         if mode == "fixed":
             return given
@@ -160,7 +191,10 @@ class _Planner:
         return counted * family.shape_factor(*base.shape) / family.shape_factor(*parameter.shape)
 
     def _own_width(self, name: str, parameter: torch.nn.Parameter) -> float:
-        """Return n without a base: the fan_in of a weight, the fan_out of a first layer, the length of a vector."""
+        """Return the width n whose powers a parameter's numbers are, where there is no base.
+
+        It is the fan_in of a weight, the fan_out of a first layer, the length of a vector, else 1.
+        """
         decided = self.fixed.parameters[name]
         for node in decided.a:
             kind = self.fixed.dag.kind(node)
@@ -176,8 +210,13 @@ class _Planner:
         return float(parameter.shape[-1]) if parameter.ndim and decided.role == "vector" else 1.0
 
     def _init(self, decided: ParameterExponents, parameter: torch.nn.Parameter, own: OwnInit | None, n: float) -> Init:
-        """Decide how a tensor is initialised; the user's constant multiplies weights only, vectors keep the init of the
-        model's code.
+        """Decide how a tensor is initialised: kept, multiplied by one factor, or drawn anew.
+
+        Args:
+            decided: its role and the exponent b of its init.
+            parameter: the tensor.
+            own: how the model's own init of it scales, where that is known.
+            n: the width or width ratio that exponents are powers of.
         """
         is_matrix = any(isinstance(self.fixed.dag.kind(node), Layer) for node in decided.a)
         if self.options.init == "keep" or decided.role == "plain" or decided.normalised:
@@ -198,11 +237,12 @@ class _Planner:
 
 
 def _power(n: float, exponent: float) -> float:
+    """Return n ** exponent, and exactly 1 where that is the result."""
     return 1.0 if exponent == 0 or n == 1 else float(n**exponent)
 
 
 def unscaled(decided: Mapping[str, ParameterExponents]) -> dict[str, ParameterExponents]:
-    """Move every multiplier into the init where one use allows it, and drop the multipliers elsewhere."""
+    """Return exponents without multipliers: the first use's a moves into b, exponent of the init, and all a are 0."""
     return {
         name: replace(p, a=dict.fromkeys(p.a, 0.0), b=p.b + next(iter(p.a.values()), 0.0))
         for name, p in decided.items()

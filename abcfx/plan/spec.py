@@ -17,16 +17,16 @@ SPEC_VERSION = 1
 
 
 class OwnInitRow(TypedDict):
-    """How the model's own init scales: RMS entry ~ width^-exponent, and the exponent before rounding."""
+    """A part of a spec row: the model's own init scales as RMS entry ~ width^-exponent; `measured` is not rounded."""
 
     exponent: float
     measured: float
 
 
 class RequiredSpecRow(TypedDict):
-    """What the spec says of every parameter. Exponents are of the width ratio; `lr` and `eps` are absolute.
+    """The part of a spec row that every parameter has. Exponents are of the width ratio; `lr` and `eps` are absolute.
 
-    `a` and `multiplier` are one number, or by node where several uses differ.
+    `a` and `multiplier` are one number, or by DAG node where several uses differ.
     """
 
     role: str
@@ -51,7 +51,10 @@ class RequiredSpecRow(TypedDict):
 
 
 class SpecRow(RequiredSpecRow, total=False):
-    """One parameter in the spec; `options` stands there only where an optimizer instance gave some, such as betas."""
+    """The row of one parameter in the spec: its role, exponents, and numbers such as lr.
+
+    `options` is there only where an optimizer instance gave some, such as betas.
+    """
 
     options: dict[str, GroupOption]
 
@@ -107,7 +110,7 @@ class ParameterPlan:
     options: Mapping[str, GroupOption] = field(default_factory=dict)
 
     def row(self) -> SpecRow:
-        """Return the JSON-able row of this parameter in the spec."""
+        """Return the plan of this parameter as a JSON-able row of the spec."""
         own = self.own_init
         row: SpecRow = {
             "role": self.role,
@@ -136,6 +139,7 @@ class ParameterPlan:
 
 
 def _one_or_by_node(by_node: Mapping[str, float], unused: float) -> float | dict[str, float]:
+    """Return the number that all uses have, a dict by node if they differ, or `unused` if there is no use."""
     values = set(by_node.values())
     return dict(by_node) if len(values) > 1 else next(iter(values), unused)
 
@@ -172,7 +176,11 @@ class Spec(Mapping[str, SpecRow]):
 
     @classmethod
     def from_json(cls, text: str) -> Spec:
-        """Read a spec back from `to_json`. Raises InvalidInputError where the text is no spec of a known version."""
+        """Read a spec back from the text that `to_json` returned.
+
+        Raises:
+            InvalidInputError: the text is no spec of a known version.
+        """
         try:
             return cls.of(json.loads(text))
         except json.JSONDecodeError as error:

@@ -19,14 +19,15 @@ SizePair = tuple[int, int]
 
 
 class UnfitError(Exception):
-    """Raised where two dims cannot be the same, or no factor of a dim allows the cut that an op makes."""
+    """The error that two dims cannot be the same, or that no factor of a dim allows the cut that an op makes."""
 
 
 @dataclass(eq=False)
 class Atom:
     """A factor of a dim (as heads or head_dim of heads x head_dim), with its size in the small and in the large model.
 
-    At most one of `same`, `product` and `segments` is set.
+    An atom may turn out to be the same as another one, a product of smaller atoms, or a row of segments; at most one of
+    `same`, `product` and `segments` is set.
 
     Attributes:
         small: size in the small model.
@@ -44,7 +45,7 @@ class Atom:
 
     @property
     def size(self) -> SizePair:
-        """Size in the small and in the large model."""
+        """The sizes of the factor in the small and in the large model."""
         return self.small, self.large
 
     @property
@@ -58,7 +59,7 @@ class Atom:
 
 @dataclass(frozen=True, eq=False)
 class AtomUse:
-    """One occurrence of an atom in a dim.
+    """One occurrence of an atom (a factor with a size in each of two models) in a dim.
 
     Attributes:
         atom: the atom.
@@ -73,19 +74,22 @@ Dim = tuple[AtomUse, ...]
 
 
 def fresh(size: SizePair, origin: tuple[str, int] | None = None) -> Dim:
-    """Make a dim of a single factor, of which only the size is known."""
+    """Make a dim of a single factor with this size in the small and the large model; no factor for size 1.
+
+    `origin` is (name, dim) of the parameter that it belongs to.
+    """
     return () if size == (1, 1) else (AtomUse(Atom(*size), origin),)
 
 
 def root(atom: Atom) -> Atom:
-    """Return the atom that stands for all that were joined with this one."""
+    """Return the atom (factor of a dim) that stands for all atoms that this one was found to be the same as."""
     while atom.same is not None:
         atom = atom.same
     return atom
 
 
 def expanded(dim: Sequence[AtomUse]) -> Dim:
-    """Write a dim in factors that are not cut into products: each is whole or consists of segments."""
+    """Return a dim as a product of factors none of which is itself a product: each is whole or a row of segments."""
     found: list[AtomUse] = []
     for use in dim:
         atom = root(use.atom)
@@ -97,7 +101,7 @@ def expanded(dim: Sequence[AtomUse]) -> Dim:
 
 
 def sizes(dim: Sequence[AtomUse]) -> SizePair:
-    """Number of entries of a dim in the small and in the large model."""
+    """Return the number of entries of a dim in the small and in the large model."""
     small = large = 1
     for use in dim:
         small, large = small * use.atom.small, large * use.atom.large
@@ -105,17 +109,15 @@ def sizes(dim: Sequence[AtomUse]) -> SizePair:
 
 
 def without_origin(dim: Sequence[AtomUse]) -> Dim:
-    """Return a dim of the same factors without a note of the parameter it comes from, for a tensor
-    that depends on inputs.
-    """
+    """Return a dim of the same factors without a note of its parameter, for a tensor that depends on inputs."""
     return tuple(AtomUse(use.atom) for use in dim)
 
 
 def unify(one: Sequence[AtomUse], other: Sequence[AtomUse]) -> None:
-    """Make two dims the same.
+    """Make two dims the same: join their factors one by one, and cut a factor where the other dim has two in its place.
 
     Raises:
-        UnfitError: their sizes or atoms do not fit.
+        UnfitError: their sizes or factors do not fit.
     """
     ours, theirs = list(expanded(one)), list(expanded(other))
     if sizes(ours) != sizes(theirs):
@@ -135,19 +137,27 @@ def unify(one: Sequence[AtomUse], other: Sequence[AtomUse]) -> None:
 
 
 def _covers(a: Atom, b: Atom) -> bool:
-    """Whether b may be a factor of a: both sizes of a are multiples of b's."""
+    """Whether b may be a factor of a: in both models a's size is a multiple of b's."""
     return a.small % b.small == 0 and a.large % b.large == 0
 
 
 def _cut(atom: Atom, size: SizePair) -> None:
-    """Refine an atom into a product whose first factor has the given size."""
+    """Turn an atom (a factor of a dim) into a product whose first factor has the given size in the two models.
+
+    Raises:
+        UnfitError: the atom is no multiple of that size, or consists of segments.
+    """
     if atom.segments or atom.small % size[0] or atom.large % size[1]:
         raise UnfitError(f"{atom!r} cannot be cut into {Atom(*size)!r} and a rest")
     atom.product = Atom(*size), Atom(atom.small // size[0], atom.large // size[1])
 
 
 def _join(a: Atom, b: Atom) -> None:
-    """Make two atoms of equal size one; where both have segments, these are unified one by one."""
+    """Make two atoms (factors of dims) of equal size one; where both have segments, these are made the same in pairs.
+
+    Raises:
+        UnfitError: the segments of the two do not fit.
+    """
     if a.segments and b.segments:
         ours, theirs = _run_together(a.segments), _run_together(b.segments)
         if [sizes(each) for each in ours] != [sizes(each) for each in theirs]:
@@ -161,7 +171,7 @@ def _join(a: Atom, b: Atom) -> None:
 
 
 def _run_together(segments: Sequence[Dim]) -> list[Dim]:
-    """Return the segments, where neighbours that do not grow are joined into one."""
+    """Return the segments of a dim, where neighbours that have one size in both models are joined into one."""
     found: list[Dim] = []
     for segment in segments:
         small, large = sizes(segment)
@@ -174,7 +184,15 @@ def _run_together(segments: Sequence[Dim]) -> list[Dim]:
 
 
 def regrouped(dims: Sequence[Dim], shape: Sequence[SizePair]) -> tuple[Dim, ...]:
-    """Group the atoms of several dims, in row-major order, into dims of the sizes in `shape`, as a view does."""
+    """Return the entries of several dims, in row-major order, grouped into dims of other sizes, as a view does.
+
+    Args:
+        dims: the dims before the view.
+        shape: the size of each dim after it, in the small and the large model.
+
+    Raises:
+        UnfitError: no factors multiply to these sizes.
+    """
     rest = list(expanded([use for dim in dims for use in dim]))
     found = []
     for size in shape:
@@ -184,8 +202,12 @@ def regrouped(dims: Sequence[Dim], shape: Sequence[SizePair]) -> tuple[Dim, ...]
 
 
 def _take(rest: list[AtomUse], size: SizePair) -> tuple[Dim, list[AtomUse]]:
-    """Split off the factors in front whose sizes multiply to `size`, cutting one where necessary; return them and the
-    rest.
+    """Split off the factors in front whose sizes multiply to `size`, and return them and the rest.
+
+    A factor is cut in two where that is necessary.
+
+    Raises:
+        UnfitError: no factors multiply to that size.
     """
     taken: list[AtomUse] = []
     have = (1, 1)
@@ -215,12 +237,12 @@ def _merged(rest: list[AtomUse]) -> list[AtomUse]:
 
 
 def piece(dim: Sequence[AtomUse], start: SizePair, size: SizePair) -> Dim:
-    """Cut a piece out of a dim, as a slice or a split does.
+    """Return a piece of a dim, as a slice or a split cuts it out.
 
     Args:
         dim: the whole dim.
-        start: offset of the piece in both models.
-        size: length of the piece in both models.
+        start: offset of the piece in the small and the large model.
+        size: length of the piece in the small and the large model.
 
     Raises:
         UnfitError: the piece does not begin and end at borders of factors.
@@ -242,7 +264,16 @@ def piece(dim: Sequence[AtomUse], start: SizePair, size: SizePair) -> Dim:
 
 
 def _segment(atom: Atom, start: SizePair, size: SizePair) -> Dim:
-    """Return the segment of an atom at an offset; an atom without segments is cut there."""
+    """Return the segment of an atom (a factor of a dim) at an offset; an atom without segments is cut there.
+
+    Args:
+        atom: the atom.
+        start: offset of the segment in the small and the large model.
+        size: length of the segment in the small and the large model.
+
+    Raises:
+        UnfitError: the segment would begin or end inside another one.
+    """
     if not atom.segments:
         after = atom.small - start[0] - size[0], atom.large - start[1] - size[1]
         if any((pair[0] == 0) != (pair[1] == 0) or min(pair) < 0 for pair in (start, after)):
@@ -270,7 +301,7 @@ def _segment(atom: Atom, start: SizePair, size: SizePair) -> Dim:
 
 
 def joined(dims: Sequence[Dim]) -> Dim:
-    """Make the dim of the given dims one behind another, as torch.cat does."""
+    """Return the dim that consists of the given dims one behind another, as torch.cat makes it."""
     if len(dims) == 1:
         return dims[0]
     total = [sizes(dim) for dim in dims]
@@ -281,7 +312,7 @@ def joined(dims: Sequence[Dim]) -> Dim:
 
 
 def index_map(dim: Sequence[AtomUse]) -> IndexMap:
-    """Return the dim as plain data: which small entry each large entry is a copy of."""
+    """Return for a dim which entry of the small dim each entry of the large one is a copy of, as plain data."""
     found: list[Factor] = []
     for use in expanded(dim):
         atom = root(use.atom)
@@ -290,7 +321,7 @@ def index_map(dim: Sequence[AtomUse]) -> IndexMap:
 
 
 def largest_ratio(dim: Sequence[AtomUse]) -> Fraction:
-    """Return large size / small size of the dim; where it consists of segments, of the one that grows most."""
+    """Return the size of a dim in the large model over that in the small one; of segments, the largest such ratio."""
     ratio = Fraction(1)
     for use in expanded(dim):
         atom = root(use.atom)
@@ -305,7 +336,7 @@ def has_segments(dim: Sequence[AtomUse]) -> bool:
 
 
 def plain_atoms(dim: Sequence[AtomUse]) -> list[Atom]:
-    """List every atom of the dim that is not refined any further, also those inside segments."""
+    """Return every factor of a dim that is not refined any further, also those inside segments."""
     found: list[Atom] = []
     for use in expanded(dim):
         atom = root(use.atom)
@@ -319,7 +350,7 @@ def grows(dim: Sequence[AtomUse]) -> bool:
 
 
 def described(dims: Sequence[AtomUse] | Sequence[Dim]) -> str:
-    """Write dims for a message: `3 x 4->8 x 8`, segments as `[64->256 | 16 | 16]`."""
+    """Write dims as text for a message: `3 x 4->8 x 8` with sizes small->large, segments as `[64->256 | 16 | 16]`."""
     words = []
     for each in dims:
         if isinstance(each, tuple):

@@ -26,11 +26,11 @@ _LOOKUPS = frozenset({"embedding", "embedding_bag", "_embedding_bag", "_embeddin
 
 
 def factor(small: Trace, large: Trace) -> Factors:
-    """Walk two traces side by side and factor every dim.
+    """Walk the runs of a small and a large model side by side, and write every dim as a product of shared factors.
 
     Args:
-        small: run of the small model.
-        large: run of the large model, with as many blocks as the small one.
+        small: the aten calls of a run of the small model.
+        large: those of the large model, with as many blocks as the small one.
 
     Raises:
         PairingError: the models do not make the same calls; names the first that differs.
@@ -52,7 +52,7 @@ def factor(small: Trace, large: Trace) -> Factors:
 
 
 def _follow(step: Step) -> None:
-    """Find the dims of the results of one call by the rule of its op."""
+    """Find the dims of the results of one call from those of its inputs, by the rule of its op."""
     results = step.call.outs
     each = _apply(_rule_of(step), step)
     if step.call.name in COPIES_COMPETE | COPIES_COUNT and step.tensors():
@@ -69,7 +69,10 @@ def _follow(step: Step) -> None:
 
 
 def _rule_of(step: Step) -> Rule | None:
-    """Return the rule that gives the dims of a call's results; that of pointwise ops where torch tags the op so."""
+    """Return the function that finds the dims of a call's results; None if no rule is known for its op.
+
+    Ops that torch tags as pointwise need no rule of their own.
+    """
     name, results = step.call.name, step.call.outs
     if results and any(0 in pair for pair in step.shape(results[0])):
         return _without_entries
@@ -80,12 +83,15 @@ def _rule_of(step: Step) -> Rule | None:
 
 
 def _without_entries(step: Step) -> list[Dims]:
-    """Return unknown dims for the results of an op on empty tensors."""
+    """Return new dims, of which nothing but the size is known, for the results of an op on empty tensors."""
     return [step.unknown(ref) for ref in step.call.outs]
 
 
 def _apply(rule: Rule | None, step: Step) -> list[Dims]:
-    """Return the dims of each result; unknown ones, with a problem noted, where the rule does not fit."""
+    """Return the dims of each result of a call; where the rule does not fit, dims with nothing but a size.
+
+    A problem is then noted, if the result grows.
+    """
     results, kind = step.call.outs, ProblemKind.OTHER
     try:
         if rule is None:
@@ -100,13 +106,18 @@ def _apply(rule: Rule | None, step: Step) -> list[Dims]:
 
 
 def _is_of_weights(step: Step) -> bool:
-    """Whether the results are computed from parameters and buffers alone; rows chosen by data are not."""
+    """Whether the results of a call are computed from parameters and buffers alone; rows chosen by data are not."""
     floats = [ref for ref in step.tensors() if step.is_floating(ref)]
     looks_up = step.call.name in _LOOKUPS
     return bool(floats) and not looks_up and all(ref.index in step.factors.of_weights for ref in floats)
 
 
 def _check_same_calls(small: Trace, large: Trace) -> None:
+    """Refuse two runs that do not make the same calls on tensors of the same ranks.
+
+    Raises:
+        PairingError: names the first call that differs.
+    """
     for one, other in zip(small.calls, large.calls, strict=False):
         ours, theirs = ([ref.index for ref in _refs(call)] for call in (one, other))
         if _kind(one) != _kind(other) or ours != theirs:
@@ -123,17 +134,17 @@ def _check_same_calls(small: Trace, large: Trace) -> None:
 
 
 def _kind(call: Call) -> str:
-    """Return the name by which calls of both models are compared; views that copy and views that do
-    not have one name.
-    """
+    """Return the name by which calls of both models are compared: one for all views, whether they copy or not."""
     return "view" if call.name in ("view", "_unsafe_view", "_reshape_alias") else str(call.op)
 
 
 def _refs(call: Call) -> list[Ref]:
+    """Return the tensors, as numbers, among the arguments and results of a call."""
     return [*call.inputs, *call.outs]
 
 
 def _difference(one: Call, other: Call | None) -> str:
+    """Return the message that the two models do not run the same op; `other` is None where one stops earlier."""
     got = "nothing more" if other is None else f"{other.name} in {other.path or 'its own forward'}"
     return (
         f"The small and the large model do not run the same operations; they first differ in "

@@ -19,7 +19,12 @@ Json: TypeAlias = "int | float | str | Sequence[Json] | Mapping[str, Json]"
 
 @dataclass(frozen=True)
 class Tiling:
-    """A factor of `small` entries that is repeated: entry i of the large factor is a copy of entry i mod `small`."""
+    """A factor of a dim whose entries are repeated: entry i of the large factor is a copy of entry i mod `small`.
+
+    Attributes:
+        small: number of entries in the small model.
+        large: number of entries in the large model.
+    """
 
     small: int
     large: int
@@ -35,17 +40,22 @@ class Tiling:
         return self.small != self.large
 
     def indices(self) -> torch.Tensor:
-        """The small index of every large index: (large,) of int64."""
+        """Return for each large index the small one that it is a copy of: (large,) of int64."""
         return torch.arange(self.large) % self.small
 
     def to_json(self) -> Json:
-        """The pair `[small, large]`."""
+        """Return the JSON form, `[small, large]`."""
         return [self.small, self.large]
 
 
 @dataclass(frozen=True)
 class Padding:
-    """A factor whose first `small` entries are the old ones; the entries behind keep what the large model has there."""
+    """A factor of a dim whose first `small` entries are the old ones; the others keep what the large model has there.
+
+    Attributes:
+        small: number of entries in the small model.
+        large: number of entries in the large model.
+    """
 
     small: int
     large: int
@@ -57,21 +67,25 @@ class Padding:
 
     @property
     def grows(self) -> bool:
-        """True: a padded dim always differs from the small one."""
+        """Whether the two sizes differ: always, for a padded dim."""
         return True
 
     def indices(self) -> torch.Tensor:
-        """The small index of every large index; new entries point at the last old one: (large,) of int64."""
+        """Return for each large index its small one; new entries point at the last old one: (large,) of int64."""
         return torch.arange(self.large).clamp_max(self.small - 1)
 
     def to_json(self) -> Json:
-        """`{"pad": [small, large]}`."""
+        """Return the JSON form, `{"pad": [small, large]}`."""
         return {"pad": [self.small, self.large]}
 
 
 @dataclass(frozen=True)
 class Segments:
-    """A factor that consists of dims one behind another, as the rows of a fused projection do."""
+    """A factor of a dim that consists of dims one behind another, as the rows of a fused projection do.
+
+    Attributes:
+        parts: how each of these dims grows.
+    """
 
     parts: tuple[IndexMap, ...]
 
@@ -87,7 +101,7 @@ class Segments:
         return any(part.grows for part in self.parts)
 
     def indices(self) -> torch.Tensor:
-        """The small index of every large index: (large,) of int64."""
+        """Return for each large index the small one that it is a copy of: (large,) of int64."""
         found, start = [], 0
         for part in self.parts:
             found.append(part.indices() + start)
@@ -95,7 +109,7 @@ class Segments:
         return torch.cat(found)
 
     def to_json(self) -> Json:
-        """`{"segments": [...]}` with the JSON form of each part."""
+        """Return the JSON form, `{"segments": [...]}` with that of each part."""
         return {"segments": [part.to_json() for part in self.parts]}
 
 
@@ -104,7 +118,10 @@ Factor = Tiling | Padding | Segments
 
 @dataclass(frozen=True)
 class IndexMap:
-    """A dim as a row-major product of factors, which says where every large entry is copied from.
+    """A dim as a row-major product of factors, which says which small entry every large entry is a copy of.
+
+    Attributes:
+        factors: the factors.
 
     >>> IndexMap((Tiling(2, 4),)).indices().tolist()
     [0, 1, 0, 1]
@@ -132,7 +149,7 @@ class IndexMap:
         return cls(tuple(map(_factor_from_json, data)))
 
     def to_json(self) -> list[Json]:
-        """One entry for each factor: `[small, large]`, `{"segments": [...]}` or `{"pad": [small, large]}`."""
+        """Return the JSON form: a list of `[small, large]`, `{"segments": [...]}` or `{"pad": [small, large]}`."""
         return [factor.to_json() for factor in self.factors]
 
     @property
@@ -148,7 +165,7 @@ class IndexMap:
 
     @property
     def old_entries(self) -> int | None:
-        """Number of old entries in front of the new ones; None unless the dim is padded."""
+        """The number of old entries in front of the new ones; None unless the dim is padded with new entries."""
         return next((factor.small for factor in self.factors if isinstance(factor, Padding)), None)
 
     @property
@@ -157,18 +174,19 @@ class IndexMap:
         return self.grows and self.old_entries is None
 
     def indices(self) -> torch.Tensor:
-        """The small index that each large index is a copy of: (large,) of int64."""
+        """Return for each large index the small one that it is a copy of: (large,) of int64."""
         found = torch.zeros(1, dtype=torch.int64)
         for factor in self.factors:
             found = (found[:, None] * factor.sizes[0] + factor.indices()[None, :]).reshape(-1)
         return found
 
     def copies(self) -> torch.Tensor:
-        """Number of large indices that are copies of each small index: (small,) of int64."""
+        """Return for each small index the number of large indices that are copies of it: (small,) of int64."""
         return torch.bincount(self.indices(), minlength=self.sizes[0])
 
 
 def _factor_from_json(data: Json) -> Factor:
+    """Return the factor of a dim whose JSON form is `data`."""
     if not isinstance(data, Mapping):
         return Tiling(*_pair_from_json(data))
     if "pad" in data:
@@ -177,22 +195,24 @@ def _factor_from_json(data: Json) -> Factor:
 
 
 def _pair_from_json(data: Json) -> tuple[int, int]:
+    """Return two whole numbers from their JSON form."""
     small, large = _sequence(data)
     assert isinstance(small, int) and isinstance(large, int)
     return small, large
 
 
 def _sequence(data: Json) -> Sequence[Json]:
+    """Return JSON data that is a list, with the type of one."""
     assert isinstance(data, Sequence) and not isinstance(data, str)
     return data
 
 
 def tiled(tensor: torch.Tensor, dims: Sequence[IndexMap]) -> torch.Tensor:
-    """Repeat the entries of a small tensor along the dims that grow.
+    """Repeat the entries of a small tensor along the dims that grow, and return the large tensor.
 
     Args:
-        tensor: of the small model.
-        dims: one index map for each dim of the tensor.
+        tensor: a tensor of the small model.
+        dims: for each dim of the tensor, which small entry each large entry is a copy of.
     """
     for place, dim in enumerate(dims):
         if dim.grows:
@@ -201,11 +221,13 @@ def tiled(tensor: torch.Tensor, dims: Sequence[IndexMap]) -> torch.Tensor:
 
 
 def averaged(tensor: torch.Tensor, dims: Sequence[IndexMap]) -> torch.Tensor:
-    """Replace the copies of each entry of a large tensor by their mean: the inverse of `tiled`.
+    """Return a small tensor in which the copies of each entry of a large tensor are replaced by their mean.
+
+    It is the inverse of `tiled`.
 
     Args:
-        tensor: of the large model.
-        dims: one index map for each dim of the tensor.
+        tensor: a tensor of the large model.
+        dims: for each dim of the tensor, which small entry each large entry is a copy of.
     """
     for place, dim in enumerate(dims):
         if dim.grows:
@@ -218,5 +240,5 @@ def averaged(tensor: torch.Tensor, dims: Sequence[IndexMap]) -> torch.Tensor:
 
 
 def along(vector: torch.Tensor, place: int, ndim: int) -> torch.Tensor:
-    """View a vector as a tensor of `ndim` dims that varies along the dim at `place` only."""
+    """Return a vector as a tensor of `ndim` dims that has size 1 in all but the dim at `place`, for broadcasting."""
     return vector.view([-1 if i == place else 1 for i in range(ndim)])

@@ -10,7 +10,7 @@ from abcfx.pairing.factors.step import Dims, Result, Step, over, rule
 
 
 def pointwise(step: Step) -> Dims:
-    """Unify (make the same) the dims of the tensors that a pointwise op broadcasts, aligned at the right."""
+    """Find the dims of a pointwise op's result: those of its inputs, which become the same where they are broadcast."""
     operands = [step.dims(ref) for ref in step.tensors()]
     found = []
     for place in range(len(step.shape())):
@@ -25,13 +25,13 @@ def pointwise(step: Step) -> Dims:
 
 @rule("mm", "bmm", "mv", "dot", "vdot", "_int_mm")
 def product(step: Step) -> Dims:
-    """Return the dims of a matrix product."""
+    """Find the dims of a matrix product from those of its two inputs."""
     return step.contract(*step.tensors())
 
 
 @rule("addmm", "baddbmm", "addmv", "addbmm", "_addmm_activation")
 def added_product(step: Step) -> Dims:
-    """Return the dims of bias + a @ b, with a bias that is broadcast."""
+    """Find the dims of bias + a @ b from those of a and b, onto which the bias is broadcast."""
     bias, *factors = step.tensors()
     found = step.contract(*factors)
     step.check_broadcast(step.dims(bias), found)
@@ -40,7 +40,7 @@ def added_product(step: Step) -> Dims:
 
 @rule("convolution", "mkldnn_convolution", "_convolution", "convolution_overrideable")
 def convolution(step: Step) -> Dims:
-    """Return the dims of a convolution, which sums over input channels: those of one group where there are several."""
+    """Find the dims of a convolution, which sums over input channels: those of one group where there are several."""
     x, weight = (step.dims(step.call.argument(name)) for name in ("input", "weight"))
     bias, transposed = step.call.argument("bias"), step.call.argument("transposed", False)
     groups: SizePair = (step.calls[0].argument("groups"), step.calls[1].argument("groups"))
@@ -67,7 +67,7 @@ def convolution(step: Step) -> Dims:
 
 @rule("embedding")
 def embedding(step: Step) -> Dims:
-    """Return the dims of rows that are looked up in a table."""
+    """Find the dims of rows that are looked up in a table: those of the ids, then the table's other dims."""
     table, at = step.dims(step.call.argument("weight")), step.dims(step.call.argument("indices"))
     step.factors.indexed.append(table[0])
     return (*at, *map(without_origin, table[1:]))
@@ -75,7 +75,7 @@ def embedding(step: Step) -> Dims:
 
 @rule("_embedding_bag", "_embedding_bag_forward_only")
 def embedding_bag(step: Step) -> list[Dims]:
-    """Return the dims of a lookup that sums or averages the rows of each bag."""
+    """Find the dims of a lookup that sums or averages the rows of each bag."""
     table = step.dims(step.call.argument("weight"))
     step.factors.indexed.append(table[0])
     results = [step.unknown(ref) for ref in step.call.outs]
@@ -84,7 +84,7 @@ def embedding_bag(step: Step) -> list[Dims]:
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm(step: Step) -> list[Dims]:
-    """Return the dims of a norm over the last dims, of which every entry must have equally many copies."""
+    """Find the dims of a norm over the last dims of x, of which every entry must have equally many copies."""
     x = step.dims(step.call.argument("input"))
     count = len(step.call.argument("normalized_shape"))
     for name in ("weight", "bias"):
@@ -97,7 +97,7 @@ def layer_norm(step: Step) -> list[Dims]:
 
 @rule("native_group_norm")
 def group_norm(step: Step) -> list[Dims]:
-    """Return the dims of a norm over groups of channels; the channels of a group must have equally many copies."""
+    """Find the dims of a norm over groups of channels; all channels of a group must have equally many copies."""
     x = step.dims(step.call.argument("input"))
     groups: SizePair = (step.calls[0].argument("group"), step.calls[1].argument("group"))
     of_group = regrouped([x[1]], [groups, over(sizes(x[1]), groups)])
@@ -111,7 +111,7 @@ def group_norm(step: Step) -> list[Dims]:
     "_batch_norm_with_update", "_batch_norm_no_update", "_native_batch_norm_legit_functional",
 )  # fmt: skip
 def batch_norm(step: Step) -> list[Dims]:
-    """Return the dims of a norm of each channel over the batch, and note the running statistics."""
+    """Find the dims of a norm of each channel over the batch, and note which buffers are its running statistics."""
     x = step.dims(step.call.argument("input"))
     _unify_vectors(step, ("weight", "bias", "running_mean", "running_var"), x[1])
     for name in ("running_mean", "running_var"):
@@ -122,7 +122,7 @@ def batch_norm(step: Step) -> list[Dims]:
 
 
 def _unify_vectors(step: Step, names: Sequence[str], channels: Dim) -> None:
-    """Unify the dims of per-channel vectors with the channels."""
+    """Make the dims of per-channel vectors (arguments of these names) the same as the dim of the channels."""
     for name in names:
         if isinstance(ref := step.optional(name), Ref):
             unify(step.dims(ref)[0], channels)
@@ -133,7 +133,7 @@ def _unify_vectors(step: Step, names: Sequence[str], channels: Dim) -> None:
     "argmax", "argmin", "max", "min", "median", "var_mean", "std_mean", "nansum", "count_nonzero", "aminmax", "mode",
 )  # fmt: skip
 def reduction(step: Step) -> Result:
-    """Return the dims that are left after a reduction (sum, mean, max) over some dims, or over all."""
+    """Find the dims that are left after a reduction (sum, mean, max) over some dims, or over all."""
     x = step.dims(step.tensors()[0])
     over, keep = step.optional("dim"), bool(step.optional("keepdim"))
     over = list(range(len(x))) if over is None or over == [] else [over] if isinstance(over, int) else over
@@ -148,7 +148,7 @@ def reduction(step: Step) -> Result:
 
 @rule("topk", "kthvalue")
 def topk(step: Step) -> list[Dims]:
-    """Return the dims of the largest entries, and of their indices, that a top-k chooses."""
+    """Find the dims of the largest entries along a dim, and of their indices, that a top-k chooses."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim", -1)
     if sizes(dims[at]) != step.shape(step.call.outs[0])[at]:
         dims[at] = step.unfollowed(step.shape(step.call.outs[0])[at])  # which of equal entries are chosen is open
@@ -161,7 +161,7 @@ def topk(step: Step) -> list[Dims]:
     "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math_for_mps",
 )  # fmt: skip
 def attention(step: Step) -> list[Dims]:
-    """Return the dims of scaled dot-product attention, with as many query heads as key heads or several for each."""
+    """Find the dims of scaled dot-product attention, where several query heads may share a key head."""
     query, key, value = (step.dims(step.call.argument(name)) for name in ("query", "key", "value"))
     unify(query[-1], key[-1])
     for place in range(len(query) - 2):
@@ -178,7 +178,7 @@ def attention(step: Step) -> list[Dims]:
 
 @rule("glu")
 def gated(step: Step) -> Dims:
-    """Return the dims of a gated linear unit, which multiplies the two halves of a dim with each other."""
+    """Find the dims of a gated linear unit, which multiplies the two halves of a dim with each other."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim", -1)
     half = step.shape()[at]
     halves = [piece(dims[at], start, half) for start in ((0, 0), half)]
@@ -189,7 +189,7 @@ def gated(step: Step) -> Dims:
 
 @rule("_prelu_kernel", "prelu")
 def prelu(step: Step) -> Dims:
-    """Return the dims of a leaky ReLU with learned slopes."""
+    """Find the dims of a leaky ReLU of x with learned slopes: those of x."""
     x, slope = (step.dims(ref) for ref in step.tensors())
     step.check_broadcast(slope, x)
     return x
@@ -197,7 +197,7 @@ def prelu(step: Step) -> Dims:
 
 @rule("_weight_norm_interface")
 def weight_norm(step: Step) -> list[Dims]:
-    """Return the dims of the weight g v / |v| and of its norms |v|, which are over the dims that g does not have."""
+    """Find the dims of the weight g v / |v| and of its norms |v|, which are over the dims that g does not have."""
     direction, gain = (step.dims(ref) for ref in step.tensors())
     step.check_broadcast(gain, direction)
     for summed in (dim for dim, kept in zip(direction, gain, strict=True) if sizes(dim) != sizes(kept)):
@@ -207,9 +207,7 @@ def weight_norm(step: Step) -> list[Dims]:
 
 @rule("_grouped_mm", "grouped_mm_fallback")
 def grouped_product(step: Step) -> Dims:
-    """Return the dims of x (tokens, in), with rows sorted by expert, times the matrix of each row's expert (experts,
-    in, out).
-    """
+    """Find the dims of x (tokens, in), sorted by expert, times the matrices (experts, in, out) of the experts."""
     x, weight, *_ = (step.dims(ref) for ref in step.tensors())
     unify(x[-1], weight[-2])
     step.contracted(weight[-2])

@@ -22,9 +22,10 @@ ModelPair = tuple[nn.Module, nn.Module]
 def factor_models(
     *pairs: ModelPair, args: Sequence[object] | None, kwargs: Mapping[str, object] | None, blocks: Blocks = NO_BLOCKS
 ) -> Factors:
-    """Run each (small, large) pair of models until two runs can be compared, and split their dims into factors.
+    """Run a small and a large model and write the dims of all tensors as products of factors that grow or stay.
 
-    Runs are on fake tensors, or on real ones where a model asks for a value in them, such as that of a mask.
+    Several pairs may be given; they are tried in turn until two runs make the same calls. Runs are on fake tensors, or
+    on real ones where a model asks for a value in them, such as that of a mask.
 
     Args:
         pairs: (small, large): the models themselves, then graphs captured of them.
@@ -57,7 +58,7 @@ def factor_models(
 
 @contextmanager
 def as_deep_as_base(large: nn.Module, blocks: Blocks) -> Iterator[None]:
-    """Give the large model, within the context, one block for each of the small one, under the small one's numbers."""
+    """Give the large model, within the block, as many repeated blocks as the small one has, under the same numbers."""
     saved: list[tuple[nn.Module, dict[str, nn.Module | None]]] = []
     try:
         for container, twins in blocks.index.items():

@@ -34,7 +34,7 @@ COPIES_COUNT = frozenset({"sort", "argsort", "cumsum", "cumprod", "logcumsumexp"
 
 
 class ProblemKind(Enum):
-    """Reason why a larger copy would not compute the same; decides which remedy is named."""
+    """A reason why a larger model made of copied entries would not compute the same; decides which remedy is named."""
 
     UNEVEN = "a dim with unequal numbers of copies is averaged over"
     COMPETING = "copies of an entry compete or are picked one by one"
@@ -45,15 +45,15 @@ class ProblemKind(Enum):
 
 @dataclass(frozen=True)
 class Problem:
-    """A call at which a larger copy would not compute the same, or at which dims could not be followed.
+    """A call of a model at which a larger model made of copied entries would compute something else.
 
     Attributes:
-        call: index of the call in the two traces.
+        call: index of the call in the two runs.
         path: module path of the call.
         op: name of the op.
         kind: the reason, as a value.
         reason: the reason, in words.
-        dim: the dim in question.
+        dim: the dim in question, as a product of factors.
         fatal: whether the dims of the result are unknown from here on.
     """
 
@@ -68,18 +68,18 @@ class Problem:
 
 @dataclass
 class Factors:
-    """The dims of every tensor of two runs, as products of factors that both models share.
+    """The dims of every tensor of two runs, as products of factors (heads x head_dim) that both models share.
 
     Attributes:
-        small: trace of the small model.
-        large: trace of the large model, with the same calls.
-        dims: the dims of each tensor, by the index of its `Ref`; None where nothing is known yet.
-        problems: where a larger copy would not compute the same.
+        small: the aten calls of a run of the small model.
+        large: those of the large model, which are the same ones.
+        dims: the dims of each tensor, by its number in the runs; None where nothing is known yet.
+        problems: calls at which a larger model made of copied entries would compute something else.
         contracted: (name, dim) of each dim of a parameter that some product sums over.
         indexed: row dims of the tables that are looked up.
         statistics: names of buffers that training changes.
         unfollowed: dims that may grow in another way than by copies.
-        of_weights: indices of the tensors that are computed from parameters and buffers alone.
+        of_weights: numbers of the tensors that are computed from parameters and buffers alone.
         averaged: (call, dim) of each dim that an op averages over.
     """
 
@@ -102,21 +102,23 @@ class Factors:
         return found
 
     def shape(self, ref: Ref) -> list[SizePair]:
-        """Return the sizes of a tensor's dims in the small and the large model."""
+        """Return (size in the small model, size in the large model) of each dim of a tensor."""
         return list(zip(self.small.shapes[ref.index], self.large.shapes[ref.index], strict=True))
 
     def parameter(self, name: str) -> Dims:
-        """Return the dims of a parameter or buffer of the large model."""
+        """Return the dims of a parameter or buffer, as products of factors that both models share."""
         ref = self.large.parameters.get(name)
         return self.of(self.large.buffers[name] if ref is None else ref)
 
 
 class Step:
-    """One step of the two runs: the same call in the small and in the large model.
+    """A step of two runs side by side: the same call in the small and in the large model, as a rule sees it.
+
+    Args:
+        factors: the factors of dims found so far.
+        index: index of the call in the runs.
 
     Attributes:
-        factors: the factors found so far.
-        index: index of the call in the traces.
         calls: the call in the small and in the large model.
         call: the call in the large model.
     """
@@ -127,15 +129,15 @@ class Step:
         self.call = self.calls[1]
 
     def tensors(self) -> list[Ref]:
-        """Return the tensors among the arguments of the call, in order."""
+        """Return the tensors, as numbers, among the arguments of the call, in order."""
         return self.call.inputs
 
     def dims(self, ref: Ref) -> Dims:
-        """Return the dims of a tensor."""
+        """Return the dims of a tensor, each as a product of factors that both models share."""
         return self.factors.of(ref)
 
     def shape(self, ref: Ref | None = None) -> list[SizePair]:
-        """Return the sizes of a tensor, by default of the first result, in the small and the large model."""
+        """Return (small model's size, large model's) of each dim of a tensor, by default of the first result."""
         return self.factors.shape(ref or self.call.outs[0])
 
     def is_floating(self, ref: Ref) -> bool:
@@ -144,11 +146,11 @@ class Step:
         return dtype.is_floating_point or dtype.is_complex
 
     def unknown(self, ref: Ref) -> Dims:
-        """Return dims for a result of which nothing but its shape is known."""
+        """Return new dims for a result of which nothing but its shape is known."""
         return tuple(map(self.unfollowed, self.shape(ref)))
 
     def unfollowed(self, size: SizePair) -> Dim:
-        """Make a dim that may grow otherwise than by copies, and note that its growth is unknown."""
+        """Return a new dim of this size in the two models, and note that it may grow otherwise than by copies."""
         dim = fresh(size)
         if size[0] != size[1]:
             self.factors.unfollowed.append(dim)
@@ -162,11 +164,18 @@ class Step:
             return None
 
     def report(self, reason: str, dim: Dim = (), kind: ProblemKind = ProblemKind.OTHER, fatal: bool = False) -> None:
-        """Note that a larger model made of copied entries would not compute the same at this call."""
+        """Note that a larger model made of copied entries would compute something else at this call.
+
+        Args:
+            reason: why, in words.
+            dim: the dim in question.
+            kind: why, as a value.
+            fatal: whether the dims of the result are unknown from here on.
+        """
         self.factors.problems.append(Problem(self.index, self.call.path, self.call.name, kind, reason, dim, fatal))
 
     def reduced(self, dim: Dim) -> None:
-        """Note that the op reduces a dim by a sum, a mean or the like: every entry must have equally many copies."""
+        """Note that the op reduces a dim by a sum, a mean or the like; report where copies would change the result."""
         self.even(dim)
         name = self.call.name
         if name in ("var", "std", "var_mean", "std_mean") and grows(dim):
@@ -179,9 +188,7 @@ class Step:
             self.normed(dim)
 
     def check_copies(self, dim: Dim) -> None:
-        """Report a dim that grows, for an op that gives another result along it when its input's
-        entries are repeated.
-        """
+        """Report a dim that grows, for an op such as softmax whose result changes if entries along it are repeated."""
         name = self.call.name
         if name in COPIES_COMPETE | COPIES_COUNT and grows(dim):
             kind = ProblemKind.COMPETING if name in COPIES_COMPETE else ProblemKind.OTHER
@@ -194,21 +201,21 @@ class Step:
             self.report(reason, dim, ProblemKind.NORMED_WEIGHT)
 
     def even(self, dim: Dim) -> None:
-        """Note that the op averages over a dim, so that every entry of it must have as many copies as any other."""
+        """Note that the op averages over a dim, so that each of its entries must have equally many copies."""
         self.factors.averaged.append((self.index, dim))
 
     def contracted(self, dim: Dim) -> None:
-        """Note that a product sums over a dim."""
+        """Note that a product sums over a dim, if it is one of a parameter."""
         self.factors.contracted.update(use.origin for use in dim if use.origin is not None)
 
     def check_broadcast(self, dims: Dims, onto: Dims) -> None:
-        """Unify a tensor's dims with those it is broadcast onto, aligned at the right."""
+        """Make a tensor's dims the same as those of equal size that it is broadcast onto, aligned at the right."""
         for dim, wide in zip(reversed(dims), reversed(onto), strict=False):
             if sizes(dim) == sizes(wide):
                 unify(dim, wide)
 
     def contract(self, one: Ref, other: Ref) -> Dims:
-        """Return the dims of a matrix product: it sums over the last dim of one, the last but one of the other."""
+        """Return the dims of the matrix product of two tensors, and make the two dims that it sums over the same."""
         a, b = self.dims(one), self.dims(other)
         inner = b[-2] if len(b) > 1 else b[-1]
         unify(a[-1], inner)
@@ -228,8 +235,9 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register the decorated function as the rule (dims of inputs to dims of results) of the ops with these names,
-    without namespace and overload.
+    """Register the decorated function as the rule of some aten ops, named without namespace and overload.
+
+    A rule gets a step (one call of both models) and returns the dims of the results.
     """
 
     def register(function: Rule) -> Rule:
@@ -240,10 +248,10 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def over(size: SizePair, by: SizePair) -> SizePair:
-    """Divide a pair of sizes (small model, large model) by a pair of factors of them.
+    """Divide (size in the small model, size in the large one) by another such pair.
 
     Raises:
-        UnfitError: it is no factor of the size.
+        UnfitError: there is a rest.
     """
     if size[0] % by[0] or size[1] % by[1]:
         raise UnfitError(f"{size[0]} and {size[1]} are no multiples of {by[0]} and {by[1]}")

@@ -17,27 +17,27 @@ from abcfx.pairing.factors.step import RULES, Dims, ProblemKind, Result, Step, o
     "logcumsumexp", "_softmax", "_log_softmax", "_safe_softmax", "sort", "argsort", "masked_fill", "masked_fill_",
 )  # fmt: skip
 def like_first(step: Step) -> Result:
-    """Give every result the dims of the first input."""
+    """Find the dims of results that all have those of the first input."""
     first = step.dims(step.tensors()[0])
     return [first] * len(step.call.outs) if len(step.call.outs) > 1 else first
 
 
 @rule("copy_")
 def copied(step: Step) -> Dims:
-    """Return the dims of a tensor into which another is copied, with broadcasting."""
+    """Find the dims of a tensor into which another is copied, with broadcasting: those that it has."""
     step.check_broadcast(step.dims(step.tensors()[1]), step.dims(step.tensors()[0]))
     return step.dims(step.tensors()[0])
 
 
 @rule("view", "_unsafe_view", "_reshape_alias", "reshape", "unsqueeze", "squeeze", "view_copy", "flatten", "unsqueeze_")
 def regroup(step: Step) -> Dims:
-    """Return the dims of a view: the same entries in row-major order, grouped into other dims."""
+    """Find the dims of a view: the same entries in row-major order, grouped into other dims."""
     return regrouped(step.dims(step.tensors()[0]), step.shape())
 
 
 @rule("expand")
 def expand(step: Step) -> Dims:
-    """Return the dims of a broadcast tensor, in which dims of size one become new dims."""
+    """Find the dims of a broadcast tensor: dims of size one become new dims."""
     dims, shape = step.dims(step.tensors()[0]), step.shape()
     padded = ((),) * (len(shape) - len(dims)) + dims
     return tuple(dim if sizes(dim) == size else fresh(size) for dim, size in zip(padded, shape, strict=True))
@@ -45,7 +45,7 @@ def expand(step: Step) -> Dims:
 
 @rule("repeat")
 def repeat(step: Step) -> Dims:
-    """Return the dims after a tensor is repeated as a whole along each dim."""
+    """Find the dims of a tensor that is repeated as a whole along each dim."""
     dims, shape = step.dims(step.tensors()[0]), step.shape()
     padded = ((),) * (len(shape) - len(dims)) + dims
     return tuple((*fresh(over(size, sizes(dim))), *dim) for dim, size in zip(padded, shape, strict=True))
@@ -53,7 +53,7 @@ def repeat(step: Step) -> Dims:
 
 @rule("repeat_interleave")
 def repeat_interleave(step: Step) -> Dims:
-    """Return the dims after each entry is repeated along one dim."""
+    """Find the dims of a tensor whose entries are each repeated along one dim."""
     return tuple(
         dim if sizes(dim) == size else (*dim, *fresh(over(size, sizes(dim))))
         for dim, size in zip(step.dims(step.tensors()[0]), step.shape(), strict=True)
@@ -62,14 +62,14 @@ def repeat_interleave(step: Step) -> Dims:
 
 @rule("permute")
 def permute(step: Step) -> Dims:
-    """Return the dims in their permuted order."""
+    """Find the dims of a permuted tensor: the same ones in another order."""
     dims = step.dims(step.tensors()[0])
     return tuple(dims[i] for i in step.call.argument("dims"))
 
 
 @rule("transpose", "transpose_")
 def transpose(step: Step) -> Dims:
-    """Return the dims with two of them swapped."""
+    """Find the dims of a transposed tensor: the same ones with two of them exchanged."""
     dims = list(step.dims(step.tensors()[0]))
     i, j = step.call.argument("dim0"), step.call.argument("dim1")
     if dims:
@@ -79,13 +79,13 @@ def transpose(step: Step) -> Dims:
 
 @rule("t", "t_")
 def flipped(step: Step) -> Dims:
-    """Return the dims of the transpose of a matrix."""
+    """Find the dims of the transpose of a matrix: the same ones in reverse order."""
     return tuple(reversed(step.dims(step.tensors()[0])))
 
 
 @rule("select")
 def select(step: Step) -> Dims:
-    """Return the dims without the one of which an index is chosen."""
+    """Find the dims of x[:, i]: those of x without the one of which an index is chosen."""
     dims = list(step.dims(step.tensors()[0]))
     chosen = dims.pop(step.call.argument("dim"))
     if grows(chosen):
@@ -95,7 +95,7 @@ def select(step: Step) -> Dims:
 
 @rule("slice")
 def cut(step: Step) -> Dims:
-    """Return the dims of a slice of a tensor."""
+    """Find the dims of a slice of a tensor, which keeps a piece of one dim."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim", 0)
     if sizes(dims[at]) == step.shape()[at]:
         return tuple(dims)
@@ -112,12 +112,13 @@ def cut(step: Step) -> Dims:
 
 
 def _offset(start: int, total: int) -> int:
+    """Return the offset at which a slice begins, for a `start` that may be negative or too large."""
     return min(max(start + total if start < 0 else start, 0), total)
 
 
 @rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk")
 def split(step: Step) -> list[Dims]:
-    """Return the dims of each piece that a split cuts a tensor into."""
+    """Find the dims of each piece that a split along one dim cuts a tensor into."""
     dims, at = step.dims(step.tensors()[0]), step.call.argument("dim", 0)
     found, start = [], (0, 0)
     for ref in step.call.outs:
@@ -131,7 +132,7 @@ def split(step: Step) -> list[Dims]:
 
 @rule("unbind")
 def unbind(step: Step) -> list[Dims]:
-    """Return the dims of each piece of a split into single indices of a dim, which goes away."""
+    """Find the dims of the tensors into which unbind cuts one along a dim, which none of them has."""
     dims = list(step.dims(step.tensors()[0]))
     dims.pop(step.call.argument("dim", 0))
     return [tuple(dims)] * len(step.call.outs)
@@ -139,7 +140,7 @@ def unbind(step: Step) -> list[Dims]:
 
 @rule("cat", "concat")
 def cat(step: Step) -> Dims:
-    """Return the dims of tensors concatenated along one dim; the other dims must be the same."""
+    """Find the dims of tensors concatenated along one dim; their other dims must be the same."""
     tensors = [step.dims(ref) for ref in step.tensors()]
     tensors = [dims for dims in tensors if len(dims) == len(step.shape())]  # an empty one may have one dim
     at = step.call.argument("dim", 0) % len(step.shape())
@@ -153,7 +154,7 @@ def cat(step: Step) -> Dims:
 
 @rule("stack")
 def stack(step: Step) -> Dims:
-    """Return the dims of a stack of tensors, which must all have the same dims."""
+    """Find the dims of a stack of tensors, which must all have the same dims, and of which there is one more."""
     tensors = [step.dims(ref) for ref in step.tensors()]
     for other in tensors[1:]:
         for one, two in zip(tensors[0], other, strict=True):
@@ -164,9 +165,7 @@ def stack(step: Step) -> Dims:
 
 @rule("index", "index_unsafe")
 def index(step: Step) -> Dims:
-    """Return the dims of x[i, :, j]: the dims of the indices replace the indexed dims, in front if
-    these are not adjacent.
-    """
+    """Find the dims of x[i, :, j]: those of the indices replace those that are indexed, or come first."""
     x, indices = step.dims(step.tensors()[0]), step.call.argument("indices")
     at = [place for place, each in enumerate(indices) if isinstance(each, Ref)]
     for place in at:
@@ -181,7 +180,7 @@ def index(step: Step) -> Dims:
 
 @rule("index_select")
 def index_select(step: Step) -> Dims:
-    """Return the dims after some indices of one dim are chosen."""
+    """Find the dims of a tensor from which some indices of one dim are chosen."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim")
     if grows(dims[at]):
         step.report("a dim that grows is indexed", dims[at], ProblemKind.COMPETING)
@@ -192,7 +191,7 @@ def index_select(step: Step) -> Dims:
 
 @rule("gather")
 def gather(step: Step) -> Dims:
-    """Return the dims after entries are chosen along one dim."""
+    """Find the dims of a tensor from which entries are gathered along one dim."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim")
     return tuple(
         dim if place != at % len(dims) and sizes(dim) == size else fresh(size)
@@ -206,7 +205,10 @@ def gather(step: Step) -> Dims:
     "_unsafe_index_put", "slice_scatter", "select_scatter", "masked_scatter", "masked_scatter_", "diagonal_scatter",
 )  # fmt: skip
 def written(step: Step) -> Dims:
-    """Return the dims of a tensor that is written into: it keeps them; last dims of equal width are the same dim."""
+    """Find the dims of a tensor into which others are written, as scatter does: those that it has.
+
+    The last dim of what is written is the same as its own last dim, if the sizes are equal.
+    """
     x = step.dims(step.tensors()[0])
     for ref in step.tensors()[1:]:
         source = step.dims(ref)
@@ -224,9 +226,7 @@ def written(step: Step) -> Dims:
     "_fft_r2c", "_fft_c2c", "_fft_c2r", "view_as_real", "view_as_complex",
 )  # fmt: skip
 def resized(step: Step) -> Result:
-    """Return the dims after an op that changes the size of some: those that keep their size are the
-    same, others are new.
-    """
+    """Find the dims after an op such as pooling or padding: dims that keep their size are the same, others are new."""
     x = step.dims(step.tensors()[0])
     found = []
     for ref in step.call.outs:
@@ -237,7 +237,7 @@ def resized(step: Step) -> Result:
 
 @rule("pixel_shuffle")
 def pixel_shuffle(step: Step) -> Dims:
-    """Return the dims of an image whose channels become a grid of pixels."""
+    """Find the dims of an image whose channels become a grid of pixels."""
     *lead, channels, _, _ = step.dims(step.tensors()[0])
     factor = step.call.argument("upscale_factor")
     (out, _) = regrouped([channels], [step.shape()[-3], (factor**2, factor**2)])
@@ -246,7 +246,7 @@ def pixel_shuffle(step: Step) -> Dims:
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(step: Step) -> Dims:
-    """Return the dims of an image whose grids of pixels become channels."""
+    """Find the dims of an image whose grids of pixels become channels."""
     *lead, channels, _, _ = step.dims(step.tensors()[0])
     factor = step.call.argument("downscale_factor")
     return (*lead, (*channels, *fresh((factor**2, factor**2))), fresh(step.shape()[-2]), fresh(step.shape()[-1]))
@@ -254,7 +254,7 @@ def pixel_unshuffle(step: Step) -> Dims:
 
 @rule("diagonal")
 def diagonal(step: Step) -> Dims:
-    """Return the dims of a tensor in which two dims are replaced by their diagonal, as the last dim."""
+    """Find the dims of a tensor in which two dims are replaced by their diagonal, as the last dim."""
     dims = step.dims(step.tensors()[0])
     gone = {step.call.argument("dim1", 0) % len(dims), step.call.argument("dim2", 1) % len(dims)}
     return (*(dim for place, dim in enumerate(dims) if place not in gone), fresh(step.shape()[-1]))
@@ -262,7 +262,11 @@ def diagonal(step: Step) -> Dims:
 
 @rule("as_strided")
 def strided(step: Step) -> Dims:
-    """Return the dims of an as_strided view, which can be followed only where it leaves the shape as it is."""
+    """Find the dims of an as_strided view, which can be followed only where it leaves the shape as it is.
+
+    Raises:
+        UnfitError: it has another shape.
+    """
     dims = step.dims(step.tensors()[0])
     if [sizes(dim) for dim in dims] != step.shape():
         raise UnfitError("as_strided addresses memory, not dims")
@@ -271,7 +275,7 @@ def strided(step: Step) -> Dims:
 
 @rule("im2col")
 def patches(step: Step) -> Dims:
-    """Return the dims of an image's patches as columns: channels x positions in the patch."""
+    """Find the dims of an image's patches as columns: channels x positions in the patch."""
     *lead, channels, _, _ = step.dims(step.tensors()[0])
     column, count = step.shape()[-2:]
     return (*lead, (*channels, *fresh(over(column, sizes(channels)))), fresh(count))
@@ -279,7 +283,7 @@ def patches(step: Step) -> Dims:
 
 @rule("col2im")
 def unpatched(step: Step) -> Dims:
-    """Return the dims of the image to which columns of patches are added up."""
+    """Find the dims of the image to which columns of patches are added up."""
     *lead, column, _ = step.dims(step.tensors()[0])
     channels, *space = step.shape()[-3:]
     return (*lead, regrouped([column], [channels, over(sizes(column), channels)])[0], *map(fresh, space))
@@ -293,7 +297,7 @@ def unpatched(step: Step) -> Dims:
     "multinomial", "_fused_sdp_choice", "sym_size", "hann_window", "cdist", "_cdist_forward", "_pdist_forward", "isin",
 )  # fmt: skip
 def new(step: Step) -> Result:
-    """Return new dims for a tensor that an op makes without input tensors, as arange does."""
+    """Find the dims of a tensor that follow from no input, as those of arange: new ones."""
     found = [step.unknown(ref) for ref in step.call.outs]
     if step.call.name in ("arange", "linspace") and any(grows(dim) for dims in found for dim in dims):
         step.report("numbers that count along a dim that grows", found[0][0])
