@@ -44,9 +44,10 @@ def coord_check(
     """Check that every layer of the transformed model starts and learns at a size that does not depend on width.
 
     At every width and seed the model is transformed and trained for a few steps on one small batch. Three statistics of
-    each layer y = W x are followed over width: its size at init; rms((W - W0) x), which shows a rate that is too large
-    as well as one that is too small; and rms(W x - W0 x0), the change that the next layer sees. Of attention the change
-    of its logits is followed. The slopes of their logarithms are compared with those that the solved exponents predict.
+    each layer y = W x (W0 and x0 at init) are followed over width: its size at init; rms((W - W0) x), which shows a
+    learning rate that is too large as well as one that is too small; and rms(W x - W0 x0), the change that the next
+    layer sees. Of attention the change of its logits is followed. The slopes of log2 of each statistic over log2 width
+    are compared with the slopes that the solved exponents predict.
 
     Main arguments:
         make_model: builds the model of a width. It must not seed torch itself.
@@ -62,8 +63,8 @@ def coord_check(
         lr: base learning rate (absolute), or by role. Slopes are cleanest at small rates.
         steps: optimizer steps; two more if updates are still zero after them.
         seeds: number of seeds, or the seeds themselves. More are added, up to ten, while a slope is inconclusive.
-        control: also train the model as written, with the hyperparameters of the base width.
-        base_width: where the transform changes nothing; the smallest of `widths` by default.
+        control: also train the user's unchanged model, with the hyperparameters of the base width, for comparison.
+        base_width: the width at which `transform` changes nothing; the smallest of `widths` by default.
         prepare: function of (result, width), called with the `Transformed` of each width and the weights of a seed. It
             may change `result.module`, and may return the optimizer (or several) that is to train it. Use it to check
             groups of your own.
@@ -114,10 +115,11 @@ def coord_check(
 
 
 def _probe(models: ModelSweep, loss: Loss) -> object:
-    """Return the part of the batch that is trained on: as few tokens as the model and the loss take."""
+    """Return the small part of the user's batch on which the check trains: as few tokens as model and loss take."""
     model = models.build(models.base_width, 0)
 
     def runs(part: object) -> None:
+        """Run the model and the loss on a part of the batch, to see whether they raise."""
         with seeded(FORWARD_SEED), torch.no_grad():
             loss(call_with_batch(model, part), part)
 

@@ -1,4 +1,4 @@
-"""The result of a coordinate check: slopes with verdicts, by layer, as text, figure or data."""
+"""The result of a coordinate check (how each layer's size and change depend on width): verdicts, text, figure, data."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ NAMES_SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRow(CheckRow):
-    """One layer of the transformed model, with the worst verdict of its slopes.
+    """One layer in the result of a coordinate check: its name, and the worst verdict on how it scales with width.
+
+    A row also has `name` (the layer's parameter, or an attention), `verdict`, `reason` (why it is not PASS) and
+    `fix`.
 
     Attributes:
-        cause: the earlier layer that is to blame, if this layer fails only because of what comes into it.
+        cause: name of an earlier layer, if this layer fails only because that one feeds it an input of the wrong
+            size; else None.
     """
 
     cause: str | None = None
@@ -37,16 +41,19 @@ class LayerRow(CheckRow):
 
 @dataclass(frozen=True, kw_only=True)
 class CoordCheck(CheckResult[LayerRow]):
-    """Result of `coord_check`; true if the verdict is PASS.
+    """Result of `coord_check`, which trains a model at several widths and judges how its layers scale with width.
+
+    `bool(result)` is true if the verdict is PASS; printing it shows a table of slopes and verdicts.
 
     Attributes:
-        rows: one for each layer, in the order in which layers run.
-        widths: in increasing order.
-        base_width: where transformed and standard model are the same.
-        seeds: those of the transformed model.
-        steps: optimizer steps after which updates and changes are judged.
-        slopes: in the order in which layers run, transformed model first.
-        measurements: every value that slopes are fitted to.
+        rows: one for each layer of the transformed model, in the order in which layers run.
+        widths: the widths at which the model was trained, in increasing order.
+        base_width: the width at which `transform` changes nothing.
+        seeds: the seeds with which the transformed model was trained.
+        steps: number of optimizer steps after which updates and changes are judged.
+        slopes: for each layer and statistic, the exponent with which it grows with width; those of the transformed
+            model come first, then those of the user's unchanged model.
+        measurements: every value that the slopes are fitted to.
     """
 
     TITLE: ClassVar[str] = "coordinate check"
@@ -59,34 +66,52 @@ class CoordCheck(CheckResult[LayerRow]):
 
     @property
     def control(self) -> Verdict | None:
-        """The worst verdict of the model as written, which should fail; None without a control."""
+        """The worst verdict of the user's unchanged model, trained for comparison; it should be FAIL.
+
+        None if the unchanged model was not trained.
+        """
         found = [each for each in self.slopes if each.model == STANDARD]
         return worst(_verdicts(found)) if found else None
 
     @property
     def nodes(self) -> dict[str, Verdict]:
-        """Layer -> its worst verdict, in the order in which layers run."""
+        """The worst verdict of each layer of the transformed model, by layer name, in the order in which layers run."""
         return {row.name: row.verdict for row in self.rows}
 
     @property
     def failed(self) -> tuple[LayerRow, ...]:
-        """The layers that fail by a fault of their own, in the order in which they run."""
+        """The rows of layers that fail by themselves, not because an earlier layer feeds them a wrong input."""
         return tuple(row for row in super().failed if row.cause is None)
 
     def slope(self, node: str, statistic: str = UPDATE, model: Variant = TRANSFORMED) -> Slope:
-        """Return the slope that is judged. Raises KeyError for a layer or a statistic that was not seen."""
+        """Return the slope over width of one statistic of one layer, at the training step that is judged.
+
+        Args:
+            node: name of the layer, as in the printed table.
+            statistic: "init" (size of the output at init), "update" (size of dW x) or "change" (of the output since
+                init).
+            model: "transformed", or "standard" for the user's unchanged model.
+
+        Raises:
+            KeyError: the layer or the statistic was not measured for that model.
+        """
         found = self._find(node, statistic, model)
         if found is None:
             raise KeyError(f"{node!r} has no {statistic!r} of the {model} model; there are {', '.join(self.nodes)}.")
         return found
 
     def _find(self, node: str, statistic: str, model: Variant = TRANSFORMED) -> Slope | None:
+        """Return the slope of a layer's statistic at the step that is judged (0 for "init"); None if not measured."""
         step = 0 if statistic == INIT else self.steps
         wanted = (node, statistic, model, step)
         return next((s for s in self.slopes if (s.node, s.statistic, s.model, s.step) == wanted), None)
 
     def to_dict(self) -> dict[str, object]:
-        """Return verdicts, layers and slopes as plain data."""
+        """Return the result as plain data: verdict, failed layers, settings, verdict by layer and all slopes.
+
+        The keys beside those of every check ("check", "verdict", "failed", "rows") are "control" (worst verdict of
+        the user's unchanged model, or None), "widths", "base_width", "seeds", "steps", "nodes" and "slopes".
+        """
         return super().to_dict() | {
             "control": self.control,
             "widths": self.widths,
@@ -98,7 +123,7 @@ class CoordCheck(CheckResult[LayerRow]):
         }
 
     def plot(self, path: str | None = None) -> Figure:
-        """Draw every statistic over width, transformed and as written, and the slopes of updates with their intervals.
+        """Draw each layer's update and change over width, in the transformed and the unchanged model, and their slopes.
 
         Args:
             path: where to write the figure; its ending chooses the format (.png, .svg, .pdf).
@@ -115,10 +140,12 @@ class CoordCheck(CheckResult[LayerRow]):
         return text_of(self.__rich__())
 
     def __rich__(self) -> RenderableType:
+        """Return what is printed: a headline, a table of the layers, and a line for each slope that did not pass."""
         reasons = [Text(f"  {line}", overflow="fold") for line in self._reasons()]
         return Group(self._headline(), Text(), self._table(), Text(), *reasons)
 
     def _headline(self) -> Text:
+        """Return the first printed lines: the verdicts, the settings, and what the columns of the table mean."""
         control = "" if self.control is None else f"; the model as written: {self.control}"
         text = Text(f"{self.TITLE}: ").append(verdict_text(self.verdict)).append(control)
         widths = ", ".join(map(str, self.widths))
@@ -130,6 +157,14 @@ class CoordCheck(CheckResult[LayerRow]):
         )
 
     def _table(self) -> Table:
+        """Return the printed table, with a line for each layer: slopes over width and the verdict.
+
+        Columns: the measured slopes, the expected slope of the update, and the update's slope in the user's
+        unchanged model.
+
+        For attention logits, which have no weight and so no update, the last two columns speak of their change since
+        init.
+        """
         table = Table(box=None, pad_edge=False, padding=(0, 1))
         table.add_column("layer", overflow="fold")
         for name in (*STATISTICS, "expected", "as written"):
@@ -145,7 +180,10 @@ class CoordCheck(CheckResult[LayerRow]):
         return table
 
     def _reasons(self) -> list[str]:
-        """Return a line for each slope that did not pass; layers that were skipped for one reason share a line."""
+        """Return a printed line for each slope of the transformed model that did not pass.
+
+        Layers that were skipped for the same reason share one line.
+        """
         told = [slope for slope in self.slopes if slope.model == TRANSFORMED and slope.reason]
         silent = (Verdict.PASS, Verdict.SKIP, None)
         lines = [f"{slope.verdict} {slope.node}: {slope.reason}" for slope in told if slope.verdict not in silent]
@@ -160,7 +198,10 @@ class CoordCheck(CheckResult[LayerRow]):
 
 
 def layer_rows(slopes: Iterable[Slope]) -> tuple[LayerRow, ...]:
-    """Sum up the judged slopes of the transformed model, layer by layer."""
+    """Sum up the slopes of the transformed model into one row for each layer, with its worst verdict and the reasons.
+
+    Slopes of the user's unchanged model are left out. Layers keep the order in which their first slope comes.
+    """
     by_node: dict[str, list[Slope]] = {}
     for each in slopes:
         if each.model == TRANSFORMED:
@@ -169,6 +210,10 @@ def layer_rows(slopes: Iterable[Slope]) -> tuple[LayerRow, ...]:
 
 
 def _layer_row(node: str, slopes: list[Slope]) -> LayerRow:
+    """Make the row of one layer from its slopes: the worst verdict, the reasons for it, and the cause.
+
+    The cause is an earlier layer, named only if every slope with the worst verdict blames an earlier layer.
+    """
     verdict = worst(_verdicts(slopes))
     deciding = [each for each in slopes if each.verdict is verdict]
     causes = {each.cause for each in deciding}
@@ -182,10 +227,12 @@ def _layer_row(node: str, slopes: list[Slope]) -> LayerRow:
 
 
 def _verdicts(slopes: Iterable[Slope]) -> list[Verdict]:
+    """Return the verdicts of the slopes that were judged, leaving out those that were only measured."""
     return [each.verdict for each in slopes if each.verdict is not None]
 
 
 def _shown(slope: Slope | None) -> str:
+    """Format a measured slope for the table: "+0.50 ± 0.02", "zero" if its values were all zero, "" for None."""
     if slope is None:
         return ""
     if slope.mean is None:
@@ -194,4 +241,5 @@ def _shown(slope: Slope | None) -> str:
 
 
 def _interval(slope: Slope | None) -> str:
+    """Format the interval of slopes that is expected, such as "-0.50 to +0.00"; "" where nothing is expected."""
     return "" if slope is None or slope.interval is None else str(slope.interval)

@@ -1,4 +1,4 @@
-"""The runs of a coordinate check: short trainings at every width and seed, and the slopes fitted to what they show."""
+"""The training runs of a coordinate check: a few steps at every width and seed, and slopes over width."""
 
 from __future__ import annotations
 
@@ -34,7 +34,14 @@ FORWARD_SEED = 0  # of dropout, alike at every step
 
 
 class Series(NamedTuple):
-    """The statistic of one layer that is followed over widths and seeds."""
+    """A key for the measurements of one number over widths and seeds.
+
+    Attributes:
+        model: "transformed", or "standard" for the user's unchanged model.
+        use: the layer: a parameter used as matrix or lookup table, or one attention's logits.
+        statistic: "init", "update", "change", "input" or "output".
+        step: number of optimizer steps taken when the number was measured.
+    """
 
     model: Variant
     use: Use
@@ -47,13 +54,17 @@ Values = Mapping[tuple[int, int], float]  # by (width, seed)
 
 @dataclass
 class CoordStudy:
-    """Trains models for a few steps and keeps the statistics of every layer.
+    """The runs of a coordinate check: trains a model at several widths and fits slopes to each layer's statistics.
+
+    Call `run` for the transformed model and perhaps for the unchanged one, then `slopes`.
 
     Attributes:
-        models: the architecture at all widths.
-        widths: in increasing order.
-        loss: function of (output, batch).
-        steps: optimizer steps of each run; the first run may raise it by RETESTS.
+        models: builds and transforms the user's architecture at any width.
+        widths: the widths to train at, in increasing order.
+        loss: function of (output of the model, batch) that returns a scalar.
+        steps: optimizer steps of each run; the first run raises it by up to 2 if some weight has not moved by then.
+        _values: what was measured: for each number that is followed, its value by (width, seed).
+        _terms: for each layer and width, (rows of its input, fan_in).
     """
 
     models: ModelSweep
@@ -64,7 +75,15 @@ class CoordStudy:
     _terms: dict[Use, dict[int, tuple[int, int]]] = field(default_factory=dict)  # (rows, fan_in) by width
 
     def run(self, variant: Variant, seeds: Sequence[int]) -> None:
-        """Train at every width and seed. The very first run finds out after how many steps all layers have moved."""
+        """Train one variant of the model at every width and seed, and keep every layer's statistics at each step.
+
+        The very first run of the study finds out after how many steps all trainable layers have moved, and sets
+        `steps`.
+
+        Args:
+            variant: "transformed", or "standard" for the user's unchanged model.
+            seeds: seeds from which the weights are drawn.
+        """
         for width in self.widths:
             for seed in seeds:
                 first = not self._values
@@ -76,7 +95,17 @@ class CoordStudy:
                     self._keep(variant, width, seed, step, seen, found[0])
 
     def _train(self, module: nn.Module, optimizers: Optimizers, retests: int) -> list[dict[Use, Seen]]:
-        """Train and return what the recorder saw before each step and after the last one."""
+        """Train a model on the study's batch and record what every layer computes.
+
+        Args:
+            module: the model, with its initial weights.
+            optimizers: the optimizers that train it.
+            retests: how many steps more than `steps` to train while some trainable weight has not changed at all.
+
+        Returns:
+            For each number of steps from 0 on, what every layer computed then; so one entry more than steps were
+                taken.
+        """
         before = {name: p.detach().clone() for name, p in module.named_parameters()}
         trainable = {name for name, p in module.named_parameters() if p.requires_grad}
         found: list[dict[Use, Seen]] = []
@@ -98,6 +127,14 @@ class CoordStudy:
     def _keep(
         self, variant: Variant, width: int, seed: int, step: int, found: Mapping[Use, Seen], first: Mapping[Use, Seen]
     ) -> None:
+        """Store the statistics of all layers, seen at one step of one training run.
+
+        Args:
+            variant: "transformed", or "standard" for the user's unchanged model.
+            width, seed, step: of the run, and how many optimizer steps were taken before.
+            found: what each layer computed at this step.
+            first: what each layer computed before the first step, from which the change since then is measured.
+        """
         for use, seen in found.items():
             self._terms.setdefault(use, {})[width] = (seen.rows, seen.fan_in)
             values: dict[str, float | None] = {OUTPUT: seen.output}
@@ -114,7 +151,7 @@ class CoordStudy:
                     self._values.setdefault(Series(variant, use, statistic, step), {})[width, seed] = value
 
     def measurements(self) -> tuple[Measurement, ...]:
-        """Return every value that was kept."""
+        """Return every stored value with its model variant, width, seed, step, layer name and statistic."""
         names = self._names()
         return tuple(
             Measurement(series.model, width, seed, series.step, names[series.use], series.statistic, value)
@@ -123,7 +160,12 @@ class CoordStudy:
         )
 
     def slopes(self) -> tuple[Slope, ...]:
-        """Fit and judge all slopes: transformed model first, layers in the order in which they run."""
+        """Fit a slope over width to every stored statistic, and judge it against what the solved exponents predict.
+
+        Returns:
+            The slopes: those of the transformed model first, then layers in the order in which they run, then by
+                step.
+        """
         expected, names = expected_slopes(self.models.result(self.widths[-1])), self._names()
         found = [
             self._slope(names[series.use], series, values, self._interval(expected, series))
@@ -135,10 +177,19 @@ class CoordStudy:
 
     @property
     def _log_widths(self) -> list[float]:
+        """log2 of every width, in increasing order."""
         return [math.log2(width) for width in self.widths]
 
     def _interval(self, expected: Intervals, series: Series) -> Interval | None:
-        """Return the predicted interval; that of an update reaches down to what so few rows and terms can show."""
+        """Return the interval of slopes over width that is predicted for one statistic; None if nothing is predicted.
+
+        The lower end for an update (rms of dW x) is moved down, since a batch with few rows of input shows less than
+        the full growth with fan_in.
+
+        Args:
+            expected: predicted interval by (layer, statistic).
+            series: the layer and the statistic.
+        """
         interval, terms = expected.get((series.use, series.statistic)), self._terms[series.use]
         is_update = series.statistic == UPDATE and series.use.kind == PRODUCT
         if interval is None or not is_update or len(terms) < len(self.widths):
@@ -148,6 +199,17 @@ class CoordStudy:
         return replace(interval, low=interval.low - shortfall(rows, fan_in, self._log_widths))
 
     def _slope(self, name: str, series: Series, values: Values, interval: Interval | None) -> Slope:
+        """Fit and judge the slope over width of one statistic of one layer.
+
+        A slope is SKIP if its values are zero or missing at some width, FAIL if a value is not finite. "input" and
+        "output" statistics and steps before the last are fitted and not judged (verdict None).
+
+        Args:
+            name: name of the layer for the report.
+            series: model variant, layer, statistic and step.
+            values: measured values by (width, seed).
+            interval: slopes that the exponents predict; None to judge nothing.
+        """
         statistic, step = series.statistic, series.step
         judged = step == (0 if statistic == INIT else self.steps) and statistic not in (INPUT, OUTPUT)
         seeds = sorted({seed for _, seed in values})
@@ -170,6 +232,7 @@ class CoordStudy:
         return replace(slope, verdict=verdict, reason=reason)
 
     def _why_zero(self, series: Series, widths: Sequence[int]) -> str:
+        """Say why a statistic is exactly zero at given widths: weight starts at zero, is frozen, or got no gradient."""
         where = "at every width" if set(widths) == set(self.widths) else f"at width {min(widths)}"
         if series.statistic == INIT:
             return f"{series.statistic}: exactly zero {where}: its weight, or what comes in, starts at zero"
@@ -180,11 +243,16 @@ class CoordStudy:
         return f"{series.statistic}: exactly zero {where}: no gradient has reached it{again}"
 
     def _learns(self, parameter: str) -> bool:
+        """Whether a parameter of the transformed model, given by name, requires a gradient."""
         module = self.models.result(self.widths[-1]).module
         return dict(module.named_parameters())[parameter].requires_grad
 
     def _names(self) -> dict[Use, str]:
-        """Name every use: parameters by name, tied ones also by the kind of use, attention by its module's path."""
+        """Name every layer for the report.
+
+        A layer has the name of its parameter; one that serves both as lookup table and as matrix gets the kind of
+        use behind it, and attention logits are named by their module's path.
+        """
         paths = logits_names(self.models.result(self.widths[-1]).outcome)
         kinds: dict[str, set[str]] = {}
         for use in self._terms:
@@ -200,9 +268,13 @@ class CoordStudy:
 
 
 def _with_causes(slopes: Sequence[Slope]) -> list[Slope]:
-    """Name the layer that failed before, for each layer that fails only because of what comes into it.
+    """Return all slopes, those that fail only because of a wrong input with the earlier layer that is to blame.
 
-    The layer would not fail if the slope of its input were inside the predicted interval.
+    The earlier layer is the first one that fails by itself. A later layer is excused (its `cause` is set) if it
+    would not fail once its slope is corrected by how far the slope of its input lies above the predicted interval.
+
+    Args:
+        slopes: judged slopes, in the order in which layers run.
     """
     inputs = {(s.model, s.node, s.step): s for s in slopes if s.statistic == INPUT}
     first_failure: dict[str, str] = {}

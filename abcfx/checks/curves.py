@@ -1,4 +1,4 @@
-"""Loss over learning rate at one width: its minimum, and how the minimum moves with width."""
+"""Loss over learning rate at one width: where its minimum lies, and how the minimum moves with width."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from abcfx.checks.variants import Variant
 
 
 class Shift(NamedTuple):
-    """Slope of log2 of the best rate over log2 width: of the mean curves, its standard error, and of each seed."""
+    """How the best learning rate moves with width: the slope of log2(best rate) over log2(width).
+
+    Attributes:
+        mean: slope for the best rates of the curves that are averaged over seeds.
+        error: standard error of the slope over seeds.
+        by_seed: slope for each seed alone.
+    """
 
     mean: float
     error: float
@@ -20,19 +26,23 @@ class Shift(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """Loss over learning rate of one model at one width.
+    """Final loss over learning rate of one model at one width, averaged over seeds.
+
+    Learning rates are given as factors that multiply all planned rates; 1 is the planned rate.
 
     Attributes:
-        model: "transformed" or "standard".
-        width: of the model.
-        factors: grid of factors on the planned rates, in increasing order.
-        losses: mean over seeds at each factor.
+        model: "transformed", or "standard" for the user's unchanged model.
+        width: width of the model.
+        factors: the factors that were tried, in increasing order.
+        losses: mean final loss over seeds at each factor.
         errors: standard error of each mean.
-        best: factor at the minimum of the parabola through the lowest loss and its neighbours.
-        loss: mean loss at the best factor of the grid.
+        best: the factor at the minimum of the parabola through the lowest loss and its two neighbours.
+        loss: lowest mean loss among the factors tried.
         error: standard error of `loss`.
-        on_edge: whether the lowest loss lies on an edge of the grid, even after the grid has grown.
-        regret: loss at the best factor of the smallest width minus `loss`; paired over seeds.
+        on_edge: whether the lowest loss is at the smallest or largest factor tried, so that the minimum may lie
+            beyond.
+        regret: what it costs to use the best factor of the smallest width here: the loss there minus `loss`, mean
+            over seeds.
         regret_error: standard error of `regret`.
     """
 
@@ -49,14 +59,18 @@ class Curve:
     regret_error: float
 
     def to_dict(self) -> dict[str, object]:
-        """Return the curve as plain data."""
+        """Return the curve as a dict with its attributes as keys."""
         return asdict(self)
 
 
 def minimum(factors: Sequence[float], losses: Sequence[float]) -> float:
-    """Return log2 of the factor at which the parabola through the lowest loss and its neighbours has its minimum.
+    """Return log2 of the learning-rate factor at the minimum of a parabola through the lowest loss and its neighbours.
 
-    A lowest loss at an edge of the grid is its own minimum.
+    If the lowest loss is at the smallest or largest factor, log2 of that factor is returned.
+
+    Args:
+        factors: learning-rate factors in increasing order.
+        losses: loss at each factor.
 
     Example:
         >>> minimum([0.5, 1.0, 2.0], [1.0, 0.0, 1.0])

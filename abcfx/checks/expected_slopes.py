@@ -1,4 +1,4 @@
-"""Predicts from the solved exponents which slopes over width the statistics of every layer may have."""
+"""Predicts, from solved exponents, with which power of the width each layer's size and change should scale."""
 
 from __future__ import annotations
 
@@ -27,16 +27,24 @@ Predicted = Iterator[tuple[tuple[Use, str], Interval]]
 
 
 def expected_slopes(result: Transformed) -> Intervals:
-    """Predict the interval of each slope, by (use of a parameter, statistic).
+    """Predict in which interval the slope over log2 width of each layer's statistic should lie, if all is scaled right.
 
-    * `init`, rms(W0) rms(x) sqrt(fan_in), the rms of W0 x while the two are independent: minus its size exponent.
-    * `update`, rms(dW x): minus the bound that the layer's own update puts on r, with full alignment, since a probe of
-      few tokens lines up with the updates that it makes. The exponents are solved anew without rates that the user
-      fixed and with attention scaled, so that a wrong rate or scale is not taken for the right one.
-    * `change`, rms(W x - W0 x0): from the change that no alignment predicts up to the largest stable one.
-    * `input`, rms(x) with the layer's multiplier: minus the size exponent of the product of both.
+    The slopes follow from the exponents that `transform` solved: a quantity planned as m^-s (m: width / base width)
+    has slope -s. For a layer with weight W, input x, and change dW of the weight since init:
 
-    A parameter that is used in several places gets the smallest interval that holds all of them.
+    * "init", rms(W0) rms(x) sqrt(fan_in), which is the rms of W0 x while W0 and x are independent.
+    * "update", rms(dW x). The exponents are solved again without learning rates that the user fixed, with missing
+      attention scales put in, and with dW and x fully aligned, as they are for a batch of few tokens: a wrong rate
+      or scale of the user's must not count as expected.
+    * "change", rms(W x - W0 x0): from the change without any alignment up to the largest stable one.
+    * "input", rms(x), the layer's multiplier included.
+
+    Args:
+        result: a transformed model.
+
+    Returns:
+        (parameter and how it is used, statistic) -> interval. For a parameter used in several places, the smallest
+            interval that holds the intervals of all of them.
     """
     predictor = _predictor(result)
     found: dict[tuple[Use, str], Interval] = {}
@@ -51,15 +59,19 @@ def expected_slopes(result: Transformed) -> Intervals:
 
 @dataclass(frozen=True)
 class _Predictor:
-    """Slopes that follow from one assignment of exponents.
+    """Predicts slopes over log2 width of layer statistics from solved exponents; m is the ratio of width to base width.
+
+    In the mappings below, a node is a place in the graph of the model's layers, and r is the exponent of its change
+    in training, which is of order m^-r.
 
     Attributes:
-        fixed: exponents a and b, without any rate that the user fixed.
-        full: full alignment of every layer node.
-        solved: exponents with full alignment.
-        cautious: exponents with the alignment that the user asked for.
-        fast: r of every node with full alignment: how fast it may change.
-        slow: r of every node with no alignment.
+        fixed: exponents known before rates are solved: multipliers m^-a and init m^-b, without rates that the user
+            fixed.
+        full: for each layer, alignment exponents for updates that line up fully with inputs.
+        solved: learning-rate exponents and r, solved with these full alignments.
+        cautious: the same, solved with the alignments that the user asked for.
+        fast: r of every node with full alignment: the fastest change to expect.
+        slow: r of every node with no alignment: the slowest change to expect.
     """
 
     fixed: FixedExponents
@@ -70,7 +82,16 @@ class _Predictor:
     slow: Mapping[str, float]
 
     def of_layer(self, node: str, layer: Layer) -> Predicted:
-        """Yield the intervals of a layer that uses a parameter as a table or as a matrix."""
+        """Yield the predicted interval of each statistic ("init", "input", "change", "update") of one layer.
+
+        Args:
+            node: name of the layer in the graph of layers.
+            layer: the layer: its parameter, and whether that is used as a matrix or as a lookup table.
+
+        Yields:
+            ((parameter and use, statistic), interval of slopes over log2 width). Statistics that do not apply are
+                left out.
+        """
         fixed = self.fixed
         use = Use(layer.parameter, PRODUCT if layer.fan_in else LOOKUP)
         after = 0.0 if layer.fan_in else _numbers_after(fixed, node)
@@ -87,7 +108,13 @@ class _Predictor:
             yield (use, UPDATE), _interval(min(-rate, -cautious), -rate)
 
     def of_attention(self, index: int, node: str, logits: str) -> Predicted:
-        """Yield the intervals of attention logits: `node` multiplies queries and keys, `logits` is what it becomes."""
+        """Yield the intervals predicted for slopes over width of one attention's logits ("init" and "change").
+
+        Args:
+            index: number of the attention, in the order in which they run.
+            node: node of the product of queries and keys.
+            logits: last node before the softmax, after scaling and masking.
+        """
         use, growth = Use("", LOGITS, index), _head_growth(self.fixed, node)
         if growth:  # else biases that are added to them may depend on the number of heads, as in ALiBi
             size = self.fixed.size(logits)
@@ -97,16 +124,30 @@ class _Predictor:
             yield (use, CHANGE), _interval(-self.fast[logits] - growth / 2, -self.fast[logits])
 
     def _change(self, node: str, after: float) -> Interval:
+        """Return which slopes the change of a node since init may have: from no alignment up to the largest stable one.
+
+        Args:
+            node: name of the node in the graph of layers.
+            after: exponent x of a further factor m^-x, m the width ratio, by which the model multiplies the node's
+                output.
+        """
         high = max(-self.fast[node], -min(0.0, self.fixed.size(node)))
         return _interval(min(-self.slow[node], high) - after, high - after)
 
     def _update(self, solved: SolvedDag, node: str, layer: Layer) -> float:
-        """Return the bound on r that the layer's own update sets, with full alignment."""
+        """Return r for a layer's own update: rms(dW x) is expected to be of order m^-r, with m the width ratio.
+
+        Args:
+            solved: solved learning-rate exponents.
+            node: name of the layer in the graph of layers.
+            layer: the layer.
+        """
         bound = next(bound for bound in layer.change(node, self.fixed) if bound.label.kind is RowKind.ALPHA)
         return _value(bound, solved, {}, self.full[node])
 
 
 def _predictor(result: Transformed) -> _Predictor:
+    """Solve a transformed model's exponents again, for full and for the user's alignments, and return the predictor."""
     outcome = result.outcome
     fixed = _without_user_rates(outcome.fixed)
     full = _full_alignment(fixed)
@@ -117,11 +158,16 @@ def _predictor(result: Transformed) -> _Predictor:
 
 
 def _interval(low: float, high: float) -> Interval:
+    """Make an interval of slopes, turning -0.0 into 0.0 so that no minus is printed before a zero."""
     return Interval(low + 0.0, high + 0.0)  # no minus before zero
 
 
 def _numbers_after(fixed: FixedExponents, node: str) -> float:
-    """Return the exponent of the numbers by which the model multiplies a looked-up row before anything else."""
+    """Return x such that the model multiplies the rows looked up at a node by numbers that scale like m^-x.
+
+    m is the ratio of width to base width. Only numbers that multiply the rows before any other op count, as in the
+    sqrt(d_model) of some embeddings.
+    """
     total = 0.0
     while True:
         after = [n for n in fixed.dag.successors(node) if isinstance(fixed.dag.kind(n), NumberFactor)]
@@ -132,29 +178,41 @@ def _numbers_after(fixed: FixedExponents, node: str) -> float:
 
 
 def _head_growth(fixed: FixedExponents, node: str) -> float:
-    """Return the growth of head_dim, over which queries and keys need not be aligned yet after a few steps."""
+    """Return x such that head_dim grows like m^x (m: width ratio); 0 if the node is no product of queries and keys.
+
+    Queries and keys need not be aligned along head_dim after only a few steps, so logits may change by less than
+    planned.
+    """
     kind = fixed.dag.kind(node)
     return fixed.growth(*kind.contracted) if isinstance(kind, Product) else 0.0
 
 
 def shortfall(rows: int, fan_in: Sequence[int], log_widths: Sequence[float]) -> float:
-    """Return by how much the slope of rms(dW x) stays below its limit on a probe of few rows; at most 1/2.
+    """Return how far the slope of rms(dW x) over width may fall short on a batch of few rows; at most 1/2.
 
-    dW is a sum of as many outer products as x has rows. A row of x lines up with its own product, one of `rows`, and
-    adds to the others as noise: for n = fan_in, rms(dW x) is ~ n sqrt(1 + rows / n), not ~ n.
+    dW is a sum of as many outer products as the input x had rows. Each row lines up with its own product, and adds
+    to the others as noise: for n = fan_in, rms(dW x) is ~ n sqrt(1 + rows / n), not ~ n.
+
+    Args:
+        rows: number of rows of x.
+        fan_in: fan_in of the layer at each width.
+        log_widths: log2 of each width.
     """
     bend = [math.log2(1 + rows / n) / 2 for n in fan_in]
     return min(0.5, max(0.0, -linear_regression(log_widths, bend).slope))
 
 
 def logits_names(outcome: Outcome) -> list[str]:
-    """Return the module path of every attention, in the order in which they run."""
+    """Return the module path of every attention (its node's name if it has none), in the order in which they run."""
     dag = outcome.fixed.dag
     return [dag.node(node).path or node for node in attention_products(dag)]
 
 
 def _without_user_rates(fixed: FixedExponents) -> FixedExponents:
-    """Return the exponents without rates that the user fixed, and with the scale that attention logits lack."""
+    """Return a model's exponents without learning rates that the user fixed, and with missing attention scales.
+
+    What is solved from the result is what the model ought to do, even if the user gave wrong rates or scales.
+    """
     parameters = {name: replace(each, c=None) for name, each in fixed.parameters.items()}
     free = FixedExponents(fixed.dag, fixed.widths, parameters, fixed.families)
     with suppress(InvalidInputError):  # a scale that cannot be read, and stays
@@ -163,6 +221,13 @@ def _without_user_rates(fixed: FixedExponents) -> FixedExponents:
 
 
 def _solve(fixed: FixedExponents, alignment: Mapping[str, Alignments], otherwise: SolvedDag) -> SolvedDag:
+    """Solve the linear program for learning-rate exponents at given alignments; return `otherwise` if it has none.
+
+    Args:
+        fixed: exponents known before: multipliers and inits.
+        alignment: alignment exponents (alpha, omega, u) of each layer.
+        otherwise: an earlier solution.
+    """
     try:
         return DagProgram(fixed, alignment).solve()
     except InfeasibleError:  # a and b given by the user, which only the rates given with them fit
@@ -170,6 +235,7 @@ def _solve(fixed: FixedExponents, alignment: Mapping[str, Alignments], otherwise
 
 
 def _full_alignment(fixed: FixedExponents) -> dict[str, Alignments]:
+    """Return, for each layer, the alignment exponents of the preset "full": updates line up fully with inputs."""
     inner, readout = alignment_preset("full")
     return {
         node: readout if fixed.parameters[layer.parameter].role == "readout" else inner
@@ -178,7 +244,14 @@ def _full_alignment(fixed: FixedExponents) -> dict[str, Alignments]:
 
 
 def _value(bound: Bound, solved: SolvedDag, r: Mapping[str, float], alignment: Alignments | None) -> float:
-    """Return the exponent that a bound evaluates to."""
+    """Evaluate the right side of one inequality of the linear program, `sum(inputs) + constant - weight * alignment`.
+
+    Args:
+        bound: the inequality.
+        solved: solution that gives the learning-rate exponents c and other variables.
+        r: exponents of the change of nodes, for inputs of the kind "r".
+        alignment: alignment exponents of the layer; None ignores the alignment term.
+    """
     value = bound.constant
     if bound.alignment and alignment is not None:
         value -= bound.weight * float(getattr(alignment, bound.alignment))
@@ -193,7 +266,11 @@ def _value(bound: Bound, solved: SolvedDag, r: Mapping[str, float], alignment: A
 
 
 def _changes(fixed: FixedExponents, solved: SolvedDag, alignment: Mapping[str, Alignments]) -> dict[str, float]:
-    """Return r of every node by exact recursion, as the minimum of its bounds."""
+    """Compute for every node that changes the exponent r of its change m^-r (m: width ratio), from inputs to outputs.
+
+    Each r is the least of the node's bounds, evaluated with the r of earlier nodes, the solved rates and the given
+    alignments, without a solver.
+    """
     r: dict[str, float] = {}
     for node in fixed.dag.order:
         if fixed.changes(node):

@@ -1,4 +1,4 @@
-"""`check_optimizer`: whether a live optimizer holds the module's parameters with the numbers that were planned."""
+"""`check_optimizer`: whether an optimizer in use trains the model's parameters with the planned hyperparameters."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ from abcfx.transformed import Transformed
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerCheck(CheckResult[CheckRow]):
-    """Result of `check_optimizer`: a row for each group of the optimizer, and one for all parameters together.
+    """Result of `check_optimizer`: a row for each parameter group of the optimizer, and a last one for all parameters.
 
-    More rows stand between them where there is something to say: on the optimizer's class, on numbers given to its
-    constructor that have no effect, on parameters that were frozen at planning and train now, or the reverse.
+    Further rows stand between them where there is something to say: on the optimizer's class, on numbers given to
+    its constructor that have no effect, on parameters frozen at planning that train now, or the reverse.
+
+    Attributes:
+        rows: name of the group or topic, verdict, reason, and the line that fixes it.
     """
 
     TITLE: ClassVar[str] = "optimizer check"
@@ -80,7 +83,17 @@ def check_optimizer(
 def _judge_class(
     optimizer: torch.optim.Optimizer, held: Collection[str], result: Transformed
 ) -> tuple[OptimizerFamily | None, list[CheckRow]]:
-    """Return the family of a live optimizer, with a row where it is not known or takes no learning rate."""
+    """Find out how the optimizer's class scales its updates, and judge whether it fits the plan.
+
+    Args:
+        optimizer: the optimizer in use.
+        held: names of the planned parameters in its groups.
+        result: the transformed model.
+
+    Returns:
+        (family, rows): how the optimizer's updates scale, None if its class is not known; rows with FAIL for a known
+            class that cannot be used, INCONCLUSIVE for an unknown one, and none if all is well.
+    """
     try:
         return family(optimizer), []
     except InvalidInputError as error:
@@ -97,9 +110,14 @@ def _judge_class(
 
 
 def _shadowed(optimizer: torch.optim.Optimizer, result: Transformed) -> Iterator[CheckRow]:
-    """Find numbers that were given to the optimizer's constructor and do nothing, since groups bring their own.
+    """Yield a failing row for each constructor argument of the optimizer that the groups overrule.
 
-    The number that `transform` was given may be repeated there, and one that some group has where it was given none.
+    A number is fine if it is the one that `transform` was given, or if `transform` was given none and some group has
+    it.
+
+    Args:
+        optimizer: the optimizer in use.
+        result: the transformed model, whose options are compared.
     """
     options = result.outcome.options
     asked = {"weight_decay": options.weight_decay, "eps": options.eps}
@@ -117,7 +135,13 @@ def _shadowed(optimizer: torch.optim.Optimizer, result: Transformed) -> Iterator
 
 
 def _frozen(parameters: dict[str, nn.Parameter], held: Collection[str], result: Transformed) -> Iterator[CheckRow]:
-    """Find parameters that were frozen when the plan was made and train now, and the reverse."""
+    """Yield rows for parameters that were frozen when the plan was made and train now (FAIL), and the reverse (WEAK).
+
+    Args:
+        parameters: all parameters of the module by name.
+        held: names of the planned parameters in the optimizer's groups.
+        result: the transformed model.
+    """
     kinds, inside = {result.plan[name].optimizer for name in held}, set(held)
     for name, parameter in parameters.items():
         plan = result.plan.get(name)
@@ -135,7 +159,15 @@ def _frozen(parameters: dict[str, nn.Parameter], held: Collection[str], result: 
 
 
 def _completeness(parameters: dict[str, nn.Parameter], held: Collection[str], result: Transformed) -> CheckRow:
-    """Judge whether every parameter that learns with this optimizer's kind is in one of its groups."""
+    """Return the row "every parameter": FAIL names the first trainable parameter that is in no group of the optimizer.
+
+    Parameters planned for another optimizer than those in the groups do not count as missing.
+
+    Args:
+        parameters: all parameters of the module by name.
+        held: names of the planned parameters in the optimizer's groups.
+        result: the transformed model.
+    """
     kinds, in_groups = {result.plan[name].optimizer for name in held}, set(held)
     learning = [name for name, parameter in parameters.items() if parameter.requires_grad and name not in in_groups]
     missing = [name for name in learning if name not in result.plan or result.plan[name].optimizer in kinds]

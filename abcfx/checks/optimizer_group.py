@@ -1,4 +1,4 @@
-"""One group of a live optimizer beside the plan of its parameters, with what is wrong in it."""
+"""One parameter group of an optimizer in use, compared with what was planned for its parameters."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _TOLERANCE = 1e-5  # of the ratio of a value to its plan
 
 @dataclass(frozen=True)
 class LiveGroup:
-    """One group of a live optimizer.
+    """One parameter group of an optimizer in use, beside what `transform` planned for its parameters.
 
     Attributes:
-        name: the group's number and its first parameter, for the report.
-        values: the group's own dict.
-        planned: plan of every parameter in the group that is the module's.
-        strangers: what the group holds besides, in words.
+        name: the group's number and its first parameter, for messages.
+        values: the group's dict, as in `optimizer.param_groups`.
+        planned: planned lr, weight decay, eps and options of each parameter in the group that belongs to the model.
+        strangers: descriptions of what else the group holds, such as parameters of another model.
     """
 
     name: str
@@ -39,13 +39,13 @@ class LiveGroup:
 
     @staticmethod
     def of(index: int, group: OptimizerGroup, names: Mapping[int, str], plan: Mapping[str, ParameterPlan]) -> LiveGroup:
-        """Find the plans of a group's parameters. An object that the module does not hold is a stranger to it.
+        """Make a `LiveGroup`: find the plan of each parameter of the group, and describe the ones that have no plan.
 
         Args:
-            index: number of the group.
-            group: the optimizer's dict.
+            index: number of the group in the optimizer.
+            group: the group's dict, as in `optimizer.param_groups`.
             names: id of each parameter of the module -> its name.
-            plan: the plan of each parameter.
+            plan: planned numbers of each parameter, by name.
         """
         given = group.get("param_names") or [""] * len(group["params"])
         planned: dict[str, ParameterPlan] = {}
@@ -66,7 +66,13 @@ class LiveGroup:
         return LiveGroup(f"Optimizer group {index}" + (f" ({told})" if first else ""), group, planned, strangers)
 
     def ratios(self, key: Key) -> dict[str, float]:
-        """Return by which factor the group's value differs from the plan, for parameters that have one planned."""
+        """Return parameter name -> the group's present value of a number divided by the planned one.
+
+        Parameters for which 0 or nothing is planned are left out; so are all if the group has no such single number.
+
+        Args:
+            key: "lr", "weight_decay" or "eps".
+        """
         value = as_number(self.values.get(key))
         if value is None:  # no eps, or a pair of them
             return {}
@@ -76,13 +82,14 @@ class LiveGroup:
     def first_fault(
         self, optimizer: str, family_of: Mapping[str, OptimizerFamily], own: OptimizerFamily | None, common: Common
     ) -> CheckRow:
-        """Return the row of this group: its first fault, or PASS.
+        """Return the row of this group in the check: its first fault, with the line that fixes it, or PASS.
 
         Args:
             optimizer: name of the optimizer's class.
-            family_of: the family that each parameter was planned for.
-            own: the family of the optimizer; None where it is not known.
-            common: by which factor a scheduler has multiplied each number everywhere.
+            family_of: for each parameter, the kind of optimizer (size of its updates) that it was planned for.
+            own: the kind of the optimizer in use; None where its class is not known.
+            common: for "lr", "weight_decay" and "eps", the ratio of present to planned value in most groups; a
+                scheduler that multiplies all rates alike makes it differ from 1.
         """
         faults = self._faults(optimizer, family_of, own, common)
         return next(faults, CheckRow(name=self.name, verdict=Verdict.PASS))
@@ -90,6 +97,14 @@ class LiveGroup:
     def _faults(
         self, optimizer: str, family_of: Mapping[str, OptimizerFamily], own: OptimizerFamily | None, common: Common
     ) -> Iterator[CheckRow]:
+        """Yield a failing row for each fault of the group: parameters, kind of optimizer, numbers and options.
+
+        Args:
+            optimizer: name of the optimizer's class.
+            family_of: for each parameter, the kind of optimizer (size of its updates) that it was planned for.
+            own: the kind of the optimizer in use; None where its class is not known.
+            common: for "lr", "weight_decay" and "eps", the ratio of present to planned value in most groups.
+        """
         for stranger in self.strangers:
             other = "; where another module trains, check_optimizer(optimizer, result, module=that)"
             yield self._fails(f"it holds {stranger}", REBUILD + other)
@@ -103,7 +118,13 @@ class LiveGroup:
     def _family_faults(
         self, optimizer: str, family_of: Mapping[str, OptimizerFamily], own: OptimizerFamily
     ) -> Iterator[CheckRow]:
-        """Find parameters planned for an optimizer whose updates have another size, or that decays in another way."""
+        """Yield a failing row for each parameter planned for an optimizer with other updates, eps or kind of decay.
+
+        Args:
+            optimizer: name of the optimizer's class.
+            family_of: for each parameter, the kind of optimizer that it was planned for.
+            own: the kind of the optimizer in use.
+        """
         for name, plan in self.planned.items():
             planned = family_of[name]
             decays = bool(plan.weight_decay) and own.decay != planned.decay
@@ -115,7 +136,11 @@ class LiveGroup:
                 )
 
     def _zero_faults(self, key: Key) -> Iterator[CheckRow]:
-        """Find numbers that are not 0 though 0 was planned, and decay or eps of 0 that were planned."""
+        """Yield a failing row where the group has a number and 0 was planned, or 0 where decay or eps was planned.
+
+        Args:
+            key: "lr", "weight_decay" or "eps".
+        """
         value = as_number(self.values.get(key))
         for name, plan in self.planned.items():
             planned = planned_number(plan, key)
@@ -128,7 +153,12 @@ class LiveGroup:
                 )
 
     def _ratio_faults(self, key: Key, common: float) -> Iterator[CheckRow]:
-        """Find values that differ from the plan by another factor than the common one."""
+        """Yield a failing row for each parameter whose ratio of present to planned value is not the common ratio.
+
+        Args:
+            key: "lr", "weight_decay" or "eps".
+            common: the ratio in most groups, which a scheduler has set.
+        """
         for name, ratio in self.ratios(key).items():
             if not abs(ratio - common) <= _TOLERANCE * max(abs(common), abs(ratio)):  # nan is no equal of itself
                 planned = planned_number(self.planned[name], key)
@@ -140,7 +170,7 @@ class LiveGroup:
                 )
 
     def _option_faults(self) -> Iterator[CheckRow]:
-        """Find betas and other options that the plan took over from an optimizer instance and that differ now."""
+        """Yield a failing row for each option, such as betas, that the plan copied and that differs now."""
         skipped = MOMENTUM if moves_momentum(self.values) else frozenset[str]()
         for name, plan in self.planned.items():
             for key, planned in plan.options.items():
@@ -151,7 +181,7 @@ class LiveGroup:
                     yield self._fails(reason, _restore(key))
 
     def _fails(self, reason: str, fix: str) -> CheckRow:
-        """Make the row that says what is wrong with this group."""
+        """Make a failing row named after this group, with the reason and the line that fixes it."""
         return CheckRow(name=self.name, verdict=Verdict.FAIL, reason=reason, fix=fix)
 
 
@@ -159,12 +189,22 @@ Common = Mapping[Key, float]
 
 
 def common_ratios(groups: Sequence[LiveGroup]) -> Common:
-    """Return by which factor a scheduler has multiplied each number of most parameters."""
+    """Return for "lr", "weight_decay" and "eps" the median, over all parameters, of present value / planned value.
+
+    It is 1 without a scheduler, and what a scheduler has multiplied all groups by otherwise; 0 if nothing is
+    planned.
+    """
     return {key: _median(ratio for group in groups for ratio in group.ratios(key).values()) for key in KEYS}
 
 
 def common_faults(common: Common) -> Iterator[CheckRow]:
-    """Find weight decay and eps that are another multiple of the plan in all groups: a schedule, or a mistake."""
+    """Yield a WEAK row if weight decay or eps differs from the plan by one factor in all groups.
+
+    A schedule of the user may do that on purpose; it may also be a mistake.
+
+    Args:
+        common: median ratio of present to planned value, by "lr", "weight_decay" and "eps".
+    """
     for key in ("weight_decay", "eps"):
         ratio = common[key]
         if ratio and abs(ratio - 1.0) > _TOLERANCE:
@@ -173,16 +213,17 @@ def common_faults(common: Common) -> Iterator[CheckRow]:
 
 
 def _restore(key: str) -> str:
-    """Return the lines that write a planned number back into every group."""
+    """Return the lines of code that write one planned number ("lr", "weight_decay", "eps") back into every group."""
     pairs = "zip(optimizer.param_groups, result.param_groups)"
     return f"restore the groups,\n  for group, own in {pairs}: group[{key!r}] = own[{key!r}]"
 
 
 def _median(ratios: Iterable[float]) -> float:
+    """Return the median (the lower one of two) of the finite ratios; 0 if there are none."""
     found = [ratio for ratio in ratios if math.isfinite(ratio)]
     return median_low(found) if found else 0.0
 
 
 def planned_number(plan: ParameterPlan, key: Key) -> float:
-    """Return a planned value; 0 for an eps that the optimizer does not have."""
+    """Return the planned "lr", "weight_decay" or "eps" of a parameter; 0 for an eps that its optimizer has not."""
     return {"lr": plan.lr, "weight_decay": plan.weight_decay, "eps": plan.eps or 0.0}[key]

@@ -1,4 +1,4 @@
-"""Figures of checks, drawn from plain rows; need the extra `plot` (matplotlib)."""
+"""Figures of the coordinate check, the transfer check and the search for learning rates; they need matplotlib."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ Colour = tuple[float, float, float]
 def plot_coord(
     title: str, verdicts: Mapping[str, Verdict], slopes: Sequence[Slope], measurements: Sequence[Measurement]
 ) -> Figure:
-    """Draw updates and changes of every layer over width, relative to the smallest; and slopes with their intervals.
+    """Draw a coordinate check: curves of each layer's update and change over width, and a chart of their slopes.
+
+    Curves are relative to the value at the smallest width; a row of panels for each model, transformed and
+    unchanged.
 
     Args:
-        verdicts: by layer, in the order in which layers run.
-        slopes: those of the step that is judged.
-        measurements: the values of the same step.
+        title: heading of the figure.
+        verdicts: verdict of each layer, in the order in which layers run.
+        slopes: slopes over width at the step that is judged.
+        measurements: the measured values at the same step.
     """
     by_layer = _judged(slopes)
     nodes = [node for node in verdicts if (TRANSFORMED, node) in by_layer]
@@ -54,12 +58,21 @@ def plot_coord(
 
 
 def _judged(slopes: Sequence[Slope]) -> dict[tuple[Variant, str], Slope]:
-    """Return (model, layer) -> the slope of its update, or of the change of attention logits, which have no update."""
+    """Return (model, layer) -> the slope of the layer's update; for attention logits, of their change since init."""
     found = {(each.model, each.node): each for each in slopes if each.statistic == CHANGE}
     return found | {(each.model, each.node): each for each in slopes if each.statistic == UPDATE}
 
 
 def _draw_curves(axis: Axes, measurements: Sequence[Measurement], colours: Mapping[str, Colour]) -> None:
+    """Draw one curve for each layer: mean over seeds by width, relative to the smallest width, with error bands.
+
+    Layers with a value that is zero or negative are left out, since both axes are logarithmic.
+
+    Args:
+        axis: where to draw.
+        measurements: values of one statistic of one model.
+        colours: colour of each layer.
+    """
     by_node: dict[str, dict[int, list[float]]] = {}
     for each in measurements:
         by_node.setdefault(each.node, {}).setdefault(each.width, []).append(each.value)
@@ -84,7 +97,17 @@ def _draw_curves(axis: Axes, measurements: Sequence[Measurement], colours: Mappi
 def _draw_bars(
     axis: Axes, nodes: Sequence[str], slopes: Mapping[tuple[Variant, str], Slope], verdicts: Mapping[str, Verdict]
 ) -> None:
-    """Draw one line for each layer: allowed slopes grey, measured ones with two standard errors, as written a cross."""
+    """Draw one line for each layer: a grey bar for allowed slopes over width, and a point for the measured slope.
+
+    The point has error bars of two standard errors and the colour of the layer's verdict; a cross marks the slope of
+    the user's unchanged model.
+
+    Args:
+        axis: where to draw.
+        nodes: names of the layers, from top to bottom.
+        slopes: slope by (model, layer).
+        verdicts: verdict by layer.
+    """
     for y, node in enumerate(nodes):
         slope, written = slopes[TRANSFORMED, node], slopes.get((STANDARD, node))
         if slope.low is not None and slope.high is not None:
@@ -105,12 +128,13 @@ def _draw_bars(
 
 
 def plot_transfer(title: str, curves: Sequence[Curve], shifts: Mapping[Variant, Shift], centre: float | None) -> Figure:
-    """Draw loss over learning rate for each width, narrow ones dark; a star is the minimum of each.
+    """Draw final loss over learning rate, a curve for each width and a panel for each model; stars mark minima.
 
     Args:
-        curves: of each model, in order of width.
-        shifts: of the minimum, by model.
-        centre: the rate (absolute) that factor 1 stands for; None for rates by role.
+        title: heading of the figure.
+        curves: loss over learning rate of each model and width, in order of width; narrow ones are drawn dark.
+        shifts: how the best rate moves with width, by model ("transformed", "standard").
+        centre: the absolute rate that factor 1 stands for; None if rates differ by role, and factors are shown.
     """
     figure = new_figure(5.6 * len(shifts), 4.4)
     row = figure.subplots(1, len(shifts), sharey=True, squeeze=False)[0]
@@ -138,12 +162,14 @@ def plot_transfer(title: str, curves: Sequence[Curve], shifts: Mapping[Variant, 
 def plot_trials(
     title: str, trials: Sequence[Mapping[str, float]], losses: Sequence[float], chosen: Mapping[str, float]
 ) -> Figure:
-    """Draw the loss of every trial over the rate of each role: early trials dark, the chosen rate as a red line.
+    """Draw the loss of every tried setting over the rate of each role: early trials dark, the chosen rate in red.
 
     Args:
-        trials: absolute rates of each trial, by role, in the order in which they were tried.
-        losses: of each trial.
-        chosen: the rate that the search ended with, by role.
+        title: heading of the figure.
+        trials: absolute rate of each role ("embedding", "hidden", ...) in each trial, in the order in which they
+            were tried.
+        losses: loss of each trial.
+        chosen: the rate of each role that the search ended with.
     """
     figure = new_figure(3.4 * len(chosen), 3.6)
     row = figure.subplots(1, len(chosen), sharey=True, squeeze=False)[0]

@@ -1,4 +1,4 @@
-"""`tune`: the search for a learning rate and a constant on it for each role, at a small width."""
+"""`tune`: searches, at a small width, for the learning rate and for a factor on it for each role of parameter."""
 
 from __future__ import annotations
 
@@ -50,35 +50,37 @@ def tune(
     progress: bool | None = None,
     **transform_options: Unpack[TransformOptions],
 ) -> Tuned:
-    """Find the base learning rate and a constant on it for each role, at a width where runs are cheap.
+    """Find the base learning rate, and a factor on it for each role of parameter, at a width where runs are cheap.
 
-    First one rate for all is swept. From the best one on, the coordinate search tries every role, and all together, two
-    octaves up and down, goes to the best point, adds up moves that help, and halves the step when nothing does. At the
-    end the point is compared with the best single rate on seeds that the search has not seen, so that `gain` is not
-    flattered by the choice among many.
+    Roles are "embedding", "hidden", "readout" and others. First one rate for all is swept. From the best one on, the
+    search tries to change the rate of each role, and of all together, by two octaves up and down; goes to the best
+    setting; combines moves that help; and halves the step when nothing does. At the end the result is compared with
+    the best single rate on seeds that the search has not seen, so that `gain` is not flattered by the choice among
+    many.
 
     Main arguments:
         make_model: builds the model of a width. It must not seed torch itself.
-        batches: as for `transfer_check`; a function of the seed is better, since other seeds are used at the end.
-        width: where to search. The constants serve a transform to any other width, with this width as base.
+        batches: as for `transfer_check`: a list of training batches, or a function of the seed that returns one; the
+            function is better, since other seeds are used at the end.
+        width: where to search. The result serves `transform` for any other width, with this width as base.
         budget: number of settings to try, each on every seed.
 
     Other arguments:
-        roles: which get a constant of their own; all other parameters take the base rate.
-        method: "coordinate" (deterministic), or "optuna" (its TPE sampler; extra `tune`).
-        loss: see `coord_check`.
+        roles: which roles get a rate of their own; all other parameters take the base rate.
+        method: "coordinate" (the search above, deterministic), or "optuna" (its TPE sampler; extra `tune`).
+        loss: function of (output, batch) that returns a scalar; by default as for `coord_check`.
         optimizer: as for `transform`.
-        lr: where to start (absolute).
+        lr: absolute rate around which the search starts.
         seeds: number of seeds, or the seeds themselves: the same ones for every setting.
-        steps: of each run. Short runs favour large rates.
+        steps: number of steps of each run. Short runs favour large rates.
         backend: where the runs happen, as for `transfer_check`.
         n_jobs: number of runs at a time, as for `transfer_check`.
         progress: whether to show a progress bar, as for `transfer_check`.
-        base_width: `width` by default.
+        base_width: width at which `transform` changes nothing; `width` by default.
         transform_options: passed on to `transform`.
 
     Returns:
-        A `Tuned`: a mapping by role, which `transform(lr=...)` and `transfer_check(lr=...)` take.
+        A `Tuned`: a mapping of role to absolute rate, which `transform(lr=...)` and `transfer_check(lr=...)` take.
 
     Raises:
         InvalidInputError: arguments that do not fit; and whatever `transform` raises.
@@ -126,17 +128,33 @@ def tune(
 
 
 class Trainer(Protocol):
-    """Anything that makes training runs, such as a `Sweep`."""
+    """Anything that can make training runs, such as a `Sweep`: a protocol with one method."""
 
     def run(self, jobs: Sequence[Job], title: str) -> list[Run]:
-        """Return one run for each job, in any order."""
+        """Make a training run for each job (model, width, seed, learning rates) and return the runs, in any order.
+
+        Args:
+            jobs: the runs to make.
+            title: label of the progress bar.
+        """
 
 
 class RateSearch:
-    """Losses by point, and the choice of the next points.
+    """A search for learning rates: trains at points of a space of rates, keeps their losses, chooses the next ones.
+
+    A point is a tuple of log2 factors on the planned learning rates: first the factor on all rates, then a further
+    one for each role of parameter.
+
+    Args:
+        trainer: makes the training runs.
+        width: width of the model.
+        roles: the roles that get a factor of their own, in the order of a point's coordinates.
+        seeds: seeds on which each point is trained.
+        budget: largest number of points.
 
     Attributes:
-        losses: capped loss of each seed, by point, in the order in which points were tried.
+        losses: final losses at each point, one for each seed, in the order in which points were tried; the loss of a
+            run that diverged is limited to 1.5 times its first loss.
     """
 
     def __init__(self, trainer: Trainer, width: int, roles: tuple[str, ...], seeds: Sequence[int], budget: int) -> None:
@@ -144,7 +162,12 @@ class RateSearch:
         self.losses: dict[Point, list[float]] = {}
 
     def evaluate(self, points: Sequence[Point], title: str = "tune") -> None:
-        """Train at the points that are new, as far as the budget goes."""
+        """Train at those of the points that were not tried yet, as far as the budget goes, and keep the losses.
+
+        Args:
+            points: tuples of log2 learning-rate factors.
+            title: label of the progress bar.
+        """
         new = [point for point in dict.fromkeys(points) if point not in self.losses]
         new = new[: max(0, self._budget - len(self.losses))]
         jobs = {
@@ -157,15 +180,16 @@ class RateSearch:
             self.losses.setdefault(point, []).append(found[job].capped)
 
     def _factors(self, point: Point) -> dict[str, float]:
-        """Return role -> factor on the planned rates."""
+        """Return role -> factor on the planned learning rates at a point; "default" is that of all other roles."""
         by_role = {role: 2.0 ** (point[0] + x) for role, x in zip(self._roles, point[1:], strict=True)}
         return {"default": 2.0 ** point[0], **by_role}
 
     def rates(self, lr: float, point: Point) -> dict[str, float]:
-        """Return role -> absolute rate at a point, for a search that started at `lr`."""
+        """Return role -> absolute learning rate at a point of log2 factors; `lr` is the rate for factor 1."""
         return {role: lr * factor for role, factor in self._factors(point).items()}
 
     def _loss(self, point: Point) -> float:
+        """Return the mean loss over seeds at a point; infinity if the point was not tried."""
         return fmean(self.losses[point]) if point in self.losses else math.inf
 
     @property
@@ -175,11 +199,14 @@ class RateSearch:
 
     @property
     def best(self) -> Point:
-        """The point with the lowest loss."""
+        """The point (log2 learning-rate factors) with the lowest mean loss of all that were tried."""
         return min(self.losses, key=self._loss)
 
     def best_common_rate(self) -> Point:
-        """Sweep one rate for all parameters, further while the best is the outermost, and return the best."""
+        """Sweep one learning-rate factor for all parameters and return the point with the lowest loss.
+
+        The sweep goes on outwards while the best factor is the outermost, then tries half an octave to either side.
+        """
         zeros = (0.0,) * len(self._roles)
         self.evaluate([(x, *zeros) for x in COARSE])
         while (edge := abs(self.best[0])) >= max(abs(point[0]) for point in self.losses) and self._left > 0:
@@ -189,7 +216,11 @@ class RateSearch:
         return self.best
 
     def by_coordinates(self, start: Point) -> Point:
-        """Search from a point by moves along one coordinate at a time, and return the best point of all."""
+        """Search from a point by changing one learning rate at a time, and return the best point that was ever tried.
+
+        Each round tries every coordinate one step up and down, and all moves that helped together, and continues
+        from the best; the step halves when no move helps.
+        """
         at, step = start, FIRST_STEP
         while step >= LAST_STEP and self._left > 0:
             moves = list(_moves(at, step))
@@ -204,7 +235,13 @@ class RateSearch:
         return self.best
 
     def with_optuna(self, start: Point) -> Point:
-        """Search with Optuna's TPE sampler, which is told everything tried so far, and return the best point.
+        """Search for the best learning rates with Optuna's TPE sampler, which is told every point tried so far.
+
+        Args:
+            start: a point to return if nothing better is found.
+
+        Returns:
+            The best point.
 
         Raises:
             InvalidInputError: optuna is not installed.
@@ -235,21 +272,31 @@ class RateSearch:
         return min([start, self.best], key=self._loss)
 
     def trials(self, lr: float) -> tuple[Trial, ...]:
-        """Return every point that was tried, in absolute rates."""
+        """Return every point that was tried: absolute learning rate by role, mean loss, and its standard error.
+
+        Args:
+            lr: the absolute rate that factor 1 stands for.
+        """
         return tuple(
             Trial(self.rates(lr, point), fmean(losses), standard_error(losses)) for point, losses in self.losses.items()
         )
 
 
 def _moves(at: Point, step: float) -> Iterator[Point]:
-    """Yield the points that differ in one coordinate by one step, up or down."""
+    """Yield the points that differ from `at` in a single coordinate, by `step` up or down."""
     for i in range(len(at)):
         for sign in (1, -1):
             yield tuple(x + sign * step if j == i else x for j, x in enumerate(at))
 
 
 def sum_of_moves(at: Point, moves: Sequence[Point], loss: Callable[[Point], float]) -> Point:
-    """Add up all moves that help; of two along one coordinate, take the better one."""
+    """Return the point reached by several one-coordinate moves at once; of two along one coordinate, the better.
+
+    Args:
+        at: the point from which the moves start.
+        moves: points that differ from `at` in one coordinate each.
+        loss: gives the loss of a point, to compare moves.
+    """
     total = list(at)
     for i in range(len(at)):
         along = [move for move in moves if move[i] != at[i]]

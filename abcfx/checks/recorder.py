@@ -1,4 +1,4 @@
-"""Watches a model run: what its weights add to every layer since init, and its attention logits."""
+"""Records, during one run of a model, each weight's output W x, its update's output dW x, and all attention logits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,14 @@ LOOKUP, PRODUCT, LOGITS = "lookup", "product", "attention logits"
 
 @dataclass(frozen=True, order=True)
 class Use:
-    """A parameter as a table or as a matrix (a tied one is both), or the attention logits number `index`."""
+    """A key for one layer: a parameter in one way of use, or the logits of one attention.
+
+    Attributes:
+        parameter: name of the parameter; "" for attention logits.
+        kind: "lookup" (table of an embedding), "product" (matrix) or "attention logits". A tied embedding occurs as
+            both of the first two.
+        index: number of the attention, in the order in which they run; 0 for parameters.
+    """
 
     parameter: str
     kind: str
@@ -40,14 +47,17 @@ class Use:
 
 @dataclass
 class Seen:
-    """Values that one layer computed in one run of the model, call by call.
+    """What one layer y = W x computed in one run of the model, with one entry for each call in most lists.
+
+    W is the present weight, dW its change since init, x the input.
 
     Attributes:
-        outputs: W x without a bias, of each call.
-        updates: mean squares of dW x.
-        inits: mean square of W times that of x times fan_in: the mean square of W x while W is independent of x.
-        inputs: mean squares of x, multiplier included.
-        rows: number of rows of x in all calls.
+        outputs: W x of each call, without a bias.
+        updates: mean square of dW x in each call; empty in a run at init.
+        inits: mean square of W times that of x times fan_in, in a run at init: the mean square of W x while W is
+            independent of x.
+        inputs: mean square of x in each call, the layer's multiplier included.
+        rows: number of rows (tokens, positions) of x in all calls together.
         fan_in: number of terms of the sum in W x; 1 for a lookup.
     """
 
@@ -60,69 +70,86 @@ class Seen:
 
     @property
     def output(self) -> float:
-        """rms(W x)."""
+        """The rms of W x over all calls."""
         return rms(self.outputs)
 
     @property
     def update(self) -> float:
-        """rms(dW x)."""
+        """The rms of dW x over all calls, dW being the change of the weight since init; 0 in a run at init."""
         return self._root_mean(self.updates)
 
     @property
     def init(self) -> float:
-        """rms(W) rms(x) sqrt(fan_in); of a lookup and of logits, the rms of the output."""
+        """The rms that W x has at init if W and x are independent, rms(W) rms(x) sqrt(fan_in).
+
+        For lookups and attention logits, which have no such product, it is the rms of the output.
+        """
         return self._root_mean(self.inits) if self.inits else self.output
 
     @property
     def input(self) -> float:
-        """rms(x)."""
+        """The rms of the layer's input x over all calls; 0 where no input was recorded."""
         return (sum(self.inputs) / len(self.inputs)) ** 0.5 if self.inputs else 0.0
 
     def change(self, first: Seen) -> float | None:
-        """Return the rms of W x now minus W x then; None if other rows came in, as with experts."""
+        """Return the rms of the difference between the layer's present output and that of an earlier run.
+
+        Args:
+            first: what the same layer computed in the earlier run.
+
+        Returns:
+            The rms; None if the shapes differ, since other rows came in, as with experts that get other tokens.
+        """
         if [output.shape for output in self.outputs] != [output.shape for output in first.outputs]:
             return None
         return rms([now - then for now, then in zip(self.outputs, first.outputs, strict=True)])
 
     def _root_mean(self, squares: list[float]) -> float:
-        """Return the root of the mean over all entries of all calls."""
+        """Return the root of the mean of mean squares, each weighted by the entries of that call's output."""
         counts = [output.numel() for output in self.outputs]
         total = sum(square * count for square, count in zip(squares, counts, strict=True)) if squares else 0.0
         return (total / sum(counts)) ** 0.5 if sum(counts) else 0.0
 
     def multiply_last(self, factor: float) -> None:
-        """Multiply the output of the last call by a number."""
+        """Multiply the last call's output, and its update's output, by a number, as the model does right after."""
         self.outputs[-1] = self.outputs[-1] * factor
         if self.updates:
             self.updates[-1] *= factor**2
 
 
 def rms(tensors: list[torch.Tensor]) -> float:
-    """Return the root mean square of all entries together, summed in float64; 0 without any."""
+    """Return the root mean square of all entries of several tensors together, summed in float64; 0 without entries."""
     count = sum(t.numel() for t in tensors)
     return (sum(_mean_square(t) * t.numel() for t in tensors) / count) ** 0.5 if count else 0.0
 
 
 def _mean_square(tensor: torch.Tensor) -> float:
+    """Return the mean square of a tensor's entries, summed in float64; 0 for an empty tensor."""
     return float(tensor.double().square().mean()) if tensor.numel() else 0.0
 
 
 class Recorder(CallWatcher):
-    """Repeats every weight op of a run with dW in the weight's place, and keeps what comes out.
+    """A context manager that watches one run of a model and records what every weight and every attention computes.
 
-    A weight is known by its storage, so that views of it (transposed, one head of it) count. Attention logits go into a
-    softmax and come out of a product of two activations; those of a fused attention op are computed again from its
-    queries and keys, without mask.
+    Each op with a weight W is run a second time with dW, the change of W since init, in its place. A weight is
+    recognised by its storage, so that views of it (transposed, one head of it) count. Attention logits are what goes
+    into a softmax and comes out of a product of two activations; for a fused attention op they are computed again
+    from its queries and keys, without mask.
+
+    Args:
+        module: the model; its parameters with more than one dim are watched.
+        first: the parameters at init, by name; None in the run at init itself, where no dW exists.
 
     Attributes:
-        found: what was seen of each use, filled by everything that runs in the `with` block of the recorder.
+        found: what each layer computed, filled by everything that runs within the `with` block.
     """
 
     def __init__(self, module: nn.Module, first: Mapping[str, torch.Tensor] | None) -> None:
-        """Watch the parameters of a module.
+        """Prepare to watch the parameters of a module.
 
         Args:
-            first: the parameters at init, by name; None at init itself, when no weight has an update.
+            module: the model; its parameters with more than one dim are watched.
+            first: the parameters at init, by name; None in the run at init itself, where no weight has changed yet.
         """
         super().__init__()
         self.found: dict[Use, Seen] = {}
@@ -137,13 +164,23 @@ class Recorder(CallWatcher):
         self._attentions = 0
 
     def watch(self, op: AtenOp, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        """Make a call as usual, then look at it."""
+        """Make one aten call of the model's run, record what it does with watched weights, and return its result."""
         out: object = op(*args, **kwargs)
         with torch.no_grad():
             self._look(op, args, kwargs, out)
         return out
 
     def _look(self, op: AtenOp, args: tuple[object, ...], kwargs: Mapping[str, object], out: object) -> None:
+        """Record one aten call of the run: an op with a weight, a number times a lookup, or attention logits.
+
+        Outputs of products of two activations are remembered, and followed through elementwise ops, until they reach
+        a softmax.
+
+        Args:
+            op: the aten op.
+            args, kwargs: what it was called with.
+            out: its result.
+        """
         if op is ATEN.mul.Tensor and self._looked_up is not None and _place(args[0]) == _place(self._looked_up[1]):
             self._multiply(self._looked_up[0], args[1], out)
         if op in WEIGHT_OPS:
@@ -171,6 +208,15 @@ class Recorder(CallWatcher):
     def _weight_op(
         self, op: AtenOp, args: Sequence[object], kwargs: Mapping[str, object], position: int, name: str, out: object
     ) -> None:
+        """Record a call that uses a watched weight W: output without bias, input, and output with the update dW for W.
+
+        Args:
+            op: the aten op.
+            args, kwargs: what it was called with.
+            position: where in `args` the weight stands.
+            name: name of the weight's parameter.
+            out: result of the call.
+        """
         use = Use(name, LOOKUP if op in TABLES else PRODUCT)
         seen = self.found.setdefault(use, Seen())
         plain, added = list(args), ADDED.get(op)
@@ -190,6 +236,15 @@ class Recorder(CallWatcher):
             seen.updates.append(_mean_square(op(*plain, **kwargs)))
 
     def _look_at_input(self, seen: Seen, op: AtenOp, args: Sequence[object], position: int, out: torch.Tensor) -> None:
+        """Record a call's input x: mean square, number of rows, fan_in, and at init the expected size of W x.
+
+        Args:
+            seen: where to record it.
+            op: the aten op.
+            args: what it was called with.
+            position: where in `args` the weight stands.
+            out: result of the call.
+        """
         tensors = {i: arg for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and i != ADDED.get(op)}
         weight = tensors[position]
         if op is ATEN.convolution.default:
@@ -206,13 +261,23 @@ class Recorder(CallWatcher):
             seen.inits.append(_mean_square(weight) * square * seen.fan_in)
 
     def _change(self, name: str) -> torch.Tensor:
+        """Return dW, the change of a parameter since init; it is computed once in a run."""
         if name not in self._changes:
             assert self._first is not None
             self._changes[name] = self._parameters[name] - self._first[name]
         return self._changes[name]
 
     def _multiply(self, use: Use, factor: object, out: object) -> None:
-        """Count a number by which a scale node or the model multiplies a looked-up row as part of the lookup."""
+        """Count a number that multiplies a row right after it is looked up in a table as part of the lookup.
+
+        A factor that `transform` put in front of a later layer belongs to that layer and is not counted. Tensors
+        that are no single number are ignored.
+
+        Args:
+            use: the lookup.
+            factor: what its output is multiplied by.
+            out: the product.
+        """
         if not isinstance(out, torch.Tensor) or (isinstance(factor, torch.Tensor) and factor.ndim > 0):
             return
         assert isinstance(factor, torch.Tensor | float | int)
@@ -221,13 +286,18 @@ class Recorder(CallWatcher):
             self._looked_up = use, out
 
     def _attend(self, logits: torch.Tensor) -> None:
+        """Record the logits of the next attention; masked entries (very negative ones) count as 0."""
         seen = self.found.setdefault(Use("", LOGITS, self._attentions), Seen())
         self._attentions += 1
         seen.outputs.append(torch.where(logits > MASKED, logits, 0.0).detach())
 
 
 def _factors_before_products(module: nn.Module) -> frozenset[float]:
-    """Return the factors of scale nodes that stand before the next layer, and of none that stands after a lookup."""
+    """Return the constants that nodes inserted by `transform` multiply a layer's input or weight by.
+
+    Constants that also occur in a node behind a result (such as a lookup) are left out. A module without graphs has
+    none.
+    """
     before, behind = set[float](), set[float]()
     for graph in module.graphs if isinstance(module, EmittedModule) else ():
         for node, note in scale_nodes(graph).items():
@@ -236,12 +306,17 @@ def _factors_before_products(module: nn.Module) -> frozenset[float]:
 
 
 def _place(value: object) -> int:
-    """Identify the memory of a tensor; -1 for anything else."""
+    """Return the address of a tensor's memory, which views of one tensor share; -1 for a value that is no tensor."""
     return value.untyped_storage().data_ptr() if isinstance(value, torch.Tensor) else -1
 
 
 def _fused_logits(args: Sequence[object], kwargs: Mapping[str, object]) -> torch.Tensor:
-    """Compute the attention logits of a fused op again, from its queries and keys (batch, heads, tokens, head_dim)."""
+    """Compute the attention logits (batch, heads, tokens, tokens) of a fused op again, from its queries and keys.
+
+    Args:
+        args, kwargs: what the fused op was called with: queries and keys (batch, heads, tokens, head_dim), and
+            perhaps `scale`, by default 1 / sqrt(head_dim).
+    """
     query, key, scale = args[0], args[1], kwargs.get("scale")
     assert isinstance(query, torch.Tensor) and isinstance(key, torch.Tensor)
     factor = float(scale) if isinstance(scale, int | float) else query.shape[-1] ** -0.5

@@ -1,4 +1,7 @@
-"""Slopes over width: fitted with standard errors over seeds, and judged against the interval that exponents predict."""
+"""Slopes over width: fitted with standard errors over seeds, and judged against an interval that theory predicts.
+
+A slope s of a statistic says that the statistic grows like width^s.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,17 @@ _WORDS = {INIT: "size at init", UPDATE: "update dW x", CHANGE: "change since ini
 
 @dataclass(frozen=True)
 class Interval:
-    """Slopes, as exponents of width, that a statistic may have before any tolerance."""
+    """An interval of slopes over width that theory predicts for a statistic which grows like width^slope.
+
+    Attributes:
+        low, high: its ends, before any tolerance for errors of measurement.
+    """
 
     low: float
     high: float
 
     def joined(self, other: Interval) -> Interval:
-        """Return the smallest interval that holds both."""
+        """Return the smallest interval that holds this one and another one."""
         return Interval(min(self.low, other.low), max(self.high, other.high))
 
     def __str__(self) -> str:
@@ -36,7 +43,16 @@ class Interval:
 
 
 class Measurement(NamedTuple):
-    """One statistic of one layer in one run; `model` is "transformed" or "standard"."""
+    """One measured number: a statistic of one layer in one training run.
+
+    Attributes:
+        model: "transformed", or "standard" for the user's unchanged model.
+        width, seed: of the run.
+        step: number of optimizer steps taken before.
+        node: name of the layer.
+        statistic: "init", "update", "change", "input" or "output"; see `Slope`.
+        value: the number, an rms.
+    """
 
     model: Variant
     width: int
@@ -49,22 +65,24 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Slope:
-    """Slope of log2 of a statistic over log2 width.
+    """The measured slope of a layer's statistic over width (it grows like width^slope), with the verdict on it.
 
     Attributes:
-        model: "transformed" or "standard".
-        node: the layer's parameter name, or the module path of an attention.
-        statistic: "init" (rms(W0) rms(x) sqrt(fan_in)), "update" (rms of dW x) or "change" (rms of W x - W0 x0); shown
-            only: "input" (rms of x, multiplier included) and "output" (rms of W x).
-        step: optimizer steps taken.
-        mean: exponent of width, mean over seeds; None if a value was zero or not finite at some width.
+        model: "transformed", or "standard" for the user's unchanged model.
+        node: the layer: its parameter's name, or the module path of an attention.
+        statistic: "init" (rms(W0) rms(x) sqrt(fan_in)), "update" (rms of dW x) or "change" (rms of W x - W0 x0), for
+            weight W, input x, values at init W0 and x0, dW = W - W0; shown and not judged: "input" (rms of x,
+            multiplier included) and "output" (rms of W x).
+        step: number of optimizer steps taken.
+        mean: slope of log2(statistic) over log2(width), mean over seeds; None if a value was zero or not finite.
         error: standard error of `mean` over seeds; 0 with one seed.
         seeds: number of seeds.
         tail: slope between the two largest widths.
-        low, high: the interval that the exponents predict, before the tolerance; None if they predict nothing.
-        verdict: see `judge`; None if nothing is judged.
+        low, high: ends of the interval of slopes that theory predicts, before the tolerance; None if it predicts
+            nothing.
+        verdict: the outcome, see `judge`; None if the slope is not judged.
         reason: why it did not pass.
-        cause: the earlier layer that is to blame, if this one fails only because of what comes into it.
+        cause: name of an earlier layer, if this one fails only because that one feeds it an input of the wrong size.
     """
 
     model: Variant
@@ -83,16 +101,22 @@ class Slope:
 
     @property
     def interval(self) -> Interval | None:
-        """The predicted interval, if there is one."""
+        """The interval of slopes that theory predicts; None if it predicts nothing."""
         return None if self.low is None or self.high is None else Interval(self.low, self.high)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the slope as plain data."""
+        """Return the slope as a dict with its attributes as keys."""
         return asdict(self)
 
 
 class Fit(NamedTuple):
-    """Mean slope over seeds, its standard error, and the slope between the two largest widths."""
+    """A line fitted to log2 of a statistic over log2 width.
+
+    Attributes:
+        mean: slope, mean over seeds.
+        error: standard error of the mean over seeds.
+        tail: slope between the two largest widths, mean over seeds.
+    """
 
     mean: float
     error: float
@@ -100,7 +124,12 @@ class Fit(NamedTuple):
 
 
 def fit(log_widths: Sequence[float], by_seed: Mapping[int, Sequence[float]]) -> Fit:
-    """Fit a line to log2 of positive values over log2 width, for each seed on its own."""
+    """Fit a line to log2 of a statistic over log2 width for each seed, and return the mean slope with its error.
+
+    Args:
+        log_widths: log2 of each width, in increasing order.
+        by_seed: for each seed, the positive values of the statistic at these widths.
+    """
     slopes = [linear_regression(log_widths, list(map(math.log2, values))).slope for values in by_seed.values()]
     step = log_widths[-1] - log_widths[-2]
     tail = fmean(math.log2(values[-1] / values[-2]) / step for values in by_seed.values())
@@ -113,11 +142,20 @@ def standard_error(values: Sequence[float]) -> float:
 
 
 def judge(mean: float, error: float, expected: Interval, statistic: str) -> tuple[Verdict, str]:
-    """Judge one slope and return (verdict, reason).
+    """Judge the slope of a statistic over width against the interval that theory predicts.
 
-    PASS: the slope with two standard errors is inside the interval widened by the tolerance. FAIL: it is outside with
-    two standard errors to spare. WEAK: as FAIL, but below, for a change since init, to which several terms add.
-    INCONCLUSIVE: the standard error is too large to tell.
+    PASS: the slope with two standard errors is inside the interval widened by the tolerance. FAIL: it is outside
+    with two standard errors to spare. WEAK: as FAIL, but below the interval, for a "change" since init, to which
+    several terms add. INCONCLUSIVE: the standard error is too large to tell.
+
+    Args:
+        mean: the measured slope.
+        error: its standard error.
+        expected: the predicted interval.
+        statistic: "init", "update" or "change"; each has a tolerance of its own.
+
+    Returns:
+        (verdict, reason); the reason is "" for PASS.
     """
     tolerance, band = TOLERANCE[statistic], ERRORS * error
     low, high = expected.low - tolerance, expected.high + tolerance

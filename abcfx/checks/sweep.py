@@ -1,4 +1,4 @@
-"""Training runs of a sweep, one for each job, in parallel through joblib: on this machine, or a Dask or Ray cluster."""
+"""Makes many training runs (widths x learning rates x seeds) in parallel through joblib, here or on a cluster."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ LEAST_STEPS = 5
 
 @dataclass(frozen=True)
 class Job:
-    """One training run to be made: `factors` multiply the planned rates, by role."""
+    """A description of one training run that is to be made.
+
+    Attributes:
+        variant: "transformed", or "standard" for the user's unchanged model.
+        width: width of the model.
+        seed: seed of its weights and its batches.
+        factors: (role of parameter, number that multiplies its planned learning rate), hashable; the role "default"
+            stands for all roles not named.
+    """
 
     variant: Variant
     width: int
@@ -35,13 +43,20 @@ class Job:
 
     @property
     def rates(self) -> Factors:
-        """Role -> factor."""
+        """The same as `factors`, as a dict: role of parameter -> number that multiplies its planned learning rate."""
         return dict(self.factors)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A job that was run: `loss` is the mean over the last fifth of the steps, `first` that of the first step."""
+    """A training run that was made, with its losses.
+
+    Attributes:
+        job: what was run: model variant, width, seed, learning rates.
+        loss: mean loss over the last fifth of the steps; infinity if the run stopped early at a loss that is not
+            finite.
+        first: loss of the first step.
+    """
 
     job: Job
     loss: float
@@ -49,33 +64,37 @@ class Run:
 
     @property
     def cap(self) -> float:
-        """One and a half times the loss before training: a run that ends higher has diverged."""
+        """One and a half times the loss of the first step: a run that ends above it counts as diverged."""
         return self.first + abs(self.first) / 2
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss is not finite, or above the cap."""
+        """Whether the final loss is not finite, or above one and a half times the loss of the first step."""
         return not math.isfinite(self.loss) or self.loss > self.cap
 
     @property
     def capped(self) -> float:
-        """The loss, no larger than the cap, so that a run that diverged can stand in a mean and a parabola."""
+        """The final loss, or 1.5 times the first loss for a run that diverged, so that means stay finite."""
         return self.cap if self.diverged else self.loss
 
 
 @dataclass
 class Sweep:
-    """Everything that the runs of a sweep share; it is sent to the workers, which plan each width once.
+    """Everything that many training runs of one architecture share; call `run` with the jobs.
+
+    A sweep is pickled and sent to worker processes; each worker transforms the model once for each width.
 
     Attributes:
-        models: architecture, optimizer and options.
-        batches: a list, of which each run takes `steps`; or a function of the seed.
-        loss: function of (output, batch).
-        steps: of each run: warm-up over a tenth, then linear decay to 0.
-        backend: of joblib, or "sequential".
+        models: builds the model at each width, transformed or unchanged, with its optimizers.
+        batches: a list of batches, of which each run takes the first `steps`; or a function of the seed that returns
+            one.
+        loss: function of (output, batch) that returns a scalar.
+        steps: number of optimizer steps of each run; the learning rate rises over a tenth of them, then falls
+            linearly to 0.
+        backend: joblib's backend, such as "loky" (processes), or "sequential" for no joblib at all.
         jobs: number of workers; -1 for as many as there are cores.
-        progress: whether to draw a bar; None draws it if stderr is a terminal.
-        key: tells this sweep from others in a worker.
+        progress: whether to draw a progress bar; None draws it if stderr is a terminal.
+        key: a unique id, by which a worker tells this sweep from others.
     """
 
     models: ModelSweep
@@ -88,6 +107,11 @@ class Sweep:
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
+        """Check the options and read `steps` batches, if an iterable was given.
+
+        Raises:
+            InvalidInputError: an option does not fit, or there are fewer batches than steps.
+        """
         if self.backend == "threading":
             raise InvalidInputError(
                 "backend='threading': runs would share torch's random numbers.\n  To fix: backend='loky'"
@@ -103,15 +127,22 @@ class Sweep:
                 )
 
     def batches_of(self, seed: int) -> Iterable[object]:
-        """Return the batches of the runs with a seed."""
+        """Return the batches for runs with a seed: the same for all seeds unless `batches` is a function."""
         return self.batches(seed) if callable(self.batches) else self.batches
 
     def first_batch(self) -> object:
-        """Return the batch on which models are captured."""
+        """Return the first batch for seed 0; models are captured (traced) with it."""
         return next(iter(self.batches_of(0)))
 
     def run(self, jobs: Sequence[Job], title: str) -> list[Run]:
-        """Run the jobs, the widest and so the most expensive first.
+        """Make the training runs of all jobs in parallel; the widest, which take longest, start first.
+
+        Args:
+            jobs: the runs to make.
+            title: label of the progress bar.
+
+        Returns:
+            One run for each job, in the order in which they end.
 
         Raises:
             InvalidInputError: joblib is not installed; and whatever a run raises.
@@ -125,6 +156,7 @@ class Sweep:
         return found
 
     def _results(self, jobs: Sequence[Job]) -> Iterator[Run]:
+        """Yield the runs of the jobs as they end: one after the other for the backend "sequential", else by joblib."""
         if self.backend == SEQUENTIAL:
             return (train(self, job) for job in jobs)
         try:
@@ -143,7 +175,14 @@ _MODELS_BY_SWEEP: dict[str, ModelSweep] = {}  # of this process: those of the sw
 
 
 def train(sweep: Sweep, job: Job) -> Run:
-    """Make one run, on one thread."""
+    """Make one training run on a single thread, and return its losses; this is what a worker process calls.
+
+    The transformed models of the last sweep are kept in the process, so that each width is transformed once.
+
+    Args:
+        sweep: what all runs share: models, batches, loss, number of steps.
+        job: model variant, width, seed and learning rates of this run.
+    """
     if sweep.key not in _MODELS_BY_SWEEP:
         _MODELS_BY_SWEEP.clear()
         _MODELS_BY_SWEEP[sweep.key] = sweep.models
@@ -161,10 +200,18 @@ def train(sweep: Sweep, job: Job) -> Run:
 def _losses(
     module: torch.nn.Module, optimizers: Optimizers, batches: Iterable[object], loss: Loss, steps: int
 ) -> list[float]:
-    """Train and return the loss before each step; stop early at the first loss that is not finite."""
+    """Train a model and return the loss before each step; stop early at the first loss that is not finite.
+
+    The learning rates of all optimizers rise linearly over the first tenth of the steps, then fall linearly towards
+    0.
+
+    Raises:
+        InvalidInputError: there are fewer batches than steps.
+    """
     warm = max(1, round(steps * WARM_UP))
 
     def factor(step: int) -> float:
+        """Return what the learning rates are multiplied by at a step: linear warm-up, then linear decay to 0."""
         return min((step + 1) / warm, (steps - step) / max(1, steps - warm))
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]

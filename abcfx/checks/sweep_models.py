@@ -1,4 +1,4 @@
-"""The models that a check trains: one architecture at many widths, transformed or as written, drawn from a seed."""
+"""Builds the models that a check trains: one architecture at many widths and seeds, transformed or unchanged."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ _TORCH: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class CheckOptions(TransformOptions, total=False):
-    """The options of `transform` that checks pass on, and the base learning rate."""
+    """The keyword options of `transform` that checks pass on, and `lr`, the base learning rate or a dict by role."""
 
     lr: ByRole
 
 
 def checked_widths(widths: Sequence[int]) -> list[int]:
-    """Return the widths in increasing order. Raises InvalidInputError unless there are two different positive ones."""
+    """Return the widths sorted and without repeats. Raises InvalidInputError unless two positive ones remain."""
     found = sorted(set(widths))
     if len(found) < 2 or found[0] <= 0:
         raise InvalidInputError(f"widths={list(widths)}; expected at least two different positive widths.")
@@ -56,21 +56,23 @@ def checked_widths(widths: Sequence[int]) -> list[int]:
 
 
 def seeds_of(seeds: int | Sequence[int]) -> list[int]:
-    """Return the seeds: those given, or as many as the number says."""
+    """Return a list of seeds: the given ones, or 0, 1, ... up to as many as the given number says."""
     return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
 
 
 @dataclass
 class ModelSweep:
-    """One architecture at several widths: each is captured and planned once, then drawn anew for every seed.
+    """One architecture at several widths: each is transformed once, then its weights are drawn for every seed.
 
     Attributes:
         make_model: builds the model of a width, drawing its weights from torch's default generator.
-        batch: on which it is captured.
-        base_width: where transformed and standard model are the same.
-        optimizer: as for `transform`.
+        batch: a training batch, whose inputs the model is traced with.
+        base_width: the width at which `transform` changes nothing.
+        optimizer: name, class or instance, or a dict of them by parameter pattern, as for `transform`.
         options: other options of `transform`.
-        prepare: see `coord_check`.
+        prepare: function of (result of `transform`, width) that may change the module and return its optimizers, as
+            in `coord_check`; None makes the planned optimizer.
+        _results: the transformed models made so far, by width.
     """
 
     make_model: MakeModel
@@ -82,6 +84,7 @@ class ModelSweep:
     _results: dict[int, Transformed] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        """Raise InvalidInputError for options of `transform` that a check sets itself or cannot use."""
         for name in ("model", "args", "kwargs", "base", "optimizer"):
             if name in self.options:
                 raise InvalidInputError(
@@ -95,11 +98,15 @@ class ModelSweep:
             )
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave out the plans when pickled: a worker plans for itself."""
+        """Return the state to pickle, without the transformed models: each worker process transforms for itself."""
         return {**self.__dict__, "_results": {}}
 
     def build(self, width: int, seed: int) -> nn.Module:
-        """Build the model as written. Raises InvalidInputError if `make_model` returns anything but a module."""
+        """Build the user's unchanged model of a width, in train mode, with weights drawn from a seed.
+
+        Raises:
+            InvalidInputError: `make_model` returned something that is no torch module.
+        """
         with seeded(seed):
             model = self.make_model(width)
         if not isinstance(model, nn.Module):
@@ -107,7 +114,10 @@ class ModelSweep:
         return model.train()
 
     def result(self, width: int) -> Transformed:
-        """Transform the model of a width, once. Only the first capture is verified: the other widths are alike."""
+        """Return the `Transformed` (result of `transform`) of a width; it is made on the first call and kept.
+
+        Only the first capture is verified against the model, since models of other widths have the same code.
+        """
         if width not in self._results:
             model, base = self.build(width, 0), self.build(self.base_width, 0)
             args, kwargs = forward_arguments(model, self.batch)
@@ -120,11 +130,27 @@ class ModelSweep:
     def make(
         self, variant: Variant, width: int, seed: int, factors: Factors | None = None
     ) -> tuple[nn.Module, Optimizers]:
-        """Return the model of a width with the weights of a seed, and its optimizers; `factors` multiply the rates."""
+        """Return a model with the weights of a seed, ready for training, and its optimizers.
+
+        Args:
+            variant: "transformed", or "standard" for the user's unchanged model.
+            width: width of the model.
+            seed: seed of the weights.
+            factors: role of parameter -> number that multiplies its learning rate; "default" for all roles not
+                named.
+        """
         made = self._transformed if variant == TRANSFORMED else self._standard
         return made(width, seed, factors or {})
 
     def _transformed(self, width: int, seed: int, factors: Factors) -> tuple[nn.Module, Optimizers]:
+        """Return the transformed model of a width with the weights of a seed, and its optimizers.
+
+        If `prepare` returns optimizers, only the factor "default" is applied to their learning rates.
+
+        Args:
+            width, seed: of the model.
+            factors: role of parameter -> number that multiplies its planned learning rate.
+        """
         result = self.result(width)
         draw(result, self.build(width, seed))
         made = None if self.prepare is None else self.prepare(result, width)
@@ -137,11 +163,24 @@ class ModelSweep:
         return result.module, optimizers
 
     def _standard(self, width: int, seed: int, factors: Factors) -> tuple[nn.Module, Optimizers]:
-        """Return the model as written, with the hyperparameters of the base width."""
+        """Return the user's unchanged model of a width, and optimizers with the rates planned for the base width.
+
+        Args:
+            width, seed: of the model.
+            factors: role of parameter -> number that multiplies its learning rate.
+        """
         model, spec = self.build(width, seed), self.result(self.base_width).spec
         return model, self._optimizers(model, spec, factors)
 
     def _optimizers(self, module: nn.Module, spec: Spec, factors: Factors) -> Optimizers:
+        """Make the optimizers of a module from planned hyperparameters.
+
+        Args:
+            module: the module to train.
+            spec: planned learning rate, weight decay, ... of each parameter.
+            factors: role of parameter -> number that multiplies its learning rate; "default" for all roles not
+                named.
+        """
         if factors:
             default = factors.get("default", 1.0)
             rows = spec.items()
@@ -150,7 +189,15 @@ class ModelSweep:
 
 
 def draw(result: Transformed, model: nn.Module) -> None:
-    """Start the transformed model again from the weights and buffers of another draw of the model as written."""
+    """Overwrite weights and buffers of a transformed model by those of a freshly drawn one, with the planned init.
+
+    Each weight is multiplied by the planned factor, or drawn again with the planned standard deviation. Gradients
+    are cleared, and the module is put in train mode.
+
+    Args:
+        result: the transformed model, changed in place.
+        model: the user's unchanged model at the same width, with freshly drawn weights.
+    """
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     result.module.train()
     with torch.no_grad():
@@ -168,7 +215,16 @@ def draw(result: Transformed, model: nn.Module) -> None:
 def make_optimizers(
     groups: list[OptimizerGroup], spec: Spec, optimizer: Optimizer | Mapping[str, Optimizer]
 ) -> Optimizers:
-    """Make torch's optimizers for the groups of a plan. Raises InvalidInputError if torch has none of that name."""
+    """Make torch optimizers for parameter groups: one, or one for each kind of optimizer where `optimizer` is a dict.
+
+    Args:
+        groups: parameter groups with planned hyperparameters.
+        spec: the plan, which says which parameter belongs to which optimizer.
+        optimizer: name, class or instance of an optimizer, or a dict of them by parameter pattern.
+
+    Raises:
+        InvalidInputError: torch has no optimizer of the given name.
+    """
     if isinstance(optimizer, Mapping):
         distinct = {family(each).name: each for each in optimizer.values()}
         return [_make(groups_of(groups, spec, each), each) for each in distinct.values()]
@@ -176,6 +232,7 @@ def make_optimizers(
 
 
 def _make(groups: list[OptimizerGroup], optimizer: Optimizer) -> torch.optim.Optimizer:
+    """Make an optimizer for parameter groups: from a name ("adamw"), a class, or an instance with its options."""
     if isinstance(optimizer, torch.optim.Optimizer):
         taken = inspect.signature(type(optimizer).__init__).parameters
         defaults = {key: value for key, value in optimizer.defaults.items() if key in taken}

@@ -60,10 +60,10 @@ def transfer_check(
         optimizer: as for `transform`.
         seeds: number of seeds, or the seeds themselves.
         steps: of each run: a tenth of warm-up, then linear decay to 0.
-        control: also train the model as written, with the same rate for all parameters at every width.
+        control: also train the user's unchanged model, with the rates of the base width, for comparison.
         backend: of joblib: "loky" (processes on this machine), "dask", "ray", ...; or "sequential", without joblib.
         n_jobs: number of workers; -1 for all. Each uses one thread.
-        base_width: where the transform changes nothing; the smallest of `widths` by default.
+        base_width: the width at which `transform` changes nothing; the smallest of `widths` by default.
         prepare: see `coord_check`.
         progress: whether to draw a progress bar; None draws it if stderr is a terminal.
         transform_options: passed on to `transform`.
@@ -108,7 +108,18 @@ def transfer_check(
 
 
 def _grid(lr: ByRole, lrs: Sequence[float] | None) -> tuple[float | None, list[float]]:
-    """Return the rate that factor 1 stands for (None for rates by role), and the factors of the grid in order."""
+    """Work out which learning rates to try, as factors on the planned rates.
+
+    Args:
+        lr: absolute base rate, or a dict of rates by role of parameter.
+        lrs: absolute rates to try, or factors if `lr` is a dict; None tries 1/8 to 8 times `lr`.
+
+    Returns:
+        (absolute rate that factor 1 stands for, None if `lr` is a dict; factors in increasing order).
+
+    Raises:
+        InvalidInputError: there are fewer than three different positive rates.
+    """
     centre = None if isinstance(lr, Mapping) else float(lr)
     factors = [2.0**k for k in OCTAVES] if lrs is None else sorted({x / (centre or 1.0) for x in lrs})
     if len(factors) < 3 or factors[0] <= 0:

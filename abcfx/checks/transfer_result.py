@@ -1,4 +1,4 @@
-"""The result of a transfer check: loss over learning rate at each width, the shift of the minimum, the regret."""
+"""The result of a transfer check: loss over learning rate at each width, and how far the best learning rate moves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 
 
 class TrainingRun(NamedTuple):
-    """One run of the sweep: `factor` multiplies the planned rates; `lr` is absolute, None for rates by role."""
+    """One training run of a transfer check, as plain data.
+
+    Attributes:
+        model: "transformed", or "standard" for the user's unchanged model.
+        width, seed: of the model.
+        factor: number that multiplied all planned learning rates.
+        lr: the absolute base rate, factor included; None where rates differ by role of parameter.
+        loss: mean loss over the last fifth of the steps.
+        diverged: whether the loss is not finite, or above 1.5 times the first one.
+    """
 
     model: Variant
     width: int
@@ -36,18 +45,22 @@ class TrainingRun(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TransferCheck(CheckResult[CheckRow]):
-    """Result of `transfer_check`; true if the verdict is PASS.
+    """Result of `transfer_check`, which measures whether the best learning rate stays the same over widths.
+
+    `bool(result)` is true if the verdict is PASS; printing it shows the best rate at each width.
 
     Attributes:
-        rows: the three claims: "grid" holds every minimum, its "shift" is small, and the "loss" falls with width.
-        widths: in increasing order.
-        base_width: where transformed and standard model are the same.
-        seeds: of the runs.
-        steps: of each run.
-        lr: as given.
-        centre: the rate (absolute) that factor 1 stands for; None for rates by role.
-        curves: transformed model first, in order of width.
-        shifts: by model, "transformed" and "standard".
+        rows: the verdicts: "grid" (every best rate lies inside the rates tried), "shift" (it moves little with
+            width) and "loss" (wider is not worse).
+        widths: the widths at which models were trained, in increasing order.
+        base_width: the width at which `transform` changes nothing.
+        seeds: seeds of the runs.
+        steps: number of optimizer steps of each run.
+        lr: the base learning rate as it was given: a number, or a dict by role of parameter.
+        centre: the absolute rate that factor 1 stands for; None where rates differ by role.
+        curves: loss over learning rate, those of the transformed model first, in order of width.
+        shifts: how the best rate moves with width, by model: "transformed", and "standard" for the user's unchanged
+            model.
         runs: every training run.
     """
 
@@ -64,37 +77,53 @@ class TransferCheck(CheckResult[CheckRow]):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why the check did not pass; empty if it did."""
+        """The reason of each row that is neither PASS nor SKIP; empty if the check passed."""
         return tuple(row.reason for row in self._wanting())
 
     def _wanting(self) -> list[CheckRow]:
+        """Return the rows whose verdict is neither PASS nor SKIP."""
         return [row for row in self.rows if row.verdict not in (Verdict.PASS, Verdict.SKIP)]
 
     @property
     def shift(self) -> Shift:
-        """The shift of the transformed model's best rate."""
+        """How far the best learning rate of the transformed model moves: log2 of the rate per doubling of the width."""
         return self.shifts[TRANSFORMED]
 
     @property
     def control(self) -> Shift | None:
-        """The shift of the best rate of the model as written, which should be away from 0; None without a control."""
+        """How far the best rate of the user's unchanged model moves per doubling of width; None if not trained.
+
+        It is there for comparison, and is expected to be far from 0.
+        """
         return self.shifts.get(STANDARD)
 
     @property
     def regret(self) -> tuple[float, float]:
-        """(regret, standard error) of the smallest width's best rate at the largest width."""
+        """(regret, its standard error): the loss that the smallest width's best rate costs at the largest width."""
         curve = self.curve(self.widths[-1])
         return curve.regret, curve.regret_error
 
     def curve(self, width: int, model: Variant = TRANSFORMED) -> Curve:
-        """Return the curve of a model at a width. Raises KeyError if there is none."""
+        """Return the loss over learning rate of one model at one width.
+
+        Args:
+            width: one of `widths`.
+            model: "transformed", or "standard" for the user's unchanged model.
+
+        Raises:
+            KeyError: there is no such curve.
+        """
         for each in self.curves:
             if (each.width, each.model) == (width, model):
                 return each
         raise KeyError(f"there is no curve of the {model} model at width {width}; widths are {self.widths}.")
 
     def to_dict(self) -> dict[str, object]:
-        """Return verdict, shifts and curves as plain data."""
+        """Return the result as plain data: verdict, rows, reasons, settings, shifts by model, and all curves.
+
+        The keys beside those of every check ("check", "verdict", "failed", "rows") are "reasons", "shifts",
+        "widths", "base_width", "seeds", "steps", "lr" and "curves".
+        """
         return super().to_dict() | {
             "reasons": self.reasons,
             "shifts": {model: shift._asdict() for model, shift in self.shifts.items()},
@@ -107,7 +136,7 @@ class TransferCheck(CheckResult[CheckRow]):
         }
 
     def plot(self, path: str | None = None) -> Figure:
-        """Draw loss over learning rate, one line for each width, with its minimum.
+        """Draw final loss over learning rate, one curve for each width, with its minimum marked by a star.
 
         Args:
             path: where to write the figure; its ending chooses the format (.png, .svg, .pdf).
@@ -119,17 +148,19 @@ class TransferCheck(CheckResult[CheckRow]):
         return save(plot_transfer(title, self.curves, self.shifts, self.centre), path)
 
     def rate(self, factor: float) -> str:
-        """Return a factor as it is shown: a rate, or a multiple of rates by role."""
+        """Format a learning-rate factor for the report: as an absolute rate, or "2 x" where rates differ by role."""
         return f"{factor:.3g} x" if self.centre is None else f"{self.centre * factor:.3g}"
 
     def __str__(self) -> str:
         return text_of(self.__rich__())
 
     def __rich__(self) -> RenderableType:
+        """Return what is printed: a headline, a table with a line for each model and width, and what did not pass."""
         reasons = [Text(f"  {row.verdict} {row.reason}") for row in self._wanting()]
         return Group(self._headline(), Text(), self._table(), Text(), *reasons)
 
     def _headline(self) -> Text:
+        """Return the first printed lines: verdict, widths, and how far the best learning rate of each model moves."""
         text = Text(f"{self.TITLE}: ").append(verdict_text(self.verdict))
         text.append(f"; widths {', '.join(map(str, self.widths))} (base {self.base_width})")
         text.append(f", {len(self.seeds)} seeds, {self.steps} steps\n")
@@ -139,6 +170,7 @@ class TransferCheck(CheckResult[CheckRow]):
         return text.append("regret: loss at the best rate of the smallest width, minus the best loss at this width.")
 
     def _table(self) -> Table:
+        """Return the printed table: for each model and width the best rate, loss, regret and range of rates tried."""
         table = Table(box=None, pad_edge=False, padding=(0, 1))
         for name in ("model", "width", "best lr", "best loss", "regret", "grid"):
             table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)

@@ -1,4 +1,4 @@
-"""The runs of a transfer check: a sweep over widths, rates and seeds, and the claims that it supports."""
+"""The training runs of a transfer check, at several widths, learning rates and seeds, and the verdicts on them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,18 @@ SMALL_SHARE = 0.003  # of a loss: less is no difference between widths
 
 
 class TransferStudy:
-    """Training runs by model, width, factor on the rate, and seed."""
+    """The training runs of a transfer check, kept by model, width, learning-rate factor and seed.
+
+    Call `run` first, then `curves`, `shifts` or `training_runs`.
+
+    Args:
+        sweep: makes the training runs.
+        widths: widths of the models, in increasing order.
+        seeds: seeds of the runs.
+        variants: "transformed", and "standard" for the user's unchanged model.
+        same_at: the width at which both variants are the same model, so that one of them need not run; None if there
+            is none.
+    """
 
     def __init__(
         self,
@@ -30,10 +41,15 @@ class TransferStudy:
         variants: Sequence[Variant],
         same_at: int | None,
     ) -> None:
-        """Prepare the sweep.
+        """Store the settings; nothing is trained yet.
 
         Args:
-            same_at: the width at which the model as written is the transformed one, so that it need not run again.
+            sweep: makes the training runs.
+            widths: widths of the models, in increasing order.
+            seeds: seeds of the runs.
+            variants: "transformed", and "standard" for the user's unchanged model.
+            same_at: the width at which both variants are the same model, so that one of them need not run; None if
+                there is none.
         """
         self.sweep, self.widths, self.seeds, self.variants, self.same_at = sweep, widths, seeds, variants, same_at
         self._runs: dict[tuple[Variant, int], dict[float, dict[int, Run]]] = {
@@ -41,7 +57,12 @@ class TransferStudy:
         }
 
     def run(self, grid: Sequence[float]) -> None:
-        """Train at every factor of the grid, and beyond it while a minimum lies on an edge."""
+        """Train at every width, seed and learning-rate factor, with more factors where the lowest loss lies at an end.
+
+        Args:
+            grid: factors on the planned learning rates. Where the lowest loss is at the smallest or largest factor,
+                two more are added beyond it, up to three times.
+        """
         wanted = {key: list(grid) for key in self._runs}
         for _ in range(1 + EXTENSIONS):
             jobs = [
@@ -59,7 +80,7 @@ class TransferStudy:
             wanted = {key: more for key in self._runs if (more := list(self._beyond(*key)))}
 
     def _beyond(self, variant: Variant, width: int) -> Iterator[float]:
-        """Yield two factors beyond the edge of the grid on which the lowest loss lies, if it does."""
+        """Yield two learning-rate factors beyond those tried, if the lowest mean loss lies at an end; else none."""
         means = self._means(variant, width)
         factors = sorted(means)
         best = min(factors, key=means.__getitem__)
@@ -69,15 +90,23 @@ class TransferStudy:
             yield from (best * 2, best * 4)
 
     def _means(self, variant: Variant, width: int) -> dict[float, float]:
-        """Return factor -> loss, capped, mean over seeds."""
+        """Return learning-rate factor -> mean final loss over seeds, of one model at one width.
+
+        A run that diverged counts with 1.5 times its first loss.
+        """
         runs = self._runs[variant, width]
         return {factor: fmean(run.capped for run in by_seed.values()) for factor, by_seed in runs.items()}
 
     def curves(self) -> tuple[Curve, ...]:
-        """Return the curves of all models, in order of width."""
+        """Return loss over learning rate of every model ("transformed" first) at every width."""
         return tuple(self._curve(variant, width) for variant in self.variants for width in self.widths)
 
     def _curve(self, variant: Variant, width: int) -> Curve:
+        """Sum up the runs of one model at one width: mean loss by learning-rate factor, best factor, and regret.
+
+        The regret is the loss at the best factor of the smallest width, minus the loss at this width's own best
+        factor.
+        """
         runs, means = self._runs[variant, width], self._means(variant, width)
         factors = sorted(means)
         best = min(factors, key=means.__getitem__)
@@ -101,11 +130,15 @@ class TransferStudy:
         )
 
     def shifts(self) -> dict[Variant, Shift]:
-        """Return how the best rate of each model moves with width."""
+        """Return how each model's best learning rate moves with width: slope of log2(best rate) over log2(width)."""
         return {variant: self._shift(variant) for variant in self.variants}
 
     def _shift(self, variant: Variant) -> Shift:
-        """Fit log2 of the best rate over log2 width: of the mean curves, with the standard error over seeds."""
+        """Fit a line to log2(best learning rate) over log2(width) of one model.
+
+        The slope is fitted to curves that are averaged over seeds; its standard error comes from fits to each seed
+        alone.
+        """
         log_widths = [math.log2(width) for width in self.widths]
         best = [math.log2(self._curve(variant, width).best) for width in self.widths]
         by_seed = []
@@ -118,7 +151,12 @@ class TransferStudy:
         return Shift(linear_regression(log_widths, best).slope, standard_error(by_seed), tuple(by_seed))
 
     def training_runs(self, centre: float | None) -> tuple[TrainingRun, ...]:
-        """Return all runs; `centre` is the rate that factor 1 stands for."""
+        """Return every training run as plain data.
+
+        Args:
+            centre: the absolute learning rate that factor 1 stands for; None where rates differ by role of
+                parameter.
+        """
         return tuple(
             TrainingRun(
                 variant, width, seed, factor, None if centre is None else centre * factor, run.loss, run.diverged
@@ -130,12 +168,26 @@ class TransferStudy:
 
 
 def judge_transfer(curves: Sequence[Curve], shift: Shift) -> tuple[CheckRow, ...]:
-    """Judge the curves of the transformed model: every minimum inside the grid, a small shift, a loss that falls."""
+    """Judge whether the best learning rate of the transformed model stays the same over widths.
+
+    Args:
+        curves: loss over learning rate of the transformed model at each width, in order of width.
+        shift: how its best rate moves with width.
+
+    Returns:
+        Three rows: "grid" (the best rate lies inside the rates tried at every width), "shift" (it moves by at most
+            0.25 log2 per doubling of width) and "loss" (a wider model does not end worse).
+    """
     on_edge = [str(curve.width) for curve in curves if curve.on_edge]
     return _judge_grid(on_edge), _judge_shift(shift, measured=not on_edge), _judge_loss(curves)
 
 
 def _judge_grid(on_edge: Sequence[str]) -> CheckRow:
+    """Return the row "grid": INCONCLUSIVE if at some width the lowest loss is at an end of the rates tried, else PASS.
+
+    Args:
+        on_edge: these widths, as text.
+    """
     if on_edge:
         reason = f"the best rate lies beyond the grid at width {', '.join(on_edge)}"
         return CheckRow(name="grid", verdict=Verdict.INCONCLUSIVE, reason=reason)
@@ -143,6 +195,14 @@ def _judge_grid(on_edge: Sequence[str]) -> CheckRow:
 
 
 def _judge_shift(shift: Shift, measured: bool) -> CheckRow:
+    """Return the row "shift": FAIL if the best learning rate surely moves by more than 0.25 log2 per doubling of width.
+
+    It is INCONCLUSIVE if the rate seems to move more, but within two standard errors.
+
+    Args:
+        shift: slope of log2(best rate) over log2(width), with its error.
+        measured: False gives SKIP: some best rate lies beyond the rates tried.
+    """
     if not measured:
         return CheckRow(name="shift", verdict=Verdict.SKIP, reason="not judged: a best rate lies beyond the grid")
     told = f"the best rate moves by {shift.mean:+.2f} ± {shift.error:.2f} log2 per octave of width"
@@ -155,6 +215,7 @@ def _judge_shift(shift: Shift, measured: bool) -> CheckRow:
 
 
 def _judge_loss(curves: Sequence[Curve]) -> CheckRow:
+    """Return the row "loss": WEAK if a model ends with a clearly higher loss than the next narrower one, else PASS."""
     for narrow, wide in pairwise(curves):
         difference = ERRORS * math.hypot(narrow.error, wide.error) + SMALL_SHARE * abs(narrow.loss)
         if wide.loss - narrow.loss > difference:

@@ -1,4 +1,4 @@
-"""The result of a search for learning rates: rates by role, what they gain, and every setting that was tried."""
+"""The result of `tune`, a search for learning rates: rates by role, what they gain, and every setting tried."""
 
 from __future__ import annotations
 
@@ -20,33 +20,40 @@ if TYPE_CHECKING:
 
 
 class Trial(NamedTuple):
-    """One setting: rates (absolute) by role, the loss as a mean over seeds, and its standard error."""
+    """One setting that a search for learning rates tried.
+
+    Attributes:
+        rates: role of parameter ("default", "embedding", ...) -> absolute learning rate.
+        loss: final loss, mean over seeds.
+        error: standard error of the mean.
+    """
 
     rates: Mapping[str, float]
     loss: float
     error: float
 
     def to_dict(self) -> dict[str, object]:
-        """Return the rate of each role, loss and error as plain data."""
+        """Return a dict with the rate of each role, and "loss" and "error"."""
         return {**self.rates, "loss": self.loss, "error": self.error}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Tuned(RowsResult[Trial], Mapping[str, float]):
-    """Result of `tune`: a mapping of role, and "default" for all others, to an absolute learning rate.
+    """Result of `tune`: a mapping of role of parameter (and "default" for all others) to an absolute learning rate.
 
     Attributes:
-        rows: every setting of the search, in the order in which they were tried: the loss surface.
-        rates: the same mapping as a plain dict.
-        single: the best rate (absolute) for all parameters alike.
-        width: where the search took place.
-        steps: of each run.
-        seeds: of the search.
-        fresh_seeds: which the search has not seen, if `batches` was a function of the seed.
-        loss: of `rates`, mean over `fresh_seeds`.
-        single_loss: of `single`, mean over `fresh_seeds`.
-        gain: by how much `rates` are better than `single`; paired over `fresh_seeds`.
-        gain_error: standard error of `gain`.
+        rows: every setting that was tried, in order, with its loss.
+        rates: the mapping as a plain dict.
+        single: the best rate (absolute) if all parameters share one.
+        width: width of the model that was searched on.
+        steps: number of optimizer steps of each run.
+        seeds: seeds of the search.
+        fresh_seeds: seeds of the final comparison; new ones if `batches` was a function of the seed, else those of
+            the search.
+        loss: final loss with `rates`, mean over `fresh_seeds`.
+        single_loss: final loss with `single`, mean over `fresh_seeds`.
+        gain: `single_loss` minus `loss`: how much better separate rates are.
+        gain_error: standard error of `gain`, from the difference for each seed.
     """
 
     TITLE: ClassVar[str] = "tune"
@@ -72,11 +79,11 @@ class Tuned(RowsResult[Trial], Mapping[str, float]):
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Every setting of the search: the same as `rows`."""
+        """Every setting that was tried, in order; another name of `rows`."""
         return self.rows
 
     def to_dict(self) -> dict[str, object]:
-        """Return rates, gain and trials as plain data."""
+        """Return a dict of all attributes under their names, the rows as "trials", and "check": "tune"."""
         return {
             "check": self.TITLE,
             "rates": self.rates,
@@ -93,7 +100,7 @@ class Tuned(RowsResult[Trial], Mapping[str, float]):
         }
 
     def plot(self, path: str | None = None) -> Figure:
-        """Draw loss over the rate of each role: all trials, and the lowest loss at each rate.
+        """Draw the loss over the rate of each role: a point for every setting tried, a line for the lowest losses.
 
         Args:
             path: where to write the figure; its ending chooses the format (.png, .svg, .pdf).
@@ -110,6 +117,7 @@ class Tuned(RowsResult[Trial], Mapping[str, float]):
         return text_of(self.__rich__())
 
     def __rich__(self) -> RenderableType:
+        """Return what is printed: the settings of the search, the gain, and a table of the rate of each role."""
         head = Text(f"{self.TITLE}: width {self.width}, {len(self.rows)} settings, {len(self.seeds)} seeds, ")
         head.append(f"{self.steps} steps\n").append(f"gain over one rate for all: {self.gain:.4f} ± ", "bold")
         head.append(f"{self.gain_error:.4f}", "bold").append(f" on seeds {', '.join(map(str, self.fresh_seeds))}")

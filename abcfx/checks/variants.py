@@ -1,4 +1,4 @@
-"""The two variants of a model that checks compare: transformed, and as written."""
+"""The two variants of a model that checks compare: "transformed" by abcfx, or "standard": the user's, unchanged."""
 
 from __future__ import annotations
 
