@@ -32,7 +32,9 @@ def load(argument: object, values: Mapping[fx.Node, object]) -> object:
 
 
 def leaves(value: object) -> list[object]:
-    """Return all leaves (abstract or plain Python values) of nested arguments or results, as a flat list."""
+    """Return all leaves of nested arguments or results (abstract tensors, sizes, plain Python values) as a flat
+    list.
+    """
     return trees.leaves(value, is_leaf=lambda leaf: isinstance(leaf, Value | Sizes | Number))
 
 
@@ -42,7 +44,15 @@ def tensors(value: object) -> list[Value]:
 
 
 def positional(target: object, args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
-    """Move keywords of a torch function to their positions: addmm(bias, mat1=x, mat2=w) becomes addmm(bias, x, w)."""
+    """Return the arguments of a torch function with keywords at their positions.
+
+    addmm(bias, mat1=x, mat2=w) becomes addmm(bias, x, w).
+
+    Args:
+        target: the function.
+        args: positional arguments.
+        kwargs: keyword arguments; those that have no position stay keywords.
+    """
     if not kwargs:
         return tuple(args), {}
     registered = registered_arguments(target)
@@ -52,7 +62,9 @@ def positional(target: object, args: Sequence[object], kwargs: Mapping[str, obje
 
 
 def forward_arguments(module: torch.nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
-    """Move keyword arguments of a module call to their positions in the signature of the module's forward."""
+    """Return the arguments of a module call with keywords at their positions in the signature of the module's
+    forward.
+    """
     return _in_place(_positional_names(inspect.signature(module.forward)), args, kwargs)
 
 
@@ -64,10 +76,12 @@ def _torch_arguments(target: object) -> list[ArgumentNames]:
 
 
 def _positional_names(signature: inspect.Signature) -> list[str]:
+    """Return the names of the arguments of a signature that can be given by position, in order."""
     return [name for name, p in signature.parameters.items() if p.kind is not p.KEYWORD_ONLY]
 
 
 def _in_place(names: Iterable[str], args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
+    """Move keyword arguments to the positions that `names` gives them, up to the first that is missing."""
     moved, rest = list(args), dict(kwargs)
     for name in list(names)[len(args) :]:
         if name not in rest:

@@ -26,7 +26,7 @@ def compute_number(node: fx.Node, args: Sequence[object]) -> Number | None:
 
     Args:
         node: the fx node.
-        args: its arguments, at least one of them a Number.
+        args: the arguments of the node, at least one of them a Number (a number that may change with width).
     """
     name = plain_name(node.target)
     if name == "pow" and isinstance(exponent := args[1], int | float):
@@ -39,6 +39,7 @@ def compute_number(node: fx.Node, args: Sequence[object]) -> Number | None:
 
 
 def _operand(node: fx.Node, args: Sequence[object], index: int) -> Number:
+    """Return an argument of an arithmetic node as a number that may change with width."""
     value = args[index]
     if isinstance(value, Number):
         return value

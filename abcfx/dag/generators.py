@@ -14,14 +14,14 @@ from abcfx.rules.kinds import Merge, Norm, NumberFactor, Pointwise, Power, Produ
 
 
 def generators(dag: LayerDag) -> Mapping[str, frozenset[str]]:
-    """Find the generators and the nodes that each of them decides alone: its logits, gates and mixing weights.
+    """Find the generators: layers whose few outputs become weights (gates, a mix) of the tensors that they read.
 
-    A layer is a generator if nodes that are computed from it and from parameters alone, and that a function such as
-    sigmoid or softmax bounds, multiply the layer's own input (before or after a norm), or multiply a tensor that is
-    then added to a product of that input (a write gate).
+    A layer is one if nodes that are computed from it and from parameters alone, and that a function such as sigmoid or
+    softmax bounds, multiply the layer's own input (before or after a norm), or multiply a tensor that is then added to
+    a product of that input (a write gate).
 
     Returns:
-        Name of the layer -> names of the nodes that it decides.
+        Name of the layer -> names of the nodes that it alone decides: logits, gates and mixing weights.
     """
     found = {}
     for node, _ in dag.layers():
@@ -33,7 +33,13 @@ def generators(dag: LayerDag) -> Mapping[str, frozenset[str]]:
 
 
 def _decided_by(dag: LayerDag, layer: str, own: frozenset[str]) -> frozenset[str]:
-    """Return a layer and all nodes computed from it, as far as other inputs are parameters or norms of its input."""
+    """Return a layer and the nodes that it alone decides: their other inputs are parameters, or norms of its input.
+
+    Args:
+        dag: the layer DAG.
+        layer: name of the layer.
+        own: the layer's input, and the nodes that are the same up to norms and factors.
+    """
     decided, beside = {layer}, set(own)
     after = dag.descendants(layer)
     for node in dag.order:
@@ -48,7 +54,7 @@ def _decided_by(dag: LayerDag, layer: str, own: frozenset[str]) -> frozenset[str
 
 
 def _bounded(dag: LayerDag, layer: str, decided: frozenset[str]) -> frozenset[str]:
-    """Return those of the nodes in `decided` that are computed from the layer through a nonlinear function."""
+    """Return those of the nodes in `decided` that are computed from a layer through a nonlinear function."""
     bounded: set[str] = set()
     for node in dag.order:
         curved = isinstance(dag.kind(node), Pointwise | Softmax | Norm) or dag.node(node).is_pinned
@@ -59,7 +65,7 @@ def _bounded(dag: LayerDag, layer: str, decided: frozenset[str]) -> frozenset[st
 
 
 def _own_input(dag: LayerDag, layer: str) -> frozenset[str]:
-    """Return a layer's input and the nodes from which norms, gains and factors alone make that input."""
+    """Return a layer's input and the nodes from which it comes by norms, gains and factors alone."""
     own: set[str] = set()
     node = dag.kind(layer).inputs[0]
     while node is not None and node not in own:
@@ -73,7 +79,13 @@ def _own_input(dag: LayerDag, layer: str) -> frozenset[str]:
 
 
 def _weighs(dag: LayerDag, weights: frozenset[str], streams: frozenset[str]) -> bool:
-    """Whether some of the weights multiply a stream, or a tensor that is then added to a product of a stream."""
+    """Whether some of the weights multiply a stream, or a tensor that is then added to a product of a stream.
+
+    Args:
+        dag: the layer DAG.
+        weights: the nodes that may be weights.
+        streams: the tensors that may be weighed.
+    """
 
     def multiplies(node: str, others: frozenset[str]) -> bool:
         kind = dag.kind(node)

@@ -29,7 +29,9 @@ _VIEWS = frozenset({
 
 
 class Interpreter:
-    """Runs an fx graph on abstract tensors. An op on constants alone gives a constant and needs no rule.
+    """An interpreter that runs an fx graph on abstract tensors, each op by its rule, and so builds a layer DAG.
+
+    An op on constants alone gives a constant and needs no rule.
 
     Attributes:
         notes: sentences for the report, about ops whose rule had to be guessed.
@@ -42,7 +44,7 @@ class Interpreter:
 
         Args:
             module: owns the parameters, buffers and modules that the graph names.
-            builder: takes the nodes.
+            builder: collects the nodes of the layer DAG.
             guesses_unknown: whether an op without a rule passes on the largest change among its inputs, with a note.
             inside: the node of the custom autograd.Function whose forward the graph is.
         """
@@ -52,11 +54,11 @@ class Interpreter:
         self._values: dict[fx.Node, object] = {}
 
     def run(self, graph: fx.Graph, inputs: Sequence[object] | None = None) -> object:
-        """Run a graph and return what it returns.
+        """Run a graph on abstract tensors and return what it returns.
 
         Args:
             graph: the graph.
-            inputs: values of its placeholders; constants without it.
+            inputs: abstract values of its placeholders; without them, placeholders are constants.
         """
         if inputs is not None:
             self._values = dict(zip(graph.find_nodes(op="placeholder"), inputs, strict=True))
@@ -73,6 +75,11 @@ class Interpreter:
     # -- one node
 
     def _evaluate(self, node: fx.Node) -> object:
+        """Return the abstract result of one fx node, by the rule of its op.
+
+        Raises:
+            UnknownOpError: the op has no rule.
+        """
         at = self._inside or node
         op = Op(self._builder, at, module_path(at), is_inside=self._inside is not None)
         if node.op == "placeholder":
@@ -100,6 +107,7 @@ class Interpreter:
         return self._call_function(op, node, args, kwargs, values)
 
     def _attribute(self, op: Op, node: fx.Node) -> object:
+        """Return the abstract value of a get_attr node: a parameter with its name and dims, else a constant."""
         owner, _, name = str(node.target).rpartition(".")
         held: object = getattr(self._module.get_submodule(owner), name)
         if isinstance(held, torch.nn.Parameter) and held in self._builder.names:
@@ -115,6 +123,15 @@ class Interpreter:
         kwargs: Mapping[str, object],
         values: Sequence[Value | Sizes],
     ) -> object:
+        """Return the abstract result of a module call, by the rule of the module's class.
+
+        Args:
+            op: what the rule gets, to speak about the op.
+            node: the call.
+            args: positional arguments, abstract where they are tensors.
+            kwargs: keyword arguments.
+            values: the abstract tensors and sizes among the arguments.
+        """
         module = self._module.get_submodule(str(node.target))
         is_constant = all(isinstance(v, Value) and v.is_constant for v in values)
         if is_constant and next(module.parameters(), None) is None:
@@ -133,6 +150,18 @@ class Interpreter:
         kwargs: Mapping[str, object],
         values: Sequence[Value | Sizes],
     ) -> object:
+        """Return the abstract result of a function or method call, by the rule of its op.
+
+        Args:
+            op: what the rule gets, to speak about the op.
+            node: the call.
+            args: positional arguments, abstract where they are tensors.
+            kwargs: keyword arguments.
+            values: the abstract tensors and sizes among the arguments.
+
+        Raises:
+            UnknownOpError: there is no rule, or it loses an input that training changes.
+        """
         rule = find_function_rule(node.target)
         if rule is None and (forward := _traced_forward(node, args, kwargs)) is not None:
             return self._run_forward(node, forward, [v for v in args if isinstance(v, Value)])
@@ -151,7 +180,17 @@ class Interpreter:
         return result
 
     def _guess(self, op: Op, node: fx.Node, target: object, values: Iterable[Value | Sizes]) -> object:
-        """Handle an op without a rule: raise an error or, if guesses are allowed, merge its inputs and add a note."""
+        """Handle an op without a rule: raise an error or, if guesses are allowed, merge its inputs and add a note.
+
+        Args:
+            op: records what the op does.
+            node: the call.
+            target: the function or class of module that is called.
+            values: the abstract tensors and sizes among the arguments.
+
+        Raises:
+            UnknownOpError: guesses are not allowed; names the place and the line to write.
+        """
         if not self._guesses_unknown:
             raise _unknown_op(node, target)
         self.notes.append(
@@ -181,7 +220,7 @@ class Interpreter:
         return returned
 
     def _write_back(self, node: fx.Node) -> None:
-        """Give the first argument of an in-place op, and the tensor that it is a view of, the value of the result."""
+        """Give the first argument of an in-place op, and the tensor that this is a view of, the value of the result."""
         written = self._values[node]
         target: object = node.args[0]
         while isinstance(target, fx.Node) and isinstance(written, Value) and written.node is not None:
@@ -199,7 +238,9 @@ def _only(returned: object) -> object:
 
 
 def _returned_by(node: fx.Node, value: object) -> object:
-    """Record the given fx node as the one that returns this value, in place of the node its rule may have set."""
+    """Return an abstract value with `node` noted as the fx node that returns it, in place of one that a rule has
+    set.
+    """
     if not isinstance(value, Value):
         return value
     return replace(value, at=node, shape=shape_of(node) or value.shape)
@@ -226,6 +267,11 @@ def _lost(given: Iterable[Value | Sizes], returned: object) -> str:
 
 
 def _apply(rule: Rule, op: Op, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
+    """Call a rule with the op and its arguments and return the result.
+
+    Raises:
+        UnknownOpError: the rule does not take the arguments of this call.
+    """
     try:
         inspect.signature(rule).bind(op, *args, **kwargs)
     except TypeError as error:
@@ -272,6 +318,7 @@ def _shown(target: object) -> str:
 
 
 def _unknown_op(node: fx.Node, target: object) -> UnknownOpError:
+    """Return the error that an op has no rule, with its place and the lines to write."""
     target = getattr(target, "autograd_function", target)
     is_module = isinstance(target, type) and issubclass(target, torch.nn.Module)
     name = None if isinstance(target, type) else plain_name(target)

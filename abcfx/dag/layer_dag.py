@@ -41,11 +41,12 @@ class LayerDag:
 
     @cached_property
     def _by_name(self) -> dict[str, DagNode]:
+        """The nodes by name."""
         return {node.name: node for node in self.nodes}
 
     @cached_property
     def edges(self) -> nx.DiGraph:
-        """The graph of node names as a read-only networkx DiGraph, on which networkx algorithms run."""
+        """The edges between the nodes, as a read-only networkx DiGraph of their names."""
         graph = nx.DiGraph()
         graph.add_nodes_from(self.order)
         after: dict[str, list[str]] = {name: [] for name in self.order}
@@ -116,7 +117,7 @@ class LayerDag:
         return [(node, kind) for node in self.order if isinstance(kind := self.kind(node), Vector)]
 
     def uses(self) -> dict[str, list[str]]:
-        """Map each parameter name to its nodes: several for a tied parameter or a module that is called twice."""
+        """Return for each parameter the nodes that use it: several if it is tied or its module is called twice."""
         uses: dict[str, list[str]] = {}
         for node in self.order:
             kind = self.kind(node)
@@ -183,7 +184,7 @@ class LayerDag:
 
 
 def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, unknown: UnknownOps = "raise") -> LayerDag:
-    """Build the layer DAG of a captured model.
+    """Build the layer DAG of a captured model: its layers, merges, norms and products, as the rules of ops say.
 
     Args:
         captured: the model with its graphs.
@@ -206,7 +207,13 @@ def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, unknown: U
 
 
 def _frozen(builder: DagBuilder, outputs: frozenset[str], notes: tuple[str, ...]) -> LayerDag:
-    """Return the finished DAG with only those nodes of the builder that the outputs are computed from."""
+    """Return the finished DAG, with only those nodes of the builder from which the outputs are computed.
+
+    Args:
+        builder: holds the nodes that the rules made.
+        outputs: the nodes whose tensors the model returns.
+        notes: sentences for the report.
+    """
     nodes = [builder.nodes[name] for name in builder.above(*outputs)]
     pinned = frozenset(builder.pinned_parameters)
     marked = [

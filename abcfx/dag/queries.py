@@ -15,7 +15,13 @@ from abcfx.rules.kinds import Layer, Merge, Norm, NumberFactor, Product, Reduce,
 
 
 class BlockName(NamedTuple):
-    """A dotted name cut at one of its numbers: `blocks.3.fc.weight` is ("blocks", "3", "fc.weight")."""
+    """A dotted name cut at one of its numbers: `blocks.3.fc.weight` is ("blocks", "3", "fc.weight").
+
+    Attributes:
+        container: path of the module that holds the numbered blocks.
+        number: number of the block.
+        rest: the name within the block.
+    """
 
     container: str
     number: str
@@ -48,7 +54,14 @@ def is_serial(dag: LayerDag, container: str) -> bool:
 
 
 class Skip(NamedTuple):
-    """A skip connection: paths from `start` to one merge pass through at most `most` and at least `fewest` layers."""
+    """A skip connection: several paths lead from one node to a merge, past different numbers of layers.
+
+    Attributes:
+        start: the node from which the paths start.
+        end: the merge at which they meet.
+        most: largest number of layers on such a path.
+        fewest: least number of layers on such a path.
+    """
 
     start: str
     end: str
@@ -97,9 +110,9 @@ class Branch:
     """A residual branch: the f of x + f(x).
 
     Attributes:
-        node: the node that is added to the stream.
+        node: the node f(x), which is added to x.
         inside: the nodes that only the branch computes, `node` among them.
-        containers: the containers of numbered blocks that its layers lie in.
+        containers: paths of the modules whose numbered submodules its layers lie in.
     """
 
     node: str
@@ -108,7 +121,7 @@ class Branch:
 
 
 def residual_branches(dag: LayerDag, containers: Collection[str]) -> dict[str, Branch]:
-    """Find every residual branch, the f of x + f(x), in the blocks of the containers, in the order they run.
+    """Find every residual branch, the f of x + f(x), inside the numbered blocks of a model, in the order they run.
 
     A residual connection inside of a branch is part of the branch.
 
@@ -117,7 +130,7 @@ def residual_branches(dag: LayerDag, containers: Collection[str]) -> dict[str, B
         containers: paths of modules with numbered submodules, such as "blocks".
 
     Returns:
-        A dict from the name of the merge that adds a branch to that branch.
+        A dict from the name of the merge (sum) that adds a branch to that branch.
     """
     found: dict[str, Branch] = {}
     earlier: dict[str, list[str]] = {}  # merge -> itself and the merges of the stream before it, the latest first
@@ -143,6 +156,7 @@ def residual_branches(dag: LayerDag, containers: Collection[str]) -> dict[str, B
 
 
 def _first(nodes: Sequence[str], among: Set[str]) -> str | None:
+    """Return the first of the nodes that is in a set; None if none is."""
     return next((node for node in nodes if node in among), None)
 
 
@@ -154,7 +168,7 @@ def _lies_in_one_block(dag: LayerDag, nodes: Collection[str], containers: Collec
 
 
 def repeated_uses(dag: LayerDag) -> dict[str, list[str]]:
-    """Map each parameter that is the weight of more than one layer node to these nodes."""
+    """Return, for each parameter that is the weight of more than one layer node, these nodes."""
     uses: dict[str, list[str]] = {}
     for node, layer in dag.layers():
         uses.setdefault(layer.parameter, []).append(node)
@@ -206,7 +220,11 @@ def _nodes_to_softmax(dag: LayerDag, node: str) -> list[str] | None:
 def query_targets(dag: LayerDag, node: str) -> tuple[str, ...]:
     """Return the parameters to multiply so that attention logits get a factor: those of the query, else of the key.
 
-    Returns () where both come out of one fused layer.
+    None of them (an empty tuple) if both come out of one fused layer.
+
+    Args:
+        dag: the layer DAG.
+        node: the product of query and key.
     """
     sides = [absorbing_parameters(dag, side) for side in dag.kind(node).inputs if side is not None]
     return next((names for names in sides if names), ())
@@ -218,7 +236,8 @@ def query_targets(dag: LayerDag, node: str) -> tuple[str, ...]:
 def absorbing_parameters(dag: LayerDag, node: str) -> tuple[str, ...]:
     """Return the parameters to multiply so that this node's tensor alone gets a factor; () if there are none.
 
-    Of a layer: its weight and bias. Of a norm: its gain and bias. Of a product: one factor's. Of a sum: all summands'.
+    Of a layer these are its weight and bias; of a norm, its gain and bias; of a product, those of one factor; of a sum,
+    those of all summands.
     """
     if not _is_free(dag, node) or node in dag.outputs:
         return ()

@@ -35,15 +35,18 @@ def assign_exponents(
     roles: Mapping[str, str] | None = None,
     exponents: GivenExponents | None = None,
 ) -> dict[str, ParameterExponents]:
-    """Assign role, multiplier exponent a and init exponent b to every parameter, with the user's overrides.
+    """Assign to every parameter its role, the exponent a of its multiplier m^-a, and b of its init m^-b.
 
     Args:
         dag: the layer DAG.
         growth: growth exponents of dims.
         parameters: the model's parameters by name.
-        parametrization: name of a table of (a, b).
+        parametrization: name of a table of (a, b), such as "mup".
         roles: glob pattern -> role, in place of what the graph says.
         exponents: glob pattern -> (a, b) or (a, b, c), or such tuples in the order in which the layers run.
+
+    Returns:
+        The exponents of each parameter; m is the width ratio.
 
     Raises:
         InvalidInputError: a pattern matches nothing, or given exponents make a layer's output unstable at init.
@@ -70,6 +73,10 @@ def assign_exponents(
 def _vector(
     dag: LayerDag, growth: WidthGrowth, name: str, parameter: torch.nn.Parameter, node: str
 ) -> ParameterExponents:
+    """Return role and exponents of a bias, gain or other parameter that acts entry by entry.
+
+    It is a "vector" if a dim of it grows with width, else a "scalar".
+    """
     is_bias = any(isinstance(kind := dag.kind(n), Layer) and node in kind.vectors for n in dag.successors(node))
     e = sum(growth.parameter(name, tuple(parameter.shape)))
     role, reason = ("vector", RoleReason.GROWING_VECTOR) if e else ("scalar", RoleReason.FIXED_VECTOR)
@@ -80,7 +87,16 @@ def _vector(
 class _Use:
     """One use of a weight in the model: its role, and its multiplier and init if this were the only use.
 
-    `own`: the model itself multiplies this use by m^-own. `a`, `b`: exponents of multiplier and init.
+    Attributes:
+        node: the layer node of the DAG.
+        layer: what it computes.
+        role: the role of this use.
+        reason: why it has this role.
+        e_in: fan_in grows like m^e_in (m, the width ratio).
+        e_out: fan_out grows like m^e_out.
+        own: the model itself multiplies this use by m^-own.
+        a: exponent of the multiplier m^-a.
+        b: exponent of the init m^-b.
     """
 
     node: str
@@ -95,6 +111,15 @@ class _Use:
 
 
 def _use(dag: LayerDag, growth: WidthGrowth, table: Table, node: str, wanted: str | None) -> _Use:
+    """Find role, multiplier and init of one use of a weight.
+
+    Args:
+        dag: the layer DAG.
+        growth: growth exponents of dims.
+        table: exponents (a, b) of each role.
+        node: the layer node that uses the weight.
+        wanted: the role that the user gave, if any.
+    """
     layer = dag.kind(node)
     assert isinstance(layer, Layer)
     e_in, e_out = growth.dims(*layer.fan_in), growth.dims(*layer.fan_out)
@@ -154,6 +179,12 @@ def _own_factor(dag: LayerDag, growth: WidthGrowth, node: str, role: str) -> flo
     Counted are numbers on the weight; on the input of a readout (T5's d^-1/2); on what comes out of a table (sqrt(d))
     or of a readout. Of a hidden layer: those on the input of an inner bottleneck (a router over d), and those that a
     norm divides out again. Its other numbers are part of the architecture.
+
+    Args:
+        dag: the layer DAG.
+        growth: growth exponents of dims and numbers.
+        node: the layer node.
+        role: its role.
     """
     layer = dag.kind(node)
     assert isinstance(layer, Layer)
@@ -196,6 +227,7 @@ def _numbers_on_output(dag: LayerDag, node: str) -> list[Number]:
 
 
 def _table_row(table: Table, role: str, e_in: float, e_out: float) -> tuple[float, float]:
+    """Return exponents (a, b) of a layer from a table by role, times the growth exponent of its fan_in or fan_out."""
     if role == "plain":
         return 0.0, e_in / 2  # its own fan-in init, no multiplier
     if role not in MATRIX_ROLES:
@@ -208,6 +240,11 @@ def _table_row(table: Table, role: str, e_in: float, e_out: float) -> tuple[floa
 def _given_exponents(
     exponents: GivenExponents | None, dag: LayerDag, parameters: Mapping[str, torch.nn.Parameter]
 ) -> dict[str, tuple[float, ...]]:
+    """Return the exponents (a, b) or (a, b, c) that the user gave, by parameter.
+
+    Raises:
+        InvalidInputError: a pattern matches nothing, or a list has another length than the model has layers.
+    """
     if exponents is None:
         return {}
     if isinstance(exponents, Mapping):
@@ -223,6 +260,11 @@ def _given_exponents(
 
 
 def _overridden(found: ParameterExponents, name: str, values: tuple[float, ...]) -> ParameterExponents:
+    """Return a parameter's exponents with those that the user gave, (a, b) or (a, b, c), in place.
+
+    Raises:
+        InvalidInputError: they are malformed, or make the layer's output unstable at init.
+    """
     if len(values) not in (2, 3) or any(x != x or abs(x) == float("inf") for x in values):
         raise InvalidInputError(f"exponents: {name!r} was given {values}; expected finite (a, b) or (a, b, c).")
     a, b, c = (*values, None)[:3]

@@ -21,13 +21,13 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class AttentionLogits:
-    """A product of queries and keys in front of a softmax, with exponents of the width ratio m.
+    """A product of queries and keys in front of a softmax, with its exponents of the width ratio m.
 
     Attributes:
         node: name of the product in the layer DAG.
         growth: head_dim grows as m^growth.
         scale: the model's own factor on the logits is ~ m^-scale.
-        missing: a factor m^-missing makes the change of the logits O(1).
+        missing: a further factor m^-missing makes the change of the logits O(1).
     """
 
     node: str
@@ -62,7 +62,16 @@ def find_attention(fixed: FixedExponents) -> tuple[AttentionLogits, ...]:
 
 
 def _refuse_unread(fixed: FixedExponents, node: str, after: list[str]) -> None:
-    """Raise an error if the model scales its logits, queries or keys by a value that is known only when it runs."""
+    """Raise an error if a model scales logits, queries or keys by a value that is known only when it runs.
+
+    Args:
+        fixed: the exponents, with the layer DAG.
+        node: the product of queries and keys.
+        after: the nodes between the product and its softmax.
+
+    Raises:
+        InvalidInputError: names the place of that value.
+    """
     before = [n for n in fixed.dag.kind(node).inputs if n is not None]
     for n in (*after, *before):
         kind = fixed.dag.kind(n)
@@ -96,5 +105,6 @@ def describe(found: tuple[AttentionLogits, ...]) -> tuple[str, ...]:
 
 
 def _products(found: tuple[AttentionLogits, ...]) -> str:
+    """Write "the logits of 2 products (attn, attn_1)" for a note in the report."""
     shown = ", ".join(each.node for each in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
     return f"the logits of {len(found)} product{'s' * (len(found) > 1)} ({shown})"

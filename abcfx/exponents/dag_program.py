@@ -29,7 +29,12 @@ class BindingKind(Enum):
 
 @dataclass(frozen=True)
 class Binding:
-    """Why the exponent c of one parameter's rate m^-c is not smaller, with the names of the tight rows, if any."""
+    """The reason why a parameter's c (learning rate m^-c) is not smaller, with the names of the constraints, if any.
+
+    Attributes:
+        kind: the kind of reason.
+        rows: names of the rows of the linear program that hold with equality and have c in them.
+    """
 
     kind: BindingKind
     rows: tuple[RowName, ...] = ()
@@ -48,7 +53,7 @@ _BINDINGS = {
 
 @dataclass(frozen=True)
 class SolvedDag:
-    """The solution of a layer DAG; all exponents are powers of the width ratio m.
+    """The solution of a layer DAG's linear program, and what follows from it; exponents are of the width ratio m.
 
     Attributes:
         solution: the solution of the linear program, which weights alone are in.
@@ -59,7 +64,7 @@ class SolvedDag:
         binding: why c is not smaller, by parameter.
         shadow_prices: d(sum of all c) / d(right side) by name of row or bound.
         rows: number of rows of the linear program.
-        columns: number of its columns.
+        columns: number of columns of the linear program.
     """
 
     solution: LpSolution
@@ -74,11 +79,13 @@ class SolvedDag:
 
 
 class DagProgram:
-    """The linear program of one layer DAG, kept for re-solves at other alignments, which start at the last optimum.
+    """The linear program that finds c (learning rate m^-c; m, the width ratio) of the weights in a layer DAG.
+
+    It can be solved again at other alignments, starting at the last optimum.
 
     Args:
-        fixed: roles, a and b, with the layer DAG.
-        alignment: (alpha, omega, u) of each layer node.
+        fixed: roles and the exponents a (multiplier) and b (init), with the layer DAG.
+        alignment: how strongly updates line up with inputs, as exponents (alpha, omega, u), of each layer node.
         caps: largest c that a parameter may get, by name; a parameter that is not in it may get any.
     """
 
@@ -100,10 +107,10 @@ class DagProgram:
         self.solver = Solver(rows, self._rates(), self.lower, self.alignment)
 
     def solve(self, alignment: Mapping[str, Alignments] | None = None) -> SolvedDag:
-        """Solve the program, at first at the alignments of the constructor.
+        """Solve the linear program for learning rates, and find what follows for vectors and gradients.
 
         Args:
-            alignment: new (alpha, omega, u) by layer node; layers that are not in it keep theirs.
+            alignment: new (alpha, omega, u) by layer node; layers that are not in it keep those they have.
 
         Raises:
             InfeasibleError: c that the user gave leave no solution; the message names the conflict.
@@ -127,12 +134,21 @@ class DagProgram:
         )
 
     def rates(self, alignment: Mapping[str, Alignments]) -> dict[str, float]:
-        """Return c (rate m^-c) of every trained weight at new alignments: a faster `solve` for use in training."""
+        """Solve at new alignments and return c (learning rate m^-c) of every trained weight and nothing else.
+
+        It takes less time than `solve`, for use in training.
+
+        Args:
+            alignment: new (alpha, omega, u) by layer node.
+        """
         self.alignment.update(alignment)
         return {str(name): value for name, value in self.solver.rates_at(self.alignment).items()}
 
     def _is_scaled(self, node: str) -> bool:
-        """Whether all readers of a tensor multiply it by numbers, maybe after sums: only products must be stable."""
+        """Whether all readers of a tensor multiply it by numbers, so that it needs no stability of its own.
+
+        Sums may stand in between.
+        """
         followers = self.dag.successors(node)
         if not followers or node in self.dag.outputs:
             return False
@@ -146,16 +162,26 @@ class DagProgram:
     # -- rows
 
     def _row(self, name: RowName, out: tuple[str, str], node: str, bound: Bound) -> Row:
+        """Make a row of the linear program out of a bound on the variable `out`.
+
+        Args:
+            name: name of the row.
+            out: the variable: ("r", node), ("G", node) or ("g", parameter).
+            node: the layer node whose alignment is in the bound.
+            bound: the bound.
+        """
         inputs = tuple(var[1] if var[0] == "c" else var for var in bound.inputs)
         return Row(name, out, inputs, bound.constant, bound.alignment, node, bound.weight)
 
     def _change_rows(self, node: str) -> list[Row]:
+        """Return the rows that bound r of a node's tensor, whose change is ~ m^-r."""
         if not self.fixed.changes(node):
             return []
         bounds = dict.fromkeys(self.dag.kind(node).changes(node, self.fixed))  # once each: q k of one layer repeats
         return [self._row(RowName(node, bound.label), ("r", node), node, bound) for bound in bounds]
 
     def _gradient_rows(self, node: str) -> list[Row]:
+        """Return the rows by which a node bounds gradients: G of its inputs (~ m^-G), and g of its weight."""
         rows = []
         if node in self.dag.outputs:
             rows.append(Row(RowName(node, RowLabel(RowKind.LOSS)), ("G", node), (), 0.0))
@@ -168,10 +194,14 @@ class DagProgram:
         return rows
 
     def _takes_gradient(self, parameter: str) -> bool:
+        """Whether a parameter learns by an optimizer such as SGD, whose updates are as large as the gradient."""
         return self.fixed.learns(parameter) and self.fixed.family(parameter).update == "gradient"
 
     def _rates(self) -> dict[Hashable, Rate]:
-        """Make one rate for each weight that learns; a fused weight counts once for each piece that it is cut into."""
+        """Return, for each weight that learns, its variable c: cost, distance to the outputs, and bounds.
+
+        A fused weight costs as much as the pieces that its output is cut into.
+        """
         distances = self.dag.distances()
         rates: dict[Hashable, Rate] = {}
         for node, layer in self.dag.layers():
@@ -187,7 +217,12 @@ class DagProgram:
     # -- what follows from the optimum
 
     def _rates_by_rule(self, solution: LpSolution, c: Mapping[str, float]) -> dict[str, float]:
-        """Find c (rate m^-c) of biases, gains and other vectors: the smallest that leaves all later tensors stable."""
+        """Find c (rate m^-c) of biases, gains and other vectors: the smallest that leaves later tensors stable.
+
+        Args:
+            solution: the solution of the linear program, which has no vectors.
+            c: the c of the weights.
+        """
         with_vectors = self.fixed.with_vectors()
         need: dict[str, float] = dict.fromkeys(self.dag.outputs, 0.0)
         need |= _changes(self.solver.required(solution))
@@ -223,6 +258,7 @@ class DagProgram:
         return found
 
     def _parameter_gradients(self, at_nodes: Mapping[str, float]) -> dict[str, float]:
+        """Return g of each parameter (its gradient is ~ m^-g) from G of each node's tensor (gradient ~ m^-G)."""
         found: dict[str, float] = {}
         for node in self.dag.order:
             kind = self.dag.kind(node)
@@ -234,6 +270,7 @@ class DagProgram:
         return found
 
     def _binding(self, solution: LpSolution) -> dict[str, Binding]:
+        """Return for each parameter why its c is not smaller: constraints, a rule, the user's choice, or nothing."""
         found = {}
         for name, decided in self.fixed.parameters.items():
             rows = tuple(row for row in solution.binding.get(name, ()) if isinstance(row, RowName))
@@ -247,7 +284,7 @@ class DagProgram:
 
 
 def _changes(levels: Mapping[Hashable, float]) -> dict[str, float]:
-    """Return r (change m^-r) by node, out of levels named ("r", node), ("G", node) and ("g", parameter)."""
+    """Return r (change m^-r) by node, out of the values of all variables r, G and g of the linear program."""
     return {
         str(name[1]): round(value, DECIMALS) + 0.0
         for name, value in levels.items()

@@ -27,7 +27,14 @@ BRANCH_EXPONENT: Mapping[DepthTable, float] = {"none": 0.0, "mup": 0.5, "complet
 
 @dataclass(frozen=True)
 class DepthExponents:
-    """Exponents of the ratio of depths for init (b), learning rate (c), gradient (g) and weight decay (`decay`)."""
+    """The exponents of the ratio of depths by which one parameter's numbers change.
+
+    Attributes:
+        b: of the init, ratio^-b.
+        c: of the learning rate, ratio^-c.
+        g: of the gradient, ratio^-g, which eps follows.
+        decay: of weight decay, ratio^decay.
+    """
 
     b: float = 0.0
     c: float = 0.0
@@ -35,18 +42,25 @@ class DepthExponents:
     decay: float = 0.0
 
     def moved(self, a: float, family: OptimizerFamily) -> DepthExponents:
-        """Return the exponents after a factor ratio^-a has moved into the parameter."""
+        """Return the exponents after a factor (ratio of depths)^-a has moved into the parameter.
+
+        Args:
+            a: exponent of the factor.
+            family: the optimizer, which decides how the learning rate has to follow.
+        """
         return DepthExponents(self.b + a, self.c + family.rate_shift(a), self.g - a, self.decay + family.decay_shift(a))
 
 
 @dataclass(frozen=True)
 class DepthScaling:
-    """How to scale a model that has another number of blocks than its base; empty for equal numbers.
+    """The factors, rates and eps for a model that has more blocks than its base; empty for equal numbers.
+
+    `ratio` is the number of blocks over that of the base.
 
     Attributes:
         a: exponent of the factor ratio^-a on every residual branch.
-        branches: merge that adds a branch -> number of blocks of the target over that of the base.
-        ratios: the same ratio for each parameter inside a branch.
+        branches: the ratio, by the DAG node (merge) that adds a branch to the stream.
+        ratios: the ratio for each parameter inside a branch.
         inserted: exponents of each such parameter where factors multiply the branches.
         absorbed: exponents of each such parameter where the factors are moved into parameters.
         left: merges whose factor no parameter can take.
@@ -65,14 +79,17 @@ class DepthScaling:
 def scale_depth(
     table: DepthTable, dag: LayerDag, blocks: Blocks, families: Mapping[str, OptimizerFamily], decay: str
 ) -> DepthScaling:
-    """Find the factors, rates and eps for a model with another number of blocks than its base; none for equal numbers.
+    """Find factors on residual branches, rates and eps for a model with another number of blocks than its base.
 
     Args:
         table: "none", "mup" or "completep".
         dag: the layer DAG.
-        blocks: the blocks of target and base.
-        families: optimizer family of each parameter.
-        decay: mode of the weight decay, as in `Overrides`.
+        blocks: the numbered blocks of target and base.
+        families: the optimizer of each parameter.
+        decay: how weight decay follows: "independent", "coupled" or "fixed".
+
+    Returns:
+        An empty result for equal numbers of blocks.
 
     Raises:
         InvalidInputError: the blocks have no residual branches.
@@ -114,18 +131,24 @@ def scale_depth(
 
 
 def _inside_branch(a: float, family: OptimizerFamily, decay: str) -> DepthExponents:
-    """Return the depth exponents of a parameter inside a residual branch that is multiplied by (ratio of depths)^-a."""
+    """Return the depth exponents of a parameter inside a residual branch that is multiplied by ratio^-a.
+
+    Args:
+        a: exponent of that factor; ratio is the number of blocks over that of the base.
+        family: the optimizer of the parameter.
+        decay: how weight decay follows: "independent", "coupled" or "fixed".
+    """
     c = (1 - 2 * a) if family.update == "gradient" else 1 - a
     return DepthExponents(c=c, g=a, decay=c if decay == "independent" else 0.0)
 
 
 def _described(ratios: Mapping[str, float], what: str) -> tuple[str, ...]:
-    """Return one note for the report per ratio of depths, saying how many times as many blocks the model has."""
+    """Return a sentence for the report on each ratio of depths: how many more blocks there are, and `what` is done."""
     counts = Counter(ratios.values())
     return tuple(f"depth: {ratio:g} times the base's blocks ({n} branches): {what}" for ratio, n in counts.items())
 
 
 def _ratio(branch: Branch, blocks: Blocks) -> float:
-    """Divide the target's number of blocks by the base's, in the container that a branch lies in."""
+    """Return the target's number of blocks over the base's, in the container that a branch lies in."""
     ours, theirs = max((blocks.counts[container] for container in branch.containers), default=(1, 1))
     return ours / theirs

@@ -47,17 +47,17 @@ class ParameterExponents:
 
 
 class FixedExponents:
-    """Roles, multipliers m^-a and inits m^-b of a whole model, and the size m^-s of every node that follows.
+    """The exponents of a whole model that are fixed before the linear program, and the sizes m^-s that follow.
 
-    It is the context in which the kinds of the DAG write their bounds (`abcfx.rules.bounds.ExponentContext`).
+    It answers what the nodes of the layer DAG ask for to write their constraints.
 
     Args:
         dag: the layer DAG.
         growth: growth exponents of its dims.
-        parameters: the exponents of each parameter.
+        parameters: role, multiplier m^-a and init m^-b of each parameter.
         families: the optimizer family of each parameter.
         vectors_change: count biases, gains and other vectors among what changes.
-        attention: exponent of a factor m^-x on attention logits, by product node.
+        attention: exponent x of a factor m^-x on attention logits, by product node.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class FixedExponents:
         return 0.0 if node is None else self._sizes[node]
 
     def changes(self, node: str | None) -> bool:
-        """Whether training changes the node's tensor."""
+        """Whether training changes the tensor of a node."""
         return node in self._changing
 
     def a(self, node: str) -> float:
@@ -117,7 +117,10 @@ class FixedExponents:
         return self.families[parameter]
 
     def fan_in_growth(self) -> dict[str, float | None]:
-        """Return for each parameter e_in of its layer: fan_in grows like m^e_in (m, the width ratio)."""
+        """Return e_in for each parameter: the fan_in of its layer grows like m^e_in (m, the width ratio).
+
+        None stands for a parameter that no layer uses.
+        """
         found: dict[str, float | None] = dict.fromkeys(self.parameters)
         for _, layer in self.dag.layers():
             for node in layer.vectors:

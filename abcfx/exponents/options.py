@@ -57,7 +57,13 @@ class Parametrization:
         return option if isinstance(option, Parametrization) else cls(table=option)
 
     def alignments(self, dag: LayerDag, decided: Mapping[str, ParameterExponents]) -> dict[str, Alignments]:
-        """Return for each layer node how strongly dW x (alpha), W dx (omega) and dW dx (u) add up: from 1/2 to 1.
+        """Return for each layer node the exponents with which dW x (alpha), W dx (omega) and dW dx (u) add up.
+
+        They are 1/2 if the terms of these sums have random signs, and 1 if they agree.
+
+        Args:
+            dag: the layer DAG.
+            decided: the role of each parameter.
 
         Raises:
             InvalidInputError: a glob pattern matches no weight.

@@ -10,7 +10,7 @@ from abcfx.dag.layer_dag import LayerDag
 
 
 class RoleReason(Enum):
-    """What decided a parameter's role. The values are the words that the spec and the report use."""
+    """A reason for a parameter's role. The values are the words that the spec and the report use."""
 
     UNUSED = "not used by the traced graph"
     GIVEN = "as given in `roles`"
@@ -27,11 +27,11 @@ class RoleReason(Enum):
 
 @dataclass(frozen=True)
 class WhyRole:
-    """Why a parameter has its role and exponents; `str` of it is the sentence in the spec.
+    """The reasons for a parameter's role and exponents; `str` of it is the sentence in the spec.
 
     Attributes:
         reason: what decided the role.
-        own: the model itself multiplies the layer by m^-own, in place of a multiplier.
+        own: the model itself multiplies the layer by m^-own (m, the width ratio), in place of a multiplier.
         tied_roles: roles of the other uses of a tied parameter, where they differ.
         normalised: whether forward divides the parameter by a norm of itself.
         inside_op: whether the multiplier would be needed inside one op, where no scale node can be placed.

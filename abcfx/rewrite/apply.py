@@ -32,7 +32,7 @@ from abcfx.support.location import location
 
 @dataclass(frozen=True)
 class Applied:
-    """The result of `apply_plan`: how to fold the factors into the trained weights, and notes for the report."""
+    """The result of applying a plan: how to fold the factors into the trained weights, and notes for the report."""
 
     fold: Fold
     notes: tuple[str, ...]
@@ -41,14 +41,15 @@ class Applied:
 def apply_plan(
     pair: PairedModels, fixed: FixedExponents, plan: Mapping[str, ParameterPlan], depth: DepthScaling, mode: ApplyMode
 ) -> Applied:
-    """Apply a plan to a model: put the multipliers m^-a in its graph, hooks or weights, and re-initialise the weights.
+    """Apply a plan to a model: put the multipliers m^-a in its graph, hooks or weights, and initialise the weights.
 
     Args:
-        pair: the model, with its graphs and DAGs of both modes.
+        pair: the model, with its graphs and layer DAGs of both modes.
         fixed: factors on attention logits, and the growth of dims.
         plan: multiplier and init of every parameter.
         depth: factors on residual branches.
-        mode: where multipliers go; see `transform`.
+        mode: where multipliers go: "insert" (scale nodes), "absorb" (weights and rates), "inplace" (the same, in the
+            model object that was given) or "off" (there are none).
 
     Raises:
         InvalidInputError: a multiplier has no place; nothing has been changed then.
@@ -89,7 +90,19 @@ def _insert(
     attention: Mapping[str, float],
     branches: Collection[str],
 ) -> tuple[str, ...]:
-    """Insert scale nodes into the graphs of train and eval mode; return notes for the report."""
+    """Insert scale nodes into the graphs of train and eval mode; return notes for the report.
+
+    Args:
+        pair: the model, with its graphs and layer DAGs.
+        fixed: the exponents, with the growth of dims.
+        plan: the multiplier of every parameter.
+        depth: factors on residual branches.
+        attention: exponent a of the factor m^-a on the logits of each attention product.
+        branches: the merges whose residual branch gets a scale node.
+
+    Raises:
+        InvalidInputError: the logits of an attention lie inside one op, out of reach.
+    """
     module, growth = pair.target_graph.module, fixed.widths
     dags = [dag for dag in (pair.target_dag, pair.eval_dag) if dag is not None]
     scales = [scale for dag in dags for scale in _scales(dag, plan, growth)]
@@ -106,6 +119,7 @@ def _insert(
 
 
 def _initialise(model: nn.Module, plan: Mapping[str, ParameterPlan]) -> None:
+    """Draw the weights of a model anew, or multiply them, as planned."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             init = plan[name].init
@@ -116,18 +130,32 @@ def _initialise(model: nn.Module, plan: Mapping[str, ParameterPlan]) -> None:
 
 
 def _without_place(plan: Mapping[str, ParameterPlan]) -> list[str]:
+    """Return, in words, the multipliers that no parameter can take, for the error message of folding."""
     return [f"the multiplier of {node}" for row in plan.values() for node in row.left]
 
 
 def _query_features(
     captured: CapturedGraph, fixed: FixedExponents, attention: Mapping[str, float]
 ) -> list[FeatureScale]:
+    """Find the output features of fused layers that become queries, with the factor on each.
+
+    Args:
+        captured: the model with its graphs.
+        fixed: the exponents, with the layer DAG.
+        attention: exponent a of the factor m^-a on the logits of each attention product.
+    """
     scale = fixed.widths.width_ratio
     return [query_features(captured, fixed.dag, node, float(scale**-a)) for node, a in attention.items()]
 
 
 def _hook(captured: CapturedGraph, fixed: FixedExponents, fold: Fold) -> tuple[str, ...]:
-    """Scale the queries of fused layers by hooks on the model's own object, which can't be saved until it is folded."""
+    """Scale the queries of fused layers by hooks on the model's own object; return notes for the report.
+
+    The model cannot be saved until it is folded.
+
+    Raises:
+        InvalidInputError: a multiplier cannot be absorbed.
+    """
     if fold.left:
         raise InvalidInputError(
             f"apply='inplace': {fold.left[0]} cannot be absorbed: one parameter is used there and elsewhere with\n"
@@ -144,6 +172,7 @@ def _hook(captured: CapturedGraph, fixed: FixedExponents, fold: Fold) -> tuple[s
 
 
 def _scales(dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: WidthGrowth) -> list[ScaleInsertion]:
+    """Return the scale nodes for the multipliers of all layers in a graph, given by its layer DAG."""
     n = "m" if growth.has_base else "n"
     scales = []
     for node, layer in dag.layers():
@@ -157,7 +186,14 @@ def _scales(dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: WidthGrowt
 def _attention_scales(
     dag: LayerDag, of: LayerDag, attention: Mapping[str, float], growth: WidthGrowth
 ) -> list[ScaleInsertion]:
-    """Return the scale nodes for attention logits in graph `of` (train or eval), placed on the queries."""
+    """Return the scale nodes for attention logits in one graph, placed on the queries.
+
+    Args:
+        dag: the layer DAG of train mode, whose names `attention` has.
+        of: the layer DAG of the graph (train or eval).
+        attention: exponent a of the factor m^-a on the logits of each attention product.
+        growth: has the width ratio m.
+    """
     if not attention:
         return []
     scales = []
@@ -176,7 +212,15 @@ def _attention_scales(
 def _branch_scales(
     dag: LayerDag, of: LayerDag, depth: DepthScaling, branches: Collection[str], blocks: Blocks
 ) -> list[ScaleInsertion]:
-    """Return the scale nodes for residual branches in graph `of` (train or eval), by the names of the train graph."""
+    """Return the scale nodes for residual branches in one graph.
+
+    Args:
+        dag: the layer DAG of train mode, whose names `branches` has.
+        of: the layer DAG of the graph (train or eval).
+        depth: factors on the branches.
+        branches: the merges whose branch gets a scale node.
+        blocks: which numbered blocks the model has, and which of the base stands for each.
+    """
     if not branches:
         return []
     scales = []

@@ -16,7 +16,7 @@ from abcfx.rewrite.query_features import FeatureScale
 
 @dataclass
 class Fold:
-    """The factors that turn a trained model into plain weights.
+    """The factors that turn a trained model into plain weights, without scale nodes or hooks.
 
     Attributes:
         factors: the factor of each parameter, by name.
@@ -36,7 +36,7 @@ class Fold:
         """Multiply the factors into the parameters of a model of the original class, and remove its hooks.
 
         Raises:
-            InvalidInputError: something cannot be put into a weight; nothing has been changed then.
+            InvalidInputError: some factor cannot be put into a weight; nothing has been changed then.
         """
         if self.left:
             raise InvalidInputError(

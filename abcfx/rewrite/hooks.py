@@ -16,7 +16,12 @@ _HOOKED: WeakSet[nn.Module] = WeakSet()
 
 
 def hook_features(model: nn.Module, scale: FeatureScale) -> RemovableHandle:
-    """Register a hook that multiplies output features of a module until the returned handle is removed."""
+    """Register a hook that multiplies output features of a module; return the handle that removes it.
+
+    Args:
+        model: the model that has the module.
+        scale: the path of the module, and the factor of each feature.
+    """
     module = model.get_submodule(scale.owner)
     if isinstance(module, nn.MultiheadAttention):
         return _hook_attention_module(module, float(scale.features.min()))
@@ -60,6 +65,8 @@ def _hook_attention_module(module: nn.MultiheadAttention, factor: float) -> Remo
 
 
 class _Both(RemovableHandle):
+    """A handle that removes two hooks."""
+
     def __init__(self, first: RemovableHandle, second: RemovableHandle) -> None:
         self._handles = first, second
 

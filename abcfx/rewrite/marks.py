@@ -20,6 +20,7 @@ NAME = "abcfx::scaled"
 
 @torch.library.custom_op(NAME, mutates_args=())
 def _mark(x: torch.Tensor, a: float) -> torch.Tensor:
+    """Return a copy of x; in a graph the call is a mark that `transform` turns into a multiplication by m^-a."""
     return x.clone()
 
 
@@ -28,7 +29,12 @@ _mark.register_autograd(lambda ctx, grad: (grad, None))
 
 
 class Scaled(nn.Module):
-    """A module whose outputs are multiplied by m^-a in the transformed model."""
+    """A module around another one, whose outputs are multiplied by m^-a (m, the width ratio) in the transformed model.
+
+    Args:
+        module: the module inside.
+        a: the exponent of width.
+    """
 
     def __init__(self, module: nn.Module, a: float) -> None:
         super().__init__()
@@ -71,6 +77,8 @@ def scaled(function: nn.Module | Callable[P, R], a: float) -> Scaled | Callable[
 
 
 def _marked(value: R, a: float) -> R:
+    """Return a value with each tensor in it marked for a multiplication by m^-a in the transformed model."""
+
     def mark(leaf: object) -> object:
         return torch.ops.abcfx.scaled(leaf, a) if isinstance(leaf, torch.Tensor | fx.Proxy) else leaf
 
@@ -85,4 +93,5 @@ def marked_nodes(graph: fx.Graph) -> list[fx.Node]:
 
 @register_rule(NAME)
 def _scaled_rule(op: Op, x: Value, a: float) -> Value:
+    """Handle a mark of `abcfx.scaled` as a product of x with m^-a (m, the width ratio)."""
     return op.scale(x, Number(((WidthScale(), -a),)))

@@ -22,11 +22,11 @@ from abcfx.support.running import preserved_rng
 
 @dataclass(frozen=True)
 class FeatureScale:
-    """A factor on some of the output features of a module.
+    """A factor on each of the output features of a module, which is 1 for all but the queries.
 
     Attributes:
         owner: path of the module.
-        features: (features,) the factor of each feature, 1 for those that are no queries.
+        features: (features,) the factor of each feature.
         dims: for each parameter of the module, the dim that runs along the features.
     """
 
@@ -35,7 +35,7 @@ class FeatureScale:
     dims: dict[str, int]
 
     def apply_to(self, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Multiply the scaled features of the given parameters in place."""
+        """Multiply the features of the module's parameters by their factors, in place."""
         for name, dim in self.dims.items():
             parameter = parameters[name]
             shape = [-1 if i == dim else 1 for i in range(parameter.ndim)]
@@ -48,13 +48,16 @@ def query_features(captured: CapturedGraph, dag: LayerDag, node: str, factor: fl
     They are found by what the queries depend on in one run of the graph, so any order of heads and of q, k, v is right.
 
     Args:
-        captured: the model.
+        captured: the model with its graphs.
         dag: its layer DAG.
         node: the product of queries and keys.
         factor: what the queries are to be multiplied by.
 
+    Returns:
+        The factor of each output feature of that layer.
+
     Raises:
-        InvalidInputError: no such layer, no example inputs, or weights on the meta device.
+        InvalidInputError: there is no such layer, no example inputs, or weights on the meta device.
     """
     product = dag.node(node)
     owner = _attention_module(captured, product.fx_node)
@@ -81,6 +84,7 @@ def query_features(captured: CapturedGraph, dag: LayerDag, node: str, factor: fl
 
 
 def _attention_module(captured: CapturedGraph, node: fx.Node) -> str | None:
+    """Return the path of the nn.MultiheadAttention that a node calls; None if it calls none."""
     if node.op != "call_module":
         return None
     module = captured.module.get_submodule(str(node.target))
@@ -88,7 +92,12 @@ def _attention_module(captured: CapturedGraph, node: fx.Node) -> str | None:
 
 
 class _Dependence(fx.Interpreter):
-    """Runs a graph up to the node `end`, with the result of the node `start` detached from what comes before it."""
+    """An interpreter that runs a graph up to the node `end`, cutting gradients at the result of the node `start`.
+
+    Attributes:
+        source: the result of `start`, which requires a gradient.
+        reached: the result of `end`.
+    """
 
     def __init__(self, module: fx.GraphModule, start: fx.Node, end: fx.Node) -> None:
         super().__init__(module, garbage_collect_values=False)
@@ -97,6 +106,7 @@ class _Dependence(fx.Interpreter):
         self.reached: torch.Tensor | None = None
 
     def run_node(self, n: fx.Node) -> object:
+        """Run one node; the result of `start` becomes a leaf of autograd, and nothing runs after `end`."""
         if self.reached is not None or n.op == "output":
             return None
         result = super().run_node(n)
@@ -129,6 +139,7 @@ def _features_of(captured: CapturedGraph, layer: fx.Node, query: fx.Node) -> tor
 
 
 def _refused(node: fx.Node) -> InvalidInputError:
+    """Return the error that the features of a fused layer that become queries could not be found."""
     return InvalidInputError(
         f"Attention at {location(node)}: head_dim grows, so that its logits need a factor that no parameter can take:\n"
         f"  queries and keys come out of one layer, and which of its features are queries could not be found.\n"
