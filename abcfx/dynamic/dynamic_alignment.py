@@ -29,7 +29,15 @@ _LOWEST, _HIGHEST = 0.5, 1.0  # alignments of independent and of aligned factors
 
 
 class DynamicState(TypedDict):
-    """The state of a `DynamicAlignment`, for `torch.save`; `alignment` holds the smoothed exponents of each layer."""
+    """The state of a `DynamicAlignment`, to be saved with `torch.save`.
+
+    Attributes:
+        steps: number of optimizer steps counted so far.
+        factors: number that multiplies the scheduled learning rate of each matrix, by parameter name.
+        alignment: smoothed alignment exponents (alpha, omega, u) of each layer.
+        probe: the fixed inputs on which the model is measured, and what was remembered of its first state.
+        rows: the history: a row for each layer and measurement.
+    """
 
     steps: int
     factors: dict[str, float]
@@ -39,17 +47,20 @@ class DynamicState(TypedDict):
 
 
 class DynamicAlignment:
-    """Alignments of every layer, measured while training, and (unless `apply=False`) learning rates that follow them.
+    """Measures, during training, how far each layer's weights and inputs line up, and lets learning rates follow.
 
-    The rate of a parameter is the scheduled one times n^-(c - planned c), with n its own fan_in. This factor is applied
-    around each optimizer step, so schedulers never see it, and `step` may come before or after the scheduler's.
+    The alignment of dW and x is an exponent: 1/2 if they are independent, 1 if dW x is as large as their sizes
+    allow. `transform` assumes a preset; here it is measured, and the exponent c of each learning rate n^-c (n: the
+    layer's fan_in) is solved again. The rate of a parameter is then the scheduled one times n^-(c - planned c). This
+    factor is applied around each optimizer step, so schedulers never see it, and `step` may come before or after the
+    scheduler's. With `apply=False` rates stay as they are.
 
     Args:
         result: what `transform` returned.
         optimizer: made from `result.groups(per_parameter=True)`; or several optimizers, each with a part of them.
-        warmup: steps before the first measure; nothing is changed during them. None: a tenth of the run where its
-            length is known, else 100.
-        every: steps between measures.
+        warmup: number of steps before the first measurement; no rate is changed during them. None: a tenth of the
+            run where its length is known, else 100.
+        every: number of steps between measurements.
         apply: False only measures and records.
         scheduler: the scheduler of the run. While its attribute `decaying` is true, as in the decay of `wsd`, the
             factors stay as they are. The length of the run is read off it (`total_steps` of OneCycleLR and `wsd`,
@@ -57,15 +68,15 @@ class DynamicAlignment:
         total_steps: length of the run, for `warmup`.
 
     Other arguments:
-        cap: "full" takes the smaller of the measured alignment and that of the "full" preset, and lets no c exceed its
-            value at full alignment; None does neither.
+        cap: "full" takes the smaller of the measured alignment and that of the "full" preset, and lets no c exceed
+            its value at full alignment; None does neither.
         center: divide the factors by their geometric mean over matrices, so that the tuned lr keeps its meaning.
         smoothing: weight of the past in the moving average of alignments, which starts at the preset.
         trust: largest factor; its inverse is the smallest.
         max_tokens: number of tokens to measure on, where the batch holds sequences.
         first_weights: how the first weights are remembered: "sample" keeps 16 to 64 rows of each; "keep" all rows,
             which takes as much memory as the weights; "redraw" none: they are drawn again from `seed` at each
-            measure, which takes time.
+            measurement, which takes time.
         seed: for "redraw", the seed of `torch.manual_seed(seed); result.init_weights()`.
 
     Attributes:
@@ -128,9 +139,9 @@ class DynamicAlignment:
         self._history: list[HistoryRow] = []
 
     def capture_initial(self, args: object = None, kwargs: Mapping[str, object] | None = None) -> None:
-        """Remember inputs and weights of every layer as they are now; call this before the first step of training.
+        """Remember the inputs and weights of every layer as they are now; call this before the first step of training.
 
-        A part of the given inputs becomes the probe, on which the model is run at each measure.
+        A part of the given inputs is kept: the model is run on it at each measurement.
 
         Args:
             args: positional inputs of the model for a batch, as for `transform`; a bare tensor counts as one argument.
@@ -145,16 +156,24 @@ class DynamicAlignment:
 
     @property
     def history(self) -> list[HistoryRow]:
-        """One row for each layer and measure: step, parameter, node, alpha, omega, u (None: absent), c, absolute lr."""
+        """One dict for each layer and measurement, in the order in which they were made (a copy).
+
+        Keys: step, parameter, node (name of the layer), c (solved learning-rate exponent), lr (absolute), and the
+        measured alignment exponents alpha (dW x0), omega (W0 dx) and u (dW dx); None for a product with a zero
+        factor.
+        """
         return [row.copy() for row in self._history]
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """Layers whose input cannot be seen from outside (recurrent cells, say); they keep the preset's alignment."""
+        """Names of the layers that are not measured, since their input cannot be seen (recurrent cells, say).
+
+        They keep the alignment of the preset. Empty before `capture_initial`.
+        """
         return tuple(self._probe.left_out) if self._probe is not None else ()
 
     def step(self) -> None:
-        """Count one optimizer step; measure, and move the rates, when it is time.
+        """Count one optimizer step, and if it is time measure the alignments and set the learning-rate factors.
 
         Raises:
             InvalidInputError: `capture_initial` has not been called.
@@ -170,12 +189,12 @@ class DynamicAlignment:
             self._update(self._probe)
 
     def detach(self) -> None:
-        """Leave the optimizers alone from now on."""
+        """Remove the hooks from the optimizers, so that they step with the scheduler's rates from now on."""
         for rates in self._rates:
             rates.detach()
 
     def state_dict(self) -> DynamicState:
-        """Return the state that `load_state_dict` restores, to be saved beside those of model, optimizer and scheduler.
+        """Return the state for `load_state_dict`, to be saved beside those of model, optimizer and scheduler.
 
         Raises:
             InvalidInputError: `capture_initial` has not been called.
@@ -194,7 +213,7 @@ class DynamicAlignment:
         }
 
     def load_state_dict(self, state: DynamicState) -> None:
-        """Continue a run bit for bit from `state_dict()`; `capture_initial` is then not called.
+        """Restore a state saved by `state_dict`, so that a run goes on bit for bit, without `capture_initial`.
 
         Raises:
             InvalidInputError: the state is of another model, or of another `first_weights`.
@@ -207,7 +226,7 @@ class DynamicAlignment:
         self._set_factors(dict(state["factors"]))
 
     def plot(self, path: str | None = None) -> Figure:
-        """Draw the alignments and rates of every layer over time; needs matplotlib (the extra `plot`).
+        """Draw the alignments and learning rates of every layer over training steps; needs matplotlib.
 
         Args:
             path: where to write the figure; the file name's ending chooses the format (.png, .svg, .pdf).
@@ -215,10 +234,15 @@ class DynamicAlignment:
         return plot_history(self._history, path)
 
     def _new_probe(self) -> Probe:
+        """Make the object that runs the model on fixed inputs and measures its layers; it has no inputs yet."""
         return Probe(self.result.outcome.captured, self.result.module, self._first_weights)
 
     def _update(self, probe: Probe) -> None:
-        """Measure every layer, solve for the exponents again, move the rates and record a row for each layer."""
+        """Measure every layer, solve for learning-rate exponents, set the factors on the rates and record it all.
+
+        Args:
+            probe: runs the model on its fixed inputs and measures its layers.
+        """
         measured = self._measured(probe)
         for layer, terms in zip(probe.measured, measured, strict=True):
             self._smooth(layer.node, terms)
@@ -228,7 +252,14 @@ class DynamicAlignment:
         self._record(probe, measured, c)
 
     def _measured(self, probe: Probe) -> list[Measured]:
-        """Return the alignments of every layer that the probe measures, the same on every rank."""
+        """Measure every layer and return its alignment exponents; in distributed training, averaged over ranks.
+
+        Args:
+            probe: runs the model on its fixed inputs.
+
+        Returns:
+            Exponents for each layer in `probe.measured`, in order.
+        """
         found = probe.measure()
         if distributed.is_available() and distributed.is_initialized():
             found = _mean_over_ranks(found, next(self.result.module.parameters()).device)
@@ -238,7 +269,12 @@ class DynamicAlignment:
         ]
 
     def _smooth(self, node: str, measured: Measured) -> None:
-        """Move a layer's smoothed alignments towards the measured ones; the preset stands in for absent ones."""
+        """Update the moving average of a layer's alignment exponents with newly measured ones, clipped to [1/2, 1].
+
+        Args:
+            node: name of the layer.
+            measured: the new exponents; where one is None, that of the preset is taken.
+        """
         keep, preset = self.smoothing, self.result.outcome.alignments[node]
         self._smoothed[node] = Alignments(
             *(
@@ -248,11 +284,19 @@ class DynamicAlignment:
         )
 
     def _set_factors(self, factors: dict[str, float]) -> None:
+        """Set the factors, by parameter name, that multiply the learning rates from the next optimizer step on."""
         self.factors = factors
         for rates in self._rates:
             rates.factors = factors
 
     def _record(self, probe: Probe, measured: Sequence[Measured], c: Mapping[str, float]) -> None:
+        """Add a row to the history for each measured layer whose weight is in one of the optimizers.
+
+        Args:
+            probe: knows the measured layers.
+            measured: alignment exponents of each of them.
+            c: solved learning-rate exponent of each parameter.
+        """
         for layer, (alpha, omega, u) in zip(probe.measured, measured, strict=True):
             name = layer.parameter
             if name in self._place:
@@ -269,7 +313,12 @@ class DynamicAlignment:
 def _mean_over_ranks(
     found: Sequence[tuple[Moments, Moments, Moments]], device: torch.device
 ) -> list[tuple[Moments, Moments, Moments]]:
-    """Average the moments over all ranks, in one reduction."""
+    """Average measurements over all ranks of a distributed run, in one all-reduce.
+
+    Args:
+        found: for each layer, the mean squares behind its three alignment exponents alpha, omega and u.
+        device: where the reduction takes place.
+    """
     joined = torch.tensor(found, dtype=torch.float64, device=device)
     distributed.all_reduce(joined)
     joined /= distributed.get_world_size()
@@ -277,7 +326,7 @@ def _mean_over_ranks(
 
 
 def _check_numbers(warmup: int, every: int, smoothing: float, trust: float) -> None:
-    """Raise InvalidInputError for a number out of its range."""
+    """Raise InvalidInputError if an option of `DynamicAlignment` (explained there) is out of its range."""
     options = {
         "warmup": (warmup, "a number of steps, at least 0", warmup >= 0),
         "every": (every, "a number of steps, at least 1", every >= 1),
@@ -290,7 +339,11 @@ def _check_numbers(warmup: int, every: int, smoothing: float, trust: float) -> N
 
 
 def _names_of_groups(optimizer: torch.optim.Optimizer, result: Transformed) -> list[str]:
-    """Return the parameter's name of each group; raise InvalidInputError unless each holds one of this model."""
+    """Return for each parameter group of an optimizer the name of its single parameter.
+
+    Raises:
+        InvalidInputError: a group holds several parameters, or one that is not of the transformed model.
+    """
     names = {id(parameter): name for name, parameter in result.module.named_parameters()}
     found = []
     for index, group in enumerate(optimizer.param_groups):

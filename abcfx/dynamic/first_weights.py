@@ -20,7 +20,13 @@ _TO_FIX = (
 
 
 class FirstWeightsState(TypedDict):
-    """The first weights as `state_dict` writes them; `kept` by layer, empty where weights are drawn again."""
+    """The saved state of a `FirstWeights`, which remembers a model's weights at the start of training.
+
+    Attributes:
+        mode: "sample", "keep" or "redraw".
+        seed: the seed that draws the weights again, for "redraw".
+        kept: remembered rows of the weight of each layer, by layer name; empty for "redraw".
+    """
 
     mode: str
     seed: int | None
@@ -28,13 +34,16 @@ class FirstWeightsState(TypedDict):
 
 
 class FirstWeights:
-    """The weights that the layers of a probe had when `take` was called.
+    """Remembers the weights of a model's layers as they were at the start of training (when `take` was called).
 
     Args:
-        mode: "sample" keeps some rows of each weight, "keep" all rows, "redraw" none: weights are then drawn again at
-            each measure, in the way `torch.manual_seed(seed); result.init_weights()` drew them.
+        mode: "sample" keeps some rows of each weight, "keep" all rows, "redraw" none: weights are then drawn again
+            at each measurement, in the way `torch.manual_seed(seed); result.init_weights()` drew them.
         seed: the seed for "redraw".
-        inits: how each parameter was drawn, in the order of drawing.
+        inits: how each parameter was drawn, by name, in the order of drawing.
+
+    Attributes:
+        kept: the remembered rows, (rows, fan_in), by layer name.
 
     Raises:
         InvalidInputError: there is no such mode, or "redraw" has no seed.
@@ -51,11 +60,19 @@ class FirstWeights:
 
     @property
     def whole(self) -> bool:
-        """Whether every row of a weight is measured, not a sample of rows."""
+        """Whether all rows of a weight are compared with the first ones, rather than a sample of rows."""
         return self.mode != "sample"
 
     def take(self, layers: Sequence[SampledLayer], parameters: Mapping[str, torch.Tensor]) -> None:
-        """Remember the weights as they are. Raises InvalidInputError when the seed does not draw these weights."""
+        """Remember the weights as they are now.
+
+        Args:
+            layers: the layers whose weights are needed later.
+            parameters: the model's parameters by name.
+
+        Raises:
+            InvalidInputError: the mode is "redraw", and the seed does not draw these weights.
+        """
         if self.mode != "redraw":
             self.kept = {layer.node: layer.weight(parameters[layer.parameter]).clone() for layer in layers}
             return
@@ -69,7 +86,15 @@ class FirstWeights:
     def weights(
         self, layers: Sequence[SampledLayer], parameters: Mapping[str, torch.Tensor]
     ) -> Iterator[tuple[SampledLayer, torch.Tensor]]:
-        """Yield each layer with its first weight; weights drawn again are in memory one parameter at a time."""
+        """Yield each layer with the measured rows of its first weight, (rows, fan_in).
+
+        In the mode "redraw" only one parameter is drawn and held in memory at a time, so layers come in the order of
+        parameters.
+
+        Args:
+            layers: the layers whose weights are needed.
+            parameters: the model's parameters by name; their shapes and devices are used.
+        """
         if self.mode != "redraw":
             yield from ((layer, self.kept[layer.node]) for layer in layers)
             return
@@ -79,7 +104,10 @@ class FirstWeights:
     def _drawn(
         self, layers: Sequence[SampledLayer], parameters: Mapping[str, torch.Tensor]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the layers' weights as the seed draws them; all others are drawn too, to keep the generator in step."""
+        """Yield the name and the first value of each layer's weight, drawn again from the seed.
+
+        Other parameters are drawn too, so that the random numbers come in the same order as they did at first.
+        """
         wanted = {layer.parameter for layer in layers}
         generators = {p.device: torch.Generator(p.device) for p in parameters.values()}
         for generator in generators.values():
@@ -90,13 +118,22 @@ class FirstWeights:
                 yield name, drawn
 
     def state_dict(self) -> FirstWeightsState:
-        """Return what `load_state_dict` restores."""
+        """Return the state to save: mode, seed and remembered weights."""
         return {"mode": self.mode, "seed": self.seed, "kept": dict(self.kept)}
 
     def load_state_dict(
         self, state: FirstWeightsState, layers: Sequence[SampledLayer], parameters: Mapping[str, torch.Tensor]
     ) -> None:
-        """Restore a saved state. Raises InvalidInputError for a state of another mode or of another model."""
+        """Restore a state saved by `state_dict`, moving the remembered weights to the devices of the model.
+
+        Args:
+            state: the saved state.
+            layers: the layers of this model.
+            parameters: its parameters by name.
+
+        Raises:
+            InvalidInputError: the state has another mode, or is of another model.
+        """
         if state["mode"] != self.mode:
             raise InvalidInputError(
                 f"load_state_dict: the state was saved with first_weights={state['mode']!r}, and this object has "

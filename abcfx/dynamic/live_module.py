@@ -1,4 +1,4 @@
-"""The captured graphs' module kept in step with the module that is trained, for a run that leaves no trace."""
+"""Runs a model's captured graph with the present weights of the model that is being trained, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ _AUTOCASTING = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 class LiveModule:
-    """The weights of a module in training, gathered and in eval mode while a graph over them is run.
+    """Prepares a model in training for a run of its captured graph: weights gathered, eval mode, no gradients.
+
+    The graph's module and the trained one may be two modules; within `entered` the first has the tensors of the
+    second.
 
     Args:
-        emitted: module of the captured graphs.
-        module: the module that is trained, as `transform` returned it; it may have been sharded by `fully_shard` since.
-        called: submodules that the graph calls, whose mode is switched with their own submodules'.
+        emitted: the module that owns the captured graph.
+        module: the module that is trained, as `transform` returned it; it may have been sharded by `fully_shard`
+            since.
+        called: submodules that the graph calls; they and their own submodules are put in eval mode for the run.
     """
 
     def __init__(self, emitted: EmittedModule, module: nn.Module, called: Sequence[nn.Module]) -> None:
@@ -39,7 +43,11 @@ class LiveModule:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Gather sharded parameters, switch to eval mode, gradients and autocast off; restore all of it afterwards."""
+        """Make the model ready for a run of its graph within the block, and restore it afterwards.
+
+        Within the block sharded parameters are gathered, the submodules that the graph calls are in eval mode, and
+        gradients and autocast are off.
+        """
         training = [module for module in self._moded if module.training]
         with torch.no_grad(), ExitStack() as stack:
             for device in _AUTOCASTING:
@@ -60,19 +68,27 @@ class LiveModule:
                     sharded.reshard()
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return the parameters by name as they are now: sharding, `.to` and assignment replace the objects."""
+        """Return the trained module's parameters by name as they are now, gathered if they are sharded.
+
+        They are looked up anew each time, since sharding, `.to` and assignment replace the objects.
+        """
         self._gather()  # a sharded module lets go of its weights after each call
         return {name: getattr(owner, attribute) for name, (owner, attribute) in self._owners.items()}
 
     def _gather(self) -> None:
+        """Gather the parameters of all sharded parts (FSDP2's `unshard`)."""
         for sharded in self._sharded:
             sharded.unshard()
 
 
 def _take_over_tensors(emitted: EmittedModule, model: nn.Module) -> None:
-    """Let the graphs' module hold the parameters and buffers of the model itself.
+    """Let the captured graph's module hold the same parameters and buffers as the trained model, where they differ.
 
-    They differ where a model transformed in place has got new ones since.
+    They differ if a model that was transformed in place has got new tensors since.
+
+    Args:
+        emitted: the module of the captured graph, changed in place.
+        model: the trained model.
     """
     for name, parameter in model.named_parameters(recurse=False):
         if getattr(emitted, name, None) is not parameter:
@@ -83,7 +99,7 @@ def _take_over_tensors(emitted: EmittedModule, model: nn.Module) -> None:
 
 
 def _sharded_parts(module: nn.Module) -> list[FSDPModule]:
-    """Return the submodules that `fully_shard` was applied to."""
+    """Return the submodules that `fully_shard` (FSDP2) was applied to; none outside of distributed training."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return []
     from torch.distributed.fsdp import FSDPModule
@@ -94,7 +110,7 @@ def _sharded_parts(module: nn.Module) -> list[FSDPModule]:
 
 
 def _call_without_forward(module: nn.Module) -> None:
-    """Run the hooks of a call without its forward: FSDP2 initialises on the first call of the outermost module."""
+    """Run the hooks of a module's call without its forward: the outermost module's first call initialises FSDP2."""
     own = module.__dict__.get("forward")
     try:
         module.__dict__["forward"] = lambda: None

@@ -1,9 +1,9 @@
-"""Alignment exponents of one layer, measured: how far its updates and its activations really line up.
+"""Alignment exponents of one layer, measured: how far its weights and inputs, or their changes, line up.
 
-A layer computes y = z w^T. Since the first moment its output has changed by z0 dw^T + dz w0^T + dz dw^T. The alignment
-of each of these products is log_n [ rms(product) / (rms(left) rms(right)) ] with n = fan_in: 1/2 for independent
-factors (central limit theorem), 1 for aligned ones (Everett et al. 2024, arXiv 2407.05872). An RMS is taken over all
-entries of a tensor, all tokens together.
+A layer computes y = z w^T from an input z and a weight w. Since an earlier moment (z0, w0) its output has changed by
+z0 dw^T + dz w0^T + dz dw^T. The alignment of each of these products is log_n [ rms(product) / (rms(left) rms(right))
+] with n = fan_in: 1/2 for independent factors (central limit theorem), 1 for aligned ones (Everett et al. 2024,
+arXiv 2407.05872). An RMS is taken over all entries of a tensor, all tokens together.
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ _SMALLEST = 1e-300  # a mean square in float64 below this comes from zeros and u
 
 
 class Measured(NamedTuple):
-    """Alignment exponents of dW x0 (`alpha`), of W0 dx (`omega`), of dW dx (`u`); None for a term that is absent."""
+    """Alignment exponents of one layer y = W x: 1/2 for independent factors of a product, 1 for aligned ones.
+
+    Attributes:
+        alpha: that of dW x0, the change of the weight since an earlier moment times the earlier input.
+        omega: that of W0 dx, the earlier weight times the change of the input.
+        u: that of dW dx, both changes.
+
+    Each is None if a factor of its product is zero.
+    """
 
     alpha: float | None
     omega: float | None
@@ -37,16 +45,24 @@ class Measured(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Mean squares of a product and of its two factors; averaged over ranks they are those of the joined batch."""
+    """Mean squares of a matrix product and of its two factors, from which an alignment exponent follows.
+
+    In distributed training, their averages over ranks are those of the joined batch.
+
+    Attributes:
+        product: mean square of the entries of the product.
+        left, right: mean squares of the entries of its factors.
+    """
 
     product: float
     left: float
     right: float
 
     def alignment(self, fan_in: int) -> float | None:
-        """Return log_n of the ratio of RMS, 0 for a product that vanishes, None where there is no such ratio.
+        """Return the exponent log_n [rms(product) / (rms(left) rms(right))] with n = `fan_in`, the terms of each sum.
 
-        There is none where a factor is zero, where a number is not finite, and where n = 1.
+        It is 1/2 for independent factors and 1 for aligned ones. For a product that vanishes 0 is returned; None if
+        a factor is zero, a number is not finite, or n is 1.
         """
         if fan_in <= 1 or min(self.left, self.right) < _SMALLEST or not math.isfinite(sum(self)):
             return None
@@ -65,6 +81,9 @@ def measure(
     multiply: Multiply | None = None,
 ) -> Measured:
     """Measure the alignment exponents of one layer between two moments of training.
+
+    An exponent is 1/2 if the factors of a product (change of weight times input, weight times change of input, or
+    both changes) are independent, and 1 if they line up fully.
 
     Args:
         z0: input of the layer at the first moment, (..., fan_in).
@@ -105,7 +124,16 @@ def measure(
 
 
 def moments(rms_z0: float, rms_w0: float, found: Products) -> tuple[Moments, Moments, Moments]:
-    """Return the moments of z0 dw^T, of dz w0^T and of dz dw^T from the RMS of all tensors."""
+    """Square the RMS values measured for one layer and sort them into three products: z0 dw^T, dz w0^T and dz dw^T.
+
+    Args:
+        rms_z0: RMS of the layer's input z0 at the first moment.
+        rms_w0: RMS of its weight w0 at the first moment.
+        found: RMS of dz, of dw (the changes since) and of the three products, as `products` returns them.
+
+    Returns:
+        The mean squares of each product and of its two factors, for alpha, omega and u.
+    """
     z0, w0, dz, dw, alpha, omega, u = [each * each for each in (rms_z0, rms_w0, *found)]
     return Moments(alpha, z0, dw), Moments(omega, dz, w0), Moments(u, dz, dw)
 
@@ -113,10 +141,15 @@ def moments(rms_z0: float, rms_w0: float, found: Products) -> tuple[Moments, Mom
 def products(
     z0: torch.Tensor, w0: torch.Tensor, z: torch.Tensor, w: torch.Tensor, multiply: Multiply | None = None
 ) -> Products:
-    """Return the RMS of dz = z - z0, of dw = w - w0 and of the products z0 dw^T, dz w0^T, dz dw^T.
+    """Return five numbers for one layer: the RMS of dz = z - z0, of dw = w - w0, and of z0 dw^T, dz w0^T and dz dw^T.
 
     dz and dw are divided by their RMS before they are multiplied, so that nothing over- or underflows for entries of
     z0 and w0 between 1e-36 and 1e34.
+
+    Args:
+        z0, z: input of the layer at the first moment and now, (..., fan_in).
+        w0, w: weight at the first moment and now, (fan_out, fan_in).
+        multiply: function of (input, weight) in place of the matrix product.
     """
     multiply = multiply or _matrix_product
     dz, dw = z - z0, w - w0
@@ -127,10 +160,17 @@ def products(
 
 
 def products_of_many(layers: Sequence[LayerState]) -> list[Products]:
-    """Return the `products` of every layer, moving all numbers off the device in one transfer.
+    """Compute what `products` returns for many layers, moving all numbers off the device in one transfer.
 
-    The plain float32 norms are used where they are safe; a layer whose changes are very small or very large is
-    computed again by `products`.
+    Norms are taken in float32 where that is safe; a layer whose changes are very small or very large is computed
+    again by `products`.
+
+    Args:
+        layers: (z0, w0, z, w) of each layer: input and weight at the first moment and now; z is None where the input
+            cannot have changed.
+
+    Returns:
+        For each layer the RMS of dz, dw, z0 dw^T, dz w0^T and dz dw^T.
     """
     norms = [norm for layer in layers for norm in _plain_norms(*layer)]
     flat = torch.stack(norms).tolist() if norms else []
@@ -148,7 +188,11 @@ def products_of_many(layers: Sequence[LayerState]) -> list[Products]:
 
 
 def _plain_norms(z0: torch.Tensor, w0: torch.Tensor, z: torch.Tensor | None, w: torch.Tensor) -> list[torch.Tensor]:
-    """Return the norms of dz, dw and the three products in the tensors' own dtype; zeros where the input is fixed."""
+    """Return the norms of dz, dw, z0 dw^T, dz w0^T and dz dw^T of one layer, each as a tensor with one entry.
+
+    They are computed in the dtype of the tensors. z0, w0 are input and weight at the first moment, z, w those now;
+    where z is None, the input has not changed, and norms with dz are 0.
+    """
     norm = torch.linalg.vector_norm
     dw = w - w0
     turned = dw.mT
@@ -161,12 +205,12 @@ def _plain_norms(z0: torch.Tensor, w0: torch.Tensor, z: torch.Tensor | None, w: 
 
 
 def _matrix_product(z: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    """Return z w^T of (..., fan_in) and (rows, fan_in), or of stacks with one z for each w."""
+    """Return z w^T for z (..., fan_in) and w (rows, fan_in), or matrix by matrix for stacks of both."""
     return z @ w.mT
 
 
 def workable(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor detached, in float32 or float64, in which products are summed safely."""
+    """Return a tensor detached, and in float32 unless it is float32 or float64, so that sums are precise enough."""
     tensor = tensor.detach()
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 

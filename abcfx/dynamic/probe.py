@@ -1,4 +1,4 @@
-"""The probe: fixed inputs on which the model is run at each measure, to compare every layer with its first state."""
+"""Runs the model on fixed inputs while it trains, to compare every layer's input and weight with their first values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ Activations = tuple[torch.Tensor, ...]
 
 
 class ProbeState(TypedDict):
-    """A probe as `state_dict` writes it: `flat` are its inputs, `inputs` the first inputs of each layer."""
+    """The saved state of a `Probe`, which compares a model in training with its first state.
+
+    Attributes:
+        flat: the fixed inputs of the model, one for each placeholder of its captured graph.
+        inputs: first input of each layer (a sample of rows), by layer name.
+        first: the saved first weights.
+    """
 
     flat: FlatInputs
     inputs: dict[str, torch.Tensor]
@@ -30,21 +36,23 @@ class ProbeState(TypedDict):
 
 
 class Probe:
-    """Fixed inputs of the model, with the first activations and weights of every layer, to be compared with later ones.
+    """Fixed inputs of the model, with each layer's first input and weight, to be compared with later ones.
 
-    The graph is run up to its last layer, in eval mode, without gradients and autocast, over the live weights.
+    Call `take` before training and `measure` during it. The model's captured graph is run up to its last layer, in
+    eval mode, without gradients and autocast, with the present weights.
 
     Args:
         captured: graphs of the transformed model.
-        module: the module that is trained, as `transform` returned it; it may have been sharded by `fully_shard` since.
-        first: keeps the first weights.
+        module: the module that is trained, as `transform` returned it; it may have been sharded by `fully_shard`
+            since.
+        first: remembers the first weights.
 
     Attributes:
-        layers: every layer that can be measured.
-        measured: the layers whose inputs on this probe fit their weights, in the order of `measure`.
+        layers: every layer whose input can be seen in the graph.
+        measured: those of them whose input fits the weight on these inputs, in the order of what `measure` returns.
         left_out: names of all other layers.
-        flat: inputs of the model, as the graph's placeholders take them.
-        inputs: a sample of what went into each layer at first.
+        flat: the fixed inputs of the model, one for each placeholder of the graph.
+        inputs: first input of each layer, a sample of rows, by layer name.
     """
 
     def __init__(self, captured: CapturedGraph, module: nn.Module, first: FirstWeights) -> None:
@@ -65,7 +73,7 @@ class Probe:
         self._sizes: dict[str, tuple[float, float]] = {}
 
     def take(self, args: object, kwargs: Mapping[str, object] | None, max_tokens: int) -> None:
-        """Choose a part of the model's inputs, and remember activations and weights as they are.
+        """Choose a part of the model's given inputs, run it, and remember the layers' inputs and weights as they are.
 
         Args:
             args: positional inputs of the model; a bare tensor counts as one argument.
@@ -81,7 +89,12 @@ class Probe:
             self._compare_with_first(parameters)
 
     def measure(self) -> list[tuple[Moments, Moments, Moments]]:
-        """Run the model on the probe and return the moments of every layer of `measured`."""
+        """Run the model on its fixed inputs and compare every layer's input and weight with the first ones.
+
+        Returns:
+            For each layer in `measured`, the mean squares of the products dW x0, W0 dx and dW dx and of their
+                factors (d: change since the first state), from which alignment exponents follow.
+        """
         with self._live.entered():
             layers = self._layer_states(self._run(self.flat))
             if self.first.whole:  # one after the other, so that only one first weight is in memory
@@ -92,11 +105,15 @@ class Probe:
         return [moments(*self._sizes[layer.node], found[layer.node]) for layer in self.measured]
 
     def state_dict(self) -> ProbeState:
-        """Return what `load_state_dict` restores."""
+        """Return the state to save: fixed inputs of the model, first inputs and first weights of its layers."""
         return {"flat": self.flat, "inputs": dict(self.inputs), "first": self.first.state_dict()}
 
     def load_state_dict(self, state: ProbeState) -> None:
-        """Restore a saved probe, possibly on another device. Raises InvalidInputError for that of another model."""
+        """Restore a state saved by `state_dict`, moving its tensors to the device of the model.
+
+        Raises:
+            InvalidInputError: the state is of another model.
+        """
         with self._live.entered():
             parameters = self._live.parameters()
             self.first.load_state_dict(state["first"], self.layers, parameters)
@@ -106,7 +123,11 @@ class Probe:
             self._compare_with_first(parameters)
 
     def _compare_with_first(self, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Work out which layers can be measured, and the RMS of their first inputs and weights."""
+        """Find out which layers can be measured, and compute the RMS of their first inputs and first weights.
+
+        Args:
+            parameters: the model's parameters by name.
+        """
         self.measured = [layer for layer in self.layers if layer.node in self.inputs]
         self.left_out += [layer.node for layer in self.layers if layer.node not in self.inputs]
         self._sizes = {
@@ -115,7 +136,13 @@ class Probe:
         }
 
     def _layer_states(self, results: Activations) -> Iterator[tuple[str, LayerState]]:
-        """Yield the name of each layer with its first and its present inputs and weights."""
+        """Yield for each measured layer its name and (first input, first weight, present input, present weight).
+
+        The present input is None where it cannot change, since it depends on the model's inputs alone.
+
+        Args:
+            results: what the graph computed in this run: the inputs of the layers.
+        """
         parameters = self._live.parameters()
         for layer, w0 in self.first.weights(self.measured, parameters):
             z0 = workable(self.inputs[layer.node])
@@ -124,7 +151,11 @@ class Probe:
             yield layer.node, (z0, workable(w0), None if z is None else workable(z), workable(w))
 
     def _first_inputs(self) -> dict[str, torch.Tensor]:
-        """Return a sample of each layer's input; layers with one input (queries, keys, values) share the sample."""
+        """Run the graph and return a sample of rows of each layer's input, by layer name.
+
+        Layers with one and the same input (queries, keys, values) share a tensor. Layers whose input does not fit
+        are left out.
+        """
         results = self._run(self.flat)
         found: dict[str, torch.Tensor] = {}
         samples: dict[object, torch.Tensor | None] = {}
@@ -137,14 +168,16 @@ class Probe:
         return found
 
     def _sample(self, layer: SampledLayer, results: Activations) -> torch.Tensor | None:
+        """Copy a sample of rows of a layer's input from a run's results; None if its shape does not fit the weight."""
         sample = layer.input(results[self._position[layer.operand]])
         return None if sample is None else sample.clone()
 
     def _largest_layer(self, flat: FlatInputs) -> int:
-        """Run the model and return the largest number of tokens (image positions, ...) that any layer gets."""
+        """Run the graph and return the largest number of rows (tokens, image positions) in the input of any layer."""
         results = self._run(flat)
         channels = {layer.operand: layer.fan_in // math.prod(layer.kernel) for layer in self.layers}
         return max((results[k].numel() // channels[operand] for operand, k in self._position.items()), default=0)
 
     def _run(self, flat: FlatInputs) -> Activations:
+        """Run the captured graph on inputs, one for each placeholder, and return the inputs of all layers."""
         return self._forward(self._emitted, *flat)

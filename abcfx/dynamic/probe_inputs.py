@@ -1,4 +1,4 @@
-"""The inputs of the probe: a small part of a batch, in the form in which a captured graph takes them."""
+"""Chooses the small part of a batch on which a model is measured, as its captured graph takes inputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ MANY_TOKENS, SHARE_OF_BATCH, FEWEST_SAMPLES = 8, 1 / 4, 4
 
 
 def flat_inputs(graph: fx.Graph, args: object, kwargs: Mapping[str, object] | None) -> FlatInputs:
-    """Return the values of the graph's placeholders for a call of the model with these inputs.
+    """Return the values of a captured graph's placeholders, in order, for a call of the model with the given inputs.
+
+    Args:
+        graph: the captured graph.
+        args, kwargs: inputs of the model; a bare tensor counts as one positional argument.
 
     Raises:
         InvalidInputError: there are no inputs, or the model cannot be called with them.
@@ -47,13 +51,16 @@ def flat_inputs(graph: fx.Graph, args: object, kwargs: Mapping[str, object] | No
 def choose_inputs(
     flat: FlatInputs, max_tokens: int, graph: fx.Graph, largest_layer: Callable[[FlatInputs], int]
 ) -> FlatInputs:
-    """Choose a part of the inputs: short pieces of many sequences where the graph runs on them, else whole samples.
+    """Choose a part of a batch: short pieces of many sequences where the graph runs on them, else whole samples.
 
     Args:
-        flat: all inputs.
+        flat: all inputs, one for each placeholder of the graph.
         max_tokens: number of tokens to keep of a batch of sequences, spread over up to 16 of them.
         graph: the captured graph that will be run.
         largest_layer: runs the graph and returns the largest number of tokens that any of its layers gets.
+
+    Returns:
+        The chosen part, one value for each placeholder.
     """
     sequences = next((t for t in flat if isinstance(t, torch.Tensor) and _is_sequence(t)), None)
     if sequences is None:
@@ -72,7 +79,12 @@ def choose_inputs(
 
 
 def _choose_samples(flat: FlatInputs, largest_layer: Callable[[FlatInputs], int]) -> FlatInputs:
-    """Choose up to 32 samples; where each becomes many tokens, no more than a quarter of the batch."""
+    """Choose up to 32 whole samples; where each becomes many tokens (an image, say), at most a quarter of the batch.
+
+    Args:
+        flat: all inputs, one for each placeholder of the graph.
+        largest_layer: runs the graph and returns the largest number of tokens that any of its layers gets.
+    """
     some = _first_samples(flat, SAMPLES)
     size = max((len(t) for t in flat if isinstance(t, torch.Tensor) and t.ndim), default=0)
     few = max(FEWEST_SAMPLES, int(size * SHARE_OF_BATCH))
@@ -82,16 +94,23 @@ def _choose_samples(flat: FlatInputs, largest_layer: Callable[[FlatInputs], int]
 
 
 def _first_samples(flat: FlatInputs, count: int) -> FlatInputs:
+    """Return copies of the first `count` samples of every tensor; other values as they are."""
     return [value[:count].clone() if isinstance(value, torch.Tensor) and value.ndim else value for value in flat]
 
 
 def _cut(value: object, length: int, shorter: int) -> object:
-    """Shorten a tensor that runs along the sequences; return any other value as it is."""
+    """Shorten a tensor along its second dim, if that is as long as the sequences; return any other value as it is.
+
+    Args:
+        value: an input of the model.
+        length: length of the sequences.
+        shorter: length to cut them to.
+    """
     if isinstance(value, torch.Tensor) and value.ndim >= 2 and value.shape[1] == length:
         return value[:, :shorter].contiguous()
     return value
 
 
 def _is_sequence(tensor: torch.Tensor) -> bool:
-    """Whether a tensor holds token ids: integers of at least two dims."""
+    """Whether a tensor may hold token ids: integers with at least two dims."""
     return tensor.ndim >= 2 and not tensor.is_floating_point() and not tensor.is_complex()

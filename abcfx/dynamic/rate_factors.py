@@ -1,4 +1,4 @@
-"""Learning-rate factors that follow measured alignments: the LP, solved again and again from its last optimum."""
+"""Learning-rate factors that follow measured alignments: a linear program, solved again from its last optimum."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ DECIMALS = 9  # of c: a resumed run solves its LP from another start and has to 
 
 
 class RateFactors:
-    """The factors by which the planned rates are multiplied, as the alignments of the layers change.
+    """Computes by which factors the planned learning rates are multiplied when the layers' alignments change.
+
+    The exponent c of each learning rate n^-c (n: fan_in of the layer) is solved by a linear program from the
+    alignments.
 
     Args:
-        outcome: everything that `transform` found: the layer DAG, its exponents before the LP, the planned alignments.
-        cap: "full" bounds alignments by the "full" preset, and every c by its value there; None bounds neither.
+        outcome: everything that `transform` found: the graph of layers, multiplier and init exponents, planned
+            alignments.
+        cap: "full" bounds alignments by the "full" preset (updates line up fully with inputs), and every c by its
+            value there; None bounds neither.
         trust: largest factor; its inverse is the smallest.
         center: divide the factors by their geometric mean over matrices.
     """
@@ -37,13 +42,24 @@ class RateFactors:
         self._program = DagProgram(outcome.fixed, outcome.alignments, caps)
 
     def solve(self, alignment: Mapping[str, Alignments]) -> dict[str, float]:
-        """Return the learning-rate exponent c of every weight, given the alignments of every layer."""
+        """Return the learning-rate exponent c of every weight by name, given the alignment exponents of every layer."""
         if self.cap == "full":
             alignment = {node: Alignments(*map(min, terms, self._full[node])) for node, terms in alignment.items()}
         return {name: round(c, DECIMALS) for name, c in self._program.rates(alignment).items()}
 
     def factors(self, layers: Sequence[SampledLayer], c: Mapping[str, float]) -> dict[str, float]:
-        """Return n^-(c - planned c) for every matrix, with n its fan_in; centred and bounded."""
+        """Return for every matrix the factor n^-(c - planned c) on its planned learning rate, with n its fan_in.
+
+        With `center` the factors are divided by their geometric mean; then they are clipped to [1 / trust, trust].
+
+        Args:
+            layers: the measured layers, with their parameters and fan_in.
+            c: solved learning-rate exponent of each weight.
+
+        Returns:
+            Parameter name -> factor. Layers whose fan_in does not grow with the width, such as embeddings, are left
+                out.
+        """
         # A layer that sums over no dim that grows has no alignment in its constraints: embeddings keep their rate.
         logs = {
             layer.parameter: (self._planned[layer.parameter] - c[layer.parameter]) * math.log(layer.fan_in)

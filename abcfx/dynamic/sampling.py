@@ -32,18 +32,18 @@ _CONVOLUTIONS = frozenset(
 
 @dataclass(frozen=True)
 class SampledLayer:
-    """One layer, with the place its input comes from and the rows of its weight that are measured.
+    """One layer whose alignment is measured: where its input comes from, and which rows of its weight are looked at.
 
     Attributes:
-        node: name of the layer in the layer DAG.
+        node: name of the layer in the graph of the model's layers.
         parameter: name of its weight.
         operand: fx node whose result is the layer's input.
         fixed: whether the input is computed from the model's inputs alone, so that it never changes.
-        matrices: dims of the parameter that count matrices, each with inputs of its own (experts).
-        out, into: dims of the parameter that run along outputs, and dims that are summed.
+        matrices: dims of the parameter that count stacked matrices, each with inputs of its own (experts).
+        out, into: dims of the parameter that run along outputs, and dims that are summed over.
         paired, over: dims of the input that belong to `matrices` and to `into`, counted from the last.
-        rows: indices of the measured rows, which run along `out`; None for all rows.
-        fan_in: number of terms of a sum.
+        rows: indices of the rows that are looked at, which run along `out`; None for all rows.
+        fan_in: number of terms of each sum.
         kernel: window size of a convolution, () for other layers.
     """
 
@@ -61,7 +61,11 @@ class SampledLayer:
     kernel: tuple[int, ...] = ()
 
     def weight(self, parameter: torch.Tensor) -> torch.Tensor:
-        """Return the measured rows of the parameter; a copy unless `rows` is None."""
+        """Return the measured rows of the layer's weight, (rows, fan_in), with a leading dim for stacked matrices.
+
+        Args:
+            parameter: the whole weight, in the shape that the model has.
+        """
         moved = parameter.detach()
         if self.out != (0,) or self.matrices:
             moved = moved.permute(*self.matrices, *self.out, *self.into)
@@ -73,9 +77,12 @@ class SampledLayer:
         return moved if self.rows is None else moved.index_select(-2, self.rows.to(moved.device))
 
     def input(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """Return at most `KEPT_TOKENS` samples of the layer's input, evenly spread; None where the shape does not fit.
+        """Return at most 32 rows of the layer's input, (rows, fan_in), spread over tokens; None if its shape is unfit.
 
-        Stacked matrices share the number of samples: each gets its part of them.
+        For stacked matrices (experts) a leading dim counts them, and they share the 32 rows.
+
+        Args:
+            tensor: the whole input, as the model computed it.
         """
         tensor = tensor.detach()
         if self.kernel:
@@ -92,7 +99,11 @@ class SampledLayer:
         return flat if len(flat) <= KEPT_TOKENS else flat.index_select(0, spread(len(flat), KEPT_TOKENS, flat.device))
 
     def _by_matrix(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return (matrices, samples, fan_in): each kept matrix with samples of its own input."""
+        """Return (matrices, rows, fan_in): for at most 8 of a stack of matrices (experts), rows of the input of each.
+
+        Args:
+            tensor: the layer's whole input.
+        """
         paired = [dim - tensor.ndim if dim >= 0 else dim for dim in self.paired]
         others = [dim for dim in range(-tensor.ndim, 0) if dim not in (*self.paired, *self.over)]
         by_matrix = tensor.permute(*paired, *others, *self.over).flatten(0, len(self.paired) - 1)
@@ -102,7 +113,11 @@ class SampledLayer:
         return by_matrix[:, spread(by_matrix.shape[1], count, tensor.device)]
 
     def _patches(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """Return the patches that single output pixels of a convolution see, at stride 1, of its first group."""
+        """Return at most 32 patches, (patches, fan_in), of a convolution's input: what single output pixels see.
+
+        The stride is taken as 1, and only the channels of the first group count. None if the input's shape does not
+        fit.
+        """
         channels = self.fan_in // math.prod(self.kernel)
         spatial = len(self.kernel)
         if tensor.ndim != spatial + 2 or tensor.shape[1] < channels:
@@ -124,13 +139,16 @@ class SampledLayer:
 def sample_layers(
     captured: CapturedGraph, dag: LayerDag, parameters: Mapping[str, torch.Tensor], whole: bool
 ) -> tuple[list[SampledLayer], list[str]]:
-    """Return the layers whose inputs can be seen, and the names of the layers whose inputs cannot.
+    """Choose, for every layer of a model, which rows of its weight and which input are measured.
 
     Args:
         captured: the model's graphs.
-        dag: the layer DAG of the graph that is run for a measure.
+        dag: the graph of its layers.
         parameters: parameters of the model by name.
         whole: measure every row of a weight, not a sample of rows.
+
+    Returns:
+        (layers whose inputs can be seen in the graph, names of the layers whose inputs cannot).
     """
     seen: list[SampledLayer] = []
     left_out: list[str] = []
@@ -146,7 +164,18 @@ def sample_layers(
 def _sampled(
     captured: CapturedGraph, dag: LayerDag, node: str, layer: Layer, parameter: torch.Tensor, whole: bool
 ) -> SampledLayer | None:
-    """Return the layer with its sampled rows; None where its input cannot be seen, or it sums over no own dim."""
+    """Choose the input and the rows of one layer that are measured; None if its input cannot be seen in the graph.
+
+    Layers that sum over no dim of their own parameter, such as lookups, give None as well.
+
+    Args:
+        captured: the model's graphs.
+        dag: the graph of its layers.
+        node: name of the layer there.
+        layer: what is known of the layer: its parameter and the dims that it sums over.
+        parameter: the layer's weight.
+        whole: measure every row, not a sample of rows.
+    """
     used = dag.node(node)
     operand = used.operand
     into = tuple(dim.index for dim in layer.fan_in if isinstance(dim, ParameterDim))
@@ -181,7 +210,7 @@ def _sampled(
 
 
 def _is_constant(node: fx.Node) -> bool:
-    """Whether a tensor is computed from the model's inputs by functions alone, with no parameter on the way."""
+    """Whether a tensor of a graph is computed from the model's inputs by functions alone, without parameters."""
     waiting, seen = [node], set[fx.Node]()
     while waiting:
         at = waiting.pop()
@@ -193,6 +222,7 @@ def _is_constant(node: fx.Node) -> bool:
 
 
 def _is_convolution(captured: CapturedGraph, node: fx.Node) -> bool:
+    """Whether an fx node calls a convolution, as a module, a function or an ATen op."""
     if node.op == "call_module":
         return isinstance(captured.module.get_submodule(str(node.target)), _CONVOLUTION_MODULES)
     name = str(getattr(node.target, "__name__", node.target))
@@ -200,7 +230,10 @@ def _is_convolution(captured: CapturedGraph, node: fx.Node) -> bool:
 
 
 def spread(size: int, count: int, device: torch.device | None = None) -> torch.Tensor:
-    """Return `count` indices below `size`: the same ones every time, too irregular to meet a period of the data."""
+    """Return `count` sorted indices below `size` (all if there are fewer), the same ones at every call.
+
+    They are drawn at random from a seed, so that they do not fall in step with a period of the data.
+    """
     if size <= count:
         return torch.arange(size, device=device)
     generator = torch.Generator().manual_seed(size)

@@ -1,4 +1,4 @@
-"""Factors on an optimizer's rates beside a scheduler's, and a schedule that says when it decays."""
+"""Multiplies an optimizer's learning rates beside a scheduler, and a schedule (`wsd`) that says when it decays."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ WARMUP, SHARE_OF_RUN = 100, 0.1
 
 
 class MultipliedRates:
-    """Factors on the rates of an optimizer's groups, applied for the length of each step and taken back after it.
+    """Multiplies the learning rate of each group of an optimizer during each step, and restores it after the step.
 
-    The scheduler never sees the factors, so that it may set or multiply the rates as it likes.
+    A scheduler never sees the factors, so that it may set or multiply the rates as it likes.
 
     Args:
         optimizer: its groups hold one parameter each.
         names: name of each group's parameter.
+
+    Attributes:
+        factors: number that multiplies the rate, by parameter name; groups that are not named keep their rate.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, names: Sequence[str]) -> None:
@@ -31,27 +34,29 @@ class MultipliedRates:
         ]
 
     def detach(self) -> None:
-        """Leave the optimizer alone from now on."""
+        """Remove the hooks from the optimizer, so that its rates are no longer multiplied."""
         while self._handles:
             self._handles.pop().remove()
 
     def _multiply(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        """Multiply the groups' learning rates before an optimizer step, remembering them; a hook of the optimizer."""
         self._scheduled = [group["lr"] for group in optimizer.param_groups]
         for name, group in zip(self.names, optimizer.param_groups, strict=True):
             if name in self.factors:
                 group["lr"] = group["lr"] * self.factors[name]
 
     def _restore(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        """Set the groups' learning rates back to what they were before the step; a hook of the optimizer."""
         for group, lr in zip(optimizer.param_groups, self._scheduled, strict=True):
             group["lr"] = lr
 
 
 def wsd(optimizer: torch.optim.Optimizer, total: int, *, warmup: int = 0, decay: float = 0.2) -> LambdaLR:
-    """Make a schedule of warm-up, stable phase and decay.
+    """Make a learning-rate schedule of warm-up, stable phase and decay.
 
-    The rates rise linearly to those of the groups in `warmup` steps, stay, and fall linearly to 0 in the last part of
-    the run. The schedule's attribute `decaying` tells `DynamicAlignment(scheduler=...)` to leave its factors as they
-    are.
+    The rates rise linearly to those of the groups in `warmup` steps, stay, and fall linearly to 0 in the last part
+    of the run. The schedule's attribute `decaying` tells `DynamicAlignment(scheduler=...)` to leave its factors as
+    they are.
 
     Args:
         optimizer: the optimizer whose rates are scheduled.
@@ -72,22 +77,31 @@ def wsd(optimizer: torch.optim.Optimizer, total: int, *, warmup: int = 0, decay:
     start = round(total * (1 - decay))
 
     def factor(step: int) -> float:
+        """Return what the learning rates are multiplied by at a step: rising, then 1, then falling to 0."""
         if step < warmup:
             return (step + 1) / (warmup + 1)
         return 1.0 if step < start else max(0.0, (total - step) / max(1, total - start))
 
     class Wsd(LambdaLR):
+        """A LambdaLR that also tells the length of the run (`total_steps`) and whether it decays."""
+
         total_steps = total
 
         @property
         def decaying(self) -> bool:
+            """Whether the rates have begun to fall."""
             return bool(self.last_epoch >= start)
 
     return Wsd(optimizer, factor)
 
 
 def default_warmup(scheduler: LRScheduler | None, total_steps: int | None) -> int:
-    """Return a tenth of the run where its length is given or the scheduler tells it, else 100 steps."""
+    """Return the number of warm-up steps: a tenth of the run if its length is known, else 100.
+
+    Args:
+        scheduler: tells the length, if it has `total_steps` or is a CosineAnnealingLR.
+        total_steps: the length, where it is given.
+    """
     length = total_steps or getattr(scheduler, "total_steps", None)
     if length is None and isinstance(scheduler, CosineAnnealingLR):
         length = scheduler.T_max
