@@ -32,9 +32,7 @@ def load(argument: object, values: Mapping[fx.Node, object]) -> object:
 
 
 def leaves(value: object) -> list[object]:
-    """Return all leaves of nested arguments or results (abstract tensors, sizes, plain Python values) as a flat
-    list.
-    """
+    """Return all leaves (abstract tensors, sizes, plain values) of nested arguments or results as a flat list."""
     return trees.leaves(value, is_leaf=lambda leaf: isinstance(leaf, Value | Sizes | Number))
 
 
@@ -62,9 +60,7 @@ def positional(target: object, args: Sequence[object], kwargs: Mapping[str, obje
 
 
 def forward_arguments(module: torch.nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
-    """Return the arguments of a module call with keywords at their positions in the signature of the module's
-    forward.
-    """
+    """Return the arguments of a module call with keywords at their positions in the module's forward."""
     return _in_place(_positional_names(inspect.signature(module.forward)), args, kwargs)
 
 

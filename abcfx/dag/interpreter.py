@@ -238,9 +238,7 @@ def _only(returned: object) -> object:
 
 
 def _returned_by(node: fx.Node, value: object) -> object:
-    """Return an abstract value with `node` noted as the fx node that returns it, in place of one that a rule has
-    set.
-    """
+    """Return an abstract value with `node` noted as the fx node that returns it, whichever its rule has set."""
     if not isinstance(value, Value):
         return value
     return replace(value, at=node, shape=shape_of(node) or value.shape)

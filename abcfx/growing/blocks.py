@@ -15,12 +15,12 @@ from abcfx.pairing.blocks import Blocks, match_blocks
 
 
 def pair_blocks(small: nn.Module, large: nn.Module, order: BlockOrder) -> Blocks:
-    """Find the block of the small model that each block of the large one is a copy of.
+    """Find the block of the small model that each block of a deeper, large one is a copy of.
 
     Args:
         small: the small model.
         large: the large model.
-        order: where new blocks go.
+        order: where new blocks go: "stack" (0 1 0 1), "interleave" (0 0 1 1) or "append" (0 1 1 1).
 
     Raises:
         GrowthError: the large model has fewer blocks.
@@ -43,23 +43,27 @@ def pair_blocks(small: nn.Module, large: nn.Module, order: BlockOrder) -> Blocks
 
 
 def _children(model: nn.Module, container: str) -> list[str]:
+    """Return the numbers of the blocks in a container: the names of its submodules that are numbers."""
     return [name for name, _ in model.get_submodule(container).named_children() if name.isdigit()]
 
 
 def _names(model: nn.Module, container: str, block: str) -> list[str]:
+    """Return the names of the parameters in one block of a container, without the block's own path."""
     return [name for name, _ in model.get_submodule(_path(container, block)).named_parameters()]
 
 
 def _path(container: str, block: str) -> str:
+    """Return the path of a block in a container; the container "" is the model itself."""
     return f"{container}.{block}" if container else block
 
 
 def refuse_parallel_blocks(blocks: Blocks, dag: LayerDag) -> None:
-    """Raise an error unless the submodules that the large model has more of run one after another, as blocks do, not
-    side by side, as experts do.
+    """Raise an error if repeated submodules, of which the large model has more, stand side by side like experts.
+
+    Blocks run one after another.
 
     Args:
-        blocks: the pairs of blocks.
+        blocks: which block of the small model each block of the large one is a copy of.
         dag: the layer DAG of a large model that has as many blocks as the small one.
 
     Raises:
@@ -77,9 +81,9 @@ def refuse_parallel_blocks(blocks: Blocks, dag: LayerDag) -> None:
 
 
 def new_blocks(blocks: Blocks) -> dict[str, str]:
-    """Return the path of each new block of the large model -> the path of the old block that it is a copy of.
+    """Return, for each new block of the large model by path, the path of the old block that it is a copy of.
 
-    Old blocks are the first of those that have the same block of the small model.
+    Of several blocks with one block of the small model, the first is the old one.
     """
     copies = {}
     for container, twins in blocks.index.items():
@@ -91,10 +95,12 @@ def new_blocks(blocks: Blocks) -> dict[str, str]:
 
 
 def adding_parameters(blocks: Blocks, dag: LayerDag) -> tuple[str, ...]:
-    """Name the parameters by which new blocks add to the residual stream: with these at zero, a new block adds nothing.
+    """Return the names of the parameters by which new blocks add to the residual stream.
+
+    With these at zero, a new block adds nothing.
 
     Args:
-        blocks: the pairs of blocks.
+        blocks: which block of the small model each block of the large one is a copy of.
         dag: the layer DAG of a large model that has as many blocks as the small one.
     """
     branches = residual_branches(dag, blocks.index)

@@ -28,10 +28,10 @@ TITLES: dict[CheckName, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthCheckRow(CheckRow):
-    """The outcome of one of the seven checks.
+    """The outcome of one of the seven checks of a growth.
 
     Attributes:
-        check: its number, such as "C2"; `name` also has the title.
+        check: number of the check, such as "C2"; `name` also has the title.
         value: the worst number measured.
         tolerance: the largest, or for C3 the least, value that passes.
         node: op or tensor where the value was measured.
@@ -47,7 +47,7 @@ class GrowthCheckRow(CheckRow):
     details: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
-        """Return the row as plain data."""
+        """Return the row as a dict of plain data."""
         return asdict(self) | {"verdict": self.verdict.value, "details": list(self.details)}
 
     def __str__(self) -> str:
@@ -102,13 +102,14 @@ class GrowthCheckResult(CheckResult[GrowthCheckRow]):
 
     @property
     def first_failure(self) -> GrowthCheckRow | None:
-        """Return the row of the first check that failed; None where none did."""
+        """The row of the first check that failed; None where none did."""
         return next(iter(self.failed), None)
 
     def __str__(self) -> str:
         return text_of(*self._lines(), width=100)
 
     def _lines(self) -> Iterator[RenderableType]:
+        """Yield the parts of the printed report: the details of each check, then a table of all of them."""
         for row in self.rows:
             yield Rule(f"{row.name}: {row.verdict}", align="left")
             for line in (*row.details, row.reason, f"To fix: {row.fix}" if row.fix else ""):

@@ -11,8 +11,12 @@ TOLERANCE = 1e-7
 
 
 def combined(*terms: tuple[float | Fraction, Mapping[str | float, Fraction]]) -> Form:
-    """Add up factor x form (a form is a linear combination, {unknown or number: coefficient}) over
-    all terms; drop zeros.
+    """Return a weighted sum of linear forms, such as 2 (x + 3) - y, without terms that are 0.
+
+    A form is a dict of coefficients: {"x": 1/2, 3.0: 1} is x / 2 + 3.
+
+    Args:
+        terms: (factor, form) of each form.
     """
     total: Form = {}
     for factor, form in terms:
@@ -28,12 +32,14 @@ def as_fraction(number: float | Fraction) -> Fraction:
 
 
 def known_value(form: Mapping[str | float, Fraction]) -> Fraction:
-    """Return the value of that part of a linear form which has no unknowns: the sum of number x coefficient."""
+    """Return the part of a linear form that has no unknowns: {"x": 1/2, 3.0: 2} is x / 2 + 6, whose part is 6."""
     return sum((value * as_fraction(key) for key, value in form.items() if not isinstance(key, str)), Fraction(0))
 
 
 class Equations:
-    """Equations `form = 0`, solved for as many unknowns as there are independent equations.
+    """Linear equations `form = 0` over fractions, solved one by one for as many unknowns as there are equations.
+
+    A form is a dict of coefficients: {"x": 1/2, 3.0: 1} is x / 2 + 3.
 
     >>> equations = Equations()
     >>> equations.require({"x": Fraction(2), 1.0: Fraction(-1)})  # 2 x = 1
@@ -47,13 +53,13 @@ class Equations:
         self._within: dict[str, set[str]] = {}
 
     def reduced(self, form: Mapping[str | float, Fraction]) -> Form:
-        """Rewrite a linear form so that it has only unknowns that the equations leave free."""
+        """Return a linear form with all unknowns replaced that the equations determine by others."""
         terms = [(Fraction(1), {key: value for key, value in form.items() if key not in self._solved})]
         terms += [(value, self._solved[key]) for key, value in form.items() if key in self._solved]
         return combined(*terms)
 
     def require(self, form: Mapping[str | float, Fraction]) -> bool:
-        """Add `form = 0`; return False, and add nothing, if it contradicts the equations so far."""
+        """Add the equation `form = 0`; return False, and add nothing, if it contradicts those so far."""
         rest = self.reduced(form)
         unknowns = [key for key in rest if isinstance(key, str)]
         if not unknowns:
@@ -63,8 +69,9 @@ class Equations:
         return True
 
     def least_squares(self, forms: Iterable[Mapping[str | float, Fraction]]) -> None:
-        """Add the equations that make the sum of the squared forms least; unknowns that do not
-        change the sum stay free.
+        """Add the equations that make the sum of the squares of linear forms least.
+
+        Unknowns that do not change the sum stay free.
         """
         normal: dict[str, Form] = {}
         for row in map(self.reduced, forms):
@@ -75,12 +82,12 @@ class Equations:
             assert self.require(equation), "normal equations have a solution"
 
     def solution(self, unknown: str) -> Form:
-        """Return the value of an unknown as a form of numbers without unknowns; 0 where no equation determines it."""
+        """Return the value of an unknown as a linear form of numbers alone; 0 where no equation determines it."""
         form = self.reduced({unknown: Fraction(1)})
         return {key: value for key, value in form.items() if not isinstance(key, str)}
 
     def _define(self, pivot: str, form: Form) -> None:
-        """Substitute `form` for the unknown `pivot` in every equation."""
+        """Substitute a linear form for the unknown `pivot` in every equation."""
         for name in self._within.pop(pivot, set()):
             before = self._solved[name]
             factor = before.pop(pivot)

@@ -16,14 +16,14 @@ from abcfx.rules.op_properties import WRITES, keeps_factor
 
 
 def expected_scales(factors: Factors, of_weights: Mapping[str, float]) -> list[float | None]:
-    """Find the scale of every tensor of a run: large tensor = scale x tiled small tensor.
+    """Find for every tensor of a run the number s for which large tensor = s x repeated small tensor.
 
     Args:
-        factors: dims of a paired run.
-        of_weights: name -> factor of a parameter, or ratio of a number that is kept in a buffer; 1 for names left out.
+        factors: the dims of a run of both models, as products of shared factors.
+        of_weights: that number for parameters by name, or the ratio of a number kept in a buffer; 1 for names left out.
 
     Returns:
-        One scale for each tensor of the traces, by index; None where nothing is known.
+        One number for each tensor of the runs, in order; None where nothing is known.
     """
     walk = _Walk(factors)
     for name, ref in (factors.large.parameters | factors.large.buffers).items():
@@ -37,7 +37,14 @@ def expected_scales(factors: Factors, of_weights: Mapping[str, float]) -> list[f
 
 
 class _Walk:
-    """Goes through the calls of the run in order, and keeps the scale found for each tensor so far."""
+    """A walk through the calls of a run that finds the scale of each tensor: large over repeated small tensor.
+
+    Args:
+        factors: the dims of a run of both models, as products of shared factors.
+
+    Attributes:
+        scales: the scales found so far, by the number of the tensor.
+    """
 
     def __init__(self, factors: Factors) -> None:
         self.factors = factors
@@ -48,7 +55,12 @@ class _Walk:
         return self.scales.get(ref.index, 1.0)
 
     def scale(self, small: Call, large: Call) -> float | None:
-        """Return the scale (large tensor over repeated small tensor) of the results of a call."""
+        """Return the scale (large tensor over repeated small tensor) of the results of a call; None if unknown.
+
+        Args:
+            small: the call in the small model.
+            large: the same call in the large model.
+        """
         name = large.name.removesuffix("_") or large.name
         inputs = [ref for ref in large.inputs if self._is_scaled(ref)]
         scales = [self.of(ref) for ref in inputs]
@@ -90,6 +102,7 @@ class _Walk:
         return 1.0
 
     def _ratio(self, ref: Ref, dim: int) -> float:
+        """Return the size of a dim of a tensor in the large model over that in the small one."""
         small, large = sizes(self.factors.of(ref)[dim])
         return large / small
 
@@ -101,18 +114,21 @@ def _numbers(call: Call) -> list[float]:
 
 
 def _product(small: Call, large: Call, scales: list[float]) -> float:
+    """Return the scale of a product from those of its factors, and from the ratio of a number among them."""
     ours, theirs = _numbers(large), _numbers(small)
     by = ours[0] / theirs[0] if ours and theirs and theirs[0] else 1.0
     return math.prod(scales) * by
 
 
 def _quotient(small: Call, large: Call, scales: list[float]) -> float:
+    """Return the scale of a quotient from those of its two sides, or from the ratio of a number below."""
     ours, theirs = _numbers(large), _numbers(small)
     by = theirs[0] / ours[0] if ours and theirs and ours[0] else 1.0
     return (scales[0] / scales[1] if len(scales) > 1 else scales[0]) * by
 
 
 def _power(small: Call, large: Call, scales: list[float]) -> float | None:
+    """Return the scale of x ** exponent from that of x; None if the exponent is a tensor."""
     exponent = large.args[1] if len(large.args) > 1 else 2.0
     return scales[0] ** float(exponent) if isinstance(exponent, int | float) else None
 

@@ -26,7 +26,7 @@ NOT_TAKEN = (RuntimeError, ValueError, LookupError, AssertionError)
 
 
 def sanity(pair: GrownPair) -> GrowthCheckRow:
-    """Check that the large model's weights and outputs are finite."""
+    """Check that the large model's weights are finite and its outputs are numbers (check C0)."""
     for weight, tensor in pair.large.named_parameters():
         if not bool(tensor.detach().isfinite().all()):
             return judged("C0", Verdict.FAIL, "it has entries that are not finite",
@@ -46,7 +46,7 @@ def sanity(pair: GrownPair) -> GrowthCheckRow:
 
 
 def constants(pair: GrownPair) -> GrowthCheckRow:
-    """Check that structure and constants (rotary tables, eps, counts) allow the function to be kept."""
+    """Check that structure and constants (rotary tables, eps, counts) allow the function to be kept (check C1)."""
     with pair.equally_deep():
         found = refusals(pair.plan, pair.small, pair.large)
     trace = pair.plan.factors.large
@@ -60,7 +60,7 @@ def constants(pair: GrownPair) -> GrowthCheckRow:
 
 
 def routers(pair: GrownPair) -> GrowthCheckRow:
-    """Check that every router of experts gives the same logits in both models, on the activations of the batch."""
+    """Check that every router of experts gives the same logits in both models on the batch (check C2)."""
     limit, compared = pair.tolerance, {each.call: each for each in pair.compared}
     found = list(_router_calls(pair))
     if not found:
@@ -95,7 +95,7 @@ def routers(pair: GrownPair) -> GrowthCheckRow:
 
 
 def _router_calls(pair: GrownPair) -> Iterator[tuple[int, int]]:
-    """Yield, for each router, the indices of the call that computes the logits and of the call that chooses experts."""
+    """Yield, for each router, the index of the call that computes logits and of the call that chooses experts."""
     calls = pair.runs.factors.large.calls
     made = {ref.index: i for i, call in enumerate(calls) for ref in call.outs}
     seen = set()
@@ -112,7 +112,14 @@ def _router_calls(pair: GrownPair) -> Iterator[tuple[int, int]]:
 
 
 def _idle_experts(pair: GrownPair, path: str, logits: torch.Tensor, chooser: int) -> list[str]:
-    """Describe a router whose logits are all equal, or some of whose experts get no token."""
+    """Return sentences about a router whose logits are all equal, or some of whose experts get no token.
+
+    Args:
+        pair: the two models with their runs.
+        path: module path of the router.
+        logits: its logits in the large model.
+        chooser: index of the call that chooses experts.
+    """
     if float(logits.std()) < 1e-9:
         return [f"{path}: all logits are equal, so that ties decide and all tokens go to the same experts"]
     call = pair.runs.factors.large.calls[chooser]
@@ -126,8 +133,9 @@ def _idle_experts(pair: GrownPair, path: str, logits: torch.Tensor, chooser: int
 
 
 def layers(pair: GrownPair) -> GrowthCheckRow:
-    """Check that every tensor of the large model's run is the repeated one of the small model; name
-    the first that is not.
+    """Check that every tensor of the large model's run is the repeated one of the small model's (check C4).
+
+    The row names the first tensor that is not.
     """
     limit, compared = pair.tolerance, pair.compared
     if not compared:
@@ -158,7 +166,7 @@ def layers(pair: GrownPair) -> GrowthCheckRow:
 
 
 def _weight_of(pair: GrownPair, at: Compared) -> str:
-    """Return the name of the parameter that a call has as an argument, directly or through views; "" if it has none."""
+    """Return the name of the parameter that a call has as an argument, directly or through views; "" for none."""
     factors = pair.runs.factors
     inputs = factors.large.calls[at.call].inputs
     origins = {use.origin[0] for ref in inputs for dim in factors.of(ref) for use in dim if use.origin}
@@ -166,8 +174,9 @@ def _weight_of(pair: GrownPair, at: Compared) -> str:
 
 
 def outputs(pair: GrownPair) -> GrowthCheckRow:
-    """Check that the outputs of both models are equal for up to three other batch sizes and lengths that the small one
-    accepts.
+    """Check that outputs of both models are equal for up to three other batch sizes and lengths (check C6).
+
+    Only inputs that the small model takes are tried.
     """
     limit, dims = pair.tolerance, pair.plan.output_dims()
     worst, label, details = -1.0, "", list[str]()
@@ -204,7 +213,7 @@ def outputs(pair: GrownPair) -> GrowthCheckRow:
 
 
 def _outputs_if_taken(pair: GrownPair, inputs: Inputs) -> dict[str, torch.Tensor] | None:
-    """Return the small model's outputs; None where calling it with these inputs raises an error."""
+    """Return the small model's outputs by path; None where calling it with these inputs raises an error."""
     try:
         with evaluating(pair.small):
             return outputs_of(pair.small, *inputs.fresh())

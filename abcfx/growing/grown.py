@@ -16,14 +16,14 @@ from abcfx.pairing.pair import PairedModels
 
 @dataclass(frozen=True)
 class Grown:
-    """A grown model, with what its optimizer needs to go on.
+    """The result of growing: the large model, with what its optimizer needs to go on.
 
     Attributes:
         module: the large model, filled; an instance of its own class.
         param_groups: one group for each parameter, with the learning rate, eps and weight decay that keep the training
             trajectory; empty without an optimizer.
         optimizer_state: state_dict for an optimizer of the same class over `param_groups`; None without an optimizer.
-        steps: the passes, each with the difference of the outputs after it.
+        steps: the passes (widen, deepen, upcycle), each with the difference of the outputs after it.
         rates: parameter -> factor on its learning rate with Adam and its relatives: (large width / small width) ** -c.
         models: the large and the small model, as `grow` captured them, with as many blocks; None from `upcycle`.
     """
@@ -37,12 +37,12 @@ class Grown:
 
     @property
     def plan(self) -> list[dict[str, Json]]:
-        """The passes as JSON: for each tensor of "widen" its source, the factors of its dims and its multiplier."""
+        """The passes as JSON-able data; for each tensor of "widen" its source, the factors of its dims, its factor."""
         return [{"pass": step.name, **step.data, "difference": step.difference} for step in self.steps]
 
     @property
     def report(self) -> str:
-        """The passes and the new learning rates, in words."""
+        """The passes and the new learning rates, as text."""
         return growth_text(self.module, self.steps, [float(group["lr"]) for group in self.param_groups])
 
     def __str__(self) -> str:

@@ -25,7 +25,7 @@ from abcfx.support.running import evaluating
 
 @dataclass(frozen=True)
 class GrownPair:
-    """A small model and the large one that it was grown into, with real inputs.
+    """A small model and the large one that it was grown into, with real inputs, for the checks of a growth.
 
     Attributes:
         small: the small model.
@@ -33,9 +33,9 @@ class GrownPair:
         batch: real inputs with targets, as `loss` takes them.
         args: positional inputs of both models.
         kwargs: keyword inputs of both models.
-        loss: loss(output, batch) -> scalar.
+        loss: a function of (output, batch) that returns a scalar.
         blocks: which block of the small model each block of the large one is a copy of.
-        optimizers: of the small and of the large model, if they are to be checked.
+        optimizers: those of the small and of the large model, if they are to be checked.
         options: how both models are captured.
         captured: the two models if they were captured before, as `grow` does; they are not captured again then.
     """
@@ -53,7 +53,7 @@ class GrownPair:
 
     @contextmanager
     def equally_deep(self) -> Iterator[None]:
-        """Within the context, leave the large model only one block for each block of the small model."""
+        """Leave the large model, within the block, only one block for each block of the small model."""
         with as_deep_as_base(self.large, self.blocks):
             yield
 
@@ -83,22 +83,21 @@ class GrownPair:
 
     @property
     def tolerance(self) -> float:
-        """Largest difference that passes a check, relative to the RMS of the tensor; more for
-        models of over 32 blocks.
+        """The largest difference that passes a check, relative to the RMS of the tensor that is compared.
+
+        It is larger for models of over 32 blocks.
         """
         deepest = max((len(twins) for twins in self.blocks.index.values()), default=1)
         return tolerance(self.plan.factors) * max(1.0, math.sqrt(deepest / 32))
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return the large model's parameters under the names of the plan."""
+        """Return the large model's parameters under their names with as many blocks as the small model."""
         with self.equally_deep():
             return dict(self.large.named_parameters())
 
     @cached_property
     def drift(self) -> dict[str, float]:
-        """Map the path of each new block to the largest entry that it adds to its input, relative to the RMS of that
-        input.
-        """
+        """The largest entry that each new block, by path, adds to its input, relative to the RMS of that input."""
         found: dict[str, float] = {}
         hooks = [
             self.large.get_submodule(path).register_forward_hook(_measuring(path, found), with_kwargs=True)
@@ -118,7 +117,7 @@ Hook = Callable[[nn.Module, tuple[object, ...], dict[str, object], object], None
 
 
 def _measuring(path: str, found: dict[str, float]) -> Hook:
-    """Make a forward hook that measures what a block adds to its input."""
+    """Return a forward hook that writes into `found`, under `path`, how much a block adds to its input."""
 
     def measure(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]

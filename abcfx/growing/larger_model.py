@@ -113,7 +113,7 @@ def grow(
 
 @dataclass(frozen=True)
 class _Models:
-    """The two models, example inputs for both, and which block of the small one each block of the large one copies."""
+    """The small and the large model, example inputs for both, and which block of the small one each block copies."""
 
     small: nn.Module
     large: nn.Module
@@ -127,14 +127,20 @@ class _Models:
 
 
 def _refused(against: Sequence[Refusal]) -> str:
+    """Return the message that a model cannot be filled, with the reasons."""
     shown = "\n  ".join(map(str, against[:8]))
     more = f"\n  and {len(against) - 8} more" if len(against) > 8 else ""
     return f"The large model cannot be filled so that it computes what the small one does:\n  {shown}{more}"
 
 
 def _widen(models: _Models, plan: GrowthPlan, noise: float, seed: int) -> Widened:
-    """Fill the large model, which here has as many blocks as the small one, and compare its outputs with the small
-    model's.
+    """Fill the large model, which has as many blocks as the small one here, and compare the outputs of both.
+
+    Args:
+        models: the two models.
+        plan: for each tensor, which entries are copied where and what they are multiplied by.
+        noise: standard deviation of zero-sum noise, relative to the RMS of each weight.
+        seed: seed of the noise.
 
     Raises:
         GrowthError: the outputs differ.
@@ -152,8 +158,12 @@ def _widen(models: _Models, plan: GrowthPlan, noise: float, seed: int) -> Widene
 
 
 def _deepen(models: _Models, plan: GrowthPlan, zero_output: bool) -> Deepened:
-    """Copy trained blocks into the new ones, zero the parameters by which these add to the residual stream if asked,
-    and compare the outputs with the small model's.
+    """Copy trained blocks into the new ones, and compare the outputs with those of the small model.
+
+    Args:
+        models: the two models.
+        plan: the plan by which the large model was widened.
+        zero_output: set the parameters to zero by which new blocks add to the residual stream.
     """
     copies = new_blocks(models.blocks)
     zeroed = adding_parameters(models.blocks, plan.dag) if zero_output else ()

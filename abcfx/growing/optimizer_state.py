@@ -37,7 +37,7 @@ RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
 @dataclass(frozen=True)
 class ParameterGrowth:
-    """Factors that growth brings for one parameter.
+    """The factors by which growth changes one parameter and its gradient.
 
     Attributes:
         weight: s, by which the copies of the weight are multiplied.
@@ -49,8 +49,12 @@ class ParameterGrowth:
 
 
 def growth_of(widening: Widening) -> ParameterGrowth:
-    """Return the factors of a parameter's growth: of its weight and of its gradient; means where entries have unequal
-    numbers of copies.
+    """Return the factors by which growth changes a parameter and its gradient.
+
+    They are means where entries have unequal numbers of copies.
+
+    Args:
+        widening: which entries of the small tensor were copied where, and what they were multiplied by.
     """
     weight = mean_multiplier(widening)
     copies = 1.0
@@ -63,11 +67,11 @@ def growth_of(widening: Widening) -> ParameterGrowth:
 def grown_groups(
     optimizer: torch.optim.Optimizer, recipes: Mapping[str, Widening], small: nn.Module, large: nn.Module
 ) -> list[Group]:
-    """Make one group for each parameter of the large model, with hyperparameters that keep the training trajectory.
+    """Make an optimizer group for each parameter of the large model, so that it trains as the small one would have.
 
     Args:
         optimizer: the small model's optimizer.
-        recipes: name in the large model -> how it was filled.
+        recipes: name in the large model -> how the parameter was filled.
         small: the small model.
         large: the large model.
     """
@@ -83,16 +87,15 @@ def grown_groups(
 
 
 def _groups_by_parameter(optimizer: torch.optim.Optimizer) -> dict[int, Group]:
+    """Return a copy of the group of each parameter of an optimizer, by the parameter's id."""
     return {id(parameter): dict(group) for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def hyperparameters(which: OptimizerFamily, widening: Widening, group: Group) -> Group:
-    """Return learning rates, eps and weight decay of a parameter after growth.
-
-    docs/growth.md derives them.
+    """Return learning rates, eps and weight decay of a parameter after growth; docs/growth.md derives them.
 
     Args:
-        which: what the optimizer's update depends on.
+        which: the family of the optimizer: what its update depends on.
         widening: how the parameter was filled.
         group: the parameter's group in the small model's optimizer.
     """
@@ -111,8 +114,13 @@ def hyperparameters(which: OptimizerFamily, widening: Widening, group: Group) ->
 
 
 def _spectral(which: OptimizerFamily, widening: Widening) -> float:
-    """Return the factor on the entries of an update, for optimizers (as Muon) that give it singular values of one size,
-    relative to the repeated update of the small model.
+    """Return the entries of a large update over those of the repeated small one, for optimizers such as Muon.
+
+    Such an optimizer gives an update singular values of one size.
+
+    Args:
+        which: the family of the optimizer.
+        widening: how the parameter was filled.
     """
     shapes = zip(*(dim.sizes for dim in widening.dims[:2]), strict=True)
     small, large = (which.shape_factor(*shape) / math.sqrt(math.prod(shape)) for shape in shapes)
@@ -120,17 +128,18 @@ def _spectral(which: OptimizerFamily, widening: Widening) -> float:
 
 
 def degree_of(optimizer: torch.optim.Optimizer, key: str) -> int | None:
-    """Return k where an optimizer's state under `key` grows as gradient^k (1 for a mean, 2 for a mean square); None if
-    unknown.
+    """Return k where an optimizer's state named `key` grows like gradient^k: 1 for a mean, 2 for a mean square.
+
+    None if that is not known.
     """
     return 0 if (type(optimizer).__name__, key) in OF_UPDATES else DEGREES.get(key)
 
 
 def refuse_unknown_state(optimizer: torch.optim.Optimizer) -> None:
-    """Raise an error if it is not known of some of an optimizer's state how it depends on the gradient.
+    """Raise an error if an optimizer keeps state that depends on the gradient in a way that is not known.
 
     Raises:
-        GrowthError: the optimizer keeps something else; names it.
+        GrowthError: names that state.
     """
     for state in optimizer.state.values():
         for key, value in state.items():
@@ -145,12 +154,12 @@ def refuse_unknown_state(optimizer: torch.optim.Optimizer) -> None:
 def grown_state(
     optimizer: torch.optim.Optimizer, groups: list[Group], recipes: Mapping[str, Widening], small: nn.Module
 ) -> dict[str, Any]:
-    """Make the state_dict of an optimizer of the same class over new groups.
+    """Make the state_dict for an optimizer of the same class over the large model's groups.
 
     Args:
         optimizer: the small model's optimizer.
         groups: one for each parameter of the large model.
-        recipes: name in the large model -> how it was filled; names that are left out start without state.
+        recipes: name in the large model -> how the parameter was filled; names that are left out start without state.
         small: the small model.
     """
     theirs = dict(small.named_parameters())
@@ -167,8 +176,17 @@ def grown_state(
 
 
 def _grown_entry(degree: int | None, key: str, value: object, widening: Widening, name: str) -> object:
-    """Make one entry of a parameter's optimizer state: repeat a tensor of the parameter's shape, keep anything else as
-    it is.
+    """Make one entry of a parameter's optimizer state after growth: repeat a tensor, keep anything else as it is.
+
+    Args:
+        degree: k where the tensor grows like gradient^k.
+        key: name of the entry.
+        value: the entry for the small model.
+        widening: how the parameter was filled.
+        name: name of the parameter.
+
+    Raises:
+        GrowthError: the tensor has a shape that does not fit the parameter's.
     """
     if not isinstance(value, torch.Tensor) or value.dim() == 0:
         return value.clone() if isinstance(value, torch.Tensor) else value
@@ -195,7 +213,7 @@ def plain_groups(
     origin: Mapping[str, str],
     kept: Collection[str],
 ) -> tuple[list[Group], dict[str, Any]]:
-    """Make groups and state for a model whose weights are not multiplied: hyperparameters stay as they are.
+    """Make optimizer groups and state for a model whose weights are not multiplied: hyperparameters stay.
 
     Args:
         optimizer: the small model's optimizer.
@@ -205,7 +223,7 @@ def plain_groups(
         kept: names in the large model whose state is taken over; the others start without state.
 
     Returns:
-        (groups, state_dict).
+        One group for each parameter, and the state_dict for an optimizer over them.
     """
     group_of = _groups_by_parameter(optimizer)
     ours, theirs = dict(large.named_parameters()), dict(small.named_parameters())

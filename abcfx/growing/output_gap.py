@@ -18,9 +18,12 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.1, torc
 
 
 def tolerance(factors: Factors) -> float:
-    """Return the tolerance of a run, relative to the RMS of the tensor that is compared.
+    """Return the largest difference of tensors that counts as rounding, relative to their RMS.
 
     It is that of the coarsest dtype of the run, times sqrt(longest sum / 256) for longer sums.
+
+    Args:
+        factors: the dims of a run of both models, as products of shared factors.
     """
     dtypes = {factors.large.dtypes[ref.index] for call in factors.large.calls for ref in call.outs}
     limit = max((TOLERANCES.get(dtype, 0.1) for dtype in dtypes if dtype.is_floating_point), default=1e-4)
@@ -48,7 +51,8 @@ def output_gap(
         large: the large model.
         args: positional inputs of both.
         kwargs: keyword inputs of both.
-        dims: the index map of each dim of each output; None for an output that is not compared.
+        dims: for each dim of each output, which small entry each large entry is a copy of; None for an output that is
+            not compared.
     """
     with evaluating(small, large):
         return outputs_difference(outputs_of(small, args, kwargs), outputs_of(large, args, kwargs), dims)
@@ -63,8 +67,9 @@ def outputs_difference(
 
     Args:
         small: outputs of the small model, by path.
-        large: outputs of the large model.
-        dims: the index map of each dim of each output; None for an output that is not compared.
+        large: outputs of the large model, by path.
+        dims: for each dim of each output, which small entry each large entry is a copy of; None for an output that is
+            not compared.
     """
     return max(
         (
@@ -77,10 +82,14 @@ def outputs_difference(
 
 
 def difference(small: torch.Tensor, large: torch.Tensor, dims: Sequence[IndexMap]) -> float:
-    """Return the largest difference between a large tensor and the repeated small one, over the RMS of the repeated
-    one.
+    """Return the largest difference between a large tensor and the repeated small one, over the RMS of the latter.
 
     New entries of padded dims are left out. A difference that is no number counts as infinite.
+
+    Args:
+        small: the small tensor.
+        large: the large tensor.
+        dims: for each dim, which small entry each large entry is a copy of.
     """
     for place, dim in enumerate(dims):
         if (old := dim.old_entries) is not None:

@@ -19,14 +19,16 @@ from abcfx.rules import Layer
 
 @dataclass(frozen=True)
 class GrowthPlan:
-    """Recipes for the tensors of a large model that has as many blocks as the small one.
+    """A plan for filling a large model, with as many blocks as the small one, from the small one.
 
     Attributes:
-        widenings: name -> recipe; of parameters, and of the buffers that training changes.
-        factors: dims of every tensor of a run of both models, in factors that both share.
-        scales: exponents of the factors of the parameters.
+        widenings: for each parameter, and each buffer that training changes, by name: which entries are copied where,
+            and what they are multiplied by.
+        factors: the dims of every tensor of a run of both models, as products of factors that both share.
+        scales: the factor of each parameter, as powers of the width ratio.
         dag: the layer DAG of the large model.
-        noised: parameters that may get zero-sum noise: every use contracts the same dims, and one of them grows.
+        noised: parameters that may get zero-sum noise: every use sums over the same dims of them, and one of these
+            grows.
     """
 
     widenings: Mapping[str, Widening]
@@ -36,8 +38,9 @@ class GrowthPlan:
     noised: tuple[str, ...]
 
     def output_dims(self) -> list[list[IndexMap] | None]:
-        """Return the index maps of the dims of every output; None for an output that the model itself uses too, such as
-        a cache.
+        """Return for each dim of each output which small entry each large entry is a copy of.
+
+        None stands for an output that the model itself uses too, such as a cache.
         """
         padded = {id(atom) for atom in padded_atoms(self.factors)}
         used = {ref for call in self.factors.large.calls for ref in call.inputs}
@@ -48,14 +51,19 @@ class GrowthPlan:
 
 
 def plan_growth(models: PairedModels) -> GrowthPlan:
-    """Plan the growth of a model into one with as many blocks; neither is changed.
+    """Plan how to fill a large model from a small one with as many blocks; neither model is changed.
 
     Args:
-        models: the large model as target, the small one as base.
+        models: both models, captured side by side: the large one as target, the small one as base.
+
+    Returns:
+        For each tensor of the large model, which entries of the small one are copied where, and what they are
+        multiplied
+        by, so that the large model computes the same.
 
     Raises:
-        PairingError: they are not instances of one architecture.
-        InfeasibleError: no factors keep the function; names the node.
+        PairingError: the models are not instances of one architecture.
+        InfeasibleError: no factors keep the function; names the node of the layer DAG.
         CaptureError, UnknownOpError: see `abcfx.transform`.
     """
     factors, dag, growth = models.factors, models.target_dag, models.measured_growth
@@ -68,7 +76,13 @@ def plan_growth(models: PairedModels) -> GrowthPlan:
 
 
 def _widenings(factors: Factors, scales: Scales, width_ratio: float) -> dict[str, Widening]:
-    """Make the recipe of every parameter, and of every buffer that training changes."""
+    """Return for every parameter, and every buffer that training changes, how it is filled.
+
+    Args:
+        factors: the dims of a run of both models, as products of shared factors.
+        scales: the factor of each parameter, as powers of the width ratio.
+        width_ratio: width of the large model over that of the small one.
+    """
     padded = {id(atom) for atom in padded_atoms(factors)}
     found = {}
     for name, ref in (factors.large.parameters | factors.large.buffers).items():
@@ -92,8 +106,11 @@ def _contracts_alike(dag: LayerDag, nodes: Sequence[str]) -> bool:
 
 
 def _factor(exponents: Form, width_ratio: float) -> float:
-    """Return the product of m^exponent (m: the ratio of sizes of a dim) that a form stands for;
-    exact for powers of two.
+    """Return the number that powers of the width ratio stand for; exact for powers of two.
+
+    Args:
+        exponents: {e: q} for the product of width_ratio ** (e q).
+        width_ratio: width of the large model over that of the small one.
     """
     total = 1.0
     for e, power in exponents.items():
@@ -104,9 +121,7 @@ def _factor(exponents: Form, width_ratio: float) -> float:
 
 
 def padded_atoms(factors: Factors) -> Iterator[Atom]:
-    """Yield the factors of dims that grow by new entries instead of copies: rows of embedding tables, dims of outputs
-    alone.
-    """
+    """Yield the factors of dims that grow by new entries, not by copies: rows of tables, dims of outputs alone."""
     contracted = {
         id(atom) for name, place in factors.contracted for atom in plain_atoms(factors.parameter(name)[place])
     }
@@ -119,11 +134,11 @@ def padded_atoms(factors: Factors) -> Iterator[Atom]:
 
 
 def padded_index_map(dim: Dim, padded: set[int]) -> IndexMap:
-    """Return which small entry each large entry of a dim is a copy of, with new entries where the dim is padded.
+    """Return for a dim which small entry each large entry is a copy of, with new entries where it is padded.
 
     Args:
-        dim: the dim.
-        padded: ids of the atoms that grow by new entries (`padded_atoms`).
+        dim: the dim, as a product of factors.
+        padded: ids of the factors that grow by new entries.
     """
     whole = expanded(dim)
     if len(whole) == 1 and id(atom := root(whole[0].atom)) in padded:

@@ -32,7 +32,7 @@ _FIXES = {
 
 @dataclass(frozen=True)
 class Refusal:
-    """One reason why the large model cannot compute what the small one does.
+    """A reason why the large model cannot compute what the small one does.
 
     Attributes:
         path: module path, or name of the tensor.
@@ -51,10 +51,10 @@ class Refusal:
 
 
 def refusals(plan: GrowthPlan, small: nn.Module, large: nn.Module) -> list[Refusal]:
-    """List every known reason why the large model cannot be filled to compute what the small one does.
+    """List every known reason why a large model cannot be filled to compute what the small one does.
 
     Args:
-        plan: of the growth.
+        plan: the plan by which it would be filled.
         small: the small model.
         large: the large model, with as many blocks as the small one.
     """
@@ -70,8 +70,9 @@ def refusals(plan: GrowthPlan, small: nn.Module, large: nn.Module) -> list[Refus
 
 
 def _normalised(plan: GrowthPlan) -> Iterator[Refusal]:
-    """Yield a refusal for each weight that forward divides by its own norm over a growing dim: no
-    factor can change it.
+    """Yield a refusal for each weight that forward divides by its own norm over a dim that grows.
+
+    No factor on such a weight has any effect.
     """
     for _, layer in plan.dag.layers():
         dims = [plan.factors.parameter(layer.parameter)[d.index] for d in layer.fan_in if isinstance(d, ParameterDim)]
@@ -132,8 +133,9 @@ def same_constant(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _numbers(factors: Factors) -> Iterator[Refusal]:
-    """Yield a refusal for each call with a number (such as eps) that differs between the models, unless the solve for
-    the scales reads it.
+    """Yield a refusal for each call with a number, such as eps, that differs between the two models.
+
+    Numbers that the search for factors has read are left out.
     """
     for one, other in zip(factors.small.calls, factors.large.calls, strict=True):
         if other.name in READ_BY_SOLVE:
@@ -166,11 +168,12 @@ def _structure(factors: Factors) -> Iterator[Refusal]:
 
 
 def _refusal(problem: Problem) -> Refusal:
+    """Return the refusal for a call whose result changes if entries are repeated."""
     return Refusal(problem.path, problem.op, problem.reason, _FIXES[problem.kind])
 
 
 def _alive(factors: Factors) -> set[int]:
-    """Return the indices of the calls that the outputs depend on."""
+    """Return the indices of the calls of a run that the outputs depend on."""
     needed, found = set(factors.large.outputs), set[int]()
     for index in range(len(factors.large.calls) - 1, -1, -1):
         call = factors.large.calls[index]
@@ -181,8 +184,9 @@ def _alive(factors: Factors) -> set[int]:
 
 
 def _chosen(factors: Factors) -> set[tuple[int, int]]:
-    """Return the (small, large) numbers of experts of each top-k whose k grows in the same ratio, so that it chooses
-    all copies together.
+    """Return (small, large) numbers of experts of each top-k whose k grows in the same ratio.
+
+    It then chooses all copies of an expert together.
     """
     found = set()
     for one, other in zip(factors.small.calls, factors.large.calls, strict=True):

@@ -21,9 +21,9 @@ def growth_text(module: nn.Module, steps: Sequence[GrowthStep], rates: Sequence[
 
     Args:
         module: the grown model.
-        steps: the passes.
+        steps: the passes, such as widening.
         rates: learning rate of each parameter group.
-        width: of the text, in characters.
+        width: width of the text in characters.
     """
     file = io.StringIO()
     console = Console(file=file, width=width, color_system=None, highlight=False)
@@ -33,6 +33,7 @@ def growth_text(module: nn.Module, steps: Sequence[GrowthStep], rates: Sequence[
 
 
 def _lines(module: nn.Module, steps: Sequence[GrowthStep], rates: Sequence[float]) -> Iterator[RenderableType]:
+    """Yield the parts of the report of a growth: the model, each pass with its details, the learning rates."""
     count = sum(parameter.numel() for parameter in module.parameters())
     yield f"grown: {type(module).__name__}, {count:,} parameters"
     for number, step in enumerate(steps, 1):
@@ -80,5 +81,6 @@ def _table(header: Sequence[str], rows: Mapping[str, tuple[str, ...]]) -> Table:
 
 
 def _size(dim: IndexMap) -> str:
+    """Write the size of a dim, as "64->128" if it grows."""
     small, large = dim.sizes
     return f"{small}->{large}" if dim.grows else f"{small}"

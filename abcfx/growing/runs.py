@@ -23,13 +23,13 @@ _UNSET = frozenset({"empty", "empty_like", "empty_permuted", "empty_strided", "n
 
 @dataclass(frozen=True)
 class Compared:
-    """One tensor of the large model's run against the tiled one of the small model's run.
+    """A tensor of the large model's run, compared with the repeated one of the small model's run.
 
     Attributes:
         call: index of the call that returns the tensor.
-        name: of the op.
+        name: name of the op.
         path: module path of the call.
-        ratio: number by which the small tensor comes closest to the large one.
+        ratio: number by which the repeated small tensor comes closest to the large one.
         expected: number by which it should be multiplied.
         error: largest difference from the expected tensor, over its RMS.
     """
@@ -43,7 +43,7 @@ class Compared:
 
 
 def run_and_factor(small: nn.Module, large: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> Factors:
-    """Run both models and split every dim into factors (heads x head_dim), to see which ones grow.
+    """Run both models with all tensors kept, and write every dim as a product of factors (heads x head_dim).
 
     Args:
         small: the small model.
@@ -60,10 +60,10 @@ def run_and_factor(small: nn.Module, large: nn.Module, args: Sequence[object], k
 
 
 class Runs:
-    """The runs of both models on real inputs, with what every tensor should be.
+    """The runs of a small and a large model on real inputs, with the number that relates each pair of tensors.
 
     Args:
-        plan: of the growth; its traces keep values.
+        plan: the plan of the growth; its runs have kept all tensors.
         small: the small model.
         large: the large model, with as many blocks.
     """
@@ -76,9 +76,9 @@ class Runs:
         self._padded = {id(atom) for atom in padded_atoms(self.factors)}
 
     def values(self, call: int) -> Iterator[tuple[Ref, torch.Tensor, torch.Tensor]]:
-        """Yield (tensor, its value in the small model, in the large one) for each floating result of a call.
+        """Yield (number of the tensor, its value in the small model, in the large one) for each result of a call.
 
-        Tensors that are computed from weights alone are left out.
+        Tensors that are not floating-point, or are computed from weights alone, are left out.
         """
         ours, theirs = self.factors.large.values, self.factors.small.values
         assert ours is not None and theirs is not None
@@ -88,13 +88,11 @@ class Runs:
                 yield ref, small, large
 
     def dims(self, ref: Ref) -> list[IndexMap]:
-        """Return the index map of each dim of a tensor: which small entry each large entry is a copy of."""
+        """Return for each dim of a tensor which small entry each large entry is a copy of."""
         return [padded_index_map(dim, self._padded) for dim in self.factors.of(ref)]
 
     def compared(self) -> Iterator[Compared]:
-        """Yield the comparison of each tensor of the large model's run with the repeated one of the
-        small model, in order.
-        """
+        """Yield, in order, the comparison of each tensor of the large model's run with that of the small model."""
         for index, call in enumerate(self.factors.large.calls):
             for ref, small, large in self.values(index):
                 expected = self.scales[ref.index]
@@ -107,9 +105,7 @@ class Runs:
                 yield Compared(index, call.name, call.path, ratio, expected, error)
 
     def _is_skipped(self, ref: Ref) -> bool:
-        """Whether a tensor cannot be compared: it holds weights that data chose, or has a dim that may grow otherwise
-        than by copies.
-        """
+        """Whether a tensor cannot be compared: it holds rows of weights, or may grow otherwise than by copies."""
         dims = self.factors.of(ref)
         lost = any(id(atom) in self._unfollowed for dim in dims for atom in plain_atoms(dim))
         return lost or any(use.origin for dim in dims for use in dim)

@@ -32,37 +32,38 @@ ZERO: Form = {}
 
 @dataclass(frozen=True)
 class Scales:
-    """Factors by which a larger copy multiplies its parameters, as powers of the width ratio m.
+    """The factors by which a larger copy multiplies its parameters, as powers of the width ratio m.
 
     Attributes:
-        exponents: parameter -> {e: q}: its factor is the product of m^(e q), where e are growth exponents of dims. m^e
-            is the ratio of the sizes of a dim, so that factors are exact powers of such ratios.
+        exponents: for each parameter {e: q}: its factor is the product of m^(e q), where m^e is the ratio of the sizes
+            of a dim, so that factors are exact powers of such ratios.
     """
 
     exponents: Mapping[str, Form]
 
     def exponent(self, parameter: str) -> Fraction:
-        """Return v for which the parameter is multiplied by m^v, where m is the width ratio."""
+        """Return v, where the parameter is multiplied by m^v (m, the width ratio)."""
         return known_value(self.exponents[parameter])
 
 
 def solve_scales(dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, float] | None = None) -> Scales:
-    """Find the factor of every parameter that the graph uses.
+    """Find the factor on every parameter with which a larger copy, made of repeated entries, computes the same.
 
     Args:
         dag: the layer DAG.
         growth: growth exponents of dims and numbers.
-        multipliers: node of a layer or of a product (attention logits) -> a, where a scale node multiplies by m^-a.
+        multipliers: for a layer or attention product, a, where a scale node multiplies it by m^-a (m, the width ratio).
 
     Raises:
-        InfeasibleError: no factors keep the function; names the node whose row contradicts those before it.
+        InfeasibleError: no factors keep the function; names the node whose condition contradicts those before it.
     """
     return _Scaling(dag, growth, multipliers or {}).solve()
 
 
 def clone_exponents(fixed: FixedExponents) -> dict[str, Fraction]:
-    """Return each parameter's clone exponent c: with lr multiplied by m^-c (m, the width ratio), a larger copy trains
-    as the small network does.
+    """Return c of each parameter, where with lr multiplied by m^-c a larger copy trains as the small network does.
+
+    m is the width ratio; the copy is made of repeated entries and trained with Adam.
     """
     multipliers = fixed.attention | {node: a for p in fixed.parameters.values() for node, a in p.a.items()}
     scales = solve_scales(fixed.dag, fixed.widths, multipliers)
@@ -70,8 +71,15 @@ def clone_exponents(fixed: FixedExponents) -> dict[str, Fraction]:
 
 
 class _Scaling:
-    """Finds the form of each node (the exponent by which its tensor grows, in unknowns) in the order of the run, and
-    collects the equations.
+    """A solver for the factors on the parameters of a larger copy, made of repeated entries, of a network.
+
+    The tensor of each node is m^f times the repeated small one (m, the width ratio); f, its *form*, is a linear
+    expression in unknown exponents of the parameters.
+
+    Args:
+        dag: the layer DAG.
+        growth: growth exponents of dims and numbers.
+        multipliers: for a layer or attention product, a, where a scale node multiplies it by m^-a.
     """
 
     def __init__(self, dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, float]) -> None:
@@ -80,6 +88,11 @@ class _Scaling:
         self.forms: dict[str, Form] = {}
 
     def solve(self) -> Scales:
+        """Find the form of each node in the order of the run, and the factors that keep the function.
+
+        Raises:
+            InfeasibleError: there are none.
+        """
         for node in self.dag.order:
             self.forms[node] = self._form(node)
             for why, row in self._required(node):
@@ -100,8 +113,9 @@ class _Scaling:
         return Scales({name: self.equations.solution(name) for name in self.dag.uses()})
 
     def _form(self, node: str) -> Form:
-        """Return the exponent f of a node, whose tensor is m^f times the repeated small one (m, the width ratio), as a
-        linear form in the unknowns.
+        """Return f of a node, whose tensor is m^f times the repeated small one (m, the width ratio).
+
+        It is a linear expression in the unknown exponents of the parameters.
         """
         kind = self.dag.kind(node)
         first = self._form_of(kind.inputs[0]) if kind.inputs else ZERO
@@ -133,7 +147,7 @@ class _Scaling:
         return combined((1, own), *((1, self._form_of(gain)) for gain in self.dag.node(node).gains))
 
     def _required(self, node: str) -> Iterator[tuple[str, Form]]:
-        """Yield (reason in words, form that must be 0) for every equation that a node adds."""
+        """Yield the conditions of a node for the function to stay the same, as (reason in words, what must be 0)."""
         kind, form = self.dag.kind(node), self.forms[node]
         if isinstance(kind, Merge):
             for x in kind.inputs:
@@ -157,8 +171,9 @@ class _Scaling:
         return bool(self.dag.successors(node))
 
     def _ends(self, node: str) -> list[str]:
-        """Return the nodes whose tensors should keep their size: the layer, or its products with numbers if it has no
-        other consumer.
+        """Return the nodes that should keep their size in a larger copy for this layer to do so.
+
+        That is the layer itself, or its products with numbers if nothing else reads it.
         """
         followers = self.dag.successors(node)
         if (
@@ -170,19 +185,27 @@ class _Scaling:
         return [end for n in followers for end in self._ends(n)]
 
     def _form_of(self, node: str | None) -> Form:
+        """Return f of a node, whose tensor is m^f times the repeated small one; 0 for a constant."""
         return ZERO if node is None else self.forms[node]
 
     def _weight(self, node: str, layer: Layer) -> Form:
-        """Return what a layer adds to its input's exponent: the parameter's v, minus the multiplier's a, plus the
-        growth of the dims it sums over, plus the factor in the model's own code.
+        """Return what a layer adds to f, where its input is m^f times the repeated small one (m, the width ratio).
+
+        That is the unknown exponent of its parameter, minus a of its multiplier m^-a, plus the growth exponents of the
+        dims that it sums over and of numbers in the model's own code.
         """
         fan_in, own = self._extents(*layer.fan_in), self._extents(layer.factor)
         multiplier = self._multiplier(node, fan_in | self._extents(*layer.fan_out))
         return combined((1, {layer.parameter: Fraction(1)}), (-1, multiplier), (1, fan_in), (1, own))
 
     def _multiplier(self, node: str, extents: Form) -> Form:
-        """Return a of a node that is multiplied by m^-a (m, the width ratio), as a simple multiple of the growth of a
-        dim where it is one.
+        """Return a of a node that is multiplied by m^-a (m, the width ratio), as {e: q} for e q.
+
+        e is the growth exponent of a dim of the node if a is a simple multiple of it, else 1.
+
+        Args:
+            node: the node.
+            extents: the growth exponents of its dims.
         """
         a = self.multipliers.get(node, 0.0)
         for e in extents if a else ():
@@ -191,9 +214,7 @@ class _Scaling:
         return {1.0: as_fraction(a)}
 
     def _extents(self, *extents: Extent) -> Form:
-        """Return the summed growth exponents of dims and numbers as a form with one term for each
-        different exponent.
-        """
+        """Return the sum of growth exponents of dims and numbers, as {e: q} for the sum of all e q."""
         total: Form = {}
         for extent in extents:
             for what, power in extent.powers if isinstance(extent, Number) else ((extent, 1.0),):
@@ -202,6 +223,7 @@ class _Scaling:
         return total
 
     def _contradiction(self, node: str, why: str, row: Form) -> InfeasibleError:
+        """Return the error that a node's condition, told in words as `why`, contradicts those of earlier nodes."""
         left = known_value(self.equations.reduced(row))
         at = self.dag.node(node).fx_node
         return InfeasibleError(

@@ -14,10 +14,10 @@ from abcfx.pairing.factors.index_maps import Json
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthStep(ABC):
-    """One pass of a growth.
+    """A pass of a growth: what was done, and how far the outputs are off afterwards.
 
     Attributes:
-        name: of the pass.
+        name: name of the pass.
         difference: largest difference of the outputs after the pass, relative to their RMS.
         kept: whether the function was kept.
         notes: remarks for the report.
@@ -31,18 +31,18 @@ class GrowthStep(ABC):
     @property
     @abstractmethod
     def data(self) -> dict[str, Json]:
-        """Return what is needed to repeat this step of the growth, as plain data."""
+        """Plain data from which this pass of the growth could be repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Widened(GrowthStep):
-    """The pass that fills wider tensors with copies.
+    """The pass that fills wider tensors with copies of the small model's entries.
 
     Attributes:
-        tensors: name -> recipe.
+        tensors: for each tensor, which entries were copied where, and what they were multiplied by.
         noise: standard deviation of the zero-sum noise, relative to the RMS of each weight.
         noised: names of the parameters that got noise.
-        seed: of the noise.
+        seed: seed of the noise.
     """
 
     name: ClassVar[str] = "widen"
@@ -53,14 +53,14 @@ class Widened(GrowthStep):
 
     @property
     def data(self) -> dict[str, Json]:
-        """Return what is needed to repeat the widening, as plain data."""
+        """Plain data from which the widening could be repeated."""
         tensors = {name: each.to_json() for name, each in self.tensors.items()}
         return {"tensors": tensors, "noise": self.noise, "noised": list(self.noised), "seed": self.seed}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deepened(GrowthStep):
-    """The pass that fills new blocks.
+    """The pass that fills new blocks with copies of others.
 
     Attributes:
         copies: path of a new block -> path of the block that it is a copy of.
@@ -73,16 +73,16 @@ class Deepened(GrowthStep):
 
     @property
     def data(self) -> dict[str, Json]:
-        """Return what is needed to repeat the deepening, as plain data."""
+        """Plain data from which the deepening could be repeated."""
         return {"copies": dict(self.copies), "zeroed": list(self.zeroed)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Upcycled(GrowthStep):
-    """The pass that fills the experts of a mixture.
+    """The pass that fills the experts of a mixture with copies of dense matrices.
 
     Attributes:
-        fillings: name of a tensor of experts -> recipe.
+        fillings: for each tensor of experts by name, of which dense matrices it is made, and how.
         noise: standard deviation of the noise on each expert, relative to the RMS of the tensor.
     """
 
@@ -92,6 +92,6 @@ class Upcycled(GrowthStep):
 
     @property
     def data(self) -> dict[str, Json]:
-        """Return what is needed to repeat the filling of the experts, as plain data."""
+        """Plain data from which the filling of the experts could be repeated."""
         tensors = {name: {"sources": list(each.sources), "layout": each.layout} for name, each in self.fillings.items()}
         return {"tensors": tensors, "noise": self.noise}

@@ -31,8 +31,12 @@ LIKE_NOISE = 0.9
 
 @dataclass(frozen=True)
 class _Deviation:
-    """How far the copies in one parameter are from their mean, over the parameter's norm; and the
-    same of its gradient.
+    """A measurement of how far the copies in one parameter, and in its gradient, are from their mean.
+
+    Attributes:
+        name: name of the parameter.
+        weight: distance from the mean of the copies, over the norm of the parameter.
+        gradient: the same of its gradient.
     """
 
     name: str
@@ -41,7 +45,7 @@ class _Deviation:
 
 
 def symmetry(pair: GrownPair) -> GrowthCheckRow:
-    """Check that copies get different gradients, and that the noise on them adds up to zero over each input."""
+    """Check that copies get different gradients, and that noise adds up to zero over each input (check C3)."""
     uneven = _not_zero_sum(pair)
     if uneven is not None:
         weight, size, limit = uneven
@@ -90,12 +94,12 @@ def _deviations(
     gradients: Mapping[str, torch.Tensor],
     outputs_only: bool,
 ) -> list[_Deviation]:
-    """Measure the deviations of the parameters that get a gradient.
+    """Measure how far copies are from their mean, in each parameter that gets a gradient, and in its gradient.
 
     Args:
-        parameters: of the large model, by name.
-        recipes: how each was filled; of those with copies.
-        gradients: of the parameters.
+        parameters: those of the large model, by name.
+        recipes: how each parameter with copies was filled.
+        gradients: the gradients by name.
         outputs_only: compare copies along the dims that no product sums over only, not along all.
     """
     rows = []
@@ -110,7 +114,7 @@ def _deviations(
 def _after_two_steps(
     pair: GrownPair, recipes: Mapping[str, Widening]
 ) -> tuple[dict[str, nn.Parameter], Mapping[str, Widening], dict[str, torch.Tensor]]:
-    """Train a copy of the large model for two steps; return parameters, recipes and gradients.
+    """Train a copy of the large model for two steps; return its parameters, the recipes, and its gradients then.
 
     A difference at one end of the model is everywhere after two steps. The last layer before a tied head, whose table
     has no noise, becomes different only when the table has.
@@ -127,7 +131,7 @@ def _after_two_steps(
 
 
 def _output_side(widening: Widening) -> list[IndexMap] | None:
-    """Return the index maps with only those dims growing that no product sums over; None where no such dim grows."""
+    """Return how a parameter's dims grow, with only those dims growing that no product sums over; None if none does."""
     open_ = [i for i, dim in enumerate(widening.dims) if i not in widening.contracted and dim.repeats]
     if not open_:
         return None
@@ -135,7 +139,7 @@ def _output_side(widening: Widening) -> list[IndexMap] | None:
 
 
 def _whole(dim: IndexMap) -> IndexMap:
-    """Return the index map that leaves the large dim as it is, without copies."""
+    """Return the index map of a dim that is taken as it is in the large model, without copies."""
     return IndexMap.unchanged(dim.sizes[1])
 
 

@@ -29,7 +29,7 @@ HALF_LIMIT = 0.05
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The inputs of both models, and the batch that the loss takes."""
+    """The inputs of both models, positional and by keyword, and the batch that the loss takes."""
 
     args: tuple[object, ...]
     kwargs: Mapping[str, object]
@@ -37,7 +37,7 @@ class _Inputs:
 
 
 def trajectory(pair: GrownPair) -> GrowthCheckRow:
-    """Check that the outputs of both models agree after each of some further steps on the batch."""
+    """Check that the outputs of both models agree after each of three more training steps (check C5)."""
     small, large, inputs = _copies(pair)
     optimizers = _optimizers(pair, small, large)
     limit = max(LIMITS.get(dtype, HALF_LIMIT) for dtype in _dtypes(pair))
@@ -70,12 +70,14 @@ def _dtypes(pair: GrownPair) -> set[torch.dtype]:
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a floating-point tensor in float64; any other tensor as it is."""
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _copies(pair: GrownPair) -> tuple[nn.Module, nn.Module, _Inputs]:
-    """Copy both models with equally many blocks and no noise, in float64; in their own dtype where
-    some op has no float64.
+    """Copy both models, with equally many blocks and without noise, in float64; return them and their inputs.
+
+    They stay in their own dtype where some op has no float64.
     """
     with pair.equally_deep():
         small, large = copy.deepcopy(pair.small), copy.deepcopy(pair.large)
@@ -96,8 +98,9 @@ def _copies(pair: GrownPair) -> tuple[nn.Module, nn.Module, _Inputs]:
 
 
 def _optimizers(pair: GrownPair, small: nn.Module, large: nn.Module) -> list[torch.optim.Optimizer]:
-    """Make the optimizers of both copies: like those that the user gave, or new ones with the rates
-    that growth gives.
+    """Make the optimizers of both copies: like those that the user gave, or new ones.
+
+    The second of new ones has the learning rates, eps and weight decay that growth asks for.
     """
     if pair.optimizers is None:
         # Adam takes the sign even of gradients that are nothing but rounding errors

@@ -91,7 +91,10 @@ def upcycle(
 
 
 def _filled(models: _Models) -> tuple[float, dict[str, Filling]]:
-    """Fill the mixture in the first way that gives the same outputs; return their difference and the recipes.
+    """Fill the mixture in the first way that gives the same outputs as the dense model.
+
+    Returns:
+        The difference of the outputs, and for each tensor of experts of which dense matrices it is made.
 
     Raises:
         GrowthError: there is none; the mixture then has its own weights again.
@@ -121,7 +124,13 @@ def _filled(models: _Models) -> tuple[float, dict[str, Filling]]:
 def _carried_along(
     optimizer: torch.optim.Optimizer, models: _Models, plan: Mapping[str, Filling]
 ) -> tuple[list[Group], Group]:
-    """Make parameter groups and state for the mixture's optimizer from those of the dense model's optimizer."""
+    """Make groups and state for the mixture's optimizer from those of the dense model's optimizer.
+
+    Args:
+        optimizer: the dense model's optimizer.
+        models: the two models.
+        plan: for each tensor of experts, of which dense matrices it is made.
+    """
     match = models.match
     origin = {name: name for name in match.common} | {name: each.sources[0] for name, each in plan.items()}
     first = next(iter(plan.values())).sources[0]
@@ -135,8 +144,8 @@ class _Expert:
 
     Attributes:
         stacked: whether the tensor holds all experts, along its first dim.
-        shape: of one expert.
-        sources: names of the dense tensors in its place.
+        shape: the shape of one expert.
+        sources: names of the dense tensors that may be its source.
     """
 
     stacked: bool
@@ -161,7 +170,7 @@ class _Match:
 
 @dataclass(frozen=True)
 class _Models:
-    """The dense model and the mixture, example inputs for both, and what the parameters of the mixture are."""
+    """The dense model and the mixture, example inputs for both, and what each parameter of the mixture is."""
 
     dense: nn.Module
     mixture: nn.Module
@@ -170,12 +179,14 @@ class _Models:
     match: _Match
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the parameters of the dense model."""
+        """Return the parameters of the dense model by name."""
         return {name: parameter.detach() for name, parameter in self.dense.named_parameters()}
 
     def gap(self) -> float:
-        """Return the largest difference between the outputs of the dense model and the mixture,
-        relative to their RMS.
+        """Return the largest difference between outputs of the dense model and the mixture, relative to their RMS.
+
+        Raises:
+            GrowthError: the two return no tensor in common.
         """
         with evaluating(self.dense, self.mixture):
             theirs, ours = (outputs_of(model, self.args, self.kwargs) for model in (self.dense, self.mixture))
@@ -189,7 +200,7 @@ class _Models:
 
 
 def _match(dense: nn.Module, mixture: nn.Module) -> _Match:
-    """Sort the parameters of the mixture into common ones, routers and experts.
+    """Sort the parameters of the mixture into those that the dense model has too, routers and experts.
 
     Raises:
         GrowthError: there is no mixture, or some parameter is none of the three.
@@ -236,7 +247,10 @@ def _home(name: str, others: list[str]) -> str:
 
 
 def _numbered(names: list[str], home: str) -> dict[str, list[str]]:
-    """Return pattern -> names that differ only in numbers behind `home`, as the experts of a ModuleList do."""
+    """Return groups of names that differ only in numbers behind `home`, as the experts of a ModuleList do.
+
+    They are given by the pattern that has "*" in place of the numbers.
+    """
     found: dict[str, list[str]] = {}
     for name in names:
         rest = name.removeprefix(home)
@@ -296,7 +310,12 @@ def _copy_common(dense: nn.Module, mixture: nn.Module, match: _Match) -> None:
 
 
 def _plans(match: _Match, theirs: Mapping[str, torch.Tensor]) -> Iterator[dict[str, Filling]]:
-    """Yield every assignment of dense tensors to experts whose shapes fit; all blocks use the same one."""
+    """Yield every way to make all tensors of experts out of dense tensors whose shapes fit; blocks are filled alike.
+
+    Args:
+        match: the parameters of the mixture, sorted.
+        theirs: the dense model's parameters by name.
+    """
     kinds: dict[str, list[str]] = {}
     for name in match.experts:
         kinds.setdefault(_NUMBER.sub("*", name), []).append(name)
@@ -314,14 +333,12 @@ def _plans(match: _Match, theirs: Mapping[str, torch.Tensor]) -> Iterator[dict[s
 
 
 def _like(source: str, names: tuple[str, ...]) -> str:
-    """Return the one of `others` that differs from the parameter name `source` only in numbers."""
+    """Return the one of `names` that differs from the parameter name `source` only in numbers."""
     return next(name for name in names if _NUMBER.sub("*", name) == _NUMBER.sub("*", source))
 
 
 def _options(expert: _Expert, theirs: Mapping[str, torch.Tensor]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (names of dense tensors, layout) for each way to make a tensor of one expert's shape
-    out of dense tensors.
-    """
+    """Yield (names of dense tensors, layout) for each way to make a tensor of one expert's shape of dense tensors."""
     for count in (1, 2):
         for sources in itertools.permutations(expert.sources, count):
             parts = [theirs[source] for source in sources]
@@ -342,7 +359,7 @@ def _tolerance(model: nn.Module) -> float:
 
 
 def _no_filling(match: _Match, best: tuple[float, dict[str, Filling]] | None) -> str:
-    """Return the error message for a mixture that no layout fits; `best` is the layout whose outputs come nearest."""
+    """Return the message that no way of filling the mixture gives the same outputs; `best` is the nearest one."""
     fix = (
         "renormalise the weights of the chosen experts so that they add up to 1 (norm_topk_prob=True), "
         "and give both models the same constants (norm eps, rope theta)"

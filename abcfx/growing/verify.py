@@ -103,7 +103,10 @@ def verify_growth(
 
 
 def _rows(pair: GrownPair, checks: Sequence[CheckName]) -> tuple[GrowthCheckRow, ...]:
-    """Run checks in order; where the models cannot be paired, C1 fails and what needs the pair is skipped."""
+    """Run checks in order and return their rows.
+
+    If the two models cannot be compared, C1 fails and the checks that compare them are skipped.
+    """
     unpaired = _why_unpaired(pair) if set(checks) - {"C0"} else None
     found = []
     for name in checks:
@@ -126,6 +129,7 @@ def _why_unpaired(pair: GrownPair) -> str | None:
 
 
 def _run(name: CheckName, pair: GrownPair) -> GrowthCheckRow:
+    """Run one check and return its row; an error of abcfx counts as a failure."""
     try:
         return CHECKS[name](pair)
     except AbcfxError as error:  # the runs cannot be paired, or the loss does not fit

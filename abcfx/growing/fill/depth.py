@@ -33,10 +33,10 @@ def source_of(block: int, before: int, after: int, order: BlockOrder) -> int:
 
 
 def deepen(model: nn.Module, copies: Mapping[str, str], zeroed: Collection[str] = ()) -> None:
-    """Copy parameters and buffers of blocks into other blocks of the same model, and set some to zero.
+    """Copy parameters and buffers of blocks into other blocks of the same model, and set some parameters to zero.
 
     Args:
-        model: changed in place.
+        model: the model; it is changed in place.
         copies: path of a block -> path of the block that it becomes a copy of.
         zeroed: names of parameters that become zero: those by which a new block adds to the residual stream.
     """

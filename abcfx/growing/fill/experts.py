@@ -10,6 +10,7 @@ from torch import nn
 
 
 def _interleaved(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return matrices interleaved row by row: the first rows of all, then the second rows, ..."""
     return torch.stack(list(parts), 1).flatten(0, 1)
 
 
@@ -29,11 +30,11 @@ OF_ONE = frozenset({"as it is", "transposed"})
 
 @dataclass(frozen=True)
 class Filling:
-    """Recipe for the tensors of one kind of expert.
+    """A recipe for the tensor of one kind of expert.
 
     Attributes:
-        sources: names of the dense tensors.
-        layout: one of LAYOUTS.
+        sources: names of the dense tensors that it is made of.
+        layout: how they are put together, one of LAYOUTS.
         stacked: whether all experts are in one tensor, along its first dim.
     """
 
@@ -53,15 +54,15 @@ def fill_experts(
     noise: float = 0.0,
     seed: int = 0,
 ) -> None:
-    """Write a copy of the dense MLP into every expert.
+    """Write a copy of the dense MLP into every expert of a mixture.
 
     Args:
-        mixture: changed in place.
+        mixture: the model that is filled, in place.
         tensors: the dense model's parameters.
-        plan: name in the mixture -> its recipe.
+        plan: for each tensor of experts by name, of which dense matrices it is made.
         noise: standard deviation of normal noise on each expert, relative to the RMS of the tensor. It changes the
             function, unlike the zero-sum noise of `widen`.
-        seed: of the noise.
+        seed: seed of the noise.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = dict(mixture.named_parameters())

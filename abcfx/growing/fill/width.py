@@ -17,11 +17,11 @@ PART_ENTRIES = 2**21
 
 @dataclass(frozen=True)
 class Widening:
-    """Recipe for one tensor of the large model.
+    """A recipe for one tensor of the large model: which entries are copied where, and what they are multiplied by.
 
     Attributes:
         source: name of the small model's tensor.
-        dims: the index map of each dim.
+        dims: for each dim, which small entry each large entry is a copy of.
         factor: number that all copies are multiplied with. Along a contracted dim each entry is also multiplied with
             (large size / small size) / (number of its copies), which is 1 where all have equally many.
         contracted: indices of the dims that products sum over.
@@ -43,9 +43,7 @@ class Widening:
 
 
 def multiplier(widening: Widening) -> torch.Tensor | float:
-    """Return what the copied entries are multiplied with: a number, or a tensor that broadcasts
-    over the large tensor.
-    """
+    """Return what copied entries are multiplied with: a number, or a tensor that broadcasts over the large tensor."""
     found: torch.Tensor | float = widening.factor
     for place in widening.contracted:
         dim = widening.dims[place]
@@ -78,10 +76,10 @@ def zero_sum_noise(shape: Sequence[int], widening: Widening, std: float, generat
     The inputs that are copies of one another are equal, so the noise changes no product, however large it is.
 
     Args:
-        shape: of the large tensor.
-        widening: recipe of the tensor.
+        shape: shape of the large tensor.
+        widening: how the tensor was filled.
         std: standard deviation.
-        generator: random numbers are drawn from it.
+        generator: the source of random numbers.
 
     Returns:
         Noise in float64; zeros where no contracted dim grows.
@@ -109,10 +107,10 @@ def widen(
     Args:
         large: the model that is filled, in place.
         tensors: the small model's parameters and buffers.
-        plan: name in the large model -> its recipe.
+        plan: for each tensor by name, which entries are copied where and what they are multiplied by.
         noise: standard deviation of zero-sum noise, relative to the RMS of the weight.
         noised: names of the tensors that get noise.
-        seed: of the noise.
+        seed: seed of the noise.
     """
     generator = torch.Generator().manual_seed(seed)
     own = dict(large.named_parameters()) | dict(large.named_buffers())
@@ -133,8 +131,9 @@ def widen(
 
 
 def _parts(target: torch.Tensor, widening: Widening) -> Iterator[tuple[int, int, int]]:
-    """Yield (dim, start, length) of slices of a tensor, so that a large one can be filled piece by piece; dim -1 means
-    the whole tensor.
+    """Yield (dim, start, length) of slices of a tensor, so that a large one can be filled piece by piece.
+
+    The dim -1 stands for the whole tensor.
     """
     free = [place for place in range(target.ndim) if place not in widening.contracted]
     place = max(free, key=lambda i: target.shape[i], default=-1)
@@ -147,7 +146,7 @@ def _parts(target: torch.Tensor, widening: Widening) -> Iterator[tuple[int, int,
 
 
 def _part(tensor: torch.Tensor, widening: Widening, place: int, start: int, length: int) -> torch.Tensor:
-    """Make one slice of the large tensor: entries `start` to `start + length` along the dim `place`."""
+    """Make one slice of the large tensor: entries `start` to `start + length` along the dim `place` (-1 for all)."""
     if place < 0:
         return widened(tensor, widening)
     rows = widening.dims[place].indices()[start : start + length].to(tensor.device)
@@ -156,4 +155,5 @@ def _part(tensor: torch.Tensor, widening: Widening, place: int, start: int, leng
 
 
 def _rms(tensor: torch.Tensor) -> float:
+    """Return the root mean square of a tensor's entries."""
     return float(torch.linalg.vector_norm(tensor.detach().float())) / math.sqrt(max(1, tensor.numel()))
