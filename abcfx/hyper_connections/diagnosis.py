@@ -1,4 +1,4 @@
-"""The result of `diagnose`: numbers, slopes over width and verdicts of the six diagnostics, as text, figure or data."""
+"""The result of `diagnose`: numbers, slopes over width and verdicts of six diagnostics of hyper-connections."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ MODULES_SHOWN = 4  # of a model with more hyper-connections, only the smallest a
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis(CheckResult[DiagnosticRow]):
-    """Result of `diagnose`; true if the verdict is PASS.
+    """Result of `diagnose`, which tests hyper-connections: residual connections over n streams with learned mixing.
+
+    `bool(result)` is true if the verdict is PASS; printing it shows numbers, slopes and verdicts.
 
     Attributes:
-        rows: verdicts, one for each diagnostic, or for each diagnostic and each hyper-connection of a model.
-        measurements: every number, by diagnostic, quantity, and width or module.
-        slopes: slopes over width of drawn hyper-connections; none for a model.
-        settings: the options of `diagnose`.
+        rows: verdicts, one for each diagnostic, or for each diagnostic and each hyper-connection of a user's model.
+        measurements: every measured number, by diagnostic, quantity, and width or module.
+        slopes: how quantities grow with width (as width^slope), for hyper-connections drawn at several widths; empty
+            for a user's model.
+        settings: the options that `diagnose` was called with.
     """
 
     TITLE: ClassVar[str] = "hyper-connections"
@@ -41,13 +44,21 @@ class Diagnosis(CheckResult[DiagnosticRow]):
     settings: Mapping[str, object]
 
     def status(self, diagnostic: str) -> Verdict:
-        """Return the worst verdict of one diagnostic. Raises KeyError for an unknown diagnostic."""
+        """Return the worst verdict of one diagnostic, such as "spectrum". Raises KeyError for an unknown diagnostic."""
         if diagnostic not in list(Diagnostic):
             raise KeyError(f"{diagnostic!r}; there are {', '.join(Diagnostic)}.")
         return worst(row.verdict for row in self.rows if row.diagnostic == diagnostic)
 
     def values(self, diagnostic: str, quantity: str) -> dict[int | str | None, float]:
-        """Return the means of a quantity by width, or by module of a model. Raises KeyError for an unknown one."""
+        """Return the mean of one measured quantity by width, or by module path for a user's model.
+
+        Args:
+            diagnostic: such as "spectrum".
+            quantity: such as "norm".
+
+        Raises:
+            KeyError: the diagnostic has no such quantity; the message lists those that there are.
+        """
         found = [each for each in self.measurements if (each.diagnostic, each.quantity) == (diagnostic, quantity)]
         if not found:
             known = dict.fromkeys(each.quantity for each in self.measurements if each.diagnostic == diagnostic)
@@ -55,7 +66,7 @@ class Diagnosis(CheckResult[DiagnosticRow]):
         return {each.place: each.mean for each in found}
 
     def to_dict(self) -> dict[str, object]:
-        """Return verdicts, settings, slopes and measurements as plain data."""
+        """Return the result as plain data: verdict, failed rows, all rows, settings, slopes and measurements."""
         return super().to_dict() | {
             "settings": dict(self.settings),
             "slopes": [each.to_dict() for each in self.slopes],
@@ -63,7 +74,7 @@ class Diagnosis(CheckResult[DiagnosticRow]):
         }
 
     def plot(self, path: str | None = None) -> Figure:
-        """Draw six panels, one for each diagnostic, over width or over the hyper-connections of a model.
+        """Draw six panels, one for each diagnostic: its numbers over width, or over the hyper-connections of a model.
 
         Args:
             path: where to write the figure; its ending chooses the format (.png, .svg, .pdf).
@@ -78,6 +89,7 @@ class Diagnosis(CheckResult[DiagnosticRow]):
         return text_of(self.__rich__())
 
     def __rich__(self) -> RenderableType:
+        """Return what is printed: a headline, tables of numbers and slopes, and a line for each diagnostic."""
         head = Text(f"{self.TITLE}: ").append(verdict_text(self.verdict))
         shown = ", ".join(f"{key} {_setting(value)}" for key, value in self.settings.items())
         head.append(f"\n{shown}\n")
@@ -88,7 +100,10 @@ class Diagnosis(CheckResult[DiagnosticRow]):
         return Group(*parts, *self._reasons())
 
     def _reasons(self) -> list[Text]:
-        """Write a line for each diagnostic; of a model with many hyper-connections, the worst verdicts of each."""
+        """Return printed lines with the verdict and reason of each diagnostic.
+
+        For a model with many hyper-connections, up to three of the worst are shown and the others counted.
+        """
         lines = []
         for diagnostic in Diagnostic:
             mine = [row for row in self.rows if row.diagnostic is diagnostic]
@@ -103,7 +118,7 @@ class Diagnosis(CheckResult[DiagnosticRow]):
         return lines
 
     def _numbers(self) -> Table:
-        """Make a table with a line for each quantity and a column for each width or module; means over samples."""
+        """Make a table of means over samples: a line for each quantity, a column for each width or module."""
         columns = list(dict.fromkeys(each.place for each in self.measurements))
         table = _table()
         for place in columns:
@@ -115,7 +130,7 @@ class Diagnosis(CheckResult[DiagnosticRow]):
         return table
 
     def _extremes(self) -> Table:
-        """Make a table with a line for each quantity: its smallest and largest mean over many hyper-connections."""
+        """Make a table with a line for each quantity: its smallest and largest mean over a model's modules."""
         table = _table()
         for name in ("smallest", "largest"):
             table.add_column(name, justify="right")
@@ -127,7 +142,12 @@ class Diagnosis(CheckResult[DiagnosticRow]):
         return table
 
     def _by_quantity(self, diagnostic: Diagnostic, table: Table) -> dict[str, list[Measurement]]:
-        """Collect a diagnostic's measurements by quantity; write its heading into the table if there are any."""
+        """Return one diagnostic's measurements by name of the quantity; if there are any, write its heading too.
+
+        Args:
+            diagnostic: the diagnostic.
+            table: the table that is being made.
+        """
         found: dict[str, list[Measurement]] = {}
         for each in self.measurements:
             if each.diagnostic is diagnostic:
@@ -137,6 +157,7 @@ class Diagnosis(CheckResult[DiagnosticRow]):
         return found
 
     def _slopes(self) -> Table:
+        """Make a table of slopes over width: measured, and as the scaling of the initial weights predicts."""
         table = Table(box=None, pad_edge=False, padding=(0, 1))
         table.add_column("slope over width", no_wrap=True)
         for name in ("measured", "law of the init"):
@@ -149,14 +170,17 @@ class Diagnosis(CheckResult[DiagnosticRow]):
 
 
 def _table() -> Table:
+    """Make an empty table whose first column is for the names of quantities."""
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("mean over samples", no_wrap=True)
     return table
 
 
 def _number(value: float | None) -> str:
+    """Format a number with three digits; None becomes ""."""
     return "" if value is None else f"{value:.3g}"
 
 
 def _setting(value: object) -> str:
+    """Format the value of an option for printing; the items of a tuple are separated by spaces."""
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

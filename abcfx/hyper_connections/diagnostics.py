@@ -1,7 +1,10 @@
 """The six diagnostics of a hyper-connection as functions of tensors; they return a number for each matrix or token.
 
-Shapes: streams x (..., n, d), D = n d; weight (k, D) or (..., k, D), k = (2 + n) n; scale (3,); base (k,).
-No diagnostic needs a matrix with a side of D. Gates and mix depend on x through the k mixing values m of a token, so
+A hyper-connection keeps n residual streams of width d. From a token's streams x it computes k mixing values with a
+weight matrix (the generator), and from these read gates, write gates and the matrix that mixes the streams.
+
+Shapes: streams x (..., n, d), D = n d; weight (k, D) or (..., k, D), k = (2 + n) n; scale (3,); base (k,). No
+diagnostic needs a matrix with a side of D. Gates and mix depend on x through the k mixing values m of a token, so
 their Jacobian with respect to x is J(m) A with A = dm/dx = r W - m r^2 f^T / D (f: x flattened, r = 1 / rms(f)), and
 its norms need only A A^T, k x k.
 """
@@ -26,12 +29,13 @@ _DIRECTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"sgd": lambda gradient:
 
 
 class SinkhornError(NamedTuple):
-    """Distance of a mixing matrix from doubly stochastic.
+    """How far mixing matrices are from doubly stochastic (rows and columns sum to 1); a tensor entry for each matrix.
 
     Attributes:
         worst: largest |sum - 1| over rows and columns.
         rows: mean of |sum - 1| over rows.
-        rate: factor by which one more iteration shrinks the error; sigma_2^2 in the limit (Knight 2008).
+        rate: factor by which one more Sinkhorn iteration shrinks the error; in the limit sigma_2^2, sigma_2 being
+            the second largest singular value (Knight 2008).
     """
 
     worst: Tensor
@@ -42,6 +46,10 @@ class SinkhornError(NamedTuple):
 def sinkhorn_error(mix: Tensor) -> SinkhornError:
     """Diagnostic 1: measure how far the sums of rows and columns of mixing matrices (..., n, n) are from 1.
 
+    Returns:
+        Tensors (...,): the largest error, the mean error of rows, and the factor by which an iteration shrinks the
+            error.
+
     Example:
         >>> round(float(sinkhorn_error(torch.eye(4)).worst), 6)
         0.0
@@ -51,7 +59,9 @@ def sinkhorn_error(mix: Tensor) -> SinkhornError:
 
 
 def iterations_needed(mix: Tensor, tolerance: float = 1e-3) -> Tensor:
-    """Return the number of iterations that bring the error below a tolerance: ln(tolerance) / (2 ln sigma_2).
+    """Return how many Sinkhorn iterations bring the error of row and column sums below a tolerance, for each matrix.
+
+    It is ln(tolerance) / (2 ln sigma_2), with sigma_2 the second largest singular value of the matrix.
 
     Args:
         mix: mixing matrices (..., n, n) after many iterations.
@@ -61,7 +71,7 @@ def iterations_needed(mix: Tensor, tolerance: float = 1e-3) -> Tensor:
 
 
 class Spectrum(NamedTuple):
-    """The two largest singular values of a mixing matrix.
+    """The two largest singular values of each mixing matrix, which mixes the n streams of a hyper-connection.
 
     Attributes:
         norm: the largest; 1 for a doubly stochastic matrix, which cannot make streams larger.
@@ -73,18 +83,24 @@ class Spectrum(NamedTuple):
 
 
 def spectrum(mix: Tensor) -> Spectrum:
-    """Diagnostic 2: measure by how much mixing matrices (..., n, n), with n > 1, grow and equalise streams."""
+    """Diagnostic 2: return the two largest singular values of mixing matrices (..., n, n), with n > 1.
+
+    They say by how much mixing makes streams larger, and how much of their differences it keeps.
+    """
     values = torch.linalg.svdvals(mix)
     return Spectrum(values[..., 0], values[..., 1])
 
 
 class QuotientJacobian(NamedTuple):
-    """Response of the mix C to its logits Z, from the Jacobian dC / dZ.
+    """How a mixing matrix C = sinkhorn(Z) responds to its logits Z, from the singular values of the Jacobian dC / dZ.
+
+    Adding a constant to a row or a column of Z changes nothing after many iterations; the other (n - 1)^2 directions
+    do.
 
     Attributes:
-        largest, smallest: singular values on the (n - 1)^2 directions that C can see; both are 1/n at Z = 0.
+        largest, smallest: singular values on those (n - 1)^2 directions; both are 1/n at Z = 0.
         condition: largest over smallest.
-        leak: Frobenius norm on the other directions, which is 0 after enough iterations.
+        leak: Frobenius norm on the directions that should change nothing; 0 after enough iterations.
     """
 
     largest: Tensor
@@ -94,11 +110,14 @@ class QuotientJacobian(NamedTuple):
 
 
 def quotient_jacobian(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> QuotientJacobian:
-    """Diagnostic 3: measure how the mix answers to a change of its logits (..., n, n).
+    """Diagnostic 3: measure how mixing matrices respond to their logits, in directions that should matter or not.
 
     Args:
-        logits: logits of mixing matrices.
-        iters, eps: as for `sinkhorn`.
+        logits: logits of the mixing matrices, (..., n, n).
+        iters, eps: number of Sinkhorn iterations, and what is added to entries and sums.
+
+    Returns:
+        Tensors (...,): largest and smallest response, their ratio, and the response that should be 0.
     """
     jacobian, n = sinkhorn_jacobian(logits, iters, eps), logits.shape[-1]
     basis = gauge_basis(n, dtype=logits.dtype, device=logits.device)
@@ -109,11 +128,12 @@ def quotient_jacobian(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Quo
 
 
 class Sensitivity(NamedTuple):
-    """Change of the mix, of the read gates and of the write gates per relative change |dx| / |x| of a token's streams.
+    """How much a token's mixing matrix and its gates change per relative change |dx| / |x| of the token's streams x.
 
     Attributes:
-        mix, read, write: in the direction of x that changes them most, ||DC||_2 ||x||.
-        mix_typical, read_typical, write_typical: in a typical direction, ||DC||_F ||x|| / sqrt(D).
+        mix, read, write: change of the mixing matrix, the read gates and the write gates, in the direction of x that
+            changes them most.
+        mix_typical, read_typical, write_typical: the same in a typical (random) direction.
     """
 
     mix: Tensor
@@ -127,12 +147,16 @@ class Sensitivity(NamedTuple):
 def sensitivity(
     x: Tensor, weight: Tensor, scale: Tensor, base: Tensor, iters: int = 20, eps: float = 1e-6
 ) -> Sensitivity:
-    """Diagnostic 4: measure, for each token, how much its gates and mix change with its streams.
+    """Diagnostic 4: measure, for each token, how much its gates and its mixing matrix change when its streams change.
 
     Args:
         x: streams (..., n, d).
-        weight, scale, base: parameters of the generator.
-        iters, eps: as for `stream_weights`.
+        weight, scale, base: parameters of the hyper-connection: the generator ((2 + n) n, n d), scales (3,) and
+            bases.
+        iters, eps: number of Sinkhorn iterations, and what is added in them and in the norm of x.
+
+    Returns:
+        Tensors (...,): change per relative change of x, for mix, read and write gates, worst and typical direction.
     """
     n, (values, gain) = x.shape[-2], _values(x, weight, eps)
     size = float(x.shape[-1] * n)
@@ -158,12 +182,12 @@ def sensitivity(
 
 
 class LogitUpdate(NamedTuple):
-    """Norm of the change of a token's mixing logits in one optimizer step on that token.
+    """How far one optimizer step on a token moves the logits of its mixing matrix (norm over the n^2 logits).
 
     Attributes:
         total: change by all parameters together.
-        weight, scale, base: change by one parameter alone.
-        seen: share of the total that the mixing matrix can see.
+        weight, scale, base: change by one of the parameters alone: generator, scales, bases.
+        seen: share of the total that changes the mixing matrix; constants added to rows or columns do not.
     """
 
     total: Tensor
@@ -184,17 +208,21 @@ def logit_update(
     iters: int = 20,
     eps: float = 1e-6,
 ) -> LogitUpdate:
-    """Diagnostic 5: measure, for each token, how far one step on |C - I|^2 moves its mixing logits.
+    """Diagnostic 5: measure, for each token, how far one step of SGD or Adam moves the logits of its mixing matrix C.
 
-    The gradient is that of the token alone.
+    The step is on the loss |C - I|^2 of that token alone.
 
     Args:
         x: streams (..., n, d).
-        weight, scale, base: parameters of the generator.
+        weight, scale, base: parameters of the hyper-connection: the generator ((2 + n) n, n d), scales (3,) and
+            bases.
         optimizer: "sgd", or "adam" (its first step: lr times the sign of the gradient).
-        lr: absolute learning rate of scale and base, and of the generator where `lr_weight` is None.
+        lr: absolute learning rate of scales and bases, and of the generator where `lr_weight` is None.
         lr_weight: absolute learning rate of the generator.
-        iters, eps: as for `stream_weights`.
+        iters, eps: number of Sinkhorn iterations, and what is added in them and in the norm of x.
+
+    Returns:
+        Tensors (...,): the norm of the change by all parameters, by each alone, and the share that changes C.
 
     Raises:
         InvalidInputError: there is no such optimizer, or the shapes do not fit.
@@ -221,13 +249,14 @@ def logit_update(
 
 
 class GateStatistics(NamedTuple):
-    """Summary of the read gates (0 to 1) and write gates (0 to 2) of each token.
+    """Summary of each token's read gates (0 to 1) and write gates (0 to 2) over the n streams of a hyper-connection.
 
     Attributes:
         read, write: mean over streams.
-        read_total: sum over streams.
-        write_largest: largest over streams.
-        read_saturated, write_saturated: share of gates within 5 % of one end of their range, where they hardly learn.
+        read_total: sum of the read gates over streams.
+        write_largest: largest write gate.
+        read_saturated, write_saturated: share of gates within 5 % of one end of their range, where they hardly
+            learn.
     """
 
     read: Tensor
@@ -239,9 +268,10 @@ class GateStatistics(NamedTuple):
 
 
 def gate_statistics(read: Tensor, write: Tensor) -> GateStatistics:
-    """Diagnostic 6: summarise the read and write gates (..., n) of tokens."""
+    """Diagnostic 6: summarise the read and write gates (..., n) of tokens: means, sums, and how many are saturated."""
 
     def saturated(gate: Tensor) -> Tensor:
+        """Return the share of gates, scaled to 0..1, that are within 5 % of one end."""
         return ((gate < SATURATED) | (gate > 1 - SATURATED)).to(gate.dtype).mean(-1)
 
     return GateStatistics(
@@ -250,18 +280,34 @@ def gate_statistics(read: Tensor, write: Tensor) -> GateStatistics:
 
 
 def mixing_logits(x: Tensor, weight: Tensor, scale: Tensor, base: Tensor, eps: float = 1e-6) -> StreamWeights:
-    """Return the logits of read gates, write gates and mixing matrix of each token.
+    """Compute for each token the logits of its read gates, its write gates and its mixing matrix.
 
     Args:
         x: streams (..., n, d).
-        weight, scale, base: parameters of the generator.
-        eps: added to the mean square.
+        weight, scale, base: parameters of the hyper-connection: the generator ((2 + n) n, n d), scales (3,) and
+            bases.
+        eps: added to the mean square of x.
+
+    Returns:
+        Logits `read` and `write` (..., n) and `mix` (..., n, n).
     """
     return split_values(_values(x, weight, eps)[0], scale, base, x.shape[-2])
 
 
 def _values(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return mixing values (..., k) and 1 / rms (..., 1, 1) of each token, for one weight or for a weight per token."""
+    """Compute each token's mixing values W x / rms(x), from which its gates and mixing matrix follow.
+
+    Args:
+        x: streams (..., n, d).
+        weight: the generator W, one for all tokens (k, n d) or one for each (..., k, n d).
+        eps: added to the mean square of x.
+
+    Returns:
+        Mixing values (..., k), and 1 / rms(x) (..., 1, 1).
+
+    Raises:
+        InvalidInputError: the shapes do not fit together.
+    """
     if weight.ndim < 2 or weight.shape[-1] != x.shape[-1] * x.shape[-2]:
         raise InvalidInputError(
             f"hyper-connection: streams {tuple(x.shape)} do not fit a generator of shape {tuple(weight.shape)}.\n"

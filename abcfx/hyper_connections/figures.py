@@ -1,4 +1,4 @@
-"""The figure of a diagnosis: one panel for each diagnostic; needs the extra `plot` (matplotlib)."""
+"""The figure of `diagnose`, with a panel for each of its six diagnostics of hyper-connections; needs matplotlib."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ _LEAST = 1e-9  # lower end of an axis of numbers that may be as small as roundin
 
 
 def plot_diagnosis(title: str, measurements: Sequence[Measurement], verdicts: Mapping[Diagnostic, Verdict]) -> Figure:
-    """Draw the means over samples of every diagnostic: over width, or over the hyper-connections of a model in order.
+    """Draw the result of `diagnose`: each diagnostic's numbers over width, or over a model's hyper-connections.
 
     Args:
         title: heading of the figure.
-        measurements: every number of the diagnosis.
-        verdicts: worst verdict of each diagnostic.
+        measurements: every measured number; means over samples are drawn.
+        verdicts: worst verdict of each diagnostic, for the headings of the panels.
 
     Raises:
         InvalidInputError: matplotlib is not installed.
@@ -70,7 +70,19 @@ def plot_diagnosis(title: str, measurements: Sequence[Measurement], verdicts: Ma
 def _draw_curves(
     axis: Axes, diagnostic: Diagnostic, measurements: Sequence[Measurement], modules: Sequence[str]
 ) -> int:
-    """Draw each quantity over widths or modules, and return the number of curves."""
+    """Draw one diagnostic's quantities as curves over widths, or over the modules of a model.
+
+    Quantities that are zero somewhere are left out of panels with a logarithmic axis.
+
+    Args:
+        axis: where to draw.
+        diagnostic: the diagnostic.
+        measurements: its measured numbers.
+        modules: paths of the model's hyper-connections in order; empty if hyper-connections were drawn by width.
+
+    Returns:
+        The number of curves.
+    """
     drawn = 0
     for optimizer in OPTIMIZERS if diagnostic is Diagnostic.LOGIT_UPDATE else ("",):
         for name in _SHOWN[diagnostic]:
@@ -86,7 +98,16 @@ def _draw_curves(
 
 
 def _draw_lines(axis: Axes, diagnostic: Diagnostic, measurements: Sequence[Measurement]) -> int:
-    """Draw the numbers that were measured on logits of a given spread, and return how many there are."""
+    """Draw horizontal lines for one diagnostic's numbers that were measured on random logits and depend on no width.
+
+    Args:
+        axis: where to draw.
+        diagnostic: the diagnostic.
+        measurements: its measured numbers.
+
+    Returns:
+        The number of lines.
+    """
     drawn = 0
     for spread, style in zip(SPREADS, (":", "-."), strict=True):
         quantity = Quantity(diagnostic, _LINES.get(diagnostic, ""), spread=spread)

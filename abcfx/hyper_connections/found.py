@@ -1,9 +1,9 @@
-"""Hyper-connections in a user's model, found by the shapes of their parameters, with what flows through them.
+"""Finds hyper-connections (residual connections over n mixed streams) in a user's model, and what flows through them.
 
-A hyper-connection is a module whose parameters are one generator ((2 + n) n, n d), or three with n, n and n^2 rows, of
-either orientation, perhaps with a base, scales and a gain on its input. Shapes alone do not prove that the rows mean
-read | write | mix, or how many iterations the module makes: the mixing matrix that we compute from the parameters must
-be the one that the module returns.
+They are found by the shapes of their parameters: a module with one generator matrix ((2 + n) n, n d), or three with
+n, n and n^2 rows, of either orientation, perhaps with a base, scales and a gain on its input. Shapes alone do not
+prove that the rows mean read | write | mix, or how many iterations the module makes: the mixing matrix that we
+compute from the parameters must be the one that the module returns.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ _BY_GENERATOR = (
 
 @dataclass(frozen=True)
 class FoundHyperConnection:
-    """A hyper-connection of a model, with the tokens that went through it.
+    """A hyper-connection found in a user's model, with the tokens that went through it in one run.
 
     Attributes:
         path: path of its module.
-        streams: streams (S, n, d) of the tokens.
+        streams: the n residual streams of S tokens, (S, n, d).
         mix: mixing matrices that the module returned for them, (S, n, n); None where it returns no such matrix.
-        sample: what the diagnostics take; None where the returned mix is not the one that the parameters give.
-        notes: diagnostics that were not run, and what was taken for granted.
+        sample: streams and parameters, which the diagnostics take; None where the returned matrices are not those
+            that we compute from the parameters.
+        notes: rows that say which diagnostics were skipped, and what was taken for granted.
     """
 
     path: str
@@ -59,7 +60,14 @@ class FoundHyperConnection:
 
 @dataclass(frozen=True)
 class _Generator:
-    """The parameters of a module in the order and shapes of ours."""
+    """The parameters of a module found in a user's model, arranged as those of our `HyperConnection`.
+
+    Attributes:
+        weight: the generator, which maps the flattened streams to mixing values, ((2 + n) n, n d).
+        scale: factors on the values of read gates, write gates and mix, (3,).
+        base: what is added to the values, ((2 + n) n,).
+        streams: number n of streams.
+    """
 
     weight: Tensor
     scale: Tensor
@@ -69,7 +77,13 @@ class _Generator:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A module whose parameters have the shapes of a generator."""
+    """A module of a user's model that may be a hyper-connection, by the shapes of its parameters.
+
+    Attributes:
+        path: path of the module.
+        module: the module.
+        generator: its parameters, arranged as those of our `HyperConnection`.
+    """
 
     path: str
     module: nn.Module
@@ -85,15 +99,18 @@ def find_hyper_connections(
     iters: int = 20,
     seed: int = 0,
 ) -> list[FoundHyperConnection]:
-    """Find every hyper-connection that a run of the model passes through, in order.
+    """Find every hyper-connection (residual connection over n mixed streams) that a run of a model passes through.
 
     Args:
         model: it is run once in eval mode, without gradients, and left as it was.
         args: positional inputs of the model; a bare tensor counts as one argument.
         kwargs: keyword inputs of the model.
         samples: most tokens to keep of each hyper-connection.
-        iters: number of iterations to assume for modules that do not return their mixing matrix.
+        iters: number of Sinkhorn iterations to assume for modules that do not return their mixing matrix.
         seed: seed of the choice of tokens.
+
+    Returns:
+        The hyper-connections in the order of `model.named_modules()`.
 
     Raises:
         InvalidInputError: there are no inputs, or the model has no hyper-connection.
@@ -129,7 +146,7 @@ def find_hyper_connections(
 
 
 def _generator(module: nn.Module) -> _Generator | None:
-    """Arrange the parameters of a module as a generator; None where their shapes are not those of one."""
+    """Arrange a module's parameters as those of a hyper-connection; None where their shapes do not fit one."""
     parameters = [p.detach().double() for p in module.parameters()]
     if not 1 <= len(parameters) <= MOST_PARAMETERS:
         return None
@@ -155,12 +172,16 @@ def _generator(module: nn.Module) -> _Generator | None:
 
 
 def _in_order(pieces: list[Tensor], n: int) -> list[Tensor]:
-    """Put the piece with n^2 rows, which is the mix, behind those of the read and the write gates."""
+    """Sort tensors so that the one with n^2 rows (for the mixing matrix) comes after those for the gates."""
     return sorted(pieces, key=lambda piece: len(piece) == n * n)
 
 
 def _possible_scales(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield the ways in which a module may hold its three scales: as one vector, as three scalars, or not at all."""
+    """Yield the ways in which a hyper-connection may hold its three scales: one vector, three scalars, or not at all.
+
+    Args:
+        parameters: the module's parameters without matrices and gains.
+    """
     yield from ([p] for p in parameters if p.numel() == 3)
     scalars = [p for p in parameters if p.numel() == 1]
     if len(scalars) == 3:
@@ -171,13 +192,25 @@ def _possible_scales(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
 def _run(
     model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], candidates: list[_Candidate]
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Run the model; return the streams (S, n, d) and the mix (S, n, n) or None of each candidate that was called."""
+    """Run the model once and record what goes into and out of each module that may be a hyper-connection.
+
+    Args:
+        model: the user's model, run in eval mode.
+        args, kwargs: its inputs.
+        candidates: the modules to watch.
+
+    Returns:
+        Path of each module that was called with streams -> (streams (S, n, d), mixing matrices (S, n, n) or None).
+            Only the first call counts.
+    """
     seen: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     def watch(candidate: _Candidate) -> Callable[[nn.Module, object, object, object], None]:
+        """Make the forward hook that records one module."""
         n, size = candidate.generator.streams, candidate.generator.weight.shape[1]
 
         def hook(module: nn.Module, args: object, kwargs: object, output: object) -> None:
+            """Record the streams and the mixing matrices of the module's first call."""
             if candidate.path in seen or (x := _streams(trees.tensors((args, kwargs)), n, size)) is None:
                 return
             shape = (*x.shape[:-2], n, n)
@@ -197,7 +230,13 @@ def _run(
 
 
 def _streams(given: list[Tensor], n: int, size: int) -> Tensor | None:
-    """Return the first tensor that may be streams, (..., n, d) or flattened, in the shape (..., n, d)."""
+    """Return the first tensor that may be n residual streams, brought to the shape (..., n, d); None if there is none.
+
+    Args:
+        given: inputs of a module.
+        n: number of streams.
+        size: n d, the size of all streams of a token.
+    """
     for x in given:
         if x.ndim > 2 and x.shape[-2] == n and x.shape[-1] * n == size:
             return x
@@ -207,7 +246,19 @@ def _streams(given: list[Tensor], n: int, size: int) -> Tensor | None:
 
 
 def _compared(candidate: _Candidate, x: Tensor, mix: Tensor | None, iters: int) -> FoundHyperConnection:
-    """Compare the mix that the module returned with the one that its parameters give."""
+    """Find out whether a module is a hyper-connection like ours, by its mixing matrices, and return it with its tokens.
+
+    Args:
+        candidate: the module, with parameters of fitting shapes.
+        x: streams of the tokens, (S, n, d).
+        mix: mixing matrices that the module returned for them; None if it returns none, and is believed by its
+            shapes.
+        iters: number of Sinkhorn iterations to assume in that case.
+
+    Returns:
+        The hyper-connection. If `mix` is not what we compute from the parameters, it has no `sample`, and a note for
+            each diagnostic that cannot be run.
+    """
     path, generator = candidate.path, candidate.generator
     sample = Sample(x, generator.weight, generator.scale, generator.base, iters, 1e-6)
     if mix is None:
@@ -226,7 +277,18 @@ def _compared(candidate: _Candidate, x: Tensor, mix: Tensor | None, iters: int) 
 
 
 def _iterations(module: nn.Module, sample: Sample, mix: Tensor) -> tuple[int, float] | None:
-    """Find the number of iterations and the eps that give the returned mix; the module's own numbers are preferred."""
+    """Find the number of Sinkhorn iterations and the eps with which our formula gives a module's mixing matrices.
+
+    Numbers that the module itself holds as attributes are tried too, and preferred.
+
+    Args:
+        module: the user's module.
+        sample: streams and parameters.
+        mix: the matrices that the module returned.
+
+    Returns:
+        (iterations, eps); None if no numbers fit.
+    """
     numbers = [value for part in module.modules() for value in vars(part).values() if isinstance(value, int | float)]
     own = {value for value in numbers if isinstance(value, int) and not isinstance(value, bool)}
     epsilons = [1e-6, *dict.fromkeys(v for v in numbers if isinstance(v, float) and 0 < v < 0.01)]

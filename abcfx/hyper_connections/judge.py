@@ -1,4 +1,4 @@
-"""Verdicts on the numbers of the six diagnostics: the law of each init, the limits, and what to change."""
+"""Verdicts on the numbers of six diagnostics of hyper-connections: growth with width, limits, what to change."""
 
 from __future__ import annotations
 
@@ -32,11 +32,18 @@ LOGIT_STEP = 0.5
 
 
 def laws(init: GeneratorInit, rate_exponent: float) -> dict[Quantity, float]:
-    """Return the slope over width that an init std ~ d^-b and a generator rate ~ d^-c predict for each quantity.
+    """Return for each quantity the slope over log2 width that theory predicts from scaling of init and learning rate.
 
-    ||dm/dx|| ||x|| is ~ std (sqrt(D) + sqrt(k)) sqrt(D) in the worst direction and ~ std sqrt(D) in a typical one. One
-    step of SGD changes W x by lr |x|^2, one of Adam by lr |x|_1, both ~ D. Scales learn from the mixing values, which
-    are ~ std sqrt(D).
+    d is the width of a stream, D = n d for n streams, k the number of mixing values m of a token x.
+
+    ||dm/dx|| ||x|| is ~ std (sqrt(D) + sqrt(k)) sqrt(D) in the worst direction and ~ std sqrt(D) in a typical one.
+    One step of SGD changes W x by lr |x|^2, one of Adam by lr |x|_1, both ~ D. Scales learn from the mixing values,
+    which are ~ std sqrt(D).
+
+    Args:
+        init: how the standard deviation of the generator W scales: "mup" (~ 1/d), "fan_in" (~ d^-1/2), "constant" or
+            "zero".
+        rate_exponent: c, where the learning rate of W is ~ d^-c.
     """
     found = {Quantity(Diagnostic.LOGIT_UPDATE, "weight", optimizer): 1 - rate_exponent for optimizer in OPTIMIZERS}
     found |= {Quantity(Diagnostic.LOGIT_UPDATE, "base", optimizer): 0.0 for optimizer in OPTIMIZERS}
@@ -57,16 +64,17 @@ def judge_drawn(
     slopes: Sequence[LawSlope],
     iters: int,
 ) -> Iterator[DiagnosticRow]:
-    """Yield the verdict of each diagnostic on drawn hyper-connections.
+    """Yield a row with the verdict of each of the six diagnostics on hyper-connections drawn at several widths.
 
     Args:
-        by_width: numbers of every token, by width.
-        by_spread: numbers of the logits that were drawn at several standard deviations.
-        slopes: slopes over width, with the laws of the init.
+        by_width: measured numbers of every token, by width and quantity.
+        by_spread: numbers measured on random logits of several standard deviations, by quantity.
+        slopes: slopes over width, measured and predicted.
         iters: number of Sinkhorn iterations.
     """
 
     def at(diagnostic: Diagnostic, name: str, spread: float) -> Tensor:
+        """Return the numbers of a quantity that were measured on random logits with the standard deviation `spread`."""
         return by_spread[Quantity(diagnostic, name, spread=spread)]
 
     at_init = float(by_width[max(by_width)][Quantity(Diagnostic.SINKHORN_ERROR, "worst")].max())
@@ -96,7 +104,13 @@ def judge_drawn(
 
 
 def judge_found(found: Mapping[Quantity, Tensor], module: str, lr: float) -> Iterator[DiagnosticRow]:
-    """Yield the verdicts on one hyper-connection of a model, of the diagnostics that could be run on it."""
+    """Yield rows with verdicts on one hyper-connection of a user's model, for the diagnostics that were run on it.
+
+    Args:
+        found: measured numbers of every token, by quantity.
+        module: path of the hyper-connection.
+        lr: absolute learning rate that the step of Adam was measured with.
+    """
     error = float(found[Quantity(Diagnostic.SINKHORN_ERROR, "worst")].mean())
     yield diagnostic_row(
         Diagnostic.SINKHORN_ERROR,
@@ -138,6 +152,16 @@ def judge_found(found: Mapping[Quantity, Tensor], module: str, lr: float) -> Ite
 
 
 def _judge_leak(leak: Tensor, smallest: Tensor, module: str | None, where: str) -> DiagnosticRow:
+    """Judge how much a mixing matrix changes with those parts of its logits that it should not depend on.
+
+    Those parts are constants added to rows or columns of the logits.
+
+    Args:
+        leak: size of this response, for each token.
+        smallest: smallest response to all other parts, for the message.
+        module: path of the hyper-connection in a user's model; None for drawn ones.
+        where: words for the message that say where it was measured.
+    """
     value = float(leak.mean())
     return diagnostic_row(
         Diagnostic.QUOTIENT_JACOBIAN,
@@ -150,7 +174,14 @@ def _judge_leak(leak: Tensor, smallest: Tensor, module: str | None, where: str) 
 
 
 def _judge_sensitivity(slopes: Sequence[LawSlope]) -> DiagnosticRow:
-    """Judge whether the gates and the mix depend on the streams more and more as the width grows."""
+    """Judge whether gates and mixing matrix depend on the streams more and more as the width grows.
+
+    FAIL if a slope differs from the predicted one, or grows in typical directions; WEAK if only in the worst
+    direction.
+
+    Args:
+        slopes: slopes over width of the sensitivity, measured and predicted.
+    """
     if off := _first_off(slopes):
         return diagnostic_row(Diagnostic.SENSITIVITY, Verdict.FAIL, off)
     by_name = {slope.of.name: slope for slope in slopes}
@@ -173,7 +204,13 @@ def _judge_sensitivity(slopes: Sequence[LawSlope]) -> DiagnosticRow:
 
 
 def _judge_updates(slopes: Sequence[LawSlope]) -> DiagnosticRow:
-    """Judge whether one step moves the logits alike at every width."""
+    """Judge whether one optimizer step moves the mixing logits by as much at every width.
+
+    FAIL if a slope over width differs from the predicted one, or the step grows with width; WEAK if it shrinks.
+
+    Args:
+        slopes: slopes over width of the step, by parameter and optimizer, measured and predicted.
+    """
     if off := _first_off(slopes):
         return diagnostic_row(Diagnostic.LOGIT_UPDATE, Verdict.FAIL, off)
     of_generator = [slope for slope in slopes if slope.of.name == "weight"]
@@ -188,6 +225,12 @@ def _judge_updates(slopes: Sequence[LawSlope]) -> DiagnosticRow:
 
 
 def _judge_gates(found: Mapping[Quantity, Tensor], module: str | None) -> DiagnosticRow:
+    """Judge how many gates are saturated (within 5 % of an end of their range): WEAK above 10 %, FAIL above 50 %.
+
+    Args:
+        found: measured numbers of every token, by quantity.
+        module: path of the hyper-connection in a user's model; None for drawn ones.
+    """
     read, write = (float(found[Quantity(Diagnostic.GATES, f"{n}_saturated")].mean()) for n in ("read", "write"))
     return diagnostic_row(
         Diagnostic.GATES,
@@ -199,18 +242,23 @@ def _judge_gates(found: Mapping[Quantity, Tensor], module: str | None) -> Diagno
 
 
 def _grade(value: float, limits: tuple[float, float]) -> Verdict:
-    """Compare one number with the limits above which it is WEAK and FAIL."""
+    """Return PASS, WEAK or FAIL for a number, given the two limits above which it is WEAK and FAIL."""
     weak, fail = limits
     return Verdict.PASS if value <= weak else Verdict.WEAK if value <= fail else Verdict.FAIL
 
 
 def _grade_two(fails: tuple[float, float], is_weak: tuple[float, float]) -> Verdict:
-    """FAIL if the first number exceeds its limit, else WEAK if the second one does."""
+    """Return FAIL if the first number exceeds its limit, else WEAK if the second one does, else PASS.
+
+    Args:
+        fails: (number, limit) that decides about FAIL.
+        is_weak: (number, limit) that decides about WEAK.
+    """
     return Verdict.FAIL if fails[0] > fails[1] else Verdict.WEAK if is_weak[0] > is_weak[1] else Verdict.PASS
 
 
 def _first_off(slopes: Sequence[LawSlope]) -> str:
-    """Say which slope differs from its law; empty if none does."""
+    """Say which slope over width is the first to differ from its predicted value; "" if none does."""
     off = next((slope for slope in slopes if not slope.agrees), None)
     if off is None:
         return ""
@@ -218,4 +266,5 @@ def _first_off(slopes: Sequence[LawSlope]) -> str:
 
 
 def _text(slope: LawSlope) -> str:
+    """Format a measured slope with its sign; "zero" if the quantity was zero and has no slope."""
     return "zero" if slope.mean is None else f"{slope.mean:+.2f}"

@@ -1,4 +1,4 @@
-"""Runs the six diagnostics on tokens, and on drawn logits, and summarises their numbers over samples."""
+"""Runs six diagnostics of hyper-connections on tokens and on random logits, and summarises their numbers."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ LOGIT_SPREAD = Quantity(Diagnostic.GATES, "mix logits std")
 
 @dataclass(frozen=True)
 class Sample:
-    """Streams x (S, n, d), and the parameters from which a hyper-connection computes its weights for them.
+    """Tokens and the parameters of a hyper-connection, from which its gates and mixing matrices are computed.
 
     Attributes:
-        x: the streams of S tokens.
-        weight, scale, base: parameters of the generator, with the shapes of `diagnostics`.
-        iters, eps: of its Sinkhorn iterations.
-        found: gates and mix that the user's own code returned for x; they are then judged instead of ours.
+        x: the n residual streams of S tokens, (S, n, d).
+        weight, scale, base: parameters: the generator ((2 + n) n, n d) or one for each token, scales (3,), bases ((2
+            + n) n,).
+        iters, eps: number of its Sinkhorn iterations, and what is added in them.
+        found: gates and mixing matrices that the user's own code returned for x; they are then judged instead of
+            ours.
     """
 
     x: Tensor
@@ -48,12 +50,15 @@ class Sample:
 
 
 def measure_sample(sample: Sample, lr: float, lr_weight: float) -> dict[Quantity, Tensor]:
-    """Run all diagnostics; return one number for each token.
+    """Run all six diagnostics on the tokens of a hyper-connection.
 
     Args:
-        sample: the tokens.
-        lr: absolute learning rate of scales and bases.
+        sample: the tokens and the parameters.
+        lr: absolute learning rate of scales and bases, for the diagnostic of an optimizer step.
         lr_weight: absolute learning rate of the generator.
+
+    Returns:
+        Quantity -> tensor with one number for each token.
     """
     tensors = (sample.x, sample.weight, sample.scale, sample.base)
     logits = mixing_logits(*tensors, sample.eps)
@@ -76,7 +81,15 @@ def measure_sample(sample: Sample, lr: float, lr_weight: float) -> dict[Quantity
 
 
 def measure_mix(mix: Tensor, spread: float | None = None) -> dict[Quantity, Tensor]:
-    """Run the two diagnostics that need nothing but mixing matrices (S, n, n)."""
+    """Run the two diagnostics that need only mixing matrices (S, n, n): error of their sums, and singular values.
+
+    Args:
+        mix: the matrices.
+        spread: standard deviation of the logits that they were computed from, if these were random.
+
+    Returns:
+        Quantity -> tensor with one number for each matrix.
+    """
     error, values = sinkhorn_error(mix), spectrum(mix)
     numbers = {"worst": error.worst, "rows": error.rows}
     return _named(Diagnostic.SINKHORN_ERROR, numbers, spread=spread) | _named(
@@ -87,7 +100,18 @@ def measure_mix(mix: Tensor, spread: float | None = None) -> dict[Quantity, Tens
 def measure_spread(
     streams: int, iters: int, eps: float, spread: float, samples: int, generator: torch.Generator
 ) -> dict[Quantity, Tensor]:
-    """Draw logits from N(0, spread^2) and run the diagnostics that depend on no width."""
+    """Draw random logits of mixing matrices and run on them the diagnostics that depend on no width.
+
+    Args:
+        streams: n, for n x n matrices.
+        iters, eps: number of Sinkhorn iterations, and what is added in them.
+        spread: standard deviation of the logits.
+        samples: number of matrices.
+        generator: draws the logits.
+
+    Returns:
+        Quantity -> tensor with one number for each matrix.
+    """
     logits = spread * torch.randn(samples, streams, streams, generator=generator, dtype=torch.float64)
     limit = sinkhorn(logits, CONVERGED, eps)
     numbers = {"rate": sinkhorn_error(limit).rate, "iterations needed": iterations_needed(limit, TOLERANCE)}
@@ -102,11 +126,18 @@ def measure_spread(
 def _named(
     diagnostic: Diagnostic, numbers: Mapping[str, Tensor], optimizer: str = "", spread: float | None = None
 ) -> dict[Quantity, Tensor]:
+    """Return a diagnostic's numbers with full keys: its name, the quantity's, and the optimizer or spread of logits."""
     return {Quantity(diagnostic, name, optimizer, spread): value for name, value in numbers.items()}
 
 
 def summarise(found: Mapping[Quantity, Tensor], width: int | None, module: str | None) -> list[Measurement]:
-    """Summarise every quantity over its samples."""
+    """Summarise every quantity over its tokens or matrices: mean, standard deviation, smallest, largest and number.
+
+    Args:
+        found: quantity -> tensor with one number for each token or matrix.
+        width: width of a stream; None where it plays no part.
+        module: path of the hyper-connection in a user's model; None for drawn ones.
+    """
     measurements = []
     for quantity, values in found.items():
         numbers = values.double().flatten()

@@ -15,7 +15,15 @@ INIT_SCALE = 0.1
 
 
 class StreamWeights(NamedTuple):
-    """Weights of a hyper-connection over its n streams: gates `read` and `write` (..., n), matrix `mix` (..., n, n)."""
+    """The weights with which a hyper-connection reads, writes and mixes its n residual streams, for each token.
+
+    Attributes:
+        read: factor of each stream in the layer's input, (..., n).
+        write: factor with which the layer's output is added to each stream, (..., n).
+        mix: matrix that mixes the streams, (..., n, n).
+
+    The same type holds the logits of these weights.
+    """
 
     read: Tensor
     write: Tensor
@@ -23,10 +31,10 @@ class StreamWeights(NamedTuple):
 
 
 def mixing_values(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
-    """Compute the mixing values of each token, from which its gates and its mix follow: weight @ x / rms(x).
+    """Compute the mixing values of each token, from which its gates and its mixing matrix follow: weight @ x / rms(x).
 
     Args:
-        x: streams (..., n, d).
+        x: the n residual streams of width d, (..., n, d).
         weight: (k, n d), with k = (2 + n) n for a hyper-connection and n for a head.
         eps: added to the mean square.
 
@@ -38,7 +46,17 @@ def mixing_values(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def split_values(values: Tensor, scale: Tensor, base: Tensor, streams: int) -> StreamWeights:
-    """Compute the logits of gates and mixing matrix: values * scale + base, cut into read | write | mix and shaped."""
+    """Compute the logits of read gates, write gates and mixing matrix from mixing values: values * scale + base.
+
+    Args:
+        values: mixing values, (..., n + n + n^2), in the order read | write | mix.
+        scale: (3,), one factor for each of the three.
+        base: (n + n + n^2,), added to the values.
+        streams: number n of residual streams.
+
+    Returns:
+        Logits `read` and `write` (..., n) and `mix` (..., n, n).
+    """
     n = streams
     read, write, mix = torch.split(values, [n, n, n * n], -1)
     read_base, write_base, mix_base = torch.split(base, [n, n, n * n])
@@ -52,10 +70,10 @@ def split_values(values: Tensor, scale: Tensor, base: Tensor, streams: int) -> S
 def stream_weights(
     x: Tensor, weight: Tensor, scale: Tensor, base: Tensor, streams: int, iters: int = 20, eps: float = 1e-6
 ) -> StreamWeights:
-    """Compute the gates and the mixing matrix of each token, as DeepSeek V4's inference code does.
+    """Compute each token's gates and mixing matrix over n residual streams, as DeepSeek V4's inference code does.
 
-    m = weight @ x / rms(x), cut into read | write | mix; read = sigmoid(m s0 + b) + eps, write = 2 sigmoid(m s1 + b),
-    mix = sinkhorn(m s2 + b).
+    m = weight @ x / rms(x), cut into read | write | mix; read = sigmoid(m s0 + b) + eps, write = 2 sigmoid(m s1 +
+    b), mix = sinkhorn(m s2 + b), where s0, s1, s2 are the scales and b the bases.
 
     Args:
         x: streams (..., n, d).
@@ -65,6 +83,9 @@ def stream_weights(
         streams: number n of streams.
         iters: number of Sinkhorn iterations.
         eps: added in `sinkhorn`, in the norm and to the read gate.
+
+    Returns:
+        `read` and `write` (..., n), `mix` (..., n, n).
     """
     logits = split_values(mixing_values(x, weight, eps), scale, base, streams)
     return StreamWeights(
@@ -73,15 +94,16 @@ def stream_weights(
 
 
 class HyperConnection(nn.Module):
-    """Residual connection over n streams of width d, around one layer: y = layer(read x), x <- write y + mix^T x.
+    """Residual connection over n streams of width d around one layer: y = layer(read x), x <- write y + mix^T x.
 
-    The state x is (..., n, d); it starts as n copies of the embedding and ends in a `HyperHead`. The weights are
-    computed from x itself, token by token (see `stream_weights`), and mixing uses the TRANSPOSED matrix:
-    x'_k = write_k layer(y) + sum_j mix[j, k] x_j.
+    Where a usual residual connection adds a layer's output to one stream of activations, this one keeps n. The state
+    x is (..., n, d); it starts as n copies of the embedding and ends in a `HyperHead`. The weights read, write and
+    mix are computed from x itself, token by token (see `stream_weights`), and mixing uses the TRANSPOSED matrix: the
+    new x_k = write_k y + sum_j mix[j, k] x_j.
 
-    At init gates are near their middle (read 1/2, write 1) and the mix is near 1/n everywhere, which makes independent
-    streams alike. For a residual that starts as the identity, set the diagonal of the mix's base to 4 or more:
-    `connection.base.data[2 * n :].view(n, n).fill_diagonal_(6.0)`.
+    At init gates are near their middle (read 1/2, write 1) and the mix is near 1/n everywhere, which makes
+    independent streams alike. For a residual that starts as the identity, set the diagonal of the mix's base to 4 or
+    more: `connection.base.data[2 * n :].view(n, n).fill_diagonal_(6.0)`.
 
     Args:
         dim: width d of a stream.
@@ -110,28 +132,43 @@ class HyperConnection(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the generator from N(0, 1 / fan_in); set scales to 0.1 and bases to 0."""
+        """Draw the weight (the generator) from N(0, 1 / fan_in); set scales to 0.1 and bases to 0."""
         _reset(self.weight, self.scale, self.base)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the layer's input (..., d), the write gates (..., n) and the mixing matrix (..., n, n) for x."""
+        """Return the layer's input (..., d), and write gates (..., n) and mixing matrix (..., n, n) for `update`.
+
+        Args:
+            x: the n residual streams, (..., n, d).
+        """
         read, write, mix = self.weights(x)
         return (read.to(x.dtype).unsqueeze(-1) * x).sum(-2), write.to(x.dtype), mix.to(x.dtype)
 
     def weights(self, x: Tensor) -> StreamWeights:
-        """Compute gates and mixing matrix of streams x (..., n, d), in the precision of the parameters."""
+        """Compute gates and mixing matrix of the streams x (..., n, d), in the precision of the parameters."""
         return stream_weights(x, self.weight, self.scale, self.base, self.streams, self.sinkhorn_iters, self.eps)
 
     def update(self, x: Tensor, out: Tensor, write: Tensor, mix: Tensor) -> Tensor:
-        """Add the layer's output `out` (..., d) to the mixed streams x."""
+        """Return the n residual streams after the layer: mix^T x + write * out, of shape (..., n, d).
+
+        Args:
+            x: the streams before the layer, (..., n, d).
+            out: the layer's output, (..., d).
+            write: write gates, (..., n), as `forward` returned them.
+            mix: mixing matrix, (..., n, n), as `forward` returned it.
+        """
         return write.unsqueeze(-1) * out.unsqueeze(-2) + mix.mT @ x
 
     def extra_repr(self) -> str:
+        """Return the settings for `repr(module)`."""
         return f"dim={self.dim}, streams={self.streams}, sinkhorn_iters={self.sinkhorn_iters}, eps={self.eps}"
 
 
 class HyperHead(nn.Module):
-    """Sum of n streams (..., n, d) into one (..., d), by read gates of its own: sum_j sigmoid(m_j s + b_j) x_j.
+    """Sum of n residual streams (..., n, d) into one (..., d), weighted by gates that are computed from the streams x.
+
+    The result is sum_j sigmoid(m_j s + b_j) x_j, where m = weight @ x / rms(x), s is a learned scale and b learned
+    bases.
 
     Args:
         dim: width d of a stream.
@@ -149,24 +186,28 @@ class HyperHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the generator from N(0, 1 / fan_in); set the scale to 0.1 and bases to 0."""
+        """Draw the weight (the generator) from N(0, 1 / fan_in); set the scale to 0.1 and bases to 0."""
         _reset(self.weight, self.scale, self.base)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the weighted sum (..., d) of the streams x (..., n, d)."""
         read = torch.sigmoid(mixing_values(x, self.weight, self.eps) * self.scale + self.base) + self.eps
         return (read.to(x.dtype).unsqueeze(-1) * x).sum(-2)
 
     def extra_repr(self) -> str:
+        """Return the settings for `repr(module)`."""
         return f"dim={self.dim}, streams={self.streams}, eps={self.eps}"
 
 
 def _reset(weight: Tensor, scale: Tensor, base: Tensor) -> None:
+    """Draw a hyper-connection's weight from N(0, 1 / fan_in), set its scale to 0.1 and its base to 0, in place."""
     nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
     nn.init.constant_(scale, INIT_SCALE)
     nn.init.zeros_(base)
 
 
 def _check(dim: int, streams: int, iters: int) -> None:
+    """Raise InvalidInputError if the width of a stream, the number of streams or of Sinkhorn iterations is below 1."""
     if dim < 1 or streams < 1 or iters < 1:
         raise InvalidInputError(
             f"hyper-connection: dim={dim}, streams={streams}, sinkhorn_iters={iters}; expected each to be at least 1."

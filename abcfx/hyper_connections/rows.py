@@ -1,4 +1,4 @@
-"""Plain rows of a diagnosis: the numbers that were measured, their slopes over width, and the verdicts."""
+"""Plain rows of a diagnosis of hyper-connections: measured numbers, their slopes over width, and verdicts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ TOLERANCE, SIGMAS = 0.1, 2.0  # a slope agrees with its law within the tolerance
 
 
 class Diagnostic(str, Enum):
-    """The six diagnostics, in the order in which they are reported."""
+    """The six diagnostics of hyper-connections (residual connections over n mixed streams), in the order of the report.
+
+    SINKHORN_ERROR: error of the sums of a mixing matrix. SPECTRUM: its singular values. QUOTIENT_JACOBIAN: its
+    response to its logits. SENSITIVITY: how gates and matrix respond to the streams. LOGIT_UPDATE: how far an
+    optimizer step moves the logits. GATES: size and saturation of the gates.
+    """
 
     SINKHORN_ERROR = "sinkhorn_error"
     SPECTRUM = "spectrum"
@@ -28,12 +33,12 @@ class Diagnostic(str, Enum):
 
     @property
     def words(self) -> str:
-        """The diagnostic in words, without its number."""
+        """The diagnostic in words, such as "Sinkhorn error"."""
         return _WORDS[self]
 
     @property
     def heading(self) -> str:
-        """The diagnostic in words, after its number."""
+        """The diagnostic in words, after its number: "1 Sinkhorn error"."""
         return f"{list(Diagnostic).index(self) + 1} {self.words}"
 
 
@@ -48,13 +53,14 @@ _WORDS = {
 
 
 class Quantity(NamedTuple):
-    """One of the numbers that a diagnostic measures.
+    """A key for one of the numbers that a diagnostic of hyper-connections measures.
 
     Attributes:
         diagnostic: the diagnostic.
         name: the number's name, such as "worst" or "mix_typical".
-        optimizer: "sgd" or "adam", where the number belongs to a step of an optimizer.
-        spread: standard deviation of the drawn logits, where the number was measured on logits without a model.
+        optimizer: "sgd" or "adam", where the number belongs to a step of an optimizer, else "".
+        spread: standard deviation of the random logits that the number was measured on; None if it was measured on
+            tokens.
     """
 
     diagnostic: Diagnostic
@@ -71,10 +77,10 @@ class Quantity(NamedTuple):
 
 @dataclass(frozen=True)
 class Measurement:
-    """One quantity at one width, or in one hyper-connection of a model, summarised over tokens or matrices.
+    """One quantity at one width, or in one hyper-connection of a user's model, summarised over tokens or matrices.
 
     Attributes:
-        of: the quantity.
+        of: the quantity: a diagnostic and the name of one of its numbers.
         width: width d of a stream; None where the width plays no part.
         module: path of the hyper-connection in the user's model; None for drawn ones.
         mean, sd, smallest, largest: over the samples.
@@ -97,16 +103,16 @@ class Measurement:
 
     @property
     def quantity(self) -> str:
-        """The quantity's label."""
+        """The name of the quantity as tables show it, such as "adam weight"."""
         return self.of.label
 
     @property
     def place(self) -> int | str | None:
-        """The module's path, or the width of a drawn hyper-connection."""
+        """Where it was measured: path of the module in a user's model, or width of a drawn one; None for neither."""
         return self.module or self.width
 
     def to_dict(self) -> dict[str, object]:
-        """Return the measurement as plain data."""
+        """Return a dict: diagnostic, quantity, width, module, mean, sd, smallest, largest, samples."""
         return {
             "diagnostic": self.diagnostic.value,
             "quantity": self.quantity,
@@ -122,13 +128,14 @@ class Measurement:
 
 @dataclass(frozen=True)
 class LawSlope:
-    """Slope of log2 of a quantity over log2 width, beside the slope that the init predicts.
+    """How a quantity of drawn hyper-connections grows with width (as width^slope), measured, and as theory predicts.
 
     Attributes:
-        of: the quantity.
-        mean: mean slope over samples; None for a quantity that is zero somewhere, and has no logarithm there.
+        of: the quantity: a diagnostic and the name of one of its numbers.
+        mean: measured slope, mean over samples; None for a quantity that is zero somewhere, and has no logarithm
+            there.
         error: standard error of the mean.
-        law: the predicted slope.
+        law: slope that is predicted from the scaling of the initial weights and of the learning rate.
     """
 
     of: Quantity
@@ -143,16 +150,16 @@ class LawSlope:
 
     @property
     def quantity(self) -> str:
-        """The quantity's label."""
+        """The name of the quantity as tables show it, such as "adam weight"."""
         return self.of.label
 
     @property
     def agrees(self) -> bool:
-        """Whether the measured slope is the predicted one, within its error."""
+        """Whether the measured slope is within 0.1 plus two standard errors of the predicted one, or is missing."""
         return self.mean is None or abs(self.mean - self.law) <= TOLERANCE + SIGMAS * self.error
 
     def to_dict(self) -> dict[str, object]:
-        """Return the slope as plain data."""
+        """Return the slope as a dict: diagnostic, quantity, mean, error, law, agrees."""
         names = {"diagnostic": self.diagnostic.value, "quantity": self.quantity}
         return names | {"mean": self.mean, "error": self.error, "law": self.law, "agrees": self.agrees}
 
@@ -173,7 +180,15 @@ class DiagnosticRow(CheckRow):
 def diagnostic_row(
     diagnostic: Diagnostic, verdict: Verdict, reason: str, fix: str = "", module: str | None = None
 ) -> DiagnosticRow:
-    """Make the row of a verdict; what to change is told unless the verdict is PASS."""
+    """Make the row with the verdict of one diagnostic of hyper-connections.
+
+    Args:
+        diagnostic: the diagnostic.
+        verdict: its outcome.
+        reason: the numbers that decided it, in words.
+        fix: what to change; left out of the row if the verdict is PASS.
+        module: path of the hyper-connection in a user's model; None for drawn ones.
+    """
     name = diagnostic.heading + (f" of {module}" if module else "")
     fix = "" if verdict is Verdict.PASS else fix
     return DiagnosticRow(name=name, verdict=verdict, reason=reason, fix=fix, diagnostic=diagnostic, module=module)

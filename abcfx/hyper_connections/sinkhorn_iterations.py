@@ -36,7 +36,13 @@ def sinkhorn(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Tensor:
 
 
 def normalised(logits: Tensor, iters: int, eps: float) -> Tensor:
-    """Run `sinkhorn` without its checks, which a symbolic trace cannot follow."""
+    """Do what `sinkhorn` does, without checking the arguments, which a symbolic trace could not follow.
+
+    Args:
+        logits: (..., n, n).
+        iters: number of times that columns are normalised to the sum 1; rows are normalised in between.
+        eps: added to entries and sums.
+    """
     mix = torch.softmax(logits, -1) + eps
     mix = mix / (mix.sum(-2, keepdim=True) + eps)
     for _ in range(iters - 1):
@@ -54,9 +60,13 @@ def check_logits(logits: Tensor, iters: int) -> None:
 
 
 def sinkhorn_jacobian(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Tensor:
-    """Return dC / dZ, (..., n^2, n^2): its rows are the entries of C, its columns those of Z, both row by row.
+    """Return the Jacobian dC / dZ of C = sinkhorn(Z), (..., n^2, n^2): entries of C by entries of Z, both row by row.
 
     All n^2 tangents go through the iterations together, so there is no loop over entries and no autograd graph.
+
+    Args:
+        logits: Z, (..., n, n).
+        iters, eps: number of iterations, and what is added to entries and sums.
     """
     check_logits(logits, iters)
     n = logits.shape[-1]
@@ -72,23 +82,46 @@ def sinkhorn_jacobian(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Ten
 
 
 def _divided(mix: Tensor, tangent: Tensor, dim: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Divide a matrix, and its tangents with it, by the matrix's own sums."""
+    """Divide a matrix by its own sums along a dim, and carry its derivatives through the division.
+
+    Args:
+        mix: the matrix, (..., 1, n, n).
+        tangent: its derivatives in n^2 directions, (..., n^2, n, n).
+        dim: -1 to divide by the sums of rows, -2 by those of columns.
+        eps: added to the sums.
+
+    Returns:
+        The divided matrix and its derivatives.
+    """
     sums = mix.sum(dim, keepdim=True) + eps
     mix = mix / sums
     return mix, (tangent - mix * tangent.sum(dim, keepdim=True)) / sums
 
 
 def gauge_projector(streams: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
-    """Return the projector (n^2, n^2) onto the logits that C can see: those whose rows and columns sum to 0.
+    """Return the projector (n^2, n^2) onto those n x n logits that change sinkhorn(logits): rows and columns sum to 0.
 
-    It is (I - 11^T/n) kron (I - 11^T/n), of rank (n - 1)^2; I minus it projects onto the gauge directions.
+    It is (I - 11^T/n) kron (I - 11^T/n), of rank (n - 1)^2. I minus it projects onto the others (constants added to
+    rows or columns), to which `sinkhorn` is blind.
+
+    Args:
+        streams: n.
+        dtype, device: of the result.
     """
     centred = torch.eye(streams, dtype=dtype, device=device) - 1 / streams
     return torch.kron(centred, centred)
 
 
 def gauge_basis(streams: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
-    """Return an orthonormal basis (n^2, (n - 1)^2) of what `gauge_projector` keeps: Helmert contrasts on both sides."""
+    """Return an orthonormal basis (n^2, (n - 1)^2) of the n x n logits whose rows and columns sum to 0.
+
+    These are the logits that change sinkhorn(logits), onto which `gauge_projector` projects; made of Helmert
+    contrasts.
+
+    Args:
+        streams: n.
+        dtype, device: of the result.
+    """
     n = streams
     contrasts = torch.zeros(n, n - 1, dtype=dtype, device=device)
     for k in range(1, n):

@@ -41,9 +41,11 @@ def diagnose(
 ) -> Diagnosis:
     """Run six diagnostics of dynamic hyper-connections: does what they compute keep its size as the width grows?
 
-    Without a model, hyper-connections are drawn at every width (streams from N(0, 1)), and slopes over width are
-    compared with the law of the init. With a model, each of its hyper-connections is run on the streams that really
-    flow through it; `widths` and the options of drawing then play no part.
+    A hyper-connection is a residual connection over n streams, which weights computed from the streams read, write
+    and mix. Without a model, hyper-connections are drawn at every width (streams from N(0, 1)), and slopes over
+    width are compared with those that the scaling of the initial weights predicts. With a model, each of its
+    hyper-connections is run on the streams that really flow through it; `widths` and the options of drawing then
+    play no part.
 
     Args:
         widths: widths d of a stream, at least two.
@@ -55,16 +57,19 @@ def diagnose(
     Other arguments:
         streams: number n of streams, at least 2.
         iters: number of Sinkhorn iterations.
-        samples: number of tokens at each width (each with a generator of its own), or of each hyper-connection of the
+        samples: number of tokens at each width (each with parameters of its own), or of each hyper-connection of the
             model.
-        init: std of the generator over width, 0.02 at the smallest: "mup" (~ 1/d), "fan_in" (~ d^-1/2), "constant", or
-            "zero".
+        init: standard deviation of the generator (the weight that computes gates and mix) over width, 0.02 at the
+            smallest: "mup" (~ 1/d), "fan_in" (~ d^-1/2), "constant", or "zero".
         eps: added in the norm and in Sinkhorn.
         scale: value of all scales.
         base: value of all bases.
         lr: absolute learning rate of scale and base at every width, and of the generator at the smallest width.
         rate_exponent: exponent c of the generator's rate, lr (d / smallest width)^-c. `transform` gives it 1.
         seed: seed of everything that is drawn.
+
+    Returns:
+        The verdicts, with all numbers and slopes.
 
     Raises:
         InvalidInputError: the arguments do not fit, or the model has no hyper-connection.
@@ -101,7 +106,16 @@ def diagnose(
 
 @dataclass(frozen=True)
 class _Drawing:
-    """How hyper-connections are drawn; see `diagnose`."""
+    """How hyper-connections are drawn at random, at any width; the attributes are the options of `diagnose`.
+
+    Attributes:
+        streams: number n of residual streams.
+        iters: number of Sinkhorn iterations.
+        samples: number of tokens, each with a generator (weight that computes gates and mix) of its own.
+        init: how the generator's standard deviation scales with width: "mup", "fan_in", "constant" or "zero".
+        eps: added in the norm and in Sinkhorn.
+        scale, base: value of all scales and of all bases.
+    """
 
     streams: int
     iters: int
@@ -112,7 +126,15 @@ class _Drawing:
     base: float
 
     def sample(self, d: int, smallest: int, generator: torch.Generator) -> Sample:
-        """Draw tokens of width d with a generator each; in single precision, which is faster, to compute in double."""
+        """Draw tokens of a width, each with a weight of its own, and return them with scales and bases, in float64.
+
+        Numbers are drawn in single precision, which is faster.
+
+        Args:
+            d: width of a stream.
+            smallest: the smallest width, at which the weights have the standard deviation 0.02.
+            generator: torch's random generator.
+        """
         b, n = INIT_EXPONENTS[self.init], self.streams
         k = (2 + n) * n
         std = 0.0 if b is None else STD * (d / smallest) ** -b
@@ -123,7 +145,11 @@ class _Drawing:
 
 
 def _checked_widths(widths: Sequence[int], streams: int, iters: int, samples: int) -> tuple[int, ...]:
-    """Return the widths in order. Raises InvalidInputError for numbers that are too small."""
+    """Return the widths sorted and without repeats.
+
+    Raises:
+        InvalidInputError: fewer than two widths or streams, no iteration, or fewer than two samples.
+    """
     if streams < 2 or iters < 1 or samples < 2:
         raise InvalidInputError(
             f"diagnose: streams={streams}, iters={iters}, samples={samples}; expected at least 2, 1 and 2."
@@ -135,7 +161,16 @@ def _checked_widths(widths: Sequence[int], streams: int, iters: int, samples: in
 
 
 def _slope(quantity: Quantity, by_width: Mapping[int, Mapping[Quantity, Tensor]], law: float) -> LawSlope:
-    """Fit log2 of a quantity over log2 width by least squares, sample by sample; a zero has no logarithm."""
+    """Fit log2 of a quantity over log2 width by least squares for each sample; return the mean slope and its error.
+
+    Args:
+        quantity: which number.
+        by_width: width -> quantity -> tensor with a number for each sample.
+        law: the slope that theory predicts, to be kept beside the measured one.
+
+    Returns:
+        The slope; its mean is None if some number is zero, which has no logarithm.
+    """
     x = torch.tensor([math.log2(d) for d in by_width], dtype=torch.float64)
     x -= x.mean()
     y = torch.stack([found[quantity].double() for found in by_width.values()])
@@ -155,6 +190,16 @@ def _diagnose_model(
     lr: float,
     seed: int,
 ) -> Diagnosis:
+    """Run the six diagnostics on every hyper-connection of a user's model.
+
+    Args:
+        model: the model, run once in eval mode.
+        args, kwargs: its inputs.
+        samples: most tokens of each hyper-connection.
+        iters: number of Sinkhorn iterations to assume for modules that do not return their mixing matrix.
+        lr: absolute learning rate, for the diagnostic of an optimizer step.
+        seed: seed of the choice of tokens.
+    """
     rows, measurements = list[DiagnosticRow](), list[Measurement]()
     for each in find_hyper_connections(model, args, kwargs, samples=samples, iters=iters, seed=seed):
         if each.sample is None:
