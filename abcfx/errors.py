@@ -9,15 +9,15 @@ from collections.abc import Hashable
 
 
 class AbcfxError(Exception):
-    """Base class of every error that abcfx raises on purpose."""
+    """The base class of every error that abcfx raises on purpose."""
 
 
 class InvalidInputError(AbcfxError, ValueError):
-    """Raised for a malformed argument: a wrong length, NaN, a pattern without a match, a wrong a + b, a cycle."""
+    """The error that an argument is malformed: a wrong length, NaN, a pattern without a match, a wrong a + b."""
 
 
 class InfeasibleError(AbcfxError):
-    """Raised when no exponents satisfy the constraints; the message tells the smallest set of them in conflict.
+    """The error that no exponents satisfy the constraints; the message tells the smallest set of them in conflict.
 
     Attributes:
         conflict: names of the rows and bounds of the linear program that are in that set.
@@ -29,11 +29,11 @@ class InfeasibleError(AbcfxError):
 
 
 class UnknownOpError(AbcfxError):
-    """Raised when an op in the traced graph has no rule."""
+    """The error that an op in the traced graph has no rule, which would say what it does to sizes and changes."""
 
 
 class CaptureError(AbcfxError):
-    """Raised when a model cannot be turned into a graph.
+    """The error that a model cannot be turned into a graph.
 
     Attributes:
         line: the line of the model's source that is the cause, as "path/file.py:12: text"; "" when it is not known.
@@ -45,12 +45,12 @@ class CaptureError(AbcfxError):
 
 
 class PairingError(AbcfxError):
-    """Raised when the base and the target model are not instances of one architecture."""
+    """The error that the base and the target model are not instances of one architecture."""
 
 
 class GrowthError(AbcfxError):
-    """Raised when a larger model cannot be filled, or was not filled, so that it computes what the smaller one does."""
+    """The error that a larger model cannot be filled, or was not, so that it computes what the smaller one does."""
 
 
 class CheckFailedError(AbcfxError):
-    """Raised on request when a check has failed; the message has the rows that fail."""
+    """The error that a check has failed, raised on request; the message has the rows that fail."""

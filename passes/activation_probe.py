@@ -47,6 +47,7 @@ def _needed(graph: fx.Graph, nodes: Sequence[fx.Node]) -> set[fx.Node]:
     found = set[fx.Node]()
 
     def add(node: fx.Node) -> None:
+        """Add a node and all that it depends on to `found`."""
         waiting = [node]
         while waiting:
             current = waiting.pop()

@@ -118,6 +118,7 @@ class CallLogger(CallWatcher):
     """
 
     def __init__(self, model: nn.Module, *, values: bool = False, copies: bool = False) -> None:
+        """Start an empty trace whose first tensors are the model's parameters and buffers."""
         super().__init__()
         self.trace = Trace(values=[] if values else None)
         self.paths = [""]

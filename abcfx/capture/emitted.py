@@ -48,6 +48,7 @@ class EmittedModule(fx.GraphModule):
         class_name: str | None = None,
         constants: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
+        """Take over the model's parameters, buffers and submodules, and generate code for the graphs."""
         super().__init__(nn.Module(), fx.Graph(), class_name or type(root).__name__)
         self._adopt(root)
         for name, constant in (constants or {}).items():

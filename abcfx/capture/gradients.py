@@ -99,6 +99,7 @@ class Gradients:
         """Return the hook that adds a random projection of the gradient of parameter `name` to its fingerprint."""
 
         def hook(parameter: torch.Tensor) -> None:
+            """Add a random projection of the gradient that the parameter has got, and free the gradient."""
             gradient = parameter.grad
             assert gradient is not None
             parameter.grad = None

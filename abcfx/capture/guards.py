@@ -108,6 +108,7 @@ def _range_checks(exported: fx.GraphModule, program: torch.export.ExportedProgra
     shapes = [tuple(map(str, node.meta["val"].shape)) for node in exported.graph.find_nodes(op="placeholder")]
 
     def check(*flat: torch.Tensor) -> None:
+        """Raise an AssertionError for a size that is out of its range, or differs from an equal symbol's."""
         seen: dict[str, int] = {}
         for number, (tensor, shape) in enumerate(zip(flat, shapes, strict=True)):
             for dim, (size, text) in enumerate(zip(tensor.shape, shape, strict=True)):

@@ -140,7 +140,10 @@ def answers_as_eager(told: Container[str] | None) -> Iterator[list[str]]:
     asked: list[str] = []
 
     def answering(name: str) -> Callable[[], bool]:
+        """Return what stands in for `torch.compiler.is_compiling` or `is_exporting`, given by its name."""
+
         def answer() -> bool:
+            """Answer the truth to torch and to places that are told it, else no; note who was told no."""
             truth = originals[name]()
             place = _place(sys._getframe(1))
             if not truth or not place or told is None or place in told:
@@ -171,6 +174,7 @@ def conversions_that_change_nothing() -> Iterator[None]:
     original: Callable[..., object] = nn.Module.to
 
     def to(module: nn.Module, *args: object, **kwargs: object) -> object:
+        """Return the module at once if its dtypes and devices are already as asked for, else convert it."""
         asked = (*args, *kwargs.values())
         dtypes = {value for value in asked if isinstance(value, torch.dtype)}
         devices = {torch.device(value) for value in asked if isinstance(value, (str, torch.device))}

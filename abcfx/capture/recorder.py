@@ -56,6 +56,7 @@ class Recorder(TorchFunctionMode):
         stand_in: float | None = None,
         decisions: Sequence[bool] | None = None,
     ) -> None:
+        """Start with an empty graph."""
         super().__init__()
         self.decisions = decisions
         self.taken: list[bool] = []

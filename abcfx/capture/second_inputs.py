@@ -77,6 +77,7 @@ def _vary(args: tuple[object, ...], kwargs: dict[str, object], way: _Variation) 
     generator = torch.Generator().manual_seed(_SEED)
 
     def change(path: str, leaf: object) -> object:
+        """Return one leaf of the example inputs changed as the variation says; `path` is where it stands in them."""
         if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0:
             return leaf
         leaf = leaf.detach()

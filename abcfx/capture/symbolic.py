@@ -133,6 +133,7 @@ class SymbolicTracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, signature: Signature) -> None:
+        """Note the grad mode and autocast state, which must not change during the trace."""
         super().__init__()
         self.signature = signature
         # True while torch.fx still prepares the trace and the model's forward does not run yet.

@@ -92,6 +92,7 @@ class DagProgram:
     def __init__(
         self, fixed: FixedExponents, alignment: Mapping[str, Alignments], caps: Mapping[str, float] | None = None
     ) -> None:
+        """Write the rows of all nodes of the layer DAG, and the lower bounds of changes."""
         self.fixed, self.dag = fixed, fixed.dag
         self.caps = dict(caps or {})
         self.alignment: dict[Hashable, Alignments] = dict(alignment.items())

@@ -69,6 +69,7 @@ class FixedExponents:
         vectors_change: bool = False,
         attention: Mapping[str, float] | None = None,
     ) -> None:
+        """Compute the size of each node, and which nodes training changes, in the order in which they run."""
         self.dag, self.widths, self.parameters, self.families = dag, growth, parameters, families
         self.attention = dict(attention or {})
         self._a = self.attention | {node: a for p in parameters.values() for node, a in p.a.items()}

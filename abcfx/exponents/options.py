@@ -44,6 +44,7 @@ class Parametrization:
     depth: DepthTable = "none"
 
     def __post_init__(self) -> None:
+        """Check every option, and put names in their usual spelling."""
         named_exponents(self.table)
         object.__setattr__(self, "attention", choose("attention", self.attention, get_args(AttentionScaling)))
         object.__setattr__(self, "depth", choose("depth", self.depth, get_args(DepthTable)))

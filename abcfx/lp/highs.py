@@ -17,14 +17,14 @@ _INFEASIBLE = highspy.HighsModelStatus.kInfeasible
 
 
 class UnboundedError(Exception):
-    """The minimum is -infinity; `args` are the numbers of the columns that can fall without end."""
+    """The error that the minimum is -infinity; `args` are the numbers of the columns that can fall without end."""
 
 
 class Point(NamedTuple):
-    """An optimum of the LP: least by cost and, among those, least by weight. Levels may be below the min of their rows.
+    """An optimum of a linear program: least by cost and, among those, least by weight.
 
     Attributes:
-        x: value of each column.
+        x: value of each column (variable).
         objective: its cost.
         tie: its weight.
         row_dual: d(objective) / d(right side) of each row.
@@ -39,18 +39,20 @@ class Point(NamedTuple):
 
     @property
     def key(self) -> tuple[float, float]:
-        """The pair (cost, weight) by which optima are compared."""
+        """The pair (cost, weight), rounded, by which optima are compared."""
         return (round(self.objective, 9), round(self.tie, 9))
 
 
 class Vertex(NamedTuple):
-    """An optimal basis, kept because it is optimal at any right side at which it is feasible: costs do not change.
+    """A basis of the simplex method that was optimal once, and is so again wherever it is feasible.
+
+    Costs do not change, so it is optimal at any right side at which the point that it determines is feasible.
 
     Attributes:
-        basic: positions of columns among the basic variables.
+        basic: positions of columns (variables) among the basic variables.
         columns: the columns at those positions.
         x: values of the other columns, which are at bounds; 0 for basic ones.
-        fixed: the part of each row's activity that those other columns make up.
+        fixed: the part of each row's left side that those other columns make up.
     """
 
     basic: Ints
@@ -68,9 +70,20 @@ class Matrix(NamedTuple):
 
 
 class Lp:
-    """Rows `matrix @ x <= right` in one HiGHS object, minimised by cost and, among the optima of that, by weight."""
+    """A linear program `matrix @ x <= right` in one HiGHS object, to be solved again and again at other right sides.
+
+    It is minimised by cost and, among the optima of that, by weight.
+
+    Args:
+        matrix: the coefficients, by rows.
+        cost: cost of each column (variable).
+        weight: weight of each column.
+        lower: lower bound of each column.
+        upper: upper bound of each column.
+    """
 
     def __init__(self, matrix: Matrix, cost: Floats, weight: Floats, lower: Floats, upper: Floats) -> None:
+        """Load the linear program into a new HiGHS object."""
         self.cost, self.lower, self.upper = cost, lower, upper
         self.weight = weight * 100 / max(1.0, weight.max(initial=0.0))  # larger ones end in numerical trouble
         # with this little weight its optimum nearly always is the lexicographic one, and both stages take no pivot
@@ -107,7 +120,7 @@ class Lp:
         Args:
             right: right sides of the rows.
             tight: rows that must hold with equality.
-            basic: column -> the row that determines it, of a basis to start from; the last basis if None.
+            basic: column (variable) -> the row that determines it, of a basis to start from; the last basis if None.
 
         Raises:
             UnboundedError: the cost can fall without end.
@@ -140,7 +153,7 @@ class Lp:
         return Point(x, float(self.cost @ x), float(self.weight @ x), row_dual, column_dual)
 
     def revisit(self, right: Floats) -> Floats | None:
-        """Return the optimum at new right sides if the last simplex basis is still optimal, else None.
+        """Return the optimum at new right sides if the last basis of the simplex method is still optimal, else None.
 
         Costs have not changed, so the last basis is optimal if the point that it determines is feasible.
         """
@@ -155,6 +168,7 @@ class Lp:
         return x if inside and (self._activity(x) <= right + TOLERANCE).all() else None
 
     def _read_vertex(self, x: Floats) -> Vertex | None:
+        """Return the optimal basis that HiGHS holds, at the point x; None if HiGHS cannot give it."""
         status, variables = self._highs.getBasicVariables()
         if status != highspy.HighsStatus.kOk:
             return None
@@ -165,15 +179,25 @@ class Lp:
         return Vertex(basic, columns, at_bounds, self._activity(at_bounds))
 
     def _activity(self, x: Floats) -> Floats:
+        """Return the left side of each row, matrix @ x."""
         return np.asarray(np.bincount(self._row, self._value * x[self._column], self._num_rows), dtype=np.float64)
 
     def _count_priced(self) -> int:
+        """Return how many rows and columns have a price (dual value) that is not 0."""
         solution = self._highs.getSolution()
         duals = np.concatenate([solution.row_dual, solution.col_dual])
         return int(np.count_nonzero(np.abs(duals) > 10 * TOLERANCE))
 
     def conflict(self, right: Floats, tight: Sequence[int]) -> tuple[list[int], list[tuple[int, bool]]]:
-        """Find a smallest set of rows and bounds in conflict; a bound is (column, True if it is the upper one)."""
+        """Find a smallest set of rows and bounds that cannot hold together.
+
+        Args:
+            right: right sides of the rows.
+            tight: rows that must hold with equality.
+
+        Returns:
+            Indices of rows; (column, True for its upper bound) of bounds.
+        """
         self.minimise(right, tight)
         highs = _new_highs(iis_strategy=6)  # from the LP, columns first; the default, 0, finds an empty set
         _check(highs.passModel(self._highs.getLp()), "load the infeasible LP")
@@ -185,6 +209,7 @@ class Lp:
         return list(iis.row_index_), [(j, is_upper[bound]) for j, bound in columns if bound in is_upper]
 
     def _start_from(self, basic: Mapping[int, int]) -> None:
+        """Give HiGHS a basis to start from: for each column in `basic`, the row that determines it."""
         status = highspy.HighsBasisStatus
         basis = highspy.HighsBasis()
         columns = [status.kLower if bounded else status.kZero for bounded in np.isfinite(self.lower).tolist()]
@@ -196,6 +221,7 @@ class Lp:
         _check(self._highs.setBasis(basis), "set the basis")
 
     def _set_bounds(self, floor: Floats, right: Floats, lower: Floats, upper: Floats) -> None:
+        """Set the bounds of all rows (floor, right) and of all columns (lower, upper)."""
         rows, columns = self._num_rows, self._num_columns
         _check(self._highs.changeRowsBounds(rows, self._every_row, floor, right), "change row bounds")
         _check(self._highs.changeColsBounds(columns, self._every_column, lower, upper), "change column bounds")
@@ -218,6 +244,7 @@ class Lp:
         raise AbcfxError(f"HiGHS stopped with {highs.modelStatusToString(status)}")
 
     def _rerun(self, cost: Floats) -> None:
+        """Minimise another cost over a program that was just found feasible."""
         if not self._run(cost):
             raise AbcfxError("HiGHS calls the LP infeasible that it has just solved")
 
@@ -226,11 +253,13 @@ class _SilentHighs(highspy.Highs):
     """A HiGHS object that prints nothing, not even the banner that enabling callbacks prints (highspy 1.16)."""
 
     def enableCallbacks(self) -> None:  # called by the constructor of `highspy.Highs`
+        """Turn off output before callbacks are enabled, which would print a banner."""
         self.setOptionValue("output_flag", False)
         super().enableCallbacks()  # type: ignore[no-untyped-call]
 
 
 def _new_highs(**options: float | str) -> Any:  # the stubs of highspy lack half of its methods
+    """Make a HiGHS object that prints nothing, with these options."""
     highs = _SilentHighs()  # type: ignore[no-untyped-call]
     for option, value in {"output_flag": False, **options}.items():
         _check(highs.setOptionValue(option, value), f"set {option}")
@@ -238,5 +267,6 @@ def _new_highs(**options: float | str) -> Any:  # the stubs of highspy lack half
 
 
 def _check(status: highspy.HighsStatus, action: str) -> None:
+    """Raise an error unless HiGHS did what it was asked to; `action` says what that was."""
     if status != highspy.HighsStatus.kOk:
         raise AbcfxError(f"HiGHS could not {action}: {status.name}")

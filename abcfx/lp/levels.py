@@ -21,17 +21,25 @@ T = TypeVar("T")
 
 
 class Levels:
-    """Rows as arrays. Variables are numbered columns: first the rates (`num_rates` of them), then the levels.
+    """The rows of a linear program as arrays, to evaluate its variables and find which rows hold.
 
-    Attributes:
+    Variables are numbered columns: first the rates, which are chosen, then the levels, each of which is the min of the
+    rows that bound it.
+
+    Args:
+        num_rates: number of rates.
+        num_columns: number of all variables.
         out: the level that each row bounds.
         inputs: the columns on the right side of each row; one that counts twice is there twice.
+
+    Attributes:
         input_row: `inputs` as one flat array: the row of each entry.
         input: `inputs` as one flat array: the column of each entry.
         order: (level, its rows), each level after those it depends on; levels in a cycle or behind one are missing.
     """
 
     def __init__(self, num_rates: int, num_columns: int, out: Sequence[int], inputs: list[tuple[int, ...]]) -> None:
+        """Turn the rows into arrays, and sort the levels so that each comes after those it depends on."""
         self.num_rates, self.num_columns, self.num_rows = num_rates, num_columns, len(inputs)
         self.out, self.inputs = np.array(out, dtype=np.int64), inputs
         self.input_row = np.repeat(np.arange(len(inputs)), [len(columns) for columns in inputs])
@@ -44,7 +52,10 @@ class Levels:
         self._level_inputs = [tuple([j for j in columns if j >= num_rates]) for columns in inputs]
 
     def find_cycle(self) -> list[int]:
-        """Find levels that depend on each other in a cycle, each on the next and the last on the first; else []."""
+        """Find levels (variables that are each the min of their rows) that depend on each other in a cycle; else [].
+
+        Each depends on the next, and the last on the first.
+        """
         stuck = set(range(self.num_rates, self.num_columns)) - {out for out, _ in self.order}
         path = [min(stuck)] if stuck else []
         while path:
@@ -56,14 +67,19 @@ class Levels:
         return []
 
     def right_sides(self, right: Floats, values: Floats) -> Floats:
-        """Evaluate the right side of every row: its constant plus its inputs."""
+        """Return the right side of every row: its constant, `right`, plus the values of its inputs."""
         return np.asarray(right + np.bincount(self.input_row, values[self.input], self.num_rows))
 
     def evaluate(self, right: Floats, rates: Floats, near: Floats) -> list[float]:
-        """Evaluate every level as the min of its rows, given the rates; returns the rates and then the levels.
+        """Evaluate every level as the min of its rows, given the rates; return rates and levels as one list.
 
         A level within 1e-9 of its value in `near` takes that value: the difference is rounding, and products of changes
         would double it in every layer.
+
+        Args:
+            right: constant of each row.
+            rates: value of each rate.
+            near: values of all columns that the solver found.
         """
         values: list[float] = np.concatenate([rates, np.zeros(self.num_columns - self.num_rates)]).tolist()
         totals = self.right_sides(right, np.array(values)).tolist()
@@ -80,7 +96,7 @@ class Levels:
         return values
 
     def find_held(self, lower: Floats) -> list[bool]:
-        """Return a mask of the variables that cannot fall without end: a bound holds them or a level above them."""
+        """Return a mask of the variables that cannot fall without end: a bound holds them, or a level above them."""
         held = np.isfinite(lower).tolist()
         for out, rows in reversed(self.order):
             for k in rows if held[out] else ():
@@ -89,7 +105,13 @@ class Levels:
         return list(held)
 
     def least_values(self, right: Floats, values: Floats, lower: Floats) -> list[float]:
-        """Find the least value that each column may take, all others fixed, with every level at or above its bound."""
+        """Find the least value that each variable may take, all others fixed, with no level below its bound.
+
+        Args:
+            right: constant of each row.
+            values: value of each column.
+            lower: lower bound of each column.
+        """
         need: list[float] = lower.tolist()
         totals = self.right_sides(right, values).tolist()
         for out, rows in reversed(self.order):
@@ -100,9 +122,15 @@ class Levels:
         return need
 
     def find_holding_rows(self, right: Floats, values: Floats, lower: Floats) -> list[list[int]]:
-        """Find the rows that keep each rate from going lower; one list of rows per rate.
+        """Find, for each rate, the rows that keep it from going lower.
 
-        Such a row is tight, and its level cannot go lower: it is at its bound, or it is itself an input of such a row.
+        Such a row holds with equality, and its level cannot go lower: it is at its bound, or is an input of such a row
+        itself.
+
+        Args:
+            right: constant of each row.
+            values: value of each column.
+            lower: lower bound of each column.
         """
         is_tight = (self.right_sides(right, values) - values[self.out] <= TOLERANCE).tolist()
         is_stuck = (values - lower <= TOLERANCE).tolist()
@@ -118,14 +146,19 @@ class Levels:
 
 
 class GreedyStart:
-    """A first basis for the simplex method: levels as low as the levels above them allow, then rates likewise.
+    """A first basis for the simplex method: levels as low as those above them allow, then rates likewise.
 
-    Where no level has two users, as in a chain, this basis is optimal up to what gradients depend on, because no rate
-    can rise and lower two others. Elsewhere it is a good start. Levels without a lower bound (gradients) are the min of
-    their rows.
+    A level is a variable that is the min of its rows. Where no level has two users, as in a chain, this basis is
+    optimal up to what gradients depend on, because no rate can rise and lower two others. Elsewhere it is a good start.
+    Levels without a lower bound (gradients) are the min of their rows.
+
+    Args:
+        levels: the rows as arrays.
+        lower: lower bound of each column (variable).
     """
 
     def __init__(self, levels: Levels, lower: Floats) -> None:
+        """Find, once for all right sides, in which order rows determine levels and rates."""
         self._levels, self._lower = levels, lower
         row, column = levels.input_row, levels.input
         self._demanding, demanded = self._find_demands(lower)
@@ -177,7 +210,7 @@ class GreedyStart:
         return demanding, np.array(demanded, dtype=bool)
 
     def basis(self, right: Floats) -> dict[int, int]:
-        """Return a first simplex basis for these right sides, as a dict from a column to the row that determines it."""
+        """Return a first simplex basis for these constants of the rows: the row that determines each basic column."""
         levels, value, bound = self._levels, self._lower.tolist(), right.tolist()
         basic: dict[int, int] = {}
         for out, k, first, times, others in self._demanding:
@@ -206,7 +239,10 @@ class GreedyStart:
 
 
 def dependency_order(count: int, users: Ints, needs: Ints) -> list[int]:
-    """Sort 0 to count - 1 so that users[i] comes after needs[i]; a cycle and all that depends on it are left out."""
+    """Sort the numbers 0 to count - 1 so that users[i] comes after needs[i].
+
+    A cycle, and all that depends on it, is left out.
+    """
     by_need = np.argsort(needs, kind="stable")
     start = np.searchsorted(needs[by_need], np.arange(count + 1)).tolist()
     users_of = users[by_need].tolist()
@@ -221,10 +257,14 @@ def dependency_order(count: int, users: Ints, needs: Ints) -> list[int]:
 
 
 def without_gc(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function that makes many objects and no garbage: the cyclic collector, half of its time, pauses."""
+    """Decorate a function that makes many objects and no garbage, so that Python's garbage collector pauses meanwhile.
+
+    That takes half of its time.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the function while Python's garbage collector pauses."""
         was_enabled = gc.isenabled()
         gc.disable()
         try:

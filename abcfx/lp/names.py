@@ -10,7 +10,10 @@ Relation: TypeAlias = Literal["=", "<=", ">="]
 
 
 class RowKind(str, Enum):  # str, because its hash is that of C: programs have many thousands of rows
-    """A kind of row: it bounds the change r, or the gradient exponent G or g, of a node by one term."""
+    """A kind of row of the linear program, by the term with which it bounds an exponent of a node.
+
+    The exponent is r (change ~ m^-r), G (gradient ~ m^-G) or g of a weight (gradient ~ m^-g); m is the width ratio.
+    """
 
     ALPHA = "alpha"
     U = "u"
@@ -28,7 +31,7 @@ class RowKind(str, Enum):  # str, because its hash is that of C: programs have m
 
     @property
     def bounds_gradient(self) -> bool:
-        """Whether the row bounds a gradient exponent: G of a tensor or g of a parameter."""
+        """Whether the row bounds the exponent of a gradient: G of a tensor or g of a parameter."""
         return self in _OF_GRADIENTS
 
     @property
@@ -64,7 +67,12 @@ _SENTENCES = {
 
 
 class RowLabel(NamedTuple):
-    """The kind of a row and, where several rows of a node are of one kind, the other node that it is about."""
+    """The label of a row among those of its node: its kind and, where there are several, another node.
+
+    Attributes:
+        kind: the kind of the row.
+        other: the other node that the row is about; "" if there is only one row of this kind.
+    """
 
     kind: RowKind
     other: str = ""
@@ -74,13 +82,19 @@ class RowLabel(NamedTuple):
 
 
 class RowName(NamedTuple):
-    """The name of a row: the node whose change or gradient it bounds, and a label that is unique for that node."""
+    """The name of a row of the linear program.
+
+    Attributes:
+        node: the node whose change or gradient the row bounds.
+        label: kind of the row, and what tells it from others of that kind.
+    """
 
     node: str
     label: RowLabel
 
     @property
     def kind(self) -> RowKind:
+        """The kind of the row, such as `RowKind.ALPHA`."""
         return self.label.kind
 
     def __str__(self) -> str:
@@ -88,7 +102,14 @@ class RowName(NamedTuple):
 
 
 class BoundName(NamedTuple):
-    """Name of a bound on a variable: c (rate), r (change) or G (gradient) of `owner` at, below or above a number."""
+    """The name of a bound on a variable of the linear program.
+
+    Attributes:
+        owner: the node or parameter that the variable belongs to.
+        variable: "c" (rate), "r" (change) or "G" (gradient).
+        relation: "=", "<=" or ">=".
+        value: the number on the other side.
+    """
 
     owner: Hashable
     variable: str

@@ -19,10 +19,16 @@ RELATIVE, ABSOLUTE = 1e-5, 1e-8  # tolerances of a + b, as in numpy.isclose
 
 
 class Node(NamedTuple):
-    """One node of the user's network: a layer, or a node without a weight (such as a sum).
+    """A node of the user's network: a layer, or a node without a weight (such as a sum).
 
-    `key` is the user's name of it and `label` the same as text; `inputs` counts how often it uses each predecessor, by
-    label. `merge` says how it joins several inputs: "min" adds or concatenates them, "sum" multiplies them.
+    Attributes:
+        key: the user's name of it.
+        label: the same as text.
+        a: exponent of the multiplier m**-a (m, the width ratio).
+        b: exponent of the init m**-b.
+        has_weight: whether it is a layer.
+        merge: how it joins several inputs: "min" adds or concatenates them, "sum" multiplies them.
+        inputs: how often it uses each predecessor, by label.
     """
 
     key: Hashable
@@ -41,7 +47,7 @@ class Node(NamedTuple):
 
 @without_gc
 def chain_nodes(a: Sequence[float], b: Sequence[float]) -> list[Node]:
-    """Make the nodes of a chain of layers, embedding first.
+    """Make the nodes of a chain of layers from exponents a (multiplier) and b (init), embedding first.
 
     Raises:
         InvalidInputError: `a` and `b` are empty or differ in length, or an exponent is not a finite number.
@@ -59,7 +65,7 @@ def chain_nodes(a: Sequence[float], b: Sequence[float]) -> list[Node]:
 
 @without_gc
 def graph_nodes(graph: nx.DiGraph) -> list[Node]:
-    """Make the nodes of a networkx graph, each after its predecessors.
+    """Make the nodes of a network out of a networkx graph with attributes, each after its predecessors.
 
     Raises:
         InvalidInputError: the graph is empty, undirected or has a cycle, or an attribute is missing or malformed.
@@ -84,7 +90,7 @@ def graph_nodes(graph: nx.DiGraph) -> list[Node]:
 
 
 def find_successors(nodes: Sequence[Node]) -> dict[str, list[str]]:
-    """Map the label of each node to the nodes that read its output."""
+    """Return, by label, the nodes that read the output of each node."""
     successors: dict[str, list[str]] = {node.label: [] for node in nodes}
     for node in nodes:
         for label in node.inputs:
@@ -93,7 +99,7 @@ def find_successors(nodes: Sequence[Node]) -> dict[str, list[str]]:
 
 
 def measure_distances(nodes: Sequence[Node], successors: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Return for each node the number of weights on the longest path to an output, larger for each node upstream."""
+    """Return for each node, by label, the number of weights on the longest path from it to an output."""
     has_weight = {node.label: node.has_weight for node in nodes}
     distances: dict[str, int] = {}
     for node in reversed(nodes):
@@ -103,7 +109,13 @@ def measure_distances(nodes: Sequence[Node], successors: Mapping[str, Sequence[s
 
 
 def check_stable_at_init(node: Node, is_readout: bool) -> None:
-    """Raise InvalidInputError unless a + b makes a layer's output O(1) at initialisation; a readout's may be less."""
+    """Raise an error unless multiplier m**-a and init m**-b keep a layer's output O(1) at initialisation.
+
+    The output of a readout may be smaller.
+
+    Raises:
+        InvalidInputError: says what a + b has to be.
+    """
     if not node.has_weight:
         return
     total, target = node.a + node.b, 0.5 if node.inputs else 0.0
@@ -118,7 +130,16 @@ def check_stable_at_init(node: Node, is_readout: bool) -> None:
 
 
 def finite_number(value: object, name: str, label: str) -> float:
-    """Return a user's number as a float; raise InvalidInputError for what is no finite number."""
+    """Return a number of the user's as a float.
+
+    Args:
+        value: the number.
+        name: what it is, for the message.
+        label: the layer that it belongs to, for the message.
+
+    Raises:
+        InvalidInputError: it is no finite number.
+    """
     number = math.nan
     if isinstance(value, float | int):  # asked first, since `SupportsFloat` takes long to check
         number = float(value)
@@ -131,6 +152,17 @@ def finite_number(value: object, name: str, label: str) -> float:
 
 
 def _node(key: Hashable, label: str, attributes: Mapping[str, object], inputs: Mapping[str, int]) -> Node:
+    """Make a node of the network from the attributes that the user gave it.
+
+    Args:
+        key: the user's name of it.
+        label: the same as text.
+        attributes: a, b, has_weight and merge.
+        inputs: how often it uses each predecessor, by label.
+
+    Raises:
+        InvalidInputError: an attribute is malformed.
+    """
     has_weight = attributes.get("has_weight", True)
     if has_weight not in (True, False):
         raise InvalidInputError(f"{label}: has_weight must be True or False; got {has_weight!r}")
@@ -141,7 +173,11 @@ def _node(key: Hashable, label: str, attributes: Mapping[str, object], inputs: M
 
 
 def _check_attributes(graph: nx.DiGraph, key: Hashable) -> None:
-    """Check a graph node: it has `a`, also `b` if it has a weight, and any listed `predecessors` match the edges."""
+    """Check that a node has `a`, and `b` if it has a weight, and that a list of `predecessors` fits the edges.
+
+    Raises:
+        InvalidInputError: names what is missing or does not fit.
+    """
     values = graph.nodes[key]
     for name in ("a", "b") if values.get("has_weight", True) else ("a",):
         if name not in values:
@@ -161,7 +197,11 @@ def _check_attributes(graph: nx.DiGraph, key: Hashable) -> None:
 
 
 def _multiplicity(graph: nx.DiGraph, tail: Hashable, head: Hashable) -> int:
-    """Count how often `head` uses the output of `tail`."""
+    """Return how often the node `head` uses the output of the node `tail`.
+
+    Raises:
+        InvalidInputError: the user gave something else than a whole number.
+    """
     data = graph.get_edge_data(tail, head)
     count = sum(edge.get("multiplicity", 1) for edge in (data.values() if graph.is_multigraph() else [data]))
     if not (isinstance(count, int) and count >= 1):

@@ -20,9 +20,15 @@ Variable: TypeAlias = tuple[str, str]  # ("c" | "r" | "G", label of a node)
 
 
 def write_rows(nodes: list[Node], successors: Mapping[str, Sequence[str]], optimizer: NetworkOptimizer) -> list[Row]:
-    """Write the rows of a network; r of an output is the min of three terms: dW x (alpha), dW dx (u), W dx (omega).
+    """Write the rows of a network's linear program; r of an output (change ~ m**-r) is the min of three terms.
 
-    Entries of an update are m**-(c + q), with q = 0 for Adam and the exponent of the gradient, a + G, for SGD.
+    They are dW x (alpha), dW dx (u) and W dx (omega). Entries of an update are m**-(c + q), with q = 0 for Adam and the
+    exponent of the gradient, a + G, for SGD. The rate is m**-c.
+
+    Args:
+        nodes: the nodes, each after its predecessors.
+        successors: by label, the nodes that read each node.
+        optimizer: "adam" or "sgd".
     """
     rows: list[Row] = []
     gradients = _write_gradient_rows(rows, nodes, successors) if optimizer == "sgd" else {}
@@ -54,10 +60,15 @@ def write_rows(nodes: list[Node], successors: Mapping[str, Sequence[str]], optim
 def _write_gradient_rows(
     rows: list[Row], nodes: list[Node], successors: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[Variable, ...]]:
-    """Add the rows of G (gradient m^-G); return the variables that G of each node is a sum of, none for a readout.
+    """Add the rows of G (gradient ~ m**-G) for SGD; return the variables that G of each node is a sum of.
 
     G is the min of (a + b, 2a + c) over the readouts that a node reaches. Nodes that reach the same readouts by the
-    same way share one level.
+    same way share one variable; a readout has none.
+
+    Args:
+        rows: the rows so far; grows.
+        nodes: the nodes, each after its predecessors.
+        successors: by label, the nodes that read each node.
     """
     passed_back: dict[str, Variable] = {}
     gradients: dict[str, tuple[Variable, ...]] = {}

@@ -32,15 +32,16 @@ Exponents = TypeVar("Exponents", list[float], dict[Hashable, float])
 
 @dataclass(frozen=True)
 class Solution(Generic[Exponents]):
-    """The exponents of a network; a pair: `c, r = solution` unpacks, `solution[0]` is c.
+    """The solution for a network; a pair: `c, r = solution` unpacks, `solution[0]` is c.
 
     Attributes:
-        c: learning-rate exponents, lr = lr0 * m**-c: of a chain a list in layer order, of a graph a dict by node, for
-            nodes with a weight.
+        c: learning-rate exponents, lr = lr0 * m**-c (m, the width ratio): of a chain a list in layer order, of a graph
+            a dict by node, for nodes with a weight.
         r: exponents of the change of each output since initialisation, m**-r; list or dict.
         objective: the sum of `c`, the least at which training is stable.
         binding: names of the rows that keep each `c` from going lower, by layer or node.
         shadow_prices: d(objective) / d(right-hand side) by name of row or bound, where it is not zero.
+        solver: the linear program, to be solved again.
     """
 
     c: Exponents
@@ -146,7 +147,14 @@ def find_c_dag(
 
 
 class NetworkSolver(ABC, Generic[Exponents]):
-    """The linear program of one network, kept for re-solves at other alignments."""
+    """The linear program of one network, kept to be solved again at other alignments.
+
+    Args:
+        nodes: the nodes, each after its predecessors.
+        alignments: how strongly dW x, W dx and dW dx add up: (alpha, omega, u), for all layers or for each.
+        optimizer: "adam" or "sgd".
+        feature_learning: demand that the inputs of readouts change by O(1).
+    """
 
     @without_gc
     def __init__(
@@ -156,6 +164,7 @@ class NetworkSolver(ABC, Generic[Exponents]):
         optimizer: NetworkOptimizer,
         feature_learning: bool,
     ) -> None:
+        """Check the network, and write its linear program."""
         optimizer = choose("optimizer", optimizer, OPTIMIZERS)
         self._nodes = nodes  # each after its predecessors
         self._aligned = [(node.label, i) for i, node in enumerate(nodes) if node.is_aligned]
@@ -182,13 +191,22 @@ class NetworkSolver(ABC, Generic[Exponents]):
 
     @abstractmethod
     def _by_layer(self, values: dict[Hashable, float]) -> Exponents:
-        """Return the value of each layer, keyed and nested as the caller described the network."""
+        """Return a value for each layer in the form in which the user described the network: a list or a dict."""
 
     @abstractmethod
     def _listed(self, given: Collection[object], name: str) -> list[object]:
-        """Return one alignment per node from a list (chain) or dict (graph); raise InvalidInputError otherwise."""
+        """Return one alignment for each node, from a list (chain) or a dict by node (graph).
+
+        Args:
+            given: what the user gave.
+            name: "alpha", "omega" or "u", for messages.
+
+        Raises:
+            InvalidInputError: it has another form, or a layer is missing.
+        """
 
     def _solution(self, found: LpSolution) -> Solution[Exponents]:
+        """Return the solution of the linear program by the user's names of layers."""
         return Solution(
             c=self._by_layer({node.key: found.c["c", node.label] for node in self._nodes if node.has_weight}),
             r=self._by_layer({node.key: found.levels["r", node.label] for node in self._nodes}),
@@ -199,11 +217,19 @@ class NetworkSolver(ABC, Generic[Exponents]):
         )
 
     def _alignment(self, alpha: NetworkAlignments, omega: NetworkAlignments, u: NetworkAlignments) -> Alignment:
+        """Return (alpha, omega, u) by label of each layer for which alignments matter."""
         alphas, omegas, us = (self._by_node(*x) for x in ((alpha, "alpha"), (omega, "omega"), (u, "u")))
         return {label: (alphas[i], omegas[i], us[i]) for label, i in self._aligned}
 
     def _by_node(self, given: NetworkAlignments, name: str) -> list[float]:
-        """Return one alignment per node; 0 for a node that needs no alignment and was given none."""
+        """Return one alignment for each node, from one number for all, a list or a dict.
+
+        It is 0 for a node that needs none and was given none.
+
+        Args:
+            given: what the user gave.
+            name: "alpha", "omega" or "u", for messages.
+        """
         values = self._listed(given, name) if isinstance(given, Collection) else [given] * len(self._nodes)
         array = np.asarray(values)
         if array.dtype.kind in "fiu" and np.isfinite(array).all():
@@ -213,12 +239,18 @@ class NetworkSolver(ABC, Generic[Exponents]):
 
 
 class ChainSolver(NetworkSolver[list[float]]):
-    """The linear program of a chain: alignments and exponents are lists in layer order."""
+    """The linear program of a chain of layers, for which alignments and exponents are lists in layer order."""
 
     def _by_layer(self, values: dict[Hashable, float]) -> list[float]:
+        """Return the values as a list in layer order."""
         return list(values.values())
 
     def _listed(self, given: Collection[object], name: str) -> list[object]:
+        """Return one alignment for each layer, from a list in layer order.
+
+        Raises:
+            InvalidInputError: it is no list, or has another length.
+        """
         if isinstance(given, Mapping) or len(given) != len(self._nodes):
             raise InvalidInputError(
                 f"{name} must be {len(self._nodes)} numbers, one per layer, or one number for all; "
@@ -228,12 +260,18 @@ class ChainSolver(NetworkSolver[list[float]]):
 
 
 class GraphSolver(NetworkSolver[dict[Hashable, float]]):
-    """The linear program of a graph: alignments and exponents are dicts by node."""
+    """The linear program of a graph of layers, for which alignments and exponents are dicts by node."""
 
     def _by_layer(self, values: dict[Hashable, float]) -> dict[Hashable, float]:
+        """Return the values as a dict by the user's names of nodes."""
         return values
 
     def _listed(self, given: Collection[object], name: str) -> list[object]:
+        """Return one alignment for each node, from a dict by node.
+
+        Raises:
+            InvalidInputError: it is no dict, a layer is missing, or there is no such node.
+        """
         if not isinstance(given, Mapping):
             raise InvalidInputError(f"{name} must be a dict by node, or one number for all; got {len(given)} numbers")
         keys = {node.key for node in self._nodes}

@@ -26,11 +26,13 @@ DECIMALS = 13  # of c: equal exponents come out equal whatever the pivots, and 1
 class LpSolution:
     """The optimum of a linear program; it is unique.
 
+    Its variables are rates, which are minimised, and levels, each of which is the min of the rows that bound it.
+
     Attributes:
         c: value of each rate.
-        levels: value of each level, the exact min of its rows at these rates.
+        levels: value of each level at these rates.
         objective: sum of the rates, each times its cost.
-        binding: names of the tight rows, or of its own bound, that keep each rate from going lower.
+        binding: names of the rows that hold with equality, or of its own bound, that keep each rate from going lower.
         shadow_prices: d(objective) / d(right side) by name of row or bound, where it is not zero. At a degenerate
             optimum several such derivatives exist, and this is one of them.
         unconstrained: rates that no row keeps from falling; they stay within +-4.
@@ -49,13 +51,15 @@ class LpSolution:
 
 
 class Solver:
-    """The linear program: the smallest rates, summed with their costs, at which every level is above its lower bound.
+    """The linear program that finds the smallest rate exponents at which training is stable.
 
-    Of several optima it takes the one that is least by weights: larger for rates further upstream, with a small part
-    that is derived from the `repr` of a rate's name, which should thus be the same in every process.
+    Its variables are rates, whose sum, weighted with costs, is minimised, and levels, each of which is the min of the
+    rows that bound it and may not fall below its lower bound. Of several optima it takes the one that is least by
+    weights: larger for rates further upstream, with a small part that is derived from the `repr` of a rate's name,
+    which should thus be the same in every process.
 
     Args:
-        rows: constraints; a level is the min of all rows that bound it.
+        rows: the constraints.
         rates: the variables to minimise, by name.
         lower: lower bounds of levels; a level that is not in it is free.
         alignment: (alpha, omega, u) of each layer that a row names.
@@ -74,6 +78,7 @@ class Solver:
         alignment: Alignment,
         exact: Iterable[Hashable] = (),
     ) -> None:
+        """Check the constraints and turn them into arrays."""
         self.rows, self.rates, exact = list(rows), dict(rates), list(dict.fromkeys(exact))
         self._check(lower, exact)
         self._names = [*self.rates, *dict.fromkeys(row.out for row in self.rows)]
@@ -104,11 +109,11 @@ class Solver:
 
     @without_gc
     def solve(self) -> LpSolution:
-        """Solve at the alignments of the last call; at first at those of the constructor.
+        """Solve the linear program at the alignments of the last call; at first at those of the constructor.
 
         Raises:
-            InfeasibleError: no rates satisfy the rows; the message names a set in conflict, of which no row can be
-                left out.
+            InfeasibleError: no rates satisfy the rows; the message names a set in conflict, of which no row can be left
+                out.
         """
         start = time.perf_counter()
         lp, point = self._optimum()
@@ -133,7 +138,10 @@ class Solver:
         return self.solve()
 
     def rates_at(self, alignment: Alignment) -> dict[Hashable, float]:
-        """Return the optimal rates at new alignments, in less time where the last simplex basis is still optimal."""
+        """Return the optimal rates at new alignments, by name.
+
+        That takes less time than `resolve` where the last basis of the simplex method is still optimal.
+        """
         self._right = self._right_hand_sides(alignment)
         x = self._lp[0].revisit(self._right) if self._lp is not None and not self._exact else None
         if x is None:
@@ -141,6 +149,11 @@ class Solver:
         return dict(zip(self.rates, self._rounded(x).tolist(), strict=True))
 
     def _optimum(self) -> tuple[Lp, Point]:
+        """Find the optimum at the present right sides; return the program, loaded into HiGHS, and the point.
+
+        Raises:
+            InvalidInputError: a rate can fall without end.
+        """
         is_first = self._lp is None
         lp, greedy = self._lp = self._lp or self._load()
         lp.iterations = 0
@@ -155,7 +168,9 @@ class Solver:
         return np.asarray(np.round(x[: self._count], DECIMALS) + 0.0, dtype=np.float64)
 
     def required(self, solution: LpSolution) -> dict[Hashable, float]:
-        """Find the least value that each level may take, all others fixed, with every level at or above its bound.
+        """Find the least value that each level may take, all others fixed, with no level below its lower bound.
+
+        A level is a variable that is the min of its rows: r or G of a node.
 
         Args:
             solution: the solution of the last solve.
@@ -187,6 +202,11 @@ class Solver:
             _require(level in lower, f"{written(level)} is to equal its lower bound, but has none")
 
     def _right_hand_sides(self, alignment: Alignment) -> Floats:
+        """Return the constant of each row, with alignments put in.
+
+        Raises:
+            InvalidInputError: the alignments of a layer are missing or malformed.
+        """
         missing = [layer for layer in self._layers if layer not in alignment]
         _require(not missing, f"layer {missing[:1]} has rows but no alignment (alpha, omega, u)")
         try:
@@ -200,7 +220,10 @@ class Solver:
         return right
 
     def _bound_rates(self) -> tuple[Hashable, ...]:
-        """Set the bounds of the rates, and return the rates that would fall without end since no row holds them up."""
+        """Set the bounds of the rates; return the rates that no row holds up, so that they would fall without end.
+
+        Those are kept within fixed bounds.
+        """
         held = self._levels.find_held(self._lower)
         unconstrained = []
         for j, (name, rate) in enumerate(self.rates.items()):
@@ -212,6 +235,7 @@ class Solver:
         return tuple(unconstrained)
 
     def _load(self) -> tuple[Lp, GreedyStart]:
+        """Write the linear program as a matrix and load it into HiGHS; return it, and what finds a first basis."""
         levels, num_columns = self._levels, len(self._names)
         keys = np.concatenate([np.arange(levels.num_rows), levels.input_row]) * num_columns
         keys += np.concatenate([levels.out, levels.input])
@@ -225,6 +249,7 @@ class Solver:
         return Lp(matrix, cost, weight, self._lower, self._upper), GreedyStart(levels, self._lower)
 
     def _binding(self, values: Floats) -> dict[Hashable, tuple[Hashable, ...]]:
+        """Return, for each rate, the names of the rows and bounds that keep it from going lower."""
         rows_of = self._levels.find_holding_rows(self._right, values, self._lower)
         at_bound = (values - self._lower <= TOLERANCE).tolist()
         names: list[list[Hashable]] = [[self._bound_name(j)] if at_bound[j] else [] for j in range(self._count)]
@@ -233,6 +258,7 @@ class Solver:
         return dict(zip(self.rates, map(tuple, names), strict=True))
 
     def _shadow_prices(self, point: Point) -> dict[Hashable, float]:
+        """Return d(objective) / d(right side) by name of row or bound, where it is not 0."""
         rows, columns = (np.flatnonzero(np.abs(dual) > TOLERANCE) for dual in (point.row_dual, point.column_dual))
         of_rows, of_columns = point.row_dual[rows].tolist(), point.column_dual[columns].tolist()
         prices = {self.rows[k].name: price for k, price in zip(rows.tolist(), of_rows, strict=True)}
@@ -241,13 +267,24 @@ class Solver:
         return prices
 
     def _bound_name(self, j: int, is_upper: bool = False) -> BoundName:
+        """Return the name of the lower or upper bound of column (variable) number j."""
         name, low, high = self._names[j], float(self._lower[j]), float(self._upper[j])
         variable, owner = name if is_tagged(name) else ("c" if j < self._count else "level", name)
         relation: Relation = "=" if low == high else "<=" if is_upper else ">="
         return BoundName(owner, variable, relation, high if is_upper else low)
 
     def _search(self, lp: Lp, basic: Mapping[int, int] | None) -> Point:
-        """Find the best point at which each exact level equals its bound: best-first search over rows to tighten."""
+        """Find the best point at which each level that must equal its lower bound does so.
+
+        It is a best-first search over rows to hold with equality.
+
+        Args:
+            lp: the program in HiGHS.
+            basic: a basis to start from: the row that determines each basic column.
+
+        Raises:
+            InfeasibleError: there is no such point.
+        """
         best: Point | None = None
         refuted: tuple[int, ...] | None = None
         queue: list[tuple[tuple[float, float], int, int, tuple[int, ...]]] = [((-math.inf, -math.inf), 0, 0, ())]
@@ -275,7 +312,14 @@ class Solver:
         return best
 
     def _find_false_level(self, tight: tuple[int, ...], point: Point) -> int | None:
-        """Find a level that is less than the min of its rows at this point, so that an `exact` level is wrong."""
+        """Find a level that is less than the min of its rows at a point, so that one that must be exact is wrong.
+
+        None if there is none.
+
+        Args:
+            tight: rows that hold with equality.
+            point: the point.
+        """
         truth = self._levels.evaluate(self._right, point.x[: self._count], near=point.x) if self._exact else []
         if all(truth[level] <= self._lower[level] + 10 * TOLERANCE for level in self._exact):
             return None
@@ -284,11 +328,18 @@ class Solver:
         return max((j for j in wanted if j not in decided), key=lambda j: truth[j] - point.x[j], default=None)
 
     def _exact_levels(self) -> str:
+        """Return the names of the levels that must equal their lower bound, for messages."""
         names = [written(self._names[j]) for j in self._exact]
         return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
     def _conflict(self, lp: Lp, tight: tuple[int, ...], tried: int) -> InfeasibleError:
-        """Return the error that names rows in conflict; with `tight`, those of the first of `tried` attempts."""
+        """Return the error that names rows which cannot hold together.
+
+        Args:
+            lp: the program in HiGHS.
+            tight: rows that had to hold with equality in the first attempt that failed.
+            tried: number of attempts.
+        """
         rows, columns = lp.conflict(self._right, tight)
         head = "no exponents satisfy these constraints together; relax one of them:"
         if tight:
@@ -309,5 +360,6 @@ class Solver:
 
 
 def _require(condition: bool, message: str) -> None:
+    """Raise an InvalidInputError with this message unless the condition is true."""
     if not condition:
         raise InvalidInputError(message)

@@ -13,7 +13,9 @@ Alignment: TypeAlias = Mapping[Hashable, tuple[float, float, float]]
 
 
 class Row(NamedTuple):
-    """A constraint `out <= sum(inputs) + constant - weight * alignment`; a level is the exact min of its rows.
+    """A constraint `out <= sum(inputs) + constant - weight * alignment` of the linear program.
+
+    A level, such as r of a node, is a variable that is the min of all rows that bound it.
 
     Attributes:
         name: any hashable, unique among the rows; binding rows, shadow prices and conflicts are told by it.
@@ -34,7 +36,12 @@ class Row(NamedTuple):
     weight: float = 1.0
 
     def problem(self, levels: Collection[Hashable], rates: Collection[Hashable]) -> str | None:
-        """Describe what is wrong with the row; None if nothing is."""
+        """Return, as text, what is wrong with the row; None if nothing is.
+
+        Args:
+            levels: names of all levels (variables that are each the min of their rows).
+            rates: names of all rates.
+        """
         if self.out in rates:
             return f"it defines {written(self.out)} as a level, but that is a rate"
         for name in self.inputs:
@@ -48,11 +55,11 @@ class Row(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """A learning-rate exponent c, which is minimised.
+    """A variable c, the exponent of a learning rate m^-c, which the linear program minimises.
 
     Attributes:
         cost: its weight in the objective.
-        distance: number of layers to the outputs; of equal optima, the one with smaller rates upstream is taken.
+        distance: number of layers to the outputs; of equal optima, the one with smaller c upstream is taken.
         fixed: the value that it must have; None if it is free.
         bounds: the least and the greatest value that it may have.
     """
@@ -68,7 +75,7 @@ class Rate(NamedTuple):
         return self.bounds if self.fixed is None else (self.fixed, self.fixed)
 
     def problem(self) -> str | None:
-        """Describe what is wrong with the rate; None if nothing is."""
+        """Return, as text, what is wrong with the cost or bounds of the rate; None if nothing is."""
         low, high = self.limits
         if self.fixed is not None and not math.isfinite(self.fixed):
             return f"its fixed value must be finite, got {self.fixed}"

@@ -109,6 +109,7 @@ class StructuralGrowth(WidthGrowth):
         shapes: Mapping[str, tuple[int, ...]],
         base: WidthGrowth | None = None,
     ) -> None:
+        """Find the dims that grow."""
         self.width_ratio, self.has_base = 1.0, base is not None
         if base is not None:
             self.blocks, self.base_parameters = base.blocks, base.base_parameters
@@ -235,6 +236,7 @@ class PairedGrowth(SizeGrowth):
     def __init__(
         self, target: CapturedGraph, base: CapturedGraph, blocks: Blocks, factors: Callable[[], Factors]
     ) -> None:
+        """Walk the graphs of target and base side by side."""
         ours, theirs = (dict(each.model.named_parameters()) for each in (target, base))
         self.blocks = blocks
         super().__init__(ours, pair_parameters(ours, theirs, blocks))
@@ -337,6 +339,11 @@ def _constant(module: torch.nn.Module, node: fx.Node) -> float | None:
     """Return the value of a node that depends on no input and no parameter; None where it does or has no value yet."""
 
     def run(at: fx.Node) -> Any:
+        """Return the value of a node and of all that it is computed from.
+
+        Raises:
+            LookupError: it depends on an input or a parameter.
+        """
         if at.op == "get_attr":
             held = attrgetter(str(at.target))(module)
             if isinstance(held, torch.nn.Parameter) or not isinstance(held, torch.Tensor) or held.is_meta:

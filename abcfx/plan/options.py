@@ -70,6 +70,7 @@ class Overrides:
     decay_mode: DecayMode = "independent"
 
     def __post_init__(self) -> None:
+        """Check every option, and put names in their usual spelling."""
         object.__setattr__(self, "decay_mode", choose("decay_mode", self.decay_mode, get_args(DecayMode)))
         roles = {pattern: choose(f"roles: {pattern!r}", role, ROLES) for pattern, role in (self.roles or {}).items()}
         object.__setattr__(self, "roles", roles if self.roles is not None else None)
@@ -165,6 +166,7 @@ class PlanOptions:
     schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
+        """Check every option, and put names in their usual spelling."""
         object.__setattr__(self, "apply", choose("apply", self.apply, get_args(ApplyMode)))
         object.__setattr__(self, "init", choose("init", self.init, get_args(InitMode)))
         if self.lr is not None:

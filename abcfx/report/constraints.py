@@ -81,6 +81,7 @@ class Constraints:
     """
 
     def __init__(self, fixed: FixedExponents, alignment: Mapping[str, Alignments], solved: SolvedDag) -> None:
+        """Write the rows of the linear program anew, by name and by variable."""
         self._fixed, self._alignment, self._solved = fixed, alignment, solved
         self._program = DagProgram(fixed, alignment)
         self._rows = {row.name: row for row in self._program.solver.rows if isinstance(row.name, RowName)}

@@ -10,13 +10,16 @@ from abcfx.theory.optimizers import OptimizerFamily
 
 
 class Bound(NamedTuple):
-    """One term of a minimum: `out <= sum(inputs) + constant - weight * alignment`.
+    """An upper bound on an exponent of a node, of which the least counts.
+
+    It says `out <= sum(inputs) + constant - weight * alignment`, where `out` is r of the node (change ~ m^-r; m, the
+    width ratio) or G (gradient ~ m^-G).
 
     Attributes:
-        label: name of the term among those of its node.
+        label: name of the bound among those of its node.
         inputs: variables: ("r", node), ("G", node), ("g", parameter) or ("c", parameter).
         constant: the part that is known before the linear program is solved.
-        alignment: "alpha", "omega" or "u", where the term depends on one.
+        alignment: "alpha", "omega" or "u", where the bound depends on one.
         weight: factor of the alignment.
     """
 
@@ -28,7 +31,7 @@ class Bound(NamedTuple):
 
 
 class ExponentContext(Protocol):
-    """Everything that is fixed before the linear program is solved, and that a kind may ask for to write its bounds."""
+    """The exponents that are fixed before the linear program is solved, as nodes of the DAG ask for them."""
 
     def growth(self, *dims: Extent) -> float:
         """Return x such that the product of the dims' sizes grows like m^x (m, the width ratio)."""
@@ -37,13 +40,13 @@ class ExponentContext(Protocol):
         """Return x for a number that grows like m^x (m, the width ratio)."""
 
     def size(self, node: str | None) -> float:
-        """Return s for a node whose entries are of size m^-s at init; 0 for a constant."""
+        """Return s for a node whose entries are of size m^-s at init (m, the width ratio); 0 for a constant."""
 
     def changes(self, node: str | None) -> bool:
-        """Whether training changes the tensor of a node, so that it has an exponent r (change m^-r)."""
+        """Whether training changes the tensor of a node."""
 
     def a(self, node: str) -> float:
-        """Return a of the multiplier m^-a on a layer (one use of a weight) or on attention logits."""
+        """Return a of the multiplier m^-a (m, the width ratio) on a layer or on the logits of an attention product."""
 
     def b(self, parameter: str) -> float:
         """Return b of a parameter whose standard deviation at init is m^-b (m, the width ratio)."""

@@ -13,7 +13,7 @@ from abcfx.rules.kinds import Kind, Layer, Vector
 
 @dataclass(frozen=True, eq=False)
 class DagNode:
-    """One node of the layer DAG: what it computes, and where it stands in the fx graph.
+    """A node of the layer DAG: what it computes, and where it stands in the fx graph.
 
     Attributes:
         name: unique in the DAG; a layer is called as its module, any other node as its op.
@@ -25,9 +25,9 @@ class DagNode:
         is_parametric: whether the node is computed from parameters and constants alone.
         operand: for a layer or product, the fx node that returns its input; None where the op itself makes the input.
         operands: for a merge, the fx node that returns each of its inputs, if it is an argument of the op.
-        over: of a layer, the dims of its input that are summed over, where these are not the last ones; () where rows
+        over: for a layer, the dims of its input that are summed over, where these are not the last ones; () where rows
             of the input come in another order each time.
-        paired: of a layer with a stack of matrices, dim of the weight that counts them -> the input's dim beside it.
+        paired: for a layer with a stack of matrices, dim of the weight that counts them -> the input's dim beside it.
     """
 
     name: str
@@ -49,7 +49,7 @@ class DagNode:
 
 
 class DagBuilder:
-    """The nodes of a layer DAG while its graph is interpreted, in the order in which they run.
+    """A builder that collects the nodes of a layer DAG in the order in which they run.
 
     Attributes:
         names: name of each parameter of the model.
@@ -73,7 +73,7 @@ class DagBuilder:
         return self.nodes[name].kind
 
     def add(self, node: DagNode) -> str:
-        """Add a node and return its name, which ends in `#2`, `#3`, ... where the wanted one is taken."""
+        """Add a node to the layer DAG and return its name, which ends in `#2`, `#3`, ... where its own is taken."""
         unique, again = node.name, 1
         while unique in self.nodes:
             again += 1

@@ -82,6 +82,7 @@ def glu(op: Op, x: Value, dim: int = -1) -> Value:
 
 @register_rule(nn.GLU)
 def glu_module(op: Op, module: nn.GLU, x: Value) -> Value:
+    """Handle a call of nn.GLU as the function `F.glu`."""
     return glu(op, x, module.dim)
 
 
@@ -171,21 +172,25 @@ def power(op: Op, x: object, exponent: object) -> Value:
 
 @register_rule("square")
 def square(op: Op, x: Value) -> Value:
+    """Handle x ** 2."""
     return op.power(x, 2.0)
 
 
 @register_rule("sqrt")
 def sqrt(op: Op, x: Value) -> Value:
+    """Handle x ** 0.5."""
     return op.power(x, 0.5)
 
 
 @register_rule("rsqrt")
 def rsqrt(op: Op, x: Value) -> Value:
+    """Handle x ** -0.5."""
     return op.power(x, -0.5)
 
 
 @register_rule("reciprocal")
 def reciprocal(op: Op, x: Value) -> Value:
+    """Handle 1 / x."""
     return op.power(x, -1.0)
 
 
@@ -203,26 +208,31 @@ def softmax(op: Op, x: Value, dim: int | None = None, *_: object, **__: object) 
 
 @register_rule(nn.Softmax, nn.LogSoftmax)
 def softmax_module(op: Op, module: nn.Softmax | nn.LogSoftmax, x: Value) -> Value:
+    """Handle a call of nn.Softmax or nn.LogSoftmax over its dim."""
     return op.softmax(x, -1 if module.dim is None else module.dim, is_log=isinstance(module, nn.LogSoftmax))
 
 
 @register_rule("mean")
 def mean(op: Op, x: Value, dim: Dims = None, *_: object, **__: object) -> Value:
+    """Handle the mean of x over dims (all if None)."""
     return op.reduce(x, dim, mean=True)
 
 
 @register_rule("sum")
 def sum_(op: Op, x: Value, dim: Dims = None, *_: object, **__: object) -> Value:
+    """Handle the sum of x over dims (all if None)."""
     return op.reduce(x, dim, mean=False)
 
 
 @register_rule("var")
 def var(op: Op, x: Value, dim: Dims = None, *_: object, **__: object) -> Value:
+    """Handle the variance of x over dims (all if None)."""
     return op.spread(x, dim, 1.0)
 
 
 @register_rule("std")
 def std(op: Op, x: Value, dim: Dims = None, *_: object, **__: object) -> Value:
+    """Handle the standard deviation of x over dims (all if None)."""
     return op.spread(x, dim, 0.5)
 
 
@@ -239,4 +249,5 @@ def loss(op: Op, x: Value, target: object, *_: object, **__: object) -> Value:
 
 @register_rule(nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.BCEWithLogitsLoss)
 def loss_module(op: Op, module: nn.Module, x: Value, target: object) -> Value:
+    """Handle a call of a loss module as its function."""
     return loss(op, x, target)

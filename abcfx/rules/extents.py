@@ -10,7 +10,7 @@ import torch.fx as fx
 
 @dataclass(frozen=True)
 class ParameterDim:
-    """Dim `index` of the parameter called `parameter`."""
+    """A dim of a parameter, by the parameter's name and the index of the dim."""
 
     parameter: str
     index: int
@@ -18,7 +18,7 @@ class ParameterDim:
 
 @dataclass(frozen=True)
 class TensorDim:
-    """Dim `index` of the tensor that an fx node returns."""
+    """A dim of the tensor that an fx node returns, by its index."""
 
     node: fx.Node
     index: int

@@ -37,7 +37,7 @@ class Kind(ABC):
         return (*(name for name in self.inputs if name is not None), *self.vectors)
 
     def changes(self, node: str, context: ExponentContext) -> Iterator[Bound]:
-        """Yield all upper bounds on r of the output (its change in training is ~ m^-r)."""
+        """Yield all upper bounds on r of the node's output, whose change in training is ~ m^-r (m, the width ratio)."""
         yield from self.change(node, context)
         for vector in self.vectors:
             if context.changes(vector):
@@ -56,15 +56,15 @@ class Kind(ABC):
 
     @abstractmethod
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s of the output, whose entries are ~ m^-s at init."""
+        """Return s of the node's output, whose entries are ~ m^-s at init (m, the width ratio)."""
 
     @abstractmethod
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
-        """Yield the upper bounds on r of the output (change m^-r) that come from inputs and the own parameter."""
+        """Yield bounds on r of the output (change ~ m^-r) that come from inputs and the node's own parameter."""
 
     @abstractmethod
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield (input, upper bound on its G, where its gradient is ~ m^-G) for the inputs, without vectors."""
+        """Yield (input, upper bound on its G, where its gradient is ~ m^-G) for all inputs but vectors."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,9 @@ class Layer(Kind):
         return min(product, 0.0) if self.vectors else product
 
     def _update(self, context: ExponentContext) -> tuple[tuple[tuple[str, str], ...], float]:
-        """Return (variables, constant) that sum to x, where the optimizer changes entries of the weight by ~ m^-x."""
+        """Return (variables, constant) that sum to x, where one update at the learning rate changes entries by ~
+        m^-x.
+        """
         rate = ("c", self.parameter)
         update = context.family(self.parameter).update
         if update == "gradient":
@@ -284,7 +286,7 @@ class Unary(Kind):
 
     @abstractmethod
     def shift(self, context: ExponentContext) -> float:
-        """Return r of the output minus r of the input (a change is ~ m^-r)."""
+        """Return r of the output minus r of the input (a change is ~ m^-r; m, the width ratio)."""
 
     def gradient_shift(self, context: ExponentContext) -> float:
         """Return G of the input minus G of the output (a gradient is ~ m^-G)."""

@@ -40,10 +40,10 @@ JOINTLY_HOMOGENEOUS = (
 
 
 def keeps_factor(name: str) -> bool:
-    """Whether inputs that all have become k times as large make the result k times as large.
+    """Whether an op's result is k times as large if all its inputs are, as for relu or a sum.
 
     Args:
-        name: of an op; `native_dropout` and `_to_copy` are the aten spellings of `dropout` and `to`.
+        name: name of the op; `native_dropout` and `_to_copy` are the aten spellings of `dropout` and `to`.
     """
     plain = name.strip("_")
     return plain in _KEEPS_FACTOR or plain in ("native_dropout", "to_copy")

@@ -55,6 +55,7 @@ def register_rule(*targets: object) -> Callable[[R], R]:
     """
 
     def register(rule: R) -> R:
+        """Register the rule for all targets; modules of these types are then kept whole in graphs."""
         for target in targets:
             rules, key = _place_of(target)
             rules[key] = rule
@@ -67,11 +68,11 @@ def register_rule(*targets: object) -> Callable[[R], R]:
 
 @contextmanager
 def override(target: object, rule: Rule) -> Iterator[None]:
-    """Register a rule for one op or module type as long as a `with` block runs; the rule before it then holds again.
+    """Register a rule for one op or module type within a `with` block; the rule before it then holds again.
 
     Args:
         target: a function, a module type or a name, as in `register_rule`.
-        rule: the rule.
+        rule: a function that says, by the methods of the `Op` that it gets, what the op does.
 
     Example:
         >>> with override("mylib::scan", lambda op, x: op.same(x)):
@@ -93,7 +94,7 @@ def override(target: object, rule: Rule) -> Iterator[None]:
 
 
 def _place_of(target: object) -> tuple[MutableMapping[object, Rule], object]:
-    """Return the table that holds the rule of a target, and its key there."""
+    """Return the table that holds the rule for a function, module type or name, and its key there."""
     if isinstance(target, str):
         return _BY_NAME, _SAME_NAME.get(target, target)
     if isinstance(target, type) and issubclass(target, torch.nn.Module):
@@ -102,7 +103,10 @@ def _place_of(target: object) -> tuple[MutableMapping[object, Rule], object]:
 
 
 def find_function_rule(target: object) -> Rule | None:
-    """Return the rule for a called function or method; for `apply` of an autograd.Function, the rule of its class."""
+    """Return the rule for a called function or method; None if there is none.
+
+    For the `apply` of an autograd.Function it is the rule of its class.
+    """
     target = getattr(target, "autograd_function", target)
     if not isinstance(target, str) and (rule := _BY_OBJECT.get(target)) is not None:
         return rule
@@ -111,7 +115,7 @@ def find_function_rule(target: object) -> Rule | None:
 
 
 def find_module_rule(module: torch.nn.Module) -> Rule | None:
-    """Return the rule of a module's class, or of the nearest base class that has one."""
+    """Return the rule for a module's class, or for the nearest base class that has one; None if none has."""
     return next((rule for cls in type(module).__mro__ if (rule := _BY_MODULE.get(cls)) is not None), None)
 
 

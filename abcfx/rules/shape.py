@@ -52,6 +52,7 @@ def flipped(op: Op, x: Value) -> Value:
 
 @register_rule("mT", "mH", "adjoint")
 def flipped_matrices(op: Op, x: Value) -> Value:
+    """Handle x.mT: x with its last two dims in exchanged places."""
     return transpose(op, x, -1, -2)
 
 

@@ -21,7 +21,7 @@ Result: TypeAlias = "Value | Sizes | Number | Sequence[Result] | None"
 
 @dataclass(frozen=True)
 class Statistic:
-    """How a tensor was made from a DAG node by powers, means and sums.
+    """A record of how a tensor was made from a DAG node by powers, means and sums.
 
     A norm is recognised by it in any spelling: x * rsqrt(mean(x^2) + eps), (x - mean) / std, x / |x|.
 
@@ -30,7 +30,7 @@ class Statistic:
         degree: the tensor becomes k^degree times as large when the node's tensor becomes k times as large.
         reduced: whether a mean or sum was taken.
         summed: the dims that were summed over, where it was no mean.
-        power: of the entries when they were summed: 2 for an L2 norm, 1 for a plain sum.
+        power: power of the entries when they were summed: 2 for an L2 norm, 1 for a plain sum.
         over: indices of the dims of the sum or mean, counted from the end.
     """
 
@@ -60,11 +60,11 @@ class Simplex:
 
     @property
     def is_doubly_stochastic(self) -> bool:
-        """Whether the entries sum to 1 along more than one dim."""
+        """Whether the entries, which are positive, sum to 1 along more than one dim."""
         return len(self.over) > 1 and not self.is_log
 
     def divided(self, over: tuple[int, ...]) -> Simplex:
-        """Return the mark of the tensor after it was divided by its sums over the dims `over`."""
+        """Return the mark that the tensor gets when it is divided by its sums over the dims `over`."""
         return replace(self, over=tuple(sorted({*self.over, *over})))
 
     def permuted(self, order: tuple[int, ...]) -> Simplex:
@@ -75,7 +75,7 @@ class Simplex:
 
 @dataclass(frozen=True)
 class Value:
-    """An abstract tensor.
+    """An abstract tensor: what is known of a tensor of the graph while its layer DAG is built.
 
     Attributes:
         node: the DAG node whose size, change and gradient the tensor has; None for a constant (an input, a mask, a
@@ -109,7 +109,7 @@ class Value:
 
     @property
     def ndim(self) -> int | None:
-        """Number of dims of the tensor; None where it is not known."""
+        """The number of dims of the tensor; None where it is not known."""
         if self.dims is not None:
             return len(self.dims)
         return None if self.shape is None else len(self.shape)
@@ -144,7 +144,7 @@ class Value:
         return other.dims_at(repeated)
 
     def as_statistic(self) -> Statistic | None:
-        """Return how the tensor was made by powers and means; its own node to the power 1 if by none."""
+        """Return a record of how the tensor was made from a DAG node by powers and means; None if it has no node."""
         if self.statistic is not None:
             return self.statistic
         return None if self.node is None else Statistic(self.node, 1.0)
@@ -169,9 +169,9 @@ class Sizes:
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
-    """Return the shape that capture recorded on an fx node, if the node returns one tensor.
+    """Return the shape that was recorded on an fx node; None if the node does not return one tensor.
 
-    Sizes that depend on the data (batch, length) are UNKNOWN_SIZE; a width never is.
+    Sizes that depend on the data (batch, length) are -1; a width never is.
     """
     val = node.meta.get("val")
     if not isinstance(val, torch.Tensor):

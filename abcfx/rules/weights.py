@@ -21,10 +21,10 @@ _NORMS = ("_WeightNorm", "_SpectralNorm", "_Orthogonal")  # torch's parametrizat
 
 @dataclass(frozen=True)
 class ComputedWeight:
-    """The parameters that a weight is, or is computed from.
+    """A weight that is a parameter, or is computed from parameters: which ones, and how.
 
     Attributes:
-        matrices: the parameters that contract the input, one value each.
+        matrices: the parameters that are contracted with the input.
         gains: names of the other parameters, which multiply or mask the matrices.
         factor: the number that the weight is multiplied with on its way from the parameter.
         normalised: whether the weight is divided by a norm of itself.
@@ -60,7 +60,10 @@ def read_weight(builder: DagBuilder, weight: Value) -> ComputedWeight | None:
 
 
 def _matrix(weight: Value, name: str, shape: tuple[int, ...]) -> Value:
-    """Return a parameter in place of the weight computed from it; keep its dims if the weight has as many."""
+    """Return an abstract tensor for a parameter, in place of the weight that is computed from it.
+
+    Its dims are known if it has as many as the weight.
+    """
     same_rank = len(shape) == (weight.ndim or len(shape))
     dims = tuple(range(len(shape))) if same_rank else None
     return Value(None, weight.at, name, dims, shape if same_rank else weight.shape)
@@ -76,7 +79,14 @@ def _factor(builder: DagBuilder, node: str) -> Number:
 
 
 class VectorContraction(NamedTuple):
-    """A sum over the dims `fan_in` of an activation times a parameter, entry by entry."""
+    """A layer x @ v that is written as (x * v).sum(): an activation times a parameter, entry by entry, then summed.
+
+    Attributes:
+        input: the activation.
+        weight: the parameter.
+        fan_in: dims of the parameter that are summed over.
+        fan_out: its other dims.
+    """
 
     input: Value
     weight: Value

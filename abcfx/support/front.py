@@ -22,6 +22,7 @@ def lazy_names(
     module_of = {name: module for module, held in names.items() for name in held}
 
     def get(name: str) -> object:
+        """Import the module that holds a public name of the package, and return what the name stands for."""
         if name == "__version__":
             return importlib.import_module("importlib.metadata").version(package)
         if name in module_of:

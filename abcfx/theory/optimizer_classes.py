@@ -28,7 +28,7 @@ _KNOWN: Mapping[str, Mapping[str, str]] = {
 
 
 def known_name(optimizer: type) -> str | None:
-    """Return the name of the optimizer that a class implements; None for a class that abcfx does not know.
+    """Return the name of the optimizer that a class implements, such as "adamw"; None for an unknown class.
 
     A class that is derived from a known one belongs to it as long as it does not bring a step of its own.
 
@@ -43,6 +43,7 @@ def known_name(optimizer: type) -> str | None:
 
 
 def _in_table(optimizer: type) -> str | None:
+    """Return the name of the optimizer that a class implements, by its package and name; None if it is in no table."""
     module, name = f"{optimizer.__module__}.", optimizer.__name__.lower().replace("_", "")
     for package, names in _KNOWN.items():
         if module.startswith(f"{package}."):
@@ -52,7 +53,7 @@ def _in_table(optimizer: type) -> str | None:
 
 
 def _step(optimizer: type) -> object:
-    """Return the function behind a class's step; torch wraps it when the first instance is made."""
+    """Return the function behind the `step` of an optimizer class, without what torch wraps around it."""
     return inspect.unwrap(getattr(optimizer, "step", _step))
 
 
@@ -65,7 +66,7 @@ def inner_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def decays_decoupled(optimizer: torch.optim.Optimizer, options: Mapping[str, object]) -> bool | None:
-    """Return whether the options of an optimizer say that weight decay is decoupled; None where they do not say.
+    """Return whether the options of an optimizer say that weight decay is decoupled, as in AdamW; None if none says.
 
     Args:
         optimizer: an instance; fused Adams of several packages keep `adam_w_mode` as an attribute.

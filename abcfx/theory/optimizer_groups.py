@@ -83,7 +83,7 @@ def group_numbers(optimizer: torch.optim.Optimizer) -> list[GroupNumbers]:
 
 
 def _usual_options(optimizer: torch.optim.Optimizer) -> dict[str, GroupOption]:
-    """Return the defaults of an optimizer's constructor, without those of how a step is computed."""
+    """Return the defaults of an optimizer's constructor, without options such as `foreach`, which change no result."""
     taken = inspect.signature(type(inner_optimizer(optimizer)).__init__).parameters
     return {key: as_option(each.default) for key, each in taken.items() if key not in _IMPLEMENTATION}
 
@@ -94,7 +94,7 @@ def moves_momentum(group: Mapping[str, object]) -> bool:
 
 
 def given_options(optimizer: torch.optim.Optimizer) -> dict[str, GroupOption]:
-    """Return what was given to an optimizer's constructor and is overruled by one of its groups; lr left out.
+    """Return the options given to an optimizer's constructor that one of its groups overrules, except lr.
 
     A value that is the constructor's default does not count as given.
     """
@@ -120,7 +120,13 @@ def as_option(value: object) -> GroupOption:
 
 
 def shared_number(optimizer: Optimizer | Mapping[str, Optimizer], key: str, usual: float) -> float | None:
-    """Return the lr or weight decay that all groups share (None if they differ); `usual` if no instance is given."""
+    """Return the lr or weight decay that all groups share; None if they differ.
+
+    Args:
+        optimizer: the optimizer, or one for each role or pattern.
+        key: "lr" or "weight_decay".
+        usual: the number for an optimizer that is no instance, or has none.
+    """
     every = list(optimizer.values()) if isinstance(optimizer, Mapping) else [optimizer]
     values: set[float] = set()
     for each in every:
@@ -167,7 +173,13 @@ def own_numbers(
 def _places(
     optimizer: torch.optim.Optimizer, names_of: Mapping[int, Collection[str]], known: Collection[str]
 ) -> dict[str, int]:
-    """Return the index of the group in which each parameter lies, by identity or else by the names in the groups."""
+    """Return the index of the group in which each parameter lies, by identity or else by the names in the groups.
+
+    Args:
+        optimizer: an optimizer instance.
+        names_of: id of a tensor -> the names that the parameter has in the model.
+        known: names of all parameters.
+    """
     found: dict[str, int] = {}
     for index, group in enumerate(optimizer.param_groups):
         given = group.get("param_names") or [""] * len(group["params"])
@@ -179,6 +191,14 @@ def _places(
 
 
 def _not_placed(optimizer: torch.optim.Optimizer, differing: tuple[str, ...], lost: str, is_known: bool) -> str:
+    """Return the message that groups of an optimizer differ and that it is not known to which a parameter belongs.
+
+    Args:
+        optimizer: the optimizer instance.
+        differing: names of the numbers in which its groups differ.
+        lost: name of the parameter.
+        is_known: whether other parameters were found in the groups.
+    """
     kind = type(inner_optimizer(optimizer)).__name__
     whose = (
         "is in none of them" if is_known else "cannot be found in them: they hold neither the model's nor the base's"

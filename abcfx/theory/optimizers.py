@@ -26,30 +26,28 @@ _ABSORBED: Mapping[UpdateSize, int] = {"sign": 1, "gradient": 2, "relative": 0, 
 
 @dataclass(frozen=True)
 class OptimizerFamily:
-    """Optimizers whose updates depend on width in the same way.
+    """A family of optimizers whose updates depend on width in the same way.
 
     For an optimizer that abcfx does not know, say in these terms what one step does, and give the object to `transform`
     in place of a name. Of several optimizers, `result.groups_for(family)` has the groups of this one. A class that has
     it as its attribute `abcfx_family` is known wherever the class or an instance is given.
 
     Main arguments:
-        name: of your choice; the report and `Transformed.groups_for` use it.
-        update: size of the change of a weight in one step with lr = 1 and without weight decay:
-            "sign", every entry is about 1, whatever the size of the gradient: it is divided by the root of its own mean
-            square (Adam, Lion, SOAP);
-            "gradient", every entry is as large as the gradient's (SGD);
-            "relative", every entry is as large as the weight's own: a step of "sign" times the RMS of the weight
-            (Adafactor, LAMB);
-            "spectral", the matrix is orthogonalised, so that all its singular values are about 1 (Muon).
+        name: a name of your choice; the report and `Transformed.groups_for` use it.
+        update: size of the change of a weight in one step with lr = 1 and without weight decay: "sign", every entry is
+            about 1, whatever the size of the gradient: it is divided by the root of its own mean square (Adam, Lion,
+            SOAP); "gradient", every entry is as large as the gradient's (SGD); "relative", every entry is as large as
+            the weight's own: a step of "sign" times the RMS of the weight (Adafactor, LAMB); "spectral", the matrix is
+            orthogonalised, so that all its singular values are about 1 (Muon).
 
     Other arguments:
-        absorb: number of times that a is added to c when a multiplier m^-a moves into the weight. It follows from
-            `update` (1, 2, 0, 1 in the order above) and need not be given.
+        absorb: number of times that a is added to c (rate m^-c; m, the width ratio) when a multiplier m^-a moves into
+            the weight. It follows from `update` (1, 2, 0, 1 in the order above) and need not be given.
         has_eps: whether each group has an `eps` that is added to the root of the mean square of the gradient, as in
             Adam.
         decay: how weight decay acts: "decoupled", the weight shrinks by the share lr x decay, as in AdamW; "gradient",
-            decay x weight is added to the gradient, as in SGD and Adam; "ratio", the weight shrinks by the share
-            lr x decay x RMS of the weight, as in LAMB, where it is added to the update before that is scaled.
+            decay x weight is added to the gradient, as in SGD and Adam; "ratio", the weight shrinks by the share lr x
+            decay x RMS of the weight, as in LAMB, where it is added to the update before that is scaled.
         shape: factor that the optimizer itself puts on a spectral update of a matrix as it is stored: "" none; "tall"
             sqrt(max(1, rows / columns)), torch's Muon; "rms" sqrt(max(rows, columns)), its "match_rms_adamw". Constant
             factors, such as 0.2, do not count.
@@ -71,6 +69,7 @@ class OptimizerFamily:
     is_built_in: bool = field(default=False, repr=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        """Check the words, and derive `absorb` from `update` if it was not given."""
         object.__setattr__(self, "update", choose("update", self.update, get_args(UpdateSize)))
         object.__setattr__(self, "decay", choose("decay", self.decay, get_args(DecayWay)))
         object.__setattr__(self, "shape", choose("shape", self.shape, get_args(ShapeFactor)))
@@ -78,11 +77,13 @@ class OptimizerFamily:
             object.__setattr__(self, "absorb", _ABSORBED[self.update])
 
     def rate_shift(self, a: float) -> float:
-        """Return what to add to c (learning rate m^-c) when a multiplier m^-a moves into the weight."""
+        """Return what to add to c (rate m^-c; m, the width ratio) when a multiplier m^-a moves into the weight."""
         return (self.absorb or 0) * a
 
     def decay_shift(self, a: float) -> float:
-        """Return the power of m by which weight decay changes when a multiplier m^-a moves into weight and rate."""
+        """Return x, where weight decay changes by m^x (m, the width ratio) when a multiplier m^-a moves into a
+        weight.
+        """
         if self.update == "gradient":
             return 2.0 * a
         if self.decay == "gradient":
@@ -90,7 +91,12 @@ class OptimizerFamily:
         return a if self.update != "relative" or self.decay == "ratio" else 0.0
 
     def independent_decay(self, c: float, b: float) -> float:
-        """Return the exponent of weight decay at which a step shrinks a weight by the same share at every width."""
+        """Return x for a weight decay ~ m^x (m, the width ratio) that takes the same share of a weight at every width.
+
+        Args:
+            c: exponent of the learning rate, m^-c.
+            b: exponent of the weight's size, m^-b.
+        """
         return c + b if self.decay == "ratio" else c
 
     def spectral_growth(self, e_in: float, e_out: float, stored: tuple[float, float] | None = None) -> float:
@@ -167,7 +173,7 @@ _BY_KEY = {name.replace("_", ""): each for name, each in FAMILIES.items()}
 
 
 def family(optimizer: Optimizer) -> OptimizerFamily:
-    """Find the family of an optimizer.
+    """Find the family of an optimizer, which says how large its updates are and how they depend on width.
 
     Args:
         optimizer: a name in any case, a class, an instance, or a family itself. Low-precision, fused and paged variants
@@ -208,6 +214,11 @@ def family(optimizer: Optimizer) -> OptimizerFamily:
 
 
 def _by_name(name: str) -> OptimizerFamily:
+    """Return the family of an optimizer by its name, in any spelling.
+
+    Raises:
+        InvalidInputError: the name is not known.
+    """
     key = name.lower().replace("-", "").replace("_", "")
     found = _BY_KEY.get(key) or _BY_KEY.get(PACKED.sub("", key))
     if found is None:
@@ -216,6 +227,7 @@ def _by_name(name: str) -> OptimizerFamily:
 
 
 def _not_known(told: str, key: str) -> str:
+    """Return the message that an optimizer is not known; `told` shows it, `key` is its name in plain spelling."""
     nearest = [_BY_KEY[near].name for near in get_close_matches(key, _BY_KEY, n=1)] or ["adamw"]
     return (
         f"optimizer={told} is not known, so the size of its update is not, and no rates can be solved.\n"
@@ -225,7 +237,11 @@ def _not_known(told: str, key: str) -> str:
 
 
 def _by_class(optimizer: type) -> OptimizerFamily:
-    """Find the family of a class that abcfx knows; a class of the same name from elsewhere is another optimizer."""
+    """Return the family of an optimizer class that abcfx knows, or that declares its family.
+
+    Raises:
+        InvalidInputError: the class is not known; one of the same name from elsewhere is another optimizer.
+    """
     if isinstance(declared := getattr(optimizer, "abcfx_family", None), OptimizerFamily):
         return declared
     if (name := known_name(optimizer)) is not None:
@@ -247,7 +263,7 @@ def _by_class(optimizer: type) -> OptimizerFamily:
 
 
 def _of_instance(optimizer: torch.optim.Optimizer, options: Mapping[str, object]) -> OptimizerFamily:
-    """Find the family of one group of an optimizer by its class and its options."""
+    """Return the family of an optimizer instance for one of its groups, which has these options."""
     found = _by_class(type(optimizer))
     if found.name == "adafactor":
         return _adafactor(options)
@@ -316,7 +332,11 @@ def assign_optimizers(
 def assign_families(
     assigned: Mapping[str, Optimizer], parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, OptimizerFamily]:
-    """Find the family of each parameter from the optimizer that trains it.
+    """Return the family of the optimizer that trains each parameter.
+
+    Args:
+        assigned: the optimizer of each parameter.
+        parameters: the parameters by name.
 
     Raises:
         InvalidInputError: an optimizer is not known, or Muon gets something else than a matrix.

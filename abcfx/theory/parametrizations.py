@@ -23,12 +23,12 @@ ROLES = (*MATRIX_ROLES, "vector", "scalar", "plain")
 
 
 class Alignments(NamedTuple):
-    """Alignment exponents of one layer: a product that sums over fan_in terms grows like fan_in to this power.
+    """The alignment exponents of one layer: a product that sums over fan_in terms grows like fan_in to this power.
 
     Attributes:
-        alpha: of dW x, the update times the initial input.
-        omega: of W dx, the initial weight times the change of the input.
-        u: of dW dx, the update times the change of the input.
+        alpha: exponent of dW x, the update times the initial input.
+        omega: exponent of W dx, the initial weight times the change of the input.
+        u: exponent of dW dx, the update times the change of the input.
     """
 
     alpha: float
@@ -37,11 +37,15 @@ class Alignments(NamedTuple):
 
 
 class _Table(TypedDict):
+    """A named parametrization as it is stored: exponents a and b of embedding, hidden and readout, in that order."""
+
     a: list[float]
     b: list[float]
 
 
 class _Preset(TypedDict):
+    """An alignment preset as it is stored: exponents of every layer, and omega of a readout."""
+
     alpha: float
     omega: float
     u: float
@@ -49,18 +53,23 @@ class _Preset(TypedDict):
 
 
 class _Data(TypedDict):
+    """The content of the JSON file with named parametrizations and alignment presets."""
+
     parametrizations: dict[str, _Table]
     alignment_presets: dict[str, _Preset]
 
 
 @cache
 def _data() -> _Data:
+    """Read the named parametrizations and alignment presets from the JSON file in the package, once."""
     data: _Data = json.loads((files("abcfx.data") / "named_parametrizations.json").read_text())
     return data
 
 
 def named_exponents(parametrization: str) -> dict[str, tuple[float, float]]:
-    """Look up (a, b) of each matrix role in a named parametrization, for a width that grows like m.
+    """Look up the exponents (a, b) of each role of matrices in a named parametrization such as muP.
+
+    A matrix has the multiplier m^-a and the init m^-b, where width grows like m.
 
     Args:
         parametrization: "mup", "sp", "ntk" or "mfp".
@@ -80,13 +89,15 @@ def named_exponents(parametrization: str) -> dict[str, tuple[float, float]]:
 
 
 def alignment_preset(preset: str) -> tuple[Alignments, Alignments]:
-    """Look up the alignments of a named preset (Everett et al. 2024, arXiv 2407.05872).
+    """Look up a named preset of alignments: how strongly updates line up with inputs.
+
+    Source: Everett et al. 2024, arXiv 2407.05872.
 
     Args:
         preset: "full", "no" or "worst".
 
     Returns:
-        Alignments of every other layer, and those of a readout.
+        The exponents (alpha, omega, u) of an inner layer, and those of a readout.
 
     Raises:
         InvalidInputError: the name is not known.

@@ -168,6 +168,7 @@ class _PlacedBox:
     """
 
     def __init__(self, box: Box, outcome: Outcome, in_frame: bool) -> None:
+        """Write the texts of the box."""
         self.box = box
         shown = short_label(box, in_frame)
         if len(shown) > LONGEST_LABEL:
