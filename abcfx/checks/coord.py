@@ -94,13 +94,13 @@ def coord_check(
     with one_thread():
         models.batch = _probe(models, loss)
         study = CoordStudy(models, checked, loss, steps)
-        study.run(TRANSFORMED, chosen)
+        study.train_at_all_widths(TRANSFORMED, chosen)
         if control:
-            study.run(STANDARD, chosen)
+            study.train_at_all_widths(STANDARD, chosen)
         rows = layer_rows(study.slopes())
         while len(chosen) < MOST_SEEDS and worst(row.verdict for row in rows) is Verdict.INCONCLUSIVE:
             more = [max(chosen) + 1 + i for i in range(min(SEEDS_ADDED, MOST_SEEDS - len(chosen)))]
-            study.run(TRANSFORMED, more)
+            study.train_at_all_widths(TRANSFORMED, more)
             chosen += more
             rows = layer_rows(study.slopes())
     return CoordCheck(
@@ -118,9 +118,9 @@ def _probe(models: ModelSweep, loss: Loss) -> object:
     """Return the small part of the user's batch on which the check trains: as few tokens as model and loss take."""
     model = models.build(models.base_width, 0)
 
-    def runs(part: object) -> None:
+    def check_runs(part: object) -> None:
         """Run the model and the loss on a part of the batch, to see whether they raise."""
         with seeded(FORWARD_SEED), torch.no_grad():
             loss(call_with_batch(model, part), part)
 
-    return few_tokens(models.batch, runs)
+    return few_tokens(models.batch, check_runs)

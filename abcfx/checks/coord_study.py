@@ -56,7 +56,7 @@ Values = Mapping[tuple[int, int], float]  # by (width, seed)
 class CoordStudy:
     """The runs of a coordinate check: trains a model at several widths and fits slopes to each layer's statistics.
 
-    Call `run` for the transformed model and perhaps for the unchanged one, then `slopes`.
+    Call `train_at_all_widths` for the transformed model and perhaps for the unchanged one, then `slopes`.
 
     Attributes:
         models: builds and transforms the user's architecture at any width.
@@ -74,7 +74,7 @@ class CoordStudy:
     _values: dict[Series, dict[tuple[int, int], float]] = field(default_factory=dict)
     _terms: dict[Use, dict[int, tuple[int, int]]] = field(default_factory=dict)  # (rows, fan_in) by width
 
-    def run(self, variant: Variant, seeds: Sequence[int]) -> None:
+    def train_at_all_widths(self, variant: Variant, seeds: Sequence[int]) -> None:
         """Train one variant of the model at every width and seed, and keep every layer's statistics at each step.
 
         The very first run of the study finds out after how many steps all trainable layers have moved, and sets

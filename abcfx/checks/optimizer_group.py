@@ -65,7 +65,7 @@ class LiveGroup:
         told = repr(first) + (f" and {len(group['params']) - 1} more" if len(group["params"]) > 1 else "")
         return LiveGroup(f"Optimizer group {index}" + (f" ({told})" if first else ""), group, planned, strangers)
 
-    def ratios(self, key: Key) -> dict[str, float]:
+    def ratios_to_plan(self, key: Key) -> dict[str, float]:
         """Return parameter name -> the group's present value of a number divided by the planned one.
 
         Parameters for which 0 or nothing is planned are left out; so are all if the group has no such single number.
@@ -159,7 +159,7 @@ class LiveGroup:
             key: "lr", "weight_decay" or "eps".
             common: the ratio in most groups, which a scheduler has set.
         """
-        for name, ratio in self.ratios(key).items():
+        for name, ratio in self.ratios_to_plan(key).items():
             if not abs(ratio - common) <= _TOLERANCE * max(abs(common), abs(ratio)):  # nan is no equal of itself
                 planned = planned_number(self.planned[name], key)
                 yield self._fails(
@@ -194,7 +194,7 @@ def common_ratios(groups: Sequence[LiveGroup]) -> Common:
     It is 1 without a scheduler, and what a scheduler has multiplied all groups by otherwise; 0 if nothing is
     planned.
     """
-    return {key: _median(ratio for group in groups for ratio in group.ratios(key).values()) for key in KEYS}
+    return {key: _median(ratio for group in groups for ratio in group.ratios_to_plan(key).values()) for key in KEYS}
 
 
 def common_faults(common: Common) -> Iterator[CheckRow]:

@@ -130,7 +130,7 @@ def tune(
 class Trainer(Protocol):
     """Anything that can make training runs, such as a `Sweep`: a protocol with one method."""
 
-    def run(self, jobs: Sequence[Job], title: str) -> list[Run]:
+    def run_jobs(self, jobs: Sequence[Job], title: str) -> list[Run]:
         """Make a training run for each job (model, width, seed, learning rates) and return the runs, in any order.
 
         Args:
@@ -175,7 +175,7 @@ class RateSearch:
             for point in new
             for seed in self._seeds
         }
-        found = {run.job: run for run in self._trainer.run(list(jobs), title)} if jobs else {}
+        found = {run.job: run for run in self._trainer.run_jobs(list(jobs), title)} if jobs else {}
         for job, point in jobs.items():
             self.losses.setdefault(point, []).append(found[job].capped)
 

@@ -42,7 +42,7 @@ class Job:
     factors: tuple[tuple[str, float], ...]
 
     @property
-    def rates(self) -> Factors:
+    def factor_of_role(self) -> Factors:
         """The same as `factors`, as a dict: role of parameter -> number that multiplies its planned learning rate."""
         return dict(self.factors)
 
@@ -80,7 +80,7 @@ class Run:
 
 @dataclass
 class Sweep:
-    """Everything that many training runs of one architecture share; call `run` with the jobs.
+    """Everything that many training runs of one architecture share; call `run_jobs` with the jobs.
 
     A sweep is pickled and sent to worker processes; each worker transforms the model once for each width.
 
@@ -134,7 +134,7 @@ class Sweep:
         """Return the first batch for seed 0; models are captured (traced) with it."""
         return next(iter(self.batches_of(0)))
 
-    def run(self, jobs: Sequence[Job], title: str) -> list[Run]:
+    def run_jobs(self, jobs: Sequence[Job], title: str) -> list[Run]:
         """Make the training runs of all jobs in parallel; the widest, which take longest, start first.
 
         Args:
@@ -188,7 +188,7 @@ def train(sweep: Sweep, job: Job) -> Run:
         _MODELS_BY_SWEEP[sweep.key] = sweep.models
     models = _MODELS_BY_SWEEP[sweep.key]
     with one_thread():
-        module, optimizers = models.make(job.variant, job.width, job.seed, job.rates)
+        module, optimizers = models.make(job.variant, job.width, job.seed, job.factor_of_role)
         batches = islice(sweep.batches_of(job.seed), sweep.steps)
         with seeded(job.seed):
             losses = _losses(module, optimizers, batches, sweep.loss, sweep.steps)

@@ -91,7 +91,7 @@ def transfer_check(
     models.batch = sweep.first_batch()
     variants = [TRANSFORMED, *([STANDARD] if control else [])]
     study = TransferStudy(sweep, checked, chosen, variants, base if prepare is None else None)
-    study.run(grid)
+    study.train_grid(grid)
     curves, shifts = study.curves(), study.shifts()
     return TransferCheck(
         rows=judge_transfer([curve for curve in curves if curve.model == TRANSFORMED], shifts[TRANSFORMED]),

@@ -22,7 +22,7 @@ SMALL_SHARE = 0.003  # of a loss: less is no difference between widths
 class TransferStudy:
     """The training runs of a transfer check, kept by model, width, learning-rate factor and seed.
 
-    Call `run` first, then `curves`, `shifts` or `training_runs`.
+    Call `train_grid` first, then `curves`, `shifts` or `training_runs`.
 
     Args:
         sweep: makes the training runs.
@@ -56,7 +56,7 @@ class TransferStudy:
             (variant, width): {} for variant in variants for width in widths
         }
 
-    def run(self, grid: Sequence[float]) -> None:
+    def train_grid(self, grid: Sequence[float]) -> None:
         """Train at every width, seed and learning-rate factor, with more factors where the lowest loss lies at an end.
 
         Args:
@@ -72,7 +72,7 @@ class TransferStudy:
                 for factor in factors
                 for seed in self.seeds
             ]
-            for run in self.sweep.run(jobs, "transfer check") if jobs else ():
+            for run in self.sweep.run_jobs(jobs, "transfer check") if jobs else ():
                 factor = run.job.factors[0][1]
                 self._runs[run.job.variant, run.job.width].setdefault(factor, {})[run.job.seed] = run
             if self.same_at is not None and (STANDARD, self.same_at) in self._runs:

@@ -1,4 +1,4 @@
-"""The section on the figure: the numbers in its six panels are checked, and drawn (needs the extra `plot`)."""
+"""Section "Figure" of `verify`: the numbers in its six panels are checked, and drawn (needs matplotlib)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ WINDOW = 10  # steps over which a noisy loss is averaged
 
 
 def figure(studies: Studies) -> Evidence:
-    """Check the numbers of all panels, and draw them if the studies have a place for the picture."""
+    """Collect the evidence of the section "Figure": check the numbers of six panels, and draw them if a file is given.
+
+    Args:
+        studies: the training runs and solutions that sections share, and `picture`, the file to draw to (or None).
+    """
     evidence = Evidence()
     levels = studies.alignments
     off = max(
@@ -60,20 +64,33 @@ def figure(studies: Studies) -> Evidence:
 
 
 def _drawable(values: Sequence[float], positive: bool) -> tuple[bool, str]:
-    """Return whether all numbers can be drawn (on a logarithmic axis, if positive), and how many can."""
+    """Find out whether all numbers can be drawn: they must be finite, and positive for a logarithmic axis.
+
+    Args:
+        values: the numbers; there must be some.
+        positive: whether the axis is logarithmic.
+
+    Returns:
+        (whether all can be drawn, how many can, as text).
+    """
     finite = [v for v in values if math.isfinite(v) and (v > 0 or not positive)]
     return bool(values) and len(finite) == len(values), f"{len(finite)} of {len(values)} numbers"
 
 
 def draw(studies: Studies, path: Path) -> int:
-    """Draw the picture to a file and return the number of panels that have curves.
+    """Draw the six panels to a file and return the number of panels that have curves.
+
+    Args:
+        studies: the runs and solutions whose numbers are drawn.
+        path: where to write the picture.
 
     Raises:
         InvalidInputError: matplotlib is not installed.
     """
     picture = new_figure(13.5, 7.6)
     axes = picture.subplots(2, 3).flat
-    for axis, title, panel in zip(axes, PANELS, (_c, _rates, _sizes, _losses, _alphas, _layer_rates), strict=True):
+    draw_panel = (_draw_exponents, _draw_rates, _draw_sizes, _draw_losses, _draw_alphas, _draw_layer_rates)
+    for axis, title, panel in zip(axes, PANELS, draw_panel, strict=True):
         panel(axis, studies)
         axis.set_title(title, size=11)
         axis.grid(alpha=0.25)
@@ -82,7 +99,12 @@ def draw(studies: Studies, path: Path) -> int:
     return sum(bool(axis.lines) for axis in picture.axes)
 
 
-def _c(axis: Axes, studies: Studies) -> None:
+def _draw_exponents(axis: Axes, studies: Studies) -> None:
+    """Draw the learning-rate exponent c of embedding, hidden layers and readout over the alignment of updates.
+
+    An exponent c stands for a rate n^-c (n: width); alignment is 1/2 if updates and inputs are independent, 1 if
+    aligned.
+    """
     for k, (role, colour) in enumerate(ROLE_COLOURS.items()):
         curve = {level: c[k] for level, c in studies.alignments.items()}
         axis.plot(list(curve), list(curve.values()), color=colour, lw=2, label=role)
@@ -92,7 +114,8 @@ def _c(axis: Axes, studies: Studies) -> None:
     axis.legend(frameon=False, fontsize=9)
 
 
-def _rates(axis: Axes, studies: Studies) -> None:
+def _draw_rates(axis: Axes, studies: Studies) -> None:
+    """Draw the planned learning rate of each role (embedding, hidden, readout) over width, with its slope."""
     # Embedding and readout have the same rates: one is drawn thick and pale, the other thin and dashed, to see both.
     styles = {"embedding": ("-", 4.0, 0.45), "hidden": ("-", 2.0, 1.0), "readout": ("--", 2.0, 1.0)}
     for role, by_width in studies.rates.items():
@@ -108,7 +131,8 @@ def _rates(axis: Axes, studies: Studies) -> None:
     axis.legend(frameon=False, fontsize=9)
 
 
-def _sizes(axis: Axes, studies: Studies) -> None:
+def _draw_sizes(axis: Axes, studies: Studies) -> None:
+    """Draw the RMS output of each layer of a GPT over width after training, transformed and unchanged."""
     last = max(step for _, step in studies.magnitudes)
     for model, colour, label in ((STANDARD, "#c44e52", "as written"), (TRANSFORMED, "#1f6fb2", "transformed")):
         for k, (node, by_width) in enumerate(studies.magnitudes[model, last].items()):
@@ -123,7 +147,8 @@ def _sizes(axis: Axes, studies: Studies) -> None:
     axis.legend(frameon=False, fontsize=9)
 
 
-def _losses(axis: Axes, studies: Studies) -> None:
+def _draw_losses(axis: Axes, studies: Studies) -> None:
+    """Draw the smoothed loss of two training runs: planned rates, and rates that follow measured alignment."""
     run = studies.training
     for losses, colour, width, label in (
         (run.static, "0.75", 4.0, "planned rates"),
@@ -136,20 +161,29 @@ def _losses(axis: Axes, studies: Studies) -> None:
     axis.legend(frameon=False, fontsize=9)
 
 
-def _alphas(axis: Axes, studies: Studies) -> None:
-    _over_steps(axis, studies, "alpha")
+def _draw_alphas(axis: Axes, studies: Studies) -> None:
+    """Draw the measured alignment exponent alpha (of dW x) of each layer over training steps."""
+    _draw_over_steps(axis, studies, "alpha")
     for level in (0.5, 1.0):
         axis.axhline(level, color="0.75", lw=0.8, ls=":", zorder=0)
     axis.set_ylabel("alpha (dW x), measured")
 
 
-def _layer_rates(axis: Axes, studies: Studies) -> None:
-    _over_steps(axis, studies, "lr")
+def _draw_layer_rates(axis: Axes, studies: Studies) -> None:
+    """Draw the learning rate of each layer over training steps, in the run whose rates follow measured alignment."""
+    _draw_over_steps(axis, studies, "lr")
     _log_values(axis, (0.005, 0.006, 0.008, 0.01, 0.012))
     axis.set_ylabel("learning rate in use")
 
 
-def _over_steps(axis: Axes, studies: Studies, key: Literal["alpha", "lr"]) -> None:
+def _draw_over_steps(axis: Axes, studies: Studies, key: Literal["alpha", "lr"]) -> None:
+    """Draw one curve for each layer over training steps.
+
+    Args:
+        axis: where to draw.
+        studies: holds the history of the training run.
+        key: which number of the history: "alpha" (alignment exponent of dW x) or "lr".
+    """
     history = studies.training.history
     nodes = list(dict.fromkeys(row["node"] for row in history))
     for k, node in enumerate(nodes):
@@ -161,12 +195,14 @@ def _over_steps(axis: Axes, studies: Studies, key: Literal["alpha", "lr"]) -> No
 
 
 def _log_widths(axis: Axes, widths: Sequence[int]) -> None:
+    """Make the x axis logarithmic, with a tick at each width."""
     axis.set_xscale("log", base=2)
     axis.set_xticks(widths, [str(width) for width in widths])
     axis.set_xlabel("width")
 
 
 def _log_values(axis: Axes, ticks: Sequence[float]) -> None:
+    """Make the y axis logarithmic, with ticks at the given values."""
     axis.set_yscale("log")
     axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.minorticks_off()

@@ -1,4 +1,4 @@
-"""The section on the installation: public names, versions, examples in docstrings, and the test suite beside it."""
+"""Section "Test suite" of `verify`: public names, versions, examples in docstrings, and the tests if they are there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ COMMANDS = (
 
 
 def installation() -> Evidence:
-    """Look at the installed package from outside, as a user's program meets it."""
+    """Collect the evidence of the section "Test suite": look at the installed package from outside, as a user does.
+
+    Public names must resolve, required packages be new enough, and some docstring examples print what they say.
+    """
     evidence = Evidence()
     table = evidence.table("The test suite, from a checkout of the repository", "what", "command")
     for row in COMMANDS:
@@ -54,14 +57,17 @@ def installation() -> Evidence:
 
 
 def _is_older(version: str, least: str) -> bool:
+    """Whether a version, such as "2.6.0+cpu", is older than another; what follows a plus is ignored."""
+
     def parts(text: str) -> list[int]:
+        """Return the numbers in a version, in order."""
         return [int(part) for part in re.findall(r"\d+", text.partition("+")[0])]
 
     return parts(version) < parts(least)
 
 
 def _count(tests: Path) -> tuple[int, int]:
-    """Count the files and the test functions of the suite, without importing them."""
+    """Return (number of test files, number of test functions) below a folder, read without importing them."""
     files = sorted(tests.rglob("test_*.py"))
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
     functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]

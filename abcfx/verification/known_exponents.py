@@ -1,4 +1,8 @@
-"""Sections on agreement: with known exponents, with another solver, of chains with graphs, layer by layer."""
+"""Sections of `verify` that compare solved exponents with known ones, with another solver, and with each other.
+
+Solved is c, the exponent of a layer's learning rate n^-c (n: width), for given exponents a of the multiplier n^-a, b
+of the init n^-b, and alignment (how far updates and inputs line up).
+"""
 
 from __future__ import annotations
 
@@ -21,17 +25,21 @@ HIDDEN = 2
 CHAINS = 25  # drawn for each optimizer
 
 
-def known_recovery() -> Evidence:
-    """Solve chains and models of the named parametrizations, whose exponents are known."""
+def check_known_exponents() -> Evidence:
+    """Collect the evidence of the section "Known recovery": solve networks whose exponents are known from papers.
+
+    The learning-rate exponents c of muP, NTK, standard and mean-field parametrization must come out of `find_c` (for
+    a chain of layers) and of `transform` (for an MLP), under several optimizers and alignments.
+    """
     evidence = Evidence()
     rows = reference()["named"]
     solved = [row for row in rows if row["optimizer"] in OPTIMIZERS]
-    chains_off = [told for row in solved if (told := _off(row, _c_of_chain(row)))]
+    chains_off = [told for row in solved if (told := _difference_from_known(row, _c_of_chain(row)))]
     models_off: list[str] = []
     by_preset: dict[tuple[str, str], dict[str, list[float]]] = {}
     for row in rows:
         c = _c_of_model(row)
-        if told := _off(row, c):
+        if told := _difference_from_known(row, c):
             models_off.append(told)
         by_preset.setdefault((row["parametrization"], row["optimizer"]), {})[row["alignment"]] = [c[0], c[1], c[-1]]
     presets = ("full", "no", "worst")
@@ -52,11 +60,21 @@ def known_recovery() -> Evidence:
 
 
 def _c_of_chain(row: NamedRow) -> list[float]:
+    """Solve a chain of layers with `find_c` and return the learning-rate exponent c of each layer.
+
+    Args:
+        row: the parametrization, optimizer and alignment preset to solve for.
+    """
     chain = named_chain(row["parametrization"], row["alignment"], HIDDEN)
     return find_c(**chain, optimizer="sgd" if row["optimizer"] == "sgd" else "adam").c
 
 
 def _c_of_model(row: NamedRow) -> list[float]:
+    """Transform an MLP and return the learning-rate exponent c of each of its layers.
+
+    Args:
+        row: the parametrization, optimizer and alignment preset to transform with.
+    """
     model = MLP(32, hidden=HIDDEN)
     result = transform(
         model,
@@ -67,8 +85,14 @@ def _c_of_model(row: NamedRow) -> list[float]:
     return [result.plan[name].c for name, _ in model.named_parameters()]
 
 
-def _off(row: NamedRow, c: Sequence[float]) -> str:
-    """Say how the exponents of a chain differ from the known ones; empty if they do not."""
+def _difference_from_known(row: NamedRow, c: Sequence[float]) -> str:
+    """Say how solved learning-rate exponents differ from the known ones; "" if they do not.
+
+    Args:
+        row: parametrization, optimizer and alignment preset, with the known c of embedding, hidden layers and
+            readout.
+        c: the solved exponents, layer by layer.
+    """
     embedding, hidden, readout = row["c"]
     expected = [embedding, *[hidden] * HIDDEN, readout]
     if all(abs(x - y) <= TOLERANCE for x, y in zip(c, expected, strict=True)):
@@ -78,7 +102,10 @@ def _off(row: NamedRow, c: Sequence[float]) -> str:
 
 
 def cross_validation() -> Evidence:
-    """Solve the networks that another solver was asked about."""
+    """Collect the evidence of the section "Cross-validation": solve networks that were also given to another solver.
+
+    Its answers (solvable or not, sum of the learning-rate exponents, each exponent) are packaged and must be met.
+    """
     evidence = Evidence()
     table = evidence.table("Reference rows", "kind", "optimizer", "optimal", "infeasible", "invalid", "agree",
                            "objective off by")  # fmt: skip
@@ -105,7 +132,11 @@ def cross_validation() -> Evidence:
 
 
 def per_parameter() -> Evidence:
-    """Solve a chain whose hidden layers have alignments of their own."""
+    """Collect the evidence of the section "Per-parameter solving": hidden layers with alignments of their own.
+
+    Layers whose updates line up less with their inputs must get other learning-rate exponents c, from `find_c` and
+    from `transform` alike, and the optimizer groups the rates that follow.
+    """
     evidence = Evidence()
     a, b = [-0.5, 0.0, 0.0, 0.0, 0.5], [0.5] * 5
     own = {"h0": (0.8, 0.3, 0.6), "h1": FULL, "h2": (0.5, 0.2, 0.3)}
@@ -136,7 +167,10 @@ def per_parameter() -> Evidence:
 
 
 def dag_against_chain() -> Evidence:
-    """Solve the same chains with `find_c`, with `find_c_dag` and through a model."""
+    """Collect the evidence of the section "DAG against chain": a chain of layers solved in three ways gives one result.
+
+    The ways are `find_c` (takes lists), `find_c_dag` (takes a graph) and `transform` (traces a model).
+    """
     evidence = Evidence()
     rng = random.Random(11)
     table = evidence.table(

@@ -1,4 +1,4 @@
-"""The page that shows a verification, in Markdown: every number on it is one of the run."""
+"""Writes the page in Markdown that shows the result of `verify`; every number on it comes from that run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ COMMAND = "abcfx verify --write docs"
 
 
 def document(verification: Verification, picture: str | None = None) -> str:
-    """Write the page.
+    """Return the Markdown page that shows the result of a run of `verify`.
 
     Args:
         verification: the run.
-        picture: path of the figure, relative to the page.
+        picture: path of the figure, relative to the page; None leaves it out.
     """
     versions = f"abcfx {version('abcfx')}, torch {version('torch')}, Python {platform.python_version()}"
     parts = [
@@ -34,6 +34,7 @@ def document(verification: Verification, picture: str | None = None) -> str:
 
 
 def _count(verification: Verification) -> str:
+    """Return the sentence that counts the sections that pass and the claims that hold."""
     claims = [claim for section in verification for claim in section.evidence.claims]
     passed = sum(section.verdict is Verdict.PASS for section in verification)
     held = sum(claim.verdict is Verdict.PASS for claim in claims)
@@ -41,6 +42,7 @@ def _count(verification: Verification) -> str:
 
 
 def _summary(verification: Verification) -> str:
+    """Return a Markdown table with a line for each section: number, link, verdict, number of claims, CPU seconds."""
     table = Table("", ("", "section", "verdict", "claims", "CPU s"))
     for section in verification:
         link = f"[{section.name}](#{section.number}-{section.name.lower().replace(' ', '-')})"
@@ -49,6 +51,7 @@ def _summary(verification: Verification) -> str:
 
 
 def _section(section: Section, picture: str | None) -> str:
+    """Return one section of the page: what it tests, its tables, its claims; in "Figure" the picture too."""
     parts = [f"## {section.number}. {section.name}", section.tested]
     for table in section.evidence.tables:
         parts.append(f"{table.caption}:\n\n{_markdown(table)}")
@@ -62,5 +65,6 @@ def _section(section: Section, picture: str | None) -> str:
 
 
 def _markdown(table: Table) -> str:
+    """Return a table as Markdown, with vertical bars in its cells escaped."""
     rows = [table.columns, tuple("---" for _ in table.columns), *table.rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)

@@ -1,4 +1,4 @@
-"""The models that a verification trains, and their task: to predict the next character of Python's own sources."""
+"""The models that `verify` trains, and their task: to predict the next character of Python's own sources."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ Built = TypeVar("Built")
 
 
 class MLP(nn.Module):
-    """Stem, hidden layers and head with ReLU between them; without biases its layers are a chain of `find_c`."""
+    """Linear layers `stem`, `hidden` (several) and `head` without biases, with ReLU between them.
+
+    Args:
+        width: number of features of the hidden layers.
+        inputs, outputs: number of features of the input and of the output.
+        hidden: number of hidden layers.
+    """
 
     def __init__(self, width: int, inputs: int = 16, outputs: int = 10, hidden: int = 1) -> None:
         super().__init__()
@@ -34,7 +40,11 @@ class MLP(nn.Module):
 
 
 class CharMLP(nn.Module):
-    """MLP that predicts the next character from the last few: ids (B, CONTEXT) to logits (B, VOCABULARY)."""
+    """MLP that predicts the next character from the last 8: ids (B, 8) to logits (B, size of the vocabulary).
+
+    Args:
+        width: number of features of embedding and hidden layers.
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -44,25 +54,44 @@ class CharMLP(nn.Module):
         self.head = nn.Linear(width, VOCABULARY)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return the logits of the next character."""
+        """Return the logits of the next character, (B, vocabulary), for the ids of the last 8 characters, (B, 8)."""
         places = VOCABULARY * torch.arange(CONTEXT, device=ids.device)
         x = self.norm(self.letters(ids + places).sum(1))
         return self.head(self.mlp(x))  # type: ignore[no-any-return]
 
 
 def build(make: Callable[[], Built], seed: int = 0) -> Built:
-    """Build a model from a seed; the random generators go on as if nothing had been drawn."""
+    """Call a function that builds a model, with torch's random numbers drawn from a seed and restored afterwards.
+
+    Args:
+        make: builds the model.
+        seed: the seed.
+    """
     with seeded(seed):
         return make()
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Draw standard normal numbers from a seed."""
+    """Draw a tensor of standard normal numbers from a seed.
+
+    Args:
+        shape: sizes of its dims.
+        seed: the seed.
+    """
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def text_batches(steps: int, seed: int = 0, size: int = 64) -> Iterator[Batch]:
-    """Yield (ids, next character) from random places in the text."""
+    """Yield training batches from random places of a text of Python sources.
+
+    Args:
+        steps: number of batches.
+        seed: seed of the places.
+        size: number of samples in a batch.
+
+    Yields:
+        (ids of 8 characters (size, 8), id of the character that follows (size,)).
+    """
     characters = read_characters()
     generator = torch.Generator().manual_seed(seed)
     offsets = torch.arange(CONTEXT + 1)

@@ -1,4 +1,4 @@
-"""Sections on the transformed model: what it computes, its keys, its initialisation, multipliers and rates."""
+"""Sections of `verify` on the transformed model: what it computes, its keys, init, multipliers and learning rates."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ ERRORS = 5.0  # standard errors of a measured standard deviation
 
 
 class ScaleAt(NamedTuple):
-    """A scale node of a graph.
+    """A node of a transformed model's graph that multiplies a tensor by a constant.
 
     Attributes:
         name: name of the node.
-        factor: constant that it multiplies by.
+        factor: the constant.
         operand: name of the tensor that it multiplies.
         users: names of the nodes that the result goes into.
     """
@@ -37,7 +37,11 @@ class ScaleAt(NamedTuple):
 
 
 def module_semantics() -> Evidence:
-    """Compare what a transformed MLP computes with the same network written out by hand."""
+    """Collect the evidence of the section "Module semantics": a transformed MLP, compared with hand-written code.
+
+    It checks outputs, and that the user's own model, `state_dict` keys, copies and the folded model (multipliers
+    moved into weights) are right.
+    """
     evidence = Evidence()
     model, x = _mlp(WIDTH), noise(32, 16)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -90,7 +94,11 @@ def module_semantics() -> Evidence:
 
 
 def initialisation() -> Evidence:
-    """Compare multipliers, standard deviations and rates with powers of the width, without and with a base."""
+    """Collect the evidence of the section "Initialisation": multipliers, init and learning rates are powers of width.
+
+    This is checked for a model without a base (powers of the width itself) and with one (powers of width / base
+    width).
+    """
     evidence, x = Evidence(), noise(32, 16)
     _check_without_base(evidence, transform(_mlp(WIDTH), x, lr=LR))
     relative = transform(_mlp(WIDTH), x, lr=LR, base=lambda: _mlp(BASE))
@@ -103,6 +111,12 @@ def initialisation() -> Evidence:
 
 
 def _check_without_base(evidence: Evidence, absolute: Transformed) -> None:
+    """Add claims that each layer of an MLP has multiplier n^-a, std n^-b and learning rate lr n^-c, with n the width.
+
+    Args:
+        evidence: where claims and a table are added.
+        absolute: the MLP, transformed without a base.
+    """
     caption = f"Planned by muP at width {WIDTH}, no base, lr {LR}: n = {WIDTH}"
     table = evidence.table(caption, "layer", "multiplier", "n^-a", "std", "n^-b", "lr", "lr n^-c")
     weights = dict(absolute.module.named_parameters())
@@ -122,6 +136,14 @@ def _check_without_base(evidence: Evidence, absolute: Transformed) -> None:
 
 
 def _check_with_base(evidence: Evidence, relative: Transformed) -> None:
+    """Add claims that each layer of an MLP has multiplier m^-a and rate lr m^-c, and its own std times m^-b.
+
+    m is width / base width.
+
+    Args:
+        evidence: where claims are added.
+        relative: the MLP, transformed with a base.
+    """
     ratio, own = WIDTH / BASE, {"stem": 16, "hidden.0": BASE, "head": BASE}
     weights = dict(relative.module.named_parameters())
     for layer, (a, b, c) in EXPONENTS.items():
@@ -142,10 +164,12 @@ def _check_with_base(evidence: Evidence, relative: Transformed) -> None:
 
 
 def _mlp(width: int) -> MLP:
+    """Build an MLP of a width, always from the same seed."""
     return build(lambda: MLP(width))
 
 
 def _scale_nodes(result: Transformed) -> list[ScaleAt]:
+    """Return the nodes of a transformed model's graph that multiply by a constant which `transform` put there."""
     assert isinstance(result.module, EmittedModule)
     found = []
     for node in scale_nodes(result.module.graph):
@@ -156,11 +180,17 @@ def _scale_nodes(result: Transformed) -> list[ScaleAt]:
 
 
 def _absorbed(model: torch.nn.Module, x: torch.Tensor) -> Transformed:
+    """Transform an MLP so that multipliers are moved into weights and learning rates (apply="absorb"), with a base.
+
+    Args:
+        model: the MLP.
+        x: an input of it.
+    """
     return transform(model, x, base=lambda: _mlp(BASE), apply="absorb")
 
 
 def _trained(result: Transformed, x: torch.Tensor) -> torch.Tensor:
-    """Train for ten steps of Adam and return the output."""
+    """Train a transformed model for ten steps of Adam on random targets and return its output for the inputs x."""
     targets = noise(32, 10, seed=1)
     optimizer = torch.optim.Adam(result.param_groups)
     for _ in range(10):
@@ -172,11 +202,17 @@ def _trained(result: Transformed, x: torch.Tensor) -> torch.Tensor:
 
 
 def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Return the largest difference, relative to the largest entry."""
+    """Return the largest difference between two tensors, relative to the largest entry of the second one."""
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 def _near(evidence: Evidence, claim: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    """Add the claim that two outputs are the same, up to rounding."""
+    """Add the claim that two outputs are the same up to rounding (largest difference below 1e-5, relative).
+
+    Args:
+        evidence: where the claim is added.
+        claim: the claim as a sentence.
+        ours, theirs: the two outputs.
+    """
     off = _difference(ours.detach(), theirs.detach())
     evidence.check(claim, off < 1e-5, f"off by {number(off)}")

@@ -1,4 +1,4 @@
-"""The networks that the linear program is tried on: muP, named parametrizations, random chains and random graphs."""
+"""The networks that `verify` solves for learning-rate exponents: named parametrizations, random chains and graphs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ FULL = (1.0, 0.5, 1.0)  # alpha, omega, u of full alignment
 
 
 class Chain(TypedDict):
-    """A chain of layers, as keyword arguments of `find_c` and `chain_graph`: a number for each layer in each list."""
+    """A chain of layers as keyword arguments of `find_c` and `chain_graph`; each list has a number for each layer.
+
+    Attributes:
+        a: exponents of multipliers n^-a, with n the width.
+        b: exponents of the initial standard deviations n^-b.
+        alpha, omega, u: alignment exponents of dW x, W dx and dW dx: 1/2 for independent factors, 1 for aligned
+            ones.
+    """
 
     a: list[float]
     b: list[float]
@@ -25,7 +32,13 @@ class Chain(TypedDict):
 
 
 def named_chain(parametrization: str, alignment: str, hidden: int) -> Chain:
-    """Make the chain of a named parametrization and alignment preset, with some hidden layers."""
+    """Return the chain of layers of a named parametrization: an embedding, some hidden layers and a readout.
+
+    Args:
+        parametrization: such as "mup"; it gives multiplier and init exponents.
+        alignment: preset of alignment exponents, such as "full".
+        hidden: number of hidden layers.
+    """
     table, (inner, readout) = named_exponents(parametrization), alignment_preset(alignment)
     roles = ["embedding", *["hidden"] * hidden, "readout"]
     alignments = [readout if role == "readout" else inner for role in roles]
@@ -39,7 +52,13 @@ def named_chain(parametrization: str, alignment: str, hidden: int) -> Chain:
 
 
 def random_chain(rng: random.Random, length: int, low: float = 0.0, high: float = 1.0) -> Chain:
-    """Draw a chain that is stable at init, its alignments between two numbers."""
+    """Draw a random chain of layers whose outputs neither grow nor vanish with width at init (the last may vanish).
+
+    Args:
+        rng: the generator.
+        length: number of layers.
+        low, high: range of the alignment exponents.
+    """
     a = [rng.uniform(-0.5, 0.5) for _ in range(length)]
     b = [0.5 - value for value in a]
     b[0] = -a[0]
@@ -50,7 +69,12 @@ def random_chain(rng: random.Random, length: int, low: float = 0.0, high: float 
 
 
 def chain_graph(a: Sequence[float], b: Sequence[float], **alignments: Sequence[float]) -> nx.DiGraph:
-    """Write a chain as a graph for `find_c_dag`, with the layers 0, 1, ... as nodes."""
+    """Write a chain of layers as a graph for `find_c_dag`, with the nodes 0, 1, ...
+
+    Args:
+        a, b: exponents of multiplier n^-a and init n^-b (n: width) of each layer.
+        alignments: alpha, omega and u of each layer.
+    """
     graph = nx.DiGraph()
     for layer in range(len(a)):
         values = {name: alignment[layer] for name, alignment in alignments.items()}
@@ -61,16 +85,19 @@ def chain_graph(a: Sequence[float], b: Sequence[float], **alignments: Sequence[f
 
 
 def random_graph(rng: random.Random, size: int, *, ties: bool = False, weights: float = 0.6) -> nx.DiGraph:
-    """Draw a graph of layers, additions and products that is stable at init.
+    """Draw a random graph of layers, additions and products, as `find_c_dag` takes it.
+
+    Its multiplier and init exponents are such that outputs keep their size at init, whatever the width.
 
     Args:
         rng: the generator.
         size: number of nodes.
-        ties: make all numbers multiples of 1/4, so that optima are rarely unique.
+        ties: make all exponents multiples of 1/4, so that the best solution is rarely unique.
         weights: share of nodes with a weight.
     """
 
     def draw(low: float, high: float) -> float:
+        """Draw an exponent from a range, as a multiple of 1/4 if `ties`."""
         if ties:
             return rng.randint(round(4 * low), round(4 * high)) / 4
         return round(rng.uniform(low, high), 4)
@@ -93,7 +120,7 @@ def random_graph(rng: random.Random, size: int, *, ties: bool = False, weights: 
 
 
 def shuffled(rng: random.Random, graph: nx.DiGraph) -> nx.DiGraph:
-    """Write the same graph down with its nodes and edges in another order."""
+    """Return the same graph with its nodes and edges listed in another, random order."""
     nodes, edges = list(graph.nodes(data=True)), list(graph.edges(data=True))
     rng.shuffle(nodes)
     rng.shuffle(edges)

@@ -1,4 +1,9 @@
-"""The exact r of a network, computed from its c by the min of every term; this shares no code with the solver."""
+"""Computes, without the solver, how fast each layer of a network changes, from given learning-rate exponents.
+
+A layer's output changes by order n^-r during training (n: width). Its r is a minimum of terms, one for each thing
+that changes it (own update, change of its input); this code shares nothing with the linear program that solves for
+rates.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,16 @@ Term: TypeAlias = tuple[dict[Hashable, float], float]  # coefficients by variabl
 
 
 def network_levels(graph: nx.DiGraph, optimizer: str, c: Mapping[Name, float]) -> dict[Name, float]:
-    """Compute r of every node by exact recursion from the c of every weight."""
+    """Compute r of every node of a network (its output changes by order n^-r, n: width) from given learning rates.
+
+    Args:
+        graph: the network, as `find_c_dag` takes it.
+        optimizer: "adam" or "sgd".
+        c: exponent of the learning rate n^-c of each node with a weight.
+
+    Returns:
+        Node -> r.
+    """
     values: dict[Hashable, float] = {("c", node): value for node, value in c.items()}
     for node in nx.topological_sort(graph):
         terms = network_terms(graph, node, optimizer)
@@ -26,34 +40,57 @@ def network_levels(graph: nx.DiGraph, optimizer: str, c: Mapping[Name, float]) -
 
 
 def chain_levels(chain: Chain, optimizer: NetworkOptimizer) -> list[float]:
-    """Solve a chain with `find_c`, and compute r of every layer by exact recursion from the c that were found."""
+    """Solve a chain of layers with `find_c`, then compute r of every layer from the learning rates without a solver.
+
+    A layer's output changes by order n^-r during training, with n the width.
+
+    Args:
+        chain: multiplier, init and alignment exponents of each layer.
+        optimizer: "adam" or "sgd".
+
+    Returns:
+        r of each layer, in order.
+    """
     c = find_c(**chain, optimizer=optimizer).c
     return list(network_levels(chain_graph(**chain), optimizer, dict(enumerate(c))).values())
 
 
 def network_terms(graph: nx.DiGraph, node: Hashable, optimizer: str) -> list[Term]:
-    """Return the terms whose min is r of a node; for SGD one for each readout that the node reaches."""
+    """Return the terms whose minimum is r of a node (its output changes by order n^-r, n: width).
+
+    A term is (coefficient by variable, constant). Variables are ("r", node before), and ("c", node) for the exponent
+    of a learning rate n^-c. With SGD there is a set of terms for each readout that sends a gradient back to the
+    node.
+
+    Args:
+        graph: the network, as `find_c_dag` takes it.
+        node: the node.
+        optimizer: "adam" or "sgd".
+    """
     values = {"has_weight": True, "merge": "min", **graph.nodes[node]}
     times = {tail: graph.edges[tail, node].get("multiplicity", 1) for tail in graph.pred[node]}
     inputs: list[Term] = [({("r", tail): 1.0}, 0.0) for tail in times]
     if values["merge"] == "sum" and times:
         inputs = [({("r", tail): float(count) for tail, count in times.items()}, 0.0)]
     if not values["has_weight"]:
-        return [_sum(term, ({}, values["a"])) for term in inputs] or [({}, values["a"])]
+        return [_add_terms(term, ({}, values["a"])) for term in inputs] or [({}, values["a"])]
     updates: list[Term] = [({("c", node): 1.0}, values["a"])]
     if optimizer == "sgd":
-        updates = [_sum(updates[0], ({}, values["a"]), gradient) for gradient in _gradients(graph, node)]
+        updates = [_add_terms(updates[0], ({}, values["a"]), gradient) for gradient in _gradients(graph, node)]
     if not inputs:
         return updates
     return [
-        *(_sum(update, ({}, -values["alpha"])) for update in updates),
-        *(_sum(update, term, ({}, -values["u"])) for update, term in itertools.product(updates, inputs)),
-        *(_sum(term, ({}, values["a"] + values["b"] - values["omega"])) for term in inputs),
+        *(_add_terms(update, ({}, -values["alpha"])) for update in updates),
+        *(_add_terms(update, term, ({}, -values["u"])) for update, term in itertools.product(updates, inputs)),
+        *(_add_terms(term, ({}, values["a"] + values["b"] - values["omega"])) for term in inputs),
     ]
 
 
 def _gradients(graph: nx.DiGraph, node: Hashable) -> list[Term]:
-    """Return the terms whose min is the exponent of the gradient that the readouts send back to a node."""
+    """Return the terms whose minimum is the exponent of the gradient that a node gets from the readouts.
+
+    A term is (coefficient by variable, constant). Readouts are the nodes without successors.
+    """
     terms: list[Term] = []
     for readout in nx.descendants(graph, node):
         values = {"has_weight": True, "b": 0.0, **graph.nodes[readout]}
@@ -64,7 +101,8 @@ def _gradients(graph: nx.DiGraph, node: Hashable) -> list[Term]:
     return terms or [({}, 0.0)]
 
 
-def _sum(*terms: Term) -> Term:
+def _add_terms(*terms: Term) -> Term:
+    """Add up linear terms, each (coefficient by variable, constant), and return the sum in the same way."""
     total: dict[Hashable, float] = {}
     for coefficients, _ in terms:
         for name, value in coefficients.items():

@@ -1,4 +1,4 @@
-"""The packaged reference data: exponents of named parametrizations, and optima that another solver found."""
+"""The packaged reference data of `verify`: exponents known from papers, and solutions that another solver found."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ Status: TypeAlias = Literal["optimal", "infeasible", "invalid"]
 
 
 class NamedRow(TypedDict):
-    """A named parametrization under an optimizer and an alignment preset, with c of embedding, hidden and readout."""
+    """One known result: the learning-rate exponents of a named parametrization.
+
+    Attributes:
+        parametrization, optimizer: such as "mup" and "adam".
+        alignment: preset of alignment exponents (how far updates and inputs line up), such as "full".
+        c: exponents of the rates n^-c (n: width) of embedding, hidden layers and readout.
+    """
 
     parametrization: str
     optimizer: str
@@ -29,7 +35,16 @@ class NamedRow(TypedDict):
 
 
 class GraphNode(TypedDict):
-    """A node of a reference graph."""
+    """A node of a network that was given to another solver.
+
+    Attributes:
+        name: its name.
+        a, b: exponents of multiplier n^-a and init n^-b, with n the width.
+        has_weight: whether it is a layer; else it only merges its inputs.
+        predecessors: nodes whose output it takes; a name occurs twice where one is used twice.
+        merge: "min" (sum of tensors: the fastest change counts) or "sum" (product: exponents add up).
+        alpha, omega, u: alignment exponents of dW x, W dx and dW dx.
+    """
 
     name: str
     a: float
@@ -43,7 +58,15 @@ class GraphNode(TypedDict):
 
 
 class Expected(TypedDict, total=False):
-    """The answer to a reference network: `c` where the optimum is unique, else the range of each c."""
+    """The other solver's answer for a network.
+
+    Attributes:
+        status: "optimal", "infeasible" (no stable learning rates) or "invalid" (multipliers and inits that do not
+            keep outputs at their size).
+        objective: sum of the learning-rate exponents c.
+        c: exponent of each layer where the solution is unique.
+        c_min, c_max: range of each exponent where it is not; None for no bound.
+    """
 
     status: Status
     objective: float
@@ -53,7 +76,18 @@ class Expected(TypedDict, total=False):
 
 
 class NetworkRow(TypedDict, total=False):
-    """A network that another solver was asked about: `nodes` for a graph, the lists of numbers for a chain."""
+    """A network that another solver was given, and its answer.
+
+    Attributes:
+        id: name of the network.
+        kind: "chain" (described by the lists `a` to `u`) or "dag" (described by `nodes`).
+        optimizer: "adam" or "sgd".
+        feature_learning: whether the inputs of the last layers are required to change by order 1.
+        a, b: of a chain: exponents of multiplier n^-a and init n^-b of each layer, with n the width.
+        alpha, omega, u: of a chain: alignment exponents of dW x, W dx and dW dx of each layer.
+        nodes: of a graph.
+        expected: the answer.
+    """
 
     id: str
     kind: Literal["chain", "dag"]
@@ -69,7 +103,12 @@ class NetworkRow(TypedDict, total=False):
 
 
 class Reference(TypedDict):
-    """All reference data."""
+    """All reference data of `verify`.
+
+    Attributes:
+        named: learning-rate exponents of named parametrizations, known from papers.
+        networks: networks that another solver was given, with its answers.
+    """
 
     named: list[NamedRow]
     networks: list[NetworkRow]
@@ -77,13 +116,20 @@ class Reference(TypedDict):
 
 @cache
 def reference() -> Reference:
-    """Read the packaged reference data."""
+    """Read the packaged reference data from its JSON file; it is read once."""
     data: Reference = json.loads((files("abcfx.data") / "verification.json").read_text(encoding="utf-8"))
     return data
 
 
 def reference_chains(hidden: int = 2) -> list[tuple[str, NetworkOptimizer, Chain]]:
-    """Return a name, the optimizer and the chain of each named parametrization that `find_c` solves."""
+    """Return the named parametrizations of the reference data whose optimizer `find_c` knows, as chains of layers.
+
+    Args:
+        hidden: number of hidden layers of each chain.
+
+    Returns:
+        (name, optimizer, multiplier, init and alignment exponents of the layers) of each.
+    """
     found: list[tuple[str, NetworkOptimizer, Chain]] = []
     for row in reference()["named"]:
         name = f"{row['parametrization']} {row['optimizer']} {row['alignment']}"
@@ -93,7 +139,7 @@ def reference_chains(hidden: int = 2) -> list[tuple[str, NetworkOptimizer, Chain
 
 
 def graph_of(row: NetworkRow) -> nx.DiGraph:
-    """Make a row's graph, as `find_c_dag` takes it."""
+    """Make the graph of a reference network, as `find_c_dag` takes it."""
     graph = nx.DiGraph()
     for node in row["nodes"]:
         graph.add_node(node["name"], **{key: value for key, value in node.items() if key != "name"})
@@ -104,7 +150,11 @@ def graph_of(row: NetworkRow) -> nx.DiGraph:
 
 
 def solve_row(row: NetworkRow) -> ChainSolution | GraphSolution:
-    """Solve a row's network. Raises whatever `find_c` and `find_c_dag` raise."""
+    """Solve a reference network for its learning-rate exponents, by `find_c` or `find_c_dag`, and return the solution.
+
+    Raises:
+        AbcfxError: there is no solution, or the network is invalid.
+    """
     optimizer, feature_learning = row["optimizer"], row["feature_learning"]
     if row["kind"] == "dag":
         return find_c_dag(graph_of(row), optimizer=optimizer, feature_learning=feature_learning)
@@ -113,7 +163,12 @@ def solve_row(row: NetworkRow) -> ChainSolution | GraphSolution:
 
 
 def compare_with_reference(row: NetworkRow) -> tuple[Status, float, bool]:
-    """Solve a row's network; return the status, how far the sum of c is off, and whether each c agrees."""
+    """Solve a reference network and compare the solution with the other solver's.
+
+    Returns:
+        (our status, difference in the sum of learning-rate exponents, whether each exponent agrees or lies in its
+            range).
+    """
     expected = row["expected"]
     try:
         solution = solve_row(row)

@@ -1,4 +1,4 @@
-"""The result of a verification: sections with verdicts, printed as a table or in full."""
+"""The result of `verify`: sections with verdicts, printed as a table or in full."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from abcfx.verification.evidence import Evidence, Table
 
 @dataclass(frozen=True, kw_only=True)
 class Section(CheckRow):
-    """One section of a verification after its run; `name` is its title, `reason` lists the claims that do not hold.
+    """One section of `verify` after its run: a topic, the claims about it, and whether all of them hold.
+
+    A section also has `name` (its title), `verdict` and `reason` (the claims that do not hold).
 
     Attributes:
         number: position among all sections, from 1.
         tested: what the section tests, and why.
         evidence: claims and tables.
-        seconds: CPU time.
+        seconds: CPU time of its run.
     """
 
     number: int
@@ -33,7 +35,7 @@ class Section(CheckRow):
     seconds: float
 
     def to_dict(self) -> dict[str, object]:
-        """Return number, title, verdict, every claim with its numbers and every table as plain data."""
+        """Return the section as plain data: number, title, verdict, seconds, claims with their numbers, and tables."""
         return {
             "number": self.number,
             "title": self.name,
@@ -44,7 +46,7 @@ class Section(CheckRow):
         }
 
     def details(self) -> RenderableType:
-        """Return the section in full: what it tests, its tables, and every claim."""
+        """Return the section in full, to be printed: what it tests, its tables, and every claim."""
         parts: list[RenderableType] = [Text(f"{self.number}. {self.name}\n"), Text(f"{self.tested}\n")]
         for table in self.evidence.tables:
             parts += [Text(f"{table.caption}:"), _shown(table), Text()]
@@ -54,7 +56,9 @@ class Section(CheckRow):
 
 @dataclass(frozen=True, kw_only=True)
 class Verification(CheckResult[Section]):
-    """Result of `verify`; true if every section that ran passes.
+    """Result of `verify`, which tests that the package does what it says; true if every section that ran passes.
+
+    Printing it shows a table of sections and the claims that do not hold.
 
     Attributes:
         rows: the sections that ran, in order.
@@ -64,12 +68,12 @@ class Verification(CheckResult[Section]):
 
     @property
     def sections(self) -> tuple[Section, ...]:
-        """The sections that ran, in order."""
+        """The sections that ran, in order; another name of `rows`."""
         return self.rows
 
     @property
     def seconds(self) -> float:
-        """CPU time of all sections."""
+        """CPU time of all sections together."""
         return sum(section.seconds for section in self.rows)
 
     def __iter__(self) -> Iterator[Section]:
@@ -79,6 +83,7 @@ class Verification(CheckResult[Section]):
         return text_of(self.__rich__())
 
     def __rich__(self) -> RenderableType:
+        """Return what is printed: a table of sections, the claims that do not hold, and the verdict."""
         table = _table("", "section", "verdict", "claims", "CPU s", left=("section", "verdict"))
         failed: list[Text] = []
         for section in self.rows:
@@ -93,7 +98,15 @@ class Verification(CheckResult[Section]):
 
 
 def section_result(number: int, title: str, tested: str, evidence: Evidence, seconds: float) -> Section:
-    """Make the result of a section out of its evidence."""
+    """Make the `Section` of the result from what it collected: it passes if it has claims and all of them hold.
+
+    Args:
+        number: position among all sections, from 1.
+        title: heading of the section.
+        tested: what it tests, and why.
+        evidence: its claims and tables.
+        seconds: CPU time of its run.
+    """
     reason = "; ".join(claim.name for claim in evidence.failed)
     if evidence.verdict is Verdict.FAIL and not reason:
         reason = "it makes no claim"
@@ -109,7 +122,7 @@ def section_result(number: int, title: str, tested: str, evidence: Evidence, sec
 
 
 def _shown(table: Table) -> RichTable:
-    """Lay a table out: columns of words to the left, columns of numbers to the right."""
+    """Lay out a table for printing: columns with words to the left, columns of numbers to the right."""
     words = [column for k, column in enumerate(table.columns) if any(row[k][:1].isalpha() for row in table.rows)]
     shown = _table(*table.columns, left=words)
     for row in table.rows:
@@ -118,6 +131,12 @@ def _shown(table: Table) -> RichTable:
 
 
 def _table(*columns: str, left: tuple[str, ...] | list[str]) -> RichTable:
+    """Make an empty table for printing.
+
+    Args:
+        columns: headings.
+        left: those of them that are aligned to the left; the others are aligned to the right.
+    """
     table = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right")

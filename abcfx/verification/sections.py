@@ -1,4 +1,4 @@
-"""The sixteen sections, in order, and `verify`, which runs them."""
+"""The sixteen sections of `verify`, in order, and `verify`, which runs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from abcfx.support.running import one_thread, preserved_rng
 from abcfx.verification.evidence import Evidence
 from abcfx.verification.figure import figure
 from abcfx.verification.installation import installation
-from abcfx.verification.known_exponents import cross_validation, dag_against_chain, known_recovery, per_parameter
+from abcfx.verification.known_exponents import check_known_exponents, cross_validation, dag_against_chain, per_parameter
 from abcfx.verification.modules import initialisation, module_semantics
 from abcfx.verification.result import Section, Verification, section_result
 from abcfx.verification.stability import STEP, constraint_satisfaction, optimality, randomized_stress
@@ -24,13 +24,13 @@ from abcfx.verification.widths import activation_magnitude, width_transfer
 
 
 class Part(NamedTuple):
-    """A section before its run.
+    """A section of `verify` before its run.
 
     Attributes:
         number: position among all sections, from 1.
         title: heading of the section.
         tested: what the section tests, and why.
-        run: collects the evidence; it gets the runs that several sections share.
+        run: collects claims and tables; it is given the training runs that several sections share.
     """
 
     number: int
@@ -40,7 +40,7 @@ class Part(NamedTuple):
 
 
 def _alone(section: Callable[[], Evidence]) -> Callable[[Studies], Evidence]:
-    """Adapt a section that needs none of the shared runs."""
+    """Adapt the function of a section that needs no shared training runs to the signature of those that do."""
     return lambda studies: section()
 
 
@@ -52,7 +52,7 @@ PARTS = (
         "arXiv 2407.05872): for the parametrizations SP, NTK, muP and mean field (MFP), under Adam, SGD and Adafactor, "
         "with full, no and worst-case alignment. The program does not look them up: `find_c` solves them for a chain "
         "of layers, and `transform` for the layer DAG that it traces from a model.",
-        _alone(known_recovery),
+        _alone(check_known_exponents),
     ),
     Part(
         2,
@@ -171,7 +171,9 @@ def verify(
     on_section: Callable[[], None] | None = None,
     raise_errors: bool = False,
 ) -> Verification:
-    """Run the sections; random generators and the number of threads are restored afterwards.
+    """Test that the package does what it says, in sixteen sections of claims with the numbers that decide them.
+
+    Random generators and the number of threads are restored afterwards.
 
     Args:
         only: numbers of the sections to run; None runs all.
@@ -206,7 +208,13 @@ def verify(
 
 
 def _run(part: Part, studies: Studies, raise_errors: bool) -> Section:
-    """Run one section from its own seed; an error in it becomes a claim that does not hold."""
+    """Run one section and return its result; an error in it becomes a claim that does not hold.
+
+    Args:
+        part: the section; torch is seeded with its number.
+        studies: training runs that several sections share.
+        raise_errors: let an error through.
+    """
     torch.manual_seed(part.number)
     start = time.process_time()
     try:

@@ -1,4 +1,7 @@
-"""Sections on stability: constraints worked out by hand, rates that cannot be larger, and random networks."""
+"""Sections of `verify` on stability: constraints worked out by hand, rates that cannot be larger, random networks.
+
+A layer's output changes by order n^-r during training (n: width); the network is stable if every r is at least 0.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,11 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 def constraint_satisfaction() -> Evidence:
-    """Work out r from the exponents that were found, term by term."""
+    """Collect the evidence of the section "Constraint satisfaction": solved learning rates make networks stable.
+
+    r of each layer (its output changes by order n^-r, n: width) is worked out without the solver and must be at
+    least 0.
+    """
     evidence = Evidence()
     table = evidence.table("The r of a layer is the least of its terms (muP, full alignment, Adam)", "layer", "term",
                            "formula", "value")  # fmt: skip
@@ -52,10 +59,12 @@ def constraint_satisfaction() -> Evidence:
 
 
 def _terms(a: float, b: float, c: float, before: float | None) -> list[tuple[str, str, float]]:
-    """Return the name, the formula and the value of each term of r, at full alignment with Adam.
+    """Return the terms of r of a layer, trained by Adam with full alignment: (what changes it, formula, value) of each.
+
+    The layer's output changes by order n^-r during training (n: width); r is the least of the values.
 
     Args:
-        a, b, c: exponents of the layer.
+        a, b, c: exponents of the layer: multiplier n^-a, init n^-b, learning rate n^-c.
         before: r of the layer before it; None for the first layer.
     """
     if before is None:
@@ -70,7 +79,10 @@ def _terms(a: float, b: float, c: float, before: float | None) -> list[tuple[str
 
 
 def optimality() -> Evidence:
-    """Lower each c alone, and see that the network becomes unstable."""
+    """Collect the evidence of the section "Optimality": no solved learning rate could be larger.
+
+    Each exponent c of a rate n^-c (n: width) is lowered alone, and the network must then become unstable.
+    """
     evidence = Evidence()
     c = dict(enumerate(find_c(MUP_A, MUP_B, *FULL).c))
     graph = chain_graph(MUP_A, MUP_B, alpha=[1.0] * 3, omega=[0.5] * 3, u=[1.0] * 3)
@@ -99,7 +111,11 @@ def optimality() -> Evidence:
 
 
 def randomized_stress() -> Evidence:
-    """Solve random chains and graphs, again and written down in another order, and compare with the recursion."""
+    """Collect the evidence of the section "Randomized stress": solve random chains and graphs of layers.
+
+    The solution must be stable by a computation without the solver, the same when it is solved again, and the same
+    for the network written down in another order.
+    """
     evidence = Evidence()
     table = evidence.table("Random networks", "kind", "optimizer", "solved", "infeasible", "most layers", "least r",
                            "r off by")  # fmt: skip
@@ -129,14 +145,16 @@ def randomized_stress() -> Evidence:
 
 
 class _Stressed(NamedTuple):
-    """A random network that was solved.
+    """A random network that was solved for its learning rates, and what was found.
+
+    r of a node says that its output changes by order n^-r in training (n: width); it should be at least 0.
 
     Attributes:
         name: kind, optimizer and number of the network.
         size: number of its nodes.
-        least: least r by the recursion.
-        off: largest difference between the recursion's r and the solver's.
-        same: whether a second solve gives the same, and one of the network in another order the same c.
+        least: least r, computed without the solver.
+        off: largest difference between this r and the solver's, over nodes.
+        same: whether a second solve gives the same, and one of the network in another order the same learning rates.
     """
 
     name: str
@@ -147,7 +165,14 @@ class _Stressed(NamedTuple):
 
 
 def _stressed(rng: random.Random, kind: str, optimizer: NetworkOptimizer, trial: int) -> _Stressed | None:
-    """Draw and solve one random network; None where it is infeasible."""
+    """Draw a random network, solve it in several ways and compare; None where no learning rates make it stable.
+
+    Args:
+        rng: the generator.
+        kind: "chain" or "graph".
+        optimizer: "adam" or "sgd".
+        trial: number of the network, for its name; every third graph has exponents in multiples of 1/4.
+    """
     size = rng.randint(3, LONGEST)
     is_chain = kind == "chain"
     graph = chain_graph(**random_chain(rng, size)) if is_chain else random_graph(rng, size, ties=trial % 3 == 0)
@@ -161,15 +186,23 @@ def _stressed(rng: random.Random, kind: str, optimizer: NetworkOptimizer, trial:
 
 
 def _lowered(c: Mapping[Name, float], node: Name) -> dict[Name, float]:
+    """Return the learning-rate exponents with that of one node lowered by 0.01, which raises its rate."""
     return {**c, node: c[node] - STEP}
 
 
 def _slack(graph: nx.DiGraph, optimizer: str, c: Mapping[Name, float]) -> list[Name]:
-    """Return the layers whose c can be lowered alone with every r still at least 0."""
+    """Return the layers whose learning rate could be larger: their exponent c lowered alone leaves the network stable.
+
+    Args:
+        graph: the network, as `find_c_dag` takes it.
+        optimizer: "adam" or "sgd".
+        c: exponent of the learning rate n^-c (n: width) of each layer.
+    """
     return [node for node in c if min(network_levels(graph, optimizer, _lowered(c, node)).values()) >= -TOLERANCE]
 
 
 def _solved(graph: nx.DiGraph, optimizer: NetworkOptimizer) -> GraphSolution | None:
+    """Solve a network for its learning-rate exponents; None if none of them makes it stable."""
     try:
         return find_c_dag(graph, optimizer=optimizer)
     except InfeasibleError:

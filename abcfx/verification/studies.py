@@ -1,4 +1,4 @@
-"""Runs that several sections and the figure look at; each is made once, when it is first asked for."""
+"""The training runs and solutions that several sections of `verify` share; each is made when first asked for."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ Curves = dict[str, dict[int, float]]  # by layer, by width
 
 
 def make_gpt(width: int) -> GPT:
-    """Build the GPT of the examples, whose heads keep their size."""
+    """Build the small GPT of the examples in a given width; wider ones have more heads, of one size."""
     return GPT(GPTConfig(d_model=width))
 
 
 def some_tokens() -> torch.Tensor:
-    """Draw the batch of token ids on which the GPT is checked."""
+    """Draw a batch of token ids (2, 32) for the GPT, always the same one."""
     return torch.randint(128, (2, 32), generator=torch.Generator().manual_seed(0))
 
 
 @dataclass(frozen=True)
 class Training:
-    """A run with rates that follow the measured alignment, and one with the planned rates, on the same text.
+    """Two training runs of one model on the same text: rates that follow measured alignment, and planned rates.
 
     Attributes:
         steps: number of steps of each run.
-        dynamic: loss of each step with rates that follow the alignment, nats per character.
+        dynamic: loss of each step with rates that follow the alignment, in nats per character.
         static: loss of each step with the planned rates.
-        history: what was measured in the first run.
+        history: alignments and rates that were measured in the first run, a row for each layer and measurement.
     """
 
     steps: int
@@ -60,10 +60,10 @@ class Training:
 
 
 class Studies:
-    """The runs that sections share.
+    """Training runs and solutions that several sections of `verify` share; each property is computed when first read.
 
     Args:
-        picture: where section 16 draws its figure; None draws none.
+        picture: file to which the section "Figure" draws; None draws nothing.
     """
 
     def __init__(self, picture: Path | None = None) -> None:
@@ -71,14 +71,18 @@ class Studies:
 
     @cached_property
     def alignments(self) -> dict[float, list[float]]:
-        """c of embedding, hidden, readout of the muP chain, by alpha = u from 0 to 1, at omega = 1/2."""
+        """Alignment level from 0 to 1 -> learning-rate exponents c of embedding, hidden layer and readout under muP.
+
+        A rate is n^-c (n: width). The level is that of alpha and u, the alignment of updates with inputs and with
+        their changes; omega, of weights with changes of inputs, is 1/2.
+        """
         solution = find_c(MUP_A, MUP_B, 0.0, 0.5, 0.0)
         levels = [k / GRID for k in range(GRID + 1)]
         return {level: solution.resolve(level, 0.5, level).c for level in levels}
 
     @cached_property
     def rates(self) -> Curves:
-        """Planned learning rates of an MLP, by role and width."""
+        """Planned learning rates of an MLP: role (embedding, hidden, readout) -> width -> rate."""
         found: Curves = {role: {} for role in ROLE_OF.values()}
         for width in WIDTHS:
             result = transform(MLP(width), noise(4, 16), base=lambda: MLP(WIDTHS[0]), lr=BASE_LR, optimizer="adam")
@@ -88,12 +92,12 @@ class Studies:
 
     @cached_property
     def coordinates(self) -> CoordCheck:
-        """The coordinate check of a GPT."""
+        """The result of `coord_check` (does each layer move alike at every width?) for a small GPT."""
         return coord_check(make_gpt, some_tokens(), widths=(64, 128, 256), seeds=3)
 
     @cached_property
     def transfer(self) -> TransferCheck:
-        """The transfer check of a character model."""
+        """The result of `transfer_check` (is the best learning rate the same at every width?) for a character model."""
         return transfer_check(
             CharMLP,
             lambda seed: text_batches(60, seed),
@@ -108,7 +112,10 @@ class Studies:
 
     @cached_property
     def magnitudes(self) -> dict[tuple[str, int], Curves]:
-        """RMS of every layer's output, by model and step: at init, and after training with one base rate."""
+        """RMS of the outputs of a GPT's layers: (model, step) -> layer -> width -> RMS, mean over seeds.
+
+        The model is "transformed", or "standard" (unchanged); the step is 0 (init) or the last of a short training.
+        """
         steps = MAGNITUDE_STEPS
         check = coord_check(make_gpt, some_tokens(), widths=MAGNITUDE_WIDTHS, seeds=1, steps=steps, lr=2.0**-8)
         values: dict[tuple[str, int], dict[str, dict[int, list[float]]]] = {}
@@ -123,14 +130,21 @@ class Studies:
 
     @cached_property
     def training(self) -> Training:
-        """The training of a character model with rates that follow its alignment, and with planned rates."""
+        """Two training runs of a character model: rates that follow measured alignment, and planned rates."""
         dynamic, history = _train(follows=True)
         static, _ = _train(follows=False)
         return Training(TRAINING_STEPS, dynamic, static, history)
 
 
 def _train(follows: bool) -> tuple[list[float], list[HistoryRow]]:
-    """Train the character model; return the loss of each step, and what was measured if the rates follow alignment."""
+    """Train a transformed character model on text.
+
+    Args:
+        follows: whether its learning rates follow the measured alignment; else they are as planned.
+
+    Returns:
+        (loss of each step, rows of what was measured; empty if rates do not follow).
+    """
     example = torch.zeros(4, CONTEXT, dtype=torch.long)
     model, base = build(lambda: CharMLP(128)), build(lambda: CharMLP(64))
     result = transform(model, example, base=base, optimizer="adam", lr=2.0**-6)
@@ -152,6 +166,10 @@ def _train(follows: bool) -> tuple[list[float], list[HistoryRow]]:
 
 
 def slope(values: Mapping[int, float]) -> float:
-    """Fit log2 of values over log2 width by least squares, and return the slope."""
+    """Fit a line to log2 of values over log2 width by least squares, and return its slope.
+
+    Args:
+        values: width -> positive value.
+    """
     widths, logs = [math.log2(width) for width in values], [math.log2(value) for value in values.values()]
     return linear_regression(widths, logs).slope

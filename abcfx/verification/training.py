@@ -1,4 +1,7 @@
-"""Sections on measured alignment: its computation, rates that follow it, and a whole training run."""
+"""Sections of `verify` on alignment: how it is measured, learning rates that follow it, and a whole training run.
+
+The alignment exponent of a product of matrices is 1/2 if its factors are independent, 1 if they line up fully.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ TERMS: tuple[AlignmentTerm, ...] = ("alpha", "omega", "u")
 
 
 def alignment() -> Evidence:
-    """Measure the alignment of layers for which it is known."""
+    """Collect the evidence of the section "Alignment": measure layers whose alignment exponents are known."""
     evidence = Evidence()
     table = evidence.table(f"Measured: log_n of rms(product) over rms of both factors, n = {FAN}", "case", *TERMS)
     z0, w0 = noise(64, FAN, seed=1), noise(FAN, FAN, seed=2)
@@ -70,7 +73,11 @@ def alignment() -> Evidence:
 
 
 def dynamic_flow() -> Evidence:
-    """Follow the rates of a small training run, step by step."""
+    """Collect the evidence of the section "Dynamic flow": follow the rates of a small training run step by step.
+
+    `DynamicAlignment` must leave planned rates alone until its first measurement, then set those that `find_c` gives
+    for the measured alignments, and show schedulers the planned rates between steps.
+    """
     evidence = Evidence()
     x, labels = noise(128, 16), torch.randint(10, (128,), generator=torch.Generator().manual_seed(1))
     warmup, steps = 2, 4
@@ -125,7 +132,14 @@ def dynamic_flow() -> Evidence:
 
 
 def end_to_end(studies: Studies) -> Evidence:
-    """Check that a model learns with rates that follow its alignment, and with planned rates."""
+    """Collect the evidence of the section "End-to-end training": a character model learns with both kinds of rates.
+
+    These are planned rates, and rates that follow the measured alignment. Losses, alignments and changes of the
+    rates are checked.
+
+    Args:
+        studies: training runs that sections share.
+    """
     evidence = Evidence()
     run = studies.training
     table = evidence.table("Loss, nats per character", "step", "rates that follow alignment", "planned rates")
@@ -155,18 +169,24 @@ def end_to_end(studies: Studies) -> Evidence:
 
 
 def _shown(value: float | None) -> float | str:
+    """Return an alignment exponent for a table: "absent" for None, else the number."""
     return "absent" if value is None else value
 
 
 def _present(measured: Measured) -> list[float]:
-    """Return the exponents as numbers, NaN for an absent one."""
+    """Return measured alignment exponents as a list of numbers, NaN for None."""
     return [math.nan if value is None else value for value in measured]
 
 
 def _solved_apart(rows: Sequence[HistoryRow]) -> list[float]:
-    """Solve the muP chain at the measured alignments, clipped to [1/2, 1]; the preset stands in for absent ones."""
+    """Solve a muP network of three layers with `find_c` for measured alignments; return its learning-rate exponents c.
+
+    Args:
+        rows: what was measured of each layer. Exponents are clipped to [1/2, 1]; full alignment stands in for None.
+    """
 
     def values(term: AlignmentTerm, preset: float) -> list[float]:
+        """Return one alignment exponent of each layer, clipped to [1/2, 1]; `preset` where it is None."""
         return [preset if (value := row[term]) is None else min(max(value, 0.5), 1.0) for row in rows]
 
     alpha, omega, u = values("alpha", 1.0), values("omega", 0.5), values("u", 1.0)

@@ -1,4 +1,4 @@
-"""Sections on width: planned rates, the coordinate and the transfer check, and sizes of activations."""
+"""Sections of `verify` on width: planned learning rates, coordinate and transfer check, and sizes of activations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,14 @@ READOUT = "head.weight"
 
 
 def width_transfer(studies: Studies) -> Evidence:
-    """Compare planned rates with powers of the width, and check that layers and the best rate do not depend on it."""
+    """Collect the evidence of the section "Width transfer": layers and the best learning rate do not depend on width.
+
+    Planned rates must be powers of the width; `coord_check` and `transfer_check` must pass for the transformed model
+    and fail for the unchanged one.
+
+    Args:
+        studies: training runs that sections share.
+    """
     evidence = Evidence()
     _check_rates(evidence, studies.rates)
     coordinates = studies.coordinates
@@ -34,6 +41,12 @@ def width_transfer(studies: Studies) -> Evidence:
 
 
 def _check_rates(evidence: Evidence, rates: Mapping[str, Mapping[int, float]]) -> None:
+    """Add a table of planned learning rates, and claims that they are the powers of the width that muP says.
+
+    Args:
+        evidence: where they are added.
+        rates: role (embedding, hidden, readout) -> width -> rate.
+    """
     widths = list(rates["hidden"])
     table = evidence.table(f"Planned lr of an MLP, base width {widths[0]}, base lr {BASE_LR}, Adam", "width", *rates)
     for width in widths:
@@ -44,6 +57,14 @@ def _check_rates(evidence: Evidence, rates: Mapping[str, Mapping[int, float]]) -
 
 
 def _check_transfer(evidence: Evidence, transfer: TransferCheck) -> None:
+    """Add a table of best learning rates by width, and claims on how far they move and what a small width's rate costs.
+
+    The transformed model's best rate must stay, and the unchanged model's must move.
+
+    Args:
+        evidence: where they are added.
+        transfer: the result of `transfer_check`.
+    """
     curves = evidence.table(
         f"The best lr of an MLP on text, {transfer.steps} steps, {len(transfer.seeds)} seeds", "model", "width",
         "best lr", "loss there", "regret of the base's best lr",
@@ -70,7 +91,14 @@ def _check_transfer(evidence: Evidence, transfer: TransferCheck) -> None:
 
 
 def activation_magnitude(studies: Studies) -> Evidence:
-    """Compare the sizes of a GPT's layers over widths, at init and after training."""
+    """Collect the evidence of the section "Activation magnitude": sizes of a GPT's layers at widths 64 to 1024.
+
+    They must not depend on width, at init and after training, in the transformed model; in the unchanged one some
+    must grow.
+
+    Args:
+        studies: training runs that sections share.
+    """
     evidence = Evidence()
     curves = studies.magnitudes
     steps = max(step for _, step in curves)
@@ -113,11 +141,19 @@ def activation_magnitude(studies: Studies) -> Evidence:
 
 
 def _within(evidence: Evidence, claim: str, slopes: Mapping[str, float], expected: float) -> None:
-    """Add the claim that all slopes are near the expected one; the furthest is named."""
+    """Add the claim that all layers' slopes over width are within 0.15 of the expected one; the furthest is named.
+
+    Args:
+        evidence: where the claim is added.
+        claim: the claim as a sentence.
+        slopes: slope of each layer's size over width.
+        expected: what it should be.
+    """
     worst = max(slopes, key=lambda node: abs(slopes[node] - expected))
     passed = abs(slopes[worst] - expected) <= MOST_SLOPE
     evidence.check(claim, passed, f"slopes within {MOST_SLOPE}; furthest {worst} {slopes[worst]:+.3f}")
 
 
 def _listed(values: Iterable[object]) -> str:
+    """Write values separated by commas."""
     return ", ".join(map(str, values))

@@ -89,7 +89,7 @@ class Bowl:
     def __init__(self, **minimum: float) -> None:
         self.minimum = minimum
 
-    def run(self, jobs: Sequence[Job], title: str) -> list[Run]:
+    def run_jobs(self, jobs: Sequence[Job], title: str) -> list[Run]:
         def loss(job: Job) -> float:
             found = {role: torch.tensor(factor).log2().item() for role, factor in job.factors}
             return 1.0 + sum((found[role] - x) ** 2 for role, x in self.minimum.items())
