@@ -24,6 +24,7 @@ class InfeasibleError(AbcfxError):
     """
 
     def __init__(self, message: str, conflict: tuple[Hashable, ...] = ()) -> None:
+        """Keep the names of the constraints in conflict beside the message."""
         super().__init__(message)
         self.conflict = conflict
 
@@ -40,6 +41,7 @@ class CaptureError(AbcfxError):
     """
 
     def __init__(self, message: str, line: str = "") -> None:
+        """Keep the line of the model's source beside the message."""
         super().__init__(message)
         self.line = line
 

@@ -39,6 +39,7 @@ class Transformed:
     folding: Fold = field(repr=False)
 
     def __iter__(self) -> Iterator[nn.Module | list[OptimizerGroup]]:
+        """Yield the module and the optimizer groups, so that `module, groups = result` works."""
         return iter((self.module, self.param_groups))
 
     # -- what was found

@@ -252,6 +252,7 @@ class _PathInterpreter(fx.Interpreter):
         self.paths = paths
 
     def run_node(self, n: fx.Node) -> object:
+        """Run one node, with the path of its module last in `paths` meanwhile."""
         self.paths.append(module_path(n))
         try:
             return super().run_node(n)
@@ -265,9 +266,11 @@ def _module_paths(model: nn.Module) -> Iterator[list[str]]:
     stack = [""]
 
     def entering(path: str) -> Callable[..., None]:
+        """Return a hook that adds the path of a module when its forward begins."""
         return lambda *_: stack.append(path)
 
     def leaving(*_: object) -> None:
+        """Remove the path of a module when its forward has ended."""
         stack.pop()
 
     hooks = []

@@ -26,6 +26,7 @@ class SignatureCodeGen(fx.graph.CodeGen):
         self.signature = signature
 
     def additional_globals(self) -> list[tuple[str, object]]:
+        """Return the names that the generated code uses: the signature object."""
         return [(_GLOBAL, self.signature)]
 
     def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, *, expanded_def: bool = False) -> str:
@@ -52,9 +53,11 @@ class SignatureCodeGen(fx.graph.CodeGen):
         return f"return {outputs}" if self.signature.output is None else f"return {_GLOBAL}.unflatten({outputs})"
 
     def process_inputs(self, *args: object) -> list[object]:
+        """Return the flat tensors for positional arguments of the model, as fx interpreters ask for them."""
         return self.signature.flatten(self.signature.bind(*args))
 
     def process_outputs(self, outputs: Sequence[object]) -> object:
+        """Return the model's output, built from the graph's flat outputs, as fx interpreters ask for it."""
         return self.signature.unflatten(outputs)
 
 

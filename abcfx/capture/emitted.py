@@ -185,6 +185,7 @@ def _dispatch(train: Callable[..., object], evaluate: Callable[..., object]) -> 
     """Return a forward that runs the function `train` in train mode and the function `evaluate` in eval mode."""
 
     def forward(self: EmittedModule, *args: object, **kwargs: object) -> object:
+        """Run the function of the module's present mode."""
         if self.training:
             return train(self, *args, **kwargs)
         return evaluate(self, *args, **kwargs)

@@ -41,6 +41,7 @@ def tiled(args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[tuple[ob
     batch = tensors[0].shape[0]
 
     def tile(tensor: torch.Tensor) -> torch.Tensor:
+        """Repeat a tensor whose first dim is the batch until it has 3 samples."""
         if tensor.dim() == 0 or tensor.shape[0] != batch:
             return tensor
         return torch.cat([tensor] * MIN_BATCH)[:MIN_BATCH].detach()

@@ -67,6 +67,7 @@ def capture_export(
         modes = modes[:1]
 
     def export() -> fx.Graph:
+        """Export the model in its current mode."""
         return _export(model, signature, examples, attributes, sizes)
 
     train, evaluate = graphs_of_modes(model, modes, lambda: _as_trained(export, told))
@@ -160,6 +161,7 @@ class _FlatCall(nn.Module):
     """A module that calls the model with flat tensors, so that torch.export never sees its signature and containers."""
 
     def __init__(self, model: nn.Module, signature: Signature) -> None:
+        """Wrap the model, in its present mode."""
         super().__init__()
         self.model = model
         self.signature = signature

@@ -106,6 +106,7 @@ def off_meta(inputs: _Inputs) -> _Inputs:
     """Return example inputs with zeros on the CPU in the place of tensors on the meta device."""
 
     def real(tensor: torch.Tensor) -> torch.Tensor:
+        """Return zeros on the CPU for a tensor on the meta device; any other tensor as it is."""
         return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor
 
     return trees.map_tensors(real, inputs)

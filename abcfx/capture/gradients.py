@@ -46,6 +46,7 @@ class Gradients:
     """
 
     def __init__(self, model: nn.Module, large: frozenset[str]) -> None:
+        """Start without gradients."""
         self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
         self.large = large
         self.fingerprints: dict[str, torch.Tensor] = {}

@@ -28,6 +28,7 @@ class SizesRefused(InvalidInputError):
     """
 
     def __init__(self, needs: str) -> None:
+        """Make the message; `needs` says which sizes the graph is right for."""
         self.note = f"works only for {needs} (a Python loop or branch over sizes fixed it)"
         super().__init__(
             f"These inputs have other sizes than this graph was captured for: it {self.note}.\n"
@@ -79,6 +80,7 @@ def _refusing(check: Callable[..., object], slots: Sequence[str]) -> Guards:
     """Return a check of inputs that raises `SizesRefused`, in the model's names, where `check` fails an assertion."""
 
     def guards(flat: Sequence[object]) -> None:
+        """Check the values of the graph's inputs."""
         try:
             check(*flat)
         except AssertionError as error:

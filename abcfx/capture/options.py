@@ -36,6 +36,7 @@ class Capture:
     unknown: UnknownOps = "raise"
 
     def __post_init__(self) -> None:
+        """Check every option, and put names in their usual spelling."""
         object.__setattr__(self, "method", choose("Capture(method)", self.method, get_args(CaptureMethod)))
         object.__setattr__(self, "unknown", choose("Capture(unknown)", self.unknown, get_args(UnknownOps)))
         if not isinstance(self.verify, bool):

@@ -42,6 +42,7 @@ def module_calls(handler: ModuleCall) -> Iterator[None]:
     original: Callable[..., object] = nn.Module.__call__
 
     def call(module: nn.Module, *args: object, **kwargs: object) -> object:
+        """Stand in for `nn.Module.__call__`."""
         return handler(original, module, args, kwargs)
 
     with _replaced(nn.Module, __call__=call):
@@ -54,6 +55,7 @@ def function_applies(handler: FunctionApply) -> Iterator[None]:
     original = vars(torch.autograd.Function)["apply"]
 
     def apply(cls: type[torch.autograd.Function], /, *args: object, **kwargs: object) -> object:
+        """Stand in for the `apply` of every autograd.Function."""
         return handler(original.__get__(None, cls), cls, args, kwargs)
 
     with _replaced(torch.autograd.Function, apply=classmethod(apply)):
@@ -87,13 +89,17 @@ def checkpoints_noticed() -> Iterator[list[str]]:
     generator, function = getattr(module, _NON_REENTRANT, None), module.CheckpointFunction
 
     def non_reentrant(*args: object, **kwargs: object) -> object:
+        """Note a checkpoint of the kind without reentrance, and make it."""
         used.append("non-reentrant")
         assert generator is not None
         return generator(*args, **kwargs)
 
     class Reentrant:
+        """A stand-in for torch's autograd.Function of reentrant checkpoints."""
+
         @staticmethod
         def apply(*args: object) -> object:
+            """Note a reentrant checkpoint, and make it."""
             used.append("reentrant")
             return function.apply(*args)
 

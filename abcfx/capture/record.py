@@ -68,6 +68,7 @@ def capture_record(
     checks: list[str] = []
 
     def record() -> fx.Graph:
+        """Record the model in its current mode, and keep its constants and checks."""
         recorder = _record(run)
         merge_constants(recorder.graph, recorder.constants, constants)
         checks.extend(recorder.places)

@@ -286,9 +286,11 @@ class Recorder(TorchFunctionMode):
     # Arguments
 
     def _arguments(self, args: tuple[object, ...]) -> tuple[Argument, ...]:
+        """Return positional arguments of a call as a graph has them."""
         return tuple(self._argument(value) for value in args)
 
     def _named_arguments(self, kwargs: Mapping[str, object]) -> dict[str, Argument]:
+        """Return keyword arguments of a call as a graph has them."""
         return {key: self._argument(value) for key, value in kwargs.items()}
 
     def _argument(self, value: object) -> Argument:
@@ -349,6 +351,7 @@ def _apply_of(cls: type) -> Callable[..., object]:
     """Return the `apply` of an autograd.Function as a function that a graph can call and print."""
 
     def apply(*inputs: object, **named: object) -> object:
+        """Apply the autograd.Function."""
         return cls.apply(*inputs, **named)  # type: ignore[attr-defined]
 
     apply.__name__ = apply.__qualname__ = f"{cls.__name__}_apply"

@@ -83,6 +83,7 @@ def graph_to_data(graph: fx.Graph) -> GraphData:
     positions = {node: index for index, node in enumerate(graph.nodes)}
 
     def position(node: fx.Node) -> _Position:
+        """Return the stand-in for a node."""
         return _Position(positions[node])
 
     nodes = []
@@ -101,6 +102,7 @@ def graph_from_data(data: GraphData) -> fx.Graph:
     made: list[fx.Node] = []
 
     def node_at(position: _Position) -> fx.Node:
+        """Return the node that a stand-in stands for."""
         return made[position.index]
 
     for each in data.nodes:
@@ -125,6 +127,7 @@ def _meta(node: fx.Node) -> dict[str, object]:
 
 
 def _class_name(kind: type | str) -> str:
+    """Return the qualified name of a class; a name is returned as it is."""
     return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
 
 

@@ -31,6 +31,7 @@ class _ShapeInterpreter(fx.Interpreter):
     """
 
     def __init__(self, module: EmittedModule, graph: fx.Graph, shadows: dict[int, torch.Tensor]) -> None:
+        """Prepare to run one graph of a module."""
         super().__init__(module, graph=graph)
         self.shadows = shadows
         self.failed: fx.Node | None = None
@@ -46,6 +47,7 @@ class _ShapeInterpreter(fx.Interpreter):
         return value
 
     def get_attr(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
+        """Return the meta tensor that stands for a parameter, buffer or constant."""
         value: object = super().get_attr(target, args, kwargs)
         return self._shadow(value) if isinstance(value, torch.Tensor) else value
 
@@ -67,9 +69,11 @@ class _ShapeInterpreter(fx.Interpreter):
         return self._leaves[path](*args, **kwargs)
 
     def call_function(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
+        """Call a function with the meta device in place of any other."""
         return super().call_function(target, args, _on_meta(kwargs))
 
     def call_method(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
+        """Call a method with the meta device in place of any other."""
         if target == "to":
             args = tuple(torch.device("meta") if isinstance(each, torch.device) else each for each in args)
         return super().call_method(target, args, _on_meta(kwargs))

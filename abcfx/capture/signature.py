@@ -77,6 +77,7 @@ class Signature:
     omitted: frozenset[str] = frozenset()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Signature:
+        """Return the signature itself, in which nothing ever changes."""
         return self  # nothing in it ever changes
 
     @property

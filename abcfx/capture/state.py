@@ -51,6 +51,7 @@ def _container_restore(value: object) -> Callable[[], None]:
         items = list(value)
 
         def restore_list() -> None:
+            """Give the list its contents back."""
             value[:] = items
 
         return restore_list
@@ -58,6 +59,7 @@ def _container_restore(value: object) -> Callable[[], None]:
     contents = value.copy()
 
     def restore() -> None:
+        """Give the dict or set its contents back."""
         value.clear()
         value.update(contents)
 
@@ -108,6 +110,7 @@ def no_hidden_randomness(*, torch_too: bool = False) -> Iterator[None]:
     numpy_random = sys.modules.get("numpy.random")
 
     def states() -> tuple[object, ...]:
+        """Return the states of all generators of random numbers that are watched."""
         numpy_state = numpy_random.get_state() if numpy_random else None
         torch_state = torch.get_rng_state().tolist() if torch_too else None
         return random.getstate(), repr(numpy_state and (numpy_state[1].tolist(), numpy_state[2:])), torch_state

@@ -57,6 +57,7 @@ def capture_symbolic(
     constants: dict[str, torch.Tensor] = {}
 
     def trace() -> fx.Graph:
+        """Trace the model in its current mode, and keep its constants."""
         graph, found = _trace(model, signature)
         merge_constants(graph, found, constants)
         return graph
@@ -143,6 +144,7 @@ class SymbolicTracer(fx.Tracer):
         self._bottom: FrameType | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module becomes one node of the graph: torch's own layers, and modules with a rule."""
         return stays_whole(m)
 
     def create_args_for_root(

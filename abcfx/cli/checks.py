@@ -121,6 +121,7 @@ class _Loss:
     beside: str
 
     def __call__(self, output: object, batch: object) -> torch.Tensor:
+        """Return the loss of a model's output on a batch."""
         return _named("--loss", self.given, self.beside).loss()(output, batch)
 
 
@@ -137,6 +138,7 @@ class _Batches:
     beside: str
 
     def __call__(self, seed: int) -> Iterable[object]:
+        """Return the batches of a seed."""
         function = _value("--batches", self.given, self.beside)
         assert callable(function)
         batches: Iterable[object] = function(seed)

@@ -105,6 +105,7 @@ def add_choice(parser: argparse.ArgumentParser, flag: str, choices: Sequence[str
     """
 
     def read(text: str) -> str:
+        """Read the value of the option, or tell argparse what is wrong."""
         try:
             return choose(flag, text, choices)
         except InvalidInputError as error:

@@ -88,6 +88,7 @@ def _weighs(dag: LayerDag, weights: frozenset[str], streams: frozenset[str]) -> 
     """
 
     def multiplies(node: str, others: frozenset[str]) -> bool:
+        """Whether a node is a product, or the sum of one, with one of `others` as a factor."""
         kind = dag.kind(node)
         if isinstance(kind, Reduce | NumberFactor):  # of a sum that is written out as product and sum
             return multiplies(kind.input, others)

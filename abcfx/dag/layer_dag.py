@@ -145,6 +145,7 @@ class LayerDag:
             return True
 
         def between(n: str) -> bool:
+            """Whether a node may lie on the way: it is no layer and no norm."""
             return not isinstance(self.kind(n), Layer | Norm)
 
         return self._reaches(node, lambda n: n in self.outputs and between(n), between)
@@ -169,6 +170,7 @@ class LayerDag:
             return False
 
         def voids(n: str) -> bool:
+            """Whether a reader of the layer divides the multiplier out: a norm, or a number and then a norm."""
             if through_scales and isinstance(self.kind(n), NumberFactor):
                 return self.is_void(n, through_scales=True)
             return isinstance(self.kind(n), Norm) and node in self.kind(n).inputs

@@ -155,6 +155,7 @@ class DagProgram:
             return False
 
         def scales(n: str) -> bool:
+            """Whether a reader multiplies the tensor by a number, or is a sum that is then multiplied."""
             kind = self.dag.kind(n)
             return isinstance(kind, NumberFactor) or (isinstance(kind, Merge) and self._is_scaled(n))
 

@@ -44,6 +44,7 @@ class WhyRole:
     inside_op: bool = False
 
     def __str__(self) -> str:
+        """Return the reasons as one sentence."""
         parts = [self.reason.value]
         if self.own:
             parts.append(f"the model's own factor m^{-self.own:g} takes the place of its multiplier")

@@ -51,6 +51,7 @@ class GrowthCheckRow(CheckRow):
         return asdict(self) | {"verdict": self.verdict.value, "details": list(self.details)}
 
     def __str__(self) -> str:
+        """Return verdict, name, place, reason and fix as text."""
         where = f" at {self.path}" if self.path else ""
         node = f" ({self.node})" if self.node else ""
         reason = f": {self.reason}" if self.reason else ""

@@ -120,6 +120,7 @@ def _measuring(path: str, found: dict[str, float]) -> Hook:
     """Return a forward hook that writes into `found`, under `path`, how much a block adds to its input."""
 
     def measure(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
+        """Compare a block's output with its first tensor argument, if they have one shape."""
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
         out = output[0] if isinstance(output, tuple | list) else output
         if given and isinstance(out, torch.Tensor) and out.shape == given[0].shape:

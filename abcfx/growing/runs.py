@@ -69,6 +69,7 @@ class Runs:
     """
 
     def __init__(self, plan: GrowthPlan, small: nn.Module, large: nn.Module) -> None:
+        """Find the number that relates each pair of tensors."""
         self.factors = plan.factors
         of_weights = {name: mean_multiplier(widening) for name, widening in plan.widenings.items()}
         self.scales = expected_scales(self.factors, of_weights | _ratios_of_numbers(small, large))

@@ -52,6 +52,7 @@ class PairedModels:
         is_called: bool = True,
         blocks: Blocks | None = None,
     ) -> None:
+        """Keep the models; nothing is computed yet."""
         self.target = target
         self.base = base if isinstance(base, nn.Module) else None
         self.base_shapes = base if isinstance(base, Mapping) else None

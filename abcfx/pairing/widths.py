@@ -143,9 +143,11 @@ class StructuralGrowth(WidthGrowth):
         self._mark(vector.dims[-1:], grows)
 
     def dim(self, dim: Dim) -> float:
+        """Return 1 for a dim that grows, else 0."""
         return self._grows.get(dim, 0.0)
 
     def scalar(self, scalar: InGraph) -> float:
+        """Return 0: no number in the graph is known to grow."""
         return 0.0
 
 
@@ -182,6 +184,7 @@ class SizeGrowth(WidthGrowth):
     has_base = True
 
     def __init__(self, target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> None:
+        """Compare the sizes of all parameters."""
         self.base_parameters = base
         self.sizes = {name: tuple(zip(base[name].shape, tensor.shape, strict=True)) for name, tensor in target.items()}
         self._fixed: frozenset[tuple[int, int]] = frozenset()
@@ -215,11 +218,13 @@ class SizeGrowth(WidthGrowth):
         return 0.0 if ratio == 1.0 else math.log(ratio) / math.log(self.width_ratio)
 
     def dim(self, dim: Dim) -> float:
+        """Return e for a dim of a parameter that grows as m^e; 0 for any other, of which nothing is known."""
         if not isinstance(dim, ParameterDim):
             return 0.0
         return self._exponent(self._ratio(*self.sizes[dim.parameter][dim.index]))
 
     def scalar(self, scalar: InGraph) -> float:
+        """Return 0: sizes say nothing about numbers in the graph."""
         return 0.0
 
 
@@ -322,6 +327,7 @@ class PairedGrowth(SizeGrowth):
         return found
 
     def is_known(self, number: Number) -> bool:
+        """Whether the constants in a number could be read in both graphs."""
         constants = [what for what, _ in number.powers if isinstance(what, ConstantTensor)]
         return all(value is not None for what in constants for value in self._both(what))
 

@@ -39,6 +39,7 @@ class Explainer:
     """
 
     def __init__(self, outcome: Outcome) -> None:
+        """Write the rows of the linear program, and look up where each parameter is used."""
         self._outcome, self._dag = outcome, outcome.dag
         self._constraints = Constraints(outcome.fixed, outcome.alignments, outcome.solution)
         self._uses = self._dag.uses()

@@ -85,6 +85,7 @@ class Explanation:
         }
 
     def __str__(self) -> str:
+        """Return the explanation as text, wrapped to 100 columns."""
         lines = [self.name]
         for title, body in self.paragraphs:
             lines += ["", title]
@@ -96,6 +97,7 @@ class Explanation:
         return "\n".join(lines)
 
     def __rich__(self) -> Group:
+        """Return the explanation as a rich renderable."""
         parts: list[RenderableType] = [Text(self.name, style="bold")]
         for title, body in self.paragraphs:
             parts += [

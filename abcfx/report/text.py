@@ -160,6 +160,7 @@ def _binding(outcome: Outcome) -> Section:
 
 
 def _more(nodes: tuple[str, ...]) -> str:
+    """Write how many of the nodes are not shown."""
     return f" and {len(nodes) - NODES_SHOWN} more" if len(nodes) > NODES_SHOWN else ""
 
 

@@ -37,6 +37,7 @@ def refuse_saving(model: nn.Module) -> RemovableHandle:
     """Make `state_dict()` raise until the returned handle is removed: weights do not hold what hooks multiply."""
 
     def refuse(*_: object) -> None:
+        """Raise the error."""
         raise InvalidInputError(
             "This model computes with multipliers in hooks, which its weights do not hold: a model that loads them\n"
             "  would compute something else. To fix: result.fold() first, which puts them into the weights."
@@ -52,11 +53,13 @@ def _hook_attention_module(module: nn.MultiheadAttention, factor: float) -> Remo
     kept: list[dict[str, nn.Parameter | None]] = []
 
     def before(_: nn.Module, args: object) -> None:
+        """Put scaled query weights in the place of the module's own."""
         scaled = scaled_query_parameters(module, factor)
         kept.append({name: module._parameters[name] for name in scaled})
         module._parameters.update(scaled)  # type: ignore[arg-type]
 
     def after(_: nn.Module, args: object, out: object) -> None:
+        """Put the module's own weights back."""
         module._parameters.update(kept.pop())
 
     first = module.register_forward_pre_hook(before)
@@ -68,9 +71,11 @@ class _Both(RemovableHandle):
     """A handle that removes two hooks."""
 
     def __init__(self, first: RemovableHandle, second: RemovableHandle) -> None:
+        """Keep the two handles."""
         self._handles = first, second
 
     def remove(self) -> None:
+        """Remove both hooks."""
         for handle in self._handles:
             handle.remove()
 

@@ -37,10 +37,12 @@ class Scaled(nn.Module):
     """
 
     def __init__(self, module: nn.Module, a: float) -> None:
+        """Wrap the module."""
         super().__init__()
         self.module, self.a = module, a
 
     def forward(self, *args: object, **kwargs: object) -> object:
+        """Run the module inside, and mark the tensors that it returns."""
         return _marked(self.module(*args, **kwargs), self.a)
 
 
@@ -80,6 +82,7 @@ def _marked(value: R, a: float) -> R:
     """Return a value with each tensor in it marked for a multiplication by m^-a in the transformed model."""
 
     def mark(leaf: object) -> object:
+        """Mark one leaf, if it is a tensor."""
         return torch.ops.abcfx.scaled(leaf, a) if isinstance(leaf, torch.Tensor | fx.Proxy) else leaf
 
     return trees.map_leaves(mark, value)

@@ -100,6 +100,7 @@ class _Dependence(fx.Interpreter):
     """
 
     def __init__(self, module: fx.GraphModule, start: fx.Node, end: fx.Node) -> None:
+        """Prepare to run the graph from its beginning to `end`."""
         super().__init__(module, garbage_collect_values=False)
         self.start, self.end = start, end
         self.source: torch.Tensor | None = None

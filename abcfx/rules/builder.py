@@ -59,6 +59,7 @@ class DagBuilder:
     """
 
     def __init__(self, names: Mapping[torch.nn.Parameter, str]) -> None:
+        """Start without nodes; `names` has the name of each parameter."""
         self.names = names
         self.shapes = {name: tuple(parameter.shape) for parameter, name in names.items()}
         self.nodes: dict[str, DagNode] = {}

@@ -94,9 +94,7 @@ class Layer(Kind):
     normalised: bool = False
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s of y = m^-a W x: a + b + s_x - e_in / 2, as fan_in (growth exponent e_in) is summed with random
-        signs.
-        """
+        """Return s of y = m^-a W x, a + b + s_x - e_in / 2: a sum over fan_in (~ m^e_in) with random signs."""
         product = (
             context.a(node)
             + context.b(self.parameter)
@@ -106,9 +104,7 @@ class Layer(Kind):
         return min(product, 0.0) if self.vectors else product
 
     def _update(self, context: ExponentContext) -> tuple[tuple[tuple[str, str], ...], float]:
-        """Return (variables, constant) that sum to x, where one update at the learning rate changes entries by ~
-        m^-x.
-        """
+        """Return (variables, constant) that sum to x, where an update times its rate m^-c has entries ~ m^-x."""
         rate = ("c", self.parameter)
         update = context.family(self.parameter).update
         if update == "gradient":
@@ -157,9 +153,7 @@ class Layer(Kind):
             yield Bound(RowLabel(RowKind.OMEGA), (("r", x),), a + context.b(self.parameter), "omega", e_in)
 
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield the input and bounds on its G (gradient ~ m^-G): W^T sends gradients back, with SGD its update as
-        well.
-        """
+        """Yield the input and bounds on its G (gradient ~ m^-G): W sends gradients back, with SGD its update too."""
         back = self.fan_out if self.fan_back is None else self.fan_back
         x, a, e_out = self.inputs[0], context.a(node), context.growth(*back)
         if x is None:
@@ -200,14 +194,17 @@ class Merge(Kind):
     """A sum, concatenation or selection: the largest input dominates size and change."""
 
     def size(self, node: str, context: ExponentContext) -> float:
+        """Return s (entries ~ m^-s at init) of the largest input."""
         return min(context.size(x) for x in self.inputs if x is not None)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
+        """Yield one bound on r (change ~ m^-r) for each input that training changes: the input's own r."""
         for x in dict.fromkeys(self.inputs):
             if x is not None and context.changes(x):
                 yield Bound(RowLabel(RowKind.INPUT, x), (("r", x),), 0.0)
 
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
+        """Yield each input and the bound on its G (gradient ~ m^-G): that of the result."""
         for x in dict.fromkeys(self.inputs):
             if x is not None:
                 yield x, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), 0.0)
@@ -227,6 +224,7 @@ class Product(Kind):
     broadcast: tuple[tuple[Extent, ...], tuple[Extent, ...]] = ((), ())
 
     def size(self, node: str, context: ExponentContext) -> float:
+        """Return s of x y (entries ~ m^-s at init): s of x plus s of y, less half the growth of what is summed over."""
         x, y = self.inputs
         return context.size(x) + context.size(y) - context.growth(*self.contracted) / 2 + context.a(node)
 
@@ -242,9 +240,7 @@ class Product(Kind):
             yield Bound(RowLabel(RowKind.BOTH_CHANGES), (("r", x), ("r", y)), aligned)
 
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield each input and bounds on its G: that of x is the product's gradient times y, summed over dims x
-        lacks.
-        """
+        """Yield each input and bounds on its G: x gets the product's gradient times y, summed over dims x lacks."""
         x, y = self.inputs
         for this, other, missing in ((x, y, self.broadcast[0]), (y, x, self.broadcast[1])):
             if this is not None:
@@ -262,6 +258,7 @@ class Mix(Product):
         return context.size(self.inputs[1])
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
+        """Yield the bounds on r (change ~ m^-r): the change of x, and that of the weights times x, summed up."""
         weights, x = self.inputs
         if x is not None and context.changes(x):
             yield Bound(RowLabel(RowKind.CHANGE, x), (("r", x),), 0.0)
@@ -293,10 +290,12 @@ class Unary(Kind):
         return self.shift(context)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
+        """Yield the bound on r (change ~ m^-r): that of the input, shifted by a constant."""
         if context.changes(self.input):
             yield Bound(RowLabel(RowKind.INPUT, self.input), (("r", self.input),), self.shift(context))
 
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
+        """Yield the input and the bound on its G (gradient ~ m^-G): that of the result, shifted by a constant."""
         yield self.input, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), self.gradient_shift(context))
 
 
@@ -315,9 +314,11 @@ class Norm(Unary):
     power: float = 2.0
 
     def size(self, node: str, context: ExponentContext) -> float:
+        """Return s (entries ~ m^-s): 0, or more where the norm divides by a sum over dims that grow."""
         return context.growth(*self.summed) / self.power
 
     def shift(self, context: ExponentContext) -> float:
+        """Return r of the output minus r of the input: changes are divided by the size of the input."""
         return self.size("", context) - context.size(self.input)
 
 
@@ -326,6 +327,7 @@ class Pointwise(Unary):
     """A function phi with phi(0) != 0 (sigmoid, exp, cos): its output is of order 1 for any input."""
 
     def size(self, node: str, context: ExponentContext) -> float:
+        """Return s (entries ~ m^-s): 0 for inputs of order 1 or less."""
         return min(0.0, context.size(self.input))
 
     def shift(self, context: ExponentContext) -> float:
@@ -342,6 +344,7 @@ class Power(Unary):
         return self.exponent * context.size(self.input)
 
     def shift(self, context: ExponentContext) -> float:
+        """Return r of the output minus r of the input: the derivative is x ** (exponent - 1)."""
         return (self.exponent - 1) * context.size(self.input)
 
 
@@ -368,6 +371,7 @@ class NumberFactor(Unary):
         return context.size(self.input) + self.shift(context)
 
     def shift(self, context: ExponentContext) -> float:
+        """Return r of the output minus r of the input: the exponent x of a factor ~ m^-x."""
         return -context.number(self.factor)
 
 
@@ -382,7 +386,9 @@ class Reduce(Unary):
         return context.size(self.input) + self.shift(context)
 
     def shift(self, context: ExponentContext) -> float:
+        """Return r of the output minus r of the input: 0 for a mean, less for a sum over dims that grow."""
         return 0.0 if self.mean else -context.growth(*self.over)
 
     def gradient_shift(self, context: ExponentContext) -> float:
+        """Return G of the input minus G of the output: a mean sends back smaller gradients."""
         return context.growth(*self.over) if self.mean else 0.0

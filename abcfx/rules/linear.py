@@ -158,6 +158,7 @@ def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kep
     contracted = [c for c in y_letters if c in x_letters and c not in kept]
 
     def position(letters: str, c: str) -> int:
+        """Return the index of the dim with this letter, counted from the end behind an ellipsis."""
         before, dots, after = letters.partition("...")
         return before.index(c) if c in before or not dots else after.index(c) - len(after)
 

@@ -38,6 +38,7 @@ def _block(op: Op, module: Block, x: Value, memory: Value | None, path: str) -> 
     """
 
     def attend(y: Value, attention: nn.MultiheadAttention, name: str, other: Value | None = None) -> Value:
+        """Add attention of y to another tensor, or to itself, with the weights of one of the block's submodules."""
         seen = y if other is None else other
         return attend_with(op, attention, y, seen, seen, None, f"{path}{name}.")
 

@@ -81,9 +81,7 @@ class OptimizerFamily:
         return (self.absorb or 0) * a
 
     def decay_shift(self, a: float) -> float:
-        """Return x, where weight decay changes by m^x (m, the width ratio) when a multiplier m^-a moves into a
-        weight.
-        """
+        """Return x, where weight decay changes by m^x (m, the width ratio) when a weight absorbs a multiplier m^-a."""
         if self.update == "gradient":
             return 2.0 * a
         if self.decay == "gradient":

@@ -241,6 +241,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     """
 
     def register(function: Rule) -> Rule:
+        """Register one rule under all names."""
         RULES.update(dict.fromkeys(names, function))
         return function
 

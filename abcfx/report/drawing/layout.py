@@ -143,6 +143,7 @@ def _least_widths(inside: Sequence[Sequence[int]], titles: Sequence[float]) -> l
     least = list(titles)
 
     def widen(number: int) -> float:
+        """Widen a frame until the frames inside have room, and return its width."""
         least[number] = max([least[number], *(widen(inner) + 2 * FRAME_MARGIN for inner in inside[number])])
         return least[number]
 
