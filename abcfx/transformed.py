@@ -66,7 +66,7 @@ class Transformed:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know: defaults that were taken, what was dropped, what the solution costs."""
+        """The sentences that a user should know: defaults taken, what was dropped, what the solution costs."""
         return self.outcome.notes
 
     @property

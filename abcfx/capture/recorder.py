@@ -151,7 +151,7 @@ class Recorder(TorchFunctionMode):
         return out
 
     def _decide(self, func: Callable[..., object], args: tuple[object, ...]) -> object:
-        """Return the result of `bool(tensor)`: the real one if sizes give it, else the next decision, else True."""
+        """Return the result of `bool(tensor)`: the real one if sizes give it, else the next in `decisions`, or True."""
         try:
             return func(*args)
         except VALUE_ERRORS:

@@ -64,7 +64,7 @@ class LayerDag:
         return self._by_name[name]
 
     def kind(self, name: str) -> Kind:
-        """Return the kind (layer, merge, norm, ...) of the node with this name."""
+        """Return what the node with this name does: a layer, merge, norm, ..., with the formulas for it."""
         return self._by_name[name].kind
 
     def successors(self, name: str) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ class Skip(NamedTuple):
 
 
 def find_skips(dag: LayerDag) -> list[Skip]:
-    """Find skip connections: merges of paths that start at one node and pass through different numbers of layers."""
+    """Find skip connections: sums of paths that start at one node and pass through different numbers of layers."""
     main = dag.edges.subgraph([node.name for node in dag.nodes if not isinstance(node.kind, Vector)])
     root = object()
     rooted = nx.DiGraph(main.edges)

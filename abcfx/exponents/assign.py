@@ -275,7 +275,13 @@ def _overridden(found: ParameterExponents, name: str, values: tuple[float, ...])
 
 
 def _check_size(found: ParameterExponents, name: str, total: float) -> None:
-    """Raise an error unless multiplier m^-a and init m^-b keep a layer's output O(1) at init, or a norm follows."""
+    """Raise an error unless given exponents keep a layer's output O(1) at init, or a norm follows.
+
+    Multiplier and init are m^-a and m^-b (m, the width ratio); `total` is a + b.
+
+    Raises:
+        InvalidInputError: says what a + b has to be.
+    """
     if found.void or found.role not in MATRIX_ROLES:
         return
     expected = (0.0 if found.role == "embedding" else found.e_in / 2) - found.own

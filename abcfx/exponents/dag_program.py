@@ -19,7 +19,7 @@ TOLERANCE = 1e-6
 
 
 class BindingKind(Enum):
-    """Why a learning-rate exponent c is not smaller (why the rate m^-c cannot be larger)."""
+    """A reason why a learning rate m^-c (m, the width ratio) cannot be larger, so that c is not smaller."""
 
     ROWS = "rows"  # rows of the linear program are tight
     RULE = "rule"  # c is not in the linear program: it is the smallest that the tensor it acts on allows
@@ -29,7 +29,7 @@ class BindingKind(Enum):
 
 @dataclass(frozen=True)
 class Binding:
-    """The reason why a parameter's c (learning rate m^-c) is not smaller, with the names of the constraints, if any.
+    """The reason why a parameter's learning rate m^-c (m, the width ratio) is not larger, so that c is not smaller.
 
     Attributes:
         kind: the kind of reason.
@@ -135,9 +135,9 @@ class DagProgram:
         )
 
     def rates(self, alignment: Mapping[str, Alignments]) -> dict[str, float]:
-        """Solve at new alignments and return c (learning rate m^-c) of every trained weight and nothing else.
+        """Solve at new alignments and return nothing but c of every trained weight, whose rate is m^-c.
 
-        It takes less time than `solve`, for use in training.
+        m is the width ratio. It takes less time than `solve`, for use in training.
 
         Args:
             alignment: new (alpha, omega, u) by layer node.
@@ -176,14 +176,17 @@ class DagProgram:
         return Row(name, out, inputs, bound.constant, bound.alignment, node, bound.weight)
 
     def _change_rows(self, node: str) -> list[Row]:
-        """Return the rows that bound r of a node's tensor, whose change is ~ m^-r."""
+        """Return the rows of the linear program that bound r of a node, whose tensor changes by ~ m^-r in training."""
         if not self.fixed.changes(node):
             return []
         bounds = dict.fromkeys(self.dag.kind(node).changes(node, self.fixed))  # once each: q k of one layer repeats
         return [self._row(RowName(node, bound.label), ("r", node), node, bound) for bound in bounds]
 
     def _gradient_rows(self, node: str) -> list[Row]:
-        """Return the rows by which a node bounds gradients: G of its inputs (~ m^-G), and g of its weight."""
+        """Return the rows of the linear program by which a node bounds gradients.
+
+        They are about G of its inputs (gradient ~ m^-G; m, the width ratio), and about g of its weight.
+        """
         rows = []
         if node in self.dag.outputs:
             rows.append(Row(RowName(node, RowLabel(RowKind.LOSS)), ("G", node), (), 0.0))
@@ -219,7 +222,9 @@ class DagProgram:
     # -- what follows from the optimum
 
     def _rates_by_rule(self, solution: LpSolution, c: Mapping[str, float]) -> dict[str, float]:
-        """Find c (rate m^-c) of biases, gains and other vectors: the smallest that leaves later tensors stable.
+        """Find c of biases, gains and other vectors, whose rate is m^-c (m, the width ratio).
+
+        It is the smallest that leaves all later tensors stable.
 
         Args:
             solution: the solution of the linear program, which has no vectors.
@@ -245,7 +250,12 @@ class DagProgram:
         return rates
 
     def _gradients(self, c: Mapping[str, float] | None) -> dict[str, float]:
-        """Return G (gradient m^-G) of every node, from the outputs back: at init, or after updates at rates m^-c."""
+        """Return G of every node, whose gradient is ~ m^-G (m, the width ratio), from the outputs back.
+
+        Args:
+            c: exponent of the learning rate of each weight, to count what its updates send back; None for gradients at
+                init.
+        """
         found = dict.fromkeys(self.dag.outputs, 0.0)
         for node in reversed(self.dag.order):
             if node not in found:
@@ -260,7 +270,11 @@ class DagProgram:
         return found
 
     def _parameter_gradients(self, at_nodes: Mapping[str, float]) -> dict[str, float]:
-        """Return g of each parameter (its gradient is ~ m^-g) from G of each node's tensor (gradient ~ m^-G)."""
+        """Return g of each parameter, whose gradient is ~ m^-g (m, the width ratio).
+
+        Args:
+            at_nodes: G of each node, whose gradient is ~ m^-G.
+        """
         found: dict[str, float] = {}
         for node in self.dag.order:
             kind = self.dag.kind(node)
@@ -286,7 +300,11 @@ class DagProgram:
 
 
 def _changes(levels: Mapping[Hashable, float]) -> dict[str, float]:
-    """Return r (change m^-r) by node, out of the values of all variables r, G and g of the linear program."""
+    """Return r of each node, whose tensor changes by ~ m^-r (m, the width ratio).
+
+    Args:
+        levels: the values of all variables r, G and g of the linear program.
+    """
     return {
         str(name[1]): round(value, DECIMALS) + 0.0
         for name, value in levels.items()

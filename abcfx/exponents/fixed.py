@@ -47,9 +47,10 @@ class ParameterExponents:
 
 
 class FixedExponents:
-    """The exponents of a whole model that are fixed before the linear program, and the sizes m^-s that follow.
+    """The exponents of a whole model that are fixed before the linear program.
 
-    It answers what the nodes of the layer DAG ask for to write their constraints.
+    From them follows the size m^-s (m, the width ratio) of every tensor at init. The nodes of the layer DAG ask for all
+    these to write their constraints.
 
     Args:
         dag: the layer DAG.
@@ -92,7 +93,7 @@ class FixedExponents:
         return self.widths.number(number)
 
     def size(self, node: str | None) -> float:
-        """Return the exponent s of the size m^-s of a node's tensor; a constant (None) has 0."""
+        """Return s of a node, whose tensor is ~ m^-s at init (m, the width ratio); 0 for a constant (None)."""
         return 0.0 if node is None else self._sizes[node]
 
     def changes(self, node: str | None) -> bool:
@@ -100,7 +101,7 @@ class FixedExponents:
         return node in self._changing
 
     def a(self, node: str) -> float:
-        """Return the exponent of the whole multiplier m^-a at a node, the model's own factor included."""
+        """Return a of the whole multiplier m^-a (m, the width ratio) at a node, with the model's own factor."""
         kind = self.dag.kind(node)
         own = self.number(kind.factor) if isinstance(kind, Layer) else 0.0
         return self._a.get(node, 0.0) - own
@@ -134,5 +135,9 @@ class FixedExponents:
         return FixedExponents(self.dag, self.widths, self.parameters, self.families, True, self.attention)
 
     def with_attention(self, attention: Mapping[str, float]) -> FixedExponents:
-        """Return a copy with a factor m^-x on the attention logits of each product node; `attention` maps node to x."""
+        """Return a copy with factors m^-x (m, the width ratio) on attention logits.
+
+        Args:
+            attention: x for each attention product, by node.
+        """
         return FixedExponents(self.dag, self.widths, self.parameters, self.families, attention=attention)

@@ -185,7 +185,9 @@ class _Scaling:
         return [end for n in followers for end in self._ends(n)]
 
     def _form_of(self, node: str | None) -> Form:
-        """Return f of a node, whose tensor is m^f times the repeated small one; 0 for a constant."""
+        """Return f of a node, whose tensor is m^f (m, the width ratio) times the repeated small one; 0 for a
+        constant.
+        """
         return ZERO if node is None else self.forms[node]
 
     def _weight(self, node: str, layer: Layer) -> Form:

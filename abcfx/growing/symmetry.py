@@ -139,7 +139,7 @@ def _output_side(widening: Widening) -> list[IndexMap] | None:
 
 
 def _whole(dim: IndexMap) -> IndexMap:
-    """Return the index map of a dim that is taken as it is in the large model, without copies."""
+    """Return the growth of a dim that is taken as it is in the large model: every entry stands for itself."""
     return IndexMap.unchanged(dim.sizes[1])
 
 

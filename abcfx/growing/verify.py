@@ -120,7 +120,7 @@ def _rows(pair: GrownPair, checks: Sequence[CheckName]) -> tuple[GrowthCheckRow,
 
 
 def _why_unpaired(pair: GrownPair) -> str | None:
-    """Return why there is no plan for the two models; None where there is one."""
+    """Return why the two models cannot be compared; None where they can."""
     try:
         assert pair.plan
     except AbcfxError as error:

@@ -189,11 +189,17 @@ class GreedyStart:
     def _find_demands(
         self, lower: Floats
     ) -> tuple[list[tuple[int, int, int, int, tuple[int, ...]]], NDArray[np.bool_]]:
-        """Find the rows without rates, by which a bounded level demands a least value of other levels.
+        """Find the rows without rates, by which a level with a lower bound asks a least value of other levels.
+
+        A level is a variable that is the min of its rows.
+
+        Args:
+            lower: lower bound of each column (variable).
 
         Returns:
             (level, row, its first input, how often that input counts, its other inputs) of each such row, the level
-            that demands before the levels demanded; and a mask of the columns of which something is demanded.
+            that asks
+            before the levels asked; and a mask of the columns of which something is asked.
         """
         levels = self._levels
         has_rate = np.bincount(levels.input_row, levels.input < levels.num_rates, levels.num_rows).tolist()

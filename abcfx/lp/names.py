@@ -31,7 +31,7 @@ class RowKind(str, Enum):  # str, because its hash is that of C: programs have m
 
     @property
     def bounds_gradient(self) -> bool:
-        """Whether the row bounds the exponent of a gradient: G of a tensor or g of a parameter."""
+        """Whether a row of this kind bounds the exponent of a gradient: G of a tensor or g of a parameter."""
         return self in _OF_GRADIENTS
 
     @property
@@ -78,6 +78,7 @@ class RowLabel(NamedTuple):
     other: str = ""
 
     def __str__(self) -> str:
+        """Return the label as text, such as "change from add_1"."""
         return f"{self.kind.value} from {self.other}" if self.other else self.kind.value
 
 
@@ -98,6 +99,7 @@ class RowName(NamedTuple):
         return self.label.kind
 
     def __str__(self) -> str:
+        """Return the name as text, such as "head: alpha"."""
         return f"{self.node}: {self.label}"
 
 
@@ -117,4 +119,5 @@ class BoundName(NamedTuple):
     value: float
 
     def __str__(self) -> str:
+        """Return the name as text, such as "head: c >= 0"."""
         return f"{self.owner}: {self.variable} {self.relation} {self.value:g}"

@@ -109,9 +109,9 @@ def measure_distances(nodes: Sequence[Node], successors: Mapping[str, Sequence[s
 
 
 def check_stable_at_init(node: Node, is_readout: bool) -> None:
-    """Raise an error unless multiplier m**-a and init m**-b keep a layer's output O(1) at initialisation.
+    """Raise an error unless a layer's output is O(1) at initialisation; that of a readout may be smaller.
 
-    The output of a readout may be smaller.
+    Its multiplier is m**-a, its init m**-b (m, the width ratio).
 
     Raises:
         InvalidInputError: says what a + b has to be.

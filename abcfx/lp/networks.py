@@ -89,7 +89,7 @@ def find_c(
     """Find the smallest learning-rate exponents c at which a chain of layers trains stably: the largest stable rates.
 
     Args:
-        a: exponents of the multipliers m**-a, one per layer: embedding first, readout last.
+        a: exponents of the multipliers m**-a (m, the width ratio), one per layer: embedding first, readout last.
         b: exponents of the initial standard deviations m**-b. a + b is 0 for the first layer, 1/2 for hidden layers and
             at least 1/2 for the last.
         alpha: alignment exponents of dW x, the update times the input; one number stands for every layer.

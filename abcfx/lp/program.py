@@ -184,7 +184,11 @@ class Solver:
         return dict(zip(self._names[self._count :], need[self._count :], strict=True))
 
     def _check(self, lower: Mapping[Hashable, float], exact: Sequence[Hashable]) -> None:
-        """Raise an error, with the name at fault, for rows, rates or bounds that are invalid."""
+        """Raise an error for rows, rates or bounds that are invalid.
+
+        Raises:
+            InvalidInputError: names the one at fault.
+        """
         levels = {row.out for row in self.rows}
         count_of = Counter([row.name for row in self.rows])
         repeated = [str(name) for name, count in count_of.items() if count > 1]

@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """A variable c, the exponent of a learning rate m^-c, which the linear program minimises.
+    """A variable c of the linear program: a learning rate is m^-c (m, the width ratio), and c is minimised.
 
     Attributes:
         cost: its weight in the objective.

@@ -41,6 +41,7 @@ class Doing(NamedTuple):
     of_class: str = ""
 
     def __str__(self) -> str:
+        """Return the op as text, for an error."""
         return f"{self.of_class} {self.target}" if self.of_class else f"{self.op} {self.target}".strip()
 
 

@@ -218,7 +218,7 @@ class SizeGrowth(WidthGrowth):
         return 0.0 if ratio == 1.0 else math.log(ratio) / math.log(self.width_ratio)
 
     def dim(self, dim: Dim) -> float:
-        """Return e for a dim of a parameter that grows as m^e; 0 for any other, of which nothing is known."""
+        """Return e for a dim of a parameter that grows as m^e (m, the width ratio); 0 for any other dim."""
         if not isinstance(dim, ParameterDim):
             return 0.0
         return self._exponent(self._ratio(*self.sizes[dim.parameter][dim.index]))

@@ -30,7 +30,8 @@ class Price(NamedTuple):
 
     Attributes:
         tag: the kind of the rows: "alpha", "u", "omega" or "gradient".
-        price: how much the sum of all c (learning rates m^-c) falls per unit by which such a row is relaxed.
+        price: how much the sum of all c (learning rates m^-c; m, the width ratio) falls per unit by which such a row is
+            relaxed.
         nodes: names of the DAG nodes whose rows they are; names that differ in numbers only are collapsed into one.
     """
 
@@ -40,7 +41,10 @@ class Price(NamedTuple):
 
 
 def tag_of(name: RowName) -> str:
-    """Return the kind of a row as reports tell it, such as "alpha"; rows about gradients are all "gradient"."""
+    """Return the kind of a constraint as reports tell it: "alpha" (dW x), "u" (dW dx), "omega" (W dx) or "gradient".
+
+    Other kinds are told by their own names.
+    """
     return "gradient" if name.kind.bounds_gradient else name.kind.value
 
 

@@ -57,7 +57,7 @@ class _Powers:
         self._depth = by_name.get(name, DepthExponents())
 
     def order(self, exponent: float) -> str:
-        """Write how a number ~ m^-exponent scales with width: `~ m^-0.5`, or O(1) for the exponent 0."""
+        """Write how a number with this exponent scales with width: `~ m^-0.5` (m, the width ratio), or O(1)."""
         return f"~ {self.symbol}^{-exponent:.3g}" if exponent else "O(1)"
 
     def product(self, value: float, exponent: float, key: str, other: float = 1.0) -> str:
@@ -79,7 +79,7 @@ class _Powers:
 
 
 def _multiplier(outcome: Outcome, name: str, power: _Powers) -> str:
-    """Write one line about a parameter's multiplier m^-a: its value, or why there is none."""
+    """Write one line about a parameter's multiplier m^-a (m, the width ratio): its value, or why there is none."""
     plan = outcome.plan[name]
     if plan.void:
         return "No multiplier: a norm follows at once and would divide it out again."

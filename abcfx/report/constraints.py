@@ -31,7 +31,8 @@ class Constraint(NamedTuple):
         name: name of its row in the linear program.
         words: the constraint in words.
         formula: the inequality in symbols, with the value of each side.
-        price: shadow price: how much the sum of all c (learning rates m^-c) falls per unit by which it is relaxed.
+        price: shadow price: how much the sum of all c (learning rates m^-c; m, the width ratio) falls per unit by which
+            it is relaxed.
         because: why `out` may not be smaller: rows further down the model, as formulas; empty if it has a bound of its
             own.
     """
@@ -49,7 +50,7 @@ class Constraint(NamedTuple):
 
     @property
     def tag(self) -> str:
-        """The term that bounds the node, in short: "alpha", "u", "updated gradient from head"."""
+        """The term that bounds the node, in short: "alpha" (dW x), "u" (dW dx), "updated gradient from head"."""
         return str(self.name.label)
 
     def to_dict(self) -> dict[str, object]:
@@ -61,7 +62,7 @@ class Loosened(NamedTuple):
     """The solution if updates of one parameter did not line up with their inputs: alignments of 1/2 at its layers.
 
     Attributes:
-        c: the parameter's own c then (its learning rate is m^-c).
+        c: the parameter's own c then (its learning rate is m^-c; m, the width ratio).
         total: the sum of the c of all parameters then.
     """
 
@@ -93,7 +94,7 @@ class Constraints:
 
     @property
     def total(self) -> float:
-        """The sum of the c of all parameters (learning rates m^-c), which the linear program minimises."""
+        """The sum of the c of all parameters (rates m^-c; m, the width ratio), which the linear program minimises."""
         return self._solved.solution.objective
 
     def holding(self, parameter: str) -> list[Constraint]:

@@ -100,7 +100,7 @@ class Explainer:
         return found
 
     def _c(self, name: str) -> float:
-        """Return the exponent c of a parameter's learning rate, m^-c, as it was before multipliers were absorbed."""
+        """Return c of a parameter before multipliers were absorbed: its rate is m^-c (m, the width ratio)."""
         return self._outcome.solution.c.get(name, self._outcome.plan[name].c) + 0.0
 
     # -- role

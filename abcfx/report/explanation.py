@@ -52,8 +52,8 @@ class Explanation:
         role: its role, such as "hidden".
         why: what made it so.
         dims: how each dim grows.
-        constraints: the constraints that keep its c (learning rate m^-c) from being smaller; none if c is given or
-            follows by rule.
+        constraints: the constraints that keep its c (learning rate m^-c; m, the width ratio) from being smaller; none
+            if c is given or follows by rule.
         loosened: c, and the sum of all c, with alignments of 1/2 at this parameter's layers alone; None if no alignment
             is in its constraints.
         row: its row of the spec.

@@ -62,7 +62,10 @@ def row_key(plan: ParameterPlan) -> tuple[Hashable, ...]:
 
 
 def multipliers_key(plan: ParameterPlan) -> tuple[float, ...]:
-    """Return the exponents a (multiplier m^-a) of all uses of a parameter in order; one for all if they are equal."""
+    """Return the exponents a of all uses of a parameter in order; one for all if they are equal.
+
+    The multiplier of a use is m^-a (m, the width ratio).
+    """
     values = tuple(plan.a.values())
     return values if len(set(values)) > 1 else values[:1]
 

@@ -183,7 +183,7 @@ def _exceptions(outcome: Outcome) -> Section:
 
 
 def _unusual_init(plan: ParameterPlan) -> float | None:
-    """Return the exponent of a parameter's own init (~ m^-exponent) where it is no round number; else None."""
+    """Return x where a parameter's own init is ~ m^-x (m, the width ratio) and x is no round number; else None."""
     own = plan.own_init
     if own is None or own.exponent != own.measured or (4 * own.measured).is_integer():
         return None

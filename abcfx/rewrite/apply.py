@@ -41,7 +41,7 @@ class Applied:
 def apply_plan(
     pair: PairedModels, fixed: FixedExponents, plan: Mapping[str, ParameterPlan], depth: DepthScaling, mode: ApplyMode
 ) -> Applied:
-    """Apply a plan to a model: put the multipliers m^-a in its graph, hooks or weights, and initialise the weights.
+    """Apply a plan to a model: put multipliers m^-a (m, the width ratio) in place, and initialise the weights.
 
     Args:
         pair: the model, with its graphs and layer DAGs of both modes.
@@ -97,7 +97,7 @@ def _insert(
         fixed: the exponents, with the growth of dims.
         plan: the multiplier of every parameter.
         depth: factors on residual branches.
-        attention: exponent a of the factor m^-a on the logits of each attention product.
+        attention: exponent a of the factor m^-a (m, the width ratio) on the logits of each attention product.
         branches: the merges whose residual branch gets a scale node.
 
     Raises:
@@ -142,7 +142,7 @@ def _query_features(
     Args:
         captured: the model with its graphs.
         fixed: the exponents, with the layer DAG.
-        attention: exponent a of the factor m^-a on the logits of each attention product.
+        attention: exponent a of the factor m^-a (m, the width ratio) on the logits of each attention product.
     """
     scale = fixed.widths.width_ratio
     return [query_features(captured, fixed.dag, node, float(scale**-a)) for node, a in attention.items()]

@@ -20,7 +20,7 @@ NAME = "abcfx::scaled"
 
 @torch.library.custom_op(NAME, mutates_args=())
 def _mark(x: torch.Tensor, a: float) -> torch.Tensor:
-    """Return a copy of x; in a graph the call is a mark that `transform` turns into a multiplication by m^-a."""
+    """Return a copy of x: a mark in a graph, which `transform` turns into a product with m^-a."""
     return x.clone()
 
 
@@ -79,7 +79,7 @@ def scaled(function: nn.Module | Callable[P, R], a: float) -> Scaled | Callable[
 
 
 def _marked(value: R, a: float) -> R:
-    """Return a value with each tensor in it marked for a multiplication by m^-a in the transformed model."""
+    """Return a value whose tensors are marked, to be multiplied by m^-a (m, the width ratio) once transformed."""
 
     def mark(leaf: object) -> object:
         """Mark one leaf, if it is a tensor."""

@@ -44,7 +44,7 @@ class DagNode:
 
     @property
     def parameter(self) -> str | None:
-        """Name of the parameter that a layer or vector node uses; None for any other node."""
+        """The name of the parameter of a layer (weight) or vector (bias, gain); None for any other node."""
         return self.kind.parameter if isinstance(self.kind, Layer | Vector) else None
 
 
@@ -70,7 +70,7 @@ class DagBuilder:
         return name in self.nodes
 
     def kind(self, name: str) -> Kind:
-        """Return the kind (layer, merge, norm, ...) of the node with this name."""
+        """Return what the node with this name does: a layer, merge, norm, ..., with the formulas for it."""
         return self.nodes[name].kind
 
     def add(self, node: DagNode) -> str:

@@ -63,7 +63,10 @@ def conv_transpose_module(op: Op, module: nn.Module, x: Value, *_: object, **__:
     "grid_sampler", "pixel_shuffle", "pixel_unshuffle", "lp_pool2d",
 )  # fmt: skip
 def pool(op: Op, x: Value, *_: object, **__: object) -> Value:
-    """Handle pooling and resizing over spatial dims, which do not grow with width: the size and change of x stay."""
+    """Handle pooling and resizing over spatial dims, which do not grow with width.
+
+    Entries keep their size and their change in training.
+    """
     return op.same(x)
 
 
@@ -74,5 +77,5 @@ def pool(op: Op, x: Value, *_: object, **__: object) -> Value:
     nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d,
 )  # fmt: skip
 def pool_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value:
-    """Handle a call of a pooling, resizing or padding module: the size and change of x stay."""
+    """Handle a call of a pooling, resizing or padding module: entries keep their size and their change in training."""
     return op.same(x)

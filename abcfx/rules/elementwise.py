@@ -16,7 +16,10 @@ from abcfx.rules.values import Dims, Simplex, Value
 
 @register_rule(*HOMOGENEOUS)
 def homogeneous(op: Op, x: Value, *_: object, **__: object) -> Value:
-    """Handle a function phi with phi(kx) = k phi(x) for k > 0, such as relu, dropout: the size and change of x stay."""
+    """Handle a function phi with phi(kx) = k phi(x) for k > 0, such as relu or dropout.
+
+    Entries keep their size and their change in training.
+    """
     return op.same(x)
 
 
@@ -28,7 +31,10 @@ def homogeneous_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value
 
 @register_rule(*KEEPS_ZERO)
 def keeps_zero(op: Op, x: Value, *_: object, **__: object) -> Value:
-    """Handle a function phi with phi(0) = 0 but phi(kx) != k phi(x), such as gelu: the size and change of x stay."""
+    """Handle a function phi with phi(0) = 0 but phi(kx) != k phi(x), such as gelu.
+
+    Entries keep their size and their change in training, and a larger copy of the model must keep the size of x.
+    """
     return op.nonlinear(x)
 
 
@@ -88,7 +94,10 @@ def glu_module(op: Op, module: nn.GLU, x: Value) -> Value:
 
 @register_rule("add", "sub", "rsub", "maximum", "minimum", "max", "min", "lerp", "logaddexp")
 def add(op: Op, x: object, y: object = None, *_: object, **__: object) -> Value | tuple[Value, ...]:
-    """Handle add, max and the like of two tensors as a merge; max(x) and max(x, dim) keep the size of x."""
+    """Handle add, max and the like of two tensors as a merge, whose largest input dominates.
+
+    max(x) and max(x, dim) keep the size of x and its change in training.
+    """
     if not isinstance(x, Value) or not isinstance(y, Value):
         tensor = x if isinstance(x, Value) else y
         assert isinstance(tensor, Value)
@@ -113,7 +122,7 @@ def _reduces(op: Op) -> bool:
 
 @register_rule("amax", "amin", "quantile")
 def extremum(op: Op, x: Value, *_: object, **__: object) -> Value:
-    """Handle the largest, smallest or a middle entry along a dim: it keeps the size and change of x."""
+    """Handle the largest, smallest or a middle entry along a dim: its size and change in training are those of x."""
     return op.same(x)
 
 
@@ -196,7 +205,7 @@ def reciprocal(op: Op, x: Value) -> Value:
 
 @register_rule("where")
 def where(op: Op, condition: Value, x: object, y: object) -> Value:
-    """Handle torch.where(condition, x, y) as a merge of those of x and y that are tensors."""
+    """Handle torch.where(condition, x, y) as a merge of x and y, whose larger one dominates."""
     return op.merge([v for v in (x, y) if isinstance(v, Value)])
 
 
@@ -241,7 +250,7 @@ def std(op: Op, x: Value, dim: Dims = None, *_: object, **__: object) -> Value:
     "huber_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy", "kl_div",
 )  # fmt: skip
 def loss(op: Op, x: Value, target: object, *_: object, **__: object) -> Value:
-    """Give a loss the size and change of its inputs; a regression loss is a mean over all dims."""
+    """Handle a loss: its size and change in training are those of its inputs; a regression loss is a mean."""
     both = op.nonlinear(op.merge([v for v in (x, target) if isinstance(v, Value)]))
     averages = plain_name(op.at.target) in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
     return op.reduce(both, None, mean=True, dims_of=x) if averages else both

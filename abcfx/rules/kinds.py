@@ -191,7 +191,7 @@ class Vector(Kind):
 
 @dataclass(frozen=True)
 class Merge(Kind):
-    """A sum, concatenation or selection: the largest input dominates size and change."""
+    """A sum, concatenation or selection: the largest input decides size and change in training."""
 
     def size(self, node: str, context: ExponentContext) -> float:
         """Return s (entries ~ m^-s at init) of the largest input."""

@@ -305,7 +305,7 @@ class Op:
         return self.power(self.reduce(self.power(x, 2.0), dims, mean=True, dims_of=x), power)
 
     def several(self, x: Value, count: int) -> tuple[Value, ...]:
-        """Return `count` abstract tensors, each with the size and change of x."""
+        """Return `count` abstract tensors, each as large as x and changing as x does in training."""
         return tuple(replace(self.same(x), shape=None) for _ in range(count))
 
     def split(self, x: Value, count: int, dim: int) -> tuple[Value, ...]:
@@ -360,7 +360,7 @@ class Op:
         return None
 
     def _pin(self, x: Value) -> None:
-        """Mark a tensor (node or parameter) as pinned: it must keep its size in a wider copy of the model."""
+        """Mark a tensor (node or parameter) as one that must keep its size in a wider copy of the model."""
         if x.node is not None:
             self._builder.pin(x.node)
         elif x.parameter is not None:

@@ -35,10 +35,10 @@ _SAME_NAME = {
 
 
 def register_rule(*targets: object) -> Callable[[R], R]:
-    """Register a rule for ops that abcfx does not know, or in place of a rule that it has.
+    """Register a rule, which says what an op does to a tensor's size and change in training.
 
-    The rule gets an `Op`, for a module then the module, then the op's own arguments, where tensors are `Value`. It says
-    by the methods of `Op` what the op does to the size and the change of a tensor.
+    It may be for an op that abcfx does not know, or take the place of a rule that it has. The rule gets an `Op`, for a
+    module then the module, then the op's own arguments, where tensors are `Value`. It speaks by the methods of `Op`.
 
     Args:
         targets: functions as they appear in the graph (mind `torch.fx.wrap` for your own), subclasses of `nn.Module` or

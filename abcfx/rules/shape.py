@@ -24,13 +24,16 @@ from abcfx.rules.values import Result, Sizes, Value
     "add_batch_dim", "remove_batch_dim",
 )  # fmt: skip
 def regroup(op: Op, x: Value, *_: object, **__: object) -> Value:
-    """Handle an op that moves, regroups, repeats or picks entries, such as view: the size and change of x stay."""
+    """Handle an op that moves, regroups, repeats or picks entries, such as view.
+
+    Entries keep their size and their change in training.
+    """
     return op.view(x)
 
 
 @register_rule(nn.Flatten, nn.Unflatten, nn.ChannelShuffle)
 def regroup_module(op: Op, module: nn.Module, x: Value) -> Value:
-    """Handle a call of a module that regroups entries, such as nn.Flatten: the size and change of x stay."""
+    """Handle a call of a module that regroups entries, such as nn.Flatten: they keep their size and change."""
     return op.view(x)
 
 
@@ -65,7 +68,7 @@ def permute(op: Op, x: Value, *dims: int | Sequence[int]) -> Value:
 
 @register_rule("getitem", "select")
 def index(op: Op, x: Value | Sizes | Sequence[Result], item: object, *rest: object) -> Result:
-    """Handle x[item] and select(x, dim, index), which keep the size and change of x."""
+    """Handle x[item] and select(x, dim, index): entries keep their size and their change in training."""
     if isinstance(x, Value):
         return op.view(x) if rest else _entries(op, x, item if isinstance(item, tuple) else (item,))
     if isinstance(x, Sizes):
@@ -115,20 +118,20 @@ def size(op: Op, x: Value, dim: int | None = None) -> Result:
 
 @register_rule("cat", "stack", "vstack", "dstack")
 def cat(op: Op, tensors: Sequence[Value], *_: object, **__: object) -> Value:
-    """Handle concatenation of tensors as a merge: the largest of them dominates size and change."""
+    """Handle concatenation of tensors as a merge: the largest one dominates the size and the change in training."""
     return op.merge(tensors)
 
 
 @register_rule("setitem", *WRITES)
 def write(op: Op, x: Value, *args: object, **kwargs: object) -> Value:
-    """Handle ops such as scatter, which write the entries of other tensors into x or add them to x, as a merge."""
+    """Handle ops such as scatter, which write other tensors into x or add them to it, as a merge of all of them."""
     written = [v for v in (*args, *kwargs.values()) if isinstance(v, Value)]
     return op.merge([x, *written])
 
 
 @register_rule("split", "split_with_sizes", "chunk", "tensor_split")
 def split(op: Op, x: Value, how: object, dim: int = 0) -> tuple[Value, ...]:
-    """Handle split and chunk: the parts of x along `dim`, each with its size and change."""
+    """Handle split and chunk: the parts of x along `dim`, each as large as x and changing as x does in training."""
     return op.split(x, len(how) if isinstance(how, list | tuple) else _results(op), dim)
 
 
@@ -143,7 +146,7 @@ def _results(op: Op) -> int:
 
 @register_rule("unbind")
 def unbind(op: Op, x: Value, dim: int = 0) -> tuple[Value, ...]:
-    """Handle unbind: as many tensors as the op returns, each with the size and change of x."""
+    """Handle unbind: as many tensors as the op returns, each as large as x and changing as x does in training."""
     return op.several(x, _results(op))
 
 

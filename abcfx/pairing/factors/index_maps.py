@@ -135,17 +135,17 @@ class IndexMap:
 
     @classmethod
     def tiling(cls, small: int, large: int) -> IndexMap:
-        """Return the index map of a dim whose entries are repeated as a whole."""
+        """Return the IndexMap of a dim whose entries are repeated as a whole: 0 1 0 1 for 0 1."""
         return cls((Tiling(small, large),))
 
     @classmethod
     def unchanged(cls, size: int) -> IndexMap:
-        """Return the index map of a dim that has the same size in both models."""
+        """Return the IndexMap of a dim that has the same size in both models, so that every entry stands for itself."""
         return cls.tiling(size, size)
 
     @classmethod
     def from_json(cls, data: Sequence[Json]) -> IndexMap:
-        """Return the index map that `to_json` wrote as `data`."""
+        """Return the IndexMap (which small entry each large entry copies) whose JSON form is `data`."""
         return cls(tuple(map(_factor_from_json, data)))
 
     def to_json(self) -> list[Json]:

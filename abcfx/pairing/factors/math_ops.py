@@ -84,7 +84,10 @@ def embedding_bag(step: Step) -> list[Dims]:
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm(step: Step) -> list[Dims]:
-    """Find the dims of a norm over the last dims of x, of which every entry must have equally many copies."""
+    """Find the dims of a norm over the last dims of x.
+
+    If x grows by copies of its entries, all entries of these dims must be copied equally often.
+    """
     x = step.dims(step.call.argument("input"))
     count = len(step.call.argument("normalized_shape"))
     for name in ("weight", "bias"):
@@ -97,7 +100,10 @@ def layer_norm(step: Step) -> list[Dims]:
 
 @rule("native_group_norm")
 def group_norm(step: Step) -> list[Dims]:
-    """Find the dims of a norm over groups of channels; all channels of a group must have equally many copies."""
+    """Find the dims of a norm over groups of channels.
+
+    If x grows by copies of its entries, all channels of a group must be copied equally often.
+    """
     x = step.dims(step.call.argument("input"))
     groups: SizePair = (step.calls[0].argument("group"), step.calls[1].argument("group"))
     of_group = regrouped([x[1]], [groups, over(sizes(x[1]), groups)])

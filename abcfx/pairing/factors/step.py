@@ -175,7 +175,7 @@ class Step:
         self.factors.problems.append(Problem(self.index, self.call.path, self.call.name, kind, reason, dim, fatal))
 
     def reduced(self, dim: Dim) -> None:
-        """Note that the op reduces a dim by a sum, a mean or the like; report where copies would change the result."""
+        """Note that the op sums over a dim or takes its mean; report where copied entries would change the result."""
         self.even(dim)
         name = self.call.name
         if name in ("var", "std", "var_mean", "std_mean") and grows(dim):
@@ -201,7 +201,7 @@ class Step:
             self.report(reason, dim, ProblemKind.NORMED_WEIGHT)
 
     def even(self, dim: Dim) -> None:
-        """Note that the op averages over a dim, so that each of its entries must have equally many copies."""
+        """Note that the op averages over a dim; a larger model must copy each of its entries equally often."""
         self.factors.averaged.append((self.index, dim))
 
     def contracted(self, dim: Dim) -> None:
