@@ -28,12 +28,11 @@ NAMES_SHOWN = 3
 class LayerRow(CheckRow):
     """One layer in the result of a coordinate check: its name, and the worst verdict on how it scales with width.
 
-    A row also has `name` (the layer's parameter, or an attention), `verdict`, `reason` (why it is not PASS) and
-    `fix`.
+    A row also has `name` (the layer's parameter, or an attention), `verdict`, `reason` (why it is not PASS) and `fix`.
 
     Attributes:
-        cause: name of an earlier layer, if this layer fails only because that one feeds it an input of the wrong
-            size; else None.
+        cause: name of an earlier layer, if this layer fails only because that one feeds it an input of the wrong size;
+            else None.
     """
 
     cause: str | None = None
@@ -109,8 +108,8 @@ class CoordCheck(CheckResult[LayerRow]):
     def to_dict(self) -> dict[str, object]:
         """Return the result as plain data: verdict, failed layers, settings, verdict by layer and all slopes.
 
-        The keys beside those of every check ("check", "verdict", "failed", "rows") are "control" (worst verdict of
-        the user's unchanged model, or None), "widths", "base_width", "seeds", "steps", "nodes" and "slopes".
+        The keys beside those of every check ("check", "verdict", "failed", "rows") are "control" (worst verdict of the
+        user's unchanged model, or None), "widths", "base_width", "seeds", "steps", "nodes" and "slopes".
         """
         return super().to_dict() | {
             "control": self.control,
@@ -159,8 +158,8 @@ class CoordCheck(CheckResult[LayerRow]):
     def _table(self) -> Table:
         """Return the printed table, with a line for each layer: slopes over width and the verdict.
 
-        Columns: the measured slopes, the expected slope of the update, and the update's slope in the user's
-        unchanged model.
+        Columns: the measured slopes, the expected slope of the update, and the update's slope in the user's unchanged
+        model.
 
         For attention logits, which have no weight and so no update, the last two columns speak of their change since
         init.

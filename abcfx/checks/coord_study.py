@@ -103,8 +103,7 @@ class CoordStudy:
             retests: how many steps more than `steps` to train while some trainable weight has not changed at all.
 
         Returns:
-            For each number of steps from 0 on, what every layer computed then; so one entry more than steps were
-                taken.
+            For each number of steps from 0 on, what every layer computed then; so one entry more than steps were taken.
         """
         before = {name: p.detach().clone() for name, p in module.named_parameters()}
         trainable = {name for name, p in module.named_parameters() if p.requires_grad}
@@ -163,8 +162,7 @@ class CoordStudy:
         """Fit a slope over width to every stored statistic, and judge it against what the solved exponents predict.
 
         Returns:
-            The slopes: those of the transformed model first, then layers in the order in which they run, then by
-                step.
+            The slopes: those of the transformed model first, then layers in the order in which they run, then by step.
         """
         expected, names = expected_slopes(self.models.result(self.widths[-1])), self._names()
         found = [
@@ -232,7 +230,12 @@ class CoordStudy:
         return replace(slope, verdict=verdict, reason=reason)
 
     def _why_zero(self, series: Series, widths: Sequence[int]) -> str:
-        """Say why a statistic is exactly zero at given widths: weight starts at zero, is frozen, or got no gradient."""
+        """Say why a statistic is exactly zero at given widths: weight starts at zero, is frozen, or got no gradient.
+
+        Args:
+            series: model, layer, statistic and training step.
+            widths: the widths at which it is zero.
+        """
         where = "at every width" if set(widths) == set(self.widths) else f"at width {min(widths)}"
         if series.statistic == INIT:
             return f"{series.statistic}: exactly zero {where}: its weight, or what comes in, starts at zero"
@@ -250,8 +253,8 @@ class CoordStudy:
     def _names(self) -> dict[Use, str]:
         """Name every layer for the report.
 
-        A layer has the name of its parameter; one that serves both as lookup table and as matrix gets the kind of
-        use behind it, and attention logits are named by their module's path.
+        A layer has the name of its parameter; one that serves both as lookup table and as matrix gets the kind of use
+        behind it, and attention logits are named by their module's path.
         """
         paths = logits_names(self.models.result(self.widths[-1]).outcome)
         kinds: dict[str, set[str]] = {}
@@ -270,8 +273,8 @@ class CoordStudy:
 def _with_causes(slopes: Sequence[Slope]) -> list[Slope]:
     """Return all slopes, those that fail only because of a wrong input with the earlier layer that is to blame.
 
-    The earlier layer is the first one that fails by itself. A later layer is excused (its `cause` is set) if it
-    would not fail once its slope is corrected by how far the slope of its input lies above the predicted interval.
+    The earlier layer is the first one that fails by itself. A later layer is excused (its `cause` is set) if it would
+    not fail once its slope is corrected by how far the slope of its input lies above the predicted interval.
 
     Args:
         slopes: judged slopes, in the order in which layers run.

@@ -39,10 +39,9 @@ class Curve:
         best: the factor at the minimum of the parabola through the lowest loss and its two neighbours.
         loss: lowest mean loss among the factors tried.
         error: standard error of `loss`.
-        on_edge: whether the lowest loss is at the smallest or largest factor tried, so that the minimum may lie
-            beyond.
-        regret: what it costs to use the best factor of the smallest width here: the loss there minus `loss`, mean
-            over seeds.
+        on_edge: whether the lowest loss is at the smallest or largest factor tried, so that the minimum may lie beyond.
+        regret: what it costs to use the best factor of the smallest width here: the loss there minus `loss`, mean over
+            seeds.
         regret_error: standard error of `regret`.
     """
 

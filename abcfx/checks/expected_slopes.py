@@ -29,13 +29,13 @@ Predicted = Iterator[tuple[tuple[Use, str], Interval]]
 def expected_slopes(result: Transformed) -> Intervals:
     """Predict in which interval the slope over log2 width of each layer's statistic should lie, if all is scaled right.
 
-    The slopes follow from the exponents that `transform` solved: a quantity planned as m^-s (m: width / base width)
-    has slope -s. For a layer with weight W, input x, and change dW of the weight since init:
+    The slopes follow from the exponents that `transform` solved: a quantity planned as m^-s (m: width / base width) has
+    slope -s. For a layer with weight W, input x, and change dW of the weight since init:
 
     * "init", rms(W0) rms(x) sqrt(fan_in), which is the rms of W0 x while W0 and x are independent.
     * "update", rms(dW x). The exponents are solved again without learning rates that the user fixed, with missing
-      attention scales put in, and with dW and x fully aligned, as they are for a batch of few tokens: a wrong rate
-      or scale of the user's must not count as expected.
+      attention scales put in, and with dW and x fully aligned, as they are for a batch of few tokens: a wrong rate or
+      scale of the user's must not count as expected.
     * "change", rms(W x - W0 x0): from the change without any alignment up to the largest stable one.
     * "input", rms(x), the layer's multiplier included.
 
@@ -44,7 +44,7 @@ def expected_slopes(result: Transformed) -> Intervals:
 
     Returns:
         (parameter and how it is used, statistic) -> interval. For a parameter used in several places, the smallest
-            interval that holds the intervals of all of them.
+        interval that holds the intervals of all of them.
     """
     predictor = _predictor(result)
     found: dict[tuple[Use, str], Interval] = {}
@@ -61,8 +61,10 @@ def expected_slopes(result: Transformed) -> Intervals:
 class _Predictor:
     """Predicts slopes over log2 width of layer statistics from solved exponents; m is the ratio of width to base width.
 
-    In the mappings below, a node is a place in the graph of the model's layers, and r is the exponent of its change
-    in training, which is of order m^-r.
+    In the mappings below, a node is a place in the graph of the model's layers, and r is the exponent of its change in
+    training, which is of order m^-r.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
     Attributes:
         fixed: exponents known before rates are solved: multipliers m^-a and init m^-b, without rates that the user
@@ -89,8 +91,8 @@ class _Predictor:
             layer: the layer: its parameter, and whether that is used as a matrix or as a lookup table.
 
         Yields:
-            ((parameter and use, statistic), interval of slopes over log2 width). Statistics that do not apply are
-                left out.
+            ((parameter and use, statistic), interval of slopes over log2 width). Statistics that do not apply are left
+            out.
         """
         fixed = self.fixed
         use = Use(layer.parameter, PRODUCT if layer.fan_in else LOOKUP)
@@ -126,6 +128,8 @@ class _Predictor:
     def _change(self, node: str, after: float) -> Interval:
         """Return which slopes the change of a node since init may have: from no alignment up to the largest stable one.
 
+        Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
         Args:
             node: name of the node in the graph of layers.
             after: exponent x of a further factor m^-x, m the width ratio, by which the model multiplies the node's
@@ -147,7 +151,10 @@ class _Predictor:
 
 
 def _predictor(result: Transformed) -> _Predictor:
-    """Solve a transformed model's exponents again, for full and for the user's alignments, and return the predictor."""
+    """Solve a transformed model's exponents again, for full and for the user's alignments, and return the predictor.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+    """
     outcome = result.outcome
     fixed = _without_user_rates(outcome.fixed)
     full = _full_alignment(fixed)
@@ -190,8 +197,8 @@ def _head_growth(fixed: FixedExponents, node: str) -> float:
 def shortfall(rows: int, fan_in: Sequence[int], log_widths: Sequence[float]) -> float:
     """Return how far the slope of rms(dW x) over width may fall short on a batch of few rows; at most 1/2.
 
-    dW is a sum of as many outer products as the input x had rows. Each row lines up with its own product, and adds
-    to the others as noise: for n = fan_in, rms(dW x) is ~ n sqrt(1 + rows / n), not ~ n.
+    dW is a sum of as many outer products as the input x had rows. Each row lines up with its own product, and adds to
+    the others as noise: for n = fan_in, rms(dW x) is ~ n sqrt(1 + rows / n), not ~ n.
 
     Args:
         rows: number of rows of x.
@@ -221,7 +228,9 @@ def _without_user_rates(fixed: FixedExponents) -> FixedExponents:
 
 
 def _solve(fixed: FixedExponents, alignment: Mapping[str, Alignments], otherwise: SolvedDag) -> SolvedDag:
-    """Solve the linear program for learning-rate exponents at given alignments; return `otherwise` if it has none.
+    """Solve the linear program for learning-rate exponents; return `otherwise` if there is no solution.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
     Args:
         fixed: exponents known before: multipliers and inits.
@@ -235,7 +244,10 @@ def _solve(fixed: FixedExponents, alignment: Mapping[str, Alignments], otherwise
 
 
 def _full_alignment(fixed: FixedExponents) -> dict[str, Alignments]:
-    """Return, for each layer, the alignment exponents of the preset "full": updates line up fully with inputs."""
+    """Return, for each layer, the alignment exponents of the preset "full": updates line up fully with inputs.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+    """
     inner, readout = alignment_preset("full")
     return {
         node: readout if fixed.parameters[layer.parameter].role == "readout" else inner
@@ -245,6 +257,8 @@ def _full_alignment(fixed: FixedExponents) -> dict[str, Alignments]:
 
 def _value(bound: Bound, solved: SolvedDag, r: Mapping[str, float], alignment: Alignments | None) -> float:
     """Evaluate the right side of one inequality of the linear program, `sum(inputs) + constant - weight * alignment`.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
     Args:
         bound: the inequality.
@@ -270,6 +284,8 @@ def _changes(fixed: FixedExponents, solved: SolvedDag, alignment: Mapping[str, A
 
     Each r is the least of the node's bounds, evaluated with the r of earlier nodes, the solved rates and the given
     alignments, without a solver.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
     """
     r: dict[str, float] = {}
     for node in fixed.dag.order:

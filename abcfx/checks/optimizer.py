@@ -23,8 +23,8 @@ from abcfx.transformed import Transformed
 class OptimizerCheck(CheckResult[CheckRow]):
     """Result of `check_optimizer`: a row for each parameter group of the optimizer, and a last one for all parameters.
 
-    Further rows stand between them where there is something to say: on the optimizer's class, on numbers given to
-    its constructor that have no effect, on parameters frozen at planning that train now, or the reverse.
+    Further rows stand between them where there is something to say: on the optimizer's class, on numbers given to its
+    constructor that have no effect, on parameters frozen at planning that train now, or the reverse.
 
     Attributes:
         rows: name of the group or topic, verdict, reason, and the line that fixes it.
@@ -92,7 +92,7 @@ def _judge_class(
 
     Returns:
         (family, rows): how the optimizer's updates scale, None if its class is not known; rows with FAIL for a known
-            class that cannot be used, INCONCLUSIVE for an unknown one, and none if all is well.
+        class that cannot be used, INCONCLUSIVE for an unknown one, and none if all is well.
     """
     try:
         return family(optimizer), []

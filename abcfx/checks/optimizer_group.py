@@ -191,8 +191,7 @@ Common = Mapping[Key, float]
 def common_ratios(groups: Sequence[LiveGroup]) -> Common:
     """Return for "lr", "weight_decay" and "eps" the median, over all parameters, of present value / planned value.
 
-    It is 1 without a scheduler, and what a scheduler has multiplied all groups by otherwise; 0 if nothing is
-    planned.
+    It is 1 without a scheduler, and what a scheduler has multiplied all groups by otherwise; 0 if nothing is planned.
     """
     return {key: _median(ratio for group in groups for ratio in group.ratios_to_plan(key).values()) for key in KEYS}
 

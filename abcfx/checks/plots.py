@@ -26,8 +26,7 @@ def plot_coord(
 ) -> Figure:
     """Draw a coordinate check: curves of each layer's update and change over width, and a chart of their slopes.
 
-    Curves are relative to the value at the smallest width; a row of panels for each model, transformed and
-    unchanged.
+    Curves are relative to the value at the smallest width; a row of panels for each model, transformed and unchanged.
 
     Args:
         title: heading of the figure.
@@ -134,7 +133,8 @@ def plot_transfer(title: str, curves: Sequence[Curve], shifts: Mapping[Variant, 
         title: heading of the figure.
         curves: loss over learning rate of each model and width, in order of width; narrow ones are drawn dark.
         shifts: how the best rate moves with width, by model ("transformed", "standard").
-        centre: the absolute rate that factor 1 stands for; None if rates differ by role, and factors are shown.
+        centre: the absolute rate that factor 1 stands for; None if rates differ by role of parameter ("embedding",
+            "hidden", ...), and factors are shown.
     """
     figure = new_figure(5.6 * len(shifts), 4.4)
     row = figure.subplots(1, len(shifts), sharey=True, squeeze=False)[0]
@@ -166,8 +166,8 @@ def plot_trials(
 
     Args:
         title: heading of the figure.
-        trials: absolute rate of each role ("embedding", "hidden", ...) in each trial, in the order in which they
-            were tried.
+        trials: absolute rate of each role ("embedding", "hidden", ...) in each trial, in the order in which they were
+            tried.
         losses: loss of each trial.
         chosen: the rate of each role that the search ended with.
     """

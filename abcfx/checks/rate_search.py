@@ -1,4 +1,4 @@
-"""`tune`: searches, at a small width, for the learning rate and for a factor on it for each role of parameter."""
+"""`tune`: searches, at a small width, for the learning rates of embedding, hidden layers, readout, ..."""
 
 from __future__ import annotations
 
@@ -54,9 +54,8 @@ def tune(
 
     Roles are "embedding", "hidden", "readout" and others. First one rate for all is swept. From the best one on, the
     search tries to change the rate of each role, and of all together, by two octaves up and down; goes to the best
-    setting; combines moves that help; and halves the step when nothing does. At the end the result is compared with
-    the best single rate on seeds that the search has not seen, so that `gain` is not flattered by the choice among
-    many.
+    setting; combines moves that help; and halves the step when nothing does. At the end the result is compared with the
+    best single rate on seeds that the search has not seen, so that `gain` is not flattered by the choice among many.
 
     Main arguments:
         make_model: builds the model of a width. It must not seed torch itself.
@@ -142,8 +141,8 @@ class Trainer(Protocol):
 class RateSearch:
     """A search for learning rates: trains at points of a space of rates, keeps their losses, chooses the next ones.
 
-    A point is a tuple of log2 factors on the planned learning rates: first the factor on all rates, then a further
-    one for each role of parameter.
+    A point is a tuple of log2 factors on the planned learning rates: first the factor on all rates, then a further one
+    for each role of parameter ("embedding", "hidden", ...).
 
     Args:
         trainer: makes the training runs.
@@ -164,6 +163,8 @@ class RateSearch:
     def evaluate(self, points: Sequence[Point], title: str = "tune") -> None:
         """Train at those of the points that were not tried yet, as far as the budget goes, and keep the losses.
 
+        A point is a tuple of log2 factors on the learning rates: on all of them, then on each role's ("hidden", ...).
+
         Args:
             points: tuples of log2 learning-rate factors.
             title: label of the progress bar.
@@ -180,7 +181,10 @@ class RateSearch:
             self.losses.setdefault(point, []).append(found[job].capped)
 
     def _factors(self, point: Point) -> dict[str, float]:
-        """Return role -> factor on the planned learning rates at a point; "default" is that of all other roles."""
+        """Return role -> factor on the planned learning rates at a point; "default" is that of all other roles.
+
+        A point is a tuple of log2 factors on the learning rates: on all of them, then on each role's ("hidden", ...).
+        """
         by_role = {role: 2.0 ** (point[0] + x) for role, x in zip(self._roles, point[1:], strict=True)}
         return {"default": 2.0 ** point[0], **by_role}
 
@@ -189,12 +193,18 @@ class RateSearch:
         return {role: lr * factor for role, factor in self._factors(point).items()}
 
     def _loss(self, point: Point) -> float:
-        """Return the mean loss over seeds at a point; infinity if the point was not tried."""
+        """Return the mean loss over seeds at a point; infinity if the point was not tried.
+
+        A point is a tuple of log2 factors on the learning rates: on all of them, then on each role's ("hidden", ...).
+        """
         return fmean(self.losses[point]) if point in self.losses else math.inf
 
     @property
     def _left(self) -> int:
-        """Number of points that the budget still allows."""
+        """Number of points that the budget still allows.
+
+        A point is a tuple of log2 factors on the learning rates: on all of them, then on each role's ("hidden", ...).
+        """
         return self._budget - len(self.losses)
 
     @property
@@ -206,6 +216,8 @@ class RateSearch:
         """Sweep one learning-rate factor for all parameters and return the point with the lowest loss.
 
         The sweep goes on outwards while the best factor is the outermost, then tries half an octave to either side.
+
+        A point is a tuple of log2 factors on the learning rates: on all of them, then on each role's ("hidden", ...).
         """
         zeros = (0.0,) * len(self._roles)
         self.evaluate([(x, *zeros) for x in COARSE])
@@ -218,8 +230,10 @@ class RateSearch:
     def by_coordinates(self, start: Point) -> Point:
         """Search from a point by changing one learning rate at a time, and return the best point that was ever tried.
 
-        Each round tries every coordinate one step up and down, and all moves that helped together, and continues
-        from the best; the step halves when no move helps.
+        Each round tries every coordinate one step up and down, and all moves that helped together, and continues from
+        the best; the step halves when no move helps.
+
+        A point is a tuple of log2 factors on the learning rates: on all of them, then on each role's ("hidden", ...).
         """
         at, step = start, FIRST_STEP
         while step >= LAST_STEP and self._left > 0:
@@ -236,6 +250,8 @@ class RateSearch:
 
     def with_optuna(self, start: Point) -> Point:
         """Search for the best learning rates with Optuna's TPE sampler, which is told every point tried so far.
+
+        A point is a tuple of log2 factors on the learning rates: on all of them, then on each role's ("hidden", ...).
 
         Args:
             start: a point to return if nothing better is found.
@@ -272,7 +288,7 @@ class RateSearch:
         return min([start, self.best], key=self._loss)
 
     def trials(self, lr: float) -> tuple[Trial, ...]:
-        """Return every point that was tried: absolute learning rate by role, mean loss, and its standard error.
+        """Return every setting that was tried: absolute rate by role ("hidden", ...), mean loss, and its error.
 
         Args:
             lr: the absolute rate that factor 1 stands for.
@@ -283,7 +299,10 @@ class RateSearch:
 
 
 def _moves(at: Point, step: float) -> Iterator[Point]:
-    """Yield the points that differ from `at` in a single coordinate, by `step` up or down."""
+    """Yield the points that differ from `at` in a single coordinate, by `step` up or down.
+
+    A point is a tuple of log2 factors on the learning rates: on all of them, then on each role's ("hidden", ...).
+    """
     for i in range(len(at)):
         for sign in (1, -1):
             yield tuple(x + sign * step if j == i else x for j, x in enumerate(at))
@@ -291,6 +310,8 @@ def _moves(at: Point, step: float) -> Iterator[Point]:
 
 def sum_of_moves(at: Point, moves: Sequence[Point], loss: Callable[[Point], float]) -> Point:
     """Return the point reached by several one-coordinate moves at once; of two along one coordinate, the better.
+
+    A point is a tuple of log2 factors on the learning rates: on all of them, then on each role's ("hidden", ...).
 
     Args:
         at: the point from which the moves start.

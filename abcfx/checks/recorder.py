@@ -133,8 +133,8 @@ class Recorder(CallWatcher):
 
     Each op with a weight W is run a second time with dW, the change of W since init, in its place. A weight is
     recognised by its storage, so that views of it (transposed, one head of it) count. Attention logits are what goes
-    into a softmax and comes out of a product of two activations; for a fused attention op they are computed again
-    from its queries and keys, without mask.
+    into a softmax and comes out of a product of two activations; for a fused attention op they are computed again from
+    its queries and keys, without mask.
 
     Args:
         module: the model; its parameters with more than one dim are watched.
@@ -173,8 +173,8 @@ class Recorder(CallWatcher):
     def _look(self, op: AtenOp, args: tuple[object, ...], kwargs: Mapping[str, object], out: object) -> None:
         """Record one aten call of the run: an op with a weight, a number times a lookup, or attention logits.
 
-        Outputs of products of two activations are remembered, and followed through elementwise ops, until they reach
-        a softmax.
+        Outputs of products of two activations are remembered, and followed through elementwise ops, until they reach a
+        softmax.
 
         Args:
             op: the aten op.
@@ -270,8 +270,8 @@ class Recorder(CallWatcher):
     def _multiply(self, use: Use, factor: object, out: object) -> None:
         """Count a number that multiplies a row right after it is looked up in a table as part of the lookup.
 
-        A factor that `transform` put in front of a later layer belongs to that layer and is not counted. Tensors
-        that are no single number are ignored.
+        A factor that `transform` put in front of a later layer belongs to that layer and is not counted. Tensors that
+        are no single number are ignored.
 
         Args:
             use: the lookup.
@@ -314,8 +314,8 @@ def _fused_logits(args: Sequence[object], kwargs: Mapping[str, object]) -> torch
     """Compute the attention logits (batch, heads, tokens, tokens) of a fused op again, from its queries and keys.
 
     Args:
-        args, kwargs: what the fused op was called with: queries and keys (batch, heads, tokens, head_dim), and
-            perhaps `scale`, by default 1 / sqrt(head_dim).
+        args, kwargs: what the fused op was called with: queries and keys (batch, heads, tokens, head_dim), and perhaps
+            `scale`, by default 1 / sqrt(head_dim).
     """
     query, key, scale = args[0], args[1], kwargs.get("scale")
     assert isinstance(query, torch.Tensor) and isinstance(key, torch.Tensor)

@@ -144,9 +144,9 @@ def standard_error(values: Sequence[float]) -> float:
 def judge(mean: float, error: float, expected: Interval, statistic: str) -> tuple[Verdict, str]:
     """Judge the slope of a statistic over width against the interval that theory predicts.
 
-    PASS: the slope with two standard errors is inside the interval widened by the tolerance. FAIL: it is outside
-    with two standard errors to spare. WEAK: as FAIL, but below the interval, for a "change" since init, to which
-    several terms add. INCONCLUSIVE: the standard error is too large to tell.
+    PASS: the slope with two standard errors is inside the interval widened by the tolerance. FAIL: it is outside with
+    two standard errors to spare. WEAK: as FAIL, but below the interval, for a "change" since init, to which several
+    terms add. INCONCLUSIVE: the standard error is too large to tell.
 
     Args:
         mean: the measured slope.

@@ -32,8 +32,8 @@ class Job:
         variant: "transformed", or "standard" for the user's unchanged model.
         width: width of the model.
         seed: seed of its weights and its batches.
-        factors: (role of parameter, number that multiplies its planned learning rate), hashable; the role "default"
-            stands for all roles not named.
+        factors: pairs (role of a parameter, such as "hidden" or "readout", and the number that multiplies its planned
+            learning rate), hashable; the role "default" stands for all roles not named.
     """
 
     variant: Variant
@@ -43,7 +43,7 @@ class Job:
 
     @property
     def factor_of_role(self) -> Factors:
-        """The same as `factors`, as a dict: role of parameter -> number that multiplies its planned learning rate."""
+        """Role of a parameter ("hidden", "readout", ...) -> number that multiplies its planned learning rate."""
         return dict(self.factors)
 
 
@@ -89,8 +89,8 @@ class Sweep:
         batches: a list of batches, of which each run takes the first `steps`; or a function of the seed that returns
             one.
         loss: function of (output, batch) that returns a scalar.
-        steps: number of optimizer steps of each run; the learning rate rises over a tenth of them, then falls
-            linearly to 0.
+        steps: number of optimizer steps of each run; the learning rate rises over a tenth of them, then falls linearly
+            to 0.
         backend: joblib's backend, such as "loky" (processes), or "sequential" for no joblib at all.
         jobs: number of workers; -1 for as many as there are cores.
         progress: whether to draw a progress bar; None draws it if stderr is a terminal.
@@ -202,8 +202,7 @@ def _losses(
 ) -> list[float]:
     """Train a model and return the loss before each step; stop early at the first loss that is not finite.
 
-    The learning rates of all optimizers rise linearly over the first tenth of the steps, then fall linearly towards
-    0.
+    The learning rates of all optimizers rise linearly over the first tenth of the steps, then fall linearly towards 0.
 
     Raises:
         InvalidInputError: there are fewer batches than steps.

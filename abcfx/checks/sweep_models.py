@@ -42,7 +42,10 @@ _TORCH: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class CheckOptions(TransformOptions, total=False):
-    """The keyword options of `transform` that checks pass on, and `lr`, the base learning rate or a dict by role."""
+    """The keyword options of `transform` that checks pass on, and `lr`: a base learning rate.
+
+    `lr` may be a dict by role of parameter ("embedding", "hidden", ...).
+    """
 
     lr: ByRole
 
@@ -70,8 +73,8 @@ class ModelSweep:
         base_width: the width at which `transform` changes nothing.
         optimizer: name, class or instance, or a dict of them by parameter pattern, as for `transform`.
         options: other options of `transform`.
-        prepare: function of (result of `transform`, width) that may change the module and return its optimizers, as
-            in `coord_check`; None makes the planned optimizer.
+        prepare: function of (result of `transform`, width) that may change the module and return its optimizers, as in
+            `coord_check`; None makes the planned optimizer.
         _results: the transformed models made so far, by width.
     """
 
@@ -136,8 +139,8 @@ class ModelSweep:
             variant: "transformed", or "standard" for the user's unchanged model.
             width: width of the model.
             seed: seed of the weights.
-            factors: role of parameter -> number that multiplies its learning rate; "default" for all roles not
-                named.
+            factors: role of parameter ("embedding", "hidden", ...) -> number that multiplies its learning rate;
+                "default" for all roles not named.
         """
         made = self._transformed if variant == TRANSFORMED else self._standard
         return made(width, seed, factors or {})
@@ -149,7 +152,7 @@ class ModelSweep:
 
         Args:
             width, seed: of the model.
-            factors: role of parameter -> number that multiplies its planned learning rate.
+            factors: role of parameter ("embedding", "hidden", ...) -> number that multiplies its planned learning rate.
         """
         result = self.result(width)
         draw(result, self.build(width, seed))
@@ -167,7 +170,7 @@ class ModelSweep:
 
         Args:
             width, seed: of the model.
-            factors: role of parameter -> number that multiplies its learning rate.
+            factors: role of parameter ("embedding", "hidden", ...) -> number that multiplies its learning rate.
         """
         model, spec = self.build(width, seed), self.result(self.base_width).spec
         return model, self._optimizers(model, spec, factors)
@@ -178,8 +181,8 @@ class ModelSweep:
         Args:
             module: the module to train.
             spec: planned learning rate, weight decay, ... of each parameter.
-            factors: role of parameter -> number that multiplies its learning rate; "default" for all roles not
-                named.
+            factors: role of parameter ("embedding", "hidden", ...) -> number that multiplies its learning rate;
+                "default" for all roles not named.
         """
         if factors:
             default = factors.get("default", 1.0)
@@ -191,8 +194,8 @@ class ModelSweep:
 def draw(result: Transformed, model: nn.Module) -> None:
     """Overwrite weights and buffers of a transformed model by those of a freshly drawn one, with the planned init.
 
-    Each weight is multiplied by the planned factor, or drawn again with the planned standard deviation. Gradients
-    are cleared, and the module is put in train mode.
+    Each weight is multiplied by the planned factor, or drawn again with the planned standard deviation. Gradients are
+    cleared, and the module is put in train mode.
 
     Args:
         result: the transformed model, changed in place.

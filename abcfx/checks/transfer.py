@@ -111,7 +111,7 @@ def _grid(lr: ByRole, lrs: Sequence[float] | None) -> tuple[float | None, list[f
     """Work out which learning rates to try, as factors on the planned rates.
 
     Args:
-        lr: absolute base rate, or a dict of rates by role of parameter.
+        lr: absolute base rate, or a dict of rates by role of parameter ("embedding", "hidden", ...).
         lrs: absolute rates to try, or factors if `lr` is a dict; None tries 1/8 to 8 times `lr`.
 
     Returns:

@@ -29,7 +29,8 @@ class TrainingRun(NamedTuple):
         model: "transformed", or "standard" for the user's unchanged model.
         width, seed: of the model.
         factor: number that multiplied all planned learning rates.
-        lr: the absolute base rate, factor included; None where rates differ by role of parameter.
+        lr: the absolute base rate, factor included; None where rates differ by role of parameter ("embedding",
+            "hidden", ...).
         loss: mean loss over the last fifth of the steps.
         diverged: whether the loss is not finite, or above 1.5 times the first one.
     """
@@ -50,13 +51,14 @@ class TransferCheck(CheckResult[CheckRow]):
     `bool(result)` is true if the verdict is PASS; printing it shows the best rate at each width.
 
     Attributes:
-        rows: the verdicts: "grid" (every best rate lies inside the rates tried), "shift" (it moves little with
-            width) and "loss" (wider is not worse).
+        rows: the verdicts: "grid" (every best rate lies inside the rates tried), "shift" (it moves little with width)
+            and "loss" (wider is not worse).
         widths: the widths at which models were trained, in increasing order.
         base_width: the width at which `transform` changes nothing.
         seeds: seeds of the runs.
         steps: number of optimizer steps of each run.
-        lr: the base learning rate as it was given: a number, or a dict by role of parameter.
+        lr: the base learning rate as it was given: a number, or a dict by role of parameter ("embedding", "hidden",
+            ...).
         centre: the absolute rate that factor 1 stands for; None where rates differ by role.
         curves: loss over learning rate, those of the transformed model first, in order of width.
         shifts: how the best rate moves with width, by model: "transformed", and "standard" for the user's unchanged
@@ -121,8 +123,8 @@ class TransferCheck(CheckResult[CheckRow]):
     def to_dict(self) -> dict[str, object]:
         """Return the result as plain data: verdict, rows, reasons, settings, shifts by model, and all curves.
 
-        The keys beside those of every check ("check", "verdict", "failed", "rows") are "reasons", "shifts",
-        "widths", "base_width", "seeds", "steps", "lr" and "curves".
+        The keys beside those of every check ("check", "verdict", "failed", "rows") are "reasons", "shifts", "widths",
+        "base_width", "seeds", "steps", "lr" and "curves".
         """
         return super().to_dict() | {
             "reasons": self.reasons,
@@ -148,7 +150,10 @@ class TransferCheck(CheckResult[CheckRow]):
         return save(plot_transfer(title, self.curves, self.shifts, self.centre), path)
 
     def rate(self, factor: float) -> str:
-        """Format a learning-rate factor for the report: as an absolute rate, or "2 x" where rates differ by role."""
+        """Format a learning-rate factor for the report: as an absolute rate, or as "2 x".
+
+        The latter is for rates that differ by role of parameter ("embedding", "hidden", ...).
+        """
         return f"{factor:.3g} x" if self.centre is None else f"{self.centre * factor:.3g}"
 
     def __str__(self) -> str:

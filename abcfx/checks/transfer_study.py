@@ -29,8 +29,8 @@ class TransferStudy:
         widths: widths of the models, in increasing order.
         seeds: seeds of the runs.
         variants: "transformed", and "standard" for the user's unchanged model.
-        same_at: the width at which both variants are the same model, so that one of them need not run; None if there
-            is none.
+        same_at: the width at which both variants are the same model, so that one of them need not run; None if there is
+            none.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class TransferStudy:
         """Train at every width, seed and learning-rate factor, with more factors where the lowest loss lies at an end.
 
         Args:
-            grid: factors on the planned learning rates. Where the lowest loss is at the smallest or largest factor,
-                two more are added beyond it, up to three times.
+            grid: factors on the planned learning rates. Where the lowest loss is at the smallest or largest factor, two
+                more are added beyond it, up to three times.
         """
         wanted = {key: list(grid) for key in self._runs}
         for _ in range(1 + EXTENSIONS):
@@ -104,8 +104,7 @@ class TransferStudy:
     def _curve(self, variant: Variant, width: int) -> Curve:
         """Sum up the runs of one model at one width: mean loss by learning-rate factor, best factor, and regret.
 
-        The regret is the loss at the best factor of the smallest width, minus the loss at this width's own best
-        factor.
+        The regret is the loss at the best factor of the smallest width, minus the loss at this width's own best factor.
         """
         runs, means = self._runs[variant, width], self._means(variant, width)
         factors = sorted(means)
@@ -154,8 +153,8 @@ class TransferStudy:
         """Return every training run as plain data.
 
         Args:
-            centre: the absolute learning rate that factor 1 stands for; None where rates differ by role of
-                parameter.
+            centre: the absolute learning rate that factor 1 stands for; None where rates differ by role of parameter
+                ("embedding", "hidden", ...).
         """
         return tuple(
             TrainingRun(
@@ -175,8 +174,8 @@ def judge_transfer(curves: Sequence[Curve], shift: Shift) -> tuple[CheckRow, ...
         shift: how its best rate moves with width.
 
     Returns:
-        Three rows: "grid" (the best rate lies inside the rates tried at every width), "shift" (it moves by at most
-            0.25 log2 per doubling of width) and "loss" (a wider model does not end worse).
+        Three rows: "grid" (the best rate lies inside the rates tried at every width), "shift" (it moves by at most 0.25
+        log2 per doubling of width) and "loss" (a wider model does not end worse).
     """
     on_edge = [str(curve.width) for curve in curves if curve.on_edge]
     return _judge_grid(on_edge), _judge_shift(shift, measured=not on_edge), _judge_loss(curves)

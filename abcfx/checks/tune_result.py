@@ -1,4 +1,4 @@
-"""The result of `tune`, a search for learning rates: rates by role, what they gain, and every setting tried."""
+"""The result of `tune`, a search for learning rates: rates by role of parameter, their gain, every setting tried."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Tuned(RowsResult[Trial], Mapping[str, float]):
         width: width of the model that was searched on.
         steps: number of optimizer steps of each run.
         seeds: seeds of the search.
-        fresh_seeds: seeds of the final comparison; new ones if `batches` was a function of the seed, else those of
-            the search.
+        fresh_seeds: seeds of the final comparison; new ones if `batches` was a function of the seed, else those of the
+            search.
         loss: final loss with `rates`, mean over `fresh_seeds`.
         single_loss: final loss with `single`, mean over `fresh_seeds`.
         gain: `single_loss` minus `loss`: how much better separate rates are.

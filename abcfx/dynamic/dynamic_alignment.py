@@ -31,6 +31,8 @@ _LOWEST, _HIGHEST = 0.5, 1.0  # alignments of independent and of aligned factors
 class DynamicState(TypedDict):
     """The state of a `DynamicAlignment`, to be saved with `torch.save`.
 
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
     Attributes:
         steps: number of optimizer steps counted so far.
         factors: number that multiplies the scheduled learning rate of each matrix, by parameter name.
@@ -49,17 +51,17 @@ class DynamicState(TypedDict):
 class DynamicAlignment:
     """Measures, during training, how far each layer's weights and inputs line up, and lets learning rates follow.
 
-    The alignment of dW and x is an exponent: 1/2 if they are independent, 1 if dW x is as large as their sizes
-    allow. `transform` assumes a preset; here it is measured, and the exponent c of each learning rate n^-c (n: the
-    layer's fan_in) is solved again. The rate of a parameter is then the scheduled one times n^-(c - planned c). This
-    factor is applied around each optimizer step, so schedulers never see it, and `step` may come before or after the
-    scheduler's. With `apply=False` rates stay as they are.
+    The alignment of dW and x is an exponent: 1/2 if they are independent, 1 if dW x is as large as their sizes allow.
+    `transform` assumes a preset; here it is measured, and the exponent c of each learning rate n^-c (n: the layer's
+    fan_in) is solved again. The rate of a parameter is then the scheduled one times n^-(c - planned c). This factor is
+    applied around each optimizer step, so schedulers never see it, and `step` may come before or after the scheduler's.
+    With `apply=False` rates stay as they are.
 
     Args:
         result: what `transform` returned.
         optimizer: made from `result.groups(per_parameter=True)`; or several optimizers, each with a part of them.
-        warmup: number of steps before the first measurement; no rate is changed during them. None: a tenth of the
-            run where its length is known, else 100.
+        warmup: number of steps before the first measurement; no rate is changed during them. None: a tenth of the run
+            where its length is known, else 100.
         every: number of steps between measurements.
         apply: False only measures and records.
         scheduler: the scheduler of the run. While its attribute `decaying` is true, as in the decay of `wsd`, the
@@ -68,8 +70,8 @@ class DynamicAlignment:
         total_steps: length of the run, for `warmup`.
 
     Other arguments:
-        cap: "full" takes the smaller of the measured alignment and that of the "full" preset, and lets no c exceed
-            its value at full alignment; None does neither.
+        cap: "full" takes the smaller of the measured alignment and that of the "full" preset, and lets no c exceed its
+            value at full alignment; None does neither.
         center: divide the factors by their geometric mean over matrices, so that the tuned lr keeps its meaning.
         smoothing: weight of the past in the moving average of alignments, which starts at the preset.
         trust: largest factor; its inverse is the smallest.
@@ -159,8 +161,9 @@ class DynamicAlignment:
         """One dict for each layer and measurement, in the order in which they were made (a copy).
 
         Keys: step, parameter, node (name of the layer), c (solved learning-rate exponent), lr (absolute), and the
-        measured alignment exponents alpha (dW x0), omega (W0 dx) and u (dW dx); None for a product with a zero
-        factor.
+        measured alignment exponents alpha (dW x0), omega (W0 dx) and u (dW dx); None for a product with a zero factor.
+
+        Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
         """
         return [row.copy() for row in self._history]
 
@@ -174,6 +177,10 @@ class DynamicAlignment:
 
     def step(self) -> None:
         """Count one optimizer step, and if it is time measure the alignments and set the learning-rate factors.
+
+        Call this after each `optimizer.step()`.
+
+        Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
         Raises:
             InvalidInputError: `capture_initial` has not been called.
@@ -228,6 +235,8 @@ class DynamicAlignment:
     def plot(self, path: str | None = None) -> Figure:
         """Draw the alignments and learning rates of every layer over training steps; needs matplotlib.
 
+        Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
         Args:
             path: where to write the figure; the file name's ending chooses the format (.png, .svg, .pdf).
         """
@@ -254,6 +263,8 @@ class DynamicAlignment:
     def _measured(self, probe: Probe) -> list[Measured]:
         """Measure every layer and return its alignment exponents; in distributed training, averaged over ranks.
 
+        Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
         Args:
             probe: runs the model on its fixed inputs.
 
@@ -270,6 +281,8 @@ class DynamicAlignment:
 
     def _smooth(self, node: str, measured: Measured) -> None:
         """Update the moving average of a layer's alignment exponents with newly measured ones, clipped to [1/2, 1].
+
+        Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
         Args:
             node: name of the layer.
@@ -291,6 +304,8 @@ class DynamicAlignment:
 
     def _record(self, probe: Probe, measured: Sequence[Measured], c: Mapping[str, float]) -> None:
         """Add a row to the history for each measured layer whose weight is in one of the optimizers.
+
+        Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
         Args:
             probe: knows the measured layers.
@@ -314,6 +329,8 @@ def _mean_over_ranks(
     found: Sequence[tuple[Moments, Moments, Moments]], device: torch.device
 ) -> list[tuple[Moments, Moments, Moments]]:
     """Average measurements over all ranks of a distributed run, in one all-reduce.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
     Args:
         found: for each layer, the mean squares behind its three alignment exponents alpha, omega and u.

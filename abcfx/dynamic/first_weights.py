@@ -37,8 +37,8 @@ class FirstWeights:
     """Remembers the weights of a model's layers as they were at the start of training (when `take` was called).
 
     Args:
-        mode: "sample" keeps some rows of each weight, "keep" all rows, "redraw" none: weights are then drawn again
-            at each measurement, in the way `torch.manual_seed(seed); result.init_weights()` drew them.
+        mode: "sample" keeps some rows of each weight, "keep" all rows, "redraw" none: weights are then drawn again at
+            each measurement, in the way `torch.manual_seed(seed); result.init_weights()` drew them.
         seed: the seed for "redraw".
         inits: how each parameter was drawn, by name, in the order of drawing.
 
@@ -64,7 +64,7 @@ class FirstWeights:
         return self.mode != "sample"
 
     def take(self, layers: Sequence[SampledLayer], parameters: Mapping[str, torch.Tensor]) -> None:
-        """Remember the weights as they are now.
+        """Remember the weights as they are now: some rows, all rows, or only that the seed draws them (mode "redraw").
 
         Args:
             layers: the layers whose weights are needed later.

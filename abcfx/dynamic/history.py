@@ -23,17 +23,17 @@ _MOST_NAMES = 8  # with more layers the legend names the first and the last alon
 class HistoryRow(TypedDict):
     """What was measured of one layer at one moment of training.
 
-    For a layer y = W x, with W0 and x0 at the start and dW, dx the changes since: an alignment exponent is 1/2 if
-    the factors of a product are independent, 1 if they line up fully.
+    For a layer y = W x, with W0 and x0 at the start and dW, dx the changes since: an alignment exponent is 1/2 if the
+    factors of a product are independent, 1 if they line up fully.
 
     Attributes:
         step: number of optimizer steps taken so far.
         parameter: name of the layer's weight.
         node: name of the layer in the graph of layers; it differs from the parameter's where a weight is used twice.
-        alpha, omega, u: measured alignment exponents of dW x0, W0 dx and dW dx, neither clipped nor smoothed; None
-            if a factor is zero.
-        c: exponent of the learning rate n^-c (n: fan_in) that is solved for the smoothed alignments; None for a
-            weight that does not learn.
+        alpha, omega, u: measured alignment exponents of dW x0, W0 dx and dW dx, neither clipped nor smoothed; None if a
+            factor is zero.
+        c: exponent of the learning rate n^-c (n: fan_in) that is solved for the smoothed alignments; None for a weight
+            that does not learn.
         lr: absolute learning rate of the next step, as the scheduler has set it so far, times the present factor.
     """
 
@@ -49,6 +49,8 @@ class HistoryRow(TypedDict):
 
 def plot_history(history: Sequence[HistoryRow], path: str | None = None) -> Figure:
     """Draw alignment exponents and learning rate over training steps: a line for each layer, early layers dark.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
     Args:
         history: the rows of `DynamicAlignment.history`.

@@ -1,4 +1,4 @@
-"""Runs a model's captured graph with the present weights of the model that is being trained, and leaves no trace."""
+"""Runs a model's captured fx graph with the present weights of the model that is being trained, and leaves no trace."""
 
 from __future__ import annotations
 
@@ -19,15 +19,13 @@ _AUTOCASTING = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 class LiveModule:
-    """Prepares a model in training for a run of its captured graph: weights gathered, eval mode, no gradients.
+    """Prepares a model in training for a run of its captured fx graph: weights gathered, eval mode, no gradients.
 
-    The graph's module and the trained one may be two modules; within `entered` the first has the tensors of the
-    second.
+    The graph's module and the trained one may be two modules; within `entered` the first has the tensors of the second.
 
     Args:
         emitted: the module that owns the captured graph.
-        module: the module that is trained, as `transform` returned it; it may have been sharded by `fully_shard`
-            since.
+        module: the module that is trained, as `transform` returned it; it may have been sharded by `fully_shard` since.
         called: submodules that the graph calls; they and their own submodules are put in eval mode for the run.
     """
 
@@ -82,7 +80,7 @@ class LiveModule:
 
 
 def _take_over_tensors(emitted: EmittedModule, model: nn.Module) -> None:
-    """Let the captured graph's module hold the same parameters and buffers as the trained model, where they differ.
+    """Let the captured fx graph's module hold the same parameters and buffers as the trained model, where they differ.
 
     They differ if a model that was transformed in place has got new tensors since.
 

@@ -1,9 +1,9 @@
 """Alignment exponents of one layer, measured: how far its weights and inputs, or their changes, line up.
 
-A layer computes y = z w^T from an input z and a weight w. Since an earlier moment (z0, w0) its output has changed by
-z0 dw^T + dz w0^T + dz dw^T. The alignment of each of these products is log_n [ rms(product) / (rms(left) rms(right))
-] with n = fan_in: 1/2 for independent factors (central limit theorem), 1 for aligned ones (Everett et al. 2024,
-arXiv 2407.05872). An RMS is taken over all entries of a tensor, all tokens together.
+A layer computes y = z w^T from an input z and a weight w. Since an earlier moment (z0, w0) its output has changed by z0
+dw^T + dz w0^T + dz dw^T. The alignment of each of these products is log_n [ rms(product) / (rms(left) rms(right)) ]
+with n = fan_in: 1/2 for independent factors (central limit theorem), 1 for aligned ones (Everett et al. 2024, arXiv
+2407.05872). An RMS is taken over all entries of a tensor, all tokens together.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class Moments(NamedTuple):
 
     In distributed training, their averages over ranks are those of the joined batch.
 
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
     Attributes:
         product: mean square of the entries of the product.
         left, right: mean squares of the entries of its factors.
@@ -61,8 +63,8 @@ class Moments(NamedTuple):
     def alignment(self, fan_in: int) -> float | None:
         """Return the exponent log_n [rms(product) / (rms(left) rms(right))] with n = `fan_in`, the terms of each sum.
 
-        It is 1/2 for independent factors and 1 for aligned ones. For a product that vanishes 0 is returned; None if
-        a factor is zero, a number is not finite, or n is 1.
+        It is 1/2 for independent factors and 1 for aligned ones. For a product that vanishes 0 is returned; None if a
+        factor is zero, a number is not finite, or n is 1.
         """
         if fan_in <= 1 or min(self.left, self.right) < _SMALLEST or not math.isfinite(sum(self)):
             return None
@@ -82,8 +84,8 @@ def measure(
 ) -> Measured:
     """Measure the alignment exponents of one layer between two moments of training.
 
-    An exponent is 1/2 if the factors of a product (change of weight times input, weight times change of input, or
-    both changes) are independent, and 1 if they line up fully.
+    An exponent is 1/2 if the factors of a product (change of weight times input, weight times change of input, or both
+    changes) are independent, and 1 if they line up fully.
 
     Args:
         z0: input of the layer at the first moment, (..., fan_in).
@@ -99,7 +101,8 @@ def measure(
             alignment.
 
     Returns:
-        Exponents, usually in [1/2, 1], not clipped. A term with a factor that is zero is absent (None), not 0.
+        Exponents `alpha` of the product dw z0, `omega` of w0 dz, `u` of dw dz (d: change between the moments), usually
+        in [1/2, 1], not clipped. The exponent of a product with a factor that is zero is None, not 0.
 
     Raises:
         InvalidInputError: the shapes do not fit together, or there is no such norm.
@@ -126,6 +129,8 @@ def measure(
 def moments(rms_z0: float, rms_w0: float, found: Products) -> tuple[Moments, Moments, Moments]:
     """Square the RMS values measured for one layer and sort them into three products: z0 dw^T, dz w0^T and dz dw^T.
 
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
     Args:
         rms_z0: RMS of the layer's input z0 at the first moment.
         rms_w0: RMS of its weight w0 at the first moment.
@@ -143,8 +148,8 @@ def products(
 ) -> Products:
     """Return five numbers for one layer: the RMS of dz = z - z0, of dw = w - w0, and of z0 dw^T, dz w0^T and dz dw^T.
 
-    dz and dw are divided by their RMS before they are multiplied, so that nothing over- or underflows for entries of
-    z0 and w0 between 1e-36 and 1e34.
+    dz and dw are divided by their RMS before they are multiplied, so that nothing over- or underflows for entries of z0
+    and w0 between 1e-36 and 1e34.
 
     Args:
         z0, z: input of the layer at the first moment and now, (..., fan_in).
@@ -162,15 +167,15 @@ def products(
 def products_of_many(layers: Sequence[LayerState]) -> list[Products]:
     """Compute what `products` returns for many layers, moving all numbers off the device in one transfer.
 
-    Norms are taken in float32 where that is safe; a layer whose changes are very small or very large is computed
-    again by `products`.
+    Norms are taken in float32 where that is safe; a layer whose changes are very small or very large is computed again
+    by `products`.
 
     Args:
         layers: (z0, w0, z, w) of each layer: input and weight at the first moment and now; z is None where the input
             cannot have changed.
 
     Returns:
-        For each layer the RMS of dz, dw, z0 dw^T, dz w0^T and dz dw^T.
+        For each layer the RMS of dz, dw (changes of input and weight), z0 dw^T, dz w0^T and dz dw^T.
     """
     norms = [norm for layer in layers for norm in _plain_norms(*layer)]
     flat = torch.stack(norms).tolist() if norms else []

@@ -25,7 +25,7 @@ class ProbeState(TypedDict):
     """The saved state of a `Probe`, which compares a model in training with its first state.
 
     Attributes:
-        flat: the fixed inputs of the model, one for each placeholder of its captured graph.
+        flat: the fixed inputs of the model, one for each placeholder of its captured fx graph.
         inputs: first input of each layer (a sample of rows), by layer name.
         first: the saved first weights.
     """
@@ -38,13 +38,12 @@ class ProbeState(TypedDict):
 class Probe:
     """Fixed inputs of the model, with each layer's first input and weight, to be compared with later ones.
 
-    Call `take` before training and `measure` during it. The model's captured graph is run up to its last layer, in
+    Call `take` before training and `measure` during it. The model's captured fx graph is run up to its last layer, in
     eval mode, without gradients and autocast, with the present weights.
 
     Args:
         captured: graphs of the transformed model.
-        module: the module that is trained, as `transform` returned it; it may have been sharded by `fully_shard`
-            since.
+        module: the module that is trained, as `transform` returned it; it may have been sharded by `fully_shard` since.
         first: remembers the first weights.
 
     Attributes:
@@ -91,9 +90,11 @@ class Probe:
     def measure(self) -> list[tuple[Moments, Moments, Moments]]:
         """Run the model on its fixed inputs and compare every layer's input and weight with the first ones.
 
+        Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
         Returns:
-            For each layer in `measured`, the mean squares of the products dW x0, W0 dx and dW dx and of their
-                factors (d: change since the first state), from which alignment exponents follow.
+            For each layer in `measured`, the mean squares of the products dW x0, W0 dx and dW dx and of their factors
+            (d: change since the first state), from which alignment exponents follow.
         """
         with self._live.entered():
             layers = self._layer_states(self._run(self.flat))
@@ -153,8 +154,8 @@ class Probe:
     def _first_inputs(self) -> dict[str, torch.Tensor]:
         """Run the graph and return a sample of rows of each layer's input, by layer name.
 
-        Layers with one and the same input (queries, keys, values) share a tensor. Layers whose input does not fit
-        are left out.
+        Layers with one and the same input (queries, keys, values) share a tensor. Layers whose input does not fit are
+        left out.
         """
         results = self._run(self.flat)
         found: dict[str, torch.Tensor] = {}
@@ -179,5 +180,5 @@ class Probe:
         return max((results[k].numel() // channels[operand] for operand, k in self._position.items()), default=0)
 
     def _run(self, flat: FlatInputs) -> Activations:
-        """Run the captured graph on inputs, one for each placeholder, and return the inputs of all layers."""
+        """Run the captured fx graph on inputs, one for each placeholder, and return the inputs of all layers."""
         return self._forward(self._emitted, *flat)

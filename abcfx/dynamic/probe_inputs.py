@@ -1,4 +1,4 @@
-"""Chooses the small part of a batch on which a model is measured, as its captured graph takes inputs."""
+"""Chooses the small part of a batch on which a model is measured, as its captured fx graph takes inputs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MANY_TOKENS, SHARE_OF_BATCH, FEWEST_SAMPLES = 8, 1 / 4, 4
 
 
 def flat_inputs(graph: fx.Graph, args: object, kwargs: Mapping[str, object] | None) -> FlatInputs:
-    """Return the values of a captured graph's placeholders, in order, for a call of the model with the given inputs.
+    """Return the values of a captured fx graph's placeholders, in order, for a call of the model with the given inputs.
 
     Args:
         graph: the captured graph.
@@ -56,7 +56,7 @@ def choose_inputs(
     Args:
         flat: all inputs, one for each placeholder of the graph.
         max_tokens: number of tokens to keep of a batch of sequences, spread over up to 16 of them.
-        graph: the captured graph that will be run.
+        graph: the captured fx graph that will be run.
         largest_layer: runs the graph and returns the largest number of tokens that any of its layers gets.
 
     Returns:
@@ -94,7 +94,7 @@ def _choose_samples(flat: FlatInputs, largest_layer: Callable[[FlatInputs], int]
 
 
 def _first_samples(flat: FlatInputs, count: int) -> FlatInputs:
-    """Return copies of the first `count` samples of every tensor; other values as they are."""
+    """Return the model's inputs with copies of the first `count` samples of every tensor; other values stay."""
     return [value[:count].clone() if isinstance(value, torch.Tensor) and value.ndim else value for value in flat]
 
 

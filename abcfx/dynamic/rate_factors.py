@@ -22,8 +22,8 @@ class RateFactors:
     Args:
         outcome: everything that `transform` found: the graph of layers, multiplier and init exponents, planned
             alignments.
-        cap: "full" bounds alignments by the "full" preset (updates line up fully with inputs), and every c by its
-            value there; None bounds neither.
+        cap: "full" bounds alignments by the "full" preset (updates line up fully with inputs), and every c by its value
+            there; None bounds neither.
         trust: largest factor; its inverse is the smallest.
         center: divide the factors by their geometric mean over matrices.
     """
@@ -42,7 +42,10 @@ class RateFactors:
         self._program = DagProgram(outcome.fixed, outcome.alignments, caps)
 
     def solve(self, alignment: Mapping[str, Alignments]) -> dict[str, float]:
-        """Return the learning-rate exponent c of every weight by name, given the alignment exponents of every layer."""
+        """Return the learning-rate exponent c of every weight by name, given the alignment exponents of every layer.
+
+        Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+        """
         if self.cap == "full":
             alignment = {node: Alignments(*map(min, terms, self._full[node])) for node, terms in alignment.items()}
         return {name: round(c, DECIMALS) for name, c in self._program.rates(alignment).items()}
@@ -58,7 +61,7 @@ class RateFactors:
 
         Returns:
             Parameter name -> factor. Layers whose fan_in does not grow with the width, such as embeddings, are left
-                out.
+            out.
         """
         # A layer that sums over no dim that grows has no alignment in its constraints: embeddings keep their rate.
         logs = {

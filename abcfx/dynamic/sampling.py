@@ -34,6 +34,8 @@ _CONVOLUTIONS = frozenset(
 class SampledLayer:
     """One layer whose alignment is measured: where its input comes from, and which rows of its weight are looked at.
 
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
     Attributes:
         node: name of the layer in the graph of the model's layers.
         parameter: name of its weight.

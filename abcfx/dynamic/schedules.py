@@ -54,9 +54,9 @@ class MultipliedRates:
 def wsd(optimizer: torch.optim.Optimizer, total: int, *, warmup: int = 0, decay: float = 0.2) -> LambdaLR:
     """Make a learning-rate schedule of warm-up, stable phase and decay.
 
-    The rates rise linearly to those of the groups in `warmup` steps, stay, and fall linearly to 0 in the last part
-    of the run. The schedule's attribute `decaying` tells `DynamicAlignment(scheduler=...)` to leave its factors as
-    they are.
+    The rates rise linearly to those of the groups in `warmup` steps, stay, and fall linearly to 0 in the last part of
+    the run. The schedule's attribute `decaying` tells `DynamicAlignment(scheduler=...)` to leave its factors as they
+    are.
 
     Args:
         optimizer: the optimizer whose rates are scheduled.

@@ -1,4 +1,7 @@
-"""The result of `diagnose`: numbers, slopes over width and verdicts of six diagnostics of hyper-connections."""
+"""The result of `diagnose`: numbers, slopes over width and verdicts of six diagnostics of hyper-connections.
+
+A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+"""
 
 from __future__ import annotations
 
@@ -103,6 +106,8 @@ class Diagnosis(CheckResult[DiagnosticRow]):
         """Return printed lines with the verdict and reason of each diagnostic.
 
         For a model with many hyper-connections, up to three of the worst are shown and the others counted.
+
+        A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
         """
         lines = []
         for diagnostic in Diagnostic:

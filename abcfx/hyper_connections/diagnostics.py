@@ -4,9 +4,9 @@ A hyper-connection keeps n residual streams of width d. From a token's streams x
 weight matrix (the generator), and from these read gates, write gates and the matrix that mixes the streams.
 
 Shapes: streams x (..., n, d), D = n d; weight (k, D) or (..., k, D), k = (2 + n) n; scale (3,); base (k,). No
-diagnostic needs a matrix with a side of D. Gates and mix depend on x through the k mixing values m of a token, so
-their Jacobian with respect to x is J(m) A with A = dm/dx = r W - m r^2 f^T / D (f: x flattened, r = 1 / rms(f)), and
-its norms need only A A^T, k x k.
+diagnostic needs a matrix with a side of D. Gates and mix depend on x through the k mixing values m of a token, so their
+Jacobian with respect to x is J(m) A with A = dm/dx = r W - m r^2 f^T / D (f: x flattened, r = 1 / rms(f)), and its
+norms need only A A^T, k x k.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class SinkhornError(NamedTuple):
     Attributes:
         worst: largest |sum - 1| over rows and columns.
         rows: mean of |sum - 1| over rows.
-        rate: factor by which one more Sinkhorn iteration shrinks the error; in the limit sigma_2^2, sigma_2 being
-            the second largest singular value (Knight 2008).
+        rate: factor by which one more Sinkhorn iteration shrinks the error; in the limit sigma_2^2, sigma_2 being the
+            second largest singular value (Knight 2008).
     """
 
     worst: Tensor
@@ -48,7 +48,7 @@ def sinkhorn_error(mix: Tensor) -> SinkhornError:
 
     Returns:
         Tensors (...,): the largest error, the mean error of rows, and the factor by which an iteration shrinks the
-            error.
+        error.
 
     Example:
         >>> round(float(sinkhorn_error(torch.eye(4)).worst), 6)
@@ -73,6 +73,8 @@ def iterations_needed(mix: Tensor, tolerance: float = 1e-3) -> Tensor:
 class Spectrum(NamedTuple):
     """The two largest singular values of each mixing matrix, which mixes the n streams of a hyper-connection.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Attributes:
         norm: the largest; 1 for a doubly stochastic matrix, which cannot make streams larger.
         second: the second largest: the share of the differences between streams that mixing keeps.
@@ -86,6 +88,8 @@ def spectrum(mix: Tensor) -> Spectrum:
     """Diagnostic 2: return the two largest singular values of mixing matrices (..., n, n), with n > 1.
 
     They say by how much mixing makes streams larger, and how much of their differences it keeps.
+
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
     """
     values = torch.linalg.svdvals(mix)
     return Spectrum(values[..., 0], values[..., 1])
@@ -114,7 +118,8 @@ def quotient_jacobian(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Quo
 
     Args:
         logits: logits of the mixing matrices, (..., n, n).
-        iters, eps: number of Sinkhorn iterations, and what is added to entries and sums.
+        iters, eps: number of Sinkhorn iterations (each scales rows, then columns, to the sum 1), and what is added to
+            entries and sums.
 
     Returns:
         Tensors (...,): largest and smallest response, their ratio, and the response that should be 0.
@@ -129,6 +134,8 @@ def quotient_jacobian(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Quo
 
 class Sensitivity(NamedTuple):
     """How much a token's mixing matrix and its gates change per relative change |dx| / |x| of the token's streams x.
+
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
 
     Attributes:
         mix, read, write: change of the mixing matrix, the read gates and the write gates, in the direction of x that
@@ -150,10 +157,12 @@ def sensitivity(
     """Diagnostic 4: measure, for each token, how much its gates and its mixing matrix change when its streams change.
 
     Args:
-        x: streams (..., n, d).
-        weight, scale, base: parameters of the hyper-connection: the generator ((2 + n) n, n d), scales (3,) and
-            bases.
-        iters, eps: number of Sinkhorn iterations, and what is added in them and in the norm of x.
+        x: the n residual streams of width d of each token, (..., n, d).
+        weight, scale, base: parameters of the hyper-connection: the generator ((2 + n) n, n d), a weight that computes
+            the gates and the mixing matrix from x, a weight that computes the gates and the mixing matrix from x,
+            scales (3,) and bases.
+        iters, eps: number of Sinkhorn iterations (each scales rows, then columns, to the sum 1), and what is added in
+            them and in the norm of x.
 
     Returns:
         Tensors (...,): change per relative change of x, for mix, read and write gates, worst and typical direction.
@@ -184,9 +193,12 @@ def sensitivity(
 class LogitUpdate(NamedTuple):
     """How far one optimizer step on a token moves the logits of its mixing matrix (norm over the n^2 logits).
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Attributes:
         total: change by all parameters together.
-        weight, scale, base: change by one of the parameters alone: generator, scales, bases.
+        weight, scale, base: change by one of the parameters alone: the generator (the weight that computes the logits
+            from the streams), scales, bases.
         seen: share of the total that changes the mixing matrix; constants added to rows or columns do not.
     """
 
@@ -213,13 +225,14 @@ def logit_update(
     The step is on the loss |C - I|^2 of that token alone.
 
     Args:
-        x: streams (..., n, d).
-        weight, scale, base: parameters of the hyper-connection: the generator ((2 + n) n, n d), scales (3,) and
-            bases.
+        x: the n residual streams of width d of each token, (..., n, d).
+        weight, scale, base: parameters of the hyper-connection: the generator ((2 + n) n, n d), scales (3,) and bases.
         optimizer: "sgd", or "adam" (its first step: lr times the sign of the gradient).
-        lr: absolute learning rate of scales and bases, and of the generator where `lr_weight` is None.
+        lr: absolute learning rate of scales and bases, and of the generator (the weight that computes gates and mixing
+            matrix) where `lr_weight` is None.
         lr_weight: absolute learning rate of the generator.
-        iters, eps: number of Sinkhorn iterations, and what is added in them and in the norm of x.
+        iters, eps: number of Sinkhorn iterations (each scales rows, then columns, to the sum 1), and what is added in
+            them and in the norm of x.
 
     Returns:
         Tensors (...,): the norm of the change by all parameters, by each alone, and the share that changes C.
@@ -251,12 +264,13 @@ def logit_update(
 class GateStatistics(NamedTuple):
     """Summary of each token's read gates (0 to 1) and write gates (0 to 2) over the n streams of a hyper-connection.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Attributes:
         read, write: mean over streams.
         read_total: sum of the read gates over streams.
         write_largest: largest write gate.
-        read_saturated, write_saturated: share of gates within 5 % of one end of their range, where they hardly
-            learn.
+        read_saturated, write_saturated: share of gates within 5 % of one end of their range, where they hardly learn.
     """
 
     read: Tensor
@@ -268,7 +282,10 @@ class GateStatistics(NamedTuple):
 
 
 def gate_statistics(read: Tensor, write: Tensor) -> GateStatistics:
-    """Diagnostic 6: summarise the read and write gates (..., n) of tokens: means, sums, and how many are saturated."""
+    """Diagnostic 6: summarise the read and write gates (..., n) of tokens: means, sums, and how many are saturated.
+
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+    """
 
     def saturated(gate: Tensor) -> Tensor:
         """Return the share of gates, scaled to 0..1, that are within 5 % of one end."""
@@ -283,9 +300,10 @@ def mixing_logits(x: Tensor, weight: Tensor, scale: Tensor, base: Tensor, eps: f
     """Compute for each token the logits of its read gates, its write gates and its mixing matrix.
 
     Args:
-        x: streams (..., n, d).
-        weight, scale, base: parameters of the hyper-connection: the generator ((2 + n) n, n d), scales (3,) and
-            bases.
+        x: the n residual streams of width d of each token, (..., n, d).
+        weight, scale, base: parameters of the hyper-connection: the generator ((2 + n) n, n d), a weight that computes
+            the gates and the mixing matrix from x, a weight that computes the gates and the mixing matrix from x,
+            scales (3,) and bases.
         eps: added to the mean square of x.
 
     Returns:
@@ -298,7 +316,7 @@ def _values(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Compute each token's mixing values W x / rms(x), from which its gates and mixing matrix follow.
 
     Args:
-        x: streams (..., n, d).
+        x: the n residual streams of width d of each token, (..., n, d).
         weight: the generator W, one for all tokens (k, n d) or one for each (..., k, n d).
         eps: added to the mean square of x.
 

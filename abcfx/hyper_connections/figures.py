@@ -38,6 +38,8 @@ _LEAST = 1e-9  # lower end of an axis of numbers that may be as small as roundin
 def plot_diagnosis(title: str, measurements: Sequence[Measurement], verdicts: Mapping[Diagnostic, Verdict]) -> Figure:
     """Draw the result of `diagnose`: each diagnostic's numbers over width, or over a model's hyper-connections.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Args:
         title: heading of the figure.
         measurements: every measured number; means over samples are drawn.
@@ -73,6 +75,8 @@ def _draw_curves(
     """Draw one diagnostic's quantities as curves over widths, or over the modules of a model.
 
     Quantities that are zero somewhere are left out of panels with a logarithmic axis.
+
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
 
     Args:
         axis: where to draw.

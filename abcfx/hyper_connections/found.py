@@ -1,9 +1,9 @@
 """Finds hyper-connections (residual connections over n mixed streams) in a user's model, and what flows through them.
 
-They are found by the shapes of their parameters: a module with one generator matrix ((2 + n) n, n d), or three with
-n, n and n^2 rows, of either orientation, perhaps with a base, scales and a gain on its input. Shapes alone do not
-prove that the rows mean read | write | mix, or how many iterations the module makes: the mixing matrix that we
-compute from the parameters must be the one that the module returns.
+They are found by the shapes of their parameters: a module with one generator matrix ((2 + n) n, n d), or three with n,
+n and n^2 rows, of either orientation, perhaps with a base, scales and a gain on its input. Shapes alone do not prove
+that the rows mean read | write | mix, or how many iterations the module makes: the mixing matrix that we compute from
+the parameters must be the one that the module returns.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class FoundHyperConnection:
         path: path of its module.
         streams: the n residual streams of S tokens, (S, n, d).
         mix: mixing matrices that the module returned for them, (S, n, n); None where it returns no such matrix.
-        sample: streams and parameters, which the diagnostics take; None where the returned matrices are not those
-            that we compute from the parameters.
+        sample: streams and parameters, which the diagnostics take; None where the returned matrices are not those that
+            we compute from the parameters.
         notes: rows that say which diagnostics were skipped, and what was taken for granted.
     """
 
@@ -79,6 +79,8 @@ class _Generator:
 class _Candidate:
     """A module of a user's model that may be a hyper-connection, by the shapes of its parameters.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Attributes:
         path: path of the module.
         module: the module.
@@ -106,7 +108,8 @@ def find_hyper_connections(
         args: positional inputs of the model; a bare tensor counts as one argument.
         kwargs: keyword inputs of the model.
         samples: most tokens to keep of each hyper-connection.
-        iters: number of Sinkhorn iterations to assume for modules that do not return their mixing matrix.
+        iters: number of Sinkhorn iterations (each scales rows, then columns, to the sum 1) to assume for modules that
+            do not return their mixing matrix.
         seed: seed of the choice of tokens.
 
     Returns:
@@ -146,7 +149,10 @@ def find_hyper_connections(
 
 
 def _generator(module: nn.Module) -> _Generator | None:
-    """Arrange a module's parameters as those of a hyper-connection; None where their shapes do not fit one."""
+    """Arrange a module's parameters as those of a hyper-connection; None where their shapes do not fit one.
+
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+    """
     parameters = [p.detach().double() for p in module.parameters()]
     if not 1 <= len(parameters) <= MOST_PARAMETERS:
         return None
@@ -179,6 +185,8 @@ def _in_order(pieces: list[Tensor], n: int) -> list[Tensor]:
 def _possible_scales(parameters: list[Tensor]) -> Iterator[list[Tensor]]:
     """Yield the ways in which a hyper-connection may hold its three scales: one vector, three scalars, or not at all.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Args:
         parameters: the module's parameters without matrices and gains.
     """
@@ -194,14 +202,16 @@ def _run(
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     """Run the model once and record what goes into and out of each module that may be a hyper-connection.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Args:
         model: the user's model, run in eval mode.
         args, kwargs: its inputs.
         candidates: the modules to watch.
 
     Returns:
-        Path of each module that was called with streams -> (streams (S, n, d), mixing matrices (S, n, n) or None).
-            Only the first call counts.
+        Path of each module that was called with streams -> (streams (S, n, d), mixing matrices (S, n, n) or None). Only
+        the first call counts.
     """
     seen: dict[str, tuple[Tensor, Tensor | None]] = {}
 
@@ -248,16 +258,17 @@ def _streams(given: list[Tensor], n: int, size: int) -> Tensor | None:
 def _compared(candidate: _Candidate, x: Tensor, mix: Tensor | None, iters: int) -> FoundHyperConnection:
     """Find out whether a module is a hyper-connection like ours, by its mixing matrices, and return it with its tokens.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Args:
         candidate: the module, with parameters of fitting shapes.
         x: streams of the tokens, (S, n, d).
-        mix: mixing matrices that the module returned for them; None if it returns none, and is believed by its
-            shapes.
-        iters: number of Sinkhorn iterations to assume in that case.
+        mix: mixing matrices that the module returned for them; None if it returns none, and is believed by its shapes.
+        iters: number of Sinkhorn iterations (each scales rows, then columns, to the sum 1) to assume in that case.
 
     Returns:
         The hyper-connection. If `mix` is not what we compute from the parameters, it has no `sample`, and a note for
-            each diagnostic that cannot be run.
+        each diagnostic that cannot be run.
     """
     path, generator = candidate.path, candidate.generator
     sample = Sample(x, generator.weight, generator.scale, generator.base, iters, 1e-6)

@@ -1,4 +1,7 @@
-"""Verdicts on the numbers of six diagnostics of hyper-connections: growth with width, limits, what to change."""
+"""Verdicts on the numbers of six diagnostics of hyper-connections: growth with width, limits, what to change.
+
+A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +39,15 @@ def laws(init: GeneratorInit, rate_exponent: float) -> dict[Quantity, float]:
 
     d is the width of a stream, D = n d for n streams, k the number of mixing values m of a token x.
 
-    ||dm/dx|| ||x|| is ~ std (sqrt(D) + sqrt(k)) sqrt(D) in the worst direction and ~ std sqrt(D) in a typical one.
-    One step of SGD changes W x by lr |x|^2, one of Adam by lr |x|_1, both ~ D. Scales learn from the mixing values,
-    which are ~ std sqrt(D).
+    ||dm/dx|| ||x|| is ~ std (sqrt(D) + sqrt(k)) sqrt(D) in the worst direction and ~ std sqrt(D) in a typical one. One
+    step of SGD changes W x by lr |x|^2, one of Adam by lr |x|_1, both ~ D. Scales learn from the mixing values, which
+    are ~ std sqrt(D).
+
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
 
     Args:
-        init: how the standard deviation of the generator W scales: "mup" (~ 1/d), "fan_in" (~ d^-1/2), "constant" or
-            "zero".
+        init: how the standard deviation of the generator W scales, the weight that computes m = W x / rms(x), the
+            weight that computes m = W x / rms(x): "mup" (~ 1/d), "fan_in" (~ d^-1/2), "constant" or "zero".
         rate_exponent: c, where the learning rate of W is ~ d^-c.
     """
     found = {Quantity(Diagnostic.LOGIT_UPDATE, "weight", optimizer): 1 - rate_exponent for optimizer in OPTIMIZERS}
@@ -66,11 +71,13 @@ def judge_drawn(
 ) -> Iterator[DiagnosticRow]:
     """Yield a row with the verdict of each of the six diagnostics on hyper-connections drawn at several widths.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Args:
         by_width: measured numbers of every token, by width and quantity.
         by_spread: numbers measured on random logits of several standard deviations, by quantity.
         slopes: slopes over width, measured and predicted.
-        iters: number of Sinkhorn iterations.
+        iters: number of Sinkhorn iterations (each scales rows, then columns, to the sum 1).
     """
 
     def at(diagnostic: Diagnostic, name: str, spread: float) -> Tensor:
@@ -105,6 +112,8 @@ def judge_drawn(
 
 def judge_found(found: Mapping[Quantity, Tensor], module: str, lr: float) -> Iterator[DiagnosticRow]:
     """Yield rows with verdicts on one hyper-connection of a user's model, for the diagnostics that were run on it.
+
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
 
     Args:
         found: measured numbers of every token, by quantity.
@@ -156,6 +165,8 @@ def _judge_leak(leak: Tensor, smallest: Tensor, module: str | None, where: str) 
 
     Those parts are constants added to rows or columns of the logits.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Args:
         leak: size of this response, for each token.
         smallest: smallest response to all other parts, for the message.
@@ -176,8 +187,9 @@ def _judge_leak(leak: Tensor, smallest: Tensor, module: str | None, where: str) 
 def _judge_sensitivity(slopes: Sequence[LawSlope]) -> DiagnosticRow:
     """Judge whether gates and mixing matrix depend on the streams more and more as the width grows.
 
-    FAIL if a slope differs from the predicted one, or grows in typical directions; WEAK if only in the worst
-    direction.
+    FAIL if a slope differs from the predicted one, or grows in typical directions; WEAK if only in the worst direction.
+
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
 
     Args:
         slopes: slopes over width of the sensitivity, measured and predicted.
@@ -208,6 +220,8 @@ def _judge_updates(slopes: Sequence[LawSlope]) -> DiagnosticRow:
 
     FAIL if a slope over width differs from the predicted one, or the step grows with width; WEAK if it shrinks.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Args:
         slopes: slopes over width of the step, by parameter and optimizer, measured and predicted.
     """
@@ -226,6 +240,8 @@ def _judge_updates(slopes: Sequence[LawSlope]) -> DiagnosticRow:
 
 def _judge_gates(found: Mapping[Quantity, Tensor], module: str | None) -> DiagnosticRow:
     """Judge how many gates are saturated (within 5 % of an end of their range): WEAK above 10 %, FAIL above 50 %.
+
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
 
     Args:
         found: measured numbers of every token, by quantity.

@@ -1,4 +1,7 @@
-"""Runs six diagnostics of hyper-connections on tokens and on random logits, and summarises their numbers."""
+"""Runs six diagnostics of hyper-connections on tokens and on random logits, and summarises their numbers.
+
+A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +34,16 @@ LOGIT_SPREAD = Quantity(Diagnostic.GATES, "mix logits std")
 class Sample:
     """Tokens and the parameters of a hyper-connection, from which its gates and mixing matrices are computed.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Attributes:
         x: the n residual streams of S tokens, (S, n, d).
-        weight, scale, base: parameters: the generator ((2 + n) n, n d) or one for each token, scales (3,), bases ((2
-            + n) n,).
-        iters, eps: number of its Sinkhorn iterations, and what is added in them.
-        found: gates and mixing matrices that the user's own code returned for x; they are then judged instead of
-            ours.
+        weight, scale, base: parameters: the generator ((2 + n) n, n d), a weight that computes the gates and the mixing
+            matrix from x, a weight that computes the gates and the mixing matrix from x or one for each token, scales
+            (3,), bases ((2 + n) n,).
+        iters, eps: number of its Sinkhorn iterations (each scales rows, then columns, to the sum 1), and what is added
+            in them.
+        found: gates and mixing matrices that the user's own code returned for x; they are then judged instead of ours.
     """
 
     x: Tensor
@@ -52,10 +58,12 @@ class Sample:
 def measure_sample(sample: Sample, lr: float, lr_weight: float) -> dict[Quantity, Tensor]:
     """Run all six diagnostics on the tokens of a hyper-connection.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Args:
         sample: the tokens and the parameters.
         lr: absolute learning rate of scales and bases, for the diagnostic of an optimizer step.
-        lr_weight: absolute learning rate of the generator.
+        lr_weight: absolute learning rate of the generator, the weight that computes gates and mixing matrix.
 
     Returns:
         Quantity -> tensor with one number for each token.
@@ -104,7 +112,8 @@ def measure_spread(
 
     Args:
         streams: n, for n x n matrices.
-        iters, eps: number of Sinkhorn iterations, and what is added in them.
+        iters, eps: number of Sinkhorn iterations (each scales rows, then columns, to the sum 1), and what is added in
+            them.
         spread: standard deviation of the logits.
         samples: number of matrices.
         generator: draws the logits.
@@ -132,6 +141,8 @@ def _named(
 
 def summarise(found: Mapping[Quantity, Tensor], width: int | None, module: str | None) -> list[Measurement]:
     """Summarise every quantity over its tokens or matrices: mean, standard deviation, smallest, largest and number.
+
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
 
     Args:
         found: quantity -> tensor with one number for each token or matrix.

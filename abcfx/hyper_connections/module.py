@@ -72,16 +72,16 @@ def stream_weights(
 ) -> StreamWeights:
     """Compute each token's gates and mixing matrix over n residual streams, as DeepSeek V4's inference code does.
 
-    m = weight @ x / rms(x), cut into read | write | mix; read = sigmoid(m s0 + b) + eps, write = 2 sigmoid(m s1 +
-    b), mix = sinkhorn(m s2 + b), where s0, s1, s2 are the scales and b the bases.
+    m = weight @ x / rms(x), cut into read | write | mix; read = sigmoid(m s0 + b) + eps, write = 2 sigmoid(m s1 + b),
+    mix = sinkhorn(m s2 + b), where s0, s1, s2 are the scales and b the bases.
 
     Args:
-        x: streams (..., n, d).
-        weight: the generator, ((2 + n) n, n d).
+        x: the n residual streams of width d of each token, (..., n, d).
+        weight: the generator, which computes the mixing values m, ((2 + n) n, n d).
         scale: (3,), one each for read, write and mix.
         base: ((2 + n) n,).
         streams: number n of streams.
-        iters: number of Sinkhorn iterations.
+        iters: number of Sinkhorn iterations (each scales rows, then columns, to the sum 1).
         eps: added in `sinkhorn`, in the norm and to the read gate.
 
     Returns:
@@ -96,14 +96,14 @@ def stream_weights(
 class HyperConnection(nn.Module):
     """Residual connection over n streams of width d around one layer: y = layer(read x), x <- write y + mix^T x.
 
-    Where a usual residual connection adds a layer's output to one stream of activations, this one keeps n. The state
-    x is (..., n, d); it starts as n copies of the embedding and ends in a `HyperHead`. The weights read, write and
-    mix are computed from x itself, token by token (see `stream_weights`), and mixing uses the TRANSPOSED matrix: the
-    new x_k = write_k y + sum_j mix[j, k] x_j.
+    Where a usual residual connection adds a layer's output to one stream of activations, this one keeps n. The state x
+    is (..., n, d); it starts as n copies of the embedding and ends in a `HyperHead`. The weights read, write and mix
+    are computed from x itself, token by token (see `stream_weights`), and mixing uses the TRANSPOSED matrix: the new
+    x_k = write_k y + sum_j mix[j, k] x_j.
 
-    At init gates are near their middle (read 1/2, write 1) and the mix is near 1/n everywhere, which makes
-    independent streams alike. For a residual that starts as the identity, set the diagonal of the mix's base to 4 or
-    more: `connection.base.data[2 * n :].view(n, n).fill_diagonal_(6.0)`.
+    At init gates are near their middle (read 1/2, write 1) and the mix is near 1/n everywhere, which makes independent
+    streams alike. For a residual that starts as the identity, set the diagonal of the mix's base to 4 or more:
+    `connection.base.data[2 * n :].view(n, n).fill_diagonal_(6.0)`.
 
     Args:
         dim: width d of a stream.
@@ -200,7 +200,10 @@ class HyperHead(nn.Module):
 
 
 def _reset(weight: Tensor, scale: Tensor, base: Tensor) -> None:
-    """Draw a hyper-connection's weight from N(0, 1 / fan_in), set its scale to 0.1 and its base to 0, in place."""
+    """Draw a hyper-connection's weight from N(0, 1 / fan_in), set its scale to 0.1 and its base to 0, in place.
+
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+    """
     nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
     nn.init.constant_(scale, INIT_SCALE)
     nn.init.zeros_(base)

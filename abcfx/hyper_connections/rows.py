@@ -1,4 +1,7 @@
-"""Plain rows of a diagnosis of hyper-connections: measured numbers, their slopes over width, and verdicts."""
+"""Plain rows of a diagnosis of hyper-connections: measured numbers, their slopes over width, and verdicts.
+
+A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ TOLERANCE, SIGMAS = 0.1, 2.0  # a slope agrees with its law within the tolerance
 class Diagnostic(str, Enum):
     """The six diagnostics of hyper-connections (residual connections over n mixed streams), in the order of the report.
 
-    SINKHORN_ERROR: error of the sums of a mixing matrix. SPECTRUM: its singular values. QUOTIENT_JACOBIAN: its
-    response to its logits. SENSITIVITY: how gates and matrix respond to the streams. LOGIT_UPDATE: how far an
-    optimizer step moves the logits. GATES: size and saturation of the gates.
+    SINKHORN_ERROR: error of the sums of a mixing matrix. SPECTRUM: its singular values. QUOTIENT_JACOBIAN: its response
+    to its logits. SENSITIVITY: how gates and matrix respond to the streams. LOGIT_UPDATE: how far an optimizer step
+    moves the logits. GATES: size and saturation of the gates.
     """
 
     SINKHORN_ERROR = "sinkhorn_error"
@@ -55,6 +58,8 @@ _WORDS = {
 class Quantity(NamedTuple):
     """A key for one of the numbers that a diagnostic of hyper-connections measures.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Attributes:
         diagnostic: the diagnostic.
         name: the number's name, such as "worst" or "mix_typical".
@@ -79,6 +84,8 @@ class Quantity(NamedTuple):
 class Measurement:
     """One quantity at one width, or in one hyper-connection of a user's model, summarised over tokens or matrices.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Attributes:
         of: the quantity: a diagnostic and the name of one of its numbers.
         width: width d of a stream; None where the width plays no part.
@@ -98,7 +105,7 @@ class Measurement:
 
     @property
     def diagnostic(self) -> Diagnostic:
-        """The diagnostic that the quantity belongs to."""
+        """The diagnostic, such as "spectrum", that the measured number belongs to."""
         return self.of.diagnostic
 
     @property
@@ -130,10 +137,11 @@ class Measurement:
 class LawSlope:
     """How a quantity of drawn hyper-connections grows with width (as width^slope), measured, and as theory predicts.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Attributes:
         of: the quantity: a diagnostic and the name of one of its numbers.
-        mean: measured slope, mean over samples; None for a quantity that is zero somewhere, and has no logarithm
-            there.
+        mean: measured slope, mean over samples; None for a quantity that is zero somewhere, and has no logarithm there.
         error: standard error of the mean.
         law: slope that is predicted from the scaling of the initial weights and of the learning rate.
     """
@@ -145,7 +153,7 @@ class LawSlope:
 
     @property
     def diagnostic(self) -> Diagnostic:
-        """The diagnostic that the quantity belongs to."""
+        """The diagnostic, such as "spectrum", that the quantity belongs to."""
         return self.of.diagnostic
 
     @property
@@ -159,7 +167,7 @@ class LawSlope:
         return self.mean is None or abs(self.mean - self.law) <= TOLERANCE + SIGMAS * self.error
 
     def to_dict(self) -> dict[str, object]:
-        """Return the slope as a dict: diagnostic, quantity, mean, error, law, agrees."""
+        """Return the slope over width as a dict: diagnostic, quantity, mean, error, law (predicted slope), agrees."""
         names = {"diagnostic": self.diagnostic.value, "quantity": self.quantity}
         return names | {"mean": self.mean, "error": self.error, "law": self.law, "agrees": self.agrees}
 
@@ -181,6 +189,8 @@ def diagnostic_row(
     diagnostic: Diagnostic, verdict: Verdict, reason: str, fix: str = "", module: str | None = None
 ) -> DiagnosticRow:
     """Make the row with the verdict of one diagnostic of hyper-connections.
+
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
 
     Args:
         diagnostic: the diagnostic.

@@ -101,8 +101,9 @@ def _divided(mix: Tensor, tangent: Tensor, dim: int, eps: float) -> tuple[Tensor
 def gauge_projector(streams: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
     """Return the projector (n^2, n^2) onto those n x n logits that change sinkhorn(logits): rows and columns sum to 0.
 
-    It is (I - 11^T/n) kron (I - 11^T/n), of rank (n - 1)^2. I minus it projects onto the others (constants added to
-    rows or columns), to which `sinkhorn` is blind.
+    `sinkhorn` divides rows and columns of exp(logits) by their sums in turn. The projector is (I - 11^T/n) kron (I -
+    11^T/n), of rank (n - 1)^2. I minus it projects onto the others (constants added to rows or columns), to which
+    `sinkhorn` is blind.
 
     Args:
         streams: n.
@@ -115,8 +116,8 @@ def gauge_projector(streams: int, *, dtype: torch.dtype | None = None, device: t
 def gauge_basis(streams: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
     """Return an orthonormal basis (n^2, (n - 1)^2) of the n x n logits whose rows and columns sum to 0.
 
-    These are the logits that change sinkhorn(logits), onto which `gauge_projector` projects; made of Helmert
-    contrasts.
+    These are the logits that change sinkhorn(logits), which divides rows and columns of exp(logits) by their sums in
+    turn, and onto which `gauge_projector` projects; made of Helmert contrasts.
 
     Args:
         streams: n.

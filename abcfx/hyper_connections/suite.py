@@ -41,11 +41,10 @@ def diagnose(
 ) -> Diagnosis:
     """Run six diagnostics of dynamic hyper-connections: does what they compute keep its size as the width grows?
 
-    A hyper-connection is a residual connection over n streams, which weights computed from the streams read, write
-    and mix. Without a model, hyper-connections are drawn at every width (streams from N(0, 1)), and slopes over
-    width are compared with those that the scaling of the initial weights predicts. With a model, each of its
-    hyper-connections is run on the streams that really flow through it; `widths` and the options of drawing then
-    play no part.
+    A hyper-connection is a residual connection over n streams, which weights computed from the streams read, write and
+    mix. Without a model, hyper-connections are drawn at every width (streams from N(0, 1)), and slopes over width are
+    compared with those that the scaling of the initial weights predicts. With a model, each of its hyper-connections is
+    run on the streams that really flow through it; `widths` and the options of drawing then play no part.
 
     Args:
         widths: widths d of a stream, at least two.
@@ -56,7 +55,7 @@ def diagnose(
 
     Other arguments:
         streams: number n of streams, at least 2.
-        iters: number of Sinkhorn iterations.
+        iters: number of Sinkhorn iterations (each scales rows, then columns, to the sum 1).
         samples: number of tokens at each width (each with parameters of its own), or of each hyper-connection of the
             model.
         init: standard deviation of the generator (the weight that computes gates and mix) over width, 0.02 at the
@@ -110,7 +109,7 @@ class _Drawing:
 
     Attributes:
         streams: number n of residual streams.
-        iters: number of Sinkhorn iterations.
+        iters: number of Sinkhorn iterations (each scales rows, then columns, to the sum 1).
         samples: number of tokens, each with a generator (weight that computes gates and mix) of its own.
         init: how the generator's standard deviation scales with width: "mup", "fan_in", "constant" or "zero".
         eps: added in the norm and in Sinkhorn.
@@ -192,11 +191,14 @@ def _diagnose_model(
 ) -> Diagnosis:
     """Run the six diagnostics on every hyper-connection of a user's model.
 
+    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+
     Args:
         model: the model, run once in eval mode.
         args, kwargs: its inputs.
         samples: most tokens of each hyper-connection.
-        iters: number of Sinkhorn iterations to assume for modules that do not return their mixing matrix.
+        iters: number of Sinkhorn iterations (each scales rows, then columns, to the sum 1) to assume for modules that
+            do not return their mixing matrix.
         lr: absolute learning rate, for the diagnostic of an optimizer step.
         seed: seed of the choice of tokens.
     """

@@ -34,8 +34,8 @@ class Evidence:
     """What one section of `verify` found: claims about the package that hold or not, and tables of numbers.
 
     Attributes:
-        claims: a row for each claim, named by it, with PASS if it holds and FAIL if not; the reason holds the
-            numbers that decided it, in either case.
+        claims: a row for each claim, named by it, with PASS if it holds and FAIL if not; the reason holds the numbers
+            that decided it, in either case.
         tables: numbers to be shown with the section.
     """
 
@@ -44,7 +44,7 @@ class Evidence:
 
     @property
     def verdict(self) -> Verdict:
-        """PASS if there are claims and all of them hold, else FAIL."""
+        """PASS if the section of `verify` has made claims and all of them hold, else FAIL."""
         holds = bool(self.claims) and all(claim.verdict is Verdict.PASS for claim in self.claims)
         return Verdict.PASS if holds else Verdict.FAIL
 
@@ -64,7 +64,7 @@ class Evidence:
         self.claims.append(CheckRow(name=claim, verdict=Verdict.PASS if holds else Verdict.FAIL, reason=found))
 
     def close(self, claim: str, found: Sequence[float], expected: Sequence[float], within: float = 1e-9) -> None:
-        """Add the claim that some numbers are the expected ones, each within a tolerance, and as many.
+        """Add the claim that some numbers are the expected ones, each within a tolerance.
 
         Args:
             claim: the claim as a sentence.

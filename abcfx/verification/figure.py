@@ -29,10 +29,13 @@ WINDOW = 10  # steps over which a noisy loss is averaged
 
 
 def figure(studies: Studies) -> Evidence:
-    """Collect the evidence of the section "Figure": check the numbers of six panels, and draw them if a file is given.
+    """Check the numbers of six panels, and draw them if a file is given: section "Figure" of `verify`.
 
     Args:
         studies: the training runs and solutions that sections share, and `picture`, the file to draw to (or None).
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
     """
     evidence = Evidence()
     levels = studies.alignments
@@ -148,7 +151,10 @@ def _draw_sizes(axis: Axes, studies: Studies) -> None:
 
 
 def _draw_losses(axis: Axes, studies: Studies) -> None:
-    """Draw the smoothed loss of two training runs: planned rates, and rates that follow measured alignment."""
+    """Draw the smoothed loss of two training runs: planned rates, and rates that follow measured alignment.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+    """
     run = studies.training
     for losses, colour, width, label in (
         (run.static, "0.75", 4.0, "planned rates"),
@@ -162,7 +168,10 @@ def _draw_losses(axis: Axes, studies: Studies) -> None:
 
 
 def _draw_alphas(axis: Axes, studies: Studies) -> None:
-    """Draw the measured alignment exponent alpha (of dW x) of each layer over training steps."""
+    """Draw the measured alignment exponent alpha (of dW x) of each layer over training steps.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+    """
     _draw_over_steps(axis, studies, "alpha")
     for level in (0.5, 1.0):
         axis.axhline(level, color="0.75", lw=0.8, ls=":", zorder=0)
@@ -170,7 +179,10 @@ def _draw_alphas(axis: Axes, studies: Studies) -> None:
 
 
 def _draw_layer_rates(axis: Axes, studies: Studies) -> None:
-    """Draw the learning rate of each layer over training steps, in the run whose rates follow measured alignment."""
+    """Draw the learning rate of each layer over training steps, in the run whose rates follow measured alignment.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+    """
     _draw_over_steps(axis, studies, "lr")
     _log_values(axis, (0.005, 0.006, 0.008, 0.01, 0.012))
     axis.set_ylabel("learning rate in use")
@@ -178,6 +190,8 @@ def _draw_layer_rates(axis: Axes, studies: Studies) -> None:
 
 def _draw_over_steps(axis: Axes, studies: Studies, key: Literal["alpha", "lr"]) -> None:
     """Draw one curve for each layer over training steps.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
     Args:
         axis: where to draw.

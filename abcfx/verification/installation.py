@@ -27,9 +27,12 @@ COMMANDS = (
 
 
 def installation() -> Evidence:
-    """Collect the evidence of the section "Test suite": look at the installed package from outside, as a user does.
+    """Look at the installed package from outside, as a user does: section "Test suite" of `verify`.
 
     Public names must resolve, required packages be new enough, and some docstring examples print what they say.
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
     """
     evidence = Evidence()
     table = evidence.table("The test suite, from a checkout of the repository", "what", "command")

@@ -1,7 +1,7 @@
 """Sections of `verify` that compare solved exponents with known ones, with another solver, and with each other.
 
-Solved is c, the exponent of a layer's learning rate n^-c (n: width), for given exponents a of the multiplier n^-a, b
-of the init n^-b, and alignment (how far updates and inputs line up).
+Solved is c, the exponent of a layer's learning rate n^-c (n: width), for given exponents a of the multiplier n^-a, b of
+the init n^-b, and alignment (how far updates and inputs line up).
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ CHAINS = 25  # drawn for each optimizer
 
 
 def check_known_exponents() -> Evidence:
-    """Collect the evidence of the section "Known recovery": solve networks whose exponents are known from papers.
+    """Solve networks whose learning-rate exponents are known from papers: section "Known recovery" of `verify`.
 
-    The learning-rate exponents c of muP, NTK, standard and mean-field parametrization must come out of `find_c` (for
-    a chain of layers) and of `transform` (for an MLP), under several optimizers and alignments.
+    The learning-rate exponents c of muP, NTK, standard and mean-field parametrization must come out of `find_c` (for a
+    chain of layers) and of `transform` (for an MLP), under several optimizers and alignments.
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
     """
     evidence = Evidence()
     rows = reference()["named"]
@@ -62,6 +65,8 @@ def check_known_exponents() -> Evidence:
 def _c_of_chain(row: NamedRow) -> list[float]:
     """Solve a chain of layers with `find_c` and return the learning-rate exponent c of each layer.
 
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
     Args:
         row: the parametrization, optimizer and alignment preset to solve for.
     """
@@ -71,6 +76,8 @@ def _c_of_chain(row: NamedRow) -> list[float]:
 
 def _c_of_model(row: NamedRow) -> list[float]:
     """Transform an MLP and return the learning-rate exponent c of each of its layers.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
     Args:
         row: the parametrization, optimizer and alignment preset to transform with.
@@ -88,9 +95,10 @@ def _c_of_model(row: NamedRow) -> list[float]:
 def _difference_from_known(row: NamedRow, c: Sequence[float]) -> str:
     """Say how solved learning-rate exponents differ from the known ones; "" if they do not.
 
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
     Args:
-        row: parametrization, optimizer and alignment preset, with the known c of embedding, hidden layers and
-            readout.
+        row: parametrization, optimizer and alignment preset, with the known c of embedding, hidden layers and readout.
         c: the solved exponents, layer by layer.
     """
     embedding, hidden, readout = row["c"]
@@ -102,9 +110,12 @@ def _difference_from_known(row: NamedRow, c: Sequence[float]) -> str:
 
 
 def cross_validation() -> Evidence:
-    """Collect the evidence of the section "Cross-validation": solve networks that were also given to another solver.
+    """Solve networks that were also given to another solver, and compare: section "Cross-validation" of `verify`.
 
     Its answers (solvable or not, sum of the learning-rate exponents, each exponent) are packaged and must be met.
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
     """
     evidence = Evidence()
     table = evidence.table("Reference rows", "kind", "optimizer", "optimal", "infeasible", "invalid", "agree",
@@ -132,10 +143,15 @@ def cross_validation() -> Evidence:
 
 
 def per_parameter() -> Evidence:
-    """Collect the evidence of the section "Per-parameter solving": hidden layers with alignments of their own.
+    """Solve networks whose hidden layers have alignments of their own: section "Per-parameter solving" of `verify`.
 
-    Layers whose updates line up less with their inputs must get other learning-rate exponents c, from `find_c` and
-    from `transform` alike, and the optimizer groups the rates that follow.
+    Layers whose updates line up less with their inputs must get other learning-rate exponents c, from `find_c` and from
+    `transform` alike, and the optimizer groups the rates that follow.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
     """
     evidence = Evidence()
     a, b = [-0.5, 0.0, 0.0, 0.0, 0.5], [0.5] * 5
@@ -167,9 +183,12 @@ def per_parameter() -> Evidence:
 
 
 def dag_against_chain() -> Evidence:
-    """Collect the evidence of the section "DAG against chain": a chain of layers solved in three ways gives one result.
+    """Solve chains of layers in three ways and compare the results: section "DAG against chain" of `verify`.
 
     The ways are `find_c` (takes lists), `find_c_dag` (takes a graph) and `transform` (traces a model).
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
     """
     evidence = Evidence()
     rng = random.Random(11)

@@ -37,10 +37,13 @@ class ScaleAt(NamedTuple):
 
 
 def module_semantics() -> Evidence:
-    """Collect the evidence of the section "Module semantics": a transformed MLP, compared with hand-written code.
+    """Compare a transformed MLP with hand-written code: section "Module semantics" of `verify`.
 
-    It checks outputs, and that the user's own model, `state_dict` keys, copies and the folded model (multipliers
-    moved into weights) are right.
+    It checks outputs, and that the user's own model, `state_dict` keys, copies and the folded model (multipliers moved
+    into weights) are right.
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
     """
     evidence = Evidence()
     model, x = _mlp(WIDTH), noise(32, 16)
@@ -94,10 +97,12 @@ def module_semantics() -> Evidence:
 
 
 def initialisation() -> Evidence:
-    """Collect the evidence of the section "Initialisation": multipliers, init and learning rates are powers of width.
+    """Compare multipliers, init and learning rates with powers of the width: section "Initialisation" of `verify`.
 
-    This is checked for a model without a base (powers of the width itself) and with one (powers of width / base
-    width).
+    This is checked for a model without a base (powers of the width itself) and with one (powers of width / base width).
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
     """
     evidence, x = Evidence(), noise(32, 16)
     _check_without_base(evidence, transform(_mlp(WIDTH), x, lr=LR))

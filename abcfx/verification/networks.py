@@ -20,8 +20,7 @@ class Chain(TypedDict):
     Attributes:
         a: exponents of multipliers n^-a, with n the width.
         b: exponents of the initial standard deviations n^-b.
-        alpha, omega, u: alignment exponents of dW x, W dx and dW dx: 1/2 for independent factors, 1 for aligned
-            ones.
+        alpha, omega, u: alignment exponents of dW x, W dx and dW dx: 1/2 for independent factors, 1 for aligned ones.
     """
 
     a: list[float]
@@ -33,6 +32,8 @@ class Chain(TypedDict):
 
 def named_chain(parametrization: str, alignment: str, hidden: int) -> Chain:
     """Return the chain of layers of a named parametrization: an embedding, some hidden layers and a readout.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
     Args:
         parametrization: such as "mup"; it gives multiplier and init exponents.
@@ -54,6 +55,8 @@ def named_chain(parametrization: str, alignment: str, hidden: int) -> Chain:
 def random_chain(rng: random.Random, length: int, low: float = 0.0, high: float = 1.0) -> Chain:
     """Draw a random chain of layers whose outputs neither grow nor vanish with width at init (the last may vanish).
 
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
     Args:
         rng: the generator.
         length: number of layers.
@@ -70,6 +73,8 @@ def random_chain(rng: random.Random, length: int, low: float = 0.0, high: float 
 
 def chain_graph(a: Sequence[float], b: Sequence[float], **alignments: Sequence[float]) -> nx.DiGraph:
     """Write a chain of layers as a graph for `find_c_dag`, with the nodes 0, 1, ...
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
     Args:
         a, b: exponents of multiplier n^-a and init n^-b (n: width) of each layer.

@@ -1,8 +1,7 @@
 """Computes, without the solver, how fast each layer of a network changes, from given learning-rate exponents.
 
-A layer's output changes by order n^-r during training (n: width). Its r is a minimum of terms, one for each thing
-that changes it (own update, change of its input); this code shares nothing with the linear program that solves for
-rates.
+A layer's output changes by order n^-r during training (n: width). Its r is a minimum of terms, one for each thing that
+changes it (own update, change of its input); this code shares nothing with the linear program that solves for rates.
 """
 
 from __future__ import annotations
@@ -44,6 +43,8 @@ def chain_levels(chain: Chain, optimizer: NetworkOptimizer) -> list[float]:
 
     A layer's output changes by order n^-r during training, with n the width.
 
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
     Args:
         chain: multiplier, init and alignment exponents of each layer.
         optimizer: "adam" or "sgd".
@@ -58,9 +59,8 @@ def chain_levels(chain: Chain, optimizer: NetworkOptimizer) -> list[float]:
 def network_terms(graph: nx.DiGraph, node: Hashable, optimizer: str) -> list[Term]:
     """Return the terms whose minimum is r of a node (its output changes by order n^-r, n: width).
 
-    A term is (coefficient by variable, constant). Variables are ("r", node before), and ("c", node) for the exponent
-    of a learning rate n^-c. With SGD there is a set of terms for each readout that sends a gradient back to the
-    node.
+    A term is (coefficient by variable, constant). Variables are ("r", node before), and ("c", node) for the exponent of
+    a learning rate n^-c. With SGD there is a set of terms for each readout that sends a gradient back to the node.
 
     Args:
         graph: the network, as `find_c_dag` takes it.

@@ -37,6 +37,8 @@ class NamedRow(TypedDict):
 class GraphNode(TypedDict):
     """A node of a network that was given to another solver.
 
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
     Attributes:
         name: its name.
         a, b: exponents of multiplier n^-a and init n^-b, with n the width.
@@ -61,8 +63,8 @@ class Expected(TypedDict, total=False):
     """The other solver's answer for a network.
 
     Attributes:
-        status: "optimal", "infeasible" (no stable learning rates) or "invalid" (multipliers and inits that do not
-            keep outputs at their size).
+        status: "optimal", "infeasible" (no stable learning rates) or "invalid" (multipliers and inits that do not keep
+            outputs at their size).
         objective: sum of the learning-rate exponents c.
         c: exponent of each layer where the solution is unique.
         c_min, c_max: range of each exponent where it is not; None for no bound.
@@ -77,6 +79,8 @@ class Expected(TypedDict, total=False):
 
 class NetworkRow(TypedDict, total=False):
     """A network that another solver was given, and its answer.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
     Attributes:
         id: name of the network.
@@ -124,6 +128,8 @@ def reference() -> Reference:
 def reference_chains(hidden: int = 2) -> list[tuple[str, NetworkOptimizer, Chain]]:
     """Return the named parametrizations of the reference data whose optimizer `find_c` knows, as chains of layers.
 
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
     Args:
         hidden: number of hidden layers of each chain.
 
@@ -167,7 +173,7 @@ def compare_with_reference(row: NetworkRow) -> tuple[Status, float, bool]:
 
     Returns:
         (our status, difference in the sum of learning-rate exponents, whether each exponent agrees or lies in its
-            range).
+        range).
     """
     expected = row["expected"]
     try:

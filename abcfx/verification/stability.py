@@ -30,10 +30,13 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 def constraint_satisfaction() -> Evidence:
-    """Collect the evidence of the section "Constraint satisfaction": solved learning rates make networks stable.
+    """Check that solved learning rates make networks stable: section "Constraint satisfaction" of `verify`.
 
-    r of each layer (its output changes by order n^-r, n: width) is worked out without the solver and must be at
-    least 0.
+    r of each layer (its output changes by order n^-r, n: width) is worked out without the solver and must be at least
+    0.
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
     """
     evidence = Evidence()
     table = evidence.table("The r of a layer is the least of its terms (muP, full alignment, Adam)", "layer", "term",
@@ -63,6 +66,8 @@ def _terms(a: float, b: float, c: float, before: float | None) -> list[tuple[str
 
     The layer's output changes by order n^-r during training (n: width); r is the least of the values.
 
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
     Args:
         a, b, c: exponents of the layer: multiplier n^-a, init n^-b, learning rate n^-c.
         before: r of the layer before it; None for the first layer.
@@ -79,9 +84,12 @@ def _terms(a: float, b: float, c: float, before: float | None) -> list[tuple[str
 
 
 def optimality() -> Evidence:
-    """Collect the evidence of the section "Optimality": no solved learning rate could be larger.
+    """Check that no solved learning rate could be larger: section "Optimality" of `verify`.
 
     Each exponent c of a rate n^-c (n: width) is lowered alone, and the network must then become unstable.
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
     """
     evidence = Evidence()
     c = dict(enumerate(find_c(MUP_A, MUP_B, *FULL).c))
@@ -111,10 +119,13 @@ def optimality() -> Evidence:
 
 
 def randomized_stress() -> Evidence:
-    """Collect the evidence of the section "Randomized stress": solve random chains and graphs of layers.
+    """Solve random chains and graphs of layers, and check the results: section "Randomized stress" of `verify`.
 
-    The solution must be stable by a computation without the solver, the same when it is solved again, and the same
-    for the network written down in another order.
+    The solution must be stable by a computation without the solver, the same when it is solved again, and the same for
+    the network written down in another order.
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
     """
     evidence = Evidence()
     table = evidence.table("Random networks", "kind", "optimizer", "solved", "infeasible", "most layers", "least r",

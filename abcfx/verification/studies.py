@@ -46,6 +46,8 @@ def some_tokens() -> torch.Tensor:
 class Training:
     """Two training runs of one model on the same text: rates that follow measured alignment, and planned rates.
 
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
     Attributes:
         steps: number of steps of each run.
         dynamic: loss of each step with rates that follow the alignment, in nats per character.
@@ -73,8 +75,8 @@ class Studies:
     def alignments(self) -> dict[float, list[float]]:
         """Alignment level from 0 to 1 -> learning-rate exponents c of embedding, hidden layer and readout under muP.
 
-        A rate is n^-c (n: width). The level is that of alpha and u, the alignment of updates with inputs and with
-        their changes; omega, of weights with changes of inputs, is 1/2.
+        A rate is n^-c (n: width). The level is that of alpha and u, the alignment of updates with inputs and with their
+        changes; omega, of weights with changes of inputs, is 1/2.
         """
         solution = find_c(MUP_A, MUP_B, 0.0, 0.5, 0.0)
         levels = [k / GRID for k in range(GRID + 1)]
@@ -130,7 +132,10 @@ class Studies:
 
     @cached_property
     def training(self) -> Training:
-        """Two training runs of a character model: rates that follow measured alignment, and planned rates."""
+        """Two training runs of a character model: rates that follow measured alignment, and planned rates.
+
+        Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+        """
         dynamic, history = _train(follows=True)
         static, _ = _train(follows=False)
         return Training(TRAINING_STEPS, dynamic, static, history)
@@ -138,6 +143,8 @@ class Studies:
 
 def _train(follows: bool) -> tuple[list[float], list[HistoryRow]]:
     """Train a transformed character model on text.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
     Args:
         follows: whether its learning rates follow the measured alignment; else they are as planned.

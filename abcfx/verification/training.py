@@ -30,7 +30,13 @@ TERMS: tuple[AlignmentTerm, ...] = ("alpha", "omega", "u")
 
 
 def alignment() -> Evidence:
-    """Collect the evidence of the section "Alignment": measure layers whose alignment exponents are known."""
+    """Measure layers whose alignment exponents are known: section "Alignment" of `verify`.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
+    """
     evidence = Evidence()
     table = evidence.table(f"Measured: log_n of rms(product) over rms of both factors, n = {FAN}", "case", *TERMS)
     z0, w0 = noise(64, FAN, seed=1), noise(FAN, FAN, seed=2)
@@ -73,10 +79,15 @@ def alignment() -> Evidence:
 
 
 def dynamic_flow() -> Evidence:
-    """Collect the evidence of the section "Dynamic flow": follow the rates of a small training run step by step.
+    """Follow the learning rates of a small training run step by step: section "Dynamic flow" of `verify`.
 
     `DynamicAlignment` must leave planned rates alone until its first measurement, then set those that `find_c` gives
     for the measured alignments, and show schedulers the planned rates between steps.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
     """
     evidence = Evidence()
     x, labels = noise(128, 16), torch.randint(10, (128,), generator=torch.Generator().manual_seed(1))
@@ -132,13 +143,18 @@ def dynamic_flow() -> Evidence:
 
 
 def end_to_end(studies: Studies) -> Evidence:
-    """Collect the evidence of the section "End-to-end training": a character model learns with both kinds of rates.
+    """Check that a character model learns with both kinds of rates: section "End-to-end training" of `verify`.
 
-    These are planned rates, and rates that follow the measured alignment. Losses, alignments and changes of the
-    rates are checked.
+    These are planned rates, and rates that follow the measured alignment. Losses, alignments and changes of the rates
+    are checked.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
     Args:
         studies: training runs that sections share.
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
     """
     evidence = Evidence()
     run = studies.training
@@ -169,17 +185,25 @@ def end_to_end(studies: Studies) -> Evidence:
 
 
 def _shown(value: float | None) -> float | str:
-    """Return an alignment exponent for a table: "absent" for None, else the number."""
+    """Return an alignment exponent for a table: "absent" for None, else the number.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+    """
     return "absent" if value is None else value
 
 
 def _present(measured: Measured) -> list[float]:
-    """Return measured alignment exponents as a list of numbers, NaN for None."""
+    """Return measured alignment exponents as a list of numbers, NaN for None.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+    """
     return [math.nan if value is None else value for value in measured]
 
 
 def _solved_apart(rows: Sequence[HistoryRow]) -> list[float]:
     """Solve a muP network of three layers with `find_c` for measured alignments; return its learning-rate exponents c.
+
+    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 
     Args:
         rows: what was measured of each layer. Exponents are clipped to [1/2, 1]; full alignment stands in for None.

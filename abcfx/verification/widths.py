@@ -21,13 +21,16 @@ READOUT = "head.weight"
 
 
 def width_transfer(studies: Studies) -> Evidence:
-    """Collect the evidence of the section "Width transfer": layers and the best learning rate do not depend on width.
+    """Check that layers and the best learning rate do not depend on width: section "Width transfer" of `verify`.
 
     Planned rates must be powers of the width; `coord_check` and `transfer_check` must pass for the transformed model
     and fail for the unchanged one.
 
     Args:
         studies: training runs that sections share.
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
     """
     evidence = Evidence()
     _check_rates(evidence, studies.rates)
@@ -91,13 +94,16 @@ def _check_transfer(evidence: Evidence, transfer: TransferCheck) -> None:
 
 
 def activation_magnitude(studies: Studies) -> Evidence:
-    """Collect the evidence of the section "Activation magnitude": sizes of a GPT's layers at widths 64 to 1024.
+    """Compare the sizes of a GPT's layers at widths 64 to 1024: section "Activation magnitude" of `verify`.
 
-    They must not depend on width, at init and after training, in the transformed model; in the unchanged one some
-    must grow.
+    They must not depend on width, at init and after training, in the transformed model; in the unchanged one some must
+    grow.
 
     Args:
         studies: training runs that sections share.
+
+    Returns:
+        Claims, each with whether it holds and the numbers that decided it, and tables of numbers.
     """
     evidence = Evidence()
     curves = studies.magnitudes
