@@ -80,9 +80,21 @@ def insert_scales(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> P
         else:
             # Beside the op and not beside the tensor that is scaled: the graph then reads like the model.
             scale.node.prepend(node)
-            scale.node.replace_input_with(base, node)
+            _replace_first(scale.node, base, node)
         touched.append(node.name)
     return finish(module, [scale.node for scale in wanted], touched)
+
+
+def _replace_first(op: fx.Node, old: fx.Node, new: fx.Node) -> None:
+    """Replace the first argument of an op that is the node `old`; softmax(q q^T) q reads one node three times."""
+    left = [new]
+
+    def replaced(argument: fx.Node) -> fx.Node:
+        return left.pop() if argument is old and left else argument
+
+    args = fx.map_arg(op.args, replaced)
+    op.kwargs = fx.map_arg(op.kwargs, replaced)
+    op.args = args
 
 
 def _first_result(node: fx.Node) -> fx.Node:

@@ -17,15 +17,12 @@ from abcfx.errors import UnknownOpError
 from abcfx.rules import Number, Op, Sizes, Value, find_function_rule, find_module_rule, plain_name
 from abcfx.rules.builder import DagBuilder
 from abcfx.rules.elementwise import constant as makes_constant
+from abcfx.rules.op_properties import VIEWS
 from abcfx.rules.registry import Rule
 from abcfx.rules.values import is_discrete, shape_of
 from abcfx.support.location import location, module_path
 
 _READS_SHAPE_OF_SECOND = frozenset({"type_as", "to", "expand_as", "view_as", "reshape_as"})  # or its dtype
-_VIEWS = frozenset({
-    "getitem", "select", "slice", "view", "narrow", "transpose", "permute", "squeeze", "unsqueeze", "index", "expand",
-    "flatten", "reshape", "diagonal", "t", "alias", "detach", "unflatten",
-})  # fmt: skip
 
 
 class Interpreter:
@@ -226,7 +223,7 @@ class Interpreter:
         while isinstance(target, fx.Node) and isinstance(written, Value) and written.node is not None:
             if isinstance(held := self._values[target], Value):
                 self._values[target] = replace(held, node=written.node, parameter=None)
-            is_view = target.op in ("call_function", "call_method") and plain_name(target.target) in _VIEWS
+            is_view = target.op in ("call_function", "call_method") and plain_name(target.target) in VIEWS
             target = target.args[0] if is_view else None
 
 

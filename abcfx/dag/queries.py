@@ -252,9 +252,10 @@ def absorbing_parameters(dag: LayerDag, node: str) -> tuple[str, ...]:
         return tuple(name for names in found for name in names) if all(found) else ()
     nodes: tuple[str, ...] = ()
     if isinstance(kind, Layer):
-        nodes = () if kind.normalised else (node, *kind.vectors)
+        gains = dag.node(node).gains  # one factor of a product takes it, not all of them
+        nodes = () if kind.normalised else (node, *(n for n in kind.vectors if n not in gains))
     elif isinstance(kind, Norm):
-        nodes = kind.vectors
+        nodes = kind.vectors if dag.node(node).gains else ()
     elif isinstance(kind, Vector):
         nodes = (node,)
     uses = dag.uses()
@@ -264,6 +265,7 @@ def absorbing_parameters(dag: LayerDag, node: str) -> tuple[str, ...]:
 
 
 def _is_free(dag: LayerDag, node: str) -> bool:
-    """Whether a tensor may be rescaled: one node alone reads it, and no nonlinearity or constant fixes its size."""
+    """Whether a tensor may be rescaled: one node reads it, and once, and no nonlinearity or constant fixes its size."""
     is_pinned = dag.node(node).is_pinned or dag.node(node).parameter in dag.pinned_parameters
-    return len(dag.successors(node)) == 1 and not is_pinned
+    readers = [source for after in dag.successors(node) for source in dag.kind(after).sources if source == node]
+    return len(readers) == 1 and not is_pinned

@@ -24,7 +24,7 @@ from abcfx.plan.init import redraw_
 from abcfx.plan.options import ApplyMode
 from abcfx.plan.spec import ParameterPlan
 from abcfx.rewrite.folding import Fold
-from abcfx.rewrite.hooks import hook_features, refuse_saving
+from abcfx.rewrite.hooks import can_hook, hook_features, refuse_saving
 from abcfx.rewrite.marks import marked_nodes
 from abcfx.rewrite.query_features import FeatureScale, query_features
 from abcfx.support.location import location
@@ -145,7 +145,7 @@ def _query_features(
         attention: exponent a of the factor m^-a (m, the width ratio) on the logits of each attention product.
     """
     scale = fixed.widths.width_ratio
-    return [query_features(captured, fixed.dag, node, float(scale**-a)) for node, a in attention.items()]
+    return query_features(captured, fixed.dag, {node: float(scale**-a) for node, a in attention.items()})
 
 
 def _hook(captured: CapturedGraph, fixed: FixedExponents, fold: Fold) -> tuple[str, ...]:
@@ -165,6 +165,12 @@ def _hook(captured: CapturedGraph, fixed: FixedExponents, fold: Fold) -> tuple[s
     fold.features = _query_features(captured, fixed, attention_left(fixed))
     if not fold.features:
         return ()
+    for each in fold.features:
+        if not can_hook(captured, each):
+            raise InvalidInputError(
+                f"apply='inplace': the queries at {location(each.calls[0])} need a factor, and they are no\n"
+                f"  module's output, which a hook could multiply.\n  To fix: apply='absorb', and use result.module."
+            )
     fold.hooks += [hook_features(captured.model, each) for each in fold.features]
     fold.hooks.append(refuse_saving(captured.model))
     where = ", ".join(each.owner for each in fold.features)

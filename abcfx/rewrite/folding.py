@@ -49,8 +49,9 @@ class Fold:
             for name, factor in self.factors.items():
                 if factor != 1.0:
                     parameters[name].mul_(factor)
+            done = set[str]()
             for each in features:
-                each.apply_to(parameters)
+                each.apply_to(parameters, done)
         if self.hooks:  # the model's own object: a second call finds plain weights
             self.factors, self.features = {}, ()
         while self.hooks:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from weakref import WeakSet
 
-from torch import nn
+from torch import fx, nn
 from torch.utils.hooks import RemovableHandle
 
+from abcfx.capture import CapturedGraph
 from abcfx.errors import InvalidInputError
 from abcfx.passes.attention_scaling import scaled_query_parameters
 from abcfx.rewrite.query_features import FeatureScale
+from abcfx.rules import plain_name
+from abcfx.rules.op_properties import VIEWS
+from abcfx.support.location import module_path
 
 # Model objects whose hooks multiply, so that none is transformed twice.
 _HOOKED: WeakSet[nn.Module] = WeakSet()
@@ -26,6 +30,31 @@ def hook_features(model: nn.Module, scale: FeatureScale) -> RemovableHandle:
     if isinstance(module, nn.MultiheadAttention):
         return _hook_attention_module(module, float(scale.features.min()))
     return module.register_forward_hook(lambda _, args, out: out * scale.features.to(out))
+
+
+def can_hook(captured: CapturedGraph, scale: FeatureScale) -> bool:
+    """Whether `hook_features` multiplies what a layer computes: its module must return it, in all calls of the layer.
+
+    An nn.MultiheadAttention will do too: its hook multiplies the weights of the queries.
+    """
+    module = captured.model.get_submodule(scale.owner)
+    if isinstance(module, nn.MultiheadAttention):
+        return all(call.op == "call_module" or module_path(call) == scale.owner for call in scale.calls)
+    is_leaf = bool(scale.owner) and not list(module.children())
+    return is_leaf and all(_is_returned(call, scale.owner) for call in scale.calls)
+
+
+def _is_returned(call: fx.Node, owner: str) -> bool:
+    """Whether the module at the path `owner` returns what a node of the graph computes, apart from views."""
+    if call.op == "call_module":
+        return str(call.target) == owner
+    waiting = [call]
+    while waiting:
+        at = waiting.pop()
+        if module_path(at) != owner or (at is not call and plain_name(at.target) not in VIEWS):
+            return False
+        waiting += [user for user in at.users if module_path(user) == owner]
+    return True
 
 
 def has_hooks(model: nn.Module) -> bool:

@@ -1,148 +1,177 @@
-"""Finds which output features of a fused q, k, v layer become queries, and multiplies their weights by a factor."""
+"""Finds the weights that make the queries of attention, where no parameter makes queries alone, and scales them.
+
+Queries come out of a fused layer or of an nn.MultiheadAttention, or several attentions share one layer. A factor goes
+into weights only if it then multiplies queries everywhere, each by the factor that it needs, and nothing else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
 from abcfx.capture import CapturedGraph
-from abcfx.capture.signature import signature_of
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import InvalidInputError
 from abcfx.passes.attention_scaling import scaled_query_parameters
+from abcfx.rewrite.factor_flow import FactorFlow, Reader, reader_of
 from abcfx.rules import Layer
 from abcfx.rules.extents import ParameterDim
 from abcfx.rules.kinds import NumberFactor
 from abcfx.support.location import location
-from abcfx.support.running import preserved_rng
 
 
 @dataclass(frozen=True)
 class FeatureScale:
-    """A factor on each of the output features of a module, which is 1 for all but the queries.
+    """A factor on some of the output features of a layer.
 
     Attributes:
-        owner: path of the module.
-        features: (features,) the factor of each feature.
-        dims: for each parameter of the module, the dim that runs along the features.
+        owner: path of the module that holds the layer's weight.
+        calls: the fx nodes that call the layer.
+        features: (features,) the factor of each feature, 1 for those that are no queries.
+        dims: for each parameter of the layer, by name, the dim that runs along the features.
     """
 
     owner: str
+    calls: tuple[fx.Node, ...]
     features: torch.Tensor
     dims: dict[str, int]
 
-    def apply_to(self, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Multiply the features of the module's parameters by their factors, in place."""
-        for name, dim in self.dims.items():
-            parameter = parameters[name]
+    def apply_to(self, parameters: Mapping[str, torch.Tensor], done: set[str]) -> None:
+        """Multiply the features of the given parameters in place, and add their names to `done`; skip those there."""
+        for name in self.dims.keys() - done:
+            parameter, dim = parameters[name], self.dims[name]
             shape = [-1 if i == dim else 1 for i in range(parameter.ndim)]
             parameter.mul_(self.features[: parameter.shape[dim]].to(parameter).view(shape))
+            done.add(name)
 
 
-def query_features(captured: CapturedGraph, dag: LayerDag, node: str, factor: float) -> FeatureScale:
-    """Find the output features of a fused layer that become the queries of an attention product.
-
-    They are found by what the queries depend on in one run of the graph, so any order of heads and of q, k, v is right.
+def query_features(captured: CapturedGraph, dag: LayerDag, factors: Mapping[str, float]) -> list[FeatureScale]:
+    """Find the output features of layers that become the queries of attention products.
 
     Args:
-        captured: the model with its graphs.
+        captured: the model.
         dag: its layer DAG.
-        node: the product of queries and keys.
-        factor: what the queries are to be multiplied by.
-
-    Returns:
-        The factor of each output feature of that layer.
+        factors: for each product of queries and keys, what its queries are to be multiplied by.
 
     Raises:
-        InvalidInputError: there is no such layer, no example inputs, or weights on the meta device.
+        InvalidInputError: no such layer, other uses of it that a factor would change, no example inputs, or weights on
+            the meta device.
     """
-    product = dag.node(node)
-    owner = _attention_module(captured, product.fx_node)
-    if owner is not None:
-        module = captured.model.get_submodule(owner)
-        assert isinstance(module, nn.MultiheadAttention)
-        names = scaled_query_parameters(module, factor)
-        features = torch.ones(max(tensor.shape[0] for tensor in names.values()))
-        features[: module.embed_dim] = factor
-        return FeatureScale(owner, features, {f"{owner}.{name}" if owner else name: 0 for name in names})
-    at = dag.kind(node).inputs[0]
-    while at is not None and isinstance(kind := dag.kind(at), NumberFactor):
-        at = kind.input
-    layer = dag.kind(at) if at is not None else None
-    if at is None or not isinstance(layer, Layer) or product.operand is None or captured.args is None:
-        raise _refused(product.fx_node)
-    dims = [dim for dim in layer.fan_out if isinstance(dim, ParameterDim)]
-    found = _features_of(captured, dag.node(at).fx_node, product.operand)
-    weight_shape = captured.model.get_parameter(layer.parameter).shape
-    if len(dims) != 1 or found is None or weight_shape[dims[0].index] != len(found):
-        raise _refused(product.fx_node)
-    along = {layer.parameter: dims[0].index} | dict.fromkeys(layer.vectors, 0)
-    return FeatureScale(layer.parameter.rpartition(".")[0], torch.where(found, factor, 1.0), along)
+    found: dict[str, FeatureScale] = {}
+    layers: dict[str, list[str]] = {}
+    for node, factor in factors.items():
+        owner = _attention_module(captured, dag.node(node).fx_node)
+        if owner is not None:
+            found.setdefault(owner, _module_features(captured, dag, owner, node, factors))
+        else:
+            layers.setdefault(_query_layer(dag, node, factor), []).append(node)
+    return [*found.values(), *(_layer_features(captured, dag, nodes, factors) for nodes in layers.values())]
+
+
+# -- queries made inside an nn.MultiheadAttention
 
 
 def _attention_module(captured: CapturedGraph, node: fx.Node) -> str | None:
-    """Return the path of the nn.MultiheadAttention that a node calls; None if it calls none."""
     if node.op != "call_module":
         return None
     module = captured.module.get_submodule(str(node.target))
     return str(node.target) if isinstance(module, nn.MultiheadAttention) else None
 
 
-class _Dependence(fx.Interpreter):
-    """An interpreter that runs a graph up to the node `end`, cutting gradients at the result of the node `start`.
+def _module_features(
+    captured: CapturedGraph, dag: LayerDag, owner: str, node: str, factors: Mapping[str, float]
+) -> FeatureScale:
+    """Return the factor on the query rows of an attention module, which all users of these parameters must need."""
+    module = captured.model.get_submodule(owner)
+    assert isinstance(module, nn.MultiheadAttention)
+    by_object = {parameter: name for name, parameter in captured.model.named_parameters()}
+    held = {name: module.get_parameter(name) for name in scaled_query_parameters(module, 1.0)}
+    if any(parameter not in by_object for parameter in held.values()):
+        raise _refused(dag, node)
+    names = [by_object[parameter] for parameter in held.values()]
+    wanting = {dag.node(n).fx_node for n, factor in factors.items() if factor == factors[node]}
+    uses = dag.uses()
+    for user in {user for name in names for use in uses[name] for user in _readers_of(dag, use)}:
+        call = dag.node(user).fx_node
+        if call not in wanting or _attention_module(captured, call) is None:
+            raise _refused(dag, node)
+    features = torch.ones(max(parameter.shape[0] for parameter in held.values()))
+    features[: module.embed_dim] = factors[node]
+    return FeatureScale(owner, (dag.node(node).fx_node,), features, dict.fromkeys(names, 0))
 
-    Attributes:
-        source: the result of `start`, which requires a gradient.
-        reached: the result of `end`.
+
+def _readers_of(dag: LayerDag, use: str) -> Sequence[str]:
+    """Return the nodes that compute with a parameter: a layer itself, and what reads a bias."""
+    return [use] if isinstance(dag.kind(use), Layer) else dag.successors(use)
+
+
+# -- queries made by a layer of the graph
+
+
+def _query_layer(dag: LayerDag, node: str, factor: float) -> str:
+    """Return the key of the layers whose output a product reads as its queries: one weight and one factor."""
+    layer = dag.kind(_layer_before(dag, node))
+    assert isinstance(layer, Layer)
+    return f"{layer.parameter} {factor}"
+
+
+def _layer_before(dag: LayerDag, node: str) -> str:
+    """Return the layer node whose output, maybe times numbers, is the queries of a product."""
+    at = dag.kind(node).inputs[0]
+    while at is not None and isinstance(kind := dag.kind(at), NumberFactor):
+        at = kind.input
+    if at is None or not isinstance(dag.kind(at), Layer):
+        raise _refused(dag, node)
+    return at
+
+
+def _layer_features(
+    captured: CapturedGraph, dag: LayerDag, nodes: Sequence[str], factors: Mapping[str, float]
+) -> FeatureScale:
+    """Return the factor on the features of one layer that become the queries of the products `nodes`.
+
+    They are found by runs of the graph, so any order of heads and of q, k, v is right.
     """
-
-    def __init__(self, module: fx.GraphModule, start: fx.Node, end: fx.Node) -> None:
-        """Prepare to run the graph from its beginning to `end`."""
-        super().__init__(module, garbage_collect_values=False)
-        self.start, self.end = start, end
-        self.source: torch.Tensor | None = None
-        self.reached: torch.Tensor | None = None
-
-    def run_node(self, n: fx.Node) -> object:
-        """Run one node; the result of `start` becomes a leaf of autograd, and nothing runs after `end`."""
-        if self.reached is not None or n.op == "output":
-            return None
-        result = super().run_node(n)
-        if n is self.start:
-            self.source = result = result.detach().requires_grad_(True)
-        if n is self.end:
-            self.reached = result
-        return result
-
-
-def _features_of(captured: CapturedGraph, layer: fx.Node, query: fx.Node) -> torch.Tensor | None:
-    """Return which entries along the last dim of the layer's output the query depends on; None if on none."""
-    signature, examples = signature_of(captured.model, captured.args or (), captured.kwargs or {})
-    run = _Dependence(captured.module, layer, query)
-    buffers = [(buffer, buffer.clone()) for buffer in captured.model.buffers()]
-    try:
-        with preserved_rng(), torch.enable_grad():
-            run.run(*(examples[slot] for slot in signature.slots), enable_io_processing=False)
-            if run.source is None or run.reached is None or run.reached.is_meta:
-                return None
-            if run.reached is run.source:
-                return torch.ones(run.source.shape[-1], dtype=torch.bool)
-            (gradient,) = torch.autograd.grad((run.reached * torch.rand_like(run.reached)).sum(), run.source)
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-    depends = gradient.flatten(0, -2).ne(0).any(0)
-    return depends if bool(depends.any()) else None
+    at = _layer_before(dag, nodes[0])
+    layer, gains = dag.kind(at), dag.node(at).gains
+    assert isinstance(layer, Layer)
+    dims = [dim for dim in layer.fan_out if isinstance(dim, ParameterDim)]
+    biases = [vector for vector in layer.vectors if vector not in gains]
+    uses, calls = dag.uses(), set(dag.uses()[layer.parameter])
+    readers = [_reader(dag, node) for node in nodes]
+    own_biases = all(uses.get(bias) == [bias] and calls.issuperset(dag.successors(bias)) for bias in biases)
+    if len(dims) != 1 or layer.normalised or not own_biases or captured.args is None:
+        raise _refused(dag, nodes[0])
+    if not all(isinstance(dag.kind(call), Layer) for call in calls):
+        raise _refused(dag, nodes[0])
+    called_at = tuple(dict.fromkeys(dag.node(n).fx_node for n in dag.order if n in calls))
+    flow = FactorFlow(captured, called_at, readers)
+    features = flow.query_features()
+    size = captured.model.get_parameter(layer.parameter).shape[dims[0].index]
+    if features is None or size != len(features) or not flow.reaches_queries_alone(features):
+        raise _refused(dag, nodes[0])
+    along = {layer.parameter: dims[0].index} | dict.fromkeys(biases, 0)
+    owner = layer.parameter.rpartition(".")[0]
+    return FeatureScale(owner, called_at, torch.where(features, factors[nodes[0]], 1.0), along)
 
 
-def _refused(node: fx.Node) -> InvalidInputError:
-    """Return the error that the features of a fused layer that become queries could not be found."""
+def _reader(dag: LayerDag, node: str) -> Reader:
+    product = dag.node(node)
+    reader = None if product.operand is None else reader_of(product.fx_node, product.operand)
+    if reader is None:
+        raise _refused(dag, node)
+    return reader
+
+
+def _refused(dag: LayerDag, node: str) -> InvalidInputError:
     return InvalidInputError(
-        f"Attention at {location(node)}: head_dim grows, so that its logits need a factor that no parameter can take:\n"
-        f"  queries and keys come out of one layer, and which of its features are queries could not be found.\n"
-        f"  To fix: apply='insert', or let the number of heads grow and head_dim stay."
+        f"Attention at {location(dag.node(node).fx_node)}: head_dim grows, so that its logits need a factor that no "
+        f"parameter can take:\n"
+        f"  expected: weights that make queries and nothing else; got a layer whose output, or whose weight, is also "
+        f"used for something else, or whose queries could not be told from its other features.\n"
+        f"  To fix: apply='insert' or 'absorb' and result.module without fold(), or let the number of heads grow and "
+        f"head_dim stay."
     )

@@ -80,7 +80,7 @@ def bilinear_module(op: Op, module: nn.Module, x: Value, y: Value) -> Value:
 @register_rule("weight_norm", "weight_norm_interface")
 def weight_norm(op: Op, direction: Value, gain: Value, *_: object) -> Value:
     """Return the weight of weight norm, gain * direction / |direction|, as the parameter `direction` with a gain."""
-    return replace(direction, at=op.at, gains=() if gain.parameter is None else (gain.parameter,))
+    return replace(direction, at=op.at, gains=() if gain.parameter is None else (gain.parameter,), normalised=True)
 
 
 @register_rule("matmul", "mm", "bmm", "mv", "dot")

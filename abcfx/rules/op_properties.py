@@ -26,6 +26,12 @@ FORGETS_SIZE = (
 )  # fmt: skip
 """phi(0) is not 0, or phi is far from homogeneous: the result is of order 1, whatever the size of the input."""
 
+VIEWS = frozenset({
+    "getitem", "select", "slice", "view", "narrow", "transpose", "permute", "squeeze", "unsqueeze", "index", "expand",
+    "flatten", "reshape", "diagonal", "t", "alias", "detach", "unflatten",
+})  # fmt: skip
+"""The result is a view of the first input: it holds entries of it, in another shape or order."""
+
 WRITES = (
     "copy", "index_put", "index_add", "index_copy", "index_fill", "index_reduce", "scatter", "scatter_add",
     "scatter_reduce", "masked_scatter", "slice_scatter", "select_scatter",

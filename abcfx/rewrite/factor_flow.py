@@ -1,0 +1,151 @@
+"""Runs a graph with a factor on some features of a layer's output, to see where in the graph the factor gets to."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from abcfx.capture import CapturedGraph
+from abcfx.capture.signature import signature_of
+from abcfx.passes import scale_nodes
+from abcfx.support import trees
+from abcfx.support.running import preserved_rng
+
+TEST_FACTOR = 0.5  # a power of two, which rounding leaves alone
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A place where queries are read: the fx node `query` as an argument of the fx node `end`."""
+
+    query: fx.Node
+    end: fx.Node
+
+
+def reader_of(product: fx.Node, query: fx.Node) -> Reader | None:
+    """Return where a product reads its queries, maybe through a scale node; None if it reads them twice."""
+    notes = scale_nodes(product.graph)
+    ends = [product] if query in product.all_input_nodes else []
+    ends += [node for node in product.all_input_nodes if node in notes and query in node.all_input_nodes]
+    scaled = [end for end in ends if end is not product]
+    if scaled:
+        return Reader(query, scaled[0])
+    arguments = [leaf for leaf in trees.leaves((product.args, product.kwargs)) if leaf is query]
+    return Reader(query, product) if len(arguments) == 1 else None
+
+
+class FactorFlow:
+    """Runs of the part of a graph that follows some layers, whose outputs are random tensors in place of their own.
+
+    Args:
+        captured: the model, with example inputs.
+        layers: the fx nodes of the layers.
+        readers: where the queries are read.
+    """
+
+    def __init__(self, captured: CapturedGraph, layers: Sequence[fx.Node], readers: Sequence[Reader]) -> None:
+        self._captured, self._layers, self._readers = captured, layers, readers
+
+    def query_features(self) -> torch.Tensor | None:
+        """Return which features (last dim) of the layers' outputs the queries depend on; None if on none."""
+        run = self._run(None)
+        queries = [run.env[reader.query] for reader in self._readers]
+        total = sum(((query * torch.rand_like(query)).sum() for query in queries), torch.zeros(()))
+        if not total.requires_grad or total.is_meta:
+            return None
+        found = torch.autograd.grad(total, run.drawn, allow_unused=True)
+        depends = [gradient.flatten(0, -2).ne(0).any(0) for gradient in found if gradient is not None]
+        features = torch.stack(depends).any(0) if depends else None
+        return features if features is not None and bool(features.any()) else None
+
+    def reaches_queries_alone(self, features: torch.Tensor) -> bool:
+        """Whether a factor on these features multiplies every query by the factor, and changes nothing else."""
+        plain, scaled = self._run(None), self._run(torch.where(features, TEST_FACTOR, 1.0))
+        allowed = self._between()
+        for node, value in plain.env.items():
+            if node not in allowed and not _close(value, scaled.env[node]):
+                return False
+        return all(
+            _close(_times(plain.env[reader.query], TEST_FACTOR), scaled.env[reader.query]) for reader in self._readers
+        )
+
+    def _run(self, factors: torch.Tensor | None) -> _Run:
+        signature, examples = signature_of(self._captured.model, self._captured.args or (), self._captured.kwargs or {})
+        run = _Run(self._captured.module, self._layers, self._readers, factors)
+        buffers = [(buffer, buffer.clone()) for buffer in self._captured.model.buffers()]
+        try:
+            with preserved_rng(), torch.enable_grad():
+                torch.manual_seed(0)
+                run.run(*(examples[slot] for slot in signature.slots), enable_io_processing=False)
+        finally:
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+        return run
+
+    def _between(self) -> set[fx.Node]:
+        """Return the nodes on the ways from the layers to the queries, both ends among them."""
+        stops, found = set(self._layers), set(self._layers)
+        waiting = [reader.query for reader in self._readers]
+        ends = {reader.end for reader in self._readers}
+        while waiting:
+            node = waiting.pop()
+            if node not in ends and node not in found:
+                found.add(node)
+                waiting.extend(() if node in stops else node.all_input_nodes)
+        return found
+
+
+class _Run(fx.Interpreter):
+    """Runs a graph with random tensors for the outputs of layers, times `factors`, which readers divide out again."""
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        layers: Collection[fx.Node],
+        readers: Sequence[Reader],
+        factors: torch.Tensor | None,
+    ) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.drawn: list[torch.Tensor] = []
+        self._layers, self._factors = layers, factors
+        self._queries: Mapping[fx.Node, fx.Node] = {reader.end: reader.query for reader in readers}
+
+    def run_node(self, n: fx.Node) -> object:
+        query = self._queries.get(n)
+        if query is None or self._factors is None:
+            result = super().run_node(n)
+        else:
+            kept = self.env[query]
+            self.env[query] = _times(kept, 1.0 / TEST_FACTOR)
+            result = super().run_node(n)
+            self.env[query] = kept
+        if n in self._layers:
+            drawn = torch.randn_like(result).requires_grad_(True)
+            self.drawn.append(drawn)
+            return drawn.clone() if self._factors is None else drawn * self._factors.to(drawn)
+        return result
+
+
+def _times(value: object, factor: float) -> object:
+    return value * factor if isinstance(value, torch.Tensor) else value
+
+
+def _close(left: object, right: object) -> bool:
+    """Whether all tensors in two results are equal up to rounding."""
+    pairs = zip(trees.leaves(left), trees.leaves(right), strict=True)
+    return all(_equal(x, y) for x, y in pairs if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor))
+
+
+def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+    if left.is_meta or not (left.is_floating_point() or left.is_complex()) or not left.numel():
+        return True
+    left, right = left.detach(), right.detach()
+    finite = left.isfinite()
+    if not torch.equal(finite, right.isfinite()) or not bool(finite.any()):
+        return torch.equal(finite, right.isfinite())
+    return bool((left - right)[finite].abs().max() <= TOLERANCE * left[finite].abs().max())
