@@ -361,7 +361,16 @@ def _header(
     depth: DepthScaling,
     solved: SolvedDag,
 ) -> Header:
-    """Collect the options of this transform and facts of its run, for the head of the report."""
+    """Collect the options of this transform and facts of its run, for the head of the report.
+
+    Args:
+        captured: the model with its graphs.
+        fixed: the exponents that were fixed before the linear program.
+        asked: the parametrization that the user chose.
+        options: the other options of `transform`.
+        depth: factors on residual branches.
+        solved: the solution of the linear program.
+    """
     m = fixed.widths.width_ratio
     return Header(
         model=type(captured.model).__name__,

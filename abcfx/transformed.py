@@ -190,7 +190,9 @@ class Transformed:
         Path(path).write_text(page(self.outcome), encoding="utf-8")
 
     def __str__(self) -> str:
+        """Return the printed report."""
         return render(self.outcome)
 
     def __repr__(self) -> str:
+        """Return one line with the number of parameters and groups, and the header."""
         return f"Transformed({len(self.spec)} parameters, {len(self.param_groups)} groups, {self.header})"

@@ -99,7 +99,13 @@ def _is_attention_module(module: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _scale_module(node: fx.Node, factor: float, note: ScaleNode) -> fx.Node:
-    """Replace the call of an attention module by a function that scales its queries; return the new node."""
+    """Replace the call of an attention module by a function that scales its queries; return the new node.
+
+    Args:
+        node: the call.
+        factor: the number by which queries are multiplied.
+        note: says which pass made the new node, and why.
+    """
     with node.graph.inserting_before(node):
         module = node.graph.get_attr(str(node.target))
     new = create_after(node, f"{node.name}_scale", attend_with_scaled_queries, (module, factor, *node.args), note)
@@ -110,7 +116,16 @@ def _scale_module(node: fx.Node, factor: float, note: ScaleNode) -> fx.Node:
 
 
 def _scale_function(node: fx.Node, factor: float, note: ScaleNode) -> fx.Node:
-    """Scale the query projections that a call of `multi_head_attention_forward` gets; return the node that does so."""
+    """Scale the query projections that a call of `multi_head_attention_forward` gets as arguments.
+
+    Args:
+        node: the call.
+        factor: the number by which queries are multiplied.
+        note: says which pass made the new nodes, and why.
+
+    Returns:
+        The node that scales the weight.
+    """
     args, kwargs = list(node.args), dict(node.kwargs)
 
     def insert(function: Callable[..., object], *arguments: Argument) -> fx.Node:

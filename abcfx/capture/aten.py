@@ -248,6 +248,7 @@ class _PathInterpreter(fx.Interpreter):
     """
 
     def __init__(self, module: EmittedModule, paths: list[str]) -> None:
+        """Prepare to run the graph of a module; `paths` is the stack that is kept."""
         super().__init__(module)
         self.paths = paths
 

@@ -30,8 +30,12 @@ class SignatureCodeGen(fx.graph.CodeGen):
         return [(_GLOBAL, self.signature)]
 
     def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, *, expanded_def: bool = False) -> str:
-        """Return the first lines of the generated `forward`: the model's signature, and a line that flattens
-        arguments.
+        """Return the first lines of the generated `forward`: the model's signature, and a line that flattens it.
+
+        Args:
+            free_vars: names of the graph's flat inputs, as fx writes them, with annotations.
+            maybe_return_annotation: text of the return annotation, or "".
+            expanded_def: not used here.
         """
         header = f"def forward({_render(self.signature.parameters)}){maybe_return_annotation}:"
         names = [name.split(":")[0].split("=")[0].strip() for name in free_vars if name != "self"]
@@ -48,7 +52,13 @@ class SignatureCodeGen(fx.graph.CodeGen):
         descs: Sequence[str] | None = None,
         repr_fn: Callable[[object], str] | None = None,
     ) -> str:
-        """Return the last line of the generated `forward`, which builds the model's output from flat tensors."""
+        """Return the last line of the generated `forward`, which builds the model's output from flat tensors.
+
+        Args:
+            output_args: what the graph returns: nodes, in a tuple.
+            descs: not used here.
+            repr_fn: writes that as code; `repr` if None.
+        """
         outputs = (repr_fn or repr)(output_args)
         return f"return {outputs}" if self.signature.output is None else f"return {_GLOBAL}.unflatten({outputs})"
 

@@ -278,7 +278,12 @@ def _no_run(examples: _Examples, failures: Sequence[tuple[_Attempt, CaptureError
 
 
 def _all_failed(examples: _Examples, failures: Sequence[tuple[_Attempt, CaptureError]]) -> CaptureError:
-    """Return the error that no way of capturing worked, with what each way said and advice."""
+    """Return the error that no way of capturing worked, with what each way said and advice.
+
+    Args:
+        examples: the model and its example inputs.
+        failures: the ways that were tried, each with its error.
+    """
     tried = "\n".join(f"- {attempt.method}: {error}" for attempt, error in failures if not attempt.sizes_fixed)
     advice = (
         "give example inputs (args=..., kwargs=...), so that torch.export and the recorder can take the model"

@@ -104,6 +104,10 @@ class EmittedModule(fx.GraphModule):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> EmittedModule:
         """Apply a conversion such as `.half()` to all tensors, for which torch calls this method.
 
+        Args:
+            fn: the conversion of one tensor.
+            recurse: whether submodules are converted as well.
+
         Raises:
             InvalidInputError: the conversion is to a smaller dtype, and a graph names the present one.
         """
@@ -173,7 +177,14 @@ def _blank(class_name: str) -> EmittedModule:
 
 
 def _unpickle(name: str, state: dict[str, object], train: GraphData, evaluate: GraphData | None) -> EmittedModule:
-    """Rebuild a pickled EmittedModule from its class name, its attributes, and the plain data of its two graphs."""
+    """Rebuild a pickled EmittedModule.
+
+    Args:
+        name: name of its class.
+        state: its attributes.
+        train: plain data of the graph of train mode.
+        evaluate: plain data of the graph of eval mode, if it differs.
+    """
     new = _blank(name)
     new.__dict__.update(state)
     new.eval_graph = graph_from_data(evaluate) if evaluate is not None else None

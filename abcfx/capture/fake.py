@@ -42,6 +42,7 @@ class FakeInputs:
     """
 
     def __init__(self, examples: Mapping[str, torch.Tensor], free: Mapping[str, frozenset[int]]) -> None:
+        """Make the fake copies."""
         self.shapes = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
         self.mode = FakeTensorMode(shape_env=self.shapes, allow_non_fake_inputs=True)
         self.tensors = {name: self._fake(tensor, free[name]) for name, tensor in examples.items()}

@@ -55,7 +55,10 @@ def same_graph(first: fx.Graph, second: fx.Graph) -> bool:
 
 
 def _equal(left: object, right: object, position: Mapping[fx.Node, int]) -> bool:
-    """Whether arguments of two nodes are equal; nodes among them are if `position` gives them the same number."""
+    """Whether two arguments of nodes, of different graphs, are equal.
+
+    Nodes among them are equal if `position` gives them the same number.
+    """
     if isinstance(left, fx.Node) or isinstance(right, fx.Node):
         return isinstance(left, fx.Node) and isinstance(right, fx.Node) and position[left] == position[right]
     if isinstance(left, (list, tuple)):
@@ -75,7 +78,10 @@ def _equal(left: object, right: object, position: Mapping[fx.Node, int]) -> bool
 
 
 def _all_equal(left: Iterable[object], right: Iterable[object], position: Mapping[fx.Node, int]) -> bool:
-    """Whether two sequences of node arguments are equal, where nodes are if `position` gives them the same number."""
+    """Whether two sequences of arguments of nodes, of different graphs, are equal entry by entry.
+
+    Nodes among them are equal if `position` gives them the same number.
+    """
     left, right = list(left), list(right)
     return len(left) == len(right) and all(_equal(*pair, position) for pair in zip(left, right, strict=True))
 

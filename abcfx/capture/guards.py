@@ -105,7 +105,12 @@ def needs(failed: str, slots: Sequence[str]) -> str:
 
 
 def _range_checks(exported: fx.GraphModule, program: torch.export.ExportedProgram) -> Callable[..., None]:
-    """Return a check that each size of an input lies in its range and equal symbols have equal sizes."""
+    """Return a check that each size of an input lies in its range, and that equal symbols have equal sizes.
+
+    Args:
+        exported: the module that torch.export made, whose placeholders have symbols for sizes.
+        program: the exported program, which has the range of each symbol.
+    """
     ranges = {str(symbol): limits for symbol, limits in program.range_constraints.items()}
     shapes = [tuple(map(str, node.meta["val"].shape)) for node in exported.graph.find_nodes(op="placeholder")]
 

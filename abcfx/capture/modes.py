@@ -50,6 +50,11 @@ def _operations(model: nn.Module, signature: Signature, examples: Mapping[str, o
     """Run a model on fake tensors; return its aten calls with their arguments as text, and last what it returned.
 
     Text tells 0.0 from False.
+
+    Args:
+        model: the model, in the mode to run.
+        signature: how the model is called, and which of its arguments become placeholders.
+        examples: the example value of every placeholder.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = trees.map_leaves_of(

@@ -135,6 +135,7 @@ class _RaisedByModel(Exception):
     """
 
     def __init__(self, explained: CaptureError, taken: list[bool]) -> None:
+        """Keep the source line of the error, and the truth values given so far."""
         super().__init__(str(explained))
         self.line = explained.line
         self.taken = taken

@@ -142,7 +142,13 @@ def _resolve(target: Target | _Operator) -> Target:
 
 
 def _replace(value: object, kind: type[_Kind], function: Callable[[_Kind], object]) -> object:
-    """Return a node's argument with everything of one type in it replaced by what a function returns for it."""
+    """Return an argument of a node with everything in it that is of one type replaced.
+
+    Args:
+        value: the argument, with nested containers.
+        kind: the type.
+        function: returns what takes the place of such a value.
+    """
     if isinstance(value, kind):
         return function(value)
     if isinstance(value, (tuple, list)):

@@ -47,6 +47,7 @@ class ArgumentTree:
     leaves: tuple[Slot | Constant, ...]
 
     def __reduce__(self) -> tuple[object, ...]:
+        """Pickle the tree by an example of it."""
         # Pickled as an example of the tree: torch's own description of a tree warns when it is unpickled.
         return _argument_like, (trees.unflatten([0] * len(self.leaves), self.spec), self.leaves)
 
@@ -313,7 +314,13 @@ def _describe(value: object) -> str:
 
 
 def _refusal(name: str, expected: str, got: str) -> str:
-    """Return the message that the argument `name` of a call is not as the graph was captured, and how to fix it."""
+    """Return the message that an argument of a call is not as the graph was captured, and how to fix it.
+
+    Args:
+        name: name of the argument.
+        expected: what the graph was captured with, in words.
+        got: what the call has, in words.
+    """
     return (
         f"forward({name}=...): this graph was captured with {expected} and was called with {got}.\n"
         f"  To fix: capture again with example inputs that have the new value,\n"

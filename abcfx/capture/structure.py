@@ -56,7 +56,12 @@ def take_apart(output: object) -> tuple[list[object], Part]:
 
 
 def put_together(part: Part, values: Sequence[object]) -> object:
-    """Build a model's output from a recipe that `take_apart` made, and tensors in the same order."""
+    """Build a model's output from a recipe and tensors.
+
+    Args:
+        part: the recipe, which `take_apart` made from such an output.
+        values: the tensors, in the order in which `take_apart` gives them.
+    """
     if isinstance(part, Value):
         return values[part.index]
     if isinstance(part, Fixed):

@@ -170,7 +170,13 @@ class SymbolicTracer(fx.Tracer):
         return run, []
 
     def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]) -> object:
-        """Return the value of a module's attribute; for a parameter or buffer, a proxy of its get_attr node."""
+        """Return the value of a module's attribute; for a parameter or buffer, a proxy of its get_attr node.
+
+        Args:
+            attr: name of the attribute.
+            attr_val: its value.
+            parameter_proxy_cache: the proxies so far, by name of the parameter; grows.
+        """
         if not isinstance(attr_val, torch.Tensor) or id(attr_val) not in self._names:
             return attr_val
         name = self._names[id(attr_val)]
@@ -187,7 +193,7 @@ class SymbolicTracer(fx.Tracer):
         name: str | None = None,
         type_expr: object = None,
     ) -> fx.Node:
-        """Add a node with the lines of the user's source that led to it.
+        """Add a node with the lines of the user's source that led to it; the arguments are those of fx.Tracer.
 
         Raises:
             CaptureError: forward has changed the grad mode or autocast, which a traced graph would lose.
@@ -218,6 +224,7 @@ class _FactoryMode(TorchFunctionMode):
     """
 
     def __init__(self, tracer: SymbolicTracer) -> None:
+        """Record calls for this tracer."""
         super().__init__()
         self.tracer = tracer
 

@@ -41,6 +41,7 @@ class SizeNodes:
     """
 
     def __init__(self, graph: fx.Graph) -> None:
+        """Start without known sizes."""
         self.graph = graph
         # A node, or the placeholder and the dim to read off it when the size is first needed.
         self._known: dict[_Expression, fx.Node | tuple[fx.Node, int]] = {}

@@ -205,7 +205,12 @@ def _run(model: nn.Module, function: nn.Module, inputs: Inputs, large: frozenset
 
 
 def _difference(expected: _Run, got: _Run) -> str:
-    """Say in words where two runs differ beyond rounding; "" when they do not."""
+    """Say in words where a run of the graph differs from one of the model beyond rounding; "" if it does not.
+
+    Args:
+        expected: the run of the model.
+        got: the run of the graph.
+    """
     if len(expected.outputs) != len(got.outputs):
         return f"{len(got.outputs)} output tensors, expected {len(expected.outputs)}"
     for number, (left, right) in enumerate(zip(expected.outputs, got.outputs, strict=True)):

@@ -117,6 +117,11 @@ class Named:
 def _check_call(named: Named, factory: Callable[..., object], kwargs: Mapping[str, object]) -> None:
     """Refuse keyword arguments that a function which builds a model does not take.
 
+    Args:
+        named: the expression for the function, for messages.
+        factory: the function.
+        kwargs: the keyword arguments.
+
     Raises:
         InvalidInputError: names the arguments, and the option to write.
     """

@@ -46,18 +46,32 @@ def assignments(argument: str, given: str | None) -> dict[str, object]:
 
 
 def one_or_by_role(argument: str, given: str) -> object:
-    """Read an option that has one value, or one for each role: `hidden=muon,default=adamw` becomes a dict."""
+    """Read an option that has one value, or one for each role: `hidden=muon,default=adamw` becomes a dict.
+
+    Args:
+        argument: name of the option, which begins error messages.
+        given: the text of the option.
+    """
     return assignments(argument, given) if "=" in given or given.startswith("{") else plain_value(given)
 
 
 def words(argument: str, given: str) -> str | dict[str, str]:
-    """Read an option that is one word, or one for each role: `hidden=muon,default=adamw` becomes a dict."""
+    """Read an option that is one word, or one for each role: `hidden=muon,default=adamw` becomes a dict.
+
+    Args:
+        argument: name of the option, which begins error messages.
+        given: the text of the option.
+    """
     value = one_or_by_role(argument, given)
     return {name: str(word) for name, word in value.items()} if isinstance(value, Mapping) else given
 
 
 def rates(argument: str, given: str) -> float | dict[str, float]:
     """Read an option that is one number, or one for each role: `hidden=0.02,default=0.01` becomes a dict.
+
+    Args:
+        argument: name of the option, which begins error messages.
+        given: the text of the option.
 
     Raises:
         InvalidInputError: there is something else than numbers.
@@ -70,6 +84,10 @@ def rates(argument: str, given: str) -> float | dict[str, float]:
 
 def number(argument: str, given: str) -> float:
     """Read an option that is one number.
+
+    Args:
+        argument: name of the option, which begins error messages.
+        given: the text of the option.
 
     Raises:
         InvalidInputError: the text is no number.

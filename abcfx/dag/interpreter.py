@@ -209,7 +209,15 @@ class Interpreter:
         return returned
 
     def _run_forward(self, node: fx.Node, forward: fx.Graph, inputs: Sequence[Value]) -> object:
-        """Run the traced forward of a custom autograd.Function without a rule; its backward is assumed to match."""
+        """Run the traced forward of a custom autograd.Function without a rule on abstract inputs; return the result.
+
+        Its backward is assumed to match.
+
+        Args:
+            node: the call of the Function.
+            forward: the traced graph of its forward.
+            inputs: the abstract tensors that the Function gets.
+        """
         inner = Interpreter(self._module, self._builder, self._guesses_unknown, inside=node)
         returned = _only(inner.run(forward, inputs))
         name = str(getattr(getattr(node.target, "autograd_function", None), "__name__", node.target))
@@ -253,7 +261,12 @@ def _writes(node: fx.Node) -> bool:
 
 
 def _lost(given: Iterable[Value | Sizes], returned: object) -> str:
-    """Return the names of the inputs that depend on trainable weights if every result is a constant, else ""."""
+    """Return the names of inputs that training changes, if every result of a rule is a constant, else "".
+
+    Args:
+        given: the abstract inputs of an op.
+        returned: what its rule returned.
+    """
     results = tensors(returned)
     if not results or not all(value.is_constant for value in results):
         return ""
@@ -283,6 +296,7 @@ class _NoContext:
     """A stand-in for the `ctx` of an autograd.Function that takes whatever is saved in it."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
+        """Return a function that does nothing, for any method of the context."""
         return lambda *args, **kwargs: None
 
 

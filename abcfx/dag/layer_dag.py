@@ -57,6 +57,7 @@ class LayerDag:
         return nx.freeze(graph)
 
     def __contains__(self, name: object) -> bool:
+        """Whether the DAG has a node with this name."""
         return name in self._by_name
 
     def node(self, name: str) -> DagNode:

@@ -89,7 +89,14 @@ def find_skips(dag: LayerDag) -> list[Skip]:
 
 
 def _layers_between(dag: LayerDag, main: nx.DiGraph, start: str, end: str) -> tuple[int, int]:
-    """Return the largest and least number of layers on paths from `start` to `end`; all paths to `end` pass `start`."""
+    """Return the largest and least number of layers on paths from `start` to `end`; all paths to `end` pass `start`.
+
+    Args:
+        dag: the layer DAG.
+        main: the edges between its nodes, without vectors of parameters.
+        start: name of the first node.
+        end: name of the last node.
+    """
     between, waiting = {end}, [end]
     while waiting:
         for node in main.predecessors(waiting.pop()):

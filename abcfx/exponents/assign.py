@@ -76,6 +76,13 @@ def _vector(
     """Return role and exponents of a bias, gain or other parameter that acts entry by entry.
 
     It is a "vector" if a dim of it grows with width, else a "scalar".
+
+    Args:
+        dag: the layer DAG.
+        growth: growth exponents of dims.
+        name: name of the parameter.
+        parameter: the tensor.
+        node: its node in the DAG.
     """
     is_bias = any(isinstance(kind := dag.kind(n), Layer) and node in kind.vectors for n in dag.successors(node))
     e = sum(growth.parameter(name, tuple(parameter.shape)))
@@ -197,7 +204,14 @@ def _own_factor(dag: LayerDag, growth: WidthGrowth, node: str, role: str) -> flo
 
 
 def _numbers_on_input(dag: LayerDag, growth: WidthGrowth, layer: Layer, role: str) -> list[Number]:
-    """Return the numbers by which the model multiplies the input of this layer alone."""
+    """Return the numbers by which the model multiplies the input of this layer alone.
+
+    Args:
+        dag: the layer DAG.
+        growth: growth exponents of dims.
+        layer: the layer.
+        role: its role; for a hidden layer, numbers that other layers see as well do not count.
+    """
     found, before = [], layer.inputs[0]
     while before is not None and isinstance(kind := dag.kind(before), NumberFactor):
         if role == "hidden" and len(dag.successors(before)) > 1:
@@ -227,7 +241,14 @@ def _numbers_on_output(dag: LayerDag, node: str) -> list[Number]:
 
 
 def _table_row(table: Table, role: str, e_in: float, e_out: float) -> tuple[float, float]:
-    """Return exponents (a, b) of a layer from a table by role, times the growth exponent of its fan_in or fan_out."""
+    """Return exponents (a, b) of a layer from a table by role, times the growth exponent of its fan_in or fan_out.
+
+    Args:
+        table: (a, b) of each role.
+        role: the role.
+        e_in: growth exponent of fan_in.
+        e_out: growth exponent of fan_out, which counts for embeddings.
+    """
     if role == "plain":
         return 0.0, e_in / 2  # its own fan-in init, no multiplier
     if role not in MATRIX_ROLES:
@@ -260,7 +281,12 @@ def _given_exponents(
 
 
 def _overridden(found: ParameterExponents, name: str, values: tuple[float, ...]) -> ParameterExponents:
-    """Return a parameter's exponents with those that the user gave, (a, b) or (a, b, c), in place.
+    """Return a parameter's exponents with those that the user gave in place.
+
+    Args:
+        found: the exponents without the user's.
+        name: name of the parameter.
+        values: (a, b) or (a, b, c).
 
     Raises:
         InvalidInputError: they are malformed, or make the layer's output unstable at init.

@@ -40,6 +40,7 @@ class Binding:
     rows: tuple[RowName, ...] = ()
 
     def __str__(self) -> str:
+        """Return the names of the rows, or the reason in words."""
         return ", ".join(map(str, self.rows)) or _BINDINGS[self.kind]
 
 

@@ -96,9 +96,11 @@ class GrowthCheckResult(CheckResult[GrowthCheckRow]):
     TITLE: ClassVar[str] = "growth check"
 
     def __getitem__(self, check: str) -> GrowthCheckRow:
+        """Return the row of a check, such as "C4"."""
         return next(row for row in self.rows if row.check == check)
 
     def __iter__(self) -> Iterator[GrowthCheckRow]:
+        """Yield the rows of the checks in order."""
         return iter(self.rows)
 
     @property
@@ -107,6 +109,7 @@ class GrowthCheckResult(CheckResult[GrowthCheckRow]):
         return next(iter(self.failed), None)
 
     def __str__(self) -> str:
+        """Return the printed report."""
         return text_of(*self._lines(), width=100)
 
     def _lines(self) -> Iterator[RenderableType]:

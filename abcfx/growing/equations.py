@@ -49,6 +49,7 @@ class Equations:
     """
 
     def __init__(self) -> None:
+        """Start without equations."""
         self._solved: dict[str, Form] = {}
         self._within: dict[str, set[str]] = {}
 

@@ -47,6 +47,7 @@ class _Walk:
     """
 
     def __init__(self, factors: Factors) -> None:
+        """Start without known scales."""
         self.factors = factors
         self.scales: dict[int, float | None] = {}
 

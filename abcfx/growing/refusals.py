@@ -47,6 +47,7 @@ class Refusal:
     fix: str
 
     def __str__(self) -> str:
+        """Return place, reason and fix as text."""
         return f"{self.path or 'the model itself'}, {self.op}: {self.reason}.\n    To fix: {self.fix}"
 
 

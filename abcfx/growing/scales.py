@@ -83,6 +83,7 @@ class _Scaling:
     """
 
     def __init__(self, dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, float]) -> None:
+        """Start without equations."""
         self.dag, self.growth, self.multipliers = dag, growth, multipliers
         self.equations = Equations()
         self.forms: dict[str, Form] = {}

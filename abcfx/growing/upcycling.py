@@ -261,7 +261,13 @@ def _numbered(names: list[str], home: str) -> dict[str, list[str]]:
 
 
 def _is_bias(parameters: Mapping[str, nn.Parameter], name: str, here: list[str]) -> bool:
-    """Whether a tensor holds the biases (experts, rows) of stacked matrices (experts, ., .)."""
+    """Whether a tensor holds the biases (experts, rows) of stacked matrices (experts, ., .).
+
+    Args:
+        parameters: the parameters of the mixture.
+        name: name of the tensor.
+        here: names of the parameters in the same mixture of experts.
+    """
     shape = parameters[name].shape
     stacked = [parameters[n].shape for n in here if parameters[n].ndim == 3]
     return any(shape[0] == s[0] and shape[1] in s[1:] for s in stacked) and "bias" in name

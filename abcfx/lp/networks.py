@@ -52,12 +52,15 @@ class Solution(Generic[Exponents]):
     solver: NetworkSolver[Exponents] = field(repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Exponents]:
+        """Yield c and r."""
         return iter((self.c, self.r))
 
     def __len__(self) -> int:
+        """Return 2, the length of the pair (c, r)."""
         return 2
 
     def __getitem__(self, index: int) -> Exponents:
+        """Return c for 0 and r for 1."""
         return (self.c, self.r)[index]
 
     def resolve(self, alpha: NetworkAlignments, omega: NetworkAlignments, u: NetworkAlignments) -> Solution[Exponents]:

@@ -105,6 +105,7 @@ class Solver:
         self._lp: tuple[Lp, GreedyStart] | None = None
 
     def __getstate__(self) -> dict[str, object]:
+        """Return what is pickled: everything but the program in HiGHS, which the next solve loads again."""
         return {**self.__dict__, "_lp": None}  # nothing in highspy can be pickled; the next solve loads the LP again
 
     @without_gc

@@ -65,10 +65,15 @@ class _Pairing:
     """A walk over two graphs side by side: as a whole, or block by block where one model has more blocks."""
 
     def __init__(self, target: CapturedGraph, base: CapturedGraph, blocks: Blocks) -> None:
+        """Keep the two models, and which of their blocks belong together."""
         self.target, self.base, self.blocks = target, base, blocks
 
     def run(self, our_graph: fx.Graph, their_graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-        """Return for each node of one graph the node of the other that does the same work.
+        """Return for each node of the target's graph the node of the base's graph that does the same work.
+
+        Args:
+            our_graph: the target's graph, or a subgraph of it.
+            their_graph: that of the base.
 
         Raises:
             PairingError: the graphs are not of one architecture.
@@ -143,7 +148,13 @@ class _Pairing:
         return None if block is None else Place("block", block.container, block.number)
 
     def _zip(self, ours: list[fx.Node], theirs: list[fx.Node]) -> dict[fx.Node, fx.Node]:
-        """Pair two lists of nodes one by one; ops that torch.export leaves out at fixed sizes may be missing in one.
+        """Pair nodes of the target with those of the base one by one, in order.
+
+        Ops that torch.export leaves out at fixed sizes may be missing in one of the two.
+
+        Args:
+            ours: nodes of the target.
+            theirs: nodes of the base.
 
         Raises:
             PairingError: two nodes at the same place do not run the same op.
@@ -196,7 +207,14 @@ def _is_alias(node: fx.Node) -> bool:
 
 
 def _differ(one: fx.Node, wanted: Doing | None, got: Doing | None, other: fx.Node | None) -> PairingError:
-    """Return the error that two graphs differ, with the place of the first node and what each graph runs there."""
+    """Return the error that two graphs differ.
+
+    Args:
+        one: the node of the target at which they do.
+        wanted: what the target runs there; None for nothing.
+        got: what the base runs there; None for nothing.
+        other: the base's node, if there is one.
+    """
     where = "" if other is None else f" at {location(other)}"
     return PairingError(
         f"Base and target are not one architecture: their graphs first differ at {location(one)}.\n"

@@ -61,7 +61,12 @@ class PairedModels:
 
     @classmethod
     def of_graphs(cls, target: CapturedGraph, base: CapturedGraph | None = None) -> PairedModels:
-        """Pair two models that were captured already, also on inputs of different kinds."""
+        """Pair two models that were captured already, also on inputs of different kinds.
+
+        Args:
+            target: the model that is analysed, with its graphs.
+            base: the model that it is compared with, if any.
+        """
         pair = cls(target.model, None if base is None else base.model, target.args, target.kwargs)
         pair.target_graph = target
         if base is not None:

@@ -127,7 +127,14 @@ class StructuralGrowth(WidthGrowth):
 
     @staticmethod
     def _is_inner(dag: LayerDag, node: str, above: dict[str, bool], below: dict[str, bool]) -> bool:
-        """Whether a node has a layer behind it and one before it (or is a layer itself), so that its width grows."""
+        """Whether a node has a layer behind it and one before it (or is a layer itself), so that its width grows.
+
+        Args:
+            dag: the layer DAG.
+            node: the node.
+            above: for each node, whether a layer comes before it.
+            below: for each node, whether a layer comes after it.
+        """
         return below[node] and (above[node] or isinstance(dag.kind(node), Layer))
 
     def _mark(self, dims: tuple[Dim, ...], grows: bool) -> None:

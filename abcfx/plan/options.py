@@ -131,6 +131,7 @@ class Schedule:
     tokens_ratio: float = 1.0
 
     def __post_init__(self) -> None:
+        """Check both ratios."""
         for name in ("batch_ratio", "tokens_ratio"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InvalidInputError(f"{name}={getattr(self, name)!r}; expected a positive, finite number.")

@@ -84,6 +84,7 @@ class _Planner:
         depth: DepthScaling,
         numbers: Mapping[str, GroupNumbers],
     ) -> None:
+        """Keep what the numbers follow from."""
         self.numbers = numbers
         self.fixed, self.solved, self.options, self.depth = fixed, solved, options, depth
         self.widths = fixed.widths
@@ -174,10 +175,15 @@ class _Planner:
         return given * own * _power(n, applied.decay) * _power(ratio, deep.decay)
 
     def _shape_correction(self, name: str, parameter: torch.nn.Parameter, n: float) -> float:
-        """Return what lr is multiplied by so that a spectral update has its planned size at the real shapes.
+        """Return what lr is multiplied by so that a spectral update (Muon) has its planned size at the real shapes.
 
         The exponent c counts the optimizer's own factor, such as sqrt(max(1, rows / columns)), as the power of m that
         it follows in the limit. At real shapes its maximum may take the other side in the base, the target or both.
+
+        Args:
+            name: name of the parameter.
+            parameter: the tensor.
+            n: the width ratio m.
         """
         family = self.fixed.families[name]
         if family.update != "spectral" or not self.widths.has_base or parameter.ndim != 2:

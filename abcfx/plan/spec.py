@@ -152,15 +152,19 @@ class Spec(Mapping[str, SpecRow]):
     """
 
     def __init__(self, rows: Mapping[str, SpecRow], version: int = SPEC_VERSION) -> None:
+        """Keep a row for each parameter, and the version of their format."""
         self._rows, self.version = dict(rows), version
 
     def __getitem__(self, name: str) -> SpecRow:
+        """Return the row of a parameter."""
         return self._rows[name]
 
     def __iter__(self) -> Iterator[str]:
+        """Yield the names of the parameters."""
         return iter(self._rows)
 
     def __len__(self) -> int:
+        """Return the number of parameters."""
         return len(self._rows)
 
     def __repr__(self) -> str:

@@ -153,6 +153,11 @@ def _hook(captured: CapturedGraph, fixed: FixedExponents, fold: Fold) -> tuple[s
 
     The model cannot be saved until it is folded.
 
+    Args:
+        captured: the model with its graphs.
+        fixed: the exponents, with factors on attention logits.
+        fold: the factors that turn the trained model into plain weights; the hooks are added to it.
+
     Raises:
         InvalidInputError: a multiplier cannot be absorbed.
     """

@@ -67,6 +67,7 @@ class DagBuilder:
         self._vectors: dict[str, str] = {}
 
     def __contains__(self, name: object) -> bool:
+        """Whether a node with this name was added."""
         return name in self.nodes
 
     def kind(self, name: str) -> Kind:
@@ -85,7 +86,15 @@ class DagBuilder:
         return unique
 
     def add_vector(self, vector: Vector, fx_node: fx.Node, path: str) -> str:
-        """Return the node of a parameter that is added or multiplied entry by entry; make it at the first use."""
+        """Return the name of the node of a parameter that is added or multiplied entry by entry.
+
+        The node is made at the first use.
+
+        Args:
+            vector: the parameter.
+            fx_node: the op that uses it.
+            path: module path of that op.
+        """
         if vector.parameter not in self._vectors:
             self._vectors[vector.parameter] = self.add(DagNode(vector.parameter, vector, fx_node, path))
         return self._vectors[vector.parameter]

@@ -20,9 +20,16 @@ def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *rest: obje
 
 
 def _grouped(op: Op, x: Value, weight: Value, bias: Value | None, groups: Number | None) -> Value:
-    """Add a convolution as a layer; `groups`, if any, is the number of groups of channels (None for 1).
+    """Add a convolution, perhaps with groups, as a layer.
 
     The gradient of an input channel sums over the output channels of its own group alone.
+
+    Args:
+        op: the op in whose place the node stands.
+        x: the input.
+        weight: the weight (out, in / groups, *kernel).
+        bias: the bias, if any.
+        groups: number of groups of channels; None for 1.
     """
     out = weight.dim(0)
     back = None if groups is None or out is None else (Number(((out, 1.0),)).times(groups.power(-1.0)),)

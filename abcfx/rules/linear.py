@@ -152,7 +152,16 @@ def einsum(op: Op, equation: str, *operands: Value | Sequence[Value]) -> Value:
 
 
 def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kept: str) -> Value:
-    """Contract two operands of an einsum: add a layer if one of them is a weight, else a product."""
+    """Contract two operands of an einsum: add a layer if one of them is a weight, else a product.
+
+    Args:
+        op: the op in whose place the node stands.
+        x: the first operand.
+        x_letters: the letters of its dims.
+        y: the second operand.
+        y_letters: the letters of its dims.
+        kept: the letters that the result or later operands have; the others are summed over.
+    """
     if op.is_weight(x):
         x, x_letters, y, y_letters = y, y_letters, x, x_letters
     contracted = [c for c in y_letters if c in x_letters and c not in kept]

@@ -93,7 +93,12 @@ def _stack(
 ) -> Value:
     """Add all blocks of a transformer encoder or decoder and the norm at their end, if any; return the output.
 
-    `path` is the module's path, with a dot at its end, inside the module that the graph calls; "" if it is this module.
+    Args:
+        op: the op in whose place the nodes stand.
+        module: the encoder or decoder.
+        x: the input.
+        memory: for a decoder, the output of the encoder.
+        path: the module's path, with a dot at its end, inside the module that the graph calls; "" if it is this module.
     """
     for i, layer in enumerate(module.layers):
         x = _block(op, layer, x, memory, f"{path}layers.{i}.")

@@ -156,6 +156,16 @@ def _reparametrized(
     """Return the parameter that a reparametrized weight (weight norm, spectral norm) stands for, and its gains.
 
     At init such a weight equals that parameter up to a norm, and it changes as the parameter does.
+
+    Args:
+        builder: holds the names of parameters.
+        owner: the module.
+        name: name of the weight in the module.
+        held: the weight.
+        at: the fx node that calls the module.
+
+    Raises:
+        UnknownOpError: the weight is computed from parameters in a way that is not known.
     """
     parts = [p for n, p in owner.named_parameters() if n.startswith((f"parametrizations.{name}.", f"{name}_"))]
     main = [p for p in parts if p.shape == held.shape and p in builder.names]

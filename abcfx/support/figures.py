@@ -48,7 +48,7 @@ def depth_colour(index: int, count: int) -> tuple[float, float, float]:
 
 
 def draw_verdicts(axis: Axes, rows: Sequence[tuple[str, str]]) -> None:
-    """Draw (name, verdict) pairs one below the other, each verdict as a coloured mark with its word."""
+    """Draw (name, verdict) pairs one below the other on an axis, each verdict as a coloured mark with its word."""
     for y, (_, verdict) in enumerate(rows):
         axis.plot(0, y, "o", color=VERDICT_COLOURS[verdict], ms=6)
         axis.annotate(verdict, (0, y), xytext=(8, 0), textcoords="offset points", va="center", size=8)

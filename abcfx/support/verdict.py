@@ -70,6 +70,7 @@ class Verdict(str, Enum):
     SKIP = "SKIP"
 
     def __str__(self) -> str:
+        """Return the word, such as "PASS"."""
         return self.value
 
 
@@ -107,6 +108,7 @@ class CheckRow:
         return asdict(self)
 
     def __str__(self) -> str:
+        """Return verdict, name, reason and fix as text."""
         text = f"{self.verdict} {self.name}" + (f": {self.reason}" if self.reason else "")
         return f"{text}\n  To fix: {self.fix}" if self.fix else text
 
@@ -143,6 +145,7 @@ class CheckResult(RowsResult[CheckRowType]):
         return tuple(row for row in self.rows if row.verdict is Verdict.FAIL)
 
     def __bool__(self) -> bool:
+        """Whether the verdict is PASS."""
         return self.verdict is Verdict.PASS
 
     def raise_if_failed(self) -> None:
@@ -174,4 +177,5 @@ class CheckResult(RowsResult[CheckRowType]):
         return save(figure, path)
 
     def __str__(self) -> str:
+        """Return the verdict and all rows as text."""
         return "\n".join([f"{self.TITLE}: {self.verdict}", *map(str, self.rows)])

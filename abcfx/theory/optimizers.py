@@ -115,7 +115,7 @@ class OptimizerFamily:
         return {"": 0.0, "tall": max(0.0, rows - columns) / 2, "rms": max(rows, columns) / 2}[self.shape]
 
     def shape_factor(self, rows: int, columns: int = 1) -> float:
-        """Return the factor that the optimizer itself puts on updates of a matrix of this shape, up to a constant."""
+        """Return the factor that the optimizer itself puts on updates of a matrix (rows, columns), up to a constant."""
         return math.sqrt({"": 1.0, "tall": max(1.0, rows / columns), "rms": max(rows, columns)}[self.shape])
 
 

@@ -134,6 +134,10 @@ def _parts(target: torch.Tensor, widening: Widening) -> Iterator[tuple[int, int,
     """Yield (dim, start, length) of slices of a tensor, so that a large one can be filled piece by piece.
 
     The dim -1 stands for the whole tensor.
+
+    Args:
+        target: the tensor of the large model.
+        widening: how it is filled; slices are along a dim that no product sums over.
     """
     free = [place for place in range(target.ndim) if place not in widening.contracted]
     place = max(free, key=lambda i: target.shape[i], default=-1)
@@ -146,7 +150,15 @@ def _parts(target: torch.Tensor, widening: Widening) -> Iterator[tuple[int, int,
 
 
 def _part(tensor: torch.Tensor, widening: Widening, place: int, start: int, length: int) -> torch.Tensor:
-    """Make one slice of the large tensor: entries `start` to `start + length` along the dim `place` (-1 for all)."""
+    """Make one slice of the large tensor: entries `start` to `start + length` along the dim `place` (-1 for all).
+
+    Args:
+        tensor: the tensor of the small model.
+        widening: which of its entries are copied where, and what they are multiplied by.
+        place: index of the dim.
+        start: first entry.
+        length: number of entries.
+    """
     if place < 0:
         return widened(tensor, widening)
     rows = widening.dims[place].indices()[start : start + length].to(tensor.device)

@@ -54,6 +54,7 @@ class Atom:
         return self.small != self.large
 
     def __repr__(self) -> str:
+        """Return the sizes as text, as "64->128" if they differ."""
         return f"{self.small}->{self.large}" if self.grows else f"{self.small}"
 
 

@@ -124,6 +124,7 @@ class Step:
     """
 
     def __init__(self, factors: Factors, index: int) -> None:
+        """Look the call up in both runs."""
         self.factors, self.index = factors, index
         self.calls = factors.small.calls[index], factors.large.calls[index]
         self.call = self.calls[1]
@@ -215,7 +216,7 @@ class Step:
                 unify(dim, wide)
 
     def contract(self, one: Ref, other: Ref) -> Dims:
-        """Return the dims of the matrix product of two tensors, and make the two dims that it sums over the same."""
+        """Return the dims of the matrix product `one @ other`, and make the two dims that it sums over the same."""
         a, b = self.dims(one), self.dims(other)
         inner = b[-2] if len(b) > 1 else b[-1]
         unify(a[-1], inner)

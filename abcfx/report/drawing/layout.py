@@ -78,7 +78,7 @@ def lay_out(
 
 
 def _rows(sizes: Mapping[str, object], edges: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """Number the row of each node: the longest path from a source; sources stand right above what they feed."""
+    """Return the row of each node: the longest path from a source; sources stand right above what they feed."""
     heads: dict[str, list[str]] = {node: [] for node in sizes}
     has_tail = set()
     row = dict.fromkeys(sizes, 0)
