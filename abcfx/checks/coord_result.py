@@ -100,7 +100,13 @@ class CoordCheck(CheckResult[LayerRow]):
         return found
 
     def _find(self, node: str, statistic: str, model: Variant = TRANSFORMED) -> Slope | None:
-        """Return the slope of a layer's statistic at the step that is judged (0 for "init"); None if not measured."""
+        """Return the slope over width of a layer's statistic at the step that is judged; None if it was not measured.
+
+        Args:
+            node: name of the layer.
+            statistic: "init" (judged at step 0), "update" or "change" (judged at the last step).
+            model: "transformed", or "standard" for the user's unchanged model.
+        """
         step = 0 if statistic == INIT else self.steps
         wanted = (node, statistic, model, step)
         return next((s for s in self.slopes if (s.node, s.statistic, s.model, s.step) == wanted), None)
@@ -209,9 +215,12 @@ def layer_rows(slopes: Iterable[Slope]) -> tuple[LayerRow, ...]:
 
 
 def _layer_row(node: str, slopes: list[Slope]) -> LayerRow:
-    """Make the row of one layer from its slopes: the worst verdict, the reasons for it, and the cause.
+    """Make the row of one layer from its slopes over width: the worst verdict, the reasons for it, and the cause.
 
-    The cause is an earlier layer, named only if every slope with the worst verdict blames an earlier layer.
+    Args:
+        node: name of the layer.
+        slopes: its slopes. The row's cause is an earlier layer that feeds it a wrong input, named only if every slope
+            with the worst verdict blames an earlier layer.
     """
     verdict = worst(_verdicts(slopes))
     deciding = [each for each in slopes if each.verdict is verdict]

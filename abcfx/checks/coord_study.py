@@ -251,9 +251,9 @@ class CoordStudy:
         return dict(module.named_parameters())[parameter].requires_grad
 
     def _names(self) -> dict[Use, str]:
-        """Name every layer for the report.
+        """Return the name of every layer for the report, by its key (parameter and kind of use).
 
-        A layer has the name of its parameter; one that serves both as lookup table and as matrix gets the kind of use
+        A layer is named by its parameter; one that serves both as lookup table and as matrix gets the kind of use
         behind it, and attention logits are named by their module's path.
         """
         paths = logits_names(self.models.result(self.widths[-1]).outcome)

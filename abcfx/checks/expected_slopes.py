@@ -110,12 +110,16 @@ class _Predictor:
             yield (use, UPDATE), _interval(min(-rate, -cautious), -rate)
 
     def of_attention(self, index: int, node: str, logits: str) -> Predicted:
-        """Yield the intervals predicted for slopes over width of one attention's logits ("init" and "change").
+        """Yield the intervals predicted for slopes over width of one attention's logits.
 
         Args:
             index: number of the attention, in the order in which they run.
-            node: node of the product of queries and keys.
+            node: node of the product of queries and keys, in the graph of layers.
             logits: last node before the softmax, after scaling and masking.
+
+        Yields:
+            ((key of the attention, statistic), interval): "init" is the size of the logits at init, "change" that of
+            their change since then.
         """
         use, growth = Use("", LOGITS, index), _head_growth(self.fixed, node)
         if growth:  # else biases that are added to them may depend on the number of heads, as in ALiBi
@@ -139,7 +143,7 @@ class _Predictor:
         return _interval(min(-self.slow[node], high) - after, high - after)
 
     def _update(self, solved: SolvedDag, node: str, layer: Layer) -> float:
-        """Return r for a layer's own update: rms(dW x) is expected to be of order m^-r, with m the width ratio.
+        """Return r for a layer's own update dW: rms(dW x) is expected to be of order m^-r, with m the width ratio.
 
         Args:
             solved: solved learning-rate exponents.
@@ -151,9 +155,12 @@ class _Predictor:
 
 
 def _predictor(result: Transformed) -> _Predictor:
-    """Solve a transformed model's exponents again, for full and for the user's alignments, and return the predictor.
+    """Solve a transformed model's exponents again, and return the predictor of slopes over width made from them.
 
-    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+    They are solved twice, for updates that line up fully with inputs, and for the alignments that the user asked for.
+
+    Args:
+        result: the transformed model.
     """
     outcome = result.outcome
     fixed = _without_user_rates(outcome.fixed)
@@ -174,6 +181,10 @@ def _numbers_after(fixed: FixedExponents, node: str) -> float:
 
     m is the ratio of width to base width. Only numbers that multiply the rows before any other op count, as in the
     sqrt(d_model) of some embeddings.
+
+    Args:
+        fixed: exponents of width that are known before learning rates are solved, and the graph of the model's layers.
+        node: name of the lookup in that graph.
     """
     total = 0.0
     while True:
@@ -189,6 +200,10 @@ def _head_growth(fixed: FixedExponents, node: str) -> float:
 
     Queries and keys need not be aligned along head_dim after only a few steps, so logits may change by less than
     planned.
+
+    Args:
+        fixed: exponents of width that are known before learning rates are solved, and the graph of the model's layers.
+        node: name of the product in that graph.
     """
     kind = fixed.dag.kind(node)
     return fixed.growth(*kind.contracted) if isinstance(kind, Product) else 0.0
@@ -256,14 +271,15 @@ def _full_alignment(fixed: FixedExponents) -> dict[str, Alignments]:
 
 
 def _value(bound: Bound, solved: SolvedDag, r: Mapping[str, float], alignment: Alignments | None) -> float:
-    """Evaluate the right side of one inequality of the linear program, `sum(inputs) + constant - weight * alignment`.
+    """Evaluate the right side of one inequality, `sum(inputs) + constant - weight * alignment`.
 
-    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+    The inequalities are those of the linear program that is solved for learning-rate exponents. Alignment is 1/2 if
+    updates and inputs are independent, and 1 if they line up fully.
 
     Args:
         bound: the inequality.
         solved: solution that gives the learning-rate exponents c and other variables.
-        r: exponents of the change of nodes, for inputs of the kind "r".
+        r: node -> exponent r of its change m^-r in training (m: width ratio), for inputs of the kind "r".
         alignment: alignment exponents of the layer; None ignores the alignment term.
     """
     value = bound.constant
@@ -280,12 +296,16 @@ def _value(bound: Bound, solved: SolvedDag, r: Mapping[str, float], alignment: A
 
 
 def _changes(fixed: FixedExponents, solved: SolvedDag, alignment: Mapping[str, Alignments]) -> dict[str, float]:
-    """Compute for every node that changes the exponent r of its change m^-r (m: width ratio), from inputs to outputs.
+    """Compute the exponent r of each node that changes in training, by order m^-r (m: width ratio).
 
-    Each r is the least of the node's bounds, evaluated with the r of earlier nodes, the solved rates and the given
-    alignments, without a solver.
+    Nodes are the layers and ops in the graph of the model's layers. From inputs to outputs, each r is the least of the
+    node's bounds, evaluated without a solver.
 
-    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+    Args:
+        fixed: multiplier and init exponents, and the graph.
+        solved: solved learning-rate exponents.
+        alignment: alignment exponents of each layer: 1/2 for updates that are independent of inputs, 1 for aligned
+            ones.
     """
     r: dict[str, float] = {}
     for node in fixed.dag.order:

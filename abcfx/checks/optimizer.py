@@ -83,12 +83,12 @@ def check_optimizer(
 def _judge_class(
     optimizer: torch.optim.Optimizer, held: Collection[str], result: Transformed
 ) -> tuple[OptimizerFamily | None, list[CheckRow]]:
-    """Find out how the optimizer's class scales its updates, and judge whether it fits the plan.
+    """Find out how the optimizer's class scales its updates, and judge whether the planned numbers are made for it.
 
     Args:
         optimizer: the optimizer in use.
         held: names of the planned parameters in its groups.
-        result: the transformed model.
+        result: the transformed model, with the planned numbers.
 
     Returns:
         (family, rows): how the optimizer's updates scale, None if its class is not known; rows with FAIL for a known

@@ -181,7 +181,12 @@ class LiveGroup:
                     yield self._fails(reason, _restore(key))
 
     def _fails(self, reason: str, fix: str) -> CheckRow:
-        """Make a failing row named after this group, with the reason and the line that fixes it."""
+        """Make a failing row of the check, named after this group.
+
+        Args:
+            reason: what is wrong.
+            fix: the line of code that fixes it.
+        """
         return CheckRow(name=self.name, verdict=Verdict.FAIL, reason=reason, fix=fix)
 
 
@@ -224,5 +229,10 @@ def _median(ratios: Iterable[float]) -> float:
 
 
 def planned_number(plan: ParameterPlan, key: Key) -> float:
-    """Return the planned "lr", "weight_decay" or "eps" of a parameter; 0 for an eps that its optimizer has not."""
+    """Return one planned number of a parameter; 0 for an eps that its optimizer does not have.
+
+    Args:
+        plan: everything planned for the parameter.
+        key: "lr", "weight_decay" or "eps".
+    """
     return {"lr": plan.lr, "weight_decay": plan.weight_decay, "eps": plan.eps or 0.0}[key]

@@ -233,7 +233,8 @@ class RateSearch:
         Each round tries every coordinate one step up and down, and all moves that helped together, and continues from
         the best; the step halves when no move helps.
 
-        A point is a tuple of log2 factors on the learning rates: on all of them, then on each role's ("hidden", ...).
+        Args:
+            start: tuple of log2 factors on the learning rates: on all of them, then on each role's ("hidden", ...).
         """
         at, step = start, FIRST_STEP
         while step >= LAST_STEP and self._left > 0:

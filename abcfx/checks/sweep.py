@@ -204,6 +204,13 @@ def _losses(
 
     The learning rates of all optimizers rise linearly over the first tenth of the steps, then fall linearly towards 0.
 
+    Args:
+        module: the model.
+        optimizers: they step together.
+        batches: training batches, one for each step.
+        loss: function of (output, batch) that returns a scalar.
+        steps: number of steps.
+
     Raises:
         InvalidInputError: there are fewer batches than steps.
     """

@@ -31,12 +31,12 @@ _SMALLEST = 1e-300  # a mean square in float64 below this comes from zeros and u
 class Measured(NamedTuple):
     """Alignment exponents of one layer y = W x: 1/2 for independent factors of a product, 1 for aligned ones.
 
+    Each is None if a factor of its product is zero.
+
     Attributes:
         alpha: that of dW x0, the change of the weight since an earlier moment times the earlier input.
         omega: that of W0 dx, the earlier weight times the change of the input.
         u: that of dW dx, both changes.
-
-    Each is None if a factor of its product is zero.
     """
 
     alpha: float | None

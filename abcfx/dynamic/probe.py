@@ -36,7 +36,8 @@ class ProbeState(TypedDict):
 
 
 class Probe:
-    """Fixed inputs of the model, with each layer's first input and weight, to be compared with later ones.
+    """Fixed inputs of a model, with each layer's first input and weight, to measure how its changes line up in
+    training.
 
     Call `take` before training and `measure` during it. The model's captured fx graph is run up to its last layer, in
     eval mode, without gradients and autocast, with the present weights.
@@ -174,11 +175,21 @@ class Probe:
         return None if sample is None else sample.clone()
 
     def _largest_layer(self, flat: FlatInputs) -> int:
-        """Run the graph and return the largest number of rows (tokens, image positions) in the input of any layer."""
+        """Run the model's graph on inputs and return the largest number of rows that the input of any layer has.
+
+        Rows are tokens, image positions and the like.
+
+        Args:
+            flat: inputs of the model, one for each placeholder of the graph.
+        """
         results = self._run(flat)
         channels = {layer.operand: layer.fan_in // math.prod(layer.kernel) for layer in self.layers}
         return max((results[k].numel() // channels[operand] for operand, k in self._position.items()), default=0)
 
     def _run(self, flat: FlatInputs) -> Activations:
-        """Run the captured fx graph on inputs, one for each placeholder, and return the inputs of all layers."""
+        """Run the model's captured fx graph on inputs, and return the inputs of all layers that can be measured.
+
+        Args:
+            flat: inputs of the model, one for each placeholder of the graph.
+        """
         return self._forward(self._emitted, *flat)

@@ -94,7 +94,12 @@ def _choose_samples(flat: FlatInputs, largest_layer: Callable[[FlatInputs], int]
 
 
 def _first_samples(flat: FlatInputs, count: int) -> FlatInputs:
-    """Return the model's inputs with copies of the first `count` samples of every tensor; other values stay."""
+    """Return the model's inputs with only the first `count` samples of every tensor (copies); other values stay.
+
+    Args:
+        flat: inputs of the model, one for each placeholder of its graph.
+        count: number of samples to keep.
+    """
     return [value[:count].clone() if isinstance(value, torch.Tensor) and value.ndim else value for value in flat]
 
 

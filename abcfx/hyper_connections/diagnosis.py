@@ -162,7 +162,10 @@ class Diagnosis(CheckResult[DiagnosticRow]):
         return found
 
     def _slopes(self) -> Table:
-        """Make a table of slopes over width: measured, and as the scaling of the initial weights predicts."""
+        """Make a table of how quantities of hyper-connections grow with width: measured slopes, and those predicted.
+
+        A prediction follows from the scaling of the initial weights and the learning rate.
+        """
         table = Table(box=None, pad_edge=False, padding=(0, 1))
         table.add_column("slope over width", no_wrap=True)
         for name in ("measured", "law of the init"):

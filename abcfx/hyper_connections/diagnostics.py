@@ -44,7 +44,10 @@ class SinkhornError(NamedTuple):
 
 
 def sinkhorn_error(mix: Tensor) -> SinkhornError:
-    """Diagnostic 1: measure how far the sums of rows and columns of mixing matrices (..., n, n) are from 1.
+    """Diagnostic 1: measure how far the sums of rows and columns of mixing matrices are from 1.
+
+    Args:
+        mix: matrices that mix the n residual streams of hyper-connections, (..., n, n).
 
     Returns:
         Tensors (...,): the largest error, the mean error of rows, and the factor by which an iteration shrinks the

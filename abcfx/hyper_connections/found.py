@@ -178,7 +178,12 @@ def _generator(module: nn.Module) -> _Generator | None:
 
 
 def _in_order(pieces: list[Tensor], n: int) -> list[Tensor]:
-    """Sort tensors so that the one with n^2 rows (for the mixing matrix) comes after those for the gates."""
+    """Sort the parts of a hyper-connection's parameters: first those for the gates, last the one for the mixing matrix.
+
+    Args:
+        pieces: tensors with n rows (read and write gates, in this order) or n^2 rows (mixing matrix).
+        n: number of residual streams.
+    """
     return sorted(pieces, key=lambda piece: len(piece) == n * n)
 
 
@@ -216,7 +221,7 @@ def _run(
     seen: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     def watch(candidate: _Candidate) -> Callable[[nn.Module, object, object, object], None]:
-        """Make the forward hook that records one module."""
+        """Make the forward hook that records what goes into and out of one module."""
         n, size = candidate.generator.streams, candidate.generator.weight.shape[1]
 
         def hook(module: nn.Module, args: object, kwargs: object, output: object) -> None:
@@ -288,17 +293,18 @@ def _compared(candidate: _Candidate, x: Tensor, mix: Tensor | None, iters: int) 
 
 
 def _iterations(module: nn.Module, sample: Sample, mix: Tensor) -> tuple[int, float] | None:
-    """Find the number of Sinkhorn iterations and the eps with which our formula gives a module's mixing matrices.
+    """Find with how many Sinkhorn iterations, and which eps, a user's hyper-connection computes its mixing matrices.
 
-    Numbers that the module itself holds as attributes are tried too, and preferred.
+    Ours are computed from its parameters with many settings, and compared. Numbers that the module itself holds as
+    attributes are tried too, and preferred.
 
     Args:
         module: the user's module.
-        sample: streams and parameters.
-        mix: the matrices that the module returned.
+        sample: residual streams of tokens, and the module's parameters.
+        mix: the mixing matrices that the module returned for these tokens.
 
     Returns:
-        (iterations, eps); None if no numbers fit.
+        (iterations, eps); None if no setting gives these matrices.
     """
     numbers = [value for part in module.modules() for value in vars(part).values() if isinstance(value, int | float)]
     own = {value for value in numbers if isinstance(value, int) and not isinstance(value, bool)}

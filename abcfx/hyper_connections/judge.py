@@ -81,7 +81,12 @@ def judge_drawn(
     """
 
     def at(diagnostic: Diagnostic, name: str, spread: float) -> Tensor:
-        """Return the numbers of a quantity that were measured on random logits with the standard deviation `spread`."""
+        """Return the numbers of one quantity that were measured on random logits.
+
+        Args:
+            diagnostic, name: the quantity.
+            spread: standard deviation of the logits.
+        """
         return by_spread[Quantity(diagnostic, name, spread=spread)]
 
     at_init = float(by_width[max(by_width)][Quantity(Diagnostic.SINKHORN_ERROR, "worst")].max())
@@ -258,7 +263,12 @@ def _judge_gates(found: Mapping[Quantity, Tensor], module: str | None) -> Diagno
 
 
 def _grade(value: float, limits: tuple[float, float]) -> Verdict:
-    """Return PASS, WEAK or FAIL for a number, given the two limits above which it is WEAK and FAIL."""
+    """Return PASS, WEAK or FAIL for a number.
+
+    Args:
+        value: the number.
+        limits: (above the first it is WEAK, above the second FAIL).
+    """
     weak, fail = limits
     return Verdict.PASS if value <= weak else Verdict.WEAK if value <= fail else Verdict.FAIL
 

@@ -115,7 +115,8 @@ class Measurement:
 
     @property
     def place(self) -> int | str | None:
-        """Where it was measured: path of the module in a user's model, or width of a drawn one; None for neither."""
+        """Where it was measured: module path of a hyper-connection, or width of one drawn at random; None for neither.
+        """
         return self.module or self.width
 
     def to_dict(self) -> dict[str, object]:
@@ -174,11 +175,13 @@ class LawSlope:
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnosticRow(CheckRow):
-    """Verdict of one diagnostic, on drawn hyper-connections or on one hyper-connection of a model.
+    """Verdict of one of six diagnostics of hyper-connections (residual connections over n mixed streams).
+
+    A row also has `name`, `verdict`, `reason` and `fix` (what to change).
 
     Attributes:
         diagnostic: the diagnostic.
-        module: path of the hyper-connection in the user's model; None for drawn ones.
+        module: path of the hyper-connection in the user's model; None for hyper-connections drawn at random.
     """
 
     diagnostic: Diagnostic

@@ -107,6 +107,10 @@ def _draw_exponents(axis: Axes, studies: Studies) -> None:
 
     An exponent c stands for a rate n^-c (n: width); alignment is 1/2 if updates and inputs are independent, 1 if
     aligned.
+
+    Args:
+        axis: where to draw.
+        studies: holds the exponents.
     """
     for k, (role, colour) in enumerate(ROLE_COLOURS.items()):
         curve = {level: c[k] for level, c in studies.alignments.items()}
@@ -118,7 +122,12 @@ def _draw_exponents(axis: Axes, studies: Studies) -> None:
 
 
 def _draw_rates(axis: Axes, studies: Studies) -> None:
-    """Draw the planned learning rate of each role (embedding, hidden, readout) over width, with its slope."""
+    """Draw the planned learning rate of each role (embedding, hidden, readout) over width, with its slope.
+
+    Args:
+        axis: where to draw.
+        studies: holds the rates.
+    """
     # Embedding and readout have the same rates: one is drawn thick and pale, the other thin and dashed, to see both.
     styles = {"embedding": ("-", 4.0, 0.45), "hidden": ("-", 2.0, 1.0), "readout": ("--", 2.0, 1.0)}
     for role, by_width in studies.rates.items():
@@ -135,7 +144,12 @@ def _draw_rates(axis: Axes, studies: Studies) -> None:
 
 
 def _draw_sizes(axis: Axes, studies: Studies) -> None:
-    """Draw the RMS output of each layer of a GPT over width after training, transformed and unchanged."""
+    """Draw the RMS output of each layer of a GPT over width after training, transformed and unchanged.
+
+    Args:
+        axis: where to draw.
+        studies: holds the measured sizes.
+    """
     last = max(step for _, step in studies.magnitudes)
     for model, colour, label in ((STANDARD, "#c44e52", "as written"), (TRANSFORMED, "#1f6fb2", "transformed")):
         for k, (node, by_width) in enumerate(studies.magnitudes[model, last].items()):
@@ -154,6 +168,10 @@ def _draw_losses(axis: Axes, studies: Studies) -> None:
     """Draw the smoothed loss of two training runs: planned rates, and rates that follow measured alignment.
 
     Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+
+    Args:
+        axis: where to draw.
+        studies: holds the losses.
     """
     run = studies.training
     for losses, colour, width, label in (

@@ -74,11 +74,10 @@ def random_chain(rng: random.Random, length: int, low: float = 0.0, high: float 
 def chain_graph(a: Sequence[float], b: Sequence[float], **alignments: Sequence[float]) -> nx.DiGraph:
     """Write a chain of layers as a graph for `find_c_dag`, with the nodes 0, 1, ...
 
-    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
-
     Args:
         a, b: exponents of multiplier n^-a and init n^-b (n: width) of each layer.
-        alignments: alpha, omega and u of each layer.
+        alignments: `alpha`, `omega` and `u`, each with a number for each layer: alignment exponents of dW x, W dx and
+            dW dx, 1/2 for independent factors and 1 for aligned ones.
     """
     graph = nx.DiGraph()
     for layer in range(len(a)):

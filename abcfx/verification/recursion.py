@@ -87,9 +87,13 @@ def network_terms(graph: nx.DiGraph, node: Hashable, optimizer: str) -> list[Ter
 
 
 def _gradients(graph: nx.DiGraph, node: Hashable) -> list[Term]:
-    """Return the terms whose minimum is the exponent of the gradient that a node gets from the readouts.
+    """Return the terms whose minimum is x, where the gradient that readouts send to a node is of order n^-x (n: width).
 
-    A term is (coefficient by variable, constant). Readouts are the nodes without successors.
+    Readouts are the last layers: nodes without successors. A term is (coefficient by variable, constant).
+
+    Args:
+        graph: the network, as `find_c_dag` takes it.
+        node: the node that gets the gradient.
     """
     terms: list[Term] = []
     for readout in nx.descendants(graph, node):

@@ -60,12 +60,12 @@ class GraphNode(TypedDict):
 
 
 class Expected(TypedDict, total=False):
-    """The other solver's answer for a network.
+    """Another solver's answer for a network: learning-rate exponents c (a rate is n^-c, n: width), if there are any.
 
     Attributes:
         status: "optimal", "infeasible" (no stable learning rates) or "invalid" (multipliers and inits that do not keep
             outputs at their size).
-        objective: sum of the learning-rate exponents c.
+        objective: sum of the exponents.
         c: exponent of each layer where the solution is unique.
         c_min, c_max: range of each exponent where it is not; None for no bound.
     """
@@ -158,6 +158,9 @@ def graph_of(row: NetworkRow) -> nx.DiGraph:
 def solve_row(row: NetworkRow) -> ChainSolution | GraphSolution:
     """Solve a reference network for its learning-rate exponents, by `find_c` or `find_c_dag`, and return the solution.
 
+    Args:
+        row: the network: a chain of layers or a graph.
+
     Raises:
         AbcfxError: there is no solution, or the network is invalid.
     """
@@ -169,11 +172,13 @@ def solve_row(row: NetworkRow) -> ChainSolution | GraphSolution:
 
 
 def compare_with_reference(row: NetworkRow) -> tuple[Status, float, bool]:
-    """Solve a reference network and compare the solution with the other solver's.
+    """Solve a reference network for its learning-rate exponents and compare the solution with another solver's.
+
+    Args:
+        row: the network and the other solver's answer.
 
     Returns:
-        (our status, difference in the sum of learning-rate exponents, whether each exponent agrees or lies in its
-        range).
+        (our status, difference in the sum of exponents, whether each exponent agrees or lies in its range).
     """
     expected = row["expected"]
     try:

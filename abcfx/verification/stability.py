@@ -213,7 +213,12 @@ def _slack(graph: nx.DiGraph, optimizer: str, c: Mapping[Name, float]) -> list[N
 
 
 def _solved(graph: nx.DiGraph, optimizer: NetworkOptimizer) -> GraphSolution | None:
-    """Solve a network for its learning-rate exponents; None if none of them makes it stable."""
+    """Solve a network for its learning-rate exponents; None if no learning rates make it stable.
+
+    Args:
+        graph: the network, as `find_c_dag` takes it.
+        optimizer: "adam" or "sgd".
+    """
     try:
         return find_c_dag(graph, optimizer=optimizer)
     except InfeasibleError:
