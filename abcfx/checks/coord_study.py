@@ -150,7 +150,10 @@ class CoordStudy:
                     self._values.setdefault(Series(variant, use, statistic, step), {})[width, seed] = value
 
     def measurements(self) -> tuple[Measurement, ...]:
-        """Return every stored value with its model variant, width, seed, step, layer name and statistic."""
+        """Return every measured statistic (size of a layer's output, input, update or change) of all training runs.
+
+        Each stands with its model variant, width, seed, step and layer name.
+        """
         names = self._names()
         return tuple(
             Measurement(series.model, width, seed, series.step, names[series.use], series.statistic, value)
@@ -175,7 +178,7 @@ class CoordStudy:
 
     @property
     def _log_widths(self) -> list[float]:
-        """log2 of every width, in increasing order."""
+        """log2 of every width at which models are trained, in increasing order."""
         return [math.log2(width) for width in self.widths]
 
     def _interval(self, expected: Intervals, series: Series) -> Interval | None:

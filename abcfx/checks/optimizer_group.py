@@ -170,7 +170,10 @@ class LiveGroup:
                 )
 
     def _option_faults(self) -> Iterator[CheckRow]:
-        """Yield a failing row for each option, such as betas, that the plan copied and that differs now."""
+        """Yield a failing row for each option, such as betas, that differs from the planned one.
+
+        Options are planned where `transform` was given an optimizer instance, from which it copied them.
+        """
         skipped = MOMENTUM if moves_momentum(self.values) else frozenset[str]()
         for name, plan in self.planned.items():
             for key, planned in plan.options.items():

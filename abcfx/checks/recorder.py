@@ -70,12 +70,15 @@ class Seen:
 
     @property
     def output(self) -> float:
-        """The rms of W x over all calls."""
+        """The rms of a layer's output W x (weight W, input x, no bias) over all its calls in one run of the model."""
         return rms(self.outputs)
 
     @property
     def update(self) -> float:
-        """The rms of dW x over all calls, dW being the change of the weight since init; 0 in a run at init."""
+        """The rms of a layer's dW x over all its calls in one run of the model; 0 in a run at init.
+
+        x is the input, dW the change of the weight since init.
+        """
         return self._root_mean(self.updates)
 
     @property
@@ -88,7 +91,7 @@ class Seen:
 
     @property
     def input(self) -> float:
-        """The rms of the layer's input x over all calls; 0 where no input was recorded."""
+        """The rms of a layer's input over all its calls in one run of the model; 0 where no input was recorded."""
         return (sum(self.inputs) / len(self.inputs)) ** 0.5 if self.inputs else 0.0
 
     def change(self, first: Seen) -> float | None:
@@ -111,7 +114,10 @@ class Seen:
         return (total / sum(counts)) ** 0.5 if sum(counts) else 0.0
 
     def multiply_last(self, factor: float) -> None:
-        """Multiply the last call's output, and its update's output, by a number, as the model does right after."""
+        """Multiply a layer's last recorded output, and that of its update, by a number.
+
+        The model multiplies by it right after the layer, so that it counts as part of the layer.
+        """
         self.outputs[-1] = self.outputs[-1] * factor
         if self.updates:
             self.updates[-1] *= factor**2
@@ -261,7 +267,7 @@ class Recorder(CallWatcher):
             seen.inits.append(_mean_square(weight) * square * seen.fan_in)
 
     def _change(self, name: str) -> torch.Tensor:
-        """Return dW, the change of a parameter since init; it is computed once in a run."""
+        """Return dW, the change of a parameter (given by name) since init; it is computed once in a run."""
         if name not in self._changes:
             assert self._first is not None
             self._changes[name] = self._parameters[name] - self._first[name]
@@ -286,7 +292,7 @@ class Recorder(CallWatcher):
             self._looked_up = use, out
 
     def _attend(self, logits: torch.Tensor) -> None:
-        """Record the logits of the next attention; masked entries (very negative ones) count as 0."""
+        """Record the logits of the next attention in the run; masked entries (below -10,000) count as 0."""
         seen = self.found.setdefault(Use("", LOGITS, self._attentions), Seen())
         self._attentions += 1
         seen.outputs.append(torch.where(logits > MASKED, logits, 0.0).detach())

@@ -80,7 +80,12 @@ class TransferStudy:
             wanted = {key: more for key in self._runs if (more := list(self._beyond(*key)))}
 
     def _beyond(self, variant: Variant, width: int) -> Iterator[float]:
-        """Yield two learning-rate factors beyond those tried, if the lowest mean loss lies at an end; else none."""
+        """Yield two learning-rate factors beyond those tried, if the lowest mean loss lies at an end; else none.
+
+        Args:
+            variant: "transformed", or "standard" for the user's unchanged model.
+            width: width of the model.
+        """
         means = self._means(variant, width)
         factors = sorted(means)
         best = min(factors, key=means.__getitem__)
@@ -93,6 +98,10 @@ class TransferStudy:
         """Return learning-rate factor -> mean final loss over seeds, of one model at one width.
 
         A run that diverged counts with 1.5 times its first loss.
+
+        Args:
+            variant: "transformed", or "standard" for the user's unchanged model.
+            width: width of the model.
         """
         runs = self._runs[variant, width]
         return {factor: fmean(run.capped for run in by_seed.values()) for factor, by_seed in runs.items()}
@@ -105,6 +114,10 @@ class TransferStudy:
         """Sum up the runs of one model at one width: mean loss by learning-rate factor, best factor, and regret.
 
         The regret is the loss at the best factor of the smallest width, minus the loss at this width's own best factor.
+
+        Args:
+            variant: "transformed", or "standard" for the user's unchanged model.
+            width: width of the model.
         """
         runs, means = self._runs[variant, width], self._means(variant, width)
         factors = sorted(means)
@@ -137,6 +150,9 @@ class TransferStudy:
 
         The slope is fitted to curves that are averaged over seeds; its standard error comes from fits to each seed
         alone.
+
+        Args:
+            variant: "transformed", or "standard" for the user's unchanged model.
         """
         log_widths = [math.log2(width) for width in self.widths]
         best = [math.log2(self._curve(variant, width).best) for width in self.widths]

@@ -171,7 +171,7 @@ class DynamicAlignment:
     def left_out(self) -> tuple[str, ...]:
         """Names of the layers that are not measured, since their input cannot be seen (recurrent cells, say).
 
-        They keep the alignment of the preset. Empty before `capture_initial`.
+        They keep the alignment that `transform` assumed. Empty before `capture_initial`.
         """
         return tuple(self._probe.left_out) if self._probe is not None else ()
 
@@ -282,11 +282,12 @@ class DynamicAlignment:
     def _smooth(self, node: str, measured: Measured) -> None:
         """Update the moving average of a layer's alignment exponents with newly measured ones, clipped to [1/2, 1].
 
-        Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
+        An alignment exponent is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up
+        fully.
 
         Args:
             node: name of the layer.
-            measured: the new exponents; where one is None, that of the preset is taken.
+            measured: the new exponents; where one is None, the value that `transform` assumed is taken.
         """
         keep, preset = self.smoothing, self.result.outcome.alignments[node]
         self._smoothed[node] = Alignments(
@@ -343,7 +344,14 @@ def _mean_over_ranks(
 
 
 def _check_numbers(warmup: int, every: int, smoothing: float, trust: float) -> None:
-    """Raise InvalidInputError if an option of `DynamicAlignment` (explained there) is out of its range."""
+    """Raise InvalidInputError if an option of `DynamicAlignment` is out of its range.
+
+    Args:
+        warmup: number of steps before the first measurement, at least 0.
+        every: number of steps between measurements, at least 1.
+        smoothing: weight of the past in a moving average, in [0, 1).
+        trust: largest factor on a learning rate, above 1.
+    """
     options = {
         "warmup": (warmup, "a number of steps, at least 0", warmup >= 0),
         "every": (every, "a number of steps, at least 1", every >= 1),
@@ -357,6 +365,10 @@ def _check_numbers(warmup: int, every: int, smoothing: float, trust: float) -> N
 
 def _names_of_groups(optimizer: torch.optim.Optimizer, result: Transformed) -> list[str]:
     """Return for each parameter group of an optimizer the name of its single parameter.
+
+    Args:
+        optimizer: made from `result.groups(per_parameter=True)`.
+        result: the transformed model.
 
     Raises:
         InvalidInputError: a group holds several parameters, or one that is not of the transformed model.

@@ -36,8 +36,7 @@ class ProbeState(TypedDict):
 
 
 class Probe:
-    """Fixed inputs of a model, with each layer's first input and weight, to measure how its changes line up in
-    training.
+    """Fixed inputs of a model, with each layer's first input and weight, to measure how changes line up in training.
 
     Call `take` before training and `measure` during it. The model's captured fx graph is run up to its last layer, in
     eval mode, without gradients and autocast, with the present weights.

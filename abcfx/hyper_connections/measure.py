@@ -135,7 +135,14 @@ def measure_spread(
 def _named(
     diagnostic: Diagnostic, numbers: Mapping[str, Tensor], optimizer: str = "", spread: float | None = None
 ) -> dict[Quantity, Tensor]:
-    """Return a diagnostic's numbers with full keys: its name, the quantity's, and the optimizer or spread of logits."""
+    """Return a diagnostic's numbers with full keys, so that those of all diagnostics can stand in one dict.
+
+    Args:
+        diagnostic: the diagnostic.
+        numbers: short name, such as "norm" -> tensor with a number for each token or matrix.
+        optimizer: "sgd" or "adam", if the numbers belong to an optimizer step.
+        spread: standard deviation of the logits, if they were drawn at random.
+    """
     return {Quantity(diagnostic, name, optimizer, spread): value for name, value in numbers.items()}
 
 

@@ -132,7 +132,7 @@ class HyperConnection(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weight (the generator) from N(0, 1 / fan_in); set scales to 0.1 and bases to 0."""
+        """Draw the weight, which computes gates and mix, from N(0, 1 / fan_in); set scales to 0.1 and bases to 0."""
         _reset(self.weight, self.scale, self.base)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,7 +145,14 @@ class HyperConnection(nn.Module):
         return (read.to(x.dtype).unsqueeze(-1) * x).sum(-2), write.to(x.dtype), mix.to(x.dtype)
 
     def weights(self, x: Tensor) -> StreamWeights:
-        """Compute gates and mixing matrix of the streams x (..., n, d), in the precision of the parameters."""
+        """Compute the gates and the matrix that read, write and mix the n residual streams, for each token.
+
+        Args:
+            x: the streams, (..., n, d).
+
+        Returns:
+            `read` and `write` (..., n), `mix` (..., n, n), in the precision of the parameters.
+        """
         return stream_weights(x, self.weight, self.scale, self.base, self.streams, self.sinkhorn_iters, self.eps)
 
     def update(self, x: Tensor, out: Tensor, write: Tensor, mix: Tensor) -> Tensor:
@@ -186,11 +193,11 @@ class HyperHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weight (the generator) from N(0, 1 / fan_in); set the scale to 0.1 and bases to 0."""
+        """Draw the weight, which computes the gates, from N(0, 1 / fan_in); set the scale to 0.1 and bases to 0."""
         _reset(self.weight, self.scale, self.base)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the weighted sum (..., d) of the streams x (..., n, d)."""
+        """Return the sum (..., d) of the n residual streams x (..., n, d), weighted by gates computed from them."""
         read = torch.sigmoid(mixing_values(x, self.weight, self.eps) * self.scale + self.base) + self.eps
         return (read.to(x.dtype).unsqueeze(-1) * x).sum(-2)
 
@@ -200,9 +207,9 @@ class HyperHead(nn.Module):
 
 
 def _reset(weight: Tensor, scale: Tensor, base: Tensor) -> None:
-    """Draw a hyper-connection's weight from N(0, 1 / fan_in), set its scale to 0.1 and its base to 0, in place.
+    """Draw the weight of a hyper-connection from N(0, 1 / fan_in), set its scale to 0.1 and its base to 0, in place.
 
-    A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
+    The three compute the gates and the matrix with which n residual streams are read, written and mixed.
     """
     nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
     nn.init.constant_(scale, INIT_SCALE)

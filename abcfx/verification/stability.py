@@ -197,7 +197,12 @@ def _stressed(rng: random.Random, kind: str, optimizer: NetworkOptimizer, trial:
 
 
 def _lowered(c: Mapping[Name, float], node: Name) -> dict[Name, float]:
-    """Return the learning-rate exponents with that of one node lowered by 0.01, which raises its rate."""
+    """Return the learning-rate exponents c with that of one node lowered by 0.01.
+
+    Args:
+        c: exponent of the rate n^-c (n: width) of each node; a lower one is a larger rate.
+        node: the node.
+    """
     return {**c, node: c[node] - STEP}
 
 
