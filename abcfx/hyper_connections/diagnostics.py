@@ -162,8 +162,7 @@ def sensitivity(
     Args:
         x: the n residual streams of width d of each token, (..., n, d).
         weight, scale, base: parameters of the hyper-connection: the generator ((2 + n) n, n d), a weight that computes
-            the gates and the mixing matrix from x, a weight that computes the gates and the mixing matrix from x,
-            scales (3,) and bases.
+            the gates and the mixing matrix from x, and scales (3,) and bases.
         iters, eps: number of Sinkhorn iterations (each scales rows, then columns, to the sum 1), and what is added in
             them and in the norm of x.
 
@@ -305,8 +304,7 @@ def mixing_logits(x: Tensor, weight: Tensor, scale: Tensor, base: Tensor, eps: f
     Args:
         x: the n residual streams of width d of each token, (..., n, d).
         weight, scale, base: parameters of the hyper-connection: the generator ((2 + n) n, n d), a weight that computes
-            the gates and the mixing matrix from x, a weight that computes the gates and the mixing matrix from x,
-            scales (3,) and bases.
+            the gates and the mixing matrix from x, and scales (3,) and bases.
         eps: added to the mean square of x.
 
     Returns:

@@ -38,9 +38,8 @@ class Sample:
 
     Attributes:
         x: the n residual streams of S tokens, (S, n, d).
-        weight, scale, base: parameters: the generator ((2 + n) n, n d), a weight that computes the gates and the mixing
-            matrix from x, a weight that computes the gates and the mixing matrix from x or one for each token, scales
-            (3,), bases ((2 + n) n,).
+        weight, scale, base: parameters: the generator ((2 + n) n, n d), a weight (or one for each token) that computes
+            the gates and the mixing matrix from x; scales (3,); bases ((2 + n) n,).
         iters, eps: number of its Sinkhorn iterations (each scales rows, then columns, to the sum 1), and what is added
             in them.
         found: gates and mixing matrices that the user's own code returned for x; they are then judged instead of ours.

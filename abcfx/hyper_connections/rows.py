@@ -115,8 +115,7 @@ class Measurement:
 
     @property
     def place(self) -> int | str | None:
-        """Where it was measured: path of the module in a user's model, or the width of a drawn one; None for neither.
-        """
+        """Where it was measured: path of the module in a user's model, or width of a drawn one; None for neither."""
         return self.module or self.width
 
     def to_dict(self) -> dict[str, object]:
