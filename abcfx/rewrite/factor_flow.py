@@ -20,14 +20,24 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Reader:
-    """A place where queries are read: the fx node `query` as an argument of the fx node `end`."""
+    """A place where queries are read: one fx node as an argument of another.
+
+    Attributes:
+        query: the node that returns the queries.
+        end: the node that reads them.
+    """
 
     query: fx.Node
     end: fx.Node
 
 
 def reader_of(product: fx.Node, query: fx.Node) -> Reader | None:
-    """Return where a product reads its queries, maybe through a scale node; None if it reads them twice."""
+    """Return where an attention product reads its queries; None if it reads them twice.
+
+    Args:
+        product: the fx node of the product, which may read them through a scale node.
+        query: the fx node that returns the queries.
+    """
     notes = scale_nodes(product.graph)
     ends = [product] if query in product.all_input_nodes else []
     ends += [node for node in product.all_input_nodes if node in notes and query in node.all_input_nodes]
@@ -74,6 +84,7 @@ class FactorFlow:
         )
 
     def _run(self, factors: torch.Tensor | None) -> _Run:
+        """Run the graph with random outputs of the layers, each feature times its factor (none if None)."""
         signature, examples = signature_of(self._captured.model, self._captured.args or (), self._captured.kwargs or {})
         run = _Run(self._captured.module, self._layers, self._readers, factors)
         buffers = [(buffer, buffer.clone()) for buffer in self._captured.model.buffers()]
@@ -101,7 +112,13 @@ class FactorFlow:
 
 
 class _Run(fx.Interpreter):
-    """Runs a graph with random tensors for the outputs of layers, times `factors`, which readers divide out again."""
+    """An interpreter that runs a graph with random tensors, times `factors`, for the outputs of layers.
+
+    Readers of queries divide the factors out again.
+
+    Attributes:
+        drawn: the random tensors before they are multiplied.
+    """
 
     def __init__(
         self,
@@ -110,12 +127,14 @@ class _Run(fx.Interpreter):
         readers: Sequence[Reader],
         factors: torch.Tensor | None,
     ) -> None:
+        """Prepare to run the graph of a module."""
         super().__init__(module, garbage_collect_values=False)
         self.drawn: list[torch.Tensor] = []
         self._layers, self._factors = layers, factors
         self._queries: Mapping[fx.Node, fx.Node] = {reader.end: reader.query for reader in readers}
 
     def run_node(self, n: fx.Node) -> object:
+        """Run one node; a layer returns a random tensor, and a reader gets queries without the factor."""
         query = self._queries.get(n)
         if query is None or self._factors is None:
             result = super().run_node(n)
@@ -132,6 +151,7 @@ class _Run(fx.Interpreter):
 
 
 def _times(value: object, factor: float) -> object:
+    """Return a tensor times a factor; anything else as it is."""
     return value * factor if isinstance(value, torch.Tensor) else value
 
 
@@ -142,6 +162,7 @@ def _close(left: object, right: object) -> bool:
 
 
 def _equal(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two tensors are equal up to rounding; those that are not floating-point are not compared."""
     if left.is_meta or not (left.is_floating_point() or left.is_complex()) or not left.numel():
         return True
     left, right = left.detach(), right.detach()

@@ -40,7 +40,12 @@ class FeatureScale:
     dims: dict[str, int]
 
     def apply_to(self, parameters: Mapping[str, torch.Tensor], done: set[str]) -> None:
-        """Multiply the features of the given parameters in place, and add their names to `done`; skip those there."""
+        """Multiply the features of parameters by their factors, in place.
+
+        Args:
+            parameters: the model's parameters by name.
+            done: names of parameters that were multiplied before, which are skipped; grows.
+        """
         for name in self.dims.keys() - done:
             parameter, dim = parameters[name], self.dims[name]
             shape = [-1 if i == dim else 1 for i in range(parameter.ndim)]
@@ -49,10 +54,10 @@ class FeatureScale:
 
 
 def query_features(captured: CapturedGraph, dag: LayerDag, factors: Mapping[str, float]) -> list[FeatureScale]:
-    """Find the output features of layers that become the queries of attention products.
+    """Find the output features of layers that become the queries of attention products, with their factors.
 
     Args:
-        captured: the model.
+        captured: the model with its graphs.
         dag: its layer DAG.
         factors: for each product of queries and keys, what its queries are to be multiplied by.
 
@@ -75,6 +80,7 @@ def query_features(captured: CapturedGraph, dag: LayerDag, factors: Mapping[str,
 
 
 def _attention_module(captured: CapturedGraph, node: fx.Node) -> str | None:
+    """Return the path of the nn.MultiheadAttention that a node calls; None if it calls none."""
     if node.op != "call_module":
         return None
     module = captured.module.get_submodule(str(node.target))
@@ -159,6 +165,11 @@ def _layer_features(
 
 
 def _reader(dag: LayerDag, node: str) -> Reader:
+    """Return where an attention product reads its queries.
+
+    Raises:
+        InvalidInputError: it reads them twice, or makes them itself.
+    """
     product = dag.node(node)
     reader = None if product.operand is None else reader_of(product.fx_node, product.operand)
     if reader is None:
@@ -167,6 +178,7 @@ def _reader(dag: LayerDag, node: str) -> Reader:
 
 
 def _refused(dag: LayerDag, node: str) -> InvalidInputError:
+    """Return the error that no parameter can take the factor on the logits of an attention product."""
     return InvalidInputError(
         f"Attention at {location(dag.node(node).fx_node)}: head_dim grows, so that its logits need a factor that no "
         f"parameter can take:\n"

@@ -174,7 +174,7 @@ class Layer(Kind):
 
 @dataclass(frozen=True)
 class Vector(Kind):
-    """A parameter that is added or multiplied entry by entry (bias, gain, position table, temperature); a = b = 0."""
+    """A parameter that is added or multiplied entry by entry (bias, gain, position table), without a multiplier."""
 
     parameter: str
     dims: tuple[Dim, ...] = ()
@@ -327,7 +327,7 @@ class Pointwise(Unary):
     """A function phi with phi(0) != 0 (sigmoid, exp, cos): its output is of order 1 for any input."""
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s (entries ~ m^-s): 0 for inputs of order 1 or less."""
+        """Return s (entries ~ m^-s): 0 for an input of order 1 or less, else that of the input."""
         return min(0.0, context.size(self.input))
 
     def shift(self, context: ExponentContext) -> float:
