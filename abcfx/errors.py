@@ -46,6 +46,10 @@ class CaptureError(AbcfxError):
         self.line = line
 
 
+class UncapturableError(CaptureError):
+    """Raised when no way of capturing can keep what a model's forward does, such as a random draw in Python."""
+
+
 class PairingError(AbcfxError):
     """The error that the base and the target model are not instances of one architecture."""
 

@@ -128,8 +128,9 @@ def transform(
     base = _built_base(base, init)
     clock = _Stopwatch()
     with clock("capture"):
-        own_model = model if options.apply == "inplace" else copied(model)
-        pair = PairedModels(own_model, base, args, kwargs, Capture.of(capture))
+        in_place = options.apply == "inplace"
+        own_model = model if in_place else copied(model)
+        pair = PairedModels(own_model, base, args, kwargs, Capture.of(capture), keeps_forward=in_place)
         captured = pair.target_graph
     with clock("dag"):
         dag = pair.target_dag

@@ -52,6 +52,21 @@ class MLP(nn.Module):
         return self.head(x)
 
 
+class TwoLayers(nn.Module):
+    """Two linear layers with 6 inputs and 3 outputs, for tests whose models do something beside them."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, width), nn.Linear(width, 3)
+
+    def layers(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.last(torch.relu(self.first(x)))
+        return y
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
 class Block(nn.Module):
     """A language model of 11 tokens with one residual branch and a norm before its head."""
 

@@ -17,7 +17,7 @@ from abcfx.capture.dispatch import AtenOp, CallWatcher
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.fake import off_meta, replace_weights
 from abcfx.capture.patches import as_if_exporting, conversions_that_change_nothing
-from abcfx.capture.state import preserved, quiet_torch
+from abcfx.capture.state import contents_preserved, preserved, quiet_torch
 from abcfx.support import trees
 from abcfx.support.location import module_path
 from abcfx.support.running import preserved_rng
@@ -220,6 +220,8 @@ def trace(
             stack.enter_context(as_if_exporting())
             stack.enter_context(conversions_that_change_nothing())
             stack.enter_context(mode)
+        else:
+            stack.enter_context(contents_preserved(model.buffers()))
         logger = CallLogger(model, values=values)
         stack.enter_context(logger)
         logger.paths = stack.enter_context(_module_paths(model))

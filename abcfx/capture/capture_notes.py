@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import re
+from collections.abc import Sequence
+
 from torch import nn
 
 from abcfx.capture.emitted import ROOT_LEAF, EmittedModule
+from abcfx.capture.state_spaces import Change
 
 CHECKPOINTS = (
     "activation checkpointing in forward (torch.utils.checkpoint) is not part of the graph: its operations are, and "
@@ -44,6 +50,57 @@ def hook_notes(model: nn.Module, module: EmittedModule, *, root: bool) -> tuple[
     if backward:
         notes.append(f"backward hooks on {_listed(backward)} are not part of the graph")
     return tuple(notes)
+
+
+def state_notes(model: nn.Module, changes: Sequence[Change], *, keeps_forward: bool) -> tuple[str, ...]:
+    """Return a note on what forward changes in Python, which graphs do not.
+
+    Args:
+        model: the model that was captured.
+        changes: what a call of forward changed, in either mode.
+        keeps_forward: whether the model's own forward goes on to run.
+    """
+    by_path = {change.path: change for change in changes}
+    if not by_path:
+        return ()
+    told = []
+    for change in list(by_path.values())[:_NAMED]:
+        line = line_that_sets(model, change)
+        told.append(f"{change.path} ({change.in_words()}{'; ' + line if line else ''})")
+    more = f" and {len(by_path) - _NAMED} more" if len(by_path) > _NAMED else ""
+    effect = (
+        "planned was what the model as given computes"
+        if keeps_forward
+        else "the module of the result computes what the model as given computes and leaves that state alone "
+        "(apply='inplace' keeps the model's own forward)"
+    )
+    return (f"forward changes state in Python, which no graph does: {', '.join(told)}{more}; {effect}",)
+
+
+def line_that_sets(model: nn.Module, change: Change) -> str:
+    """Return the first line of the model's classes that seems to set an attribute; "" for none.
+
+    The line is given as `file.py:12: text`.
+    """
+    name = re.escape(change.name.partition("[")[0])
+    writes = re.compile(
+        rf"\b{name}\b['\"\])]*\s*(\[.*\]\s*)?([-+*/|%@]|//|\*\*)?=(?!=)|"
+        rf"\b{name}\.(append|add|extend|update|insert|pop|\w+_)\(|register_\w+\(\s*['\"]{name}"
+    )
+    for cls in dict.fromkeys(cls for module in model.modules() for cls in type(module).__mro__):
+        if cls.__module__.startswith(_LIBRARIES[0]):
+            continue
+        for name, member in vars(cls).items():
+            if name == "__init__" or not inspect.isfunction(member):
+                continue
+            try:
+                lines, first = inspect.getsourcelines(member)
+            except (OSError, TypeError):
+                continue
+            for number, text in enumerate(lines, first):
+                if writes.search(text):
+                    return f"{os.path.basename(inspect.getfile(member))}:{number}: {text.strip()}"
+    return ""
 
 
 def checks_note(places: list[str]) -> tuple[str, ...]:

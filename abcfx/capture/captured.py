@@ -8,6 +8,7 @@ from torch import nn
 
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.options import CaptureMethod
+from abcfx.capture.state_spaces import Change
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class CapturedGraph:
         notes: sentences for the report: defaults taken, dummy inputs used, effects left out.
         args: example positional inputs; None if there were no examples.
         kwargs: example keyword inputs; None if there were no examples.
+        changes: what a call of the model's forward changes in Python.
     """
 
     model: nn.Module
@@ -29,3 +31,4 @@ class CapturedGraph:
     notes: tuple[str, ...] = ()
     args: tuple[object, ...] | None = None
     kwargs: dict[str, object] | None = None
+    changes: tuple[Change, ...] = ()

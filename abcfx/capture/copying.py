@@ -8,20 +8,29 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from abcfx.capture.closures import Rebinder, reachable
+from abcfx.capture.python_state import weights_of_hooks
 from abcfx.errors import InvalidInputError
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a model.
+    """Return a deep copy of the model; functions in it that close over parts of the model are over those of the copy.
 
     Raises:
-        InvalidInputError: the model cannot be copied; names the module and the attribute, and what to do.
+        InvalidInputError: the model cannot be copied; says why, and what to do.
     """
     refuse_lazy(model)
+    _refuse_old_norms(model)
+    memo: dict[int, object] = {id(tensor): tensor.detach().clone() for tensor in computed_tensors(model)}
     try:
-        return copy.deepcopy(model)
+        new = copy.deepcopy(model, memo)
     except Exception as error:  # a __deepcopy__ or __reduce__ of the user's may raise anything
-        raise InvalidInputError(_not_copied(model, error)) from error
+        raise InvalidInputError(
+            f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}\n"
+            "  To fix: apply='inplace' needs no copy."
+        ) from error
+    Rebinder(memo).rebind(new)
+    return new
 
 
 def refuse_lazy(model: nn.Module) -> None:
@@ -38,26 +47,25 @@ def refuse_lazy(model: nn.Module) -> None:
             )
 
 
-def _not_copied(model: nn.Module, error: Exception) -> str:
-    """Return the message that says why a model cannot be copied: a tensor computed from others, or else `error`."""
+def _refuse_old_norms(model: nn.Module) -> None:
+    """Refuse weights that an old weight norm or spectral norm has computed: torch cannot copy these modules either."""
     for path, module in model.named_modules():
-        hooks = list(module._forward_pre_hooks.values())
-        for name, value in vars(module).items():
-            if not isinstance(value, torch.Tensor) or value.is_leaf:
-                continue
-            kinds = [type(hook) for hook in hooks if type(hook).__module__.startswith("torch.nn.utils.")]
-            fix = "set it to None before, or keep a detached copy of it"
-            if kinds:
-                old = kinds[0].__name__
-                function = {"WeightNorm": "weight_norm", "SpectralNorm": "spectral_norm"}.get(old, old)
-                fix = (
-                    f"torch.nn.utils.parametrizations.{function}(module) in place of torch.nn.utils.{function}(module)"
+        for name, kind in weights_of_hooks(module).items():
+            weight = getattr(module, name, None)
+            if isinstance(weight, torch.Tensor) and not weight.is_leaf:
+                function = {"WeightNorm": "weight_norm", "SpectralNorm": "spectral_norm"}.get(kind, kind)
+                raise InvalidInputError(
+                    f"{type(model).__name__} cannot be copied: {path or 'the model'}.{name} is a tensor computed from "
+                    f"others.\n  To fix: torch.nn.utils.parametrizations.{function}(module) in place of "
+                    f"torch.nn.utils.{function}(module); or apply='inplace', which needs no copy."
                 )
-            return (
-                f"{type(model).__name__} cannot be copied: {path or 'the model'}.{name} is a tensor computed from "
-                f"others.\n  To fix: {fix}."
-            )
-    return (
-        f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}\n"
-        "  To fix: apply='inplace' needs no copy."
-    )
+
+
+def computed_tensors(model: nn.Module) -> list[torch.Tensor]:
+    """Return the tensors with a history that modules keep in attributes: `copy.deepcopy` refuses to copy these.
+
+    Such are results of the last call that forward keeps, and the weights of old weight norms and spectral norms.
+    """
+    values = [value for module in model.modules() for value in vars(module).values()]
+    found = [part for part in reachable(values) if isinstance(part, torch.Tensor)]
+    return [tensor for tensor in found if not tensor.is_leaf]

@@ -11,29 +11,30 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import nn
 
-from abcfx.capture.capture_notes import CHECKPOINTS, hook_notes
+from abcfx.capture.capture_notes import CHECKPOINTS, hook_notes, state_notes
 from abcfx.capture.captured import CapturedGraph
 from abcfx.capture.copying import refuse_lazy
-from abcfx.capture.emitted import EmittedModule
+from abcfx.capture.emitted import Emitted, EmittedModule
 from abcfx.capture.examples import OpenSizes, canonical, tiled
 from abcfx.capture.export import capture_export
 from abcfx.capture.leaves import is_composite
 from abcfx.capture.options import CaptureMethod
 from abcfx.capture.patches import checkpoints_noticed
+from abcfx.capture.randomness import DrawFinder, DrawnInPython, line_of_drawn_value, values_drawn
 from abcfx.capture.record import capture_record
+from abcfx.capture.repeated_calls import refuse_state
 from abcfx.capture.shapes import propagate_shapes
 from abcfx.capture.signature import opaque_signature_of
-from abcfx.capture.state import quiet_torch, rare_collections
+from abcfx.capture.state import contents_preserved, preserved, quiet_torch, rare_collections
+from abcfx.capture.state_spaces import Change
 from abcfx.capture.symbolic import capture_symbolic
-from abcfx.capture.verify import own_failure
+from abcfx.capture.verify import has_no_values, own_failure
 from abcfx.capture.verify import verify as verify_graphs
-from abcfx.errors import CaptureError, InvalidInputError
+from abcfx.errors import CaptureError, InvalidInputError, UncapturableError
 from abcfx.support.choices import choose
+from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
 
 Mode = Literal["train", "eval"]
-
-# The module that a way of capturing emitted, and its notes.
-Emitted = tuple[EmittedModule, tuple[str, ...]]
 
 
 def capture(
@@ -45,6 +46,7 @@ def capture(
     verify: bool = True,
     modes: tuple[Mode, ...] = ("train", "eval"),
     sizes: OpenSizes = "free",
+    keeps_forward: bool = False,
 ) -> CapturedGraph:
     """Turn a model into fx graphs that are called exactly like the model.
 
@@ -59,6 +61,8 @@ def capture(
         modes: capture train mode, eval mode or both; leaving one out saves its time.
         sizes: "free" leaves sizes of inputs open for later calls; "fixed" keeps those of the examples, for a graph that
             is never called, and halves the time of an export.
+        keeps_forward: whether the model's own forward goes on to run, so that Python state which it changes, and on
+            which its output depends, is told in a note; where the graph runs in its place, that is refused.
 
     Returns:
         The model with its graphs, the method that gave them, and notes for the report.
@@ -89,7 +93,8 @@ def capture(
         attempts = [attempt for attempt in attempts if attempt.method == method]
     if not attempts:
         raise InvalidInputError(f"method={method!r} needs example inputs.\n  To fix: capture(model, args, kwargs)")
-    return _first_correct(examples, attempts, flags if verify else (), notes)
+    with contents_preserved(model.buffers()):
+        return _first_correct(examples, attempts, flags if verify else (), notes, keeps_forward)
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,11 @@ class _Attempt:
 
 
 def _first_correct(
-    examples: _Examples, attempts: Sequence[_Attempt], verified_modes: tuple[bool, ...], notes: tuple[str, ...]
+    examples: _Examples,
+    attempts: Sequence[_Attempt],
+    verified_modes: tuple[bool, ...],
+    notes: tuple[str, ...],
+    keeps_forward: bool,
 ) -> CapturedGraph:
     """Try ways of capturing in turn and return the first correct graph, if possible one that shows all layers.
 
@@ -128,6 +137,7 @@ def _first_correct(
         attempts: the ways of capturing.
         verified_modes: the modes in which a graph is compared with the model, True for train mode; none to skip that.
         notes: notes for the report, to which those of the capture are added.
+        keeps_forward: whether the model's own forward goes on to run.
 
     Raises:
         CaptureError: every way failed, or gave a graph that computes something else than the model.
@@ -138,16 +148,24 @@ def _first_correct(
     for attempt in attempts:
         try:
             with quiet_torch(), rare_collections(), checkpoints_noticed() as checkpoints:
-                module, more = attempt.run()
+                module, more, changes = attempt.run()
             more += hook_notes(model, module, root=attempt.method != "symbolic")
             more += (CHECKPOINTS,) if checkpoints else ()
             if verified_modes and args is not None and kwargs is not None:
-                more += verify_graphs(model, module, args, kwargs, modes=verified_modes)
+                noticed, changed = verify_graphs(model, module, args, kwargs, modes=verified_modes)
+                more, changes = more + noticed, _once(changes + changed)
+                if not keeps_forward:
+                    refuse_state(model, module, args, kwargs, modes=verified_modes, changes=changes)
+            more += state_notes(model, changes, keeps_forward=keeps_forward)
+        except DrawnInPython as error:
+            raise _drawn(examples, attempt, error) from error
+        except UncapturableError:
+            raise
         except CaptureError as error:
             failures.append((attempt, error))
             continue
         method: CaptureMethod = "record" if attempt.method == "record_values" else attempt.method
-        result = CapturedGraph(model, module, method, notes + more, args, kwargs)
+        result = CapturedGraph(model, module, method, notes + more, args, kwargs, tuple(changes))
         if not _hides_layers(module) or len(attempts) == 1:
             return result
         # torch.nn.Transformer and its like came out as single nodes: right, but another way may show their inside.
@@ -156,7 +174,7 @@ def _first_correct(
         return kept
     if args is not None and kwargs is not None and (own := own_failure(model, args, kwargs)):
         raise _no_run(examples, failures, own)
-    raise _all_failed(examples, failures)
+    raise _drawn_value(examples) or _all_failed(examples, failures)
 
 
 def _attempts(examples: _Examples, flags: tuple[bool, ...], sizes: OpenSizes) -> list[_Attempt]:
@@ -207,18 +225,16 @@ class _RunningWay(Protocol):
 
 
 def _symbolic(examples: _Examples) -> Emitted:
-    """Trace a model with torch.fx and, where there are example inputs, put the shape of each value on its node.
-
-    Returns the module with the graphs, and notes for the report.
-    """
-    module, signature, slot_values, notes = capture_symbolic(examples.model, examples.args, examples.kwargs)
+    """Trace a model with torch.fx and, where there are example inputs, put the shape of each value on its node."""
+    emitted, signature, slot_values = capture_symbolic(examples.model, examples.args, examples.kwargs)
     if examples.args is None or examples.kwargs is None:
-        return module, notes
+        return emitted
+    module, notes, changes = emitted
     _, larger = opaque_signature_of(examples.model, *tiled(examples.args, examples.kwargs))
     without_shapes = propagate_shapes(module, signature.slots, larger)
     if without_shapes:
         without_shapes = propagate_shapes(module, signature.slots, slot_values)
-    return module, notes + without_shapes
+    return module, notes + without_shapes, changes
 
 
 def _with_larger_batch(
@@ -238,6 +254,11 @@ def _with_larger_batch(
             raise
         # The first dim was not a batch after all.
         return capture_on(args, kwargs)
+
+
+def _once(changes: Sequence[Change]) -> list[Change]:
+    """Return the first change of each path."""
+    return list({change.path: change for change in reversed(changes)}.values())[::-1]
 
 
 def _hides_layers(module: EmittedModule) -> bool:
@@ -275,6 +296,29 @@ def _no_run(examples: _Examples, failures: Sequence[tuple[_Attempt, CaptureError
     return CaptureError(
         f"{type(examples.model).__name__} does not run on its example inputs: {own}{text}", lines[0] if lines else ""
     )
+
+
+def _drawn(examples: _Examples, attempt: _Attempt, error: DrawnInPython) -> CaptureError:
+    """Say at which line forward draws random numbers in Python: the attempt is made again and watched."""
+    model = examples.model
+    with quiet_torch(), preserved(model) as before:
+        finder = DrawFinder(error.used, before.generators)
+        finder.run(attempt.run)
+    return DrawnInPython(error.used, error.line or finder.line, model=type(model).__name__)
+
+
+def _drawn_value(examples: _Examples) -> UncapturableError | None:
+    """Return an error if forward makes a random draw of torch's into a Python value; None if it does not."""
+    model, args, kwargs = examples.model, examples.args, examples.kwargs
+    if args is None or kwargs is None or has_no_values(model):
+        return None
+    for training in (True, False):
+        with preserved(model), preserved_rng(), both_modes_restored(model):
+            set_mode(model, training)
+            line = line_of_drawn_value(lambda: model(*args, **kwargs))
+        if line:
+            return values_drawn(type(model).__name__, line)
+    return None
 
 
 def _all_failed(examples: _Examples, failures: Sequence[tuple[_Attempt, CaptureError]]) -> CaptureError:

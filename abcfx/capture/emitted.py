@@ -7,17 +7,24 @@ import inspect
 import itertools
 import linecache
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import torch
 from torch import fx, nn
 
 from abcfx.capture.serialize import GraphData, graph_from_data, graph_to_data
-from abcfx.errors import InvalidInputError
+from abcfx.capture.state_spaces import Change
+from abcfx.errors import CaptureError, InvalidInputError, UncapturableError
 from abcfx.support import trees
 from abcfx.support.location import location
 
+# The module that a way of capturing emitted, its notes, and what the model's forward changed in Python meanwhile.
+Emitted: TypeAlias = "tuple[EmittedModule, tuple[str, ...], list[Change]]"
+
 # Name under which graphs call a model that is itself a single torch.nn module.
 ROOT_LEAF = "_root_leaf"
+# Attribute that holds the constants, also while the module is on the meta device.
+_CONSTANTS = "_constant_values"
 _counter = itertools.count()
 # Attributes that belong to a graph or to generated code, which copies and unpickled modules make anew.
 _NOT_COPIED = ("_graph", "eval_graph", "_code", "_compiled_call_impl")
@@ -51,7 +58,10 @@ class EmittedModule(fx.GraphModule):
         """Take over the model's parameters, buffers and submodules, and generate code for the graphs."""
         super().__init__(nn.Module(), fx.Graph(), class_name or type(root).__name__)
         self._adopt(root)
+        self.__dict__[_CONSTANTS] = dict(constants or {})
         for name, constant in (constants or {}).items():
+            if constant.requires_grad:
+                raise CaptureError(str(unregistered(root, constant)))
             self.register_buffer(name, constant, persistent=False)
         self._take_plain_tensors(root, graph, eval_graph)
         self.training = root.training
@@ -122,7 +132,16 @@ class EmittedModule(fx.GraphModule):
                     f"  To fix: convert the model before, abcfx.transform(model.to({wanted}), ...); or train it under "
                     f"torch.autocast."
                 )
+        constants: dict[str, torch.Tensor] = self.__dict__.get(_CONSTANTS, {})
+        for name in constants:
+            if not self.get_buffer(name).is_meta:
+                constants[name] = self.get_buffer(name)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in constants.items():
+            # `to_empty` makes tensors without values: weights are drawn or loaded afterwards, constants are not.
+            moved = self.get_buffer(name)
+            if not moved.is_meta and not value.is_meta:
+                self._buffers[name] = value.to(moved.device, moved.dtype)
         return self
 
     def _node_naming(self, dtype: torch.dtype) -> fx.Node | None:
@@ -167,6 +186,20 @@ class EmittedModule(fx.GraphModule):
         new.__dict__.update(self.__dict__)
         new.recompile()
         return new
+
+
+def unregistered(root: nn.Module, constant: torch.Tensor) -> UncapturableError:
+    """Say that forward uses a weight which is not one of the model's, so that it would be frozen in the graph."""
+    kind = (
+        f"a {'Parameter' if constant.is_leaf else 'tensor computed from Parameters'} of shape {tuple(constant.shape)}"
+    )
+    return UncapturableError(
+        f"forward of {type(root).__name__} uses {kind} that is none of the model's own: a graph would freeze it.\n"
+        f"  expected: every Parameter is found by model.named_parameters(); functions and hooks reach modules through "
+        f"self.\n"
+        f"  To fix: register it (self.name = module, nn.ModuleList(modules), nn.Parameter), or freeze it with "
+        f"requires_grad_(False) if it does not learn."
+    )
 
 
 def _blank(class_name: str) -> EmittedModule:

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 
 from abcfx.capture.codegen import SignatureCodeGen
-from abcfx.capture.emitted import EmittedModule
+from abcfx.capture.emitted import Emitted, EmittedModule
 from abcfx.capture.examples import OpenSizes, free_dims
 from abcfx.capture.fake import off_meta, replace_weights
 from abcfx.capture.graphs import graphs_of_modes, merge_constants
@@ -24,11 +24,13 @@ from abcfx.capture.patches import (
     is_torchs_own,
     plain_call_of_checkpoint,
 )
+from abcfx.capture.randomness import no_hidden_randomness
 from abcfx.capture.rebuild import Rebuild
 from abcfx.capture.signature import Signature, signature_of
-from abcfx.capture.state import no_hidden_randomness, preserved
+from abcfx.capture.state import preserved
+from abcfx.capture.state_spaces import Change
 from abcfx.capture.structure import Part, take_apart
-from abcfx.errors import CaptureError
+from abcfx.errors import CaptureError, UncapturableError
 from abcfx.support.location import user_line
 from abcfx.support.running import preserved_rng
 
@@ -43,7 +45,7 @@ def capture_export(
     *,
     modes: tuple[bool, ...],
     sizes: OpenSizes = "free",
-) -> tuple[EmittedModule, tuple[str, ...]]:
+) -> Emitted:
     """Capture a model with torch.export in the given modes.
 
     Args:
@@ -54,7 +56,7 @@ def capture_export(
         sizes: which sizes of inputs the graph leaves open: "free", "batch" (only the first dim) or "fixed".
 
     Returns:
-        The module with the graphs, and an empty tuple of notes for the report.
+        The module with the graphs, an empty tuple of notes for the report, and what forward changed in Python.
 
     Raises:
         CaptureError: torch.export cannot take the model, or the model has a custom autograd.Function, whose gradient an
@@ -63,12 +65,13 @@ def capture_export(
     signature, examples = signature_of(model, args, kwargs)
     attributes: dict[str, object] = {}
     told: set[str] = set()
+    changes: list[Change] = []
     if len(modes) == 2 and modes_agree(model, signature, examples):
         modes = modes[:1]
 
     def export() -> fx.Graph:
         """Export the model in its current mode."""
-        return _export(model, signature, examples, attributes, sizes)
+        return _export(model, signature, examples, attributes, sizes, changes)
 
     train, evaluate = graphs_of_modes(model, modes, lambda: _as_trained(export, told))
     constants = {name: value for name, value in attributes.items() if isinstance(value, torch.Tensor)}
@@ -76,7 +79,7 @@ def capture_export(
     for name, value in attributes.items():
         if isinstance(value, nn.Module):
             module.add_module(name, value)
-    return module, ()
+    return module, (), changes
 
 
 def _as_trained(export: Callable[[], fx.Graph], told: set[str]) -> fx.Graph:
@@ -108,6 +111,7 @@ def _export(
     examples: Mapping[str, torch.Tensor],
     attributes: MutableMapping[str, object],
     sizes: OpenSizes,
+    changes: list[Change],
 ) -> fx.Graph:
     """Export a model in its current mode and return the graph, over the model's own names.
 
@@ -117,13 +121,14 @@ def _export(
         examples: the example value of every placeholder.
         attributes: tensors and sub-graphs that graphs refer to by name; those of this graph are added.
         sizes: which sizes of inputs the graph leaves open: "free", "batch" (only the first dim) or "fixed".
+        changes: what forward changed in Python; what it changes in this export is added.
     """
     wrapper = _FlatCall(model, signature)
     flat = off_meta(tuple(examples[name] for name in signature.slots))
     free = free_dims(examples, sizes=sizes)
     dims = tuple(dict.fromkeys(sorted(free[name]), torch.export.Dim.AUTO) for name in signature.slots)
     with (
-        preserved(model),
+        preserved(model) as before,
         preserved_rng(),
         warnings.catch_warnings(),
         function_applies(_without_custom_gradients),
@@ -133,28 +138,37 @@ def _export(
         # Warnings here are about torch.export's own use of torch, not about anything the user can change.
         warnings.simplefilter("ignore")
         replace_weights(model)
+        wrapper.own.generators = before.generators
         stack.enter_context(conversions_that_change_nothing())
         try:
             program = torch.export.export(wrapper, flat, dynamic_shapes=(dims,), strict=False)
             exported = program.module()
+        except UncapturableError:
+            raise
         except Exception as error:  # torch.export runs the user's forward, and both may raise anything
             raise _explained(model, error) from error
-    assert wrapper.recipe.output is not None
+    assert wrapper.own.recipe is not None
+    changes += before.undone
     rebuilt = Rebuild(model, exported, signature.slots)
     merge_constants(rebuilt.graph, rebuilt.found, attributes)
     guards = guards_of_export(exported, program, signature.slots)
-    whole = signature.with_output(wrapper.recipe.output).with_guards(guards)
+    whole = signature.with_output(wrapper.own.recipe).with_guards(guards)
     rebuilt.graph.set_codegen(SignatureCodeGen(whole))
     return rebuilt.graph
 
 
-class _Recipe:
-    """A holder of the recipe by which the model's output is built from flat tensors.
+class _OwnOfCall:
+    """What `_FlatCall` needs and finds.
 
     It is an object of its own, because torch.export restores the attributes of the module that it runs.
+
+    Attributes:
+        recipe: builds the model's output from the flat outputs; None before the call.
+        generators: random generators that the model has of its own, by path.
     """
 
-    output: Part | None = None
+    recipe: Part | None = None
+    generators: Mapping[str, object] = {}
 
 
 class _FlatCall(nn.Module):
@@ -165,14 +179,14 @@ class _FlatCall(nn.Module):
         super().__init__()
         self.model = model
         self.signature = signature
-        self.recipe = _Recipe()
+        self.own = _OwnOfCall()
         self.training = model.training
 
     def forward(self, *flat: torch.Tensor) -> tuple[object, ...]:
         """Call the model on flat tensors; return the tensors in its output, and keep how they are nested there."""
         values = self.signature.rebuild(dict(zip(self.signature.slots, flat, strict=True)))
-        with no_hidden_randomness():
-            outputs, self.recipe.output = take_apart(self.signature.call(self.model, values))
+        with no_hidden_randomness(self.own.generators):
+            outputs, self.own.recipe = take_apart(self.signature.call(self.model, values))
         return tuple(outputs)
 
 

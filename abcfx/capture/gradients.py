@@ -122,24 +122,36 @@ def routes(roots: Sequence[torch.Tensor], wanted: Mapping[int, str]) -> dict[str
         wanted: names of the parameters, by their ids.
     """
     found: dict[str, list[str]] = {}
+    for node, following in _edges(roots):
+        kind = type(node).__name__
+        if kind == _NEEDS_ALL:
+            found.setdefault(kind, [])
+        name = None if following is None else wanted.get(id(getattr(following, "variable", None)))
+        if name is not None:
+            found.setdefault(name, []).append(kind)
+    return {name: tuple(sorted(kinds)) for name, kinds in found.items()}
+
+
+def leaves_of(roots: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yield the tensors to which a backward from the roots would hand gradient, some of them more than once."""
+    for _, following in _edges(roots):
+        leaf = getattr(following, "variable", None)
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+
+
+def _edges(roots: Iterable[torch.Tensor]) -> Iterator[tuple[Node, Node | None]]:
+    """Yield every edge of the autograd graph above the roots."""
     # Nodes are compared as Python objects, which live as long as somebody holds them: this dict does.
     seen: dict[Node, None] = dict.fromkeys(root.grad_fn for root in roots if root.grad_fn is not None)
     waiting = list(seen)
     while waiting:
         node = waiting.pop()
-        kind = type(node).__name__
-        if kind == _NEEDS_ALL:
-            found.setdefault(kind, [])
         for following, _ in node.next_functions:
-            if following is None:
-                continue
-            name = wanted.get(id(getattr(following, "variable", None)))
-            if name is not None:
-                found.setdefault(name, []).append(kind)
-            elif following not in seen:
+            yield node, following
+            if following is not None and following not in seen:
                 seen[following] = None
                 waiting.append(following)
-    return {name: tuple(sorted(kinds)) for name, kinds in found.items()}
 
 
 def _random_weights(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -119,6 +119,27 @@ def _identical(left: object, right: object) -> bool:
     )
 
 
+def written_parameters(graphs: Iterable[fx.Graph]) -> set[str]:
+    """Return names, among them all of the parameters that some node of the graphs writes into, also through a view."""
+    found: set[str] = set()
+    for graph in graphs:
+        for node in graph.nodes:
+            source = node.args[0] if node.args and _writes(node) else None
+            while isinstance(source, fx.Node) and source.op != "get_attr":
+                source = source.args[0] if source.args else None
+            if isinstance(source, fx.Node):
+                found.add(str(source.target))
+    return found
+
+
+def _writes(node: fx.Node) -> bool:
+    """Return True for a call that writes into its first argument."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+    return name in ("setitem", "setattr") or (name.endswith("_") and not name.endswith("__"))
+
+
 def at_front(graph: fx.Graph) -> AbstractContextManager[object]:
     """Return a context in which new nodes are added behind a graph's placeholders, where every later node can use
     them.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from abcfx.capture.closures import reachable
+
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _COMPOSITES = (
     nn.Transformer,
@@ -34,8 +36,26 @@ def is_kept(module_type: type[nn.Module]) -> bool:
 
 
 def stays_whole(module: nn.Module) -> bool:
-    """Whether a module becomes one node of a graph: torch's own layers, and types given to `keep_whole`."""
-    return is_torch_module(module) or type(module) in _KEPT
+    """Whether a module becomes one node of a graph: torch's own layers, and types given to `keep_whole`.
+
+    Not one with a hook that reaches other modules: their weights would be hidden in the layer's node.
+    """
+    return (is_torch_module(module) or type(module) in _KEPT) and not _has_reaching_hooks(module)
+
+
+def _has_reaching_hooks(module: nn.Module) -> bool:
+    """Whether a forward hook of a module refers to modules or parameters that the module does not hold."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(
+        isinstance(part, nn.Module | nn.Parameter) and part is not module and not _holds(module, part)
+        for hook in hooks
+        for part in reachable(hook)
+    )
+
+
+def _holds(module: nn.Module, part: object) -> bool:
+    """Whether a module or parameter is among those of a module."""
+    return any(part is each for each in (*module.modules(), *module.parameters()))
 
 
 def is_torch_module(module: nn.Module) -> bool:

@@ -12,8 +12,9 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from abcfx.capture.aten import CallLogger
 from abcfx.capture.fake import off_meta, replace_weights
+from abcfx.capture.randomness import no_hidden_randomness
 from abcfx.capture.signature import Signature
-from abcfx.capture.state import no_hidden_randomness, preserved
+from abcfx.capture.state import preserved
 from abcfx.support import trees
 from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
 
@@ -60,10 +61,10 @@ def _operations(model: nn.Module, signature: Signature, examples: Mapping[str, o
     fake = trees.map_leaves_of(
         torch.Tensor, lambda tensor: mode.from_tensor(tensor, static_shapes=True), off_meta(dict(examples))
     )
-    with preserved(model), preserved_rng():
+    with preserved(model) as before, preserved_rng():
         replace_weights(model, mode)
         logger = CallLogger(model, copies=True)
-        with no_hidden_randomness(), mode, logger:
+        with no_hidden_randomness(before.generators), mode, logger:
             output = signature.call(model, signature.rebuild(fake))
         returned = [logger.refs(leaf) for leaf in trees.leaves(output)]
         calls: list[tuple[object, str]] = [(call.op, repr((call.args, call.kwargs))) for call in logger.trace.calls]

@@ -9,17 +9,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
-from types import FrameType, ModuleType
+from functools import partial
+from types import FrameType, FunctionType, MethodType, ModuleType
 
 import torch
 import torch.utils.checkpoint
-from torch import nn
+from torch import fx, nn
 
 # Called as handler(original, module, args, kwargs) in place of a module.
 ModuleCall = Callable[[Callable[..., object], nn.Module, tuple[object, ...], dict[str, object]], object]
 # Called as handler(original, cls, args, kwargs) in place of the `apply` of an autograd.Function.
 FunctionApply = Callable[[Callable[..., object], type, tuple[object, ...], dict[str, object]], object]
 
+_FUNCTIONS = (FunctionType, MethodType, partial, nn.Module)
 _NON_REENTRANT = "_checkpoint_without_reentrant_generator"
 
 
@@ -50,6 +52,26 @@ def module_calls(handler: ModuleCall) -> Iterator[None]:
 
 
 @contextmanager
+def buffer_assignments(handler: Callable[[torch.Tensor, fx.Proxy], None]) -> Iterator[None]:
+    """Hand a traced value that forward assigns to a buffer to the handler within the block, with that buffer.
+
+    `nn.Module` itself takes nothing but tensors as buffers.
+    """
+    original: Callable[..., None] = nn.Module.__setattr__
+
+    def assign(module: nn.Module, name: str, value: object) -> None:
+        """Set an attribute, or hand a traced value and the buffer in its place to the handler."""
+        buffer = module.__dict__.get("_buffers", {}).get(name)
+        if isinstance(value, fx.Proxy) and isinstance(buffer, torch.Tensor):
+            handler(buffer, value)
+        else:
+            original(module, name, value)
+
+    with _replaced(nn.Module, __setattr__=assign):
+        yield
+
+
+@contextmanager
 def function_applies(handler: FunctionApply) -> Iterator[None]:
     """Run `handler(original, cls, args, kwargs)` in place of every `apply` of an autograd.Function in the block."""
     original = vars(torch.autograd.Function)["apply"]
@@ -63,19 +85,56 @@ def function_applies(handler: FunctionApply) -> Iterator[None]:
 
 
 def plain_call_of_checkpoint(cls: type, args: tuple[object, ...]) -> Callable[[], object] | None:
-    """Return the call that torch's reentrant checkpoint makes, for a capture to make it without the checkpoint.
+    """Return the call that a reentrant checkpoint makes, so that a capture can make it without the checkpoint.
 
-    None for every other autograd.Function.
+    None for every other autograd.Function. One that is given a function is taken for a checkpoint, of the user's own
+    making: its forward runs with gradients in that function, and whether its backward gives the same is for the check
+    of gradients to find out.
 
     Args:
         cls: the autograd.Function that is applied.
         args: the arguments of its `apply`.
     """
     if cls.__module__ != "torch.utils.checkpoint":
+        if any(isinstance(value, _FUNCTIONS) for value in args):
+            return lambda: _forward_with_gradients(cls, args)
         return None
     function, _preserve_rng_state, *inputs = args
     assert callable(function)
     return lambda: function(*inputs)
+
+
+def _forward_with_gradients(cls: type, args: tuple[object, ...]) -> object:
+    """Run the forward of an autograd.Function, and the functions among its arguments with gradients."""
+
+    def with_gradients(function: Callable[..., object]) -> Callable[..., object]:
+        """Return the function, made to run with gradients."""
+
+        def call(*args: object, **kwargs: object) -> object:
+            """Call the function with gradients on."""
+            with torch.enable_grad():
+                return function(*args, **kwargs)
+
+        return call
+
+    given = [with_gradients(value) if isinstance(value, _FUNCTIONS) else value for value in args]
+    forward: Callable[..., object] = cls.forward  # type: ignore[attr-defined]
+    takes_context = cls.setup_context is torch.autograd.Function.setup_context  # type: ignore[attr-defined]
+    return forward(_Context(), *given) if takes_context else forward(*given)
+
+
+class _Context:
+    """Takes what the forward of an autograd.Function writes down for its backward."""
+
+    needs_input_grad: tuple[bool, ...] = ()
+
+    def save_for_backward(self, *tensors: torch.Tensor) -> None:
+        """Drop the tensors, for nothing goes back through this forward."""
+
+    mark_non_differentiable = mark_dirty = save_for_forward = save_for_backward
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Drop the setting."""
 
 
 @contextmanager

@@ -18,15 +18,17 @@ from torch import fx, nn
 
 from abcfx.capture.capture_notes import checks_note
 from abcfx.capture.codegen import SignatureCodeGen
-from abcfx.capture.emitted import EmittedModule
+from abcfx.capture.emitted import Emitted, EmittedModule
 from abcfx.capture.examples import OpenSizes, free_dims
 from abcfx.capture.fake import FakeInputs, off_meta, replace_weights
 from abcfx.capture.graphs import graphs_of_modes, merge_constants, same_graph
 from abcfx.capture.guards import guards_of_record
 from abcfx.capture.patches import as_if_exporting, conversions_that_change_nothing, function_applies, module_calls
+from abcfx.capture.randomness import no_hidden_randomness
 from abcfx.capture.recorder import Recorder
 from abcfx.capture.signature import Signature, signature_of
-from abcfx.capture.state import no_hidden_randomness, preserved
+from abcfx.capture.state import contents_preserved, preserved
+from abcfx.capture.state_spaces import Change
 from abcfx.capture.structure import take_apart
 from abcfx.errors import CaptureError
 from abcfx.support.location import is_user_file, user_line
@@ -44,7 +46,7 @@ def capture_record(
     modes: tuple[bool, ...],
     values: bool = False,
     sizes: OpenSizes = "free",
-) -> tuple[EmittedModule, tuple[str, ...]]:
+) -> Emitted:
     """Record a model in the given modes: run it and write down every torch call as a node of a graph.
 
     Args:
@@ -57,7 +59,7 @@ def capture_record(
         sizes: which sizes of inputs the graph leaves open: "free", "batch" (only the first dim) or "fixed".
 
     Returns:
-        The module with the graphs, and notes for the report.
+        The module with the graphs, notes for the report, and what forward changed in Python.
 
     Raises:
         CaptureError: forward looks at tensor values, or does something that cannot be recorded; names the line.
@@ -66,19 +68,21 @@ def capture_record(
     run = _Run(model, signature, examples, None if values else free_dims(examples, sizes=sizes))
     constants: dict[str, torch.Tensor] = {}
     checks: list[str] = []
+    changes: list[Change] = []
 
     def record() -> fx.Graph:
         """Record the model in its current mode, and keep its constants and checks."""
         recorder = _record(run)
         merge_constants(recorder.graph, recorder.constants, constants)
         checks.extend(recorder.places)
+        changes.extend(recorder.changes)
         return recorder.graph
 
     train, evaluate = graphs_of_modes(model, modes, record)
     notes = checks_note(checks)
     if values:
         notes += ("recorded on the example values: branches on tensor values are fixed as these inputs took them",)
-    return EmittedModule(model, train, evaluate, constants=constants), notes
+    return EmittedModule(model, train, evaluate, constants=constants), notes, changes
 
 
 def _record(run: _Run) -> Recorder:
@@ -175,17 +179,17 @@ class _Run:
             inputs = {name: tensor.detach().clone() for name, tensor in self.examples.items()}
         named = [*self.model.named_buffers(), *self.model.named_parameters()]
         originals = {id(tensor): name for name, tensor in named}
-        with preserved(self.model), preserved_rng(), ExitStack() as stack:
+        with preserved(self.model) as before, preserved_rng(), ExitStack() as stack:
             if fake is not None:
                 replace_weights(self.model, fake.mode)
             else:
-                stack.enter_context(_buffers_restored(self.model))
+                stack.enter_context(contents_preserved(self.model.buffers()))
             recorder = Recorder(self.model, originals if fake is None else None, stand_in, decisions)
             recorder.add_inputs(inputs)
             try:
                 with _recording(recorder, fake):
                     recorder.bottom = inspect.currentframe()
-                    with no_hidden_randomness(), recorder:
+                    with no_hidden_randomness(before.generators), recorder:
                         output = self.signature.call(self.model, self.signature.rebuild(inputs))
                         results, recipe = take_apart(output)
                         recorder.finish(results)
@@ -196,6 +200,7 @@ class _Run:
                 if decisions is not None and _is_refusal(error):
                     raise _RaisedByModel(explained, recorder.taken) from error
                 raise explained from error
+        recorder.changes = before.undone
         guards = guards_of_record(fake, self.signature.slots, inputs)
         signature = self.signature.with_output(recipe).with_guards(guards)
         recorder.graph.set_codegen(SignatureCodeGen(signature))
@@ -216,18 +221,6 @@ def _recording(recorder: Recorder, fake: FakeInputs | None) -> Iterator[None]:
         stack.enter_context(conversions_that_change_nothing())
         stack.enter_context(function_applies(recorder.call_autograd_function))
         yield
-
-
-@contextmanager
-def _buffers_restored(model: nn.Module) -> Iterator[None]:
-    """Put the values of a model's buffers back on exit, after a run on the model's own tensors."""
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
 
 
 def _is_refusal(error: Exception) -> bool:

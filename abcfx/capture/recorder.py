@@ -16,6 +16,9 @@ from abcfx.capture.fake import VALUE_ERRORS, constant_of, recurrent_output
 from abcfx.capture.graphs import as_argument, at_front
 from abcfx.capture.leaves import is_composite, stays_whole
 from abcfx.capture.patches import is_backward_hook, is_torchs_own, plain_call_of_checkpoint
+from abcfx.capture.randomness import refuse_own_generators
+from abcfx.capture.state_spaces import Change
+from abcfx.capture.torch_calls import graph_call
 from abcfx.capture.traced_sizes import SYMBOLIC, SizeNodes
 from abcfx.errors import CaptureError
 from abcfx.support import trees
@@ -46,6 +49,7 @@ class Recorder(TorchFunctionMode):
         bottom: the Python frame that calls the model; stack traces stop there.
         taken: the truth values that `bool(tensor)` gave without knowing them, in order.
         places: the source line of each of these truth values.
+        changes: what forward changed in Python around the model.
         used_stand_in: True if `float(tensor)` was called and gave the stand-in.
     """
 
@@ -63,6 +67,7 @@ class Recorder(TorchFunctionMode):
         self.places: list[str] = []
         self.stand_in = stand_in
         self.used_stand_in = False
+        self.changes: list[Change] = []
         self.model = model
         self.graph = fx.Graph()
         self.constants: dict[str, torch.Tensor] = {}
@@ -147,7 +152,7 @@ class Recorder(TorchFunctionMode):
         gives_tensors = any(isinstance(leaf, torch.Tensor) for leaf in leaves)
         if name in _IGNORED or not (gives_tensors or changed or self.sizes.are_new(leaves)):
             return out
-        self._write(func, name, args, kwargs, out)
+        self._write(func, args, kwargs, out)
         return out
 
     def _decide(self, func: Callable[..., object], args: tuple[object, ...]) -> object:
@@ -230,30 +235,19 @@ class Recorder(TorchFunctionMode):
     def _write(
         self,
         func: Callable[..., object],
-        name: str,
         args: tuple[object, ...],
         kwargs: dict[str, object],
         out: object,
     ) -> None:
         """Write a call of `func` with result `out` down as a node, and remember which node gives each tensor of it."""
-        given, named = self._arguments(args), self._named_arguments(kwargs)
-        if name == "__get__":
-            node = self._create("call_function", getattr, (given[0], _attribute(func)), {})
-        elif name == "__set__":
-            node = self._create("call_function", setattr, (given[0], _attribute(func), given[1]), {})
-        elif (python := _python_operator(name)) is not None and not named:
-            function, swapped = python
-            node = self._create("call_function", function, given[::-1] if swapped else given, {})
-        elif _is_method(func):
-            node = self._create("call_method", name, given, named)
-        else:
-            node = self._create("call_function", func, given, named)
-        self._bind(out, node)
+        op, target, given, named = graph_call(func, self._arguments(args), self._named_arguments(kwargs))
+        self._bind(out, self._create(op, target, given, named))
 
     def _create(self, op: str, target: Target, args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> fx.Node:
         """Add a node to the graph, with the modules that run and the source lines; refuse changes of autocast."""
         if torch.is_autocast_enabled("cpu") != self._autocast:
             raise CaptureError("forward turns autocast on or off, which cannot be recorded")
+        refuse_own_generators((args, kwargs))
         node = self.graph.create_node(op, target, args, kwargs)
         node.meta["nn_module_stack"] = {key: (path, kind) for key, path, kind in self._stack}
         node.meta["stack_trace"] = self._trace()
@@ -360,31 +354,6 @@ def _apply_of(cls: type) -> Callable[..., object]:
     return apply
 
 
-def _attribute(func: Callable[..., object]) -> str:
-    """Return the name of the attribute that a getter or setter of torch.Tensor belongs to."""
-    return str(func.__self__.__name__)  # type: ignore[attr-defined]
-
-
 def _carries_gradient(tensor: torch.Tensor) -> bool:
     """Whether a tensor has a dtype (floating-point or complex) that can have gradients."""
     return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _is_method(func: Callable[..., object]) -> bool:
-    """Whether a callable is a method of torch.Tensor, which a graph calls by name."""
-    owner = getattr(func, "__objclass__", None)
-    if owner is not None:
-        return issubclass(torch.Tensor, owner)
-    return getattr(func, "__qualname__", "").startswith(("Tensor.", "TensorBase."))
-
-
-def _python_operator(name: str) -> tuple[Callable[..., object], bool] | None:
-    """Return `operator`'s function for a special method, if any, and whether operands are swapped (`__radd__`)."""
-    if not (name.startswith("__") and name.endswith("__")):
-        return None
-    word = name[2:-2]
-    if hasattr(operator, name):
-        return getattr(operator, word, None) or getattr(operator, name), False
-    if word.startswith("r") and hasattr(operator, f"__{word[1:]}__"):
-        return getattr(operator, word[1:]), True
-    return None

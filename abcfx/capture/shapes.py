@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import Argument, Target
 
+from abcfx.capture.copying import computed_tensors
 from abcfx.capture.emitted import EmittedModule
 from abcfx.support import trees
 from abcfx.support.location import location
@@ -62,7 +63,7 @@ class _ShapeInterpreter(fx.Interpreter):
         path = str(target)
         if path not in self._leaves:
             leaf: nn.Module = self.fetch_attr(path)
-            tensors = [*leaf.parameters(), *leaf.buffers()]
+            tensors = [*leaf.parameters(), *leaf.buffers(), *computed_tensors(leaf)]
             # The memo hands deepcopy the meta tensor in place of a copy of the real one.
             memo: dict[int, object] = {id(tensor): self._shadow(tensor) for tensor in tensors}
             self._leaves[path] = copy.deepcopy(leaf, memo)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
-import random
-import sys
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from abcfx.errors import CaptureError
+from abcfx.capture.python_state import Snapshot, same_numbers
 
 # Loggers of torch that print a traceback before it is raised.
 _LOGGERS = (
@@ -22,48 +19,37 @@ _LOGGERS = (
     "torch.fx.experimental.symbolic_shapes",
     "torch.fx.experimental.recording",
 )
-_CONTAINERS = (list, dict, set, OrderedDict)
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Undo on exit whatever the block assigned on the model or its submodules: attributes, flags, caches, lists.
+def preserved(model: nn.Module) -> Iterator[Snapshot]:
+    """Undo on exit whatever the body changed in Python around the model: attributes, flags, caches, lists, counters.
 
-    Tensor contents are not saved: the block must not run real compute that writes into the model's own tensors.
+    The contents of parameters and buffers are not saved here: see `contents_preserved`.
+
+    Yields:
+        What stood there before, which after the block also says what was undone.
     """
-    attributes = [(module, dict(module.__dict__)) for module in model.modules()]
-    restores = [
-        _container_restore(value) for _, values in attributes for value in values.values() if type(value) in _CONTAINERS
-    ]
+    snapshot = Snapshot(model)
+    try:
+        yield snapshot
+    finally:
+        snapshot.restore()
+
+
+@contextmanager
+def contents_preserved(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Put back on exit what the body wrote into the tensors: batch statistics, counters, vectors of power iteration."""
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.is_meta]
     try:
         yield
     finally:
-        for module, values in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(values)
-        for restore in restores:
-            restore()
-
-
-def _container_restore(value: object) -> Callable[[], None]:
-    """Return a function that gives a list, dict or set back the contents that it has now."""
-    if isinstance(value, list):
-        items = list(value)
-
-        def restore_list() -> None:
-            """Give the list its contents back."""
-            value[:] = items
-
-        return restore_list
-    assert isinstance(value, dict | set)
-    contents = value.copy()
-
-    def restore() -> None:
-        """Give the dict or set its contents back."""
-        value.clear()
-        value.update(contents)
-
-    return restore
+        with torch.no_grad():
+            for tensor, value in before:
+                if tensor.grad_fn is not None:
+                    tensor.detach_()
+                if not same_numbers(tensor, value):
+                    tensor.copy_(value)
 
 
 @contextmanager
@@ -94,29 +80,3 @@ def quiet_torch() -> Iterator[None]:
     finally:
         for logger, disabled in zip(loggers, before, strict=True):
             logger.disabled = disabled
-
-
-@contextmanager
-def no_hidden_randomness(*, torch_too: bool = False) -> Iterator[None]:
-    """Refuse, at the end of the block, a forward that drew random numbers which a graph would freeze.
-
-    Args:
-        torch_too: refuse draws from torch's generator as well as from Python's and NumPy's, for a capture that does not
-            see torch's draws.
-
-    Raises:
-        CaptureError: some generator was used within the block.
-    """
-    numpy_random = sys.modules.get("numpy.random")
-
-    def states() -> tuple[object, ...]:
-        """Return the states of all generators of random numbers that are watched."""
-        numpy_state = numpy_random.get_state() if numpy_random else None
-        torch_state = torch.get_rng_state().tolist() if torch_too else None
-        return random.getstate(), repr(numpy_state and (numpy_state[1].tolist(), numpy_state[2:])), torch_state
-
-    before = states()
-    yield
-    if states() != before:
-        kinds = "random or numpy.random" + ", or torch outside of its factory functions" * torch_too
-        raise CaptureError(f"forward draws random numbers from {kinds}; a graph would repeat the same ones for ever")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from types import FrameType
+from typing import cast
 
 import torch
 from torch import fx, nn
@@ -12,12 +13,17 @@ from torch.fx.node import Argument, Target
 from torch.overrides import TorchFunctionMode
 
 from abcfx.capture.codegen import SignatureCodeGen
-from abcfx.capture.emitted import ROOT_LEAF, EmittedModule
+from abcfx.capture.emitted import ROOT_LEAF, Emitted, EmittedModule
 from abcfx.capture.graphs import as_argument, graphs_of_modes, merge_constants
 from abcfx.capture.leaves import stays_whole
+from abcfx.capture.patches import buffer_assignments
+from abcfx.capture.randomness import no_hidden_randomness, refuse_own_generators
 from abcfx.capture.signature import Signature, opaque_signature_of
-from abcfx.capture.state import no_hidden_randomness, preserved
-from abcfx.errors import CaptureError
+from abcfx.capture.state import preserved
+from abcfx.capture.state_spaces import Change
+from abcfx.capture.torch_calls import graph_call
+from abcfx.errors import CaptureError, UncapturableError
+from abcfx.support import trees
 from abcfx.support.location import format_frames, frames_above, user_line
 from abcfx.support.running import preserved_rng
 
@@ -36,7 +42,7 @@ _FACTORIES = frozenset(
 
 def capture_symbolic(
     model: nn.Module, args: tuple[object, ...] | None, kwargs: dict[str, object] | None
-) -> tuple[EmittedModule, Signature, dict[str, object], tuple[str, ...]]:
+) -> tuple[Emitted, Signature, dict[str, object]]:
     """Trace a model with torch.fx in train and in eval mode.
 
     Args:
@@ -45,20 +51,22 @@ def capture_symbolic(
         kwargs: keyword example inputs, if any.
 
     Returns:
-        The module with the graphs, its call signature, the example value of every placeholder, and notes for the
-        report.
+        The module with the graphs, with notes for the report and with what forward changed in Python; its call
+        signature; the example value of every placeholder.
 
     Raises:
         CaptureError: the model cannot be traced symbolically; names the line of its source.
     """
     signature, examples = opaque_signature_of(model, args, kwargs)
     if stays_whole(model):
-        return _whole(model, signature), signature, examples, ()
+        return (_whole(model, signature), (), []), signature, examples
+    changes: list[Change] = []
     constants: dict[str, torch.Tensor] = {}
 
     def trace() -> fx.Graph:
         """Trace the model in its current mode, and keep its constants."""
-        graph, found = _trace(model, signature)
+        graph, found, changed = _trace(model, signature)
+        changes.extend(changed)
         merge_constants(graph, found, constants)
         return graph
 
@@ -71,7 +79,7 @@ def capture_symbolic(
             if parameter.default is not inspect.Parameter.empty
         ]
     module = EmittedModule(model, train, evaluate, constants=constants)
-    return module, signature, examples, tuple(notes)
+    return (module, tuple(notes), changes), signature, examples
 
 
 def _root_hooks(model: nn.Module) -> list[str]:
@@ -100,20 +108,28 @@ def _whole(model: nn.Module, signature: Signature) -> EmittedModule:
     return module
 
 
-def _trace(model: nn.Module, signature: Signature) -> tuple[fx.Graph, dict[str, torch.Tensor]]:
-    """Return a model's graph in its current mode, and the tensors that tracing stored as attributes of the model."""
+def _trace(model: nn.Module, signature: Signature) -> tuple[fx.Graph, dict[str, torch.Tensor], list[Change]]:
+    """Return the model's graph in its current mode, the tensors that tracing stored as attributes of the model, and
+    what forward changed in Python.
+    """
     tracer = SymbolicTracer(signature)
     known = set(model.__dict__)
-    with preserved(model), preserved_rng():
+    with preserved(model) as before, preserved_rng():
         try:
-            with no_hidden_randomness(torch_too=True), _FactoryMode(tracer):
+            with (
+                no_hidden_randomness(before.generators, torch_too=True),
+                _TensorMode(tracer),
+                buffer_assignments(tracer.assign),
+            ):
                 graph = tracer.trace(model)
+        except UncapturableError:
+            raise
         except Exception as error:  # the user's forward runs here on symbols, and may raise anything
             raise _explained(model, tracer, error) from error
         made = {name: value for name, value in model.__dict__.items() if name not in known}
         constants = {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
     graph.set_codegen(SignatureCodeGen(signature))
-    return graph, constants
+    return graph, constants, before.undone
 
 
 def _explained(model: nn.Module, tracer: SymbolicTracer, error: Exception) -> CaptureError:
@@ -140,6 +156,8 @@ class SymbolicTracer(fx.Tracer):
         # True while torch.fx still prepares the trace and the model's forward does not run yet.
         self.in_init = True
         self._names: dict[int, str] = {}
+        self._proxies: dict[str, fx.Proxy] = {}
+        self._assigned: dict[str, fx.Proxy] = {}
         self._context = _ambient_context()
         self._bottom: FrameType | None = None
 
@@ -165,7 +183,9 @@ class SymbolicTracer(fx.Tracer):
         def run():  # type: ignore[no-untyped-def]
             self._bottom = inspect.currentframe()
             self.in_init = False
-            return self.signature.call(self.root.forward, values)
+            output = self.signature.call(self.root.forward, values)
+            self._write_assigned()
+            return output
 
         return run, []
 
@@ -175,14 +195,35 @@ class SymbolicTracer(fx.Tracer):
         Args:
             attr: name of the attribute.
             attr_val: its value.
-            parameter_proxy_cache: the proxies so far, by name of the parameter; grows.
+            parameter_proxy_cache: torch.fx's own cache of proxies; not used.
         """
-        if not isinstance(attr_val, torch.Tensor) or id(attr_val) not in self._names:
-            return attr_val
-        name = self._names[id(attr_val)]
-        if name not in parameter_proxy_cache:
-            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
-        return parameter_proxy_cache[name]
+        return self.proxy_of(attr_val)
+
+    def proxy_of(self, value: object) -> object:
+        """Return the node of a parameter or buffer of the model; any other value as it is."""
+        if not isinstance(value, torch.Tensor) or id(value) not in self._names:
+            return value
+        name = self._names[id(value)]
+        if name in self._assigned:
+            return self._assigned[name]
+        if name not in self._proxies:
+            self._proxies[name] = self.create_proxy("get_attr", name, (), {})
+        return self._proxies[name]
+
+    def assign(self, buffer: torch.Tensor, value: fx.Proxy) -> None:
+        """Let later reads of a buffer give the value that forward assigned to it."""
+        self._assigned[self._names[id(buffer)]] = value
+
+    def _write_assigned(self) -> None:
+        """Write the last value that forward assigned to each buffer into the buffer."""
+        for name, value in self._assigned.items():
+            target = self.create_proxy("get_attr", name, (), {})
+            self.create_proxy("call_method", "copy_", (target, value.detach()), {})
+
+    def create_arg(self, a: object) -> Argument:
+        """Return a value as a node's argument; refuse a random generator."""
+        refuse_own_generators(a)
+        return super().create_arg(a)
 
     def create_node(
         self,
@@ -217,10 +258,12 @@ class SymbolicTracer(fx.Tracer):
         return f"{path} ({kind.__name__})"
 
 
-class _FactoryMode(TorchFunctionMode):
+class _TensorMode(TorchFunctionMode):
     """A torch mode that records calls that make a tensor of no tensor (torch.zeros, torch.arange) as nodes.
 
-    torch.fx alone neither records them nor lets them take traced sizes.
+    torch.fx alone neither records them nor lets them take traced sizes. The mode also records calls on the model's own
+    tensors that torch.fx does not see, since forward got them from `named_parameters()`, `_parameters` or the like:
+    torch.fx would compute once with them and keep the result.
     """
 
     def __init__(self, tracer: SymbolicTracer) -> None:
@@ -239,7 +282,30 @@ class _FactoryMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _FACTORIES and not self.tracer.in_init:
             return self.tracer.create_proxy("call_function", func, args, kwargs)
+        if not self.tracer.in_init and self._computes_with_own(func, args, kwargs):
+            traced = trees.map_leaves(self.tracer.proxy_of, (args, kwargs))
+            op, target, given, named = graph_call(
+                func, *cast("tuple[tuple[Argument, ...], dict[str, Argument]]", traced)
+            )
+            return self.tracer.create_proxy(op, target, given, named)
         return func(*args, **kwargs)
+
+    def _computes_with_own(
+        self, func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> bool:
+        """Return True for a call on parameters and buffers, and on nothing traced, that makes or changes a tensor."""
+        leaves = trees.leaves((args, kwargs))
+        if any(isinstance(leaf, fx.Proxy) for leaf in leaves):
+            return False  # torch.fx records the call
+        if not any(self.tracer.proxy_of(leaf) is not leaf for leaf in leaves if isinstance(leaf, torch.Tensor)):
+            return False
+        copies = trees.map_tensors(lambda tensor: torch.empty_like(tensor, device="meta"), (args, kwargs))
+        versions = [tensor._version for tensor in trees.tensors(copies)]
+        try:
+            out = func(*copies[0], **copies[1])
+        except Exception:  # it asks for a value, which a traced tensor refuses to give
+            return True
+        return bool(trees.tensors(out)) or versions != [tensor._version for tensor in trees.tensors(copies)]
 
 
 def _ambient_context() -> tuple[object, ...]:

@@ -11,6 +11,7 @@ import torch.fx as fx
 
 from abcfx.capture import CapturedGraph
 from abcfx.capture.options import UnknownOps
+from abcfx.capture.state import contents_preserved
 from abcfx.dag.arguments import tensors
 from abcfx.dag.interpreter import Interpreter
 from abcfx.rules import Kind, Layer, Vector
@@ -202,7 +203,9 @@ def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, unknown: U
     names = {parameter: name for name, parameter in module.named_parameters()}
     builder = DagBuilder(names)
     interpreter = Interpreter(module, builder, guesses_unknown=unknown == "report")
-    returned = interpreter.run(graph or module.graph)
+    # A rule that asks for a weight that torch computes, such as a spectral norm's, makes torch compute it once more.
+    with contents_preserved(module.buffers()):
+        returned = interpreter.run(graph or module.graph)
     outputs = frozenset(v.node for v in tensors(returned) if v.node is not None)
     dag = _frozen(builder, outputs, tuple(interpreter.notes))
     caches = frozenset(node for node in outputs if _is_cache(dag, node))

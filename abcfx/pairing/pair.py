@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from abcfx.capture import CapturedGraph, capture
 from abcfx.capture.aten import Trace
+from abcfx.capture.caches import equally_fresh
 from abcfx.capture.examples import OpenSizes
 from abcfx.capture.options import Capture, CaptureMethod
 from abcfx.dag.layer_dag import LayerDag, build_dag
@@ -38,6 +39,7 @@ class PairedModels:
         options: how both are captured.
         is_called: whether the target's graphs will be called later. If not, only its train mode is captured, at the
             sizes of the example inputs, and not verified, which takes a fraction of the time.
+        keeps_forward: whether the target's own forward goes on to run; see `capture`.
         blocks: which block of the base stands for each block of the target; matched by names and shapes if not given.
     """
 
@@ -50,13 +52,14 @@ class PairedModels:
         options: Capture = Capture(),
         *,
         is_called: bool = True,
+        keeps_forward: bool = False,
         blocks: Blocks | None = None,
     ) -> None:
         """Keep the models; nothing is computed yet."""
         self.target = target
         self.base = base if isinstance(base, nn.Module) else None
         self.base_shapes = base if isinstance(base, Mapping) else None
-        self.options, self.is_called = options, is_called
+        self.options, self.is_called, self.keeps_forward = options, is_called, keeps_forward
         self._args, self._kwargs, self._blocks = args, kwargs, blocks
 
     @classmethod
@@ -78,9 +81,19 @@ class PairedModels:
         """The captured graphs of the target (the model that is scaled), in train and eval mode."""
         kwargs = None if self._kwargs is None else dict(self._kwargs)
         method = self.options.method
-        if self.is_called:
-            return capture(self.target, self._args, kwargs, method=method, verify=self.options.verify)
-        return capture(self.target, self._args, kwargs, method=method, verify=False, modes=("train",), sizes="fixed")
+        with self._equally_fresh():
+            if self.is_called:
+                verify, keeps = self.options.verify, self.keeps_forward
+                return capture(self.target, self._args, kwargs, method=method, verify=verify, keeps_forward=keeps)
+            return capture(
+                self.target, self._args, kwargs, method=method, verify=False, modes=("train",), sizes="fixed"
+            )
+
+    def _equally_fresh(self) -> AbstractContextManager[None]:
+        """Make caches that a call has filled in one of the models only as they were before, within the block."""
+        if self.base is None:
+            return nullcontext()
+        return equally_fresh(self.target, self.base, self._args, self._kwargs)
 
     @property
     def base_graph(self) -> CapturedGraph | None:
@@ -122,7 +135,8 @@ class PairedModels:
             raise PairingError("Factors of dims need a base model; only shapes, or nothing, are known of the base.")
         target = self.target_graph
         pairs = (base.model, target.model), (base.module, target.module)
-        return factor_models(*pairs, args=target.args, kwargs=target.kwargs, blocks=self.blocks)
+        with self._equally_fresh():
+            return factor_models(*pairs, args=target.args, kwargs=target.kwargs, blocks=self.blocks)
 
     @property
     def target_trace(self) -> Trace:
@@ -201,9 +215,10 @@ class PairedModels:
     ) -> tuple[CapturedGraph, PairedGrowth]:
         """Capture the base, at open ("free") or fixed sizes of inputs, and compare its graph with the target's."""
         assert self.base is not None
-        graph = capture(
-            self.base, target.args, target.kwargs, method=method, verify=False, modes=("train",), sizes=sizes
-        )
+        with self._equally_fresh():
+            graph = capture(
+                self.base, target.args, target.kwargs, method=method, verify=False, modes=("train",), sizes=sizes
+            )
         return graph, self._grown(target, graph)
 
     def _grown(self, target: CapturedGraph, base: CapturedGraph) -> PairedGrowth:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import random
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 
 
 def lazy_names(
@@ -26,10 +28,18 @@ def lazy_names(
         if name == "__version__":
             return importlib.import_module("importlib.metadata").version(package)
         if name in module_of:
-            return getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
+            return getattr(_imported(f"{package}.{module_of[name]}"), name)
         if name in rooms:
-            return importlib.import_module(f"{package}.{name}")
+            return _imported(f"{package}.{name}")
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     public = sorted([*module_of, "__version__"])
     return get, lambda: list(public), public
+
+
+def _imported(module: str) -> ModuleType:
+    """Import a module; Python's random numbers go on as if it had been there: rich draws one when it is imported."""
+    state = random.getstate()
+    found = importlib.import_module(module)
+    random.setstate(state)
+    return found

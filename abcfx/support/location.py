@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import linecache
 import os
 import re
 import traceback
@@ -23,6 +25,7 @@ _HIDDEN = (
 )
 
 
+@functools.cache
 def is_user_file(filename: str) -> bool:
     """Whether a source file is one that a user could edit: not torch's, not abcfx's capture, not generated code."""
     return not (filename.startswith("<") or os.path.normpath(filename).startswith(_HIDDEN))
@@ -77,6 +80,12 @@ def format_frames(frames: Iterable[FrameType]) -> str:
         if is_user_file(frame.f_code.co_filename)
     ]
     return "".join(traceback.StackSummary.from_list(summaries).format()).strip()
+
+
+def frame_line(frame: FrameType, number: int) -> str:
+    """Return `path/file.py:12: text` of a line of the file that a frame runs."""
+    filename = frame.f_code.co_filename
+    return f"{filename}:{number}: {linecache.getline(filename, number).strip()}"
 
 
 def user_line(trace: TracebackType | None) -> str:

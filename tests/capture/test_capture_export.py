@@ -264,8 +264,9 @@ def test_meta_model_is_captured_without_weights(ids: torch.Tensor) -> None:
         assert all(a is b and a.is_meta for a, b in zip(captured.module.parameters(), model.parameters(), strict=True))
     materialised = copy.deepcopy(captured.module).to_empty(device="cpu")
     materialised.load_state_dict(Model().state_dict())
-    with torch.no_grad():  # to_empty leaves whatever no state_dict holds, here a constant of forward, unset
-        materialised.get_buffer("_lifted_tensor_0").copy_(torch.ones(1))
+    # No state_dict holds the constant that an export lifts out of forward: `to_empty` leaves it its value.
+    real = capture(Model(), ids, method="export", modes=("eval",)).module.get_buffer("_lifted_tensor_0")
+    assert torch.equal(materialised.get_buffer("_lifted_tensor_0"), real)
     assert materialised(ids).logits.isfinite().all()
 
 
