@@ -71,7 +71,7 @@ class ModelSweep:
         make_model: builds the model of a width, drawing its weights from torch's default generator.
         batch: a training batch, whose inputs the model is traced with.
         base_width: the width at which `transform` changes nothing.
-        optimizer: name, class or instance, or a dict of them by parameter pattern, as for `transform`.
+        optimizer: name, class or instance, or a dict of role or glob pattern to them, as for `transform`.
         options: other options of `transform`.
         prepare: function of (result of `transform`, width) that may change the module and return its optimizers, as in
             `coord_check`; None makes the planned optimizer.
@@ -223,7 +223,7 @@ def make_optimizers(
     Args:
         groups: parameter groups with planned hyperparameters.
         spec: the plan, which says which parameter belongs to which optimizer.
-        optimizer: name, class or instance of an optimizer, or a dict of them by parameter pattern.
+        optimizer: name, class or instance of an optimizer, or a dict of role or glob pattern to them.
 
     Raises:
         InvalidInputError: torch has no optimizer of the given name.

@@ -43,7 +43,7 @@ class FirstWeights:
         inits: how each parameter was drawn, by name, in the order of drawing.
 
     Attributes:
-        kept: the remembered rows, (rows, fan_in), by layer name.
+        kept: the remembered rows, (rows, fan_in), by layer name; stacked matrices (experts) have a leading dim.
 
     Raises:
         InvalidInputError: there is no such mode, or "redraw" has no seed.

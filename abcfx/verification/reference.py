@@ -44,7 +44,7 @@ class GraphNode(TypedDict):
         a, b: exponents of multiplier n^-a and init n^-b, with n the width.
         has_weight: whether it is a layer; else it only merges its inputs.
         predecessors: nodes whose output it takes; a name occurs twice where one is used twice.
-        merge: "min" (sum of tensors: the fastest change counts) or "sum" (product: exponents add up).
+        merge: how several inputs are joined: "min" if they are added or concatenated, "sum" if they are multiplied.
         alpha, omega, u: alignment exponents of dW x, W dx and dW dx.
     """
 
