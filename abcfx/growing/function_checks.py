@@ -133,7 +133,7 @@ def _idle_experts(pair: GrownPair, path: str, logits: torch.Tensor, chooser: int
 
 
 def layers(pair: GrownPair) -> GrowthCheckRow:
-    """Check that every tensor of the large model's run is the repeated one of the small model's (check C4).
+    """Check that each tensor of the large model's run is the small model's with its entries repeated (check C4).
 
     The row names the first tensor that is not.
     """

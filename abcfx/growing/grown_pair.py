@@ -53,7 +53,7 @@ class GrownPair:
 
     @contextmanager
     def equally_deep(self) -> Iterator[None]:
-        """Leave the large model, within the block, only one block for each block of the small model."""
+        """Leave the large model, inside the `with` block, only one block for each block of the small model."""
         with as_deep_as_base(self.large, self.blocks):
             yield
 

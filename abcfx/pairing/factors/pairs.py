@@ -58,7 +58,7 @@ def factor_models(
 
 @contextmanager
 def as_deep_as_base(large: nn.Module, blocks: Blocks) -> Iterator[None]:
-    """Give the large model, within the block, as many repeated blocks as the small one has, under the same numbers."""
+    """Give the large model, inside the `with` block, as many repeated blocks as the small model, equally numbered."""
     saved: list[tuple[nn.Module, dict[str, nn.Module | None]]] = []
     try:
         for container, twins in blocks.index.items():
