@@ -151,12 +151,6 @@ class Recorder(CallWatcher):
     """
 
     def __init__(self, module: nn.Module, first: Mapping[str, torch.Tensor] | None) -> None:
-        """Prepare to watch the parameters of a module.
-
-        Args:
-            module: the model; its parameters with more than one dim are watched.
-            first: the parameters at init, by name; None in the run at init itself, where no weight has changed yet.
-        """
         super().__init__()
         self.found: dict[Use, Seen] = {}
         self._parameters = {name: each.detach() for name, each in module.named_parameters() if each.ndim > 1}

@@ -41,16 +41,6 @@ class TransferStudy:
         variants: Sequence[Variant],
         same_at: int | None,
     ) -> None:
-        """Store the settings; nothing is trained yet.
-
-        Args:
-            sweep: makes the training runs.
-            widths: widths of the models, in increasing order.
-            seeds: seeds of the runs.
-            variants: "transformed", and "standard" for the user's unchanged model.
-            same_at: the width at which both variants are the same model, so that one of them need not run; None if
-                there is none.
-        """
         self.sweep, self.widths, self.seeds, self.variants, self.same_at = sweep, widths, seeds, variants, same_at
         self._runs: dict[tuple[Variant, int], dict[float, dict[int, Run]]] = {
             (variant, width): {} for variant in variants for width in widths
