@@ -59,7 +59,7 @@ def coord_check(
     Other arguments:
         loss: function of (output, batch) that returns a scalar; by default the model's own loss if it returns one, else
             cross entropy on targets, labels or the next token.
-        optimizer: as for `transform`.
+        optimizer: name, such as "adamw", class or instance of an optimizer, or a dict of role or glob pattern to them.
         lr: base learning rate (absolute), or by role. Slopes are cleanest at small rates.
         steps: optimizer steps; two more if updates are still zero after them.
         seeds: number of seeds, or the seeds themselves. More are added, up to ten, while a slope is inconclusive.

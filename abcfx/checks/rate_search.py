@@ -59,22 +59,23 @@ def tune(
 
     Main arguments:
         make_model: builds the model of a width. It must not seed torch itself.
-        batches: as for `transfer_check`: a list of training batches, or a function of the seed that returns one; the
-            function is better, since other seeds are used at the end.
+        batches: at least `steps` training batches, each `(inputs, targets)`, a dict or inputs alone; or a function of
+            the seed that returns them, which is better, since other seeds are used at the end.
         width: where to search. The result serves `transform` for any other width, with this width as base.
         budget: number of settings to try, each on every seed.
 
     Other arguments:
         roles: which roles get a rate of their own; all other parameters take the base rate.
         method: "coordinate" (the search above, deterministic), or "optuna" (its TPE sampler; extra `tune`).
-        loss: function of (output, batch) that returns a scalar; by default as for `coord_check`.
-        optimizer: as for `transform`.
+        loss: function of (output, batch) that returns a scalar; by default the model's own loss if it returns one, else
+            cross entropy on targets, labels or the next token.
+        optimizer: name, such as "adamw", class or instance of an optimizer, or a dict of role or glob pattern to them.
         lr: absolute rate around which the search starts.
         seeds: number of seeds, or the seeds themselves: the same ones for every setting.
         steps: number of steps of each run. Short runs favour large rates.
-        backend: where the runs happen, as for `transfer_check`.
-        n_jobs: number of runs at a time, as for `transfer_check`.
-        progress: whether to show a progress bar, as for `transfer_check`.
+        backend: of joblib: "loky" (processes on this machine), "dask", "ray", ...; or "sequential", without joblib.
+        n_jobs: number of workers; -1 for as many as there are cores. Each uses one thread.
+        progress: whether to draw a progress bar; None draws it if stderr is a terminal.
         base_width: width at which `transform` changes nothing; `width` by default.
         transform_options: passed on to `transform`.
 

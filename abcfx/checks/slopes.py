@@ -50,7 +50,8 @@ class Measurement(NamedTuple):
         width, seed: of the run.
         step: number of optimizer steps taken before.
         node: name of the layer.
-        statistic: "init", "update", "change", "input" or "output"; see `Slope`.
+        statistic: "init" (size of the output at init), "update" (size of dW x), "change" (of the output since init),
+            "input" or "output" (their sizes).
         value: the number, an rms.
     """
 
@@ -80,7 +81,8 @@ class Slope:
         tail: slope between the two largest widths.
         low, high: ends of the interval of slopes that theory predicts, before the tolerance; None if it predicts
             nothing.
-        verdict: the outcome, see `judge`; None if the slope is not judged.
+        verdict: PASS inside the predicted interval, else FAIL, WEAK or INCONCLUSIVE; SKIP if a value was zero or
+            missing; None if the slope is not judged.
         reason: why it did not pass.
         cause: name of an earlier layer, if this one fails only because that one feeds it an input of the wrong size.
     """

@@ -48,23 +48,25 @@ def transfer_check(
 
     Main arguments:
         make_model: builds the model of a width. It must not seed torch itself.
-        batches: as many as `steps`, each in the forms that `coord_check` takes; or a function of the seed that gives
-            them. The same are used at every width and rate. Give fresh ones, not one over and over: a model would
-            memorise it.
+        batches: as many as `steps`, each `(inputs, targets)`, a dict of keyword arguments or inputs alone; or a
+            function of the seed that gives them. The same are used at every width and rate. Give fresh ones, not one
+            over and over: a model would memorise it.
         widths: at least two; three over two octaves tell something.
         lr: the middle of the grid (absolute), or a dict by role, such as `tune` gives, whose rates move together.
         lrs: the grid: absolute rates, or factors on `lr` if that is a dict. By default `lr` times 1/8 to 8 by twos.
 
     Other arguments:
-        loss: function of (output, batch) that returns a scalar; see `coord_check`.
-        optimizer: as for `transform`.
+        loss: function of (output, batch) that returns a scalar; by default the model's own loss if it returns one, else
+            cross entropy on targets, labels or the next token.
+        optimizer: name, such as "adamw", class or instance of an optimizer, or a dict of role or glob pattern to them.
         seeds: number of seeds, or the seeds themselves.
         steps: of each run: a tenth of warm-up, then linear decay to 0.
         control: also train the user's unchanged model, with the rates of the base width, for comparison.
         backend: of joblib: "loky" (processes on this machine), "dask", "ray", ...; or "sequential", without joblib.
         n_jobs: number of workers; -1 for all. Each uses one thread.
         base_width: the width at which `transform` changes nothing; the smallest of `widths` by default.
-        prepare: see `coord_check`.
+        prepare: function of (result, width), called with the `Transformed` of each width and the weights of a seed. It
+            may change `result.module`, and may return the optimizer (or several) that is to train it.
         progress: whether to draw a progress bar; None draws it if stderr is a terminal.
         transform_options: passed on to `transform`.
 
