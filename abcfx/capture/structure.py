@@ -5,15 +5,15 @@ Outputs may be nested containers, registered dataclasses, or plain objects that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from abcfx.support import trees
 
-_VALUES = (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool)
+_VALUES = (torch.Tensor, fx.Proxy, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,41 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Container:
-    """A part of a model's output that is a container which torch can flatten: how it is nested, and its leaves."""
+    """A part of a model's output that is a container which torch can flatten.
+
+    Attributes:
+        spec: the class of the container, and its keys.
+        parts: the entries.
+        names: key, field or index of each entry.
+    """
 
     spec: trees.TreeSpec
     parts: tuple[Part, ...]
+    names: tuple[str, ...]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Pickled as an example of the container: torch's own description of one warns when it is unpickled.
+        return _container_like, (trees.unflatten([0] * len(self.parts), self.spec), self.parts, self.names)
+
+
+def _container_like(example: object, parts: tuple[Part, ...], names: tuple[str, ...]) -> Container:
+    """Return a Container of the class and keys of `example`; pickle calls it."""
+    return Container(trees.structure(example), parts, names)
 
 
 @dataclass(frozen=True)
 class Instance:
-    """A part of a model's output that is an object of any other class, made again from its attributes."""
+    """A part of a model's output that is an object of any other class, made again without a call of its `__init__`.
+
+    Attributes:
+        cls: the class.
+        attributes: its attributes, in `__dict__` or in slots, by name.
+        entries: keys and values of a subclass of dict, or indices and values of a subclass of list or tuple.
+    """
 
     cls: type
     attributes: dict[str, Part]
+    entries: dict[object, Part]
 
 
 Part = Value | Fixed | Container | Instance
@@ -68,9 +91,33 @@ def put_together(part: Part, values: Sequence[object]) -> object:
         return part.value
     if isinstance(part, Container):
         return trees.unflatten([put_together(each, values) for each in part.parts], part.spec)
-    instance: object = object.__new__(part.cls)
-    vars(instance).update({name: put_together(each, values) for name, each in part.attributes.items()})
+    entries = {key: put_together(each, values) for key, each in part.entries.items()}
+    made_with = (entries.values(),) if issubclass(part.cls, tuple) else ()
+    instance: object = part.cls.__new__(part.cls, *made_with)
+    if isinstance(instance, dict):
+        dict.update(instance, entries)
+    elif isinstance(instance, list):
+        list.extend(instance, entries.values())
+    for name, each in part.attributes.items():
+        object.__setattr__(instance, name, put_together(each, values))
     return instance
+
+
+def output_paths(part: Part | None) -> list[str]:
+    """Return the path of each tensor in a model's output, such as "logits" or "cache.0.1"; "" for a sole tensor."""
+    return [""] if part is None else [path for _, path in sorted(_paths(part, ()))]
+
+
+def _paths(part: Part, above: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+    """Yield index and path of each tensor of a part; `above` are the names on the way to the part."""
+    if isinstance(part, Value):
+        yield part.index, ".".join(above)
+    elif isinstance(part, Container):
+        for name, each in zip(part.names, part.parts, strict=True):
+            yield from _paths(each, (*above, name))
+    elif isinstance(part, Instance):
+        for key, each in (part.attributes | part.entries).items():
+            yield from _paths(each, (*above, str(key)))
 
 
 def _part(output: object, values: list[object], above: tuple[int, ...]) -> Part:
@@ -84,12 +131,45 @@ def _part(output: object, values: list[object], above: tuple[int, ...]) -> Part:
     if isinstance(output, _VALUES):
         values.append(output)
         return Value(len(values) - 1)
-    leaves, spec = trees.flatten(output)
+    leaves, spec = trees.flatten_once(output)
     if not spec.is_leaf():
-        return Container(spec, tuple(_part(leaf, values, above) for leaf in leaves))
-    attributes = getattr(output, "__dict__", None)
-    if attributes is None or isinstance(output, (nn.Module, type)) or id(output) in above or callable(output):
+        parts = tuple(_part(leaf, values, above) for leaf in leaves)
+        return Container(spec, parts, _names(output, len(parts)))
+    attributes, entries = _attributes(output), _entries(output)
+    if isinstance(output, (nn.Module, type)) or id(output) in above or callable(output):
         return Fixed(output)
-    before = len(values)
-    parts = {name: _part(value, values, (*above, id(output))) for name, value in dict(attributes).items()}
-    return Instance(type(output), parts) if len(values) > before else Fixed(output)
+    before, above = len(values), (*above, id(output))
+    inside = {key: _part(value, values, above) for key, value in entries.items()}
+    around = {name: _part(value, values, above) for name, value in attributes.items()}
+    return Instance(type(output), around, inside) if len(values) > before else Fixed(output)
+
+
+def _names(container: object, count: int) -> tuple[str, ...]:
+    """Return the names of the entries of a container: keys, fields of its class, or else indices."""
+    names: list[object] = []
+    if isinstance(container, Mapping):
+        names = list(container)
+    elif isinstance(container, tuple):
+        names = list(getattr(container, "_fields", ()))
+    elif is_dataclass(container):
+        names = [field.name for field in fields(container)]
+    return tuple(map(str, names if len(names) == count else range(count)))
+
+
+def _attributes(value: object) -> dict[str, object]:
+    """Return the attributes of an object, those in slots included."""
+    slots = [name for cls in type(value).__mro__ for name in _as_tuple(cls.__dict__.get("__slots__", ()))]
+    named = {name: getattr(value, name) for name in slots if name != "__dict__" and hasattr(value, name)}
+    return named | dict(getattr(value, "__dict__", {}))
+
+
+def _as_tuple(slots: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names in a class's `__slots__`, which may be a single string."""
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _entries(value: object) -> dict[object, object]:
+    """Return the entries of an instance of a subclass of dict, list or tuple; {} for any other object."""
+    if isinstance(value, dict):
+        return dict(dict.items(value))
+    return dict(enumerate(value)) if isinstance(value, (list, tuple)) else {}

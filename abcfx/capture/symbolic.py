@@ -21,6 +21,7 @@ from abcfx.capture.randomness import no_hidden_randomness, refuse_own_generators
 from abcfx.capture.signature import Signature, opaque_signature_of
 from abcfx.capture.state import preserved
 from abcfx.capture.state_spaces import Change
+from abcfx.capture.structure import Part, Value, take_apart
 from abcfx.capture.torch_calls import graph_call
 from abcfx.errors import CaptureError, UncapturableError
 from abcfx.support import trees
@@ -128,7 +129,7 @@ def _trace(model: nn.Module, signature: Signature) -> tuple[fx.Graph, dict[str, 
             raise _explained(model, tracer, error) from error
         made = {name: value for name, value in model.__dict__.items() if name not in known}
         constants = {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
-    graph.set_codegen(SignatureCodeGen(signature))
+    graph.set_codegen(SignatureCodeGen(signature if tracer.output is None else signature.with_output(tracer.output)))
     return graph, constants, before.undone
 
 
@@ -153,6 +154,7 @@ class SymbolicTracer(fx.Tracer):
         """Note the grad mode and autocast state, which must not change during the trace."""
         super().__init__()
         self.signature = signature
+        self.output: Part | None = None  # how the model's output is built, unless it is a single tensor
         # True while torch.fx still prepares the trace and the model's forward does not run yet.
         self.in_init = True
         self._names: dict[int, str] = {}
@@ -183,9 +185,12 @@ class SymbolicTracer(fx.Tracer):
         def run():  # type: ignore[no-untyped-def]
             self._bottom = inspect.currentframe()
             self.in_init = False
-            output = self.signature.call(self.root.forward, values)
+            flat, recipe = take_apart(self.signature.call(self.root.forward, values))
             self._write_assigned()
-            return output
+            if recipe == Value(0):
+                return flat[0]
+            self.output = recipe
+            return tuple(flat)
 
         return run, []
 

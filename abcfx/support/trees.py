@@ -19,6 +19,7 @@ Kind = TypeVar("Kind")
 __all__ = [
     "TreeSpec",
     "flatten",
+    "flatten_once",
     "leaves",
     "leaves_by_path",
     "leaves_of",
@@ -93,6 +94,11 @@ def map_tensors(function: Callable[[torch.Tensor], object], tree: Tree) -> Tree:
 def flatten(tree: object) -> tuple[list[object], TreeSpec]:
     """Return the leaves of a tree and its structure, from which `unflatten` builds such a tree over other leaves."""
     return pytree.tree_flatten(tree)
+
+
+def flatten_once(tree: object) -> tuple[list[object], TreeSpec]:
+    """Return the entries of a container as they are, without a descent into them, and the container's structure."""
+    return pytree.tree_flatten(tree, is_leaf=lambda each: each is not tree)
 
 
 def unflatten(values: Iterable[object], spec: TreeSpec) -> object:
