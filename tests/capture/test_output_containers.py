@@ -76,7 +76,14 @@ def _hugging_face(sample: Tensor, other: Tensor) -> object:
 
     cache = DynamicCache()
     cache.update(other[None, None], sample[None, None], 0)
-    return CausalLMOutputWithPast(logits=sample, past_key_values=cache)  # type: ignore[arg-type]
+    return CausalLMOutputWithPast(logits=sample, past_key_values=cache)
+
+
+def _read(output: object, entry: str) -> Tensor:
+    """Return an entry of a container by attribute, or by key where it has no attributes."""
+    found = output[entry] if type(output) is OrderedDict else getattr(output, entry)
+    assert isinstance(found, Tensor)
+    return found
 
 
 CONTAINERS: dict[str, tuple[Callable[[Tensor, Tensor], object], list[str]]] = {
@@ -99,8 +106,7 @@ def test_outputs_keep_their_containers(name: str, method: CaptureMethod) -> None
     wanted, got = model(x), module(x)
     assert type(got) is type(wanted)
     entry = "logits" if name == "hugging face" else "sample"
-    read = (lambda output: output[entry]) if isinstance(wanted, OrderedDict) else (lambda o: getattr(o, entry))
-    assert torch.equal(read(got), read(wanted))
+    assert torch.equal(_read(got, entry), _read(wanted, entry))
     output = call_signature(module.graph).output
     assert output_paths(output)[: len(paths)] == paths
     if name != "hugging face":
