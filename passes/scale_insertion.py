@@ -27,6 +27,7 @@ class ScaleInsertion:
         factor: the constant.
         label: name of what is scaled, kept in the note on the new node.
         formula: the constant as a formula, kept in the note on the new node.
+        everywhere: whether the operand is multiplied wherever it stands among the arguments, or where it stands first.
     """
 
     node: fx.Node
@@ -34,6 +35,7 @@ class ScaleInsertion:
     factor: float
     label: str = ""
     formula: str = ""
+    everywhere: bool = False
 
     def note(self, created_by: str, *, on_result: bool = False) -> ScaleNode:
         """Return the note for the node that will multiply by the constant.
@@ -80,7 +82,10 @@ def insert_scales(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> P
         else:
             # Beside the op and not beside the tensor that is scaled: the graph then reads like the model.
             scale.node.prepend(node)
-            _replace_first(scale.node, base, node)
+            if scale.everywhere:
+                scale.node.replace_input_with(base, node)
+            else:
+                _replace_first(scale.node, base, node)
         touched.append(node.name)
     return finish(module, [scale.node for scale in wanted], touched)
 

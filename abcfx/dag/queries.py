@@ -71,7 +71,7 @@ class Skip(NamedTuple):
 
 def find_skips(dag: LayerDag) -> list[Skip]:
     """Find skip connections: sums of paths that start at one node and pass through different numbers of layers."""
-    main = dag.edges.subgraph([node.name for node in dag.nodes if not isinstance(node.kind, Vector)])
+    main = dag.edges.subgraph([node.name for node in dag.nodes if not node.is_parametric])
     root = object()
     rooted = nx.DiGraph(main.edges)
     rooted.add_nodes_from(main)
@@ -260,7 +260,9 @@ def absorbing_parameters(dag: LayerDag, node: str) -> tuple[str, ...]:
     nodes: tuple[str, ...] = ()
     if isinstance(kind, Layer):
         gains = dag.node(node).gains  # one factor of a product takes it, not all of them
-        nodes = () if kind.normalised else (node, *(n for n in kind.vectors if n not in gains))
+        nodes = (
+            () if kind.normalised or dag.node(node).is_curved else (node, *(n for n in kind.vectors if n not in gains))
+        )
     elif isinstance(kind, Norm):
         nodes = kind.vectors if dag.node(node).gains else ()
     elif isinstance(kind, Vector):

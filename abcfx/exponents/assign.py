@@ -87,7 +87,8 @@ def _vector(
     is_bias = any(isinstance(kind := dag.kind(n), Layer) and node in kind.vectors for n in dag.successors(node))
     e = sum(growth.parameter(name, tuple(parameter.shape)))
     role, reason = ("vector", RoleReason.GROWING_VECTOR) if e else ("scalar", RoleReason.FIXED_VECTOR)
-    return ParameterExponents(role, WhyRole(reason), e_out=e, is_bias=is_bias)
+    keeps_init = all(dag.node(n).is_parametric for n in dag.successors(node))  # a function of it is what acts
+    return ParameterExponents(role, WhyRole(reason), e_out=e, is_bias=is_bias, keeps_init=keeps_init)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ class ParameterExponents:
         is_bias: whether it is the bias of a layer.
         own: the model itself multiplies this layer by m^-own.
         normalised: whether forward divides the parameter by a norm of itself, so that its size has no effect.
+        keeps_init: whether its init stays what the model's own code makes it, since functions with sizes of their own
+            read it.
     """
 
     role: str
@@ -44,6 +46,7 @@ class ParameterExponents:
     is_bias: bool = False
     own: float = 0.0
     normalised: bool = False
+    keeps_init: bool = False
 
 
 class FixedExponents:
@@ -125,7 +128,7 @@ class FixedExponents:
         """
         found: dict[str, float | None] = dict.fromkeys(self.parameters)
         for _, layer in self.dag.layers():
-            for node in layer.vectors:
+            for node in found.keys() & set(layer.vectors):
                 found[node] = self.growth(*layer.fan_in)
             found[layer.parameter] = self.growth(*layer.fan_in)
         return found

@@ -25,6 +25,7 @@ from abcfx.pairing.widths import WidthGrowth
 from abcfx.rules import Layer, Number, Vector
 from abcfx.rules.extents import Extent
 from abcfx.rules.kinds import Merge, Norm, NumberFactor, Pointwise, Power, Product, Reduce, Softmax
+from abcfx.rules.weight_kinds import ScaledLayer
 from abcfx.support.location import location
 
 ZERO: Form = {}
@@ -123,6 +124,8 @@ class _Scaling:
         match kind:
             case Layer():
                 own = combined((1, first), (1, self._weight(node, kind)))
+                if isinstance(kind, ScaledLayer):
+                    own = combined((1, own), *((1, self._form_of(each)) for each in kind.cofactors))
             case Vector():
                 own = {kind.parameter: Fraction(1)}
             case Merge():

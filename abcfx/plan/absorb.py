@@ -79,8 +79,8 @@ def absorbed_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str
     """
     found = solved_exponents(fixed, solved, decay_mode)
     for name, each in found.items():
-        if each.decided.normalised:
-            continue  # a factor on it would be divided out again
+        if each.decided.normalised or _acts_as_vector(fixed.dag, name):
+            continue  # a factor on it would be divided out again, or change what else reads it
         a = next(iter(each.decided.a.values()), 0.0)
         left = {node: other - a for node, other in each.decided.a.items()}
         found[name] = each.moved(a, fixed.families[name], left)
@@ -89,7 +89,7 @@ def absorbed_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str
             found[name] = found[name].moved(a, fixed.families[name], found[name].decided.a)
     for name, each in list(found.items()):
         for node, a in each.decided.a.items():
-            vectors = _vectors_before(fixed.dag, node) if a else ()
+            vectors = _vectors_before(fixed.dag, node) if a and fixed.dag.node(node).weight is None else ()
             for vector in vectors:
                 found[vector] = found[vector].moved(a, fixed.families[vector], {})
             if vectors:
@@ -104,6 +104,11 @@ def attention_left(fixed: FixedExponents) -> dict[str, float]:
     That is the case where query and key come out of one fused layer.
     """
     return {node: a for node, a in fixed.attention.items() if not query_targets(fixed.dag, node)}
+
+
+def _acts_as_vector(dag: LayerDag, parameter: str) -> bool:
+    """Whether a weight is also added or multiplied entry by entry somewhere in the model, or a function reads it."""
+    return any(not isinstance(dag.kind(node), Layer) for node in dag.uses().get(parameter, ()))
 
 
 def _vectors_before(dag: LayerDag, node: str) -> tuple[str, ...]:

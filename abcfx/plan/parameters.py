@@ -225,7 +225,7 @@ class _Planner:
             n: the width or width ratio that exponents are powers of.
         """
         is_matrix = any(isinstance(self.fixed.dag.kind(node), Layer) for node in decided.a)
-        if self.options.init == "keep" or decided.role == "plain" or decided.normalised:
+        if self.options.init == "keep" or decided.role == "plain" or decided.normalised or decided.keeps_init:
             return Init.keep(parameter)
         constant = self.options.std_of(decided.role) if is_matrix else 1.0
         if self.widths.has_base:

@@ -26,6 +26,7 @@ from abcfx.plan.spec import ParameterPlan
 from abcfx.rewrite.folding import Fold
 from abcfx.rewrite.hooks import can_hook, hook_features, refuse_saving
 from abcfx.rewrite.marks import marked_nodes
+from abcfx.rewrite.parameter_scales import parameter_scales, without_repeats
 from abcfx.rewrite.query_features import FeatureScale, query_features
 from abcfx.support.location import location
 
@@ -105,7 +106,7 @@ def _insert(
     """
     module, growth = pair.target_graph.module, fixed.widths
     dags = [dag for dag in (pair.target_dag, pair.eval_dag) if dag is not None]
-    scales = [scale for dag in dags for scale in _scales(dag, plan, growth)]
+    scales = [scale for dag in dags for scale in _scales(module, dag, plan, growth)]
     scales += [s for dag in dags for s in _branch_scales(pair.target_dag, dag, depth, branches, growth.blocks)]
     on_logits = [scale for dag in dags for scale in _attention_scales(pair.target_dag, dag, attention, growth)]
     try:
@@ -182,7 +183,9 @@ def _hook(captured: CapturedGraph, fixed: FixedExponents, fold: Fold) -> tuple[s
     return (f"hooks multiply the queries of fused layers ({where}): state_dict() is refused until result.fold()",)
 
 
-def _scales(dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: WidthGrowth) -> list[ScaleInsertion]:
+def _scales(
+    module: nn.Module, dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: WidthGrowth
+) -> list[ScaleInsertion]:
     """Return the scale nodes for the multipliers of all layers in a graph, given by its layer DAG."""
     n = "m" if growth.has_base else "n"
     scales = []
@@ -190,8 +193,14 @@ def _scales(dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: WidthGrowt
         row = plan[layer.parameter]
         used = dag.node(node)
         formula = f"{n}^{-row.a[node]:g}"
-        scales.append(ScaleInsertion(used.fx_node, used.operand, row.multiplier[node], node, formula))
-    return scales
+        factor = row.multiplier[node]
+        if used.weight is None:
+            scales.append(ScaleInsertion(used.fx_node, used.operand, factor, node, formula))
+        elif factor != 1.0:
+            scales += parameter_scales(
+                module, used.weight, layer.parameter, ScaleInsertion(used.weight, None, factor, node, formula)
+            )
+    return without_repeats(scales)
 
 
 def _attention_scales(

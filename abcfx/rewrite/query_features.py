@@ -149,7 +149,7 @@ def _layer_features(
     uses, calls = dag.uses(), set(dag.uses()[layer.parameter])
     readers = [_reader(dag, node) for node in nodes]
     own_biases = all(uses.get(bias) == [bias] and calls.issuperset(dag.successors(bias)) for bias in biases)
-    if len(dims) != 1 or layer.normalised or not own_biases or captured.args is None:
+    if len(dims) != 1 or layer.normalised or dag.node(at).is_curved or not own_biases or captured.args is None:
         raise _refused(dag, nodes[0])
     if not all(isinstance(dag.kind(call), Layer) for call in calls):
         raise _refused(dag, nodes[0])

@@ -28,6 +28,9 @@ class DagNode:
         over: for a layer, the dims of its input that are summed over, where these are not the last ones; () where rows
             of the input come in another order each time.
         paired: for a layer with a stack of matrices, dim of the weight that counts them -> the input's dim beside it.
+        weight: of a layer whose weight is composed of several parameters, or is a nonlinear function of one, the fx
+            node that returns the weight. A multiplier belongs to the parameter then, not to the input.
+        is_curved: of a layer, whether its weight is not proportional to its parameter.
     """
 
     name: str
@@ -41,6 +44,8 @@ class DagNode:
     operands: Mapping[str, fx.Node] = field(default_factory=dict)
     over: tuple[int, ...] | None = None
     paired: Mapping[int, int] = field(default_factory=dict)
+    weight: fx.Node | None = None
+    is_curved: bool = False
 
     @property
     def parameter(self) -> str | None:

@@ -11,6 +11,7 @@ from abcfx.rules.extents import Dim, Number
 from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
 from abcfx.rules.values import Value
+from abcfx.rules.weight_terms import chained, permuted
 
 
 @register_rule("linear")
@@ -95,7 +96,8 @@ def matmul(op: Op, x: Value, y: Value) -> Value:
         return op.layer(y, x, fan_in=[-1], fan_out=[] if x.ndim == 1 else [-2], over=over, paired=paired)
     contracted = x.dim(-1)
     rows, columns = _matrix_dim(x, -2), _matrix_dim(y, -1)
-    return op.product(x, y, () if contracted is None else (contracted,), (columns, rows))
+    product = op.product(x, y, () if contracted is None else (contracted,), (columns, rows))
+    return replace(product, terms=chained(x, y)) if op.is_weight(x) and op.is_weight(y) else product
 
 
 def _matrix_dim(x: Value, index: int) -> tuple[Dim, ...]:
@@ -148,7 +150,7 @@ def einsum(op: Op, equation: str, *operands: Value | Sequence[Value]) -> Value:
             value = replace(value, at=None, shape=None)
         value = _einsum_pair(op, value, seen, tensors[k], letters[k], later)
         seen = "".join(dict.fromkeys(c for c in seen + letters[k] if c in later))
-    return value
+    return replace(value, terms=permuted(value, (1, 0))) if len(output) == 2 and seen == output[::-1] else value
 
 
 def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kept: str) -> Value:
@@ -162,7 +164,7 @@ def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kep
         y_letters: the letters of its dims.
         kept: the letters that the result or later operands have; the others are summed over.
     """
-    if op.is_weight(x):
+    if op.is_weight(x) and not op.is_weight(y):
         x, x_letters, y, y_letters = y, y_letters, x, x_letters
     contracted = [c for c in y_letters if c in x_letters and c not in kept]
 
@@ -190,7 +192,12 @@ def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kep
 
     dims = y.dims_at([position(y_letters, c) for c in contracted])
     broadcast = missing(x_letters, y, y_letters), missing(y_letters, x, x_letters)
-    return op.product(x, y, dims, broadcast)
+    product = op.product(x, y, dims, broadcast)
+    if op.is_weight(x) and len(x_letters) == len(y_letters) == 2 and len(contracted) == 1:
+        left = x if x_letters[1] in contracted else op.view(x, (1, 0))
+        right = y if y_letters[0] in contracted else op.view(y, (1, 0))
+        return replace(product, terms=chained(left, right))
+    return product
 
 
 def _from_last(letters: str, c: str) -> int:

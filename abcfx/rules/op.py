@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-import torch.fx as fx
 
-from abcfx.rules.builder import DagBuilder, DagNode
+from abcfx.rules import weight_terms
+from abcfx.rules.builder import DagNode
 from abcfx.rules.extents import ConstantTensor, Dim, Extent, ModuleAttribute, Number, ScalarArgument
 from abcfx.rules.kinds import (
-    Kind,
     Layer,
     Merge,
     Mix,
@@ -22,16 +21,24 @@ from abcfx.rules.kinds import (
     Product,
     Reduce,
     Softmax,
-    Vector,
 )
+from abcfx.rules.node_maker import NodeMaker
 from abcfx.rules.registry import plain_name
 from abcfx.rules.values import Dims, Simplex, Statistic, Value, is_discrete, shape_of
-from abcfx.rules.weights import is_weight, module_parameter, read_weight, vector_contraction
+from abcfx.rules.weights import (
+    dims_of,
+    in_order_of_use,
+    is_weight,
+    layer_kind,
+    module_parameter,
+    read_weight,
+    vector_contraction,
+)
 
 Broadcast = tuple[tuple[Extent, ...], tuple[Extent, ...]]
 
 
-class Op:
+class Op(NodeMaker):
     """One op of the traced graph, as its rule sees it.
 
     A rule takes the Op, then (for a module) the module, then the op's own arguments, where each tensor is a `Value`.
@@ -40,21 +47,6 @@ class Op:
     Attributes:
         at: the fx node of the op.
     """
-
-    def __init__(self, builder: DagBuilder, at: fx.Node, path: str = "", is_inside: bool = False) -> None:
-        """Make the Op that the rule for an fx node gets.
-
-        Args:
-            builder: holds the layer DAG, to which the rule adds nodes.
-            at: the fx node of the op.
-            path: module path of the op.
-            is_inside: whether the op is one of those that a custom autograd.Function runs; `at` is then the node of
-                that function, whose arguments are not those of the op.
-        """
-        self.at = at
-        self._builder = builder
-        self._path = path
-        self._is_inside = is_inside
 
     # -- what the op is given
 
@@ -82,16 +74,12 @@ class Op:
 
     # -- what the op does: every method returns the Value of a tensor
 
-    def constant(self) -> Value:
-        """Return an abstract tensor for a result that training does not change."""
-        return Value(at=self.at, shape=shape_of(self.at))
-
     def same(self, x: Value) -> Value:
         """Keep the size and change of x, as a reshape, dropout, relu or pooling do.
 
         A parameter keeps its name, not its dims.
         """
-        return replace(x, at=self.at, dims=None, shape=shape_of(self.at))
+        return replace(x, at=self.at, dims=None, shape=shape_of(self.at), terms=weight_terms.regrouped(x, self.at))
 
     def nonlinear(self, x: Value) -> Value:
         """Apply a function phi with phi(0) = 0 and phi(kx) != k phi(x), such as gelu or tanh.
@@ -100,12 +88,14 @@ class Op:
         compute the same function only if x stays as large as it was.
         """
         self._pin(x)
-        return self.same(x)
+        return replace(self.same(x), is_curved=True, terms=weight_terms.curved(x))
 
     def view(self, x: Value, order: tuple[int, ...] | None = None) -> Value:
         """Return x with its dims in another order; without `order`, with dims regrouped as by a reshape."""
         if order is not None and x.simplex is not None:
             x = replace(x, simplex=x.simplex.permuted(order))
+        if order is not None and x.terms:
+            return replace(self.same(x), terms=weight_terms.permuted(x, order))
         if order is None or x.dims is None:
             return self.same(x)
         shape = None if x.shape is None else tuple(x.shape[i] for i in order)
@@ -126,8 +116,8 @@ class Op:
     ) -> Value:
         """Contract a weight with x and add a bias.
 
-        A weight that is computed from parameters alone (masked, standardised, a sum of several) is a layer of each of
-        the matrices among them; the other parameters count as gains.
+        A weight that is computed from parameters alone is a sum of products of them, each a chain of layers; what
+        multiplies them entry by entry counts as gain. A weight that is no such sum, a softmax, is like an activation.
 
         Args:
             x: the input; None for a lookup in a table.
@@ -142,41 +132,46 @@ class Op:
                 order each time.
             paired: dims of the weight that count matrices -> the dims of x that run along with them.
         """
-        source = None if x is None else self._node(x)
         read = read_weight(self._builder, weight)
         if read is None:
-            y = self.product(x if x is not None else Value(), weight, weight.dims_at(fan_in))
-            return y if bias is None else self.merge([y, bias])
+            product = self.product(x if x is not None else Value(), weight, weight.dims_at(fan_in))
+            return product if bias is None else self.merge([product, bias])
         inner = inner or (x is not None and x.at not in self.at.all_input_nodes)
-        gains = self._vectors(*(Value(parameter=name) for name in read.gains))
-        vectors = self._vectors(bias) + gains
-        layers = []
-        for matrix in read.matrices:
-            assert matrix.parameter is not None
-            kind = Layer(
-                (source,),
-                matrix.parameter,
-                matrix.dims_at(fan_in),
-                matrix.dims_at(fan_out),
-                pieces,
-                inner,
-                read.factor,
-                fan_back,
-                read.normalised,
-                vectors=vectors,
-            )
-            node = DagNode(
-                self._layer_name(matrix.parameter),
-                kind,
-                self.at,
-                self._path,
-                gains,
-                operand=None if x is None else x.at,
-                over=None if over is None else tuple(over),
-                paired={dim.index: i for k, i in (paired or {}).items() if (dim := matrix.dim(k)) is not None},
-            )
-            layers.append(self._value_of(node))
-        return layers[0] if len(layers) == 1 else self.merge(layers)
+        inner = inner or (read.is_composed and weight.at not in self.at.all_input_nodes)
+        outputs: list[Value] = []
+        for i, term in enumerate(read.terms):
+            y: Value | None = x
+            steps = in_order_of_use(term, fan_in)
+            for k, matrix in enumerate(steps):
+                is_last = k == len(steps) - 1
+                gains = (*self._vectors_of(matrix.gains), *(term.gains if is_last else ()))
+                vectors = (self._vectors(bias) if i == 0 and is_last else ()) + gains
+                kind = layer_kind(self._node(y) if y is not None else None, matrix, term, is_last)
+                node = DagNode(
+                    self._layer_name(kind.parameter),
+                    replace(
+                        kind,
+                        fan_in=dims_of(matrix, weight, fan_in),
+                        fan_out=dims_of(matrix, weight, fan_out),
+                        pieces=pieces,
+                        inner=inner or (read.is_normalised and i > 0),
+                        fan_back=fan_back,
+                        normalised=read.is_normalised,
+                        vectors=vectors,
+                    ),
+                    self.at,
+                    self._path,
+                    gains,
+                    operand=None if y is None or k else y.at,
+                    over=None if over is None else tuple(over),
+                    paired={d.index: j for m, j in (paired or {}).items() for d in dims_of(matrix, weight, [m])},
+                    weight=weight.at if read.is_composed else None,
+                    is_curved=term.is_curved,
+                )
+                y = self._value_of(node)
+            assert y is not None
+            outputs.append(y)
+        return outputs[0] if len(outputs) == 1 else self.merge(outputs)
 
     def merge(self, values: Iterable[Value]) -> Value:
         """Add or concatenate tensors, of which the largest dominates.
@@ -184,17 +179,20 @@ class Op:
         A constant among the values changes nothing, but the others then must keep their size, unless it is zero.
         """
         values = list(values)
-        if any(v.is_constant and not _is_zero(v) for v in values):
+        is_shifted = any(v.is_constant and not _is_zero(v) for v in values)
+        if is_shifted:
             for v in values:
                 self._pin(v)
+        terms = weight_terms.summed(values, is_shifted)
         read_from = [(node, v.at) for v in values if (node := self._node(v)) is not None]
         nodes = tuple(dict.fromkeys(node for node, _ in read_from))
         if not nodes:
             return self.constant()
         if len(nodes) == 1:
-            return Value(nodes[0], self.at, shape=shape_of(self.at))
+            return Value(nodes[0], self.at, shape=shape_of(self.at), terms=terms)
         operands = {node: at for node, at in read_from if at is not None and at in self.at.all_input_nodes}
-        return self._value_of(DagNode(self.at.name, Merge(nodes), self.at, self._path, operands=operands))
+        merged = DagNode(self.at.name, Merge(nodes), self.at, self._path, operands=operands)
+        return replace(self._value_of(merged), terms=terms)
 
     def product(
         self, x: Value, y: Value, contracted: tuple[Extent, ...] = (), broadcast: Broadcast | None = None
@@ -215,13 +213,14 @@ class Op:
         left, right = self._node(x), self._node(y)
         if left is None and right is None:
             return self.constant()
+        terms = () if contracted else weight_terms.multiplied(self._builder, x, y, (left, right))
         if not contracted and (left is None or right is None):
-            return Value(left or right, self.at, shape=shape_of(self.at))
+            return Value(left or right, self.at, shape=shape_of(self.at), terms=terms)
         missing = broadcast or (((), ()) if contracted else (x.lacking(y), y.lacking(x)))
         for weights, pair, lacking in ((x, (left, right), missing), (y, (right, left), (missing[1], missing[0]))):
             if weights.simplex is not None and weights.simplex.is_doubly_stochastic and None not in pair:
                 return self._contraction(x, Mix(pair, contracted, lacking))
-        return self._contraction(x, Product((left, right), contracted, missing))
+        return replace(self._contraction(x, Product((left, right), contracted, missing)), terms=terms)
 
     def norm(self, x: Value, gain: Value | None = None, bias: Value | None = None) -> Value:
         """Divide x by its own statistics, multiply by a gain and add a bias."""
@@ -247,7 +246,8 @@ class Op:
 
     def scale(self, x: Value, factor: Number) -> Value:
         """Multiply x by a number that may differ between the base and the target model."""
-        return self._unary(x, lambda node: NumberFactor((node,), factor))
+        y = self._unary(x, lambda node: NumberFactor((node,), factor))
+        return replace(y, terms=weight_terms.scaled(x, factor))
 
     def softmax(self, x: Value, dim: int, is_log: bool = False) -> Value:
         """Take the softmax of x over one dim; with `is_log`, the logarithm of it."""
@@ -288,6 +288,7 @@ class Op:
         if not mean and (read := vector_contraction(self._builder, x, indices, self.at)) is not None:
             return self.layer(*read, inner=True)
         y = self._unary(x, lambda node: Reduce((node,), over, mean))
+        y = replace(y, terms=weight_terms.without_dims(x, indices))
         statistic = x.as_statistic()
         if statistic is None:
             return y
@@ -317,22 +318,6 @@ class Op:
 
     # -- inside
 
-    def _unary(self, x: Value, make: Callable[[str], Kind], gains: tuple[str, ...] = ()) -> Value:
-        """Add a node that reads x alone, of the kind that `make` makes from the name of x's node; return its tensor."""
-        node = self._node(x)
-        if node is None:
-            return self.constant()
-        return self._value_of(DagNode(self.at.name, make(node), self.at, self._path, gains))
-
-    def _contraction(self, x: Value, kind: Product) -> Value:
-        """Add a product or mix to the layer DAG, with a link to the fx node of its input x; return its tensor."""
-        operand = x.at if x.at in self.at.all_input_nodes else None
-        return self._value_of(DagNode(self.at.name, kind, self.at, self._path, operand=operand))
-
-    def _value_of(self, node: DagNode) -> Value:
-        """Add a node to the layer DAG and return the abstract tensor that it computes."""
-        return Value(self._builder.add(node), self.at, shape=shape_of(self.at))
-
     def _simplex(self, x: Value, over: tuple[int, ...], dims: tuple[Dim, ...]) -> Value:
         """Divide positive x by its sums over dims: a softmax, or no node if sums over other dims are already 1."""
         assert x.simplex is not None
@@ -358,31 +343,6 @@ class Op:
                 if this is not None and (normed := self._normed(this, stat)) is not None:
                     return self.product(normed, Value(other))
         return None
-
-    def _pin(self, x: Value) -> None:
-        """Mark a tensor (node or parameter) as one that must keep its size in a wider copy of the model."""
-        if x.node is not None:
-            self._builder.pin(x.node)
-        elif x.parameter is not None:
-            self._builder.pinned_parameters.add(x.parameter)
-
-    def _node(self, x: Value) -> str | None:
-        """Return the name of the DAG node behind a tensor; make a vector node for a parameter that has none yet."""
-        if x.parameter is None or x.node is not None:
-            return x.node
-        vector = self._builder.add_vector(Vector((), x.parameter, x.all_dims()), self.at, self._path)
-        if x.gains:
-            return self.merge([Value(vector), *(Value(parameter=gain) for gain in x.gains)]).node
-        return vector
-
-    def _vectors(self, *values: Value | None) -> tuple[str, ...]:
-        """Return the names of the DAG nodes of those of the given tensors (bias, gain) that are no constants."""
-        return tuple(node for v in values if v is not None and (node := self._node(v)) is not None)
-
-    def _layer_name(self, parameter: str) -> str:
-        """Name a layer by its parameter's owner; at a second use, by the module that uses it (a tied "head")."""
-        owner, taken = parameter.removesuffix(".weight"), self._builder
-        return self._path if owner in taken and self._path and self._path not in taken else owner
 
 
 def _is_zero(constant: Value) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -74,6 +74,30 @@ class Simplex:
 
 
 @dataclass(frozen=True)
+class WeightTerm:
+    """One summand of a weight that is computed from parameters: a product of them.
+
+    Attributes:
+        chain: the parameters that are multiplied as matrices, from left to right.
+        gains: names of DAG nodes that multiply its rows or columns.
+        cofactors: names of DAG nodes that multiply each of its entries.
+        factor: the number that multiplies it.
+        is_curved: whether the weight is not proportional to the parameters: tanh of them, or a constant plus them.
+    """
+
+    chain: tuple[Value, ...]
+    gains: tuple[str, ...] = ()
+    cofactors: tuple[str, ...] = ()
+    factor: Number = field(default_factory=Number)
+    is_curved: bool = False
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that are multiplied as matrices."""
+        return tuple(matrix.parameter for matrix in self.chain if matrix.parameter is not None)
+
+
+@dataclass(frozen=True)
 class Value:
     """An abstract tensor: what is known of a tensor of the graph while its layer DAG is built.
 
@@ -89,6 +113,8 @@ class Value:
         normalised: whether a weight norm or spectral norm stands between the parameter and the tensor.
         simplex: mark of positive entries, for softmax and Sinkhorn's iterations.
         log_total: where the tensor is the logsumexp of another tensor with the same node, indices of its dims.
+        is_curved: whether a parameter went through a function that is not homogeneous, such as tanh.
+        terms: of a tensor that is computed from parameters, the products whose sum it is, where that is known.
     """
 
     node: str | None = None
@@ -101,6 +127,8 @@ class Value:
     normalised: bool = False
     simplex: Simplex | None = None
     log_total: tuple[int, ...] = ()
+    is_curved: bool = False
+    terms: tuple[WeightTerm, ...] = ()
 
     @property
     def is_constant(self) -> bool:

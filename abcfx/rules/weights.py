@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -11,9 +11,10 @@ import torch.fx as fx
 
 from abcfx.errors import UnknownOpError
 from abcfx.rules.builder import DagBuilder
-from abcfx.rules.extents import Number
-from abcfx.rules.kinds import Norm, NumberFactor, Power, Product, Unary, Vector
-from abcfx.rules.values import Value
+from abcfx.rules.extents import Dim, Number
+from abcfx.rules.kinds import Layer, Norm, NumberFactor, Power, Product, Unary, Vector
+from abcfx.rules.values import Value, WeightTerm
+from abcfx.rules.weight_kinds import ScaledLayer
 from abcfx.support.location import location
 
 _NORMS = ("_WeightNorm", "_SpectralNorm", "_Orthogonal")  # torch's parametrizations that divide by a norm
@@ -24,16 +25,14 @@ class ComputedWeight:
     """A weight that is a parameter, or is computed from parameters: which ones, and how.
 
     Attributes:
-        matrices: the parameters that are contracted with the input.
-        gains: names of the other parameters, which multiply or mask the matrices.
-        factor: the number that the weight is multiplied with on its way from the parameter.
-        normalised: whether the weight is divided by a norm of itself.
+        terms: the products of parameters whose sum it is.
+        is_normalised: whether the weight is divided by a norm of itself.
+        is_composed: whether a number on the whole weight is another thing than the number on one of its parameters.
     """
 
-    matrices: tuple[Value, ...]
-    gains: tuple[str, ...]
-    factor: Number
-    normalised: bool
+    terms: tuple[WeightTerm, ...]
+    is_normalised: bool = False
+    is_composed: bool = False
 
 
 def is_weight(builder: DagBuilder, x: Value) -> bool:
@@ -42,21 +41,62 @@ def is_weight(builder: DagBuilder, x: Value) -> bool:
 
 
 def read_weight(builder: DagBuilder, weight: Value) -> ComputedWeight | None:
-    """Find the parameters behind a weight; None for an activation or a constant."""
+    """Find the parameters behind a weight; None for an activation, a constant, or a function that is no sum of products
+    of parameters and no norm.
+    """
     if not is_weight(builder, weight):
         return None
     if weight.node is None:
-        return ComputedWeight((weight,), weight.gains, Number(), weight.normalised)
+        term = WeightTerm((weight,), is_curved=weight.is_curved)
+        return ComputedWeight((term,), weight.normalised, weight.is_curved)
+    if terms := weight.terms:
+        is_composed = len(terms) > 1 or any(len(term.chain) > 1 or term.is_curved for term in terms)
+        return ComputedWeight(terms, weight.normalised, is_composed)
     kinds = [builder.kind(node) for node in builder.above(weight.node)]
+    if not any(isinstance(kind, Norm) or (isinstance(kind, Power) and kind.exponent < 0) for kind in kinds):
+        return None
     shapes = {kind.parameter: builder.shapes[kind.parameter] for kind in kinds if isinstance(kind, Vector)}
     mains = [name for name, shape in shapes.items() if sum(size > 1 for size in shape) > 1] or list(shapes)
-    is_divided = any(isinstance(kind, Norm) or (isinstance(kind, Power) and kind.exponent < 0) for kind in kinds)
+    gains = tuple(name for name in shapes if name not in mains)
+    factor = _factor(builder, weight.node)
+    matrices = [_matrix(weight, name, shapes[name]) for name in mains]
     return ComputedWeight(
-        tuple(_matrix(weight, name, shapes[name]) for name in mains),
-        tuple(name for name in shapes if name not in mains),
-        _factor(builder, weight.node),
-        weight.normalised or is_divided,
+        tuple(WeightTerm((replace(each, gains=gains),), factor=factor) for each in matrices), is_normalised=True
     )
+
+
+def layer_kind(source: str | None, matrix: Value, term: WeightTerm, is_last: bool) -> Layer:
+    """Return the kind of layer, still without its dims, for one matrix of a term.
+
+    Args:
+        source: the DAG node of its input.
+        matrix: the matrix.
+        term: the term.
+        is_last: whether the matrix makes the output of the term, which takes its number and its cofactors.
+    """
+    assert matrix.parameter is not None
+    factor = term.factor if is_last else Number()
+    if is_last and term.cofactors:
+        return ScaledLayer((source,), matrix.parameter, (), (), factor=factor, cofactors=term.cofactors)
+    return Layer((source,), matrix.parameter, (), (), factor=factor)
+
+
+def in_order_of_use(term: WeightTerm, fan_in: Sequence[int]) -> tuple[Value, ...]:
+    """Return the matrices of a term in the order in which the input meets them, given the weight's dims of fan_in."""
+    first_dim = all(i in (0, -2) for i in fan_in)
+    return term.chain if first_dim else term.chain[::-1]
+
+
+def dims_of(matrix: Value, weight: Value, indices: Sequence[int]) -> tuple[Dim, ...]:
+    """Return the dims of a matrix that stand where a computed weight has its dims at some indices.
+
+    A stack of matrices has more dims than each of them: dims are then counted from the last one.
+    """
+    rank, whole = matrix.ndim, weight.ndim
+    if rank is None or whole is None or rank == whole:
+        return matrix.dims_at(indices)
+    from_end = [i - whole if i >= 0 else i for i in indices]
+    return matrix.dims_at([i for i in from_end if -i <= rank])
 
 
 def _matrix(weight: Value, name: str, shape: tuple[int, ...]) -> Value:

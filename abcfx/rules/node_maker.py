@@ -1,0 +1,85 @@
+"""Adds nodes to the layer DAG for one op of the traced graph: what `Op` is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch.fx as fx
+
+from abcfx.rules.builder import DagBuilder, DagNode
+from abcfx.rules.kinds import Kind, Merge, Product, Vector
+from abcfx.rules.values import Value, shape_of
+
+
+class NodeMaker:
+    """Adds nodes to the layer DAG for one op of the traced graph.
+
+    Attributes:
+        at: the fx node of the op.
+    """
+
+    def __init__(self, builder: DagBuilder, at: fx.Node, path: str = "", is_inside: bool = False) -> None:
+        """Prepare to add the nodes of one fx node.
+
+        Args:
+            builder: holds the layer DAG, to which the rule adds nodes.
+            at: the fx node of the op.
+            path: module path of the op.
+            is_inside: whether the op is one of those that a custom autograd.Function runs; `at` is then the node of
+                that function, whose arguments are not those of the op.
+        """
+        self.at = at
+        self._builder = builder
+        self._path = path
+        self._is_inside = is_inside
+
+    def constant(self) -> Value:
+        """Return an abstract tensor for a result that training does not change."""
+        return Value(at=self.at, shape=shape_of(self.at))
+
+    def _unary(self, x: Value, make: Callable[[str], Kind], gains: tuple[str, ...] = ()) -> Value:
+        """Add a node that reads x alone, of the kind that `make` makes from the name of x's node; return its tensor."""
+        node = self._node(x)
+        if node is None:
+            return self.constant()
+        return self._value_of(DagNode(self.at.name, make(node), self.at, self._path, gains))
+
+    def _contraction(self, x: Value, kind: Product) -> Value:
+        """Add a product or mix to the layer DAG, with a link to the fx node of its input x; return its tensor."""
+        operand = x.at if x.at in self.at.all_input_nodes else None
+        return self._value_of(DagNode(self.at.name, kind, self.at, self._path, operand=operand))
+
+    def _value_of(self, node: DagNode) -> Value:
+        """Add a node to the layer DAG and return the abstract tensor that it computes."""
+        return Value(self._builder.add(node), self.at, shape=shape_of(self.at))
+
+    def _pin(self, x: Value) -> None:
+        """Mark a tensor (node or parameter) as one that must keep its size in a wider copy of the model."""
+        if x.node is not None:
+            self._builder.pin(x.node)
+        elif x.parameter is not None:
+            self._builder.pinned_parameters.add(x.parameter)
+
+    def _node(self, x: Value) -> str | None:
+        """Return the name of the DAG node behind a tensor; make a vector node for a parameter that has none yet."""
+        if x.parameter is None or x.node is not None:
+            return x.node
+        vector = self._builder.add_vector(Vector((), x.parameter, x.all_dims()), self.at, self._path)
+        if x.gains:
+            return self._builder.add(
+                DagNode(self.at.name, Merge((vector, *self._vectors_of(x.gains))), self.at, self._path)
+            )
+        return vector
+
+    def _vectors_of(self, parameters: Iterable[str]) -> tuple[str, ...]:
+        """Return the names of the vector nodes of parameters."""
+        return self._vectors(*(Value(parameter=name) for name in parameters))
+
+    def _vectors(self, *values: Value | None) -> tuple[str, ...]:
+        """Return the names of the DAG nodes of those of the given tensors (bias, gain) that are no constants."""
+        return tuple(node for v in values if v is not None and (node := self._node(v)) is not None)
+
+    def _layer_name(self, parameter: str) -> str:
+        """Name a layer by its parameter's owner; at a second use, by the module that uses it (a tied "head")."""
+        owner, taken = parameter.removesuffix(".weight"), self._builder
+        return self._path if owner in taken and self._path and self._path not in taken else owner

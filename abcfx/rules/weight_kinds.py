@@ -1,0 +1,65 @@
+"""The kind of DAG node for a weight that other parameters multiply entry by entry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from abcfx.lp.names import RowKind, RowLabel
+from abcfx.rules.bounds import Bound, ExponentContext
+from abcfx.rules.kinds import Layer
+
+
+@dataclass(frozen=True)
+class ScaledLayer(Layer):
+    """A use of a weight W * s, where s is computed from other parameters and has as many entries as W.
+
+    Attributes:
+        cofactors: names of the DAG nodes s.
+    """
+
+    cofactors: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name that users see: that of any other layer."""
+        return "layer"
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of all DAG nodes that this node reads."""
+        return (*super().sources, *self.cofactors)
+
+    def _beside(self, context: ExponentContext) -> float:
+        """Return the exponent of the size of all cofactors together."""
+        return sum(context.size(node) for node in self.cofactors)
+
+    def size(self, node: str, context: ExponentContext) -> float:
+        """Return s of the output, which the cofactors' sizes add to."""
+        return super().size(node, context) + self._beside(context)
+
+    def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
+        """Yield the bounds of a layer, and one for each cofactor: (W * ds) x, whose entries count as aligned."""
+        beside, x = self._beside(context), self.inputs[0]
+        for bound in super().change(node, context):
+            yield bound._replace(constant=bound.constant + beside)
+        weight = context.a(node) + context.b(self.parameter) + context.size(x) - context.growth(*self.fan_in)
+        for cofactor in self.cofactors:
+            if context.changes(cofactor):
+                others = beside - context.size(cofactor)
+                yield Bound(RowLabel(RowKind.CHANGE, cofactor), (("r", cofactor),), weight + others)
+
+    def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
+        """Yield the input, each cofactor, and bounds on their G (gradient ~ m^-G)."""
+        beside, x = self._beside(context), self.inputs[0]
+        for source, bound in super().gradient(node, context):
+            yield source, bound._replace(constant=bound.constant + beside)
+        weight = context.a(node) + context.b(self.parameter) + context.size(x)
+        for cofactor in self.cofactors:
+            others = beside - context.size(cofactor)
+            yield cofactor, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), weight + others)
+
+    def parameter_gradient(self, node: str, context: ExponentContext) -> Bound:
+        """Return the upper bound on g of the weight (gradient ~ m^-g), which the cofactors' sizes add to."""
+        bound = super().parameter_gradient(node, context)
+        return bound._replace(constant=bound.constant + self._beside(context))

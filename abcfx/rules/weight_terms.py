@@ -1,0 +1,145 @@
+"""The algebra of computed weights: as which sum of products of parameters a tensor can be written, op by op.
+
+Every function returns the terms of a result, or () where the result is no such sum: it is then a tensor like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch.fx as fx
+
+from abcfx.rules.builder import DagBuilder
+from abcfx.rules.extents import Number
+from abcfx.rules.kinds import Vector
+from abcfx.rules.values import Value, WeightTerm, shape_of
+
+Terms = tuple[WeightTerm, ...]
+
+
+def terms_of(x: Value) -> Terms:
+    """Return the terms of a tensor; a parameter is its own one term."""
+    if x.terms or x.node is not None or x.parameter is None or x.normalised or x.gains:
+        return x.terms
+    return (WeightTerm((replace(x, is_curved=False),), is_curved=x.is_curved),)
+
+
+def summed(values: Iterable[Value], is_shifted: bool) -> Terms:
+    """Return the terms of a sum or concatenation; `is_shifted` if a constant is added as well.
+
+    A parameter that stands in several terms (symmetric weights, straight-through rounding) counts once.
+    """
+    found: dict[tuple[object, ...], WeightTerm] = {}
+    for value in values:
+        own = terms_of(value)
+        if not own and not value.is_constant:
+            return ()
+        for term in own:
+            key = (term.parameters, term.cofactors)
+            first = found.get(key, term)
+            is_curved = is_shifted or first.is_curved or term.is_curved
+            found[key] = replace(first, is_curved=is_curved)
+    return tuple(found.values())
+
+
+def multiplied(builder: DagBuilder, x: Value, y: Value, nodes: tuple[str | None, str | None]) -> Terms:
+    """Return the terms of a product entry by entry: those of one factor, with the other as gain or cofactor.
+
+    Args:
+        builder: holds the DAG nodes.
+        x: a factor.
+        y: the other factor.
+        nodes: names of the DAG nodes of both.
+    """
+    sides = [(terms_of(x), y, nodes[1]), (terms_of(y), x, nodes[0])]
+    sides.sort(key=lambda side: (not _is_matrix(side[0]), any(term.is_curved for term in side[0])))
+    for terms, other, node in sides:
+        if not terms:
+            continue
+        if node is None:  # a mask
+            return terms
+        above = [builder.kind(each) for each in builder.above(node)]
+        read = {kind.parameter for kind in above if isinstance(kind, Vector)}
+        if not builder.nodes[node].is_parametric or any(read.intersection(term.parameters) for term in terms):
+            return ()
+        if _is_wide(other.shape):
+            return tuple(replace(term, cofactors=(*term.cofactors, node)) for term in terms)
+        return tuple(replace(term, gains=(*term.gains, node)) for term in terms)
+    return ()
+
+
+def scaled(x: Value, factor: Number) -> Terms:
+    """Return the terms of a tensor times a number."""
+    return tuple(replace(term, factor=term.factor.times(factor)) for term in terms_of(x))
+
+
+def curved(x: Value) -> Terms:
+    """Return the terms of phi(x) for a function with phi(0) = 0, of which each counts as changing as the term does."""
+    return tuple(replace(term, is_curved=True) for term in x.terms)
+
+
+def chained(x: Value, y: Value) -> Terms:
+    """Return the terms of the product of two matrices x @ y."""
+    return tuple(
+        WeightTerm(
+            (*left.chain, *right.chain),
+            (*left.gains, *right.gains),
+            (),
+            left.factor.times(right.factor),
+            left.is_curved or right.is_curved,
+        )
+        for left in terms_of(x)
+        for right in terms_of(y)
+        if not left.cofactors and not right.cofactors and x.ndim == y.ndim == 2
+    )
+
+
+def permuted(x: Value, order: tuple[int, ...]) -> Terms:
+    """Return the terms of a computed weight with its dims in another order."""
+    found = []
+    for term in x.terms:
+        if len(term.chain) > 1 and order != (1, 0):
+            return ()
+        if any(matrix.ndim != len(order) for matrix in term.chain):
+            return ()
+        found.append(replace(term, chain=tuple(_permuted(matrix, order) for matrix in reversed(term.chain))))
+    return tuple(found)
+
+
+def _permuted(matrix: Value, order: tuple[int, ...]) -> Value:
+    shape = None if matrix.shape is None else tuple(matrix.shape[i] for i in order)
+    return replace(matrix.permuted(order), shape=shape)
+
+
+def regrouped(x: Value, at: fx.Node) -> Terms:
+    """Return the terms of the result of an op that keeps, moves or picks entries, and is returned by the node `at`."""
+    shape = shape_of(at)
+    if shape is not None and shape == x.shape:
+        return x.terms
+    if any(len(term.chain) > 1 for term in x.terms):
+        return ()
+    return tuple(replace(term, chain=(replace(term.chain[0], dims=None, at=at, shape=shape),)) for term in x.terms)
+
+
+def without_dims(x: Value, indices: Sequence[int] | None) -> Terms:
+    """Return the terms of a mean or sum over dims of a stack of weights."""
+    found = []
+    for term in terms_of(x):
+        matrix = term.chain[0]
+        if indices is None or matrix.dims is None or len(term.chain) > 1 or matrix.ndim != x.ndim:
+            return ()
+        gone = {i % len(matrix.dims) for i in indices}
+        left = [i for i in range(len(matrix.dims)) if i not in gone]
+        shape = None if matrix.shape is None else tuple(matrix.shape[i] for i in left)
+        found.append(replace(term, chain=(replace(matrix, dims=tuple(matrix.dims[i] for i in left), shape=shape),)))
+    return tuple(found)
+
+
+def _is_matrix(terms: Terms) -> bool:
+    return any(_is_wide(matrix.shape) for term in terms for matrix in term.chain)
+
+
+def _is_wide(shape: tuple[int, ...] | None) -> bool:
+    """Whether a tensor has more than one dim of more than one entry."""
+    return shape is None or sum(size != 1 for size in shape) > 1
