@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from abcfx.capture.emitted import ROOT_LEAF, EmittedModule
 from abcfx.capture.state_spaces import Change
+from abcfx.support import trees
 
 CHECKPOINTS = (
     "activation checkpointing in forward (torch.utils.checkpoint) is not part of the graph: its operations are, and "
@@ -101,6 +102,40 @@ def line_that_sets(model: nn.Module, change: Change) -> str:
                 if writes.search(text):
                     return f"{os.path.basename(inspect.getfile(member))}:{number}: {text.strip()}"
     return ""
+
+
+def fixed_inputs_note(
+    model: nn.Module, args: tuple[object, ...] | None, kwargs: Mapping[str, object] | None
+) -> tuple[str, ...]:
+    """Return a note on arguments that hold numbers outside of tensors, which a graph fixes; none without such.
+
+    Args:
+        model: the model that is called.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+    """
+    try:
+        arguments = inspect.signature(model.forward).bind(*(args or ()), **(kwargs or {})).arguments
+    except TypeError:  # the inputs do not fit, which is told elsewhere
+        return ()
+    names = [name for name, value in arguments.items() if any(map(_is_data, trees.leaves_by_path(value).items()))]
+    if not names:
+        return ()
+    return (
+        f"numbers in arrays and lists are fixed in the graph, which refuses others: argument {_listed(names)}; "
+        "give tensors in their place",
+    )
+
+
+def _is_data(item: tuple[str, object]) -> bool:
+    """Whether an argument, or a part of one by its path, is an array or a float in a list.
+
+    A number that is an argument of its own may be a switch or a size.
+    """
+    path, leaf = item
+    return (isinstance(leaf, float) and bool(path)) or bool(
+        getattr(leaf, "shape", ()) and type(leaf).__module__ == "numpy"
+    )
 
 
 def checks_note(places: list[str]) -> tuple[str, ...]:

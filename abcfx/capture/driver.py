@@ -11,7 +11,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import nn
 
-from abcfx.capture.capture_notes import CHECKPOINTS, hook_notes, state_notes
+from abcfx.capture.capture_notes import CHECKPOINTS, fixed_inputs_note, hook_notes, state_notes
 from abcfx.capture.captured import CapturedGraph
 from abcfx.capture.copying import refuse_lazy
 from abcfx.capture.emitted import Emitted, EmittedModule
@@ -85,6 +85,7 @@ def capture(
     if examples.args is None and (dummy := _dummy_inputs(model)) is not None:
         examples = _Examples(model, (), dummy)
         notes = (f"no example inputs: the model's own dummy_inputs were used ({', '.join(dummy)})",)
+    notes += fixed_inputs_note(model, examples.args, examples.kwargs)
     flags = tuple(mode == "train" for mode in modes)
     attempts = _attempts(examples, flags, sizes)
     if method == "auto":

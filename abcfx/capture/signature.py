@@ -305,7 +305,10 @@ def _same(expected: object, got: object) -> bool:
     """Whether a call got the constant that the graph was captured with: that object, or an equal one of its type."""
     if expected is got:
         return True
-    return type(expected) is type(got) and not isinstance(got, torch.Tensor) and bool(expected == got)
+    if type(expected) is not type(got) or isinstance(got, torch.Tensor):
+        return False
+    as_list = getattr(expected, "tolist", None)  # arrays have no truth value when they are compared
+    return bool(expected == got) if as_list is None else bool(as_list() == got.tolist())  # type: ignore[attr-defined]
 
 
 def _describe(value: object) -> str:

@@ -186,20 +186,34 @@ def _hook(captured: CapturedGraph, fixed: FixedExponents, fold: Fold) -> tuple[s
 def _scales(
     module: nn.Module, dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: WidthGrowth
 ) -> list[ScaleInsertion]:
-    """Return the scale nodes for the multipliers of all layers in a graph, given by its layer DAG."""
+    """Return the scale nodes for the multipliers of all layers in a graph, given by its layer DAG.
+
+    A use of a weight in eval mode that train mode does not have gets the multiplier of the weight's other uses. A
+    weight of eval mode alone, which nothing trains, gets none.
+
+    Raises:
+        InvalidInputError: the other uses of such a weight have different multipliers.
+    """
     n = "m" if growth.has_base else "n"
-    scales = []
+    scales: list[ScaleInsertion] = []
     for node, layer in dag.layers():
-        row = plan[layer.parameter]
-        used = dag.node(node)
-        formula = f"{n}^{-row.a[node]:g}"
-        factor = row.multiplier[node]
-        if used.weight is None:
-            scales.append(ScaleInsertion(used.fx_node, used.operand, factor, node, formula))
-        elif factor != 1.0:
-            scales += parameter_scales(
-                module, used.weight, layer.parameter, ScaleInsertion(used.weight, None, factor, node, formula)
+        row, used = plan[layer.parameter], dag.node(node)
+        uses = [node] if node in row.a else list(row.a)
+        multipliers = {row.a[each]: row.multiplier[each] for each in uses}
+        if len(multipliers) > 1:
+            raise InvalidInputError(
+                f"{layer.parameter} is used in eval mode at {location(used.fx_node)} as it is nowhere in train mode,\n"
+                f"  where its uses have different multipliers: {', '.join(f'{n}^{-a:g}' for a in multipliers)}.\n"
+                f"  To fix: use it in both modes alike, or apply='off'."
             )
+        for a, factor in multipliers.items():
+            formula = f"{n}^{-a:g}"
+            if used.weight is None:
+                scales.append(ScaleInsertion(used.fx_node, used.operand, factor, node, formula))
+            elif factor != 1.0:
+                scales += parameter_scales(
+                    module, used.weight, layer.parameter, ScaleInsertion(used.weight, None, factor, node, formula)
+                )
     return without_repeats(scales)
 
 

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 import abcfx
 from abcfx.capture import capture
-from abcfx.errors import UncapturableError
+from abcfx.errors import InvalidInputError, UncapturableError
 from abcfx.plan.options import ApplyMode
 
 X = torch.rand(4, 6, generator=torch.Generator().manual_seed(0))
@@ -274,3 +274,55 @@ def test_a_model_and_a_base_of_which_one_was_called_before_are_paired(kind: type
     other = torch.rand(2, 6)
     torch.testing.assert_close(result.module.state_dict()["first.weight"].shape, model.first.weight.shape)
     assert result.module(other).shape == (2, 3)
+
+
+# Numbers among the inputs
+
+
+class Weighted(TwoLayers):
+    def forward(self, x: torch.Tensor, weights: object = None, factor: float = 2.0) -> torch.Tensor:
+        return self.layers(x * torch.as_tensor(weights, dtype=x.dtype) * factor)
+
+
+@pytest.mark.parametrize("weights", [np.ones(6, dtype=np.float32), [1.0] * 6])
+def test_numbers_in_arrays_and_lists_are_told_to_be_fixed(weights: object) -> None:
+    captured = capture(Weighted(), (X, weights, 3.0))
+    assert [note for note in captured.notes if "argument weights; give tensors" in note]
+    torch.testing.assert_close(captured.module(X, weights, 3.0), captured.model(X, weights, 3.0))
+    with pytest.raises(InvalidInputError, match="this graph was captured with"):
+        captured.module(X, 2 * np.asarray(weights, dtype=np.float32), 3.0)
+
+
+# Weights of one mode
+
+
+class ReadsOutInEval(TwoLayers):
+    """Has another readout in eval mode: a layer of its own, the readout with an addend, or the readout used twice."""
+
+    def __init__(self, width: int, how: str) -> None:
+        super().__init__(width)
+        self.how = how
+        if how == "layer":
+            self.other = nn.Linear(width, 3)
+        if how in ("addend in train", "addend in eval"):
+            self.addend = nn.Parameter(torch.zeros(3, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, weight = torch.relu(self.first(x)), self.last.weight
+        if self.how == "layer" and not self.training:
+            z: torch.Tensor = self.other(y)
+            return z
+        if self.how == ("addend in train" if self.training else "addend in eval"):
+            weight = weight + self.addend
+        z = nn.functional.linear(y, weight, self.last.bias)
+        return z + nn.functional.linear(y, weight) if self.how == "twice" and not self.training else z
+
+
+@pytest.mark.parametrize("how", ["layer", "addend in train", "addend in eval", "twice"])
+def test_weights_of_one_mode_are_planned_and_folded(how: str) -> None:
+    torch.manual_seed(0)
+    result = abcfx.transform(ReadsOutInEval(32, how), X, base=ReadsOutInEval(8, how))
+    assert result.plan["last.weight"].role == "readout"
+    for training in (True, False):
+        module = result.module.train(training)
+        torch.testing.assert_close(result.fold()(X), module(X))
