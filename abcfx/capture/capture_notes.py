@@ -133,9 +133,8 @@ def _is_data(item: tuple[str, object]) -> bool:
     A number that is an argument of its own may be a switch or a size.
     """
     path, leaf = item
-    return (isinstance(leaf, float) and bool(path)) or bool(
-        getattr(leaf, "shape", ()) and type(leaf).__module__ == "numpy"
-    )
+    is_array = type(leaf).__module__ == "numpy" and bool(getattr(leaf, "shape", ()))
+    return is_array or (isinstance(leaf, float) and bool(path))
 
 
 def checks_note(places: list[str]) -> tuple[str, ...]:
