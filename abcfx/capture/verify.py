@@ -233,7 +233,8 @@ def _refuse_foreign(model: nn.Module, outputs: Sequence[object], inputs: object)
     """
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers(), *trees.tensors(inputs))}
     for leaf in leaves_of(output for output in outputs if isinstance(output, torch.Tensor)):
-        if id(leaf) not in own:
+        # A tensor that forward itself makes to require gradients, as some do for checkpoints, is none of these.
+        if id(leaf) not in own and isinstance(leaf, nn.Parameter):
             raise unregistered(model, leaf)
 
 

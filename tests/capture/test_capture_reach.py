@@ -88,6 +88,21 @@ def test_a_weight_that_is_none_of_the_models_is_refused_unless_it_is_frozen() ->
     torch.testing.assert_close(capture(model, X).module(X), model(X))
 
 
+class AsksForGradients(TwoLayers):
+    """Makes a tensor of its input require gradients, as speech models of Hugging Face do for checkpoints."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x[:, None]
+        if self.training:
+            y.requires_grad = True
+        return self.layers(y[:, 0])
+
+
+def test_a_tensor_that_forward_makes_to_require_gradients_is_no_weight() -> None:
+    model = AsksForGradients()
+    torch.testing.assert_close(capture(model, X, method="export").module(X), model(X))
+
+
 class OwnCheckpoint(torch.autograd.Function):
     """A checkpoint as many repositories write it."""
 
