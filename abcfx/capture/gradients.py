@@ -82,7 +82,7 @@ class Gradients:
         generator = torch.Generator().manual_seed(_SEED)
         for value in outputs:
             if isinstance(value, torch.Tensor) and value.requires_grad:
-                real = torch.view_as_real(value) if value.is_complex() else value
+                real = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
                 roots.append(real)
                 weights.append(_random_weights(real.detach(), generator))
         if not roots:
@@ -168,7 +168,7 @@ def _fingerprint(gradient: torch.Tensor) -> torch.Tensor:
     The matrix is as square as the dims of the gradient allow.
     """
     dense = gradient.to_dense() if gradient.is_sparse else gradient
-    real = torch.view_as_real(dense) if dense.is_complex() else dense
+    real = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
     splits = [math.prod(real.shape[:dim]) for dim in range(1, real.dim())] or [max(real.numel(), 1)]
     rows = min(splits, key=lambda count: count + real.numel() // max(count, 1))
     matrix = real.float().reshape(rows, -1) if real.numel() else real.new_zeros(1, 1, dtype=torch.float32)

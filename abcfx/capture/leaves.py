@@ -14,6 +14,25 @@ _COMPOSITES = (
     nn.TransformerEncoderLayer,
     nn.TransformerDecoderLayer,
 )
+_CALL_ONE_FUNCTION = tuple(
+    getattr(nn, name)
+    for name in (
+        *(
+            f"{kind}Pad{n}d"
+            for kind in ("Circular", "Constant", "Reflection", "Replication", "Zero")
+            for n in (1, 2, 3)
+        ),
+        *(f"{kind}Pool{n}d" for kind in ("FractionalMax", "LP") for n in (1, 2, 3)),
+        *(f"MaxUnpool{n}d" for n in (1, 2, 3)),
+        *("Fold", "Unfold", "LocalResponseNorm", "Softmax2d", "Softmin", "CosineSimilarity", "PairwiseDistance"),
+        *("BCELoss", "BCEWithLogitsLoss", "CTCLoss", "CosineEmbeddingLoss", "CrossEntropyLoss", "GaussianNLLLoss"),
+        *("HingeEmbeddingLoss", "HuberLoss", "KLDivLoss", "L1Loss", "LinearCrossEntropyLoss", "MSELoss"),
+        *("MarginRankingLoss", "MultiLabelMarginLoss", "MultiLabelSoftMarginLoss", "MultiMarginLoss", "NLLLoss"),
+        *("PoissonNLLLoss", "SmoothL1Loss", "SoftMarginLoss", "TripletMarginLoss"),
+    )
+    if hasattr(nn, name)
+)
+"""Torch's layers whose forward is a call of one function, in train and eval mode: that function is the node."""
 _KEPT: set[type[nn.Module]] = set()
 
 
@@ -38,9 +57,11 @@ def is_kept(module_type: type[nn.Module]) -> bool:
 def stays_whole(module: nn.Module) -> bool:
     """Whether a module becomes one node of a graph: torch's own layers, and types given to `keep_whole`.
 
-    Not one with a hook that reaches other modules: their weights would be hidden in the layer's node.
+    Not a layer that only calls one function, and not one with a hook that reaches other modules: their weights would
+    be hidden in the layer's node.
     """
-    return (is_torch_module(module) or type(module) in _KEPT) and not _has_reaching_hooks(module)
+    is_layer = is_torch_module(module) and not isinstance(module, _CALL_ONE_FUNCTION)
+    return (is_layer or type(module) in _KEPT) and not _has_reaching_hooks(module)
 
 
 def _has_reaching_hooks(module: nn.Module) -> bool:

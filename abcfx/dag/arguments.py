@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import torch
 import torch.fx as fx
 from torch.fx.operator_schemas import get_signature_for_torch_op
 
-from abcfx.capture.registered import ArgumentNames, registered_arguments
-from abcfx.rules import Number, Sizes, Value
+from abcfx.capture.registered import registered_name
+from abcfx.rules import Number, Sizes, Value, plain_name
 from abcfx.support import trees
 
 Arguments = tuple[tuple[object, ...], dict[str, object]]
+_NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x2": "other"}  # torch takes these too
+_WITHOUT_EFFECT = frozenset({
+    "dtype", "out_dtype", "layout", "device", "memory_format", "pin_memory", "requires_grad", "non_blocking", "copy",
+    "generator", "keepdim", "stable", "sorted", "largest", "approximate", "decimals", "rounding_mode", "eps",
+    "correction", "unbiased", "interpolation", "indexing", "edge_order", "driver", "check_errors", "upper", "left",
+    "unitriangular", "right", "side", "rcond", "atol", "rtol", "hermitian", "include_self", "accumulate",
+})  # fmt: skip
+"""Keywords of torch that change neither how large a result is nor how it depends on what goes in."""
 
 
 def load(argument: object, values: Mapping[fx.Node, object]) -> object:
@@ -41,46 +50,48 @@ def tensors(value: object) -> list[Value]:
     return [leaf for leaf in leaves(value) if isinstance(leaf, Value)]
 
 
-def positional(target: object, args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
-    """Return the arguments of a torch function with keywords at their positions.
+def positional(target: Callable[..., object] | str, args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
+    """Move keywords of a torch function to their positions, and drop those that do not matter to sizes.
 
-    addmm(bias, mat1=x, mat2=w) becomes addmm(bias, x, w).
-
-    Args:
-        target: the function.
-        args: positional arguments.
-        kwargs: keyword arguments; those that have no position stay keywords.
+    Defaults fill the gaps: F.batch_norm(x, mean, var, bias=b) becomes F.batch_norm(x, mean, var, None, b).
     """
-    if not kwargs:
-        return tuple(args), {}
-    registered = registered_arguments(target)
-    known = [registered] if registered is not None else _torch_arguments(target)
-    names = next((names.positional for names in known if names.all.issuperset(kwargs)), ())
-    return _in_place(names, args, kwargs)
+    if not kwargs or plain_name(target) is None:
+        return tuple(args), dict(kwargs)
+    given = {_NUMPY_NAMES.get(key, key): value for key, value in kwargs.items()}
+    fitting = (fit for each in _signatures(target) if (fit := _in_place(each, args, given)) is not None)
+    moved, rest = next(fitting, (tuple(args), given))
+    return moved, {key: value for key, value in rest.items() if key not in _WITHOUT_EFFECT}
 
 
 def forward_arguments(module: torch.nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
-    """Return the arguments of a module call with keywords at their positions in the module's forward."""
-    return _in_place(_positional_names(inspect.signature(module.forward)), args, kwargs)
+    """Move keyword arguments of a module call to their positions in the signature of the module's forward."""
+    return _in_place(inspect.signature(module.forward), args, kwargs) or (tuple(args), dict(kwargs))
 
 
-def _torch_arguments(target: object) -> list[ArgumentNames]:
-    """Return the argument names of each overload of a torch function or method; none for any other function."""
-    function = target if callable(target) else getattr(torch, str(target), None)
-    found = get_signature_for_torch_op(function) if function is not None else None
-    return [ArgumentNames(frozenset(each.parameters), tuple(_positional_names(each))) for each in found or ()]
+@cache
+def _signatures(target: Callable[..., object] | str) -> Sequence[inspect.Signature]:
+    """Return the signature of each overload of a torch function, method or registered op."""
+    name = plain_name(target)
+    function = getattr(torch.Tensor, target, None) if isinstance(target, str) else target
+    with_indices = getattr(torch.nn.functional, f"{name}_with_indices", None)  # F.max_pool2d itself tells no names
+    if with_indices is not None and registered_name(target) is None:
+        return [inspect.signature(with_indices)]
+    if inspect.isfunction(function):
+        return [inspect.signature(function)]
+    found = None if isinstance(target, str) else get_signature_for_torch_op(target)
+    packet = getattr(torch.ops.aten, str(name), None)  # the op that a method of tensors is called as
+    return found or (packet and get_signature_for_torch_op(packet)) or ()
 
 
-def _positional_names(signature: inspect.Signature) -> list[str]:
-    """Return the names of the arguments of a signature that can be given by position, in order."""
-    return [name for name, p in signature.parameters.items() if p.kind is not p.KEYWORD_ONLY]
-
-
-def _in_place(names: Iterable[str], args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
-    """Move keyword arguments to the positions that `names` gives them, up to the first that is missing."""
+def _in_place(signature: inspect.Signature, args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments | None:
+    """Return the arguments with each keyword in its position, as far as it has one; None if they do not fit."""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return None
     moved, rest = list(args), dict(kwargs)
-    for name in list(names)[len(args) :]:
-        if name not in rest:
-            break
-        moved.append(rest.pop(name))
+    names = [name for name, p in signature.parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    last = max((names.index(name) for name in kwargs if name in names), default=-1)
+    for name in names[len(args) : last + 1]:
+        moved.append(rest.pop(name) if name in rest else signature.parameters[name].default)
     return tuple(moved), rest

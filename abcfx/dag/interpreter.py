@@ -11,18 +11,17 @@ import torch
 import torch.fx as fx
 from torch.fx.proxy import GraphAppendingTracer
 
-from abcfx.dag.arguments import forward_arguments, leaves, load, positional, tensors
+from abcfx.dag.arguments import forward_arguments, leaves, load, positional
 from abcfx.dag.arithmetic import compute_number
+from abcfx.dag.dependence import unread
 from abcfx.errors import UnknownOpError
 from abcfx.rules import Number, Op, Sizes, Value, find_function_rule, find_module_rule, plain_name
 from abcfx.rules.builder import DagBuilder
-from abcfx.rules.elementwise import constant as makes_constant
 from abcfx.rules.op_properties import VIEWS
+from abcfx.rules.refused import REFUSED
 from abcfx.rules.registry import Rule
 from abcfx.rules.values import is_discrete, shape_of
 from abcfx.support.location import location, module_path
-
-_READS_SHAPE_OF_SECOND = frozenset({"type_as", "to", "expand_as", "view_as", "reshape_as"})  # or its dtype
 
 
 class Interpreter:
@@ -137,7 +136,8 @@ class Interpreter:
         if rule is None:
             return self._guess(op, node, type(module), values)
         moved, rest = forward_arguments(module, args, kwargs)
-        return _apply(rule, op, (module, *moved), rest)
+        held = [Value(parameter=name) for p in module.parameters() if (name := self._builder.names.get(p)) is not None]
+        return self._apply(rule, op, (module, *moved), rest, [*values, *held])
 
     def _call_function(
         self,
@@ -164,16 +164,33 @@ class Interpreter:
             return self._run_forward(node, forward, [v for v in args if isinstance(v, Value)])
         if rule is None:
             return self._guess(op, node, node.target, values)
-        result = _apply(rule, op, *positional(node.target, args, kwargs))
-        takes_result = node.target is operator.getitem and isinstance(args[0], tuple)
-        reads_no_entries = rule is makes_constant or plain_name(node.target) in _READS_SHAPE_OF_SECOND
-        if not takes_result and not reads_no_entries and (lost := _lost(values, result)):
+        return self._apply(rule, op, *positional(node.target, args, kwargs), values)
+
+    def _apply(
+        self,
+        rule: Rule,
+        op: Op,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        given: Iterable[Value | Sizes],
+    ) -> object:
+        """Call a rule, and raise an error if its result depends on fewer of the given tensors than it should."""
+        try:
+            inspect.signature(rule).bind(op, *args, **kwargs)
+        except TypeError as error:
             raise UnknownOpError(
-                f"The rule for {node.target} loses {lost}, which training changes.\n"
-                f"  in {location(node)}\n"
-                f"  expected: a Value that depends on it; got only constants.\n"
-                f"  To fix: return a Value made by a method of `op` (op.same, op.layer, op.product, ...)."
-            )
+                f"The rule for {op.at.target} does not take the arguments of this call: {error}\n"
+                f"  in {location(op.at)}\n"
+                f"  To fix: register a rule that does,\n"
+                f"      @abcfx.rules.register_rule({plain_name(op.at.target) or op.at.target!r})"
+            ) from None
+        before = len(self._builder.nodes)
+        result = rule(op, *args, **kwargs)
+        if op.at.target is operator.getitem and isinstance(args[0], tuple):
+            return result
+        inputs = [value for value in given if isinstance(value, Value) and value not in op.disregarded]
+        if lost := unread(self._builder, before, inputs, result):
+            raise _loses(op, [str(value.node or value.parameter) for value in lost])
         return result
 
     def _guess(self, op: Op, node: fx.Node, target: object, values: Iterable[Value | Sizes]) -> object:
@@ -260,36 +277,15 @@ def _writes(node: fx.Node) -> bool:
     return name.endswith("_") and not name.endswith("__")
 
 
-def _lost(given: Iterable[Value | Sizes], returned: object) -> str:
-    """Return the names of inputs that training changes, if every result of a rule is a constant, else "".
-
-    Args:
-        given: the abstract inputs of an op.
-        returned: what its rule returned.
-    """
-    results = tensors(returned)
-    if not results or not all(value.is_constant for value in results):
-        return ""
-    names = [v.node or v.parameter for v in given if isinstance(v, Value) and not v.is_constant]
-    return ", ".join(str(name) for name in names)
-
-
-def _apply(rule: Rule, op: Op, args: Sequence[object], kwargs: Mapping[str, object]) -> object:
-    """Call a rule with the op and its arguments and return the result.
-
-    Raises:
-        UnknownOpError: the rule does not take the arguments of this call.
-    """
-    try:
-        inspect.signature(rule).bind(op, *args, **kwargs)
-    except TypeError as error:
-        raise UnknownOpError(
-            f"The rule for {op.at.target} does not take the arguments of this call: {error}\n"
-            f"  in {location(op.at)}\n"
-            f"  To fix: register a rule that does,\n"
-            f"      @abcfx.rules.register_rule({plain_name(op.at.target) or op.at.target!r})"
-        ) from None
-    return rule(op, *args, **kwargs)
+def _loses(op: Op, lost: Sequence[str]) -> UnknownOpError:
+    """Return the error that a rule made its result of fewer tensors than the op is given."""
+    return UnknownOpError(
+        f"The rule for {op.at.target} loses {', '.join(lost)}, which training changes.\n"
+        f"  in {location(op.at)}\n"
+        f"  expected: a result made of every tensor that the op is given; got one that does not depend on this.\n"
+        f"  To fix: let the rule give it to a method of `op` (op.layer, op.product, op.merge, ...), or write, if it\n"
+        f"  does not matter to the result: op.disregard(value)"
+    )
 
 
 class _NoContext:
@@ -327,18 +323,28 @@ def _shown(target: object) -> str:
 
 
 def _unknown_op(node: fx.Node, target: object) -> UnknownOpError:
-    """Return the error that an op has no rule, with its place and the lines to write."""
+    """Return the error for an op without a rule, with the reason for it if the op is one of torch's."""
     target = getattr(target, "autograd_function", target)
     is_module = isinstance(target, type) and issubclass(target, torch.nn.Module)
     name = None if isinstance(target, type) else plain_name(target)
     key = f'"{name}"' if name else getattr(target, "__name__", str(target))
-    arguments = "op, module, x" if is_module else "op, x"
+    reason = REFUSED.get(name or "")
+    arguments = ", ".join(("op", *(["module"] if is_module else []), *_argument_names(node)))
     return UnknownOpError(
-        f"No rule for {_shown(target)}\n"
+        f"No rule for {_shown(target)}{f': {reason}' if reason else ''}\n"
         f"  in {location(node)}\n"
         f"  expected: an op whose effect on a tensor's size and change is known; got graph node {node.name!r}.\n"
-        f"  To fix, say before calling transform what it does; for example, it keeps size and change, as relu does:\n"
+        f"  To fix, say before calling transform what it does:\n"
         f"      @abcfx.rules.register_rule({key})\n"
         f"      def rule({arguments}, *args, **kwargs):\n"
-        f"          return op.same(x)"
+        f"          ...\n"
+        f"  and return op.same(x) if it does to x what relu does, op.nonlinear(x) for gelu, op.pointwise(x) for\n"
+        f"  sigmoid, op.merge([x, y]) for x + y, op.product(x, y) for x * y; docs/rules.md has the others. Each\n"
+        f"  tensor that training changes must be among them."
     )
+
+
+def _argument_names(node: fx.Node) -> list[str]:
+    """Return a name for each leading tensor argument of an op, for the signature of a rule."""
+    count = next((i for i, each in enumerate(node.args) if not isinstance(each, fx.Node)), len(node.args))
+    return ["x", "y", "z"][:count] if count <= 3 else [f"x{i}" for i in range(1, count + 1)]

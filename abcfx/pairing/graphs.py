@@ -94,7 +94,20 @@ class _Pairing:
             inside = _region(one), _region(other)
             if inside[0] is not None and inside[1] is not None:
                 pairs |= self.run(inside[0].graph, inside[1].graph)
-        return pairs
+        return pairs | self._numbers(pairs)
+
+    def _numbers(self, pairs: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
+        """Pair the nodes that compute numbers out of sizes by the nodes that take them; one graph may lack some."""
+        found: dict[fx.Node, fx.Node] = {}
+        waiting = list(pairs.items())
+        while waiting:
+            one, other = waiting.pop()
+            ours, theirs = one.all_input_nodes, other.all_input_nodes
+            for x, y in zip(ours, theirs, strict=True) if len(ours) == len(theirs) else ():
+                if x not in pairs and x not in found and _is_number(x) and _is_number(y) and x.target == y.target:
+                    found[x] = y
+                    waiting.append((x, y))
+        return found
 
     def _parts(self, graph: fx.Graph, last: Mapping[str, str]) -> dict[Place, list[fx.Node]]:
         """Sort the nodes of a graph by the part of the model that they are in, such as a numbered block.

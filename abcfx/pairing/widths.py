@@ -259,7 +259,9 @@ class PairedGrowth(SizeGrowth):
     def _both(self, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> tuple[object, object]:
         """Return the two values of a number in the graph: in the target, and in the base."""
         ours, theirs = (each.module for each in self._captured)
-        return _value(ours, scalar.node, scalar), _value(theirs, self._twin[scalar.node], scalar)
+        value = _value(ours, scalar.node, scalar)
+        twin = self._twin.get(scalar.node)  # the base may have a constant in place of a computed number
+        return value, value if twin is None else _value(theirs, twin, scalar)
 
     @cached_property
     def _factors(self) -> Factors | None:

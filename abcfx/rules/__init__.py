@@ -1,6 +1,20 @@
 """The rules, one for each op, which say what it does to sizes and changes, and the kinds of DAG node they build."""
 
-from abcfx.rules import attention, conv, elementwise, experts, linear, norm, recurrent, shape, transformer  # noqa: F401  (filling the registry)
+from abcfx.rules import (  # noqa: F401  (filling the registry)
+    attention,
+    conv,
+    elementwise,
+    experts,
+    fourier,
+    linear,
+    losses,
+    matrices,
+    norm,
+    recurrent,
+    reductions,
+    shape,
+    transformer,
+)
 from abcfx.rules.bounds import Bound, ExponentContext
 from abcfx.rules.extents import Dim, Number
 from abcfx.rules.kinds import Kind, Layer, Vector

@@ -50,20 +50,27 @@ def scaled_dot_product_attention(
     if scale is None:
         factor = None if head is None else Number(((head, -0.5),))
     else:
-        factor = scale if isinstance(scale, Number) else op.scalar("scale")
+        factor = scale if isinstance(scale, Number) else op.scalar(7, "scale")
     return _attend(op, query, key, value, head, factor, attn_mask)
 
 
 @register_rule(nn.MultiheadAttention)
 def multi_head_attention(
-    op: Op, module: nn.MultiheadAttention, query: Value, key: Value, value: Value, *args: object, **kwargs: object
+    op: Op,
+    module: nn.MultiheadAttention,
+    query: Value,
+    key: Value,
+    value: Value,
+    key_padding_mask: object = None,
+    need_weights: bool = True,
+    attn_mask: object = None,
+    *_: object,
 ) -> tuple[Value, Value]:
     """Handle a call of nn.MultiheadAttention: four layers (q, k, v, output) around attention.
 
     Returns the output and the attention weights.
     """
-    mask = kwargs.get("attn_mask", args[2] if len(args) > 2 else None)
-    out = attend_with(op, module, query, key, value, mask)
+    out = attend_with(op, module, query, key, value, attn_mask)
     return out, op.pointwise(out)
 
 
@@ -119,15 +126,21 @@ def multi_head_attention_forward(
     dropout_p: float,
     out_proj_weight: Value,
     out_proj_bias: Value | None,
+    training: bool = True,
+    key_padding_mask: object = None,
+    need_weights: bool = True,
+    attn_mask: object = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Value | None = None,
+    k_proj_weight: Value | None = None,
+    v_proj_weight: Value | None = None,
     *_: object,
-    **options: object,
 ) -> tuple[Value, Value]:
     """Handle F.multi_head_attention_forward, by which nn.MultiheadAttention computes: four layers around attention.
 
     Returns the output and the attention weights.
     """
-    found = (options.get(f"{name}_proj_weight") for name in "qkv")
-    separate = [weight for weight in found if isinstance(weight, Value)]
+    separate = [weight for weight in (q_proj_weight, k_proj_weight, v_proj_weight) if weight is not None]
     weights: Sequence[Value | None] = separate or [in_proj_weight] * 3
     q, k, v = (
         op.layer(x, weight, [-1], [-2], in_proj_bias, inner=True)
@@ -137,5 +150,5 @@ def multi_head_attention_forward(
     k, v = (op.merge([x, e]) if e is not None else x for x, e in ((k, bias_k), (v, bias_v)))
     width = query.dim(-1)
     head = None if width is None else Number(((width, 1.0),)).times(op.scalar(4).power(-1.0))
-    out = _attend(op, q, k, v, head, None if head is None else head.power(-0.5), options.get("attn_mask"))
+    out = _attend(op, q, k, v, head, None if head is None else head.power(-0.5), attn_mask)
     return op.layer(out, out_proj_weight, [-1], [-2], out_proj_bias, inner=True), op.pointwise(out)

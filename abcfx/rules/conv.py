@@ -7,16 +7,15 @@ import torch.nn as nn
 from abcfx.rules.extents import Number
 from abcfx.rules.op import Op
 from abcfx.rules.registry import plain_name, register_rule
+from abcfx.rules.shape import count_results
 from abcfx.rules.values import Value
 
 
-@register_rule("conv1d", "conv2d", "conv3d", "convolution")
-def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *rest: object, **options: object) -> Value:
-    """Handle F.conv1d to F.conv3d: add a layer that sums over all but dim 0 of a weight (out, in / groups, *kernel)."""
-    position = 5 if plain_name(op.at.target) == "convolution" else 3  # after stride, padding, dilation, transposed, ...
-    groups = options.get("groups", rest[position] if len(rest) > position else 1)
-    key = "groups" if "groups" in op.at.kwargs else 3 + position
-    return _grouped(op, x, weight, bias, None if groups == 1 else op.scalar(key))
+@register_rule("conv1d", "conv2d", "conv3d")
+def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *options: object) -> Value:
+    """Add a convolution as a layer that sums over all but the first dim of its weight (out, in / groups, *kernel)."""
+    groups = options[3] if len(options) > 3 else 1  # after stride, padding, dilation
+    return _grouped(op, x, weight, bias, None if groups == 1 else op.number(groups, 6, "groups"))
 
 
 def _grouped(op: Op, x: Value, weight: Value, bias: Value | None, groups: Number | None) -> Value:
@@ -37,15 +36,52 @@ def _grouped(op: Op, x: Value, weight: Value, bias: Value | None, groups: Number
 
 
 @register_rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def conv_transpose(op: Op, x: Value, weight: Value, bias: Value | None = None, *_: object, **__: object) -> Value:
+def conv_transpose(op: Op, x: Value, weight: Value, bias: Value | None = None, *options: object) -> Value:
     """Handle F.conv_transpose1d to 3d: add a layer that sums over all but dim 1 of a weight (in, out / groups,
     *kernel).
     """
-    return op.layer(x, weight, fan_in=[0, *range(2, weight.ndim or 2)], fan_out=[1], bias=bias)
+    return _transposed(op, x, weight, bias, options[3] if len(options) > 3 else 1)  # after stride and paddings
+
+
+def _transposed(op: Op, x: Value, weight: Value, bias: Value | None, groups: object) -> Value:
+    """Add a transposed convolution as a layer that sums over all but dim 1 of a weight (in, out / groups, *kernel).
+
+    With one group for each channel it sums over the kernel alone: the weight is a vector along its channels.
+    """
+    kernel = range(2, weight.ndim or 2)
+    if groups != 1 and weight.shape is not None and groups == weight.shape[0]:
+        return op.layer(x, weight, kernel, [0, 1], bias, fan_back=weight.dims_at([1]))
+    return op.layer(x, weight, [0, *kernel], [1], bias)
+
+
+@register_rule("convolution")
+def convolution(
+    op: Op,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: object,
+    padding: object,
+    dilation: object,
+    transposed: bool,
+    output_padding: object,
+    groups: object,
+    *_: object,
+) -> Value:
+    """Handle aten.convolution, which is any convolution, transposed or not."""
+    if transposed:
+        return _transposed(op, x, weight, bias, groups)
+    return _grouped(op, x, weight, bias, None if groups == 1 else op.number(groups, 8, "groups"))
+
+
+@register_rule("conv_tbc")
+def conv_tbc(op: Op, x: Value, weight: Value, bias: Value, pad: int = 0) -> Value:
+    """Add torch.conv_tbc, a convolution over (time, batch, channels) with a weight (kernel, in, out), as a layer."""
+    return op.layer(x, weight, fan_in=[1, 0], fan_out=[2], bias=bias)
 
 
 @register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
-def conv_module(op: Op, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Value, *_: object, **__: object) -> Value:
+def conv_module(op: Op, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Value) -> Value:
     """Handle a call of nn.Conv1d to nn.Conv3d: add its weight (out, in / groups, *kernel) and bias as a layer."""
     weight = op.parameter(module, "weight")
     assert weight is not None
@@ -54,35 +90,54 @@ def conv_module(op: Op, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Value, *_:
 
 
 @register_rule(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-def conv_transpose_module(op: Op, module: nn.Module, x: Value, *_: object, **__: object) -> Value:
+def conv_transpose_module(
+    op: Op, module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d, x: Value, output_size: object = None
+) -> Value:
     """Handle a call of nn.ConvTranspose1d to nn.ConvTranspose3d: add its weight and bias as a layer."""
     weight = op.parameter(module, "weight")
     assert weight is not None
-    return conv_transpose(op, x, weight, op.parameter(module, "bias"))
+    return _transposed(op, x, weight, op.parameter(module, "bias"), module.groups)
 
 
 @register_rule(
     "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
     "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
-    "boolean_dispatch", "interpolate", "upsample", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
-    "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "grid_sample",
-    "grid_sampler", "pixel_shuffle", "pixel_unshuffle", "lp_pool2d",
+    "max_pool1d_with_indices", "max_pool2d_with_indices", "max_pool3d_with_indices",
+    "adaptive_max_pool1d_with_indices", "adaptive_max_pool2d_with_indices", "adaptive_max_pool3d_with_indices",
+    "fractional_max_pool2d", "fractional_max_pool3d", "fractional_max_pool2d_with_indices",
+    "fractional_max_pool3d_with_indices", "max_unpool1d", "max_unpool2d", "max_unpool3d",
+    "boolean_dispatch", "interpolate", "upsample", "upsample_nearest", "upsample_bilinear",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_nearest_exact1d",
+    "upsample_nearest_exact2d", "upsample_nearest_exact3d", "upsample_linear1d", "upsample_bilinear2d",
+    "upsample_bicubic2d", "upsample_trilinear3d", "upsample_bilinear2d_aa", "upsample_bicubic2d_aa",
+    "upsample_lanczos2d_aa", "pixel_shuffle", "pixel_unshuffle", "lp_pool1d", "lp_pool2d", "lp_pool3d",
+    "affine_grid", "affine_grid_generator", "avg_pool", "max_pool",
 )  # fmt: skip
-def pool(op: Op, x: Value, *_: object, **__: object) -> Value:
-    """Handle pooling and resizing over spatial dims, which do not grow with width.
+def pool(op: Op, x: Value, *_: object) -> Value | tuple[Value, ...]:
+    """Handle pooling and resizing, also with the indices of the largest entries as a second result."""
+    named = str(plain_name(op.at.target)).endswith("with_indices")
+    return (op.same(x), op.constant()) if named or count_results(op) > 1 else op.same(x)
 
-    Entries keep their size and their change in training.
-    """
-    return op.same(x)
+
+@register_rule("local_response_norm")
+def local_response_norm(op: Op, x: Value, *_: object) -> Value:
+    """Handle x / (k + alpha * mean of x^2 over a fixed number of neighbours) ** beta, which keeps small x as it is."""
+    return op.nonlinear(x)
+
+
+@register_rule("grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def grid_sample(op: Op, x: Value, grid: Value, *_: object) -> Value:
+    """Read x at the places of a grid: the result is as large as x, and moves with the grid as well."""
+    return op.same(x) if grid.is_constant else op.product(x, op.pointwise(grid))
 
 
 @register_rule(
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
     nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-    nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d,
+    nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle,
 )  # fmt: skip
-def pool_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value:
+def pool_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value | tuple[Value, ...]:
     """Handle a call of a pooling, resizing or padding module: entries keep their size and their change in training."""
-    return op.same(x)
+    return pool(op, x)

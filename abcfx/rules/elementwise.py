@@ -1,26 +1,43 @@
-"""Rules of ops that work entry by entry, of softmax, and of means and sums."""
+"""Rules of ops that work entry by entry."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch.nn as nn
 
-from abcfx.rules.extents import Number
 from abcfx.rules.op import Op
 from abcfx.rules.op_properties import FORGETS_SIZE, HOMOGENEOUS, KEEPS_ZERO
 from abcfx.rules.registry import plain_name, register_rule
-from abcfx.rules.values import Dims, Simplex, Value
+from abcfx.rules.values import Simplex, Value
 
 
 @register_rule(*HOMOGENEOUS)
-def homogeneous(op: Op, x: Value, *_: object, **__: object) -> Value:
+def homogeneous(op: Op, x: Value, *_: object) -> Value:
     """Handle a function phi with phi(kx) = k phi(x) for k > 0, such as relu or dropout.
 
     Entries keep their size and their change in training.
     """
     return op.same(x)
+
+
+@register_rule("to", "type_as", "float", "half")
+def cast(op: Op, x: Value, *like: object) -> Value:
+    """Handle x.to(...) and x.type_as(y): the entries of x in another dtype or on another device."""
+    op.disregard(*like)  # of another tensor the dtype and device count
+    return op.same(x)
+
+
+@register_rule("masked_fill")
+def masked_fill(op: Op, x: Value, mask: Value, value: object) -> Value:
+    """Handle masked_fill: x, merged with the value that is filled in if that is a tensor that learns."""
+    return op.merge([x, value]) if isinstance(value, Value) and not value.is_constant else op.same(x)
+
+
+@register_rule("native_dropout")
+def native_dropout(op: Op, x: Value, *_: object) -> tuple[Value, Value]:
+    """Handle aten.native_dropout: x with entries dropped, and the mask."""
+    return op.same(x), op.constant()
 
 
 @register_rule(nn.ReLU, nn.LeakyReLU, nn.RReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -30,12 +47,19 @@ def homogeneous_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value
 
 
 @register_rule(*KEEPS_ZERO)
-def keeps_zero(op: Op, x: Value, *_: object, **__: object) -> Value:
+def keeps_zero(op: Op, x: Value, *_: object) -> Value:
     """Handle a function phi with phi(0) = 0 but phi(kx) != k phi(x), such as gelu.
 
     Entries keep their size and their change in training, and a larger copy of the model must keep the size of x.
     """
     return op.nonlinear(x)
+
+
+@register_rule("clamp", "clamp_min", "clamp_max")
+def clamp(op: Op, x: Value, *bounds: object) -> Value:
+    """Handle clamp between numbers or tensors; the result may be any of the three."""
+    moving = [bound for bound in bounds if isinstance(bound, Value) and not bound.is_constant]
+    return op.nonlinear(op.merge([x, *moving]) if moving else x)
 
 
 @register_rule(
@@ -48,7 +72,7 @@ def keeps_zero_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value:
 
 
 @register_rule(*FORGETS_SIZE)
-def forgets_size(op: Op, x: Value, *_: object, **__: object) -> Value:
+def forgets_size(op: Op, x: Value, *_: object) -> Value:
     """Handle a function phi with phi(0) != 0, such as sigmoid or cos: its result is of order 1, however small x is."""
     return op.pointwise(x)
 
@@ -92,17 +116,17 @@ def glu_module(op: Op, module: nn.GLU, x: Value) -> Value:
     return glu(op, x, module.dim)
 
 
-@register_rule("add", "sub", "rsub", "maximum", "minimum", "max", "min", "lerp", "logaddexp")
-def add(op: Op, x: object, y: object = None, *_: object, **__: object) -> Value | tuple[Value, ...]:
-    """Handle add, max and the like of two tensors as a merge, whose largest input dominates.
-
-    max(x) and max(x, dim) keep the size of x and its change in training.
-    """
+@register_rule("add", "sub", "rsub")
+def add(op: Op, x: object, y: object, alpha: object = 1) -> Value:
+    """Handle x + alpha * y; x - mean(x) keeps the size of x."""
+    if alpha != 1:
+        reverse = plain_name(op.at.target) == "rsub"  # y - alpha * x
+        x, y = (y, x) if reverse else (x, y)
+        y = op.scale(y, op.number(alpha, 2, "alpha")) if isinstance(y, Value) else y
     if not isinstance(x, Value) or not isinstance(y, Value):
         tensor = x if isinstance(x, Value) else y
         assert isinstance(tensor, Value)
-        reduces = _reduces(op) and y is not None
-        return (op.same(tensor), op.constant()) if reduces else op.same(tensor) if y is None else op.nonlinear(tensor)
+        return op.nonlinear(tensor)
     for tensor, other in ((x, y), (y, x)):
         stat = other.statistic
         if stat is not None and stat.reduced and stat.degree == 1 and stat.node == tensor.node:
@@ -115,30 +139,106 @@ def add(op: Op, x: object, y: object = None, *_: object, **__: object) -> Value 
     return op.merge([x, y])
 
 
-def _reduces(op: Op) -> bool:
-    """Whether the op is torch's max or min, where a number after the tensor is the dim to reduce."""
-    return str(getattr(op.at.target, "__name__", op.at.target)) in ("max", "min")
+@register_rule("maximum", "minimum", "fmax", "fmin", "hypot", "nextafter")
+def largest(op: Op, x: Value, y: Value) -> Value:
+    """Handle maximum, minimum, hypot and the like of two tensors as a merge, whose largest input dominates."""
+    return op.merge([x, y])
 
 
-@register_rule("amax", "amin", "quantile")
-def extremum(op: Op, x: Value, *_: object, **__: object) -> Value:
-    """Handle the largest, smallest or a middle entry along a dim: its size and change in training are those of x."""
-    return op.same(x)
+@register_rule("logaddexp", "logaddexp2")
+def logaddexp(op: Op, x: Value, y: Value) -> Value:
+    """Handle logaddexp: as large as its larger input."""
+    return op.nonlinear(op.merge([x, y]))
 
 
-@register_rule("logsumexp")
-def logsumexp(op: Op, x: Value, dim: Sequence[int] | int, *_: object, **__: object) -> Value:
-    """Handle torch.logsumexp, and remember that x minus the result holds logarithms of entries that sum to 1."""
-    return op.log_total(x, dim)
+@register_rule("remainder", "fmod", "rmod", "floordiv", "rfloordiv")
+def remainder(op: Op, x: object, y: object) -> Value:
+    """Handle remainders and rounded quotients: as large as their inputs, of which any may be a number."""
+    return op.nonlinear(op.merge([v for v in (x, y) if isinstance(v, Value)]))
+
+
+@register_rule("lerp")
+def lerp(op: Op, x: Value, y: Value, weight: object) -> Value:
+    """Handle x + weight * (y - x), where the weight may be a tensor that is computed or learned."""
+    if not isinstance(weight, Value):
+        return op.merge([x, y])
+    return op.merge([x, op.product(op.merge([x, y]), weight)])
+
+
+@register_rule("addcmul", "addcdiv")
+def addcmul(op: Op, x: Value, y: Value, z: Value, *, value: object = 1) -> Value:
+    """Handle x + value * y * z, and x + value * y / z."""
+    term = mul(op, y, z) if plain_name(op.at.target) == "addcmul" else div(op, y, z)
+    return op.merge([x, term if value == 1 else op.scale(term, op.number(value, "value"))])
+
+
+@register_rule("copysign")
+def copysign(op: Op, x: Value, y: object) -> Value:
+    """Handle copysign(x, y): as large as x, with the signs of y."""
+    return op.product(op.same(x), op.pointwise(y)) if isinstance(y, Value) else op.same(x)
+
+
+@register_rule("xlogy", "special_xlog1py", "ldexp")
+def times_function(op: Op, x: object, y: object) -> Value:
+    """Handle x log(y), x log(1 + y) and x * 2^y."""
+    factor = op.pointwise(y) if isinstance(y, Value) else y
+    return mul(op, x, factor) if isinstance(x, Value) or isinstance(factor, Value) else op.constant()
+
+
+@register_rule("atan2", "complex", "polar", "igamma", "igammac", "special_zeta", "polygamma", "heaviside")
+def function_of_two(op: Op, x: object, y: object) -> Value:
+    """Handle functions of two tensors: of order 1 (atan2, polar, ...), or as large as they are (complex)."""
+    both = op.merge([v for v in (x, y) if isinstance(v, Value)])
+    return op.same(both) if plain_name(op.at.target) == "complex" else op.pointwise(both)
+
+
+@register_rule("angle")
+def angle(op: Op, x: Value) -> Value:
+    """Handle the angle of a complex tensor, which is of order 1 for any size of it."""
+    return op.pointwise(x)
+
+
+@register_rule("frexp")
+def frexp(op: Op, x: Value) -> tuple[Value, Value]:
+    """Handle frexp: a mantissa of order 1, and an exponent, which is an integer."""
+    return op.pointwise(x), op.constant()
+
+
+@register_rule(
+    *(f"special_{name}_polynomial_{kind}" for name in ("chebyshev", "shifted_chebyshev") for kind in "tuvw"),
+    "special_hermite_polynomial_h", "special_hermite_polynomial_he", "special_laguerre_polynomial_l",
+    "special_legendre_polynomial_p",
+)  # fmt: skip
+def polynomial(op: Op, x: Value, degree: object) -> Value:
+    """Handle orthogonal polynomials such as those of Chebyshev, which are of order 1 at 0."""
+    return op.pointwise(x)
+
+
+@register_rule("zero", "fill", "normal", "uniform", "exponential", "geometric", "cauchy", "log_normal", "random")
+def fill(op: Op, x: object, value: object = None, *_: object) -> Value:
+    """Handle x.zero_(), x.fill_(value), x.normal_(mean, std): nothing is left of x; torch.normal(mean, std) adds."""
+    overwrites = str(getattr(op.at.target, "__name__", op.at.target)).partition(".")[0] != "normal"
+    if overwrites:
+        op.disregard(x)
+    held = [v for v in (None if overwrites else x, value) if isinstance(v, Value)]
+    return op.merge(held) if held else op.constant()
 
 
 @register_rule(
     "argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "zeros_like", "ones_like", "full_like",
-    "empty_like", "rand_like", "randn_like", "new_zeros", "new_ones", "new_full", "new_empty", "dim", "numel",
-    "is_floating_point", "argsort", "bucketize", "storage_offset", "sym_storage_offset", "stride", "sym_stride",
+    "empty_like", "rand_like", "randn_like", "randint_like", "new_zeros", "new_ones", "new_full", "new_empty",
+    "new_tensor", "new_empty_strided", "dim", "numel", "nelement", "element_size", "get_device", "is_floating_point",
+    "is_complex", "is_conj", "is_neg", "is_signed", "is_nonzero", "is_same_size", "is_inference", "is_contiguous",
+    "argsort", "bucketize", "searchsorted", "storage_offset", "sym_storage_offset", "stride", "sym_stride", "all",
+    "any", "allclose", "equal", "isclose", "isfinite", "isin", "isneginf", "isposinf", "isreal", "signbit",
+    "logical_and", "logical_not", "logical_or", "logical_xor", "bitwise_and", "bitwise_not", "bitwise_or",
+    "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift", "count_nonzero", "nonzero", "nonzero_static",
+    "argwhere", "bincount", "histc", "one_hot", "multinomial", "gcd", "lcm", "linalg_matrix_rank", "unravel_index",
+    "bool", "int", "long", "short", "dim_order", "is_shared", "is_distributed",
 )  # fmt: skip
-def constant(op: Op, *_: object, **__: object) -> Value:
+def constant(op: Op, *values: object, **options: object) -> Value:
     """Handle an op whose result training does not change: an index, a comparison, a new tensor of zeros, a number."""
+    op.disregard(*values, *options.values())
     return op.constant()
 
 
@@ -152,13 +252,13 @@ def mul(op: Op, x: object, y: object) -> Value:
             if (number := op.constant_number(other)) is not None:
                 return op.scale(one, number)
         return op.product(x, y)
-    tensor, factor, key = (x, y, 1) if isinstance(x, Value) else (y, x, 0)
+    tensor, factor, keys = (x, y, (1, "other")) if isinstance(x, Value) else (y, x, (0, "input"))
     assert isinstance(tensor, Value)
-    return op.scale(tensor, factor if isinstance(factor, Number) else op.scalar(key))
+    return op.scale(tensor, op.number(factor, *keys))
 
 
 @register_rule("div")
-def div(op: Op, x: object, y: object, **_: object) -> Value:
+def div(op: Op, x: object, y: object) -> Value:
     """Handle x / y: a scaling by 1 / y if y is a number, else a product with y ** -1."""
     if isinstance(y, Value) and isinstance(x, Value) and (number := op.constant_number(y)) is not None:
         return op.scale(x, number.power(-1.0))
@@ -166,7 +266,13 @@ def div(op: Op, x: object, y: object, **_: object) -> Value:
         inverse = op.power(y, -1.0) if y.node is not None else y
         return op.product(x, inverse) if isinstance(x, Value) else inverse
     assert isinstance(x, Value)
-    return op.scale(x, (y if isinstance(y, Number) else op.scalar(1)).power(-1.0))
+    return op.scale(x, op.number(y, 1, "other").power(-1.0))
+
+
+@register_rule("rdiv")
+def rdiv(op: Op, x: Value, y: object) -> Value:
+    """Handle y / x, where x is a tensor, as the power -1 of x."""
+    return op.power(x, -1.0)
 
 
 @register_rule("pow")
@@ -174,9 +280,13 @@ def power(op: Op, x: object, exponent: object) -> Value:
     """Handle x ** exponent for a number `exponent`; with a tensor as exponent, the result is taken to be of order 1."""
     if isinstance(x, Value) and isinstance(exponent, int | float):
         return op.power(x, float(exponent))
-    tensor = exponent if isinstance(exponent, Value) else x
-    assert isinstance(tensor, Value)
-    return op.pointwise(tensor)
+    return op.pointwise(op.merge([v for v in (x, exponent) if isinstance(v, Value)]))
+
+
+@register_rule("rpow")
+def rpow(op: Op, exponent: Value, base: object) -> Value:
+    """Handle base ** exponent, where the exponent is a tensor, as a function that is 1 at 0."""
+    return op.pointwise(exponent)
 
 
 @register_rule("square")
@@ -207,56 +317,3 @@ def reciprocal(op: Op, x: Value) -> Value:
 def where(op: Op, condition: Value, x: object, y: object) -> Value:
     """Handle torch.where(condition, x, y) as a merge of x and y, whose larger one dominates."""
     return op.merge([v for v in (x, y) if isinstance(v, Value)])
-
-
-@register_rule("softmax", "log_softmax", "gumbel_softmax", "softmin")
-def softmax(op: Op, x: Value, dim: int | None = None, *_: object, **__: object) -> Value:
-    """Handle a softmax or log_softmax of x over `dim` (the last one if None)."""
-    return op.softmax(x, -1 if dim is None else dim, is_log=plain_name(op.at.target) == "log_softmax")
-
-
-@register_rule(nn.Softmax, nn.LogSoftmax)
-def softmax_module(op: Op, module: nn.Softmax | nn.LogSoftmax, x: Value) -> Value:
-    """Handle a call of nn.Softmax or nn.LogSoftmax over its dim."""
-    return op.softmax(x, -1 if module.dim is None else module.dim, is_log=isinstance(module, nn.LogSoftmax))
-
-
-@register_rule("mean")
-def mean(op: Op, x: Value, dim: Dims = None, *_: object, **__: object) -> Value:
-    """Handle the mean of x over dims (all if None)."""
-    return op.reduce(x, dim, mean=True)
-
-
-@register_rule("sum")
-def sum_(op: Op, x: Value, dim: Dims = None, *_: object, **__: object) -> Value:
-    """Handle the sum of x over dims (all if None)."""
-    return op.reduce(x, dim, mean=False)
-
-
-@register_rule("var")
-def var(op: Op, x: Value, dim: Dims = None, *_: object, **__: object) -> Value:
-    """Handle the variance of x over dims (all if None)."""
-    return op.spread(x, dim, 1.0)
-
-
-@register_rule("std")
-def std(op: Op, x: Value, dim: Dims = None, *_: object, **__: object) -> Value:
-    """Handle the standard deviation of x over dims (all if None)."""
-    return op.spread(x, dim, 0.5)
-
-
-@register_rule(
-    "cross_entropy", "cross_entropy_loss", "nll_loss", "nll_loss_nd", "mse_loss", "l1_loss", "smooth_l1_loss",
-    "huber_loss", "binary_cross_entropy_with_logits", "binary_cross_entropy", "kl_div",
-)  # fmt: skip
-def loss(op: Op, x: Value, target: object, *_: object, **__: object) -> Value:
-    """Handle a loss: its size and change in training are those of its inputs; a regression loss is a mean."""
-    both = op.nonlinear(op.merge([v for v in (x, target) if isinstance(v, Value)]))
-    averages = plain_name(op.at.target) in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
-    return op.reduce(both, None, mean=True, dims_of=x) if averages else both
-
-
-@register_rule(nn.CrossEntropyLoss, nn.NLLLoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.BCEWithLogitsLoss)
-def loss_module(op: Op, module: nn.Module, x: Value, target: object) -> Value:
-    """Handle a call of a loss module as its function."""
-    return loss(op, x, target)

@@ -8,6 +8,6 @@ from abcfx.rules.values import Value
 
 
 @register_rule("grouped_mm", "transformers::grouped_mm_fallback")
-def grouped_mm(op: Op, x: Value, weight: Value, *_: object, **__: object) -> Value:
+def grouped_mm(op: Op, x: Value, weight: Value, offs: object = None, bias: Value | None = None) -> Value:
     """Multiply x (tokens, in) by the matrix of each token's expert, from a weight (experts, in, out)."""
-    return op.layer(x, weight, fan_in=[-2], fan_out=[-1], over=())  # which token is where follows the router
+    return op.layer(x, weight, fan_in=[-2], fan_out=[-1], bias=bias, over=())  # which token is where follows the router

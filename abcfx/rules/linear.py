@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch.nn as nn
 
-from abcfx.rules.extents import Dim, Number
+from abcfx.rules.extents import Dim
 from abcfx.rules.op import Op
-from abcfx.rules.registry import register_rule
+from abcfx.rules.registry import plain_name, register_rule
 from abcfx.rules.values import Value
 from abcfx.rules.weight_terms import chained, permuted
 
@@ -30,12 +30,17 @@ def linear_module(op: Op, module: nn.Module, x: Value) -> Value:
 
 @register_rule("embedding_bag")
 def embedding_bag(
-    op: Op, x: Value, y: Value, offsets: object = None, *rest: object, **options: object
+    op: Op,
+    x: Value,
+    y: Value,
+    offsets: object = None,
+    *rest: object,
+    per_sample_weights: object = None,
 ) -> Value | tuple[Value, ...]:
     """Handle F.embedding_bag: the mean or sum of rows of a table, each times its own weight if weights are given."""
     out = embedding(op, x, y)
     position = 5 if x.is_constant else 3  # F.embedding_bag takes (ids, table), aten.embedding_bag (table, ids)
-    weights = options.get("per_sample_weights", rest[position] if len(rest) > position else None)
+    weights = rest[position] if len(rest) > position else per_sample_weights
     if isinstance(weights, Value) and not weights.is_constant:
         out = op.product(out, weights)
     val = op.at.meta.get("val")
@@ -43,8 +48,8 @@ def embedding_bag(
 
 
 @register_rule("embedding")
-def embedding(op: Op, x: Value, y: Value, *_: object, **__: object) -> Value:
-    """Handle F.embedding(ids, table) and aten.embedding(table, ids): add the table as a layer that looks up rows."""
+def embedding(op: Op, x: Value, y: Value, *_: object) -> Value:
+    """Add a table lookup as a layer, for F.embedding(ids, table) and aten.embedding(table, ids)."""
     return op.layer(None, y if x.is_constant else x, fan_in=[], fan_out=[1])
 
 
@@ -71,11 +76,7 @@ def bilinear_module(op: Op, module: nn.Module, x: Value, y: Value) -> Value:
     """Handle nn.Bilinear, x W y + bias, as a layer on x whose result is multiplied with y and summed."""
     weight = op.parameter(module, "weight")
     assert weight is not None
-    once = op.layer(x, weight, fan_in=[1], fan_out=[0, 2], inner=True)
-    contracted = y.dim(-1)
-    out = op.product(once, y, () if contracted is None else (contracted,))
-    bias = op.parameter(module, "bias")
-    return out if bias is None else op.merge([out, bias])
+    return bilinear(op, x, y, weight, op.parameter(module, "bias"))
 
 
 @register_rule("weight_norm", "weight_norm_interface")
@@ -84,7 +85,7 @@ def weight_norm(op: Op, direction: Value, gain: Value, *_: object) -> Value:
     return replace(direction, at=op.at, gains=() if gain.parameter is None else (gain.parameter,), normalised=True)
 
 
-@register_rule("matmul", "mm", "bmm", "mv", "dot")
+@register_rule("matmul", "mm", "bmm", "mv", "dot", "smm", "spmm", "dsmm", "hsmm", "hspmm", "sparse_mm")
 def matmul(op: Op, x: Value, y: Value) -> Value:
     """Handle x @ y of matrices or vectors: a layer if one of them is a weight, else a product of two activations."""
     if op.is_weight(y) and not op.is_weight(x):
@@ -94,7 +95,7 @@ def matmul(op: Op, x: Value, y: Value) -> Value:
     if op.is_weight(x) and not op.is_weight(y):
         over, paired = [-1] if y.ndim == 1 else [-2], {i: i for i in range(-(x.ndim or 0), -2)}
         return op.layer(y, x, fan_in=[-1], fan_out=[] if x.ndim == 1 else [-2], over=over, paired=paired)
-    contracted = x.dim(-1)
+    contracted = x.dim(-1) or y.dim(-2 if (y.ndim or 2) > 1 else 0)
     rows, columns = _matrix_dim(x, -2), _matrix_dim(y, -1)
     product = op.product(x, y, () if contracted is None else (contracted,), (columns, rows))
     return replace(product, terms=chained(x, y)) if op.is_weight(x) and op.is_weight(y) else product
@@ -105,30 +106,91 @@ def _matrix_dim(x: Value, index: int) -> tuple[Dim, ...]:
     return x.dims_at([index]) if (x.ndim or 0) > 1 else ()
 
 
-@register_rule(
-    "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_fft2", "fft_ifft2", "fft_fftn", "fft_ifftn", "fft_rfftn"
-)
-def fourier(op: Op, x: Value, *args: object, **kwargs: object) -> Value:
-    """Handle a Fourier transform: apart from a factor sqrt(n), n the size of its dims, it keeps the size of x."""
-    dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    if isinstance(dims, list | tuple):
-        over = x.dims_at(dims)
-    else:
-        over = x.dims_at([dims]) if isinstance(dims, int) else x.all_dims()
-    return op.scale(x, Number(tuple((d, 0.5) for d in over))) if over else op.same(x)
+@register_rule("chain_matmul")
+def chain_matmul(op: Op, *matrices: Value | Sequence[Value]) -> Value:
+    """Handle torch.chain_matmul(x, y, ...) and linalg.multi_dot([x, y, ...]) as matrix products from left to right."""
+    first, *others = [x for each in matrices for x in ([each] if isinstance(each, Value) else each)]
+    for i, other in enumerate(others):
+        first = matmul(op, first if i == 0 else replace(first, at=None, shape=None), other)
+    return first
 
 
-@register_rule("linalg_solve_triangular", "solve_triangular")
-def solve_triangular(op: Op, matrix: Value, x: Value, *_: object, **__: object) -> Value:
-    """Handle solve_triangular as a product of x with the inverse matrix, whose entries are taken as order 1."""
-    return op.product(op.pointwise(matrix), x)
+@register_rule("rmatmul")
+def rmatmul(op: Op, x: Value, y: Value) -> Value:
+    """Handle y @ x as the reflected operator spells it."""
+    return matmul(op, y, x)
 
 
-@register_rule("addmm", "baddbmm", "addbmm", "addmv")
-def addmm(op: Op, bias: Value, x: Value, y: Value, *, beta: object = 1, alpha: object = 1) -> Value:
-    """Handle addmm(bias, x, y), beta * bias + alpha * x @ y, as a matrix product, scaled by alpha, and a sum."""
-    product = matmul(op, x, y)
-    return op.merge([product if alpha == 1 else op.scale(product, op.scalar("alpha")), bias])
+@register_rule("inner")
+def inner(op: Op, x: Value, y: Value) -> Value:
+    """Handle torch.inner: a sum over the last dim of both; a weight is stored as that of F.linear."""
+    if op.is_weight(y) and not op.is_weight(x):
+        return op.layer(x, y, fan_in=[-1], fan_out=range((y.ndim or 1) - 1))
+    if op.is_weight(x) and not op.is_weight(y):
+        return inner(op, y, x)
+    contracted = x.dim(-1)
+    return op.product(x, y, () if contracted is None else (contracted,))
+
+
+@register_rule("vecdot", "vdot")
+def vecdot(op: Op, x: Value, y: Value, dim: int = -1) -> Value:
+    """Handle linalg.vecdot as (x * y).sum(dim)."""
+    return op.reduce(op.product(x, y), dim, mean=False, dims_of=x)
+
+
+@register_rule("tensordot")
+def tensordot(op: Op, x: Value, y: Value, dims: int | Sequence[Sequence[int]] = 2, *_: object) -> Value:
+    """Handle tensordot: a layer if one of the two is a weight, else a product summed over dims of both."""
+    of_x, of_y = (list(range(-dims, 0)), list(range(dims))) if isinstance(dims, int) else map(list, dims)
+    if op.is_weight(x) and not op.is_weight(y):
+        x, y, of_x, of_y = y, x, of_y, of_x
+    if op.is_weight(y) and not op.is_weight(x):
+        summed = {i % (y.ndim or 1) for i in of_y}
+        fan_out = [i for i in range(y.ndim or 0) if i not in summed]
+        return op.layer(x, y, of_y, fan_out, over=of_x)
+    return op.product(x, y, x.dims_at(of_x))
+
+
+@register_rule("addmm", "baddbmm", "addmv", "addbmm", "saddmm", "sspaddmm", "addr")
+def addmm(op: Op, added: Value, x: Value, y: Value, *, beta: object = 1, alpha: object = 1) -> Value:
+    """Handle beta * added + alpha * (x @ y); addbmm sums the products of a batch, addr multiplies two vectors."""
+    name = plain_name(op.at.target)
+    product = {"addr": outer, "addbmm": _batch_sum}.get(str(name), matmul)(op, x, y)
+    if alpha != 1:
+        product = op.scale(product, op.number(alpha, "alpha"))
+    if beta == 0:
+        op.disregard(added)
+        return product
+    return op.merge([product, added if beta == 1 else op.scale(added, op.number(beta, "beta"))])
+
+
+def _batch_sum(op: Op, x: Value, y: Value) -> Value:
+    """Multiply two batches of matrices and sum over the batch."""
+    for this, other, inner_dim, kept in ((y, x, 1, 2), (x, y, 2, 1)):
+        if op.is_weight(this) and not op.is_weight(other):
+            return op.layer(other, this, [0, inner_dim], [kept], over=[0, 3 - inner_dim])
+    return op.product(x, y, x.dims_at([0, 2]))
+
+
+@register_rule("outer", "kron")
+def outer(op: Op, x: Value, y: Value) -> Value:
+    """Handle products of every entry of x with every entry of y."""
+    return op.product(x, y, broadcast=(y.all_dims(), x.all_dims()))
+
+
+@register_rule("cross")
+def cross(op: Op, x: Value, y: Value, dim: int | None = -1) -> Value:
+    """Handle the cross product of vectors of three entries as a product entry by entry."""
+    return op.product(x, y)
+
+
+@register_rule("bilinear")
+def bilinear(op: Op, x: Value, y: Value, weight: Value, bias: Value | None = None) -> Value:
+    """Handle x W y + bias as a layer on x whose result is multiplied with y and summed."""
+    once = op.layer(x, weight, fan_in=[1], fan_out=[0, 2], inner=True)
+    contracted = y.dim(-1)
+    out = op.product(once, y, () if contracted is None else (contracted,))
+    return out if bias is None else op.merge([out, bias])
 
 
 @register_rule("einsum")

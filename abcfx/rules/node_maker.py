@@ -4,34 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-import torch.fx as fx
-
-from abcfx.rules.builder import DagBuilder, DagNode
+from abcfx.rules.builder import DagNode
 from abcfx.rules.kinds import Kind, Merge, Product, Vector
+from abcfx.rules.op_arguments import OpArguments
 from abcfx.rules.values import Value, shape_of
 
 
-class NodeMaker:
-    """Adds nodes to the layer DAG for one op of the traced graph.
-
-    Attributes:
-        at: the fx node of the op.
-    """
-
-    def __init__(self, builder: DagBuilder, at: fx.Node, path: str = "", is_inside: bool = False) -> None:
-        """Prepare to add the nodes of one fx node.
-
-        Args:
-            builder: holds the layer DAG, to which the rule adds nodes.
-            at: the fx node of the op.
-            path: module path of the op.
-            is_inside: whether the op is one of those that a custom autograd.Function runs; `at` is then the node of
-                that function, whose arguments are not those of the op.
-        """
-        self.at = at
-        self._builder = builder
-        self._path = path
-        self._is_inside = is_inside
+class NodeMaker(OpArguments):
+    """Adds nodes to the layer DAG for one op of the traced graph."""
 
     def constant(self) -> Value:
         """Return an abstract tensor for a result that training does not change."""

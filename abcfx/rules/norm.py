@@ -2,45 +2,59 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch.nn as nn
 
 from abcfx.rules.op import Op
-from abcfx.rules.registry import register_rule
+from abcfx.rules.registry import plain_name, register_rule
 from abcfx.rules.values import Dims, Value
 
 
-@register_rule("layer_norm", "rms_norm", "group_norm")
+@register_rule("layer_norm", "group_norm")
 def layer_norm(
-    op: Op,
-    x: Value,
-    shape_or_groups: object,
-    weight: Value | None = None,
-    bias: Value | None = None,
-    *_: object,
-    **__: object,
+    op: Op, x: Value, shape_or_groups: object, weight: Value | None = None, bias: Value | None = None, *_: object
 ) -> Value:
     """Handle layer_norm(x, shape, weight, bias), rms_norm(x, shape, weight, eps) and group_norm: add a norm of x."""
-    return op.norm(x, weight, bias if isinstance(bias, Value) else None)
+    return op.norm(x, weight, bias)
+
+
+@register_rule("rms_norm")
+def rms_norm(op: Op, x: Value, shape: object, weight: Value | None = None, eps: object = None) -> Value:
+    """Handle F.rms_norm: x divided by its RMS entry, times a gain."""
+    return op.norm(x, weight)
 
 
 @register_rule("batch_norm", "instance_norm")
 def batch_norm(
     op: Op,
     x: Value,
-    first: object = None,
-    second: object = None,
-    third: object = None,
-    fourth: object = None,
+    first: Value | None = None,
+    second: Value | None = None,
+    third: Value | None = None,
+    fourth: Value | None = None,
     *_: object,
-    **__: object,
 ) -> Value:
-    """Handle F.batch_norm(x, mean, var, gain, bias) and aten's (x, gain, bias, mean, var): add a norm of x.
+    """Add a norm for F.batch_norm(x, mean, var, gain, bias) or aten's (x, gain, bias, mean, var)."""
+    learned = [v for v in (first, second, third, fourth) if v is not None and not v.is_constant]
+    aten_order = first in learned or second in learned
+    gain, bias = (first, second) if aten_order else (third, fourth)
+    return op.norm(x, gain if gain in learned else None, bias if bias in learned else None)
 
-    Gain and bias are told from the running mean and variance in that they are parameters, while those are buffers.
-    """
-    pairs = [[v if isinstance(v, Value) else None for v in pair] for pair in ((first, second), (third, fourth))]
-    gain, bias = next((pair for pair in pairs if any(v and not v.is_constant for v in pair)), (None, None))
-    return op.norm(x, gain, bias)
+
+@register_rule("native_layer_norm", "native_batch_norm", "native_batch_norm_legit", "cudnn_batch_norm")
+def native_norm(op: Op, x: Value, *args: object) -> tuple[Value, ...]:
+    """Handle the aten norms that return mean and inverse deviation as well."""
+    first = 1 if plain_name(op.at.target) == "native_layer_norm" else 0
+    out = batch_norm(op, x, *(v if isinstance(v, Value) else None for v in args[first : first + 2]))
+    return out, op.pointwise(x), op.pointwise(x)
+
+
+@register_rule("native_group_norm")
+def native_group_norm(op: Op, x: Value, gain: Value | None, bias: Value | None, *_: object) -> tuple[Value, ...]:
+    """Handle aten.native_group_norm: a norm of x, the mean, and the inverse deviation."""
+    return op.norm(x, gain, bias), op.pointwise(x), op.pointwise(x)
 
 
 @register_rule(
@@ -53,7 +67,7 @@ def norm_module(op: Op, module: nn.Module, x: Value) -> Value:
 
 
 @register_rule("normalize")
-def normalize(op: Op, x: Value, p: float = 2.0, dim: int = 1, **_: object) -> Value:
+def normalize(op: Op, x: Value, p: float = 2.0, dim: int = 1, *_: object) -> Value:
     """Handle F.normalize(x, p, dim): x times 1 / (its p-norm over a dim), which is recognised as a norm."""
     return op.product(x, op.power(vector_norm(op, x, p, dim), -1.0))
 
@@ -61,12 +75,61 @@ def normalize(op: Op, x: Value, p: float = 2.0, dim: int = 1, **_: object) -> Va
 @register_rule("cosine_similarity")
 def cosine_similarity(op: Op, x: Value, y: Value, dim: int = 1, eps: float = 1e-8) -> Value:
     """Handle F.cosine_similarity: divide x and y by their norms over `dim`, then multiply them and sum over it."""
-    over = x.dim(dim)
-    return op.product(normalize(op, x, 2.0, dim), normalize(op, y, 2.0, dim), () if over is None else (over,))
+    product = op.product(normalize(op, x, 2.0, dim), normalize(op, y, 2.0, dim))
+    return op.reduce(product, dim, mean=False, dims_of=x)
 
 
-@register_rule("norm", "vector_norm", "linalg_vector_norm", "linalg_norm", "frobenius_norm")
-def vector_norm(op: Op, x: Value, ord: object = 2, dim: Dims = None, *_: object, **__: object) -> Value:
-    """Handle the norm of x over dims, (sum of x ** p) ** (1 / p) with p = 1 or, for any other `ord`, 2."""
-    power = 1.0 if ord == 1 else 2.0
+@register_rule("norm", "vector_norm", "linalg_vector_norm", "linalg_norm", "frobenius_norm", "linalg_matrix_norm")
+def vector_norm(op: Op, x: Value, ord: object = 2, dim: Dims = None, *_: object) -> Value:
+    """Handle the norm of vectors, and the Frobenius norm of matrices; other norms of matrices of a fixed size."""
+    if plain_name(op.at.target) == "linalg_matrix_norm":
+        dim = (-2, -1) if dim is None else dim
+        if ord not in ("fro", 2):
+            return op.nonlinear(op.fixed(x, [dim] if isinstance(dim, int) else dim))
+    if isinstance(ord, int | float) and ord in (math.inf, -math.inf, 0):
+        return op.same(x) if ord else op.constant()
+    power = float(ord) if isinstance(ord, int | float) else 2.0
     return op.power(op.reduce(op.power(x, power), dim, mean=False, dims_of=x), 1.0 / power)
+
+
+@register_rule("norm_except_dim")
+def norm_except_dim(op: Op, x: Value, pow: int = 2, dim: int = 0) -> Value:
+    """Handle the norm of a weight over all dims but one, as weight norm takes it."""
+    return vector_norm(op, x, pow, [i for i in range(x.ndim or 0) if i != dim])
+
+
+@register_rule("nuclear_norm")
+def nuclear_norm(op: Op, x: Value, *_: object) -> Value:
+    """Handle the nuclear norm of a matrix of a fixed size: as large as its entries."""
+    return op.nonlinear(op.fixed(x, (-2, -1)))
+
+
+@register_rule("renorm")
+def renorm(op: Op, x: Value, *_: object) -> Value:
+    """Handle renorm, which shortens rows that are longer than a number."""
+    return op.nonlinear(x)
+
+
+@register_rule("dist", "pairwise_distance")
+def distance(op: Op, x: Value, y: Value, p: float = 2.0, *_: object) -> Value:
+    """Handle |x - y|: over the last dim, or (torch.dist) over all dims."""
+    dim = None if plain_name(op.at.target) == "dist" else -1
+    return _distance(op, x, op.merge([x, y]), p, dim)
+
+
+@register_rule("cdist")
+def cdist(op: Op, x: Value, y: Value, p: float = 2.0, *_: object) -> Value:
+    """Handle the distances between the rows of two matrices: as the norm of the rows' difference."""
+    return _distance(op, x, op.merge([x, y]), p, -1)
+
+
+@register_rule("pdist")
+def pdist(op: Op, x: Value, p: float = 2.0) -> Value:
+    """Handle the distances between the rows of one matrix: as the norm of a row."""
+    return _distance(op, x, x, p, -1)
+
+
+def _distance(op: Op, x: Value, difference: Value, p: float, dim: int | None) -> Value:
+    """Return the p-norm over `dim` of a difference of tensors that have the dims of x."""
+    total = op.reduce(op.power(replace(difference, statistic=None), p), dim, mean=False, dims_of=x)
+    return op.power(replace(total, statistic=None), 1.0 / p)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-import torch
-
 from abcfx.rules import weight_terms
 from abcfx.rules.builder import DagNode
-from abcfx.rules.extents import ConstantTensor, Dim, Extent, ModuleAttribute, Number, ScalarArgument
+from abcfx.rules.extents import Dim, Extent, Number
+from abcfx.rules.fixed_dims import FixedDims
 from abcfx.rules.kinds import (
     Layer,
     Merge,
@@ -24,16 +23,9 @@ from abcfx.rules.kinds import (
 )
 from abcfx.rules.node_maker import NodeMaker
 from abcfx.rules.registry import plain_name
-from abcfx.rules.values import Dims, Simplex, Statistic, Value, is_discrete, shape_of
-from abcfx.rules.weights import (
-    dims_of,
-    in_order_of_use,
-    is_weight,
-    layer_kind,
-    module_parameter,
-    read_weight,
-    vector_contraction,
-)
+from abcfx.rules.values import Dims, Simplex, Statistic, Value, index_from_end, is_discrete, shape_of
+from abcfx.rules.weights import dims_of, in_order_of_use, layer_kind, read_weight, vector_contraction
+from abcfx.support.location import location
 
 Broadcast = tuple[tuple[Extent, ...], tuple[Extent, ...]]
 
@@ -42,35 +34,9 @@ class Op(NodeMaker):
     """One op of the traced graph, as its rule sees it.
 
     A rule takes the Op, then (for a module) the module, then the op's own arguments, where each tensor is a `Value`.
-    It returns a `Value`, or a tuple of them for an op with several results.
-
-    Attributes:
-        at: the fx node of the op.
+    It returns a `Value`, or a tuple of them for an op with several results. What it can ask about the arguments stands
+    in `OpArguments`.
     """
-
-    # -- what the op is given
-
-    def parameter(self, owner: torch.nn.Module, name: str) -> Value | None:
-        """Return the parameter `name` of the module that is called (or of one inside it); None where it has none."""
-        return module_parameter(self._builder, owner, name, self.at)
-
-    def attribute(self, key: str) -> Number:
-        """Return the Python number `key` of the module that is called; it may change with width."""
-        return Number(((ModuleAttribute(self.at, key), 1.0),))
-
-    def scalar(self, key: int | str) -> Number:
-        """Return the Python number at a position (or keyword) of the op's arguments; it may change with width."""
-        return Number() if self._is_inside else Number(((ScalarArgument(self.at, key), 1.0),))
-
-    def constant_number(self, x: Value) -> Number | None:
-        """Return a constant tensor of one entry as a number that may change with width; None for any other tensor."""
-        if not x.is_constant or x.at is None or x.shape is None or any(size != 1 for size in x.shape):
-            return None
-        return Number(((ConstantTensor(x.at), 1.0),))
-
-    def is_weight(self, x: Value) -> bool:
-        """Whether a tensor is a parameter, or computed from parameters and constants alone."""
-        return is_weight(self._builder, x)
 
     # -- what the op does: every method returns the Value of a tensor
 
@@ -287,8 +253,10 @@ class Op(NodeMaker):
         over = given.all_dims() if indices is None else given.dims_at(indices)
         if not mean and (read := vector_contraction(self._builder, x, indices, self.at)) is not None:
             return self.layer(*read, inner=True)
-        y = self._unary(x, lambda node: Reduce((node,), over, mean))
-        y = replace(y, terms=weight_terms.without_dims(x, indices))
+        y = self._dot_product(x, [given.from_end(i) for i in indices or ()], over, mean)
+        if y is None:
+            y = self._unary(x, lambda node: Reduce((node,), over, mean))
+            y = replace(y, terms=weight_terms.without_dims(x, indices))
         statistic = x.as_statistic()
         if statistic is None:
             return y
@@ -305,6 +273,14 @@ class Op(NodeMaker):
         """Take (mean of (x - mean)^2) ** power over dims: the variance at power 1, the standard deviation at 1/2."""
         return self.power(self.reduce(self.power(x, 2.0), dims, mean=True, dims_of=x), power)
 
+    def fixed(self, x: Value, dims: Sequence[int]) -> Value:
+        """Keep x, and refuse models in which one of the dims grows with the width.
+
+        For functions of whole matrices, such as the inverse: how they depend on the size of the matrix is not known.
+        """
+        over = x.dims_at(dims)
+        return self._unary(x, lambda node: FixedDims((node,), over, f"{self.at.target}", location(self.at)))
+
     def several(self, x: Value, count: int) -> tuple[Value, ...]:
         """Return `count` abstract tensors, each as large as x and changing as x does in training."""
         return tuple(replace(self.same(x), shape=None) for _ in range(count))
@@ -317,6 +293,30 @@ class Op(NodeMaker):
         return self.several(x, count)
 
     # -- inside
+
+    def _dot_product(self, x: Value, indices: Sequence[int], over: tuple[Dim, ...], mean: bool) -> Value | None:
+        """Return the sum or mean of u * v as the contraction of u with v that it is; None for any other x.
+
+        Args:
+            x: the tensor that is summed, perhaps a number times a product of activations.
+            indices: the dims that are summed over, counted from the end.
+            over: the same dims.
+            mean: whether the sum is divided by its number of entries.
+        """
+        factor = Number(tuple((dim, -1.0) for dim in over)) if mean else Number()
+        node = x.node
+        while node is not None and isinstance(scaled := self._builder.kind(node), NumberFactor):
+            factor, node = factor.times(scaled.factor), scaled.input
+        if node is None or not indices or self._builder.nodes[node].is_parametric:
+            return None
+        kind = self._builder.kind(node)
+        if type(kind) is not Product or kind.contracted:
+            return None
+        lacking = {index_from_end(dim) for dims in kind.broadcast for dim in dims}
+        if lacking & {None, *indices}:
+            return None
+        y = self._contraction(x, Product(kind.inputs, over, kind.broadcast))
+        return self.scale(y, factor) if factor.powers else y
 
     def _simplex(self, x: Value, over: tuple[int, ...], dims: tuple[Dim, ...]) -> Value:
         """Divide positive x by its sums over dims: a softmax, or no node if sums over other dims are already 1."""

@@ -7,22 +7,30 @@ The rules of `abcfx.rules` and the checks of `abcfx.growing` read the same table
 from __future__ import annotations
 
 HOMOGENEOUS = (
-    "relu", "leaky_relu", "rrelu", "abs", "neg", "dropout", "dropout1d", "dropout2d", "dropout3d", "identity", "to",
-    "float", "double", "half", "bfloat16", "type", "type_as", "contiguous", "clone", "detach", "cpu", "cuda", "alias",
-    "nan_to_num", "masked_fill", "tril", "triu", "real", "imag", "requires_grad", "cumsum", "fill_diagonal",
+    "relu", "leaky_relu", "rrelu", "abs", "neg", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout",
+    "identity", "to", "float", "double", "half", "bfloat16", "cfloat", "cdouble", "chalf", "type", "contiguous",
+    "clone", "detach", "cpu", "cuda", "xpu", "mtia", "alias", "nan_to_num", "tril", "triu", "real", "imag",
+    "requires_grad", "fill_diagonal", "positive", "conj", "conj_physical", "resolve_conj", "resolve_neg", "deg2rad",
+    "rad2deg",
 )  # fmt: skip
 """Entry by entry, phi(k x) = k phi(x) for every k > 0; shape stays."""
 
 KEEPS_ZERO = (
     "relu6", "gelu", "silu", "tanh", "elu", "selu", "celu", "mish", "hardtanh", "hardswish", "softsign", "tanhshrink",
-    "softshrink", "hardshrink", "sin", "asin", "atan", "erf", "sinh", "expm1", "log1p", "sign", "alpha_dropout",
-    "feature_alpha_dropout", "clamp", "clamp_min", "clamp_max", "round", "floor", "ceil",
+    "softshrink", "hardshrink", "sin", "asin", "atan", "erf", "sinh", "expm1", "log1p", "sign", "sgn", "alpha_dropout",
+    "feature_alpha_dropout", "round", "floor", "ceil", "trunc", "frac", "tan", "asinh", "atanh", "erfinv", "special_i1",
+    "special_i1e", "special_bessel_j1", "special_entr", "fake_quantize_per_tensor_affine",
+    "fake_quantize_per_channel_affine",
 )  # fmt: skip
 """phi(0) = 0 and Lipschitz: the result has the size and the change of the input."""
 
 FORGETS_SIZE = (
     "sigmoid", "hardsigmoid", "logsigmoid", "log_sigmoid", "softplus", "exp2", "cos", "cosh", "log", "log2",
-    "log10", "erfc", "acos", "sinc", "threshold",
+    "log10", "erfc", "acos", "acosh", "sinc", "threshold", "logit", "digamma", "lgamma", "mvlgamma", "i0",
+    "special_i0e", "special_erfcx", "special_ndtr", "special_ndtri", "special_log_ndtr", "special_bessel_j0",
+    "special_bessel_y0", "special_bessel_y1", "special_modified_bessel_k0", "special_modified_bessel_k1",
+    "special_scaled_modified_bessel_k0", "special_scaled_modified_bessel_k1", "special_spherical_bessel_j0",
+    "special_airy_ai", "bernoulli", "poisson", "binomial",
 )  # fmt: skip
 """phi(0) is not 0, or phi is far from homogeneous: the result is of order 1, whatever the size of the input."""
 
@@ -40,7 +48,7 @@ WRITES = (
 
 JOINTLY_HOMOGENEOUS = (
     "add", "sub", "rsub", "lerp", "where", "maximum", "minimum", "max", "min", "amax", "amin", "mean", "sort", "topk",
-    "max_pool2d_with_indices",
+    "max_pool2d_with_indices", "cumsum", "masked_fill", "type_as",
 )  # fmt: skip
 """If all inputs become k times as large, so does the result; ops of several inputs, and reductions."""
 

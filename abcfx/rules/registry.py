@@ -30,7 +30,43 @@ _SAME_NAME = {
     "iadd": "add", "imul": "mul", "isub": "sub", "itruediv": "div", "truediv": "div", "true_divide": "div",
     "divide": "div", "multiply": "mul", "subtract": "sub", "concat": "cat", "concatenate": "cat", "hstack": "cat",
     "swapaxes": "transpose", "swapdims": "transpose", "imatmul": "matmul", "absolute": "abs", "negative": "neg",
-    "clip": "clamp", "ipow": "pow", "special_expit": "sigmoid", "movedim": "moveaxis",
+    "clip": "clamp", "ipow": "pow", "special_expit": "sigmoid", "movedim": "moveaxis", "floor_divide": "floordiv",
+    "ifloordiv": "floordiv", "float_power": "pow", "greater": "gt", "greater_equal": "ge", "less": "lt",
+    "less_equal": "le", "not_equal": "ne", "row_stack": "vstack", "column_stack": "cat", "fix": "trunc",
+    "arctan2": "atan2", "ger": "outer", "linalg_vecdot": "vecdot", "special_psi": "digamma",
+    "special_gammaln": "lgamma", "special_multigammaln": "mvlgamma", "special_modified_bessel_i0": "i0",
+    "special_gammainc": "igamma", "special_gammaincc": "igammac", "special_modified_bessel_i1": "special_i1",
+    "linalg_inv": "inverse", "linalg_pinv": "pinverse", "linalg_multi_dot": "chain_matmul", "trapz": "trapezoid",
+    **{f"arc{each}": f"a{each}" for each in ("cos", "cosh", "sin", "sinh", "tan", "tanh")},
+    **{
+        f"special_{each}": each
+        for each in (
+            "digamma", "erf", "erfc", "erfinv", "exp2", "expm1", "i0", "log1p", "log_softmax", "logit", "logsumexp",
+            "polygamma", "round", "sinc", "softmax", "xlogy",
+        )
+    },
+    **{
+        f"linalg_{each}": each
+        for each in (
+            "cholesky", "cross", "det", "diagonal", "matmul", "matrix_exp", "matrix_power", "qr", "slogdet", "svd",
+
+        )
+    },
+    **{
+        f"__{each}__": each
+        for each in (
+            "eq", "floordiv", "ge", "gt", "le", "lt", "ne", "rdiv", "rfloordiv", "rmatmul", "rmod", "rpow", "rsub",
+        )
+    },
+    **{
+        f"{each}_copy": each
+        for each in (
+            "alias", "as_strided", "detach", "diagonal", "expand", "narrow", "permute", "select", "slice", "split",
+            "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unfold", "unsqueeze", "view",
+            "view_as_complex", "view_as_real",
+        )
+    },
+    **{f"unsafe_{each}": each for each in ("chunk", "split", "split_with_sizes")},
 }  # fmt: skip
 
 
@@ -96,7 +132,7 @@ def override(target: object, rule: Rule) -> Iterator[None]:
 def _place_of(target: object) -> tuple[MutableMapping[object, Rule], object]:
     """Return the table that holds the rule for a function, module type or name, and its key there."""
     if isinstance(target, str):
-        return _BY_NAME, _SAME_NAME.get(target, target)
+        return _BY_NAME, plain_name(target)
     if isinstance(target, type) and issubclass(target, torch.nn.Module):
         return _BY_MODULE, target
     return _BY_OBJECT, target

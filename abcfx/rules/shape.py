@@ -11,19 +11,20 @@ import torch.nn as nn
 
 from abcfx.rules.op import Op
 from abcfx.rules.op_properties import WRITES
-from abcfx.rules.registry import register_rule
+from abcfx.rules.registry import plain_name, register_rule
 from abcfx.rules.values import Result, Sizes, Value
 
 
 @register_rule(
-    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "view_as", "reshape_as",
-    "repeat", "tile", "repeat_interleave", "ravel", "pad", "constant_pad_nd", "roll", "flip", "narrow", "unfold",
-    "fold", "im2col", "col2im", "diagonal", "as_strided", "broadcast_to", "index_select", "gather", "take_along_dim",
-    "masked_select",
-    "moveaxis", "slice", "slice_copy", "view_as_real", "view_as_complex", "diff", "rot90", "trace",
-    "add_batch_dim", "remove_batch_dim",
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "repeat", "tile", "repeat_interleave",
+    "ravel", "constant_pad_nd", "roll", "flip", "fliplr", "flipud", "narrow", "unfold", "fold", "im2col", "col2im",
+    "diagonal", "as_strided", "broadcast_to", "index_select", "gather", "take", "take_along_dim", "masked_select",
+    "moveaxis", "slice", "view_as_real", "view_as_complex", "diff", "rot90", "add_batch_dim", "remove_batch_dim",
+    "channel_shuffle", "native_channel_shuffle", "combinations", "slice_inverse",
+    "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
+    "replication_pad1d", "replication_pad2d", "replication_pad3d", "pad_circular", "pad_enum",
 )  # fmt: skip
-def regroup(op: Op, x: Value, *_: object, **__: object) -> Value:
+def regroup(op: Op, x: Value, *_: object) -> Value:
     """Handle an op that moves, regroups, repeats or picks entries, such as view.
 
     Entries keep their size and their change in training.
@@ -31,9 +32,22 @@ def regroup(op: Op, x: Value, *_: object, **__: object) -> Value:
     return op.view(x)
 
 
+@register_rule("expand_as", "view_as", "reshape_as")
+def regroup_as(op: Op, x: Value, other: Value) -> Value:
+    """Handle x.view_as(other) and the like: a view of x."""
+    op.disregard(other)  # its shape counts, not its entries
+    return op.view(x)
+
+
 @register_rule(nn.Flatten, nn.Unflatten, nn.ChannelShuffle)
 def regroup_module(op: Op, module: nn.Module, x: Value) -> Value:
     """Handle a call of a module that regroups entries, such as nn.Flatten: they keep their size and change."""
+    return op.view(x)
+
+
+@register_rule("pad")
+def pad(op: Op, x: Value, widths: object, mode: str = "constant", value: object = None) -> Value:
+    """Handle F.pad in any mode: entries of x, and a number or copies of entries around them."""
     return op.view(x)
 
 
@@ -116,26 +130,78 @@ def size(op: Op, x: Value, dim: int | None = None) -> Result:
     return Sizes(x) if dim is None else Sizes(x)[dim]
 
 
-@register_rule("cat", "stack", "vstack", "dstack")
-def cat(op: Op, tensors: Sequence[Value], *_: object, **__: object) -> Value:
-    """Handle concatenation of tensors as a merge: the largest one dominates the size and the change in training."""
-    return op.merge(tensors)
+@register_rule("cat", "stack", "vstack", "dstack", "cartesian_prod")
+def cat(op: Op, *tensors: Value | Sequence[Value] | int) -> Value:
+    """Handle cat([x, y], dim) and functions that take their tensors one by one."""
+    return op.merge(_flat(tensors))
 
 
-@register_rule("setitem", *WRITES)
-def write(op: Op, x: Value, *args: object, **kwargs: object) -> Value:
-    """Handle ops such as scatter, which write other tensors into x or add them to it, as a merge of all of them."""
-    written = [v for v in (*args, *kwargs.values()) if isinstance(v, Value)]
+def _flat(tensors: Sequence[object]) -> list[Value]:
+    """Return the tensors among arguments, which are given one by one or as a list."""
+    return [x for each in tensors for x in (each if isinstance(each, list | tuple) else [each]) if isinstance(x, Value)]
+
+
+@register_rule("meshgrid", "broadcast_tensors")
+def one_by_one(op: Op, *tensors: Value | Sequence[Value]) -> tuple[Value, ...]:
+    """Handle functions that return a view of each tensor that they are given."""
+    return tuple(replace(op.view(x), shape=None) for x in _flat(tensors))
+
+
+@register_rule("atleast_1d", "atleast_2d", "atleast_3d")
+def at_least(op: Op, *tensors: Value | Sequence[Value]) -> Result:
+    """Handle atleast_1d to atleast_3d: a view of one tensor, or of each of several."""
+    return op.view(tensors[0]) if isinstance(tensors[0], Value) and len(tensors) == 1 else one_by_one(op, *tensors)
+
+
+@register_rule("diag")
+def diag(op: Op, x: Value, diagonal: int = 0) -> Value:
+    """Handle torch.diag, which takes the diagonal of a matrix or makes a matrix of a vector."""
+    return op.view(x) if x.ndim == 2 else diag_embed(op, x)
+
+
+@register_rule("diag_embed", "diagflat")
+def diag_embed(op: Op, x: Value, *_: object) -> Value:
+    """Make a diagonal matrix of a size that does not grow: in one that grows, all but a few entries are zero."""
+    return op.view(op.fixed(x, [-1]))
+
+
+@register_rule("block_diag")
+def block_diag(op: Op, *tensors: Value | Sequence[Value]) -> Value:
+    """Handle block_diag: a merge of matrices whose size does not grow."""
+    return op.merge([op.fixed(x, [-1]) for x in _flat(tensors)])
+
+
+@register_rule("trace")
+def trace(op: Op, x: Value) -> Value:
+    """Handle the trace as a sum over the diagonal."""
+    return op.reduce(x, [-1], mean=False)
+
+
+@register_rule("setitem", "put", "diagonal_scatter", "as_strided_scatter", *WRITES)
+def write(op: Op, x: Value, *args: object, reduce: object = None, alpha: object = 1) -> Value:
+    """Handle ops such as scatter, which write the entries of other tensors into x or add them to x, as a merge."""
+    written = _flat(args)
+    if alpha != 1 and written:
+        written[-1] = op.scale(written[-1], op.number(alpha, "alpha"))
     return op.merge([x, *written])
 
 
-@register_rule("split", "split_with_sizes", "chunk", "tensor_split")
+@register_rule("split", "split_with_sizes", "chunk")
 def split(op: Op, x: Value, how: object, dim: int = 0) -> tuple[Value, ...]:
     """Handle split and chunk: the parts of x along `dim`, each as large as x and changing as x does in training."""
-    return op.split(x, len(how) if isinstance(how, list | tuple) else _results(op), dim)
+    return op.split(x, len(how) if isinstance(how, list | tuple) else count_results(op), dim)
 
 
-def _results(op: Op) -> int:
+@register_rule("tensor_split", "hsplit", "vsplit", "dsplit")
+def split_at(op: Op, x: Value, where: object, dim: int | None = None) -> tuple[Value, ...]:
+    """Cut a tensor into equal parts, or at the given places."""
+    name = str(plain_name(op.at.target))
+    if dim is None:
+        dim = {"hsplit": 0 if x.ndim == 1 else 1, "dsplit": 2}.get(name, 0)
+    return op.split(x, len(where) + 1 if isinstance(where, list | tuple) else count_results(op), dim)
+
+
+def count_results(op: Op) -> int:
     """Return how many tensors the op returns; where shapes are not known, how many of them the graph uses."""
     val = op.at.meta.get("val")
     if isinstance(val, list | tuple):
@@ -144,19 +210,25 @@ def _results(op: Op) -> int:
     return max((i for i in taken if isinstance(i, int)), default=0) + 1
 
 
+@register_rule("gradient")
+def gradient(op: Op, x: Value, *_: object, spacing: object = 1, dim: object = None) -> Result:
+    """Handle torch.gradient, differences of neighbours along each dim."""
+    return op.several(x, count_results(op))
+
+
 @register_rule("unbind")
 def unbind(op: Op, x: Value, dim: int = 0) -> tuple[Value, ...]:
     """Handle unbind: as many tensors as the op returns, each as large as x and changing as x does in training."""
-    return op.several(x, _results(op))
+    return op.several(x, count_results(op))
 
 
 @register_rule("topk", "sort", "kthvalue", "mode", "cummax", "cummin")
-def with_indices(op: Op, x: Value, *_: object, **__: object) -> tuple[Value, Value]:
+def with_indices(op: Op, x: Value, *_: object) -> tuple[Value, Value]:
     """Handle ops such as topk and sort, which return entries of x and their indices; the indices are constants."""
     return op.same(x), op.constant()
 
 
 @register_rule("median", "nanmedian")
-def median(op: Op, x: Value, dim: int | None = None, *_: object, **__: object) -> Result:
+def median(op: Op, x: Value, dim: int | None = None, *_: object) -> Result:
     """Handle torch.median: an entry of x or, with a `dim`, the entries along it and their indices."""
     return op.same(x) if dim is None else (op.same(x), op.constant())

@@ -63,27 +63,25 @@ def _block(op: Op, module: Block, x: Value, memory: Value | None, path: str) -> 
 
 
 @register_rule(nn.TransformerEncoderLayer)
-def encoder_layer(op: Op, module: nn.TransformerEncoderLayer, x: Value, *_: object, **__: object) -> Value:
+def encoder_layer(op: Op, module: nn.TransformerEncoderLayer, x: Value, *_: object) -> Value:
     """Handle a call of nn.TransformerEncoderLayer: self-attention and feed-forward, each with a skip and a norm."""
     return _block(op, module, x, None, "")
 
 
 @register_rule(nn.TransformerDecoderLayer)
-def decoder_layer(
-    op: Op, module: nn.TransformerDecoderLayer, x: Value, memory: Value, *_: object, **__: object
-) -> Value:
+def decoder_layer(op: Op, module: nn.TransformerDecoderLayer, x: Value, memory: Value, *_: object) -> Value:
     """Handle a call of nn.TransformerDecoderLayer: self-attention, attention to `memory`, and feed-forward."""
     return _block(op, module, x, memory, "")
 
 
 @register_rule(nn.TransformerEncoder)
-def encoder(op: Op, module: nn.TransformerEncoder, x: Value, *_: object, **__: object) -> Value:
+def encoder(op: Op, module: nn.TransformerEncoder, x: Value, *_: object) -> Value:
     """Handle a call of nn.TransformerEncoder: its blocks one after the other, and the norm at their end."""
     return _stack(op, module, x, None)
 
 
 @register_rule(nn.TransformerDecoder)
-def decoder(op: Op, module: nn.TransformerDecoder, x: Value, memory: Value, *_: object, **__: object) -> Value:
+def decoder(op: Op, module: nn.TransformerDecoder, x: Value, memory: Value, *_: object) -> Value:
     """Handle a call of nn.TransformerDecoder: its blocks, which all read `memory`, and the norm at their end."""
     return _stack(op, module, x, memory)
 
@@ -106,6 +104,6 @@ def _stack(
 
 
 @register_rule(nn.Transformer)
-def transformer(op: Op, module: nn.Transformer, src: Value, tgt: Value, *_: object, **__: object) -> Value:
+def transformer(op: Op, module: nn.Transformer, src: Value, tgt: Value, *_: object) -> Value:
     """Handle a call of nn.Transformer: the encoder on `src`, then the decoder on `tgt` with the encoder's output."""
     return _stack(op, module.decoder, tgt, _stack(op, module.encoder, src, None, "encoder."), "decoder.")

@@ -207,6 +207,12 @@ def shape_of(node: fx.Node) -> tuple[int, ...] | None:
     return tuple(size if isinstance(size, int) else UNKNOWN_SIZE for size in val.shape)
 
 
+def index_from_end(dim: object) -> int | None:
+    """Return the index of a tensor's dim, counted from the last one; None where the number of dims is not known."""
+    shape = shape_of(dim.node) if isinstance(dim, TensorDim) else None
+    return None if shape is None or not isinstance(dim, TensorDim) else dim.index % len(shape) - len(shape)
+
+
 def is_discrete(node: fx.Node) -> bool:
     """Whether an fx node returns one tensor of integers or booleans, which a small change of weights leaves alone."""
     val = node.meta.get("val")

@@ -1,0 +1,60 @@
+"""Finds the arguments of an op that its rule did not look at, so that no parameter drops out of the layer DAG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+from abcfx.dag.arguments import tensors
+from abcfx.rules import Layer, Value, Vector
+from abcfx.rules.builder import DagBuilder
+
+
+def unread(builder: DagBuilder, nodes_before: int, given: Iterable[Value], returned: object) -> list[Value]:
+    """Return those of the given tensors that what a rule returned does not depend on.
+
+    Args:
+        builder: the nodes after the rule has run.
+        nodes_before: how many nodes there were before.
+        given: the tensors among the op's arguments.
+        returned: what the rule returned.
+    """
+    results = tensors(returned)
+    if not results:
+        return []
+    reached = _reached(builder, nodes_before, [value.node for value in results if value.node is not None])
+    kinds = (builder.kind(name) for name in reached)
+    parameters = {kind.parameter for kind in kinds if isinstance(kind, Layer | Vector)}
+    for value in results:
+        parameters.update(value.gains, () if value.parameter is None else (value.parameter,))
+    return [value for value in given if not value.is_constant and not _is_read(builder, value, reached, parameters)]
+
+
+def _reached(builder: DagBuilder, nodes_before: int, results: list[str]) -> set[str]:
+    """Return the nodes of the results, and all that they are made of, as far as the rule has added them."""
+    new = set(islice(reversed(builder.nodes), len(builder.nodes) - nodes_before))
+    reached, waiting = set(results), list(results)
+    while waiting:
+        name = waiting.pop()
+        for source in builder.kind(name).sources if name in new else ():
+            if source not in reached:
+                reached.add(source)
+                waiting.append(source)
+    return reached
+
+
+def _is_read(builder: DagBuilder, value: Value, reached: set[str], parameters: set[str]) -> bool:
+    """Whether the result of an op is made of a tensor, given the nodes and parameters that it is made of."""
+    if value.node is None:
+        return value.parameter in parameters
+    return _is_made_of(builder, value.node, reached, parameters)
+
+
+def _is_made_of(builder: DagBuilder, node: str, reached: set[str], parameters: set[str]) -> bool:
+    """Whether a node is reached, or all that it is made of is: x / |x| is a norm of x, and |x| itself drops out."""
+    if node in reached:
+        return True
+    kind = builder.kind(node)
+    if isinstance(kind, Layer | Vector) and not (isinstance(kind, Vector) and kind.parameter in parameters):
+        return False
+    return isinstance(kind, Vector) or all(_is_made_of(builder, each, reached, parameters) for each in kind.sources)

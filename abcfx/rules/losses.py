@@ -1,0 +1,49 @@
+"""Rules of losses, which turn outputs into one number or one for each example."""
+
+from __future__ import annotations
+
+from abcfx.rules.norm import cosine_similarity, distance
+from abcfx.rules.op import Op
+from abcfx.rules.registry import register_rule
+from abcfx.rules.values import Value
+
+_SUM = 2  # how aten ops spell reduction="sum"
+
+
+@register_rule(
+    "cross_entropy", "cross_entropy_loss", "nll_loss", "nll_loss_nd", "binary_cross_entropy_with_logits",
+    "binary_cross_entropy", "kl_div", "ctc_loss", "hinge_embedding_loss", "margin_ranking_loss", "poisson_nll_loss",
+    "gaussian_nll_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss",
+    "soft_margin_loss",
+)  # fmt: skip
+def loss(op: Op, x: Value, target: object, *others: object) -> Value:
+    """Give a loss the size and change of its inputs, which are logits or targets over a number of classes."""
+    moving = [v for v in others if isinstance(v, Value) and not v.is_constant]
+    return op.nonlinear(op.merge([v for v in (x, target, *moving) if isinstance(v, Value)]))
+
+
+@register_rule("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+def regression_loss(op: Op, x: Value, target: object, *options: object) -> Value:
+    """Handle a regression loss: the mean over all dims or, as `reduction` says, their sum or no reduction."""
+    both = op.nonlinear(op.merge([v for v in (x, target) if isinstance(v, Value)]))
+    if "none" in options or (options[:1] == (0,)):
+        return both
+    return op.reduce(both, None, mean="sum" not in options and options[:1] != (_SUM,), dims_of=x)
+
+
+@register_rule("triplet_margin_loss")
+def triplet_margin_loss(op: Op, anchor: Value, positive: Value, negative: Value, *_: object) -> Value:
+    """Handle triplet_margin_loss, a function of two distances."""
+    return op.nonlinear(op.merge([distance(op, anchor, positive), distance(op, anchor, negative)]))
+
+
+@register_rule("cosine_embedding_loss")
+def cosine_embedding_loss(op: Op, x: Value, y: Value, target: Value, *_: object) -> Value:
+    """Handle cosine_embedding_loss, a function of a cosine."""
+    return op.nonlinear(cosine_similarity(op, x, y, -1))
+
+
+@register_rule("linear_cross_entropy")
+def linear_cross_entropy(op: Op, x: Value, weight: Value, target: Value, bias: Value | None = None) -> Value:
+    """Handle F.linear_cross_entropy: a layer, and the loss of its output."""
+    return op.nonlinear(op.layer(x, weight, fan_in=[-1], fan_out=[-2], bias=bias, inner=True))

@@ -1,0 +1,85 @@
+"""Rules of functions of whole matrices, whose size must not grow with the width.
+
+f(A) that depends on A + I as on A, such as an inverse, is taken to be of order 1; others are of a degree: f(k A) =
+k^degree f(A).
+"""
+
+from __future__ import annotations
+
+from abcfx.rules.op import Op
+from abcfx.rules.registry import plain_name, register_rule
+from abcfx.rules.shape import count_results
+from abcfx.rules.values import Value
+
+_DEGREES = {"cholesky": 0.5, "linalg_eigvals": 1.0, "linalg_eigvalsh": 1.0, "linalg_svdvals": 1.0, "cov": 2.0}
+
+
+@register_rule(*_DEGREES)
+def of_degree(op: Op, x: Value, *_: object) -> Value:
+    """Handle functions f of a matrix with f(k A) = k^degree f(A)."""
+    return op.power(op.fixed(x, (-2, -1)), _DEGREES[str(plain_name(op.at.target))])
+
+
+@register_rule("inverse", "linalg_tensorinv", "pinverse", "cholesky_inverse", "logdet", "matrix_exp", "matrix_power")
+def of_order_one(op: Op, x: Value, *_: object) -> Value:
+    """Handle inverses, exponentials and logarithms of determinants: of order 1."""
+    return op.pointwise(op.fixed(x, (-2, -1)))
+
+
+@register_rule("linalg_inv_ex", "linalg_cholesky_ex")
+def with_info(op: Op, x: Value) -> tuple[Value, Value]:
+    """Handle inv_ex and cholesky_ex: a matrix, and integers that say whether it could be found."""
+    return of_order_one(op, x), op.constant()
+
+
+@register_rule("det")
+def det(op: Op, x: Value) -> Value:
+    """Handle the determinant as a power, whose exponent is the number of rows."""
+    rows = x.shape[-1] if x.shape else 1
+    return op.power(op.fixed(x, (-2, -1)), float(max(rows, 1)))
+
+
+@register_rule("linalg_cond", "corrcoef")
+def without_scale(op: Op, x: Value, p: object = None) -> Value:
+    """Handle condition numbers and correlations, which keep their size if x becomes larger."""
+    return op.norm(op.fixed(x, (-2, -1)))
+
+
+@register_rule("slogdet")
+def slogdet(op: Op, x: Value) -> tuple[Value, Value]:
+    """Handle slogdet: the sign, which training leaves alone, and the logarithm of the determinant."""
+    return op.constant(), of_order_one(op, x)
+
+
+@register_rule("linalg_eig", "linalg_eigh")
+def eig(op: Op, x: Value, UPLO: str = "L") -> tuple[Value, Value]:
+    """Return eigenvalues, as large as x, and eigenvectors, of norm 1."""
+    held = op.fixed(x, (-2, -1))
+    return op.nonlinear(held), op.norm(held)
+
+
+@register_rule("qr")
+def qr(op: Op, x: Value, *_: object) -> tuple[Value, Value]:
+    """Handle a QR decomposition: an orthogonal matrix, and one as large as x."""
+    held = op.fixed(x, (-2, -1))
+    return op.norm(held), op.nonlinear(held)
+
+
+@register_rule("svd")
+def svd(op: Op, x: Value, *_: object) -> tuple[Value, Value, Value]:
+    """Handle a singular value decomposition: two orthogonal matrices around values as large as x."""
+    held = op.fixed(x, (-2, -1))
+    return op.norm(held), op.nonlinear(held), op.norm(held)
+
+
+@register_rule("linalg_solve", "linalg_tensorsolve", "linalg_solve_ex", "linalg_solve_triangular", "solve_triangular")
+def solve(op: Op, matrix: Value, x: Value, *_: object) -> Value | tuple[Value, Value]:
+    """Handle the solution y of A y = x as a product of x and the inverse of A."""
+    y = op.product(of_order_one(op, matrix), x, matrix.dims_at([-1]))
+    return (y, op.constant()) if count_results(op) > 1 else y
+
+
+@register_rule("cholesky_solve", "triangular_solve")
+def solve_for_first(op: Op, x: Value, matrix: Value, *_: object) -> Value | tuple[Value, Value]:
+    """Handle the functions that take the right side first, and the matrix second."""
+    return solve(op, matrix, x)

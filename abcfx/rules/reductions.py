@@ -1,0 +1,129 @@
+"""Rules of softmax, of means, sums and products over dims, and of the largest entries along them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch.nn as nn
+
+from abcfx.rules.elementwise import div
+from abcfx.rules.extents import Number
+from abcfx.rules.op import Op
+from abcfx.rules.registry import plain_name, register_rule
+from abcfx.rules.values import UNKNOWN_SIZE, Dims, Value
+
+
+@register_rule("max", "min")
+def extremum_or_largest(op: Op, x: Value, y: object = None, *_: object) -> Value | tuple[Value, ...]:
+    """Handle max(x), max(x, dim), which returns indices as well, and max(x, y)."""
+    if isinstance(y, Value):
+        return op.merge([x, y])
+    return op.same(x) if y is None else (op.same(x), op.constant())
+
+
+@register_rule("amax", "amin", "quantile", "nanquantile", "msort")
+def extremum(op: Op, x: Value, *_: object, dim: object = None) -> Value:
+    """Handle the largest, smallest or a middle entry along a dim: its size and change in training are those of x."""
+    return op.same(x)
+
+
+@register_rule("aminmax")
+def aminmax(op: Op, x: Value, *, dim: object = None) -> tuple[Value, Value]:
+    """Handle aminmax: both the least and the largest entry keep the size of x."""
+    return op.same(x), op.same(x)
+
+
+@register_rule("logsumexp")
+def logsumexp(op: Op, x: Value, dim: Sequence[int] | int, *_: object) -> Value:
+    """Handle torch.logsumexp, and remember that x minus the result holds logarithms of entries that sum to 1."""
+    return op.log_total(x, dim)
+
+
+@register_rule("logcumsumexp")
+def logcumsumexp(op: Op, x: Value, dim: int) -> Value:
+    """Handle logcumsumexp, which keeps the size and change of x."""
+    return op.nonlinear(x)
+
+
+@register_rule("cumsum", "cumulative_trapezoid")
+def cumsum(op: Op, x: Value, dim: object = -1, *_: object, dx: object = 1) -> Value:
+    """Handle a running sum: like a sum, as large as n entries, n the size of the dim."""
+    over = x.dim(dim) if isinstance(dim, int) else None
+    return op.same(x) if over is None else op.scale(x, Number(((over, 1.0),)))
+
+
+@register_rule("prod", "cumprod")
+def prod(op: Op, x: Value, dim: int | None = None, *_: object) -> Value:
+    """Handle a product of entries along a dim that does not grow, as a power."""
+    dims = range(x.ndim or 0) if dim is None else [dim]
+    count = math.prod(x.shape[i] for i in dims) if x.shape is not None else UNKNOWN_SIZE
+    held = op.fixed(x, dims)
+    if count < 1 or plain_name(op.at.target) == "cumprod":  # a running product begins with x itself
+        return op.nonlinear(held)
+    return op.power(replace(held, statistic=None), float(count))
+
+
+@register_rule("softmax", "log_softmax", "softmin")
+def softmax(op: Op, x: Value, dim: int | None = None, *_: object) -> Value:
+    """Handle a softmax or log_softmax of x over `dim` (the last one if None)."""
+    return op.softmax(x, _softmax_dim(x, dim), is_log=plain_name(op.at.target) == "log_softmax")
+
+
+def _softmax_dim(x: Value, dim: int | None) -> int:
+    """Return the dim of a softmax, which torch chooses by the number of dims where none is given."""
+    if dim is not None:
+        return dim
+    return 0 if x.ndim in (0, 1, 3) else 1
+
+
+@register_rule("gumbel_softmax")
+def gumbel_softmax(op: Op, x: Value, tau: object = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> Value:
+    """Handle F.gumbel_softmax as a softmax of x / tau."""
+    return op.softmax(x if tau == 1 else div(op, x, tau), dim)
+
+
+@register_rule(nn.Softmax, nn.LogSoftmax)
+def softmax_module(op: Op, module: nn.Softmax | nn.LogSoftmax, x: Value) -> Value:
+    """Handle a call of nn.Softmax or nn.LogSoftmax over its dim."""
+    return op.softmax(x, _softmax_dim(x, module.dim), is_log=isinstance(module, nn.LogSoftmax))
+
+
+@register_rule("mean", "nanmean")
+def mean(op: Op, x: Value, dim: Dims = None, *_: object) -> Value:
+    """Handle the mean of x over dims (all if None)."""
+    return op.reduce(x, dim, mean=True)
+
+
+@register_rule("sum", "nansum")
+def sum_(op: Op, x: Value, dim: Dims = None, *_: object) -> Value:
+    """Handle the sum of x over dims (all if None)."""
+    return op.reduce(x, dim, mean=False)
+
+
+@register_rule("trapezoid")
+def trapezoid(op: Op, y: Value, x: object = None, *_: object, dx: object = 1, dim: int = -1) -> Value:
+    """Handle trapezoid(y, x), an integral, as a sum of y over a dim."""
+    return op.reduce(y, dim, mean=False)
+
+
+@register_rule("var")
+def var(op: Op, x: Value, dim: Dims | bool = None, *_: object) -> Value:
+    """Handle the variance of x over dims (all if None)."""
+    return op.spread(x, None if isinstance(dim, bool) else dim, 1.0)  # var(x, unbiased) reduces all dims
+
+
+@register_rule("std")
+def std(op: Op, x: Value, dim: Dims | bool = None, *_: object) -> Value:
+    """Handle the standard deviation of x over dims (all if None)."""
+    return op.spread(x, None if isinstance(dim, bool) else dim, 0.5)
+
+
+@register_rule("var_mean", "std_mean")
+def spread_and_mean(
+    op: Op, x: Value, dim: Dims | bool = None, *_: object, correction: object = 1
+) -> tuple[Value, Value]:
+    """Handle var_mean and std_mean: a variance or standard deviation, and a mean, over dims."""
+    spread = var if plain_name(op.at.target) == "var_mean" else std
+    return spread(op, x, dim), op.reduce(x, None if isinstance(dim, bool) else dim, mean=True)
