@@ -104,7 +104,7 @@ def _module_features(
         call = dag.node(user).fx_node
         if call not in wanting or _attention_module(captured, call) is None:
             raise _refused(dag, node)
-    features = torch.ones(max(parameter.shape[0] for parameter in held.values()))
+    features = torch.ones(max(parameter.shape[0] for parameter in held.values()), dtype=torch.float64)
     features[: module.embed_dim] = factors[node]
     return FeatureScale(owner, (dag.node(node).fx_node,), features, dict.fromkeys(names, 0))
 
@@ -161,7 +161,7 @@ def _layer_features(
         raise _refused(dag, nodes[0])
     along = {layer.parameter: dims[0].index} | dict.fromkeys(biases, 0)
     owner = layer.parameter.rpartition(".")[0]
-    return FeatureScale(owner, called_at, torch.where(features, factors[nodes[0]], 1.0), along)
+    return FeatureScale(owner, called_at, 1.0 + features.double() * (factors[nodes[0]] - 1.0), along)
 
 
 def _reader(dag: LayerDag, node: str) -> Reader:
