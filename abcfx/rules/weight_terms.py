@@ -5,6 +5,7 @@ Every function returns the terms of a result, or () where the result is no such 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -53,7 +54,7 @@ def multiplied(builder: DagBuilder, x: Value, y: Value, nodes: tuple[str | None,
         nodes: names of the DAG nodes of both.
     """
     sides = [(terms_of(x), y, nodes[1]), (terms_of(y), x, nodes[0])]
-    sides.sort(key=lambda side: (not _is_matrix(side[0]), any(term.is_curved for term in side[0])))
+    sides.sort(key=lambda side: (not _is_matrix(side[0]), any(term.is_curved for term in side[0]), -_entries(side[0])))
     for terms, other, node in sides:
         if not terms:
             continue
@@ -134,6 +135,11 @@ def without_dims(x: Value, indices: Sequence[int] | None) -> Terms:
         shape = None if matrix.shape is None else tuple(matrix.shape[i] for i in left)
         found.append(replace(term, chain=(replace(matrix, dims=tuple(matrix.dims[i] for i in left), shape=shape),)))
     return tuple(found)
+
+
+def _entries(terms: Terms) -> int:
+    """Return the number of entries of the largest parameter in some terms."""
+    return max((math.prod(matrix.shape or ()) for term in terms for matrix in term.chain), default=0)
 
 
 def _is_matrix(terms: Terms) -> bool:
