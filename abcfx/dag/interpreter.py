@@ -245,6 +245,8 @@ class Interpreter:
         """Give the first argument of an in-place op, and the tensor that this is a view of, the value of the result."""
         written = self._values[node]
         target: object = node.args[0]
+        if isinstance(target, fx.Node) and isinstance(written, Value) and written.is_constant:
+            self._values[target] = written  # x.zero_(), x.fill_(1): nothing is left of what x was
         while isinstance(target, fx.Node) and isinstance(written, Value) and written.node is not None:
             if isinstance(held := self._values[target], Value):
                 self._values[target] = replace(held, node=written.node, parameter=None)

@@ -146,8 +146,9 @@ class StructuralGrowth(WidthGrowth):
             self._grows[first] = 1.0
 
     def _mark_vector(self, vector: Vector, dag: LayerDag, grows: bool) -> None:
-        """Set exponent 1 for the last dim of a vector of parameters, if it grows."""
-        self._mark(vector.dims[-1:], grows)
+        """Set exponent 1 for the last dim of a vector of parameters that has more than one entry, if it grows."""
+        long = [d for d in vector.dims if isinstance(d, ParameterDim) and self._shapes[d.parameter][d.index] > 1]
+        self._mark(tuple(long[-1:]), grows)
 
     def dim(self, dim: Dim) -> float:
         """Return 1 for a dim that grows, else 0."""

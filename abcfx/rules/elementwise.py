@@ -227,7 +227,9 @@ def fill(op: Op, x: object, value: object = None, *_: object) -> Value:
 @register_rule(
     "argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "zeros_like", "ones_like", "full_like",
     "empty_like", "rand_like", "randn_like", "randint_like", "new_zeros", "new_ones", "new_full", "new_empty",
-    "new_tensor", "new_empty_strided", "dim", "numel", "nelement", "element_size", "get_device", "is_floating_point",
+    "zeros", "ones", "full", "empty", "empty_strided", "rand", "randn", "randint", "randperm", "arange", "linspace",
+    "logspace", "eye", "tensor", "as_tensor", "scalar_tensor", "tril_indices", "triu_indices", "new_tensor",
+    "new_empty_strided", "dim", "numel", "nelement", "element_size", "get_device", "is_floating_point",
     "is_complex", "is_conj", "is_neg", "is_signed", "is_nonzero", "is_same_size", "is_inference", "is_contiguous",
     "argsort", "bucketize", "searchsorted", "storage_offset", "sym_storage_offset", "stride", "sym_stride", "all",
     "any", "allclose", "equal", "isclose", "isfinite", "isin", "isneginf", "isposinf", "isreal", "signbit",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from abcfx.rules.builder import DagNode
+from abcfx.rules.extents import ParameterDim
 from abcfx.rules.kinds import Kind, Merge, Product, Vector
 from abcfx.rules.op_arguments import OpArguments
 from abcfx.rules.values import Value, shape_of
@@ -44,7 +45,9 @@ class NodeMaker(OpArguments):
         """Return the name of the DAG node behind a tensor; make a vector node for a parameter that has none yet."""
         if x.parameter is None or x.node is not None:
             return x.node
-        vector = self._builder.add_vector(Vector((), x.parameter, x.all_dims()), self.at, self._path)
+        own = tuple(ParameterDim(x.parameter, i) for i in range(len(self._builder.shapes[x.parameter])))
+        dims = own if x.dims is None else x.all_dims()  # a view may have regrouped them
+        vector = self._builder.add_vector(Vector((), x.parameter, dims), self.at, self._path)
         if x.gains:
             return self._builder.add(
                 DagNode(self.at.name, Merge((vector, *self._vectors_of(x.gains))), self.at, self._path)

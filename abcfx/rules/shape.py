@@ -18,7 +18,7 @@ from abcfx.rules.values import Result, Sizes, Value
 @register_rule(
     "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "repeat", "tile", "repeat_interleave",
     "ravel", "constant_pad_nd", "roll", "flip", "fliplr", "flipud", "narrow", "unfold", "fold", "im2col", "col2im",
-    "diagonal", "as_strided", "broadcast_to", "index_select", "gather", "take", "take_along_dim", "masked_select",
+    "diagonal", "as_strided", "broadcast_to", "gather", "take", "take_along_dim", "masked_select",
     "moveaxis", "slice", "view_as_real", "view_as_complex", "diff", "rot90", "add_batch_dim", "remove_batch_dim",
     "channel_shuffle", "native_channel_shuffle", "combinations", "slice_inverse",
     "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
@@ -95,11 +95,23 @@ def _entries(op: Op, x: Value, items: Sequence[object]) -> Value:
     """Index a tensor. A parameter indexed by a tensor is a lookup (a layer); a slice of it is still the parameter."""
     if x.parameter is None or x.node is not None or x.dims is None:
         return op.same(x)
-    if any(isinstance(i, Value) for i in items):
-        return op.layer(None, x, fan_in=[], fan_out=range(len(items), len(x.dims)))
-    kept = [d for i, d in enumerate(x.dims) if i >= len(items) or isinstance(items[i], slice)]
-    simple = all(isinstance(i, slice | int) for i in items)
+    of_dims = [each for each in items if each is not None]  # None makes a new dim
+    if Ellipsis in [each for each in of_dims if not isinstance(each, Value)]:
+        at = next(i for i, each in enumerate(of_dims) if each is Ellipsis)
+        of_dims[at : at + 1] = [slice(None)] * (len(x.dims) - len(of_dims) + 1)
+    of_dims += [slice(None)] * (len(x.dims) - len(of_dims))
+    if any(isinstance(each, Value) for each in of_dims):
+        return op.layer(None, x, fan_in=[], fan_out=[i for i, each in enumerate(of_dims) if isinstance(each, slice)])
+    kept = [d for d, each in zip(x.dims, of_dims, strict=False) if isinstance(each, slice)]
+    simple = all(isinstance(each, slice | int) for each in items)
     return replace(op.same(x), dims=tuple(kept) if simple else None)
+
+
+@register_rule("index_select")
+def index_select(op: Op, x: Value, dim: int, index: Value) -> Value:
+    """Handle x.index_select(dim, index), which is x[index] for dim 0 and x[:, index] for dim 1."""
+    before = dim if dim >= 0 else dim + (x.ndim or 0)
+    return _entries(op, x, [*[slice(None)] * before, index])
 
 
 @register_rule("index")
