@@ -7,10 +7,12 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypedDict
 
+import torch
 from torch import nn
 
 from abcfx.capture import CapturedGraph, EmittedModule
 from abcfx.capture.copying import copied
+from abcfx.capture.given_models import given_model
 from abcfx.capture.options import Capture, CaptureMethod
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.assign import assign_exponents
@@ -56,6 +58,7 @@ class TransformOptions(TypedDict, total=False):
     capture: Capture | CaptureMethod
 
 
+@torch.inference_mode(False)  # which enables gradients as well
 def transform(
     model: nn.Module,
     args: object = None,
@@ -124,13 +127,14 @@ def transform(
     """
     asked = Parametrization.of(parametrization)
     options = _plan_options(optimizer, lr, weight_decay, eps, apply, init, overrides, schedule)
+    in_place = options.apply == "inplace"
+    given, (built, base_notes) = given_model("model", model, in_place=in_place), _built_base(base, init)
+    model = given.model
     _refuse_transformed("model", model)
-    base = _built_base(base, init)
     clock = _Stopwatch()
     with clock("capture"):
-        in_place = options.apply == "inplace"
         own_model = model if in_place else copied(model)
-        pair = PairedModels(own_model, base, args, kwargs, Capture.of(capture), keeps_forward=in_place)
+        pair = PairedModels(own_model, built, args, kwargs, Capture.of(capture), keeps_forward=in_place)
         captured = pair.target_graph
     with clock("dag"):
         dag = pair.target_dag
@@ -148,9 +152,8 @@ def transform(
         numbers = _own_numbers(model, pair, assigned, given_apart)
         plan = make_plan(fixed, solved, dict(captured.model.named_parameters()), own_init, options, depth, numbers)
     with clock("rewrite"):
-        notes = (
-            captured.notes + dag.notes + growth.notes + solution_notes(fixed, solved) + attention_notes + depth.notes
-        )
+        notes = given.notes + base_notes + captured.notes + dag.notes + growth.notes + solution_notes(fixed, solved)
+        notes += attention_notes + depth.notes
         applied = apply_plan(pair, fixed, plan, depth, options.apply)
     outcome = Outcome(
         captured=captured,
@@ -237,39 +240,26 @@ def _refuse_transformed(argument: str, model: nn.Module) -> None:
         )
 
 
-def _built_base(base: Instance | Shapes | None, init: InitMode | InitLike) -> nn.Module | Shapes | None:
-    """Return the base as a module, as the shapes of its parameters by name, or None if there is none.
+def _built_base(
+    base: Instance | Shapes | None, init: InitMode | InitLike
+) -> tuple[nn.Module | Shapes | None, tuple[str, ...]]:
+    """Return the base as a module without wrappers, as shapes of parameters by name, or None; and notes on wrappers.
 
     Raises:
         InvalidInputError: shapes were given, but nothing that says how the base is initialised; or no model.
     """
     if base is None:
-        return None
+        return None, ()
     if isinstance(base, Mapping):
         if init != "keep" and not isinstance(init, InitLike):
             raise InvalidInputError(
                 "base: shapes do not say how the base is initialised.\n"
                 "  To fix: give a base model, or init=InitLike(small, large): two tiny instances; or init='keep'."
             )
-        return base
-    built = _built("base", base)
-    _refuse_transformed("base", built)
-    return built
-
-
-def _built(argument: str, given: Instance) -> nn.Module:
-    """Return a module that was given, or call the function that was given and return the module it builds.
-
-    Raises:
-        InvalidInputError: it is neither; the message begins with the name of the option, `argument`.
-    """
-    built: object = given if isinstance(given, nn.Module) or not callable(given) else given()
-    if not isinstance(built, nn.Module):
-        raise InvalidInputError(
-            f"{argument}: expected a module or a function that builds one, got {type(built).__name__}.\n"
-            f"  To fix: abcfx.transform(model, inputs, {argument}=lambda: Model(width=64))"
-        )
-    return built
+        return base, ()
+    given = given_model("base", base)
+    _refuse_transformed("base", given.model)
+    return given.model, given.notes
 
 
 def _fixed_exponents(
@@ -347,7 +337,7 @@ def _own_init(captured: CapturedGraph, fixed: FixedExponents, init: InitMode | I
         return None
     ours, theirs = dict(captured.model.named_parameters()), widths.base_parameters
     if isinstance(init, InitLike):
-        small, large = (dict(_built("init", instance).named_parameters()) for instance in (init.small, init.large))
+        small, large = (dict(given_model("init", each).model.named_parameters()) for each in (init.small, init.large))
         return carried_own_init((small, large), theirs, widths, fixed.fan_in_growth())
     if any(p.is_meta for p in (*ours.values(), *theirs.values())):
         return None

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from abcfx.errors import InvalidInputError
 from abcfx.support import trees
 
 # Sizes 0 and 1 are special to torch.export and 2 is a common constant in models; 3 is neither.
@@ -21,13 +22,30 @@ def canonical(
 ) -> tuple[tuple[object, ...] | None, dict[str, object] | None]:
     """Return example inputs as a tuple and a dict, or None for both when there are no inputs at all.
 
-    A bare tensor counts as one positional argument, a list as a tuple.
+    A bare tensor counts as one positional argument, a list as a tuple. Tensors made under `torch.inference_mode()` are
+    copied, since autograd refuses them.
+
+    Raises:
+        InvalidInputError: an input is a NestedTensor.
     """
     if args is None and not kwargs:
         return None, None
-    if args is None:
-        return (), dict(kwargs or {})
-    return (tuple(args) if isinstance(args, (tuple, list)) else (args,)), dict(kwargs or {})
+    positional = () if args is None else tuple(args) if isinstance(args, (tuple, list)) else (args,)
+    return trees.map_tensors(_usable, (positional, dict(kwargs or {})))
+
+
+def _usable(tensor: torch.Tensor) -> torch.Tensor:
+    """Return an input that a capture can take: the tensor, or a copy if it was made in inference mode.
+
+    Raises:
+        InvalidInputError: it is a NestedTensor, whose sizes no graph can hold.
+    """
+    if tensor.is_nested:
+        raise InvalidInputError(
+            "An example input is a NestedTensor, whose sizes no graph can hold.\n"
+            "  To fix: give a padded one, torch.nested.to_padded_tensor(x, 0.0): the plan depends on weights alone."
+        )
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
 def tiled(args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[tuple[object, ...], dict[str, object]]:

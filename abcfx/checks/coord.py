@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MOST_SEEDS, SEEDS_ADDED = 10, 3
 
 
+@torch.inference_mode(False)
 def coord_check(
     make_model: MakeModel,
     batch: object,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
+import torch
+
 from abcfx.checks.slopes import standard_error
 from abcfx.checks.sweep import Batches, Job, Run, Sweep
 from abcfx.checks.sweep_models import MakeModel, ModelSweep, seeds_of
@@ -31,6 +33,7 @@ AT_ONCE = 6  # trials that Optuna proposes before it sees results
 FRESH_SEEDS = 4  # on which the result is compared with one constant
 
 
+@torch.inference_mode(False)
 def tune(
     make_model: MakeModel,
     batches: Batches,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
+from abcfx.capture.given_models import given_model
 from abcfx.capture.options import Capture
 from abcfx.checks.variants import TRANSFORMED, Variant
 from abcfx.errors import InvalidInputError
@@ -111,9 +112,7 @@ class ModelSweep:
             InvalidInputError: `make_model` returned something that is no torch module.
         """
         with seeded(seed):
-            model = self.make_model(width)
-        if not isinstance(model, nn.Module):
-            raise InvalidInputError(f"make_model({width}) returned {type(model).__name__}; expected a torch module.")
+            model = given_model("make_model", lambda: self.make_model(width)).model
         return model.train()
 
     def result(self, width: int) -> Transformed:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from abcfx.checks.sweep import Batches, Sweep
 from abcfx.checks.sweep_models import MakeModel, ModelSweep, Prepare, checked_widths, seeds_of
 from abcfx.checks.transfer_result import TransferCheck
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 OCTAVES = (-3, -2, -1, 0, 1, 2, 3)
 
 
+@torch.inference_mode(False)
 def transfer_check(
     make_model: MakeModel,
     batches: Batches,

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from abcfx.capture.examples import canonical
+from abcfx.capture.given_models import given_model
 from abcfx.capture.options import Capture, CaptureMethod
 from abcfx.errors import GrowthError, InvalidInputError
 from abcfx.growing.blocks import adding_parameters, is_within, new_blocks, pair_blocks, refuse_parallel_blocks
@@ -27,6 +28,7 @@ from abcfx.support.choices import choose
 from abcfx.theory.optimizers import family
 
 
+@torch.inference_mode(False)
 def grow(
     small: nn.Module,
     into: nn.Module | Callable[[], nn.Module],
@@ -83,7 +85,8 @@ def grow(
     order = choose("block_order", block_order, BLOCK_ORDERS)
     if not noise >= 0.0:
         raise InvalidInputError(f"noise={noise!r}; expected a number that is not negative.\n  To fix: noise=0.1")
-    large = into if isinstance(into, nn.Module) else into()
+    small = given_model("small", small, on_device=True).model
+    large = given_model("into", into, on_device=True).model
     if optimizer is not None:
         family(optimizer)
         refuse_unknown_state(optimizer)

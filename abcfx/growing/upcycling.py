@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from abcfx.capture.examples import canonical
+from abcfx.capture.given_models import given_model
 from abcfx.errors import GrowthError, InvalidInputError
 from abcfx.growing.fill.experts import LAYOUTS, OF_ONE, TRANSPOSED, Filling, fill_experts
 from abcfx.growing.grown import Grown
@@ -24,6 +25,7 @@ from abcfx.support.running import evaluating
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 
 
+@torch.inference_mode(False)
 def upcycle(
     dense: nn.Module,
     into: nn.Module | Callable[[], nn.Module],
@@ -73,7 +75,8 @@ def upcycle(
     """
     if not noise >= 0.0:
         raise InvalidInputError(f"noise={noise!r}; expected a number that is not negative.\n  To fix: noise=0.0")
-    mixture = into if isinstance(into, nn.Module) else into()
+    dense = given_model("dense", dense, on_device=True).model
+    mixture = given_model("into", into, on_device=True).model
     given, named = canonical(args, dict(kwargs or {}))
     models = _Models(dense, mixture, given or (), named or {}, _match(dense, mixture))
     _refuse(models)

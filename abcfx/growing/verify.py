@@ -8,6 +8,7 @@ from typing import get_args
 import torch
 from torch import nn
 
+from abcfx.capture.given_models import given_model
 from abcfx.capture.options import Capture, CaptureMethod
 from abcfx.errors import AbcfxError
 from abcfx.growing.blocks import pair_blocks
@@ -34,6 +35,7 @@ CHECKS: dict[CheckName, Callable[[GrownPair], GrowthCheckRow]] = {
 }
 
 
+@torch.inference_mode(False)
 def verify_growth(
     small: nn.Module,
     large: nn.Module | Grown,
@@ -83,6 +85,8 @@ def verify_growth(
     chosen = {choose("checks", each, CHECKS) for each in checks}
     order = choose("block_order", block_order, BLOCK_ORDERS)
     module, captured = (large.module, large.models) if isinstance(large, Grown) else (large, None)
+    small = given_model("small", small, on_device=True).model
+    module = given_model("large", module, on_device=True).model
     args, kwargs = forward_arguments(module, batch)
     pair = GrownPair(
         small,

@@ -1,0 +1,163 @@
+"""Wrappers around a model or within it are taken off, or refused by name, in every function that takes a model."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.optim.swa_utils import AveragedModel
+
+import abcfx
+from abcfx.capture.given_models import given_model
+from abcfx.errors import InvalidInputError
+
+X = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+Wrap = Callable[[nn.Module], nn.Module]
+
+
+def mlp(width: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    middle = nn.Sequential(nn.Linear(width, width), nn.Tanh())
+    return nn.Sequential(nn.Linear(8, width), nn.Tanh(), middle, nn.Linear(width, 2))
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")  # type: ignore[return-value]
+
+
+def compiled_in_place(model: nn.Module) -> nn.Module:
+    model.compile(backend="eager")
+    return model
+
+
+TAKEN_OFF: list[Wrap] = [compiled, compiled_in_place, nn.DataParallel, checkpoint_wrapper, AveragedModel]
+
+
+def within(model: nn.Sequential, wrap: Wrap) -> nn.Sequential:
+    model[2] = wrap(model[2])
+    return model
+
+
+@pytest.mark.parametrize("wrap", TAKEN_OFF)
+@pytest.mark.parametrize("inner", [False, True])
+def test_wrapper_is_taken_off(wrap: Wrap, inner: bool) -> None:
+    wanted = abcfx.transform(mlp(16), X, base=mlp(8), optimizer="adamw")
+    target, base = (within(mlp(n), wrap) if inner else wrap(mlp(n)) for n in (16, 8))
+    result = abcfx.transform(target, X, base=base, optimizer="adamw")
+    assert {name: each.lr for name, each in result.plan.items()} == {n: each.lr for n, each in wanted.plan.items()}
+    assert list(result.module.state_dict()) == list(mlp(16).state_dict())
+    torch.testing.assert_close(result.module(X), wanted.module(X))
+    place = "on 2)" if inner else "on the model itself)"
+    assert [place in note for note in result.notes if "without its wrapper" in note] == [True, True]
+    assert abcfx.check_optimizer(torch.optim.AdamW(result.param_groups), result)
+
+
+@pytest.mark.parametrize("wrap", TAKEN_OFF)
+def test_wrapper_is_refused_in_place(wrap: Wrap) -> None:
+    with pytest.raises(InvalidInputError, match=r"apply='inplace' changes the object.*\n.*To fix"):
+        abcfx.transform(wrap(mlp(16)), X, base=mlp(8), apply="inplace")
+
+
+def test_wrapper_within_is_not_changed() -> None:
+    model = within(mlp(8), compiled)
+    wrapper = model[2]
+    plain = given_model("model", model).model
+    assert model[2] is wrapper
+    assert [id(p) for p in plain.parameters()] == [id(p) for p in model.parameters()]
+
+
+def test_wrapper_with_hooks_is_refused() -> None:
+    wrapped = nn.DataParallel(mlp(8))
+    wrapped.register_forward_hook(lambda *_: None)
+    with pytest.raises(InvalidInputError, match=r"DataParallel.*forward hooks"):
+        abcfx.transform(wrapped, X)
+
+
+def scripted(model: nn.Module) -> nn.Module:
+    return torch.jit.script(model)
+
+
+def traced(model: nn.Module) -> nn.Module:
+    inputs = torch.zeros(2, next(model.parameters()).shape[1])
+    return torch.jit.trace(model, inputs)
+
+
+def quantised(model: nn.Module) -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})
+
+
+REFUSED: list[tuple[Wrap, str]] = [(scripted, "TorchScript"), (traced, "TorchScript"), (quantised, "quantised")]
+
+
+@pytest.mark.parametrize(("wrap", "words"), REFUSED)
+def test_refused_by_name_everywhere(wrap: Wrap, words: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bad, part = wrap(mlp(8)), within(mlp(8), wrap)
+    calls: list[Callable[[], object]] = [
+        lambda: abcfx.transform(bad, X, base=mlp(4)),
+        lambda: abcfx.transform(part, X, base=mlp(4)),
+        lambda: abcfx.transform(mlp(16), X, base=bad),
+        lambda: abcfx.transform(mlp(16), X, base=lambda: bad),
+        lambda: abcfx.grow(bad, mlp(16), X),
+        lambda: abcfx.grow(mlp(4), bad, X),
+        lambda: abcfx.upcycle(bad, mlp(8), X),
+        lambda: abcfx.verify_growth(bad, mlp(16), X),
+        lambda: abcfx.coord_check(lambda width: bad, X, widths=(4, 8), optimizer="adamw"),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidInputError, match=rf"(?s){words}.*To fix: give the "):
+            call()
+
+
+def test_compiled_models_grow() -> None:
+    small, large = mlp(8), mlp(16)
+    grown = abcfx.grow(compiled(small), compiled(large), X).module
+    assert grown is large
+    torch.testing.assert_close(grown(X), small(X))
+
+
+def test_growing_into_meta_is_refused() -> None:
+    with torch.device("meta"):
+        large = mlp(16)
+    for into in (large, lambda: large):
+        with pytest.raises(InvalidInputError, match=r"into: 0.weight is on the meta device"):
+            abcfx.grow(mlp(8), into, X)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_called_without_gradients(mode: Callable[[], torch.inference_mode]) -> None:
+    large, small = mlp(16), mlp(8)
+    with mode():
+        inputs = torch.randn(5, 8)
+        result = abcfx.transform(large, inputs, base=small, optimizer="adamw")
+        assert not torch.is_grad_enabled()
+    result.module(X).sum().backward()
+    assert all(parameter.grad is not None for parameter in result.module.parameters())
+
+
+def test_weights_made_in_inference_mode_are_refused() -> None:
+    with torch.inference_mode():
+        model = mlp(8)
+    with pytest.raises(InvalidInputError, match=r"0.weight was made under torch.inference_mode"):
+        abcfx.transform(model, X)
+
+
+def test_nested_input_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nested = torch.nested.nested_tensor([torch.randn(2, 8), torch.randn(3, 8)])
+    with pytest.raises(InvalidInputError, match="NestedTensor"):
+        abcfx.transform(mlp(8), nested)
+
+
+def test_functions_that_build_no_model() -> None:
+    with pytest.raises(InvalidInputError, match=r"base: a function that calls a Sequential \(torch.vmap"):
+        abcfx.transform(mlp(8), X, base=torch.vmap(mlp(8)))
+    with pytest.raises(InvalidInputError, match="base: expected a module or a function without arguments"):
+        abcfx.transform(mlp(8), X, base=mlp)  # type: ignore[arg-type]
