@@ -150,8 +150,7 @@ class Transformed:
 
         Returns:
             A copy of the model; after apply="inplace" the model object itself, which can then be saved, and should not
-            be
-            trained on, since its rates belong to the weights as they were.
+            be trained on, since its rates belong to the weights as they were.
 
         Raises:
             InvalidInputError: a tied parameter would need two factors and no norm can take one; nothing has changed.

@@ -134,6 +134,7 @@ def _contents(function: types.FunctionType) -> list[object]:
 
 
 def _is_empty(cell: types.CellType) -> bool:
+    """Whether a variable of an outer function has no value yet."""
     try:
         return cell.cell_contents is _EMPTY
     except ValueError:

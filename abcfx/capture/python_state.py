@@ -85,6 +85,7 @@ class Snapshot:
     # What to look at
 
     def _add_module(self, path: str, module: nn.Module) -> None:
+        """Keep a module's attributes, and look into those that are not torch's own."""
         attributes = module.__dict__
         untold = frozenset(weights_of_hooks(module)) if module._forward_pre_hooks else frozenset()
         self._spaces.append(Attributes(path, attributes, untold=untold))
@@ -100,6 +101,7 @@ class Snapshot:
                 self._add(f"{path}.{name}".lstrip("."), value, _DEPTH)
 
     def _add_class(self, cls: type) -> None:
+        """Keep the attributes of a class that methods could write, and look at what its methods use."""
         names = {name for name, value in vars(cls).items() if not name.startswith("__") and _is_state(value)}
         self._spaces.append(Attributes(cls.__name__, vars(cls), names, functools.partial(_set_attribute, cls)))
         for name, value in list(vars(cls).items()):
@@ -109,7 +111,10 @@ class Snapshot:
                 self._add_function(_function_of(value), _DEPTH)
 
     def _add_function(self, function: types.FunctionType | None, depth: int) -> None:
-        """Look at the global variables that a function names, and at what it closes over."""
+        """Keep the global variables that a function names and the variables of outer functions that it uses.
+
+        `depth` is how many levels of objects are still looked into.
+        """
         if function is None or not depth or self._is_known(function) or _is_library(function.__module__ or ""):
             return
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -124,6 +129,7 @@ class Snapshot:
             self._add(f"{module}.{name}", namespace[name], depth - 1)
 
     def _add_cell(self, path: str, cell: types.CellType, depth: int) -> None:
+        """Keep a variable of an outer function that an inner one uses, and look into its value."""
         try:
             value = cell.cell_contents
         except ValueError:  # it is empty
@@ -133,7 +139,7 @@ class Snapshot:
         self._add(path, value, depth - 1)
 
     def _add(self, path: str, value: object, depth: int) -> None:
-        """Look at a value, and into it."""
+        """Look at a value under a path, and into it, `depth` levels deep; not into modules and classes."""
         if isinstance(value, PLAIN) or not depth or isinstance(value, nn.Module | type | types.ModuleType):
             return
         if isinstance(value, tuple):
@@ -146,6 +152,7 @@ class Snapshot:
             self._add_object(path, value, depth)
 
     def _add_object(self, path: str, value: object, depth: int) -> None:
+        """Keep what an object holds, by its kind: state of a generator, numbers of a tensor, items, or attributes."""
         attributes = getattr(value, "__dict__", None)
         if is_generator(value):
             self.generators[path] = value
@@ -162,6 +169,7 @@ class Snapshot:
                 self._add(f"{path}.{name}", each, depth - 1)
 
     def _add_items(self, path: str, values: object, depth: int) -> None:
+        """Look at each item of a container or tuple, unless there are very many."""
         assert isinstance(values, (*CONTAINERS, tuple))
         if len(values) <= _MANY:
             items = values.items() if isinstance(values, dict) else enumerate(values)
@@ -169,6 +177,7 @@ class Snapshot:
                 self._add(f"{path}[{key!r}]", value, depth)
 
     def _is_known(self, value: object) -> bool:
+        """Return True when this object was asked about before; from now on it was."""
         known = id(value) in self._seen
         self._seen.add(id(value))
         return known
@@ -196,6 +205,7 @@ def _is_state(value: object) -> bool:
 
 
 def _is_library(module: str) -> bool:
+    """Return True for the name of a Python module of torch, numpy or another library whose state is not a model's."""
     return module.partition(".")[0] in _LIBRARIES
 
 
@@ -214,6 +224,7 @@ def _names(code: types.CodeType) -> frozenset[str]:
 
 
 def _set_attribute(cls: type, name: str, value: object) -> None:
+    """Set an attribute of a class; delete it when the value is `MISSING`."""
     if value is MISSING:
         delattr(cls, name)
     else:

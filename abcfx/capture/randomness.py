@@ -196,6 +196,7 @@ class _DrawnValues(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
+        """Make a call; note a result that comes from random draws alone, and a line that reads its value."""
         name = getattr(func, "__name__", "")
         given = trees.tensors((args, kwargs))
         drawn = bool(given) and all(id(tensor) in self._drawn for tensor in given)

@@ -96,7 +96,10 @@ def _calls(
 
 
 def _counters(model: nn.Module, module: EmittedModule, inputs: Inputs) -> list[Change]:
-    """Return the numbers that change with every call; one that holds the length of a cache stays after the first."""
+    """Return the numbers in Python that forward changes with every call, as a counter of calls.
+
+    The length of a cache that is filled once changes in the first call only, and is none.
+    """
     with contents_preserved(written_tensors(model, module)), preserved(model):
         found: list[dict[str, Change]] = []
         for _ in range(2):
@@ -109,15 +112,18 @@ def _counters(model: nn.Module, module: EmittedModule, inputs: Inputs) -> list[C
 
 
 def _differ(theirs: list[list[object]], ours: list[list[object]]) -> bool:
+    """Whether the outputs of any call differ between two series of calls, over as many calls as both have."""
     return any(_differences(theirs, ours))
 
 
 def _differences(theirs: list[list[object]], ours: list[list[object]]) -> Iterator[bool]:
+    """Yield, for each call that two series both have, whether its outputs differ."""
     for left, right in zip(theirs, ours, strict=False):
         yield len(left) != len(right) or any(compare(*pair) for pair in zip(left, right, strict=True))
 
 
 def _refusal(model: nn.Module, changes: Sequence[Change]) -> UncapturableError:
+    """Return the error on a model whose output depends on Python state that forward changes; names the first change."""
     first = changes[0]
     line = line_that_sets(model, first)
     names = ", ".join(list(dict.fromkeys(change.path for change in changes))[:3])

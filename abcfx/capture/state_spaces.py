@@ -66,7 +66,15 @@ class Change:
 
 
 class Attributes:
-    """The attributes of an object, or some variables of a namespace, as they are now."""
+    """The attributes of an object, or some variables of a namespace, as they are now.
+
+    Args:
+        path: where the object is in the model; begins the paths of changes.
+        namespace: holds the values by name, as `__dict__` does.
+        names: those to look at; None for all.
+        assign: sets a name to a value, or removes it for `MISSING`; None for an item of the namespace.
+        untold: names that are restored, but whose changes are not told.
+    """
 
     def __init__(
         self,
@@ -98,11 +106,13 @@ class Attributes:
                 self.assign(name, self.before.get(name, MISSING))
 
     def _now(self) -> dict[str, object]:
+        """Return the present values by name, of the names that are looked at."""
         if self.names is None:
             return dict(self.namespace)
         return {name: self.namespace[name] for name in self.names if name in self.namespace}
 
     def _set_item(self, name: str, value: object) -> None:
+        """Set a name of the namespace to a value; remove it when the value is `MISSING`."""
         assert isinstance(self.namespace, MutableMapping)
         if value is MISSING:
             self.namespace.pop(name, None)
@@ -126,6 +136,7 @@ class Cell:
         self._assign(self.before)
 
     def _assign(self, value: object) -> None:
+        """Give the variable a value."""
         self.cell.cell_contents = value
 
 
@@ -154,6 +165,7 @@ class Contents:
             self.container.extend(self.values)
 
     def _is_unchanged(self) -> bool:
+        """Whether the container still holds equal keys and values in the same order."""
         keys, values = _contents(self.container)
         same_size = len(keys) == len(self.keys)
         return same_size and all(map(_alike, keys, self.keys)) and all(map(_alike, values, self.values))
@@ -173,6 +185,7 @@ Space = Attributes | Cell | Contents
 
 
 def _in_words(value: object) -> str:
+    """Describe a value for a message: a short plain one as it is, a container by its length, others by type."""
     if isinstance(value, Missing) or (isinstance(value, PLAIN) and len(repr(value)) < 40):
         return repr(value)
     if isinstance(value, (*CONTAINERS, tuple)):

@@ -94,7 +94,7 @@ class Layer(Kind):
     normalised: bool = False
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s of y = m^-a W x, a + b + s_x - e_in / 2: a sum over fan_in (~ m^e_in) with random signs."""
+        """Return s of y = m^-a W x ~ m^-s: a + b + s_x - e_in / 2, a sum over fan_in (~ m^e_in) with random signs."""
         product = (
             context.a(node)
             + context.b(self.parameter)
