@@ -14,6 +14,7 @@ from abcfx.capture import CapturedGraph, EmittedModule
 from abcfx.capture.copying import copied
 from abcfx.capture.given_models import given_model
 from abcfx.capture.options import Capture, CaptureMethod
+from abcfx.dag.routing import routing_notes
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.assign import assign_exponents
 from abcfx.exponents.attention import describe, find_attention
@@ -152,8 +153,8 @@ def transform(
         numbers = _own_numbers(model, pair, assigned, given_apart)
         plan = make_plan(fixed, solved, dict(captured.model.named_parameters()), own_init, options, depth, numbers)
     with clock("rewrite"):
-        notes = given.notes + base_notes + captured.notes + dag.notes + growth.notes + solution_notes(fixed, solved)
-        notes += attention_notes + depth.notes
+        told = (*captured.notes, *dag.notes, *routing_notes(captured.module.graph), *growth.notes)
+        notes = given.notes + base_notes + told + solution_notes(fixed, solved) + attention_notes + depth.notes
         applied = apply_plan(pair, fixed, plan, depth, options.apply)
     outcome = Outcome(
         captured=captured,

@@ -7,6 +7,7 @@ from enum import Enum
 
 from abcfx.dag.generators import generators
 from abcfx.dag.layer_dag import LayerDag
+from abcfx.dag.routing import is_router
 
 
 class RoleReason(Enum):
@@ -22,6 +23,7 @@ class RoleReason(Enum):
     FEEDS_OUTPUT = "fan_in grows, fan_out does not, and it feeds an output of the model"
     GENERATOR = "fan_in grows, fan_out does not, and it weighs the streams that it is computed from (a generator)"
     FEEDS_SOFTMAX = "fan_in grows, fan_out does not, and it feeds a softmax (a router)"
+    ROUTER = "fan_in grows, fan_out does not, and it weighs what other layers compute (a router)"
     BOTTLENECK = "fan_in grows, fan_out does not, and other layers follow (an inner bottleneck)"
 
 
@@ -78,4 +80,6 @@ def role_of_layer(dag: LayerDag, node: str, e_in: float, e_out: float) -> tuple[
         return "readout", RoleReason.GENERATOR
     if dag.feeds_softmax(node):
         return "readout", RoleReason.FEEDS_SOFTMAX
+    if is_router(dag, node):
+        return "readout", RoleReason.ROUTER
     return "hidden", RoleReason.BOTTLENECK
