@@ -85,7 +85,7 @@ def absorbed_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str
         left = {node: other - a for node, other in each.decided.a.items()}
         found[name] = each.moved(a, fixed.families[name], left)
     for node, a in fixed.attention.items():
-        for name in query_targets(fixed.dag, node):
+        for name in _taking_queries(fixed, node):
             found[name] = found[name].moved(a, fixed.families[name], found[name].decided.a)
     for name, each in list(found.items()):
         for node, a in each.decided.a.items():
@@ -103,7 +103,18 @@ def attention_left(fixed: FixedExponents) -> dict[str, float]:
 
     That is the case where query and key come out of one fused layer.
     """
-    return {node: a for node, a in fixed.attention.items() if not query_targets(fixed.dag, node)}
+    return {node: a for node, a in fixed.attention.items() if not _taking_queries(fixed, node)}
+
+
+def _taking_queries(fixed: FixedExponents, node: str) -> tuple[str, ...]:
+    """Return the parameters that take the factor on the logits of a product of query and key; none with a fixed init.
+
+    Args:
+        fixed: has the layer DAG and the roles of parameters.
+        node: the product.
+    """
+    names = query_targets(fixed.dag, node)
+    return () if any(fixed.parameters[name].role == "plain" for name in names) else names
 
 
 def _acts_as_vector(dag: LayerDag, parameter: str) -> bool:

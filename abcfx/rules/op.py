@@ -175,7 +175,7 @@ class Op(NodeMaker):
         """
         for tensor, factor in ((x, y), (y, x)):
             if not contracted and (normed := self._divided_by_norm(tensor, factor)) is not None:
-                return normed
+                return replace(normed, terms=tensor.terms, normalised=bool(tensor.terms))
         left, right = self._node(x), self._node(y)
         if left is None and right is None:
             return self.constant()

@@ -31,8 +31,8 @@ class ScaledLayer(Layer):
         return (*super().sources, *self.cofactors)
 
     def _beside(self, context: ExponentContext) -> float:
-        """Return the exponent of the size of all cofactors together."""
-        return sum(context.size(node) for node in self.cofactors)
+        """Return the exponent of the size of all cofactors together, which a norm of the weight divides out."""
+        return 0.0 if self.normalised else sum(context.size(node) for node in self.cofactors)
 
     def size(self, node: str, context: ExponentContext) -> float:
         """Return s of the output, which the cofactors' sizes add to."""

@@ -62,9 +62,11 @@ def multiplied(builder: DagBuilder, x: Value, y: Value, nodes: tuple[str | None,
             return terms
         above = [builder.kind(each) for each in builder.above(node)]
         read = {kind.parameter for kind in above if isinstance(kind, Vector)}
-        if not builder.nodes[node].is_parametric or any(read.intersection(term.parameters) for term in terms):
+        if any(read.intersection(term.parameters) for term in terms):
             return ()
-        if _is_wide(other.shape):
+        if not builder.nodes[node].is_parametric and not _is_matrix(terms):
+            return ()
+        if _is_wide(other.shape) and not _is_thin(other.shape, terms):
             return tuple(replace(term, cofactors=(*term.cofactors, node)) for term in terms)
         return tuple(replace(term, gains=(*term.gains, node)) for term in terms)
     return ()
@@ -144,6 +146,17 @@ def _entries(terms: Terms) -> int:
 
 def _is_matrix(terms: Terms) -> bool:
     return any(_is_wide(matrix.shape) for term in terms for matrix in term.chain)
+
+
+def _is_thin(shape: tuple[int, ...] | None, terms: Terms) -> bool:
+    """Whether a factor of this shape is repeated along a dim of the weight, as a style is along its rows."""
+    wholes = [matrix.shape for term in terms for matrix in term.chain]
+    return any(
+        ours == 1 != theirs
+        for whole in wholes
+        if whole is not None and shape is not None
+        for ours, theirs in zip(reversed(shape), reversed(whole), strict=False)
+    )
 
 
 def _is_wide(shape: tuple[int, ...] | None) -> bool:

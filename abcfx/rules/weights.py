@@ -44,7 +44,7 @@ def read_weight(builder: DagBuilder, weight: Value) -> ComputedWeight | None:
     """Find the parameters behind a weight; None for an activation, a constant, or a function that is no sum of products
     of parameters and no norm.
     """
-    if not is_weight(builder, weight):
+    if not weight.terms and not is_weight(builder, weight):
         return None
     if weight.node is None:
         term = WeightTerm((weight,), is_curved=weight.is_curved)

@@ -111,6 +111,7 @@ def _applied(recipe: Recipe) -> Iterator[Flag]:
             optimizer=optimizer,
             lr=0.01,
             weight_decay=0.1,
+            eps=1e-5,  # else rounding decides where the gradient is zero
         )
         for mode in MODES
     )

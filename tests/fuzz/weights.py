@@ -31,6 +31,15 @@ def computed(weight: Callable[[Any], torch.Tensor]) -> Part:
     )
 
 
+def styled(m: Any, x: torch.Tensor) -> torch.Tensor:
+    """Multiply a weight by a style for each sample, and convolve all samples at once, as groups."""
+    batch, time, _ = x.shape
+    weight = m.w * (m.style(x.mean(1)) + 1)[:, None, :]
+    weight = weight * torch.rsqrt(weight.square().sum(2, keepdim=True) + 1e-8)
+    grouped = x.transpose(1, 2).reshape(1, -1, time)
+    return F.conv1d(grouped, weight.flatten(0, 1).unsqueeze(-1), groups=batch).view(batch, -1, time).transpose(1, 2)
+
+
 WEIGHTS: dict[str, Part] = {
     "masked": computed(lambda m: m.w * m.mask),
     "low rank update": computed(lambda m: m.w + m.b @ m.a),
@@ -53,6 +62,7 @@ WEIGHTS: dict[str, Part] = {
         lambda m, x: F.linear(x, torch.kron(m.v, m.w)),
     ),
     "shifted": computed(lambda m: m.w + torch.eye(m.sizes.width, dtype=m.w.dtype)),
+    "styled weight": Part(lambda s: {"w": matrix(s.width, s.width), "style": linear(s.width)}, styled),
     "weight norm": Part(lambda s: {"f": NORMED.weight_norm(linear(s.width))}, lambda m, x: m.f(x)),
     "computed bias": Part(
         lambda s: {

@@ -115,3 +115,15 @@ def test_every_way_to_apply_the_factor_computes_the_same(how: str, method: Captu
         with pytest.raises(abcfx.errors.InvalidInputError, match="To fix: apply="):
             abcfx.transform(model, x, base=base, apply="inplace", capture=method)
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_layer_that_keeps_its_init_takes_no_factor() -> None:
+    """Role "plain" leaves a layer as the model made it, so that the factor stays a node of the graph."""
+    torch.manual_seed(0)
+    model, base, x = Block(32, "separate").double(), Block(8, "separate").double(), torch.randn(2, 5, 6).double()
+    kept = abcfx.Overrides(roles={"q.weight": "plain"})
+    inserted, absorbed = (
+        abcfx.transform(copy.deepcopy(model), x, base=base, apply=mode, overrides=kept) for mode in ("insert", "absorb")
+    )
+    torch.testing.assert_close(absorbed.module(x), inserted.module(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(absorbed.fold()(x), inserted.module(x), rtol=1e-12, atol=1e-12)

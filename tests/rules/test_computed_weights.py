@@ -167,3 +167,32 @@ def test_factors_of_one_matrix_product_have_the_exponents_of_two_layers() -> Non
             assert [spec[name][key] for key in ("role", "a", "b", "c")] == [
                 apart[name][key] for key in ("role", "a", "b", "c")
             ], (how, name)
+
+
+class Styled(nn.Module):
+    """A convolution whose weight is multiplied by a style for each sample, and maybe normed after that."""
+
+    def __init__(self, width: int, normed: bool) -> None:
+        super().__init__()
+        self.normed = normed
+        self.stem, self.style, self.head = nn.Conv2d(3, width, 1), nn.Linear(5, width), nn.Linear(width, 2)
+        self.weight = nn.Parameter(torch.randn(width, width, 3, 3) * (9 * width) ** -0.5)
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        h, (b, *size) = F.relu(self.stem(x)), (x.shape[0], *x.shape[2:])
+        w = self.weight[None] * (self.style(z) + 1)[:, None, :, None, None]
+        if self.normed:
+            w = w * torch.rsqrt(w.pow(2).sum([2, 3, 4], keepdim=True) + 1e-8)
+        y = F.conv2d(h.reshape(1, -1, *size), w.view(-1, *w.shape[2:]), padding=1, groups=b)
+        return self.head(F.relu(y.view(b, -1, *size)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_a_weight_times_a_style_is_a_layer_and_slows_nothing_before_it(normed: bool) -> None:
+    torch.manual_seed(0)
+    x, z = torch.randn(3, 3, 4, 4, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    result = abcfx.transform(Styled(32, normed).double(), (x, z), base=Styled(8, normed).double())
+    found = {name: (row["role"], row["c"], row["init_factor"]) for name, row in result.spec.items()}
+    assert found["weight"] == ("hidden", 1.0, 1.0)
+    assert found["stem.weight"][:2] == found["style.weight"][:2] == ("embedding", 0.5)
+    torch.testing.assert_close(result.fold()(x, z), result.module(x, z), rtol=1e-12, atol=1e-12)
