@@ -24,7 +24,7 @@ from abcfx.capture.patches import (
     is_torchs_own,
     plain_call_of_checkpoint,
 )
-from abcfx.capture.randomness import no_hidden_randomness
+from abcfx.capture.randomness import DefaultGenerator, no_hidden_randomness
 from abcfx.capture.rebuild import Rebuild
 from abcfx.capture.signature import Signature, signature_of
 from abcfx.capture.state import preserved
@@ -140,6 +140,7 @@ def _export(
         replace_weights(model)
         wrapper.own.generators = before.generators
         stack.enter_context(conversions_that_change_nothing())
+        stack.enter_context(DefaultGenerator())
         try:
             program = torch.export.export(wrapper, flat, dynamic_shapes=(dims,), strict=False)
             exported = program.module()

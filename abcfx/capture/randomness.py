@@ -206,3 +206,18 @@ class _DrawnValues(TorchFunctionMode):
         if drawn or (name in _DRAWS and (not given or name.endswith(("_", "_like")))):
             self._drawn.update((id(tensor), tensor) for tensor in trees.tensors(out))
         return out
+
+
+class DefaultGenerator(TorchFunctionMode):
+    """Leaves out `generator=None` of draws: with it torch takes no size that is traced."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        """Run a call of torch without a generator that is None."""
+        given = {key: value for key, value in (kwargs or {}).items() if key != "generator" or value is not None}
+        return func(*args, **given)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import abcfx
+from abcfx.capture.options import CaptureMethod
 
 IDS = torch.tensor([0, 2, 1, 3])
 X = torch.randn(5, 4, 6, generator=torch.Generator().manual_seed(0))
@@ -68,6 +69,7 @@ def test_what_is_overwritten_changes_nothing() -> None:
     assert (spec["first.weight"]["role"], spec["fc.weight"]["role"]) == ("hidden", "plain")
 
 
+@pytest.mark.parametrize("method", ["symbolic", "export", "record"])
 @pytest.mark.parametrize(
     "body",
     [
@@ -77,8 +79,9 @@ def test_what_is_overwritten_changes_nothing() -> None:
     ],
     ids=["number divided by a size", "tensor_split at places", "draw with generator=None"],
 )
-def test_numbers_splits_and_draws(body: Callable[[Model, torch.Tensor], torch.Tensor]) -> None:
-    spec = abcfx.transform(Model(64, body), X, base=Model(16, body)).spec
+def test_numbers_splits_and_draws(method: CaptureMethod, body: Callable[[Model, torch.Tensor], torch.Tensor]) -> None:
+    capture = abcfx.Capture(method=method)
+    spec = abcfx.transform(Model(64, body), X, base=Model(16, body), capture=capture).spec
     assert (spec["fc.weight"]["role"], spec["fc.weight"]["c"]) == ("hidden", 1.0)
 
 
