@@ -52,9 +52,14 @@ def _is_read(builder: DagBuilder, value: Value, reached: set[str], parameters: s
 
 def _is_made_of(builder: DagBuilder, node: str, reached: set[str], parameters: set[str]) -> bool:
     """Whether a node is reached, or all that it is made of is: x / |x| is a norm of x, and |x| itself drops out."""
-    if node in reached:
-        return True
-    kind = builder.kind(node)
-    if isinstance(kind, Layer | Vector) and not (isinstance(kind, Vector) and kind.parameter in parameters):
-        return False
-    return isinstance(kind, Vector) or all(_is_made_of(builder, each, reached, parameters) for each in kind.sources)
+    waiting, seen = [node], set(reached)
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        kind = builder.kind(name)
+        if isinstance(kind, Layer) or (isinstance(kind, Vector) and kind.parameter not in parameters):
+            return False
+        waiting += kind.sources
+    return True
