@@ -80,7 +80,7 @@ def flags(recipe: Recipe) -> list[Flag]:
             found.append(Flag(f"refused {check.__name__.strip('_')}", str(error)))
         except Exception as error:  # whatever a model may bring to light is a flag
             found.append(Flag("crash", f"{check.__name__.strip('_')}: {type(error).__name__}: {error}"))
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _base_width(recipe: Recipe) -> Iterator[Flag]:
