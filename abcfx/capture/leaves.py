@@ -33,6 +33,8 @@ _CALL_ONE_FUNCTION = tuple(
     if hasattr(nn, name)
 )
 """Torch's layers whose forward is a call of one function, in train and eval mode: that function is the node."""
+NORMS = ("_WeightNorm", "_SpectralNorm", "_Orthogonal")
+"""Classes of torch's own parametrizations, each of which divides a weight by a norm of it."""
 _KEPT: set[type[nn.Module]] = set()
 
 
@@ -57,11 +59,19 @@ def is_kept(module_type: type[nn.Module]) -> bool:
 def stays_whole(module: nn.Module) -> bool:
     """Whether a module becomes one node of a graph: torch's own layers, and types given to `keep_whole`.
 
-    Not a layer that only calls one function, and not one with a hook that reaches other modules: their weights would
-    be hidden in the layer's node.
+    Not a layer that only calls one function, and not one with a hook that reaches other modules, or with a
+    parametrization that is not torch's: their weights would be hidden in the layer's node.
     """
     is_layer = is_torch_module(module) and not isinstance(module, _CALL_ONE_FUNCTION)
-    return (is_layer or type(module) in _KEPT) and not _has_reaching_hooks(module)
+    whole = (is_layer or type(module) in _KEPT) and not _has_reaching_hooks(module)
+    return whole and not _has_own_parametrizations(module)
+
+
+def _has_own_parametrizations(module: nn.Module) -> bool:
+    """Whether a weight of a module is computed by parametrizations of which some are no norms of torch's."""
+    registered = getattr(module, "parametrizations", None)
+    lists = registered.values() if isinstance(registered, nn.ModuleDict) else ()
+    return any(type(each).__name__ not in NORMS for functions in lists for each in functions.children())
 
 
 def _has_reaching_hooks(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.fx as fx
 
+from abcfx.capture.leaves import NORMS
 from abcfx.errors import UnknownOpError
 from abcfx.rules.builder import DagBuilder
 from abcfx.rules.extents import Dim, Number
@@ -16,8 +17,6 @@ from abcfx.rules.kinds import Layer, Norm, NumberFactor, Power, Product, Unary, 
 from abcfx.rules.values import Value, WeightTerm
 from abcfx.rules.weight_kinds import ScaledLayer
 from abcfx.support.location import location
-
-_NORMS = ("_WeightNorm", "_SpectralNorm", "_Orthogonal")  # torch's parametrizations that divide by a norm
 
 
 @dataclass(frozen=True)
@@ -224,5 +223,5 @@ def _is_normalised(owner: torch.nn.Module, name: str) -> bool:
     """Whether a weight is computed by torch's weight norm, spectral norm or orthogonal parametrization."""
     registered = getattr(owner, "parametrizations", None)
     if registered is not None and name in registered:
-        return any(type(each).__name__ in _NORMS for each in registered[name])
+        return any(type(each).__name__ in NORMS for each in registered[name])
     return hasattr(owner, f"{name}_v") or hasattr(owner, f"{name}_orig")  # the older ones, by hooks

@@ -10,10 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from typed import tensor
 
 import abcfx
 from abcfx.plan.options import ApplyMode
 
+MODES: tuple[ApplyMode, ...] = ("insert", "absorb")
 Weight = Callable[["Computed"], torch.Tensor]
 
 
@@ -196,3 +198,33 @@ def test_a_weight_times_a_style_is_a_layer_and_slows_nothing_before_it(normed: b
     assert found["weight"] == ("hidden", 1.0, 1.0)
     assert found["stem.weight"][:2] == found["style.weight"][:2] == ("embedding", 0.5)
     torch.testing.assert_close(result.fold()(x, z), result.module(x, z), rtol=1e-12, atol=1e-12)
+
+
+class Tanh(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(weight)
+
+
+class LowRank(nn.Module):
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(4, weight.shape[1])), nn.Parameter(torch.randn(weight.shape[0], 4))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight + self.b @ self.a
+
+
+@pytest.mark.parametrize("make", [lambda weight: Tanh(), LowRank], ids=["tanh", "low rank"])
+def test_parametrizations_of_the_user_are_opened(make: Callable[[torch.Tensor], nn.Module]) -> None:
+    def model(width: int) -> nn.Module:
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, width), nn.Linear(width, 3))
+        for layer in (layers[2], layers[3]):
+            nn.utils.parametrize.register_parametrization(layer, "weight", make(tensor(layer.weight)))
+        return layers.double()
+
+    inserted, absorbed = (
+        abcfx.transform(model(32), X, base=model(8), apply=mode, parametrization="ntk") for mode in MODES
+    )
+    torch.testing.assert_close(absorbed.module(X), inserted.module(X), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(inserted.fold()(X), inserted.module(X), rtol=1e-9, atol=1e-12)
