@@ -11,6 +11,7 @@ import networkx as nx
 from torch import nn
 
 from abcfx.capture.copying import copied
+from abcfx.capture.uncalled import allow_hooks
 from abcfx.exponents.dag_program import SolvedDag
 from abcfx.outcome import Header, Outcome
 from abcfx.plan.groups import OptimizerGroup, groups_of, param_groups
@@ -157,6 +158,7 @@ class Transformed:
         """
         source = self.outcome.captured.model
         model = source if self.module is source else copied(source)
+        allow_hooks(model)
         self.folding.apply_to(model)
         return model.train(self.module.training)
 

@@ -1,0 +1,63 @@
+"""Refuses hooks on the modules that a captured graph does not call: they would never run, and nothing would say so."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from torch import nn
+
+from abcfx.capture.emitted import ROOT_LEAF, EmittedModule
+from abcfx.errors import InvalidInputError
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+class NoHooks(OrderedDict[int, Callable[..., object]]):
+    """The dict in which `nn.Module` keeps hooks of one kind, for a module that is never called: none can be added.
+
+    Attributes:
+        path: the path of the module in the captured model.
+    """
+
+    path = ""
+
+    def __setitem__(self, key: int, hook: Callable[..., object]) -> None:
+        """Refuse a hook.
+
+        Raises:
+            InvalidInputError: always.
+        """
+        raise InvalidInputError(
+            f"{self.path}: a hook on this module would never run. The module of the result is one graph, which uses "
+            f"the parameters of {self.path} but does not call it.\n"
+            f"  To fix: abcfx.transform(..., apply='inplace') keeps your own model, with its calls and hooks; or "
+            f"register the hook on the whole module of the result; or, if it changes values, on your model before "
+            f"the transform: the graph then computes what it does."
+        )
+
+
+def refuse_hooks(module: EmittedModule) -> None:
+    """Let every submodule that no graph of the module calls refuse hooks from now on.
+
+    A submodule that has hooks of a kind already keeps those: the graph computes what they did while it was captured.
+    """
+    called = {str(node.target) for graph in module.graphs for node in graph.nodes if node.op == "call_module"}
+    if ROOT_LEAF in called:
+        return  # the model is itself one layer, which the graph calls
+    running = {id(part) for path in called for part in module.get_submodule(path).modules()}
+    for path, part in module.named_modules():
+        if path and id(part) not in running:
+            for kind in _HOOKS:
+                if not getattr(part, kind):
+                    refusing = NoHooks()
+                    refusing.path = path
+                    setattr(part, kind, refusing)
+
+
+def allow_hooks(model: nn.Module) -> None:
+    """Let every module of a model take hooks again: one that calls its modules, although a graph took them over."""
+    for part in model.modules():
+        for kind in _HOOKS:
+            if isinstance(getattr(part, kind), NoHooks):
+                setattr(part, kind, OrderedDict())
