@@ -90,7 +90,7 @@ class PairedModels:
             )
 
     def _equally_fresh(self) -> AbstractContextManager[None]:
-        """Make caches that a call has filled in one of the models only as they were before, within the block."""
+        """Empty, until the block ends, the caches that only one of the two models has filled, since it was run before."""
         if self.base is None:
             return nullcontext()
         return equally_fresh(self.target, self.base, self._args, self._kwargs)

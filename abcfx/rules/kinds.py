@@ -255,6 +255,7 @@ class Mix(Product):
     """A product of doubly stochastic weights and x: a convex combination, which is never larger than x."""
 
     def size(self, node: str, context: ExponentContext) -> float:
+        """Return s (entries ~ m^-s at init) of x, the second input: weights that sum to one keep its size."""
         return context.size(self.inputs[1])
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:

@@ -43,7 +43,7 @@ def test_a_hook_runs_or_is_refused(method: str, apply: str) -> None:
     for path, part in module.named_modules():
         calls: list[str] = []
         try:
-            handle = part.register_forward_hook(lambda *_, calls=calls: calls.append("called"))  # type: ignore[misc]
+            handle = part.register_forward_hook(lambda *_, calls=calls: calls.append("called"))
         except InvalidInputError as error:
             assert path and str(error).startswith(f"{path}: a hook"), path
             with pytest.raises(InvalidInputError, match="inplace"):
@@ -77,6 +77,6 @@ def test_a_hook_registered_before_is_in_the_graph() -> None:
     for model in models:
         model.get_submodule("blocks.0").register_forward_hook(lambda _m, _i, out: out * 2)
     result = abcfx.transform(models[0], X, base=models[1], apply="off")
-    hooked, models[0].get_submodule("blocks.0")._forward_hooks = result.module(X), {}  # type: ignore[assignment]
+    hooked, models[0].get_submodule("blocks.0")._forward_hooks = result.module(X), {}
     assert not torch.allclose(hooked, models[0](X))
     assert any("hooks on blocks.0" in note for note in result.outcome.notes)

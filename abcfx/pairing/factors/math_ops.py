@@ -1,4 +1,9 @@
-"""Rules of the ops that compute: products, convolutions, norms, attention, reductions, and pointwise ops."""
+"""Rules of the ops that compute: products, convolutions, norms, attention, reductions, and pointwise ops.
+
+Each returns the dims of an op's result. A dim here is more than a size: it is a product of atoms, each with its size in
+the small and in the large model, so that one knows which dims of different tensors are one and the same. A rule makes
+dims the same that the op requires to be, and builds those of the result from those of the inputs.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +30,7 @@ def pointwise(step: Step) -> Dims:
 
 @rule("mm", "bmm", "mv", "dot", "vdot", "_int_mm")
 def product(step: Step) -> Dims:
-    """Find the dims of a matrix product from those of its two inputs."""
+    """Return the dims of a matrix product a @ b, and make the dim that is summed over the same one in a and b."""
     return step.contract(*step.tensors())
 
 
