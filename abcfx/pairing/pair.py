@@ -90,7 +90,7 @@ class PairedModels:
             )
 
     def _equally_fresh(self) -> AbstractContextManager[None]:
-        """Empty, until the block ends, the caches that only one of the two models has filled, since it was run before."""
+        """Empty, until the block ends, the caches that only one of the two models has filled in an earlier run."""
         if self.base is None:
             return nullcontext()
         return equally_fresh(self.target, self.base, self._args, self._kwargs)
