@@ -14,7 +14,7 @@ from abcfx.capture import CapturedGraph, EmittedModule
 from abcfx.capture.copying import copied
 from abcfx.capture.given_models import given_model
 from abcfx.capture.options import Capture, CaptureMethod
-from abcfx.capture.uncalled import refuse_hooks
+from abcfx.capture.uncalled import refusing_hooks
 from abcfx.dag.routing import routing_notes
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.assign import assign_exponents
@@ -169,10 +169,7 @@ def transform(
         notes=notes + applied.notes,
         timings=clock.seconds,
     )
-    if options.apply == "inplace":
-        return Transformed(model, outcome, applied.fold)
-    refuse_hooks(captured.module)
-    return Transformed(captured.module, outcome, applied.fold)
+    return Transformed(model if options.apply == "inplace" else refusing_hooks(captured.module), outcome, applied.fold)
 
 
 class _Stopwatch:

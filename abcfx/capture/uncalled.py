@@ -37,14 +37,14 @@ class NoHooks(OrderedDict[int, Callable[..., object]]):
         )
 
 
-def refuse_hooks(module: EmittedModule) -> None:
-    """Let every submodule that no graph of the module calls refuse hooks from now on.
+def refusing_hooks(module: EmittedModule) -> EmittedModule:
+    """Return the module, with every submodule that no graph of it calls refusing hooks from now on.
 
     A submodule that has hooks of a kind already keeps those: the graph computes what they did while it was captured.
     """
     called = {str(node.target) for graph in module.graphs for node in graph.nodes if node.op == "call_module"}
     if ROOT_LEAF in called:
-        return  # the model is itself one layer, which the graph calls
+        return module  # the model is itself one layer, which the graph calls
     running = {id(part) for path in called for part in module.get_submodule(path).modules()}
     for path, part in module.named_modules():
         if path and id(part) not in running:
@@ -53,6 +53,7 @@ def refuse_hooks(module: EmittedModule) -> None:
                     refusing = NoHooks()
                     refusing.path = path
                     setattr(part, kind, refusing)
+    return module
 
 
 def allow_hooks(model: nn.Module) -> None:
