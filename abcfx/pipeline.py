@@ -17,7 +17,7 @@ from abcfx.capture.options import Capture, CaptureMethod
 from abcfx.capture.uncalled import refusing_hooks
 from abcfx.dag.routing import routing_notes
 from abcfx.errors import InvalidInputError
-from abcfx.exponents.assign import assign_exponents
+from abcfx.exponents.assign import assign_exponents, frozen_note, without_multipliers
 from abcfx.exponents.attention import describe, find_attention
 from abcfx.exponents.dag_program import DagProgram, SolvedDag, solution_notes
 from abcfx.exponents.depth import DepthScaling, scale_depth
@@ -38,7 +38,7 @@ from abcfx.plan.options import (
     PlanOptions,
     Schedule,
 )
-from abcfx.plan.parameters import make_plan, unscaled
+from abcfx.plan.parameters import make_plan
 from abcfx.rewrite.apply import apply_plan
 from abcfx.rewrite.hooks import has_hooks
 from abcfx.support.patterns import plain_name
@@ -148,7 +148,7 @@ def transform(
         alignments = asked.alignments(dag, fixed.parameters)
         solved = DagProgram(fixed, alignments).solve()
     with clock("plan"):
-        depth = scale_depth(asked.depth, dag, growth.blocks, fixed.families, overrides.decay_mode)
+        depth = scale_depth(asked.depth, fixed, overrides.decay_mode)
         own_init = _own_init(captured, fixed, init)
         given_apart = _given_apart(lr=None if isinstance(lr, Mapping) else lr, weight_decay=weight_decay, eps=eps)
         numbers = _own_numbers(model, pair, assigned, given_apart)
@@ -284,13 +284,13 @@ def _fixed_exponents(
     dag, growth, overrides = pair.target_dag, pair.growth, options.overrides
     parameters = dict(pair.target_graph.model.named_parameters())
     decided = assign_exponents(dag, growth, parameters, asked.table, overrides.roles, overrides.exponents)
-    without_multipliers = options.apply == "off" or options.init == "keep"
-    if without_multipliers:
-        decided = unscaled(decided)
+    is_unscaled = options.apply == "off" or options.init == "keep"
+    if is_unscaled:
+        decided = {name: without_multipliers(each) for name, each in decided.items()}
     assigned = assign_optimizers(optimizer, {name: each.role for name, each in decided.items()}, parameters)
     families = assign_families(assigned, parameters)
     fixed = FixedExponents(dag, growth, decided, families)
-    if without_multipliers or asked.attention == "keep":
+    if is_unscaled or asked.attention == "keep":
         return fixed, assigned, ()
     logits = find_attention(fixed) if growth.has_base else ()
     missing = {each.node: each.missing for each in logits if each.missing}

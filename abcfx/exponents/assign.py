@@ -66,8 +66,31 @@ def assign_exponents(
             found = _matrix([_use(dag, growth, table, node, role_of.get(name)) for node in layers], dag)
         if name in given:
             found = _overridden(found, name, given[name])
-        decided[name] = replace(found, learns=False) if not parameter.requires_grad else found
+        elif not parameter.requires_grad:
+            found = without_multipliers(found)
+        frozen = not parameter.requires_grad
+        decided[name] = replace(found, learns=found.learns and not frozen, frozen=frozen)
     return decided
+
+
+def without_multipliers(found: ParameterExponents) -> ParameterExponents:
+    """Return a parameter's exponents with all multipliers 1: the first use's a moves into b, exponent of the init."""
+    return replace(found, a=dict.fromkeys(found.a, 0.0), b=found.b + next(iter(found.a.values()), 0.0))
+
+
+def frozen_note(decided: Mapping[str, ParameterExponents]) -> tuple[str, ...]:
+    """Return a note for the report that names the frozen parameters, whose values are kept; none if nothing is frozen.
+
+    Args:
+        decided: the exponents of every parameter by name.
+    """
+    frozen = [name for name, each in decided.items() if each.frozen]
+    if not frozen:
+        return ()
+    given = [name for name in frozen if any(decided[name].a.values())]
+    some = ", ".join(frozen[:3]) + (f" and {len(frozen) - 3} more" if len(frozen) > 3 else "")
+    told = "with a multiplier only where `exponents` gives one" if given else "without multiplier"
+    return (f"frozen (requires_grad is False), so kept as they are, {told}: {some}",)
 
 
 def _vector(

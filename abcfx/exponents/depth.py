@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from abcfx.dag.layer_dag import LayerDag
 from abcfx.dag.queries import Branch, absorbing_parameters, is_serial, residual_branches
 from abcfx.errors import InvalidInputError
+from abcfx.exponents.fixed import FixedExponents
 from abcfx.pairing.blocks import Blocks
 from abcfx.rules import Layer, Vector
 from abcfx.theory.optimizers import OptimizerFamily
@@ -76,32 +76,30 @@ class DepthScaling:
     notes: tuple[str, ...] = ()
 
 
-def scale_depth(
-    table: DepthTable, dag: LayerDag, blocks: Blocks, families: Mapping[str, OptimizerFamily], decay: str
-) -> DepthScaling:
+def scale_depth(table: DepthTable, fixed: FixedExponents, decay: str) -> DepthScaling:
     """Find factors on residual branches, rates and eps for a model with another number of blocks than its base.
 
     Args:
         table: "none", "mup" or "completep".
-        dag: the layer DAG.
-        blocks: the numbered blocks of target and base.
-        families: the optimizer of each parameter.
+        fixed: the layer DAG, the numbered blocks of target and base, and the optimizer of each parameter.
         decay: how weight decay follows: "independent", "coupled" or "fixed".
 
     Returns:
-        An empty result for equal numbers of blocks.
+        An empty result for equal numbers of blocks. A branch whose parameters are all frozen gets no factor.
 
     Raises:
         InvalidInputError: the blocks have no residual branches.
     """
+    dag, blocks, families = fixed.dag, fixed.widths.blocks, fixed.families
     if not blocks.index:
         return DepthScaling()
-    a, branches = BRANCH_EXPONENT[table], residual_branches(dag, blocks.index)
+    a, every = BRANCH_EXPONENT[table], residual_branches(dag, blocks.index)
+    branches = {merge: branch for merge, branch in every.items() if _learns(fixed, branch)}
     ratios = {merge: _ratio(branch, blocks) for merge, branch in branches.items()}
     if table == "none":
         return DepthScaling(notes=_described(ratios, "Parametrization(depth='none') leaves branches and rates alone"))
     serial = [container for container in blocks.index if is_serial(dag, container)]
-    if not branches and not serial:  # experts, heads: no matter of depth
+    if not branches and (every or not serial):  # frozen; or experts, heads: no matter of depth
         return DepthScaling()
     if not branches:
         raise InvalidInputError(
@@ -117,7 +115,7 @@ def scale_depth(
     inserted = {name: _inside_branch(a, families[name], decay) for name in ratio_of}
     absorbed, left = dict(inserted), set()
     for merge, branch in branches.items():
-        names = absorbing_parameters(dag, branch.node)
+        names = fixed.trained(absorbing_parameters(dag, branch.node))
         for name in names:
             absorbed[name] = absorbed[name].moved(a, families[name])
         if not names:
@@ -128,6 +126,12 @@ def scale_depth(
                 absorbed[name] = replace(absorbed[name], decay=0.0)
     notes = _described(ratios, f"residual branches are multiplied by ratio^-{a:g} (depth={table!r})")
     return DepthScaling(a, ratios, ratio_of, inserted, absorbed, frozenset(left), notes)
+
+
+def _learns(fixed: FixedExponents, branch: Branch) -> bool:
+    """Whether a residual branch has a parameter that is not frozen, or none at all."""
+    names = [name for node in branch.inside if (name := fixed.dag.node(node).parameter) is not None]
+    return not names or any(not fixed.parameters[name].frozen for name in names)
 
 
 def _inside_branch(a: float, family: OptimizerFamily, decay: str) -> DepthExponents:

@@ -27,6 +27,7 @@ class ParameterExponents:
         c: exponent of the learning rate where the user fixed it, else None.
         void: whether a norm divides every multiplier out again.
         learns: whether training changes the parameter.
+        frozen: whether it requires no gradient: its values are data, and nothing multiplies it.
         is_bias: whether it is the bias of a layer.
         own: the model itself multiplies this layer by m^-own.
         normalised: whether forward divides the parameter by a norm of itself, so that its size has no effect.
@@ -43,6 +44,7 @@ class ParameterExponents:
     c: float | None = None
     void: bool = False
     learns: bool = True
+    frozen: bool = False
     is_bias: bool = False
     own: float = 0.0
     normalised: bool = False
@@ -116,6 +118,10 @@ class FixedExponents:
     def learns(self, parameter: str) -> bool:
         """Whether training changes a parameter."""
         return self.parameters[parameter].learns
+
+    def trained(self, parameters: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the names if a factor may go into all these parameters, and none of them if one is frozen."""
+        return () if any(self.parameters[name].frozen for name in parameters) else parameters
 
     def family(self, parameter: str) -> OptimizerFamily:
         """Return the optimizer that trains a parameter, as its `OptimizerFamily` (how large its updates are)."""

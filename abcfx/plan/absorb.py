@@ -89,7 +89,9 @@ def absorbed_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str
             found[name] = found[name].moved(a, fixed.families[name], found[name].decided.a)
     for name, each in list(found.items()):
         for node, a in each.decided.a.items():
-            vectors = _vectors_before(fixed.dag, node) if a and fixed.dag.node(node).weight is None else ()
+            vectors = (
+                fixed.trained(_vectors_before(fixed.dag, node)) if a and fixed.dag.node(node).weight is None else ()
+            )
             for vector in vectors:
                 found[vector] = found[vector].moved(a, fixed.families[vector], {})
             if vectors:
@@ -101,19 +103,19 @@ def absorbed_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str
 def attention_left(fixed: FixedExponents) -> dict[str, float]:
     """Return, by product of query and key, the factors on attention logits that no parameter can take.
 
-    That is the case where query and key come out of one fused layer.
+    That is the case where query and key come out of one fused layer, or out of a frozen one.
     """
     return {node: a for node, a in fixed.attention.items() if not _taking_queries(fixed, node)}
 
 
 def _taking_queries(fixed: FixedExponents, node: str) -> tuple[str, ...]:
-    """Return the parameters that take the factor on the logits of a product of query and key; none with a fixed init.
+    """Return the parameters that take the factor on the logits of a product of query and key; none if one's values are fixed.
 
     Args:
         fixed: has the layer DAG and the roles of parameters.
         node: the product.
     """
-    names = query_targets(fixed.dag, node)
+    names = fixed.trained(query_targets(fixed.dag, node))
     return () if any(fixed.parameters[name].role == "plain" for name in names) else names
 
 

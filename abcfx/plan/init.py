@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -67,12 +67,26 @@ class Init:
         std: RMS entry that the tensor then has; None where it is not known (the meta device).
         fill: the value of all entries of a constant tensor, such as a gain; else None.
         redraw: whether the tensor is drawn from N(0, std^2) instead.
+        values: the tensor's own entries, where it always gets these (times `factor`) and no drawn ones; else None.
     """
 
     factor: float = 1.0
     std: float | None = None
     fill: float | None = None
     redraw: bool = False
+    values: torch.Tensor | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of_frozen(cls, parameter: torch.Tensor, own: OwnInit | None) -> Init:
+        """Return a plan that gives a frozen tensor the values it has; on the meta device, those that its code draws.
+
+        Args:
+            parameter: the frozen tensor. Its storage is shared, not copied.
+            own: how the model's own code draws it, where that is known.
+        """
+        if parameter.is_meta:
+            return cls() if own is None else cls(std=own.rms, fill=own.constant)
+        return replace(cls.keep(parameter), values=parameter.detach())
 
     @classmethod
     def keep(cls, parameter: torch.Tensor) -> Init:
@@ -81,6 +95,8 @@ class Init:
 
     def draw(self, tensor: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Fill a tensor with new values as planned, whatever it held, and return it."""
+        if self.values is not None:
+            return tensor.copy_(self.values).mul_(self.factor)
         if self.fill is not None:
             return tensor.fill_(self.fill)
         return tensor.normal_(0.0, self.std or 0.0, generator=generator)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 
@@ -118,8 +117,11 @@ class _Planner:
         eps, shape = self.options.eps_of(numbers), self._shape_correction(name, parameter, n)
         rate = shape * _power(n, -applied.c) * _power(ratio, -deep.c)
         growth = self.widths.parameter(name, tuple(parameter.shape))
-        init = self._init(decided, parameter, own, n).times(_power(ratio, -deep.b))
-        if name in self.depth.inserted and own is not None and self.widths.width_ratio == 1.0:
+        init = self._init(decided, parameter, own, n)
+        if not decided.frozen:
+            init = init.times(_power(ratio, -deep.b))
+        is_deep = name in self.depth.inserted and not decided.frozen
+        if is_deep and own is not None and self.widths.width_ratio == 1.0:
             init = init.times(own.depth_factor)
         return ParameterPlan(
             role=decided.role,
@@ -225,6 +227,8 @@ class _Planner:
             n: the width or width ratio that exponents are powers of.
         """
         is_matrix = any(isinstance(self.fixed.dag.kind(node), Layer) for node in decided.a)
+        if decided.frozen:
+            return Init.of_frozen(parameter, own)
         if self.options.init == "keep" or decided.role == "plain" or decided.normalised or decided.keeps_init:
             return Init.keep(parameter)
         constant = self.options.std_of(decided.role) if is_matrix else 1.0
@@ -245,11 +249,3 @@ class _Planner:
 def _power(n: float, exponent: float) -> float:
     """Return n ** exponent, and exactly 1 where that is the result."""
     return 1.0 if exponent == 0 or n == 1 else float(n**exponent)
-
-
-def unscaled(decided: Mapping[str, ParameterExponents]) -> dict[str, ParameterExponents]:
-    """Return exponents without multipliers: the first use's a moves into b, exponent of the init, and all a are 0."""
-    return {
-        name: replace(p, a=dict.fromkeys(p.a, 0.0), b=p.b + next(iter(p.a.values()), 0.0))
-        for name, p in decided.items()
-    }
