@@ -143,7 +143,7 @@ def transform(
     with clock("base and widths"):
         growth = pair.growth
     with clock("exponents"):
-        fixed, assigned, attention_notes = _fixed_exponents(pair, asked, optimizer, options)
+        fixed, assigned, fixed_notes = _fixed_exponents(pair, asked, optimizer, options)
     with clock("solve"):
         alignments = asked.alignments(dag, fixed.parameters)
         solved = DagProgram(fixed, alignments).solve()
@@ -155,7 +155,7 @@ def transform(
         plan = make_plan(fixed, solved, dict(captured.model.named_parameters()), own_init, options, depth, numbers)
     with clock("rewrite"):
         told = (*captured.notes, *dag.notes, *routing_notes(captured.module.graph), *growth.notes)
-        notes = given.notes + base_notes + told + solution_notes(fixed, solved) + attention_notes + depth.notes
+        notes = given.notes + base_notes + told + solution_notes(fixed, solved) + fixed_notes + depth.notes
         applied = apply_plan(pair, fixed, plan, depth, options.apply)
     outcome = Outcome(
         captured=captured,
@@ -279,7 +279,7 @@ def _fixed_exponents(
         options: the other options of `transform`.
 
     Returns:
-        These exponents with the layer DAG; each parameter's optimizer; sentences about attention for the report.
+        These exponents with the layer DAG; each parameter's optimizer; notes on frozen parameters and attention.
     """
     dag, growth, overrides = pair.target_dag, pair.growth, options.overrides
     parameters = dict(pair.target_graph.model.named_parameters())
@@ -291,10 +291,10 @@ def _fixed_exponents(
     families = assign_families(assigned, parameters)
     fixed = FixedExponents(dag, growth, decided, families)
     if is_unscaled or asked.attention == "keep":
-        return fixed, assigned, ()
+        return fixed, assigned, frozen_note(decided)
     logits = find_attention(fixed) if growth.has_base else ()
     missing = {each.node: each.missing for each in logits if each.missing}
-    return fixed.with_attention(missing), assigned, describe(logits)
+    return fixed.with_attention(missing), assigned, frozen_note(decided) + describe(logits)
 
 
 def _given_apart(**numbers: float | None) -> set[str]:

@@ -109,7 +109,7 @@ def attention_left(fixed: FixedExponents) -> dict[str, float]:
 
 
 def _taking_queries(fixed: FixedExponents, node: str) -> tuple[str, ...]:
-    """Return the parameters that take the factor on the logits of a product of query and key; none if one's values are fixed.
+    """Return the parameters that take the factor on attention logits; none if the values of one are fixed.
 
     Args:
         fixed: has the layer DAG and the roles of parameters.
