@@ -130,6 +130,7 @@ def add(op: Op, x: object, y: object, alpha: object = 1) -> Value:
     for tensor, other in ((x, y), (y, x)):
         stat = other.statistic
         if stat is not None and stat.reduced and stat.degree == 1 and stat.node == tensor.node:
+            op.disregard(other)  # it is computed from x
             return op.same(tensor)  # x - mean(x): centred, still x
         if other.log_total and other.node == tensor.node:  # logarithms of weights; their own potentials add up
             if tensor.log_total:
