@@ -229,7 +229,7 @@ def fill(op: Op, x: object, value: object = None, *_: object) -> Value:
     "argmax", "argmin", "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "zeros_like", "ones_like", "full_like",
     "empty_like", "rand_like", "randn_like", "randint_like", "new_zeros", "new_ones", "new_full", "new_empty",
     "zeros", "ones", "full", "empty", "empty_strided", "rand", "randn", "randint", "randperm", "arange", "linspace",
-    "logspace", "eye", "tensor", "as_tensor", "scalar_tensor", "tril_indices", "triu_indices", "new_tensor",
+    "logspace", "eye", "tensor", "scalar_tensor", "tril_indices", "triu_indices", "new_tensor",
     "new_empty_strided", "dim", "numel", "nelement", "element_size", "get_device", "is_floating_point",
     "is_complex", "is_conj", "is_neg", "is_signed", "is_nonzero", "is_same_size", "is_inference", "is_contiguous",
     "argsort", "bucketize", "searchsorted", "storage_offset", "sym_storage_offset", "stride", "sym_stride", "all",
@@ -243,6 +243,12 @@ def constant(op: Op, *values: object, **options: object) -> Value:
     """Handle an op whose result training does not change: an index, a comparison, a new tensor of zeros, a number."""
     op.disregard(*values, *options.values())
     return op.constant()
+
+
+@register_rule("as_tensor")
+def as_tensor(op: Op, data: object, dtype: object = None, device: object = None) -> Value:
+    """Handle torch.as_tensor: a tensor stays what it is, with its gradient; numbers become a constant."""
+    return op.view(data) if isinstance(data, Value) else op.constant()
 
 
 @register_rule("mul")

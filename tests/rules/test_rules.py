@@ -300,3 +300,14 @@ def test_an_output_changes_by_no_more_than_one_although_it_is_larger() -> None:
     result = abcfx.transform(Hyper(32), inputs, base=Hyper(8))
     (output,) = [data for _, data in result.dag.nodes.items() if data["output"]]
     assert (output["s"], output["r"]) == (-0.5, 0.0)
+
+
+@pytest.mark.parametrize("capture", ["symbolic", "export", "record_values"])
+def test_as_tensor_of_an_activation_keeps_what_is_upstream(capture: CaptureMethod) -> None:
+    class Converted(MLP):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.as_tensor(F.relu(self.emb(x))))
+
+    result = abcfx.transform(Converted(64), torch.randn(4, 20), base=Converted(16), capture=capture)
+    assert result.spec["emb.weight"]["role"] == "embedding"
+    assert result.spec["head.weight"]["role"] == "readout"
