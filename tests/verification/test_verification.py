@@ -115,7 +115,7 @@ def test_broken_modules_are_seen(monkeypatch: pytest.MonkeyPatch, broken: str) -
     from abcfx.rewrite import apply
 
     if broken == "model":
-        monkeypatch.setitem(abcfx.transform.__globals__, "copied", lambda model: model)
+        monkeypatch.setattr("abcfx.pipeline.copied", lambda model: model)
         assert "the user's own model is left as it was" in failing(6)[6]
     elif broken == "std":
         redraw = vars(apply)["redraw_"]
