@@ -171,7 +171,7 @@ def test_a_panel_without_curves_is_seen(monkeypatch: pytest.MonkeyPatch, short: 
         return [claim.name for claim in figure.figure(runs).failed]
 
     assert problems() == []
-    monkeypatch.setattr(figure, "_alphas", lambda axis, study: None)
+    monkeypatch.setattr(figure, "_draw_alphas", lambda axis, study: None)
     assert problems() == ["figure.png is drawn"]
     runs.rates["hidden"][512] *= 1.1
     assert "learning rates are straight lines of slope -c" in problems()

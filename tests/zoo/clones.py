@@ -167,7 +167,7 @@ def main() -> None:
         rows.append(row)
         mark = (
             "--"
-            if row.error.startswith(("not built", "CaptureError"))
+            if row.error.startswith(("not built", "CaptureError", "UncapturableError", "DrawnInPython"))
             else "NO"
             if row.error or row.differing
             else "ok"

@@ -17,7 +17,7 @@ CASES = SEQUENCE + PROGRAMS
 def test_hard_case(case: Case) -> None:
     row = check(case.name, case.model(), case.args, case.kwargs)
     if not case.captured:
-        assert "CaptureError" in row.error
+        assert row.error.startswith(("CaptureError", "UncapturableError", "DrawnInPython"))
         assert "test_hard" not in row.error and ("hard_" in row.error or "draws random numbers" in row.error)
         return
     assert not row.error
