@@ -24,6 +24,7 @@ from abcfx.growing.equations import Equations, Form, as_fraction, combined, know
 from abcfx.pairing.widths import WidthGrowth
 from abcfx.rules import Layer, Number, Vector
 from abcfx.rules.extents import Extent
+from abcfx.rules.fixed_dims import FixedDims
 from abcfx.rules.kinds import Merge, Norm, NumberFactor, Pointwise, Power, Product, Reduce, Softmax
 from abcfx.rules.weight_kinds import ScaledLayer
 from abcfx.support.location import location
@@ -136,7 +137,7 @@ class _Scaling:
                 own = combined(*factors, (1, contracted), (-1, self._multiplier(node, contracted)))
             case Norm():
                 own = combined((-1 / as_fraction(kind.power), self._extents(*kind.summed)))
-            case Pointwise():
+            case Pointwise() | FixedDims():
                 own = ZERO
             case Power():
                 own = combined((kind.exponent, first))
@@ -163,7 +164,7 @@ class _Scaling:
                     combined((1, self._form_of(vector)), (-1, form)),
                 )
         divides_by_sum = isinstance(kind, Norm) and kind.power == 1.0  # without an eps
-        if isinstance(kind, Norm | Pointwise | Softmax) and not divides_by_sum:
+        if isinstance(kind, Norm | Pointwise | Softmax | FixedDims) and not divides_by_sum:
             yield f"what enters {kind.name} must keep its size", self._form_of(kind.inputs[0])
         if self.dag.node(node).is_pinned:
             yield "it enters a function that is not homogeneous, and must keep its size", form

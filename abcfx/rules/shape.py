@@ -16,7 +16,7 @@ from abcfx.rules.values import Result, Sizes, Value
 
 
 @register_rule(
-    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "repeat", "tile", "repeat_interleave",
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "repeat", "tile",
     "ravel", "constant_pad_nd", "roll", "flip", "fliplr", "flipud", "narrow", "unfold", "fold", "im2col", "col2im",
     "diagonal", "as_strided", "broadcast_to", "gather", "take", "take_along_dim", "masked_select",
     "moveaxis", "slice", "view_as_real", "view_as_complex", "diff", "rot90", "add_batch_dim", "remove_batch_dim",
@@ -29,6 +29,14 @@ def regroup(op: Op, x: Value, *_: object) -> Value:
 
     Entries keep their size and their change in training.
     """
+    return op.view(x)
+
+
+@register_rule("repeat_interleave")
+def repeat_interleave(
+    op: Op, x: Value, repeats: object = None, dim: object = None, *, output_size: object = None
+) -> Value:
+    """Handle an op that repeats each entry: entries keep their size and their change in training."""
     return op.view(x)
 
 
@@ -235,7 +243,7 @@ def unbind(op: Op, x: Value, dim: int = 0) -> tuple[Value, ...]:
 
 
 @register_rule("topk", "sort", "kthvalue", "mode", "cummax", "cummin")
-def with_indices(op: Op, x: Value, *_: object) -> tuple[Value, Value]:
+def with_indices(op: Op, x: Value, *_: object, dim: object = -1) -> tuple[Value, Value]:
     """Handle ops such as topk and sort, which return entries of x and their indices; the indices are constants."""
     return op.same(x), op.constant()
 

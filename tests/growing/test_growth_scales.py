@@ -268,3 +268,20 @@ def test_equations_are_exact_and_say_what_contradicts() -> None:
     assert (equations.solution("x"), equations.solution("y")) == ({1.0: Fraction(1)}, {})
     assert equations.require({"z": Fraction(3), "y": Fraction(1), 1.0: Fraction(-1)})
     assert equations.solution("z") == {1.0: third} and equations.solution("never seen") == {}
+
+
+def test_a_matrix_of_one_size_is_inverted_as_before() -> None:
+    class Inverse(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.stem, self.key, self.out = nn.Linear(6, width), nn.Linear(width, 9), nn.Linear(3, width)
+            self.head = nn.Linear(width, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.stem(x).relu()
+            matrix = self.key(h).reshape(-1, 3, 3) + 4 * torch.eye(3)
+            return self.head(h + self.out(torch.linalg.inv(matrix)[:, 0]))
+
+    torch.manual_seed(0)
+    x, small = torch.rand(5, 6), Inverse(16)
+    torch.testing.assert_close(abcfx.grow(small, Inverse(32), x).module(x), small(x))

@@ -13,6 +13,7 @@ from torch.overrides import get_overridable_functions
 
 import abcfx
 from abcfx.capture.leaves import _CALL_ONE_FUNCTION
+from abcfx.dag.arguments import _WITHOUT_EFFECT
 from abcfx.errors import UnknownOpError
 from abcfx.rules import find_function_rule, find_module_rule, plain_name
 from abcfx.rules.elementwise import constant
@@ -195,3 +196,19 @@ def test_layers_that_call_one_function_are_that_function(layer: nn.Module) -> No
     spec = abcfx.transform(Pictures(64), x, base=Pictures(16)).spec
     assert (spec["fc.weight"]["role"], spec["fc.weight"]["c"]) == ("hidden", 1.0)
     assert find_module_rule(layer) is None
+
+
+def test_rules_take_the_keywords_that_exported_ops_have() -> None:
+    lacking: dict[str, set[str]] = {}
+    for packet in (getattr(torch.ops.aten, name) for name in dir(torch.ops.aten)):
+        for overload in packet.overloads() if hasattr(packet, "overloads") else ():
+            call = getattr(packet, overload)
+            rule = None if call._schema.is_mutable or "out" in overload.split("_") else find_function_rule(call)
+            if rule is None:
+                continue
+            keywords = {argument.name for argument in call._schema.arguments if argument.kwarg_only}
+            taken = inspect.signature(rule).parameters
+            takes_all = any(each.kind is each.VAR_KEYWORD for each in taken.values())
+            if missing := keywords - _WITHOUT_EFFECT - taken.keys():
+                lacking |= {} if takes_all else {str(call): missing}
+    assert not lacking
