@@ -21,7 +21,7 @@ _WITHOUT_EFFECT = frozenset({
     "generator", "keepdim", "stable", "sorted", "largest", "approximate", "decimals", "rounding_mode", "eps",
     "correction", "unbiased", "interpolation", "indexing", "edge_order", "driver", "check_errors", "upper", "left",
     "unitriangular", "right", "side", "rcond", "atol", "rtol", "hermitian", "include_self", "accumulate",
-    "implicit", "sparse_grad", "descending",
+    "implicit", "sparse_grad", "descending", "path",
 })  # fmt: skip
 """Keywords of torch that change neither how large a result is nor how it depends on what goes in."""
 

@@ -16,7 +16,7 @@ _SUM = 2  # how aten ops spell reduction="sum"
     "gaussian_nll_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss",
     "soft_margin_loss",
 )  # fmt: skip
-def loss(op: Op, x: Value, target: object, *others: object) -> Value:
+def loss(op: Op, x: Value, target: object, *others: object, log_target: bool = False) -> Value:
     """Give a loss the size and change of its inputs, which are logits or targets over a number of classes."""
     moving = [v for v in others if isinstance(v, Value) and not v.is_constant]
     return op.nonlinear(op.merge([v for v in (x, target, *moving) if isinstance(v, Value)]))

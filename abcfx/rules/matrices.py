@@ -11,13 +11,22 @@ from abcfx.rules.registry import plain_name, register_rule
 from abcfx.rules.shape import count_results
 from abcfx.rules.values import Value
 
-_DEGREES = {"cholesky": 0.5, "linalg_eigvals": 1.0, "linalg_eigvalsh": 1.0, "linalg_svdvals": 1.0, "cov": 2.0}
+_DEGREES = {"cholesky": 0.5, "linalg_eigvals": 1.0, "linalg_eigvalsh": 1.0, "linalg_svdvals": 1.0}
 
 
 @register_rule(*_DEGREES)
 def of_degree(op: Op, x: Value, *_: object) -> Value:
     """Handle functions f of a matrix with f(k A) = k^degree f(A)."""
     return op.power(op.fixed(x, (-2, -1)), _DEGREES[str(plain_name(op.at.target))])
+
+
+@register_rule("cov")
+def cov(op: Op, x: Value, *_: object, fweights: Value | None = None, aweights: Value | None = None) -> Value:
+    """Handle torch.cov: products of two entries, averaged with weights that are divided by their own sum."""
+    squares = op.power(op.fixed(x, (-2, -1)), 2.0)
+    for weights in (each for each in (fweights, aweights) if each is not None):
+        squares = op.product(squares, op.pointwise(weights), ())
+    return squares
 
 
 @register_rule("inverse", "linalg_tensorinv", "pinverse", "cholesky_inverse", "logdet", "matrix_exp", "matrix_power")

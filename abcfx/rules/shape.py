@@ -32,6 +32,12 @@ def regroup(op: Op, x: Value, *_: object) -> Value:
     return op.view(x)
 
 
+@register_rule("linalg_diagonal")
+def linalg_diagonal(op: Op, x: Value, *, offset: object = 0, dim1: object = -2, dim2: object = -1) -> Value:
+    """Handle torch.linalg.diagonal: entries that are picked keep their size and their change in training."""
+    return op.view(x)
+
+
 @register_rule("repeat_interleave")
 def repeat_interleave(
     op: Op, x: Value, repeats: object = None, dim: object = None, *, output_size: object = None
