@@ -69,7 +69,8 @@ def assign_exponents(
         elif not parameter.requires_grad:
             found = without_multipliers(found)
         frozen = not parameter.requires_grad
-        decided[name] = replace(found, learns=found.learns and not frozen, frozen=frozen)
+        grows = any(growth.parameter(name, tuple(parameter.shape)))
+        decided[name] = replace(found, learns=found.learns and not frozen, frozen=frozen, grows=grows)
     return decided
 
 

@@ -206,18 +206,22 @@ class DagProgram:
     def _rates(self) -> dict[Hashable, Rate]:
         """Return, for each weight that learns, its variable c: cost, distance to the outputs, and bounds.
 
-        A fused weight costs as much as the pieces that its output is cut into.
+        A fused weight costs as much as the pieces that its output is cut into, however often it is used. The rate of a
+        weight none of whose dims grow does not rise with width: c is the least that the weight and its multipliers
+        allow, so that no other layer is slowed down for it.
         """
         distances = self.dag.distances()
         rates: dict[Hashable, Rate] = {}
         for node, layer in self.dag.layers():
             name = layer.parameter
             if self.fixed.learns(name):
+                decided = self.fixed.parameters[name]
                 known = rates.get(name, Rate(cost=0.0))
                 distance = max(known.distance, distances[node])
-                fixed = self.fixed.parameters[name].c
-                bounds = (-math.inf, self.caps.get(name, math.inf))
-                rates[name] = Rate(known.cost + layer.pieces, distance, fixed, bounds)
+                floor = -math.inf if decided.grows else -self.fixed.family(name).rate_shift(self.fixed.a(node))
+                low = max(known.bounds[0], floor)
+                bounds = (low, max(low, self.caps.get(name, math.inf)))
+                rates[name] = Rate(max(known.cost, layer.pieces), distance, decided.c, bounds)
         return rates
 
     # -- what follows from the optimum

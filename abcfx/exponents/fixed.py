@@ -28,6 +28,7 @@ class ParameterExponents:
         void: whether a norm divides every multiplier out again.
         learns: whether training changes the parameter.
         frozen: whether it requires no gradient: its values are data, and nothing multiplies it.
+        grows: whether a dim of it grows with width.
         is_bias: whether it is the bias of a layer.
         own: the model itself multiplies this layer by m^-own.
         normalised: whether forward divides the parameter by a norm of itself, so that its size has no effect.
@@ -45,6 +46,7 @@ class ParameterExponents:
     void: bool = False
     learns: bool = True
     frozen: bool = False
+    grows: bool = True
     is_bias: bool = False
     own: float = 0.0
     normalised: bool = False
