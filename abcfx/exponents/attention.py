@@ -1,19 +1,21 @@
 """Attention logits: how the model itself scales them, and the factor that is missing for 1 / head_dim.
 
 Query and key become correlated in training, so that their product sums head_dim aligned terms. With a head_dim of d
-where the base has d0, logits stay stable with a scale of d0^-1/2 (d / d0)^-1, not with d^-1/2.
+where the base has d0, logits stay stable with a scale of d0^-1/2 (d / d0)^-1, not with d^-1/2. With a head_dim that
+stays they need a scale that stays: one of width^-1/2 would make them die out.
 
 Source: Yang et al. 2022 (arXiv 2203.03466), definition 4.1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from abcfx.dag.queries import attention_products
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.fixed import FixedExponents
-from abcfx.rules.kinds import NumberFactor, Product
+from abcfx.rules.kinds import Layer, Merge, NumberFactor, Product
 from abcfx.support.location import location
 
 TOLERANCE = 1e-6
@@ -26,8 +28,9 @@ class AttentionLogits:
     Attributes:
         node: name of the product in the layer DAG.
         growth: head_dim grows as m^growth.
-        scale: the model's own factor on the logits is ~ m^-scale.
-        missing: a further factor m^-missing makes the change of the logits O(1).
+        scale: the model's own factor on the logits, and on queries and keys, is ~ m^-scale.
+        missing: a further factor m^-missing makes the change of the logits O(1); missing < 0 where the model's own
+            factor is too small.
     """
 
     node: str
@@ -55,10 +58,24 @@ def find_attention(fixed: FixedExponents) -> tuple[AttentionLogits, ...]:
         if e > TOLERANCE:
             _refuse_unread(fixed, node, after)
         on_the_way = sum(each.shift(fixed) for n in after if isinstance(each := fixed.dag.kind(n), NumberFactor))
-        scale = fixed.size(node) + e / 2 + on_the_way
-        missing = e - scale if e > TOLERANCE and e - scale > TOLERANCE else 0.0
+        scale = sum(_trained_size(fixed, n) for n in kind.inputs) + on_the_way
+        missing = e - scale if abs(e - scale) > TOLERANCE else 0.0
         found.append(AttentionLogits(node, e, scale, missing))
     return tuple(found)
+
+
+def _trained_size(fixed: FixedExponents, node: str | None) -> float:
+    """Return s of a tensor whose entries are ~ m^-s (m, the width ratio) once layers have learnt outputs of order 1."""
+    if node is None:
+        return 0.0
+    kind, size = fixed.dag.kind(node), fixed.size(node)
+    if isinstance(kind, Layer) and fixed.learns(kind.parameter):
+        return min(0.0, size)
+    if isinstance(kind, NumberFactor):
+        return _trained_size(fixed, kind.input) + kind.shift(fixed)
+    if isinstance(kind, Merge):
+        return min(_trained_size(fixed, source) for source in kind.inputs)
+    return size
 
 
 def _refuse_unread(fixed: FixedExponents, node: str, after: list[str]) -> None:
@@ -88,23 +105,25 @@ def describe(found: tuple[AttentionLogits, ...]) -> tuple[str, ...]:
     """Return notes for the report that say by what the attention logits are multiplied, and why."""
     if not found:
         return ()
-    grown = [each for each in found if each.growth > TOLERANCE]
+    grown = [each for each in found if each.growth > TOLERANCE or each.missing]
     if not grown:
         return (f"attention: head_dim is the same in base and target, so {_products(found)} keep their scale",)
     notes = []
-    for missing in dict.fromkeys(round(each.missing, 6) for each in grown):
-        some = tuple(each for each in grown if round(each.missing, 6) == missing)
-        own = f"the model's own scale is m^-{some[0].scale:g}, head_dim grows as m^{some[0].growth:g}"
+    alike: dict[tuple[float, float, float], list[AttentionLogits]] = {}
+    for each in grown:
+        alike.setdefault((round(each.missing, 6), round(each.scale, 6), round(each.growth, 6)), []).append(each)
+    for (missing, scale, growth), some in alike.items():
+        dims = f"head_dim grows as m^{growth:g}" if growth > TOLERANCE else "head_dim is the same in base and target"
+        own = f"the model's own scale is m^{-scale + 0.0:g}, {dims}"
         if missing:
-            notes.append(
-                f"attention: {_products(some)} are multiplied by m^-{missing:g}: {own}, and q k sums aligned terms"
-            )
+            terms = ", and q k sums aligned terms" if growth > TOLERANCE else ""
+            notes.append(f"attention: {_products(some)} are multiplied by m^{-missing:g}: {own}{terms}")
         else:
             notes.append(f"attention: {_products(some)} keep their scale: {own}")
     return tuple(notes)
 
 
-def _products(found: tuple[AttentionLogits, ...]) -> str:
+def _products(found: Sequence[AttentionLogits]) -> str:
     """Write "the logits of 2 products (attn, attn_1)" for a note in the report."""
     shown = ", ".join(each.node for each in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
     return f"the logits of {len(found)} product{'s' * (len(found) > 1)} ({shown})"

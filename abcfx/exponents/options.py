@@ -26,8 +26,9 @@ class Parametrization:
         table: named table of the exponents a and b: "mup", "sp", "ntk" or "mfp".
         alignment: how far updates line up with activations: "full", "no", "worst", a tuple (alpha, omega, u) of
             exponents of fan_in, or a dict of glob pattern on parameter names to one of these.
-        attention: "scale" multiplies attention logits by what is missing for 1 / head_dim where head_dim grows; "keep"
-            leaves them as they are, and the report says what that costs.
+        attention: "scale" multiplies attention logits by what is missing for 1 / head_dim where head_dim grows, and for
+            a scale that stays where head_dim stays; "keep" leaves them as they are, and the report says what that
+            costs.
         depth: what to do where the base has fewer blocks: "completep" or "mup" scale residual branches, rates and eps
             with the ratio of depths; "none" leaves them alone.
 

@@ -56,6 +56,35 @@ def test_fixed_head_dim_changes_nothing_and_says_so() -> None:
     assert any("head_dim is the same" in note for note in result.notes)
 
 
+class OfTheWidth(Attention):
+    """Attention of a set transformer: heads of 4 features, logits divided by a power of the whole width."""
+
+    def __init__(self, width: int, before: bool, power: float) -> None:
+        super().__init__(width, width // 4, "")
+        self.before, self.divisor = before, width**power
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        if self.before:
+            return ((q / self.divisor) @ k.transpose(-1, -2)).softmax(-1) @ v
+        return (q @ k.transpose(-1, -2) / self.divisor).softmax(-1) @ v
+
+
+@pytest.mark.parametrize(("power", "factor"), [(0.5, 2.0), (1.0, 4.0), (-0.5, 0.5), (0.0, None)])
+@pytest.mark.parametrize("before", [True, False])
+def test_logits_keep_their_size_where_head_dim_stays_and_the_model_divides_by_the_width(
+    before: bool, power: float, factor: float | None
+) -> None:
+    result = abcfx.transform(OfTheWidth(64, before, power), IDS, base=OfTheWidth(16, before, power))
+    dag, r, s = result.outcome.dag, result.solution.r, result.solution.s
+    (softmax,) = (node for node in dag.order if dag.kind(node).name == "softmax")
+    (logits,) = dag.predecessors(softmax)
+    assert [node.args[1] for node in scales_in(result.module, "logits")] == ([] if factor is None else [factor])
+    assert (r[logits], s[logits]) == (0.0, 0.0)
+    assert {result.spec[f"{name}.weight"]["c"] for name in "qkv"} == {1.0}
+    (note,) = (note for note in result.notes if note.startswith("attention"))
+    assert "head_dim is the same" in note and ("keep their scale" in note) == (factor is None)
+
+
 @pytest.mark.parametrize("how", ["sdpa with scale", "scaled before", "normed", "after a bias"])
 def test_a_scale_absorbed_into_the_query_trains_the_same(how: str) -> None:
     options: Options = {"optimizer": "adamw", "weight_decay": 0.1, "lr": 0.02}
