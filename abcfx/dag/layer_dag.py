@@ -163,12 +163,14 @@ class LayerDag:
     def is_void(self, node: str, through_scales: bool = False) -> bool:
         """Whether a multiplier on a layer changes nothing, because only norms read it and nothing is added before them.
 
+        A function such as tanh in between would notice the multiplier.
+
         Args:
             node: name of the layer.
             through_scales: look past products with numbers that the model itself makes in between.
         """
         consumers = self.successors(node)
-        if not consumers or node in self.outputs or self.kind(node).vectors:
+        if not consumers or node in self.outputs or self.kind(node).vectors or self.node(node).is_bent:
             return False
 
         def voids(n: str) -> bool:

@@ -253,9 +253,9 @@ def _numbers_on_input(dag: LayerDag, growth: WidthGrowth, layer: Layer, role: st
 
 
 def _numbers_on_output(dag: LayerDag, node: str) -> list[Number]:
-    """Return the numbers by which the model multiplies a layer's output before anything else uses it."""
+    """Return the numbers by which the model multiplies a layer's output before anything else, even tanh, uses it."""
     found: list[Number] = []
-    while node not in dag.outputs:
+    while node not in dag.outputs and not dag.node(node).is_bent:
         after = dag.successors(node)
         kind = dag.kind(after[0])
         if len(after) > 1 or not isinstance(kind, NumberFactor):

@@ -149,10 +149,11 @@ class DagProgram:
     def _is_scaled(self, node: str) -> bool:
         """Whether all readers of a tensor multiply it by numbers, so that it needs no stability of its own.
 
-        Sums may stand in between.
+        Sums may stand in between. A function such as tanh may not: what blows up in front of it is not undone by a
+        number that shrinks behind it.
         """
         followers = self.dag.successors(node)
-        if not followers or node in self.dag.outputs:
+        if not followers or node in self.dag.outputs or self.dag.node(node).is_bent:
             return False
 
         def scales(n: str) -> bool:

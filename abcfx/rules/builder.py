@@ -22,6 +22,7 @@ class DagNode:
         path: module path of that op; "" in the root.
         gains: those of `kind.vectors` (parameters) that multiply the result; the others are added to it.
         is_pinned: whether a function f with f(kx) != k f(x) reads the node, or a constant is added to it.
+        is_bent: whether such a function reads the node (tanh, gelu): it then matters how large the tensor itself is.
         is_parametric: whether the node is computed from parameters and constants alone.
         operand: for a layer or product, the fx node that returns its input; None where the op itself makes the input.
         operands: for a merge, the fx node that returns each of its inputs, if it is an argument of the op.
@@ -39,6 +40,7 @@ class DagNode:
     path: str = ""
     gains: tuple[str, ...] = ()
     is_pinned: bool = False
+    is_bent: bool = False
     is_parametric: bool = False
     operand: fx.Node | None = None
     operands: Mapping[str, fx.Node] = field(default_factory=dict)
@@ -104,9 +106,15 @@ class DagBuilder:
             self._vectors[vector.parameter] = self.add(DagNode(vector.parameter, vector, fx_node, path))
         return self._vectors[vector.parameter]
 
-    def pin(self, name: str) -> None:
-        """Mark a node as one that must keep its size in a larger copy of the model."""
-        self.nodes[name] = replace(self.nodes[name], is_pinned=True)
+    def pin(self, name: str, is_bent: bool) -> None:
+        """Mark a node as one that must keep its size in a larger copy of the model.
+
+        Args:
+            name: the node.
+            is_bent: whether that is because a function f with f(kx) != k f(x) reads it.
+        """
+        node = self.nodes[name]
+        self.nodes[name] = replace(node, is_pinned=True, is_bent=node.is_bent or is_bent)
 
     def cut(self, name: str, pieces: int) -> None:
         """Count a layer whose output features are cut in `pieces` as that many layers (fused q, k, v as 3)."""

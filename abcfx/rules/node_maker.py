@@ -34,10 +34,15 @@ class NodeMaker(OpArguments):
         """Add a node to the layer DAG and return the abstract tensor that it computes."""
         return Value(self._builder.add(node), self.at, shape=shape_of(self.at))
 
-    def _pin(self, x: Value) -> None:
-        """Mark a tensor (node or parameter) as one that must keep its size in a wider copy of the model."""
+    def _pin(self, x: Value, is_bent: bool = False) -> None:
+        """Mark a tensor (node or parameter) as one that must keep its size in a wider copy of the model.
+
+        Args:
+            x: the tensor.
+            is_bent: whether that is because a function f with f(kx) != k f(x) reads it.
+        """
         if x.node is not None:
-            self._builder.pin(x.node)
+            self._builder.pin(x.node, is_bent)
         elif x.parameter is not None:
             self._builder.pinned_parameters.add(x.parameter)
 

@@ -53,7 +53,7 @@ class Op(NodeMaker):
         Size and change are those of x, as with `same`. Besides, x is marked as pinned: a larger copy of the network can
         compute the same function only if x stays as large as it was.
         """
-        self._pin(x)
+        self._pin(x, is_bent=True)
         return replace(self.same(x), is_curved=True, terms=weight_terms.curved(x))
 
     def view(self, x: Value, order: tuple[int, ...] | None = None) -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -126,3 +127,65 @@ def test_given_exponents_are_checked_with_the_factor() -> None:
     assert given.spec["embedding.weight"]["b"] == 0.5
     with pytest.raises(abcfx.errors.InvalidInputError, match=r"only if a \+ b is\s*0\.5"):
         abcfx.transform(model, IDS, base=base, overrides=abcfx.Overrides(exponents={"embedding.weight": (0.0, 0.0)}))
+
+
+class Between(nn.Module):
+    """A function between a layer (an inner one, the table or the head) and a factor of the model or a norm."""
+
+    def __init__(self, width: int, bend: Callable[[torch.Tensor], torch.Tensor], place: str) -> None:
+        super().__init__()
+        self.table, self.other = nn.Linear(6, width), nn.Linear(width, width)
+        self.inner = nn.Linear(width, width, bias="norm" not in place)
+        self.after, self.head = nn.Linear(width, width), nn.Linear(width, 3, bias=False)
+        self.norm = nn.LayerNorm(width) if "norm" in place else nn.Identity()
+        self.bend, self.place, self.width = bend, place, width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shrinks = self.width**-0.5
+        h = self.bend(self.table(x)) * self.width**0.5 if self.place == "table" else self.table(x)
+        inner = self.inner(h) + self.other(h) if self.place == "sum" else self.inner(h)
+        inner = self.bend(inner) * shrinks if self.place in ("inner", "sum", "norm") else self.bend(inner)
+        h = h + self.after(self.norm(inner))
+        return self.bend(self.head(h)) * shrinks if self.place == "head" else self.head(h)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("place", "name"), [("inner", "inner"), ("sum", "inner"), ("norm", "inner"), ("table", "table")]
+)
+@pytest.mark.parametrize("bend", [torch.tanh, nn.functional.gelu, torch.sin, lambda x: x.clamp(-1, 1)])
+def test_no_layer_blows_up_in_front_of_a_nonlinearity_whose_result_is_scaled(
+    bend: Callable[[torch.Tensor], torch.Tensor], place: str, name: str, optimizer: str
+) -> None:
+    x = torch.randn(4, 6)
+    result = abcfx.transform(Between(64, bend, place), x, base=Between(16, bend, place), optimizer=optimizer)
+    row = result.spec[f"{name}.weight"]
+    assert result.solution.r[name] == result.solution.s[name] == 0.0
+    assert not row["void"] and row["why"].endswith("grow" if name == "inner" else "does not")
+
+
+@pytest.mark.parametrize("place", ["inner", "sum", "norm"])
+def test_a_homogeneous_function_passes_a_factor_on_to_the_layer_before_it(place: str) -> None:
+    x = torch.randn(4, 6)
+    found = {
+        bend: abcfx.transform(Between(64, bend, place), x, base=Between(16, bend, place)).spec["inner.weight"]
+        for bend in (torch.relu, nn.Identity(), torch.tanh)
+    }
+    relu, linear, tanh = ((row["a"], row["b"], row["c"]) for row in found.values())
+    assert relu == linear != tanh == (0.0, 0.5, 1.0)
+
+
+def test_a_head_behind_whose_nonlinearity_a_number_shrinks_has_a_multiplier_of_its_own() -> None:
+    x = torch.randn(4, 6)
+    result = abcfx.transform(Between(64, torch.tanh, "head"), x, base=Between(16, torch.tanh, "head"))
+    row = result.spec["head.weight"]
+    assert (row["a"], row["b"], row["c"]) == (0.5, 0.5, 0.5) and result.solution.r["head"] == 0.0
+
+
+@pytest.mark.parametrize(("bend", "void"), [(torch.relu, True), (torch.tanh, False)])
+def test_a_norm_undoes_a_multiplier_only_if_no_nonlinearity_sees_it_first(
+    bend: Callable[[torch.Tensor], torch.Tensor], void: bool
+) -> None:
+    x = torch.randn(4, 6)
+    result = abcfx.transform(Between(64, bend, "a norm"), x, base=Between(16, bend, "a norm"))
+    assert result.spec["inner.weight"]["void"] is void
