@@ -23,6 +23,9 @@ class Capture:
         verify: compare the graph with the model on other inputs before anything is built on it.
         unknown: what to do at an op without a rule: "raise", or "report" it and assume that it passes on the largest
             change among its inputs.
+        outputs: which of the returned tensors a loss is made of: paths in the output or patterns of them, such as
+            "logits", "0" or ("*.logits", "boxes"). By default all but key-value caches, hidden states, attention maps,
+            auxiliary losses and the like, which the report names.
 
     Raises:
         InvalidInputError: a value is not one of these.
@@ -34,11 +37,16 @@ class Capture:
     method: CaptureMethod = "auto"
     verify: bool = True
     unknown: UnknownOps = "raise"
+    outputs: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every option, and put names in their usual spelling."""
         object.__setattr__(self, "method", choose("Capture(method)", self.method, get_args(CaptureMethod)))
         object.__setattr__(self, "unknown", choose("Capture(unknown)", self.unknown, get_args(UnknownOps)))
+        patterns = (self.outputs,) if isinstance(self.outputs, str) else tuple(self.outputs)
+        if not all(isinstance(each, str) and each for each in patterns):
+            raise InvalidInputError(f"Capture(outputs={self.outputs!r}): expected a path, or a tuple of them.")
+        object.__setattr__(self, "outputs", patterns)
         if not isinstance(self.verify, bool):
             raise InvalidInputError(f"Capture(verify={self.verify!r}): expected True or False.")
 

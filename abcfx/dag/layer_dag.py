@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import networkx as nx
-import torch.fx as fx
 
-from abcfx.capture import CapturedGraph
-from abcfx.capture.options import UnknownOps
-from abcfx.capture.state import contents_preserved
-from abcfx.dag.arguments import tensors
-from abcfx.dag.interpreter import Interpreter
 from abcfx.rules import Kind, Layer, Vector
-from abcfx.rules.builder import DagBuilder, DagNode
-from abcfx.rules.kinds import Merge, Norm, NumberFactor, Product, Softmax
+from abcfx.rules.builder import DagNode
+from abcfx.rules.kinds import Norm, NumberFactor, Product, Softmax
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +19,9 @@ class LayerDag:
 
     Attributes:
         nodes: the nodes, in the order in which the model runs.
-        outputs: names of the nodes whose tensors the model returns.
+        outputs: names of the nodes whose tensors the model returns, without by-products such as key-value caches.
         pinned_parameters: parameters that a function f with f(kx) != k f(x) reads, or that a constant is added to.
-        notes: sentences for the report, about ops that were guessed.
+        notes: sentences for the report, about ops that were guessed and returned tensors that are no outputs.
     """
 
     nodes: tuple[DagNode, ...] = field(repr=False)
@@ -187,66 +181,3 @@ class LayerDag:
         for node in reversed(self.order):
             far[node] = max((far[n] + isinstance(self.kind(n), Layer) for n in self.successors(node)), default=0)
         return far
-
-
-def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, unknown: UnknownOps = "raise") -> LayerDag:
-    """Build the layer DAG of a captured model: its layers, merges, norms and products, as the rules of ops say.
-
-    Args:
-        captured: the model with its graphs.
-        graph: the graph that is read; the train graph by default.
-        unknown: what happens at an op without a rule: "raise", or "report", which lets it pass on the largest change
-            among its inputs, with a note.
-
-    Raises:
-        UnknownOpError: an op has no rule; names the op, the module, the source line and what to write.
-    """
-    module = captured.module
-    names = {parameter: name for name, parameter in module.named_parameters()}
-    builder = DagBuilder(names)
-    interpreter = Interpreter(module, builder, guesses_unknown=unknown == "report")
-    # A rule that asks for a weight that torch computes, such as a spectral norm's, makes torch compute it once more.
-    with contents_preserved(module.buffers()):
-        returned = interpreter.run(graph or module.graph)
-    outputs = frozenset(v.node for v in tensors(returned) if v.node is not None)
-    dag = _frozen(builder, outputs, tuple(interpreter.notes))
-    caches = frozenset(node for node in outputs if _is_cache(dag, node))
-    return _frozen(builder, outputs - caches, dag.notes) if caches and caches < outputs else dag
-
-
-def _frozen(builder: DagBuilder, outputs: frozenset[str], notes: tuple[str, ...]) -> LayerDag:
-    """Return the finished DAG, with only those nodes of the builder from which the outputs are computed.
-
-    Args:
-        builder: holds the nodes that the rules made.
-        outputs: the nodes whose tensors the model returns.
-        notes: sentences for the report.
-    """
-    nodes = [builder.nodes[name] for name in builder.above(*outputs)]
-    pinned = frozenset(builder.pinned_parameters)
-    marked = [
-        replace(node, is_pinned=node.is_pinned or (isinstance(node.kind, Vector) and node.parameter in pinned))
-        for node in nodes
-    ]
-    return LayerDag(tuple(marked), outputs, pinned, notes)
-
-
-def _is_cache(dag: LayerDag, node: str) -> bool:
-    """Whether a returned tensor is a key or value cache: inside the model only attention reads it.
-
-    No loss is a function of such a tensor, so it is no output for the linear program.
-    """
-    followers = dag.successors(node)
-    return bool(followers) and all(_is_attention(dag, n) for n in followers)
-
-
-def _is_attention(dag: LayerDag, node: str) -> bool:
-    """Whether a product belongs to attention: query times key, or softmax of logits times values."""
-    if not isinstance(dag.kind(node), Product):
-        return False
-    if any(isinstance(dag.kind(n), Softmax) for n in dag.predecessors(node)):
-        return True
-    ahead = dag.successors(node)
-    while ahead and all(isinstance(dag.kind(n), NumberFactor | Merge) for n in ahead):
-        ahead = tuple(after for n in ahead for after in dag.successors(n))
-    return any(isinstance(dag.kind(n), Softmax) for n in ahead)

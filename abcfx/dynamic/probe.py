@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from abcfx.capture import CapturedGraph
-from abcfx.dag.layer_dag import build_dag
+from abcfx.capture.options import Capture
+from abcfx.dag.building import build_dag
 from abcfx.dynamic.first_weights import FirstWeights, FirstWeightsState
 from abcfx.dynamic.live_module import LiveModule
 from abcfx.dynamic.measured import LayerState, Moments, moments, products_of_many, rms, workable
@@ -58,7 +59,7 @@ class Probe:
         self.first = first
         self._emitted = captured.module
         self.graph = captured.module.graph if captured.module.eval_graph is None else captured.module.eval_graph
-        dag = build_dag(captured, self.graph, unknown="report")
+        dag = build_dag(captured, self.graph, Capture(unknown="report"))
         self.layers, self.left_out = sample_layers(captured, dag, dict(module.named_parameters()), first.whole)
         self.measured = list(self.layers)
         operands = list(dict.fromkeys(layer.operand for layer in self.layers))

@@ -14,7 +14,8 @@ from abcfx.capture.aten import Trace
 from abcfx.capture.caches import equally_fresh
 from abcfx.capture.examples import OpenSizes
 from abcfx.capture.options import Capture, CaptureMethod
-from abcfx.dag.layer_dag import LayerDag, build_dag
+from abcfx.dag.building import build_dag
+from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import CaptureError, PairingError
 from abcfx.pairing.blocks import Blocks, match_blocks, pair_parameters
 from abcfx.pairing.factors import Factors, factor_models
@@ -103,18 +104,18 @@ class PairedModels:
     @cached_property
     def target_dag(self) -> LayerDag:
         """The layer DAG of the target in train mode."""
-        return build_dag(self.target_graph, unknown=self.options.unknown)
+        return build_dag(self.target_graph, options=self.options)
 
     @cached_property
     def eval_dag(self) -> LayerDag | None:
         """The layer DAG of the target in eval mode; None where train and eval mode run one graph."""
         graph = self.target_graph.module.eval_graph
-        return None if graph is None else build_dag(self.target_graph, graph, self.options.unknown)
+        return None if graph is None else build_dag(self.target_graph, graph, self.options)
 
     @cached_property
     def base_dag(self) -> LayerDag | None:
         """The layer DAG of the base in train mode; None where there is no base, or only its shapes."""
-        return None if self.base_graph is None else build_dag(self.base_graph, unknown=self.options.unknown)
+        return None if self.base_graph is None else build_dag(self.base_graph, options=self.options)
 
     @cached_property
     def blocks(self) -> Blocks:

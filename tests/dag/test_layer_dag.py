@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from abcfx.capture import capture
-from abcfx.dag.layer_dag import LayerDag, build_dag
+from abcfx.dag.building import build_dag
+from abcfx.dag.layer_dag import LayerDag
 from abcfx.dag.queries import absorbing_parameters, block_of, blocks_around
 from abcfx.rules import Layer, Vector
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import abcfx
 from abcfx.capture import capture
-from abcfx.dag.layer_dag import build_dag
+from abcfx.dag.building import build_dag
 from abcfx.growing import Scales, solve_scales
 from abcfx.growing.equations import Equations
 from abcfx.pairing.pair import PairedModels

@@ -1,0 +1,129 @@
+"""By-products that a model returns beside its outputs bind no rate, are named in the report, and can be asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import abcfx
+from abcfx.capture.options import CaptureMethod
+from abcfx.errors import InvalidInputError
+
+
+class Returns(nn.Module):
+    """A small model that returns its logits alone, or with something beside them."""
+
+    def __init__(self, width: int, beside: str = "") -> None:
+        super().__init__()
+        self.emb, self.hidden, self.head = nn.Linear(6, width), nn.Linear(width, width), nn.Linear(width, 3)
+        self.lstm = nn.LSTM(width, width, batch_first=True)
+        self.q, self.k, self.v = nn.Linear(width, width), nn.Linear(width, 8), nn.Linear(width, 8)
+        self.gate, self.mean, self.back = nn.Linear(width, 3), nn.Linear(width, 4), nn.Linear(4, width)
+        self.beside = beside
+
+    def forward(self, x: Tensor) -> object:
+        h = F.relu(self.hidden(self.emb(x)))
+        y, state = self.lstm(h)
+        q, k, v = self.q(y).unflatten(-1, (-1, 8)).transpose(1, 2), self.k(y)[:, None], self.v(y)[:, None]
+        maps = (q @ k.mT / 8**0.5).softmax(-1)
+        y = y + (maps @ v).transpose(1, 2).flatten(2)
+        gate = self.gate(y)
+        weights = gate.softmax(-1)
+        y = y * weights[..., :1]
+        mean = self.mean(y)
+        logits = self.head(F.relu(self.back(mean + torch.ones_like(mean))))
+        named = {"logits": logits, "hidden_states": (h, y), "router_logits": gate, "loss": logits.square().mean()}
+        return {
+            "": logits,
+            "state": (logits, state),
+            "features": {"scores": logits, "features": h},
+            "cache": (logits, ((k, v),)),
+            "maps": [logits, maps],
+            "gate": (logits, gate, weights),
+            "named": named,
+            "mean": (logits, mean),
+        }[self.beside]
+
+
+X = torch.randn(2, 5, 6)
+NAMES = (
+    "emb.weight",
+    "hidden.weight",
+    "lstm.weight_hh_l0",
+    "k.weight",
+    "v.weight",
+    "q.weight",
+    "gate.weight",
+    "head.weight",
+)
+
+
+def _transformed(
+    beside: str, capture: abcfx.Capture | CaptureMethod = "symbolic", optimizer: str = "adam"
+) -> abcfx.Transformed:
+    return abcfx.transform(
+        Returns(64, beside), X, base=Returns(16, beside), optimizer=optimizer, lr=0.1, capture=capture, apply="off"
+    )
+
+
+def _exponents(result: abcfx.Transformed) -> dict[str, tuple[object, ...]]:
+    return {name: tuple(result.spec[name][key] for key in ("role", "a", "b", "c")) for name in NAMES}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize(
+    ("beside", "left_out"),
+    [
+        ("state", "1 (2 tensors)"),
+        ("features", "features"),
+        ("cache", "1 (2 tensors)"),
+        ("maps", "1"),
+        ("gate", "1, 2"),
+        ("named", "hidden_states (2 tensors), router_logits, loss"),
+    ],
+)
+def test_by_products_change_no_exponent_and_are_named(beside: str, left_out: str, optimizer: str) -> None:
+    result = _transformed(beside, optimizer=optimizer)
+    assert _exponents(result) == _exponents(_transformed("", optimizer=optimizer))
+    (note,) = [note for note in result.notes if note.startswith("outputs")]
+    assert f"not taken for outputs: {left_out}." in note and "Capture(outputs=" in note
+
+
+def test_a_narrow_layer_of_its_own_is_an_output_though_the_model_uses_it() -> None:
+    result = _transformed("mean")
+    assert result.spec["mean.weight"]["role"] == "readout"
+    assert not [note for note in result.notes if note.startswith("outputs")]
+
+
+@pytest.mark.parametrize("method", ["symbolic", "export", "record"])
+def test_outputs_are_chosen_by_path_and_pattern(method: CaptureMethod) -> None:
+    chosen = abcfx.Capture(method=method, outputs=("log*", "hidden_states.1"))
+    result = _transformed("named", chosen)
+    assert len(result.outcome.dag.outputs) == 2 and not [note for note in result.notes if note.startswith("outputs")]
+    assert len(_transformed("named", abcfx.Capture(method=method, outputs="hidden_states")).outcome.dag.outputs) == 2
+
+
+def test_a_pattern_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"'logit'.*\n.*'logits', 'hidden_states.0'"):
+        _transformed("named", abcfx.Capture(outputs="logit"))
+    with pytest.raises(InvalidInputError, match="expected a path"):
+        abcfx.Capture(outputs=("",))
+
+
+class Projects(nn.Module):
+    """A model whose projection is used by the loss that it returns, and by nothing else."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.emb, self.hidden, self.head = nn.Linear(6, width), nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.hidden(self.emb(x))
+        return {"embedding": h, "loss": self.head(F.relu(h)).square().mean()}
+
+
+def test_a_loss_stays_an_output_if_a_layer_is_used_by_nothing_else() -> None:
+    spec = abcfx.transform(Projects(64), X, base=Projects(16), optimizer="adam", lr=0.1).spec
+    assert spec["head.weight"]["role"] == "readout" and spec["hidden.weight"]["c"] == 1.0
