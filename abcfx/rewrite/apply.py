@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -231,10 +231,11 @@ def _attention_scales(
     if not attention:
         return []
     scales = []
-    for node, twin in zip(attention_products(dag), attention_products(of), strict=True):
-        if not (a := attention.get(node, 0.0)):
+    for twin, nodes in _twins(dag, attention_products(dag), of, attention_products(of)).items():
+        a = _common({node: attention.get(node, 0.0) for node in nodes}, of, twin, 0.0)
+        if not a:
             continue
-        product = of.node(twin)
+        product, node = of.node(twin), nodes[0]
         scales.append(
             ScaleInsertion(
                 product.fx_node, product.operand, float(growth.width_ratio**-a), f"{node} logits", f"m^{-a:g}"
@@ -258,11 +259,52 @@ def _branch_scales(
     if not branches:
         return []
     scales = []
-    twins = residual_branches(of, blocks.index).items()
-    for merge, (twin, there) in zip(residual_branches(dag, blocks.index), twins, strict=True):
-        if merge in branches:
-            ratio = depth.branches[merge]
+    there = residual_branches(of, blocks.index)
+    for twin, merges in _twins(dag, residual_branches(dag, blocks.index), of, there).items():
+        ratio = _common({merge: depth.branches[merge] if merge in branches else 1.0 for merge in merges}, of, twin, 1.0)
+        if ratio != 1.0:
             total = of.node(twin)
             factor, formula = float(ratio**-depth.a), f"{ratio:g}^{-depth.a:g}"
-            scales.append(ScaleInsertion(total.fx_node, total.operands[there.node], factor, f"{merge} branch", formula))
+            label = f"{merges[0]} branch"
+            scales.append(ScaleInsertion(total.fx_node, total.operands[there[twin].node], factor, label, formula))
     return scales
+
+
+def _twins(dag: LayerDag, nodes: Iterable[str], of: LayerDag, others: Iterable[str]) -> dict[str, list[str]]:
+    """Return for each node of the graph of eval mode those of train mode that do its work: one, where that is known.
+
+    Nodes are matched by module, and in a module by order. Eval mode may run a module more or less often, since it may
+    return other things; then all of the module's nodes may be meant, or, if train mode does not run it, none.
+
+    Args:
+        dag: the layer DAG of train mode.
+        nodes: nodes of one kind in it, such as the products of attention.
+        of: the layer DAG of the other graph.
+        others: nodes of that kind in it.
+    """
+    at: dict[str, list[str]] = {}
+    there: dict[str, list[str]] = {}
+    for node in nodes:
+        at.setdefault(dag.node(node).path, []).append(node)
+    for other in others:
+        there.setdefault(of.node(other).path, []).append(other)
+    found: dict[str, list[str]] = {}
+    for path, twins in there.items():
+        here = at.get(path, [])
+        is_known = len(here) == len(twins)
+        found |= {twin: [here[index]] if is_known else here for index, twin in enumerate(twins)}
+    return found
+
+
+def _common(values: Mapping[str, float], of: LayerDag, twin: str, otherwise: float) -> float:
+    """Return the value that a node of eval mode takes from those of train mode; `otherwise` if there are none.
+
+    Raises:
+        InvalidInputError: they have different values, so that it cannot be told which one is right in eval mode.
+    """
+    if len(set(values.values())) > 1:
+        raise InvalidInputError(
+            f"{location(of.node(twin).fx_node)} runs in eval mode another number of times than in train mode, where\n"
+            f"  its factor is not the same each time.\n  To fix: run it in both modes alike, or apply='off'."
+        )
+    return next(iter(values.values()), otherwise)

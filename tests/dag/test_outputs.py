@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,6 +41,7 @@ class Returns(nn.Module):
             "": logits,
             "state": (logits, state),
             "features": {"scores": logits, "features": h},
+            "hidden": (logits, h),
             "cache": (logits, ((k, v),)),
             "maps": [logits, maps],
             "gate": (logits, gate, weights),
@@ -68,6 +71,12 @@ def _transformed(
     )
 
 
+@cache
+def _alone(optimizer: str) -> dict[str, tuple[object, ...]]:
+    """Return the exponents of the model that returns its logits alone."""
+    return _exponents(_transformed("", optimizer=optimizer))
+
+
 def _exponents(result: abcfx.Transformed) -> dict[str, tuple[object, ...]]:
     return {name: tuple(result.spec[name][key] for key in ("role", "a", "b", "c")) for name in NAMES}
 
@@ -78,6 +87,7 @@ def _exponents(result: abcfx.Transformed) -> dict[str, tuple[object, ...]]:
     [
         ("state", "1 (2 tensors)"),
         ("features", "features"),
+        ("hidden", "1"),
         ("cache", "1 (2 tensors)"),
         ("maps", "1"),
         ("gate", "1, 2"),
@@ -86,7 +96,7 @@ def _exponents(result: abcfx.Transformed) -> dict[str, tuple[object, ...]]:
 )
 def test_by_products_change_no_exponent_and_are_named(beside: str, left_out: str, optimizer: str) -> None:
     result = _transformed(beside, optimizer=optimizer)
-    assert _exponents(result) == _exponents(_transformed("", optimizer=optimizer))
+    assert _exponents(result) == _alone(optimizer)
     (note,) = [note for note in result.notes if note.startswith("outputs")]
     assert f"not taken for outputs: {left_out}." in note and "Capture(outputs=" in note
 
@@ -127,3 +137,48 @@ class Projects(nn.Module):
 def test_a_loss_stays_an_output_if_a_layer_is_used_by_nothing_else() -> None:
     spec = abcfx.transform(Projects(64), X, base=Projects(16), optimizer="adam", lr=0.1).spec
     assert spec["head.weight"]["role"] == "readout" and spec["hidden.weight"]["c"] == 1.0
+
+
+class Attention(nn.Module):
+    """Attention with four heads, whose size grows with the width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (4, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mixed = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v
+        mixed = self.o(mixed.transpose(1, 2).flatten(2))
+        return mixed
+
+
+class ReturnsByMode(nn.Module):
+    """A model with an auxiliary head behind attention, which returns other things in eval mode than in train mode."""
+
+    def __init__(self, width: int, evaluated: str) -> None:
+        super().__init__()
+        self.emb, self.head, self.aux = nn.Linear(6, width), nn.Linear(width, 3), nn.Linear(width, 3)
+        self.first, self.second, self.evaluated = Attention(width), Attention(width), evaluated
+
+    def forward(self, x: Tensor) -> object:
+        h = self.emb(x)
+        h = h + self.first(h)
+        logits, aux = self.head(h), self.aux(h + self.second(h))
+        if self.training:
+            return {"logits": logits, "aux": aux}
+        return {"logits": {"logits": logits}, "sum": logits + aux, "tuple": (logits, aux, h)}[self.evaluated]
+
+
+@pytest.mark.parametrize("evaluated", ["logits", "sum", "tuple"])
+@pytest.mark.parametrize("outputs", [(), ("logits",)])
+def test_eval_mode_may_return_other_things(evaluated: str, outputs: tuple[str, ...]) -> None:
+    made = (ReturnsByMode(width, evaluated) for width in (64, 16))
+    result = abcfx.transform(
+        next(made), X, base=next(made), optimizer="adam", lr=0.1, capture=abcfx.Capture(outputs=outputs)
+    )
+    trained = result.module(X)["logits"]
+    got = result.module.eval()(X)
+    if evaluated != "sum":
+        torch.testing.assert_close(got["logits"] if evaluated == "logits" else got[0], trained)
+    assert result.spec["first.q.weight"]["role"] == "hidden"
