@@ -149,8 +149,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (layer(x).unflatten(-1, (4, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
         mixed = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v
-        mixed = self.o(mixed.transpose(1, 2).flatten(2))
-        return mixed
+        result: Tensor = self.o(mixed.transpose(1, 2).flatten(2))
+        return result
 
 
 class ReturnsByMode(nn.Module):
