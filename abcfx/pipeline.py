@@ -40,7 +40,7 @@ from abcfx.plan.options import (
 )
 from abcfx.plan.parameters import make_plan
 from abcfx.rewrite.apply import apply_plan
-from abcfx.rewrite.hooks import has_hooks
+from abcfx.rewrite.once import was_transformed
 from abcfx.support.patterns import plain_name
 from abcfx.theory.optimizer_groups import GroupNumbers, own_numbers, shared_number
 from abcfx.theory.optimizers import Optimizer, assign_families, assign_optimizers
@@ -169,7 +169,7 @@ def transform(
         notes=notes + applied.notes,
         timings=clock.seconds,
     )
-    return Transformed(model if options.apply == "inplace" else refusing_hooks(captured.module), outcome, applied.fold)
+    return Transformed(model if in_place else refusing_hooks(captured.module), outcome, applied.fold)
 
 
 class _Stopwatch:
@@ -228,12 +228,12 @@ def _refuse_transformed(argument: str, model: nn.Module) -> None:
         model: the model.
 
     Raises:
-        InvalidInputError: the model has scale nodes or hooks of a transform.
+        InvalidInputError: the model's weights, hooks or graph hold what a transform put there.
     """
-    if has_hooks(model):
+    if was_transformed(model):
         raise InvalidInputError(
-            f"{argument} was transformed in place before: its hooks multiply, and would count twice.\n"
-            f"  To fix: result.fold() of the earlier transform, or build the model anew."
+            f"{argument} was transformed before: its init factors and multipliers would count twice.\n"
+            f"  To fix: transform a model built anew; result.fold() of the earlier transform makes plain weights of it."
         )
     if isinstance(model, EmittedModule) and scale_nodes(model.graph):
         raise InvalidInputError(
@@ -282,6 +282,7 @@ def _fixed_exponents(
         These exponents with the layer DAG; each parameter's optimizer; notes on frozen parameters and attention.
     """
     dag, growth, overrides = pair.target_dag, pair.growth, options.overrides
+    asked.check_base(growth.width_ratio)
     parameters = dict(pair.target_graph.model.named_parameters())
     decided = assign_exponents(dag, growth, parameters, asked.table, overrides.roles, overrides.exponents)
     is_unscaled = options.apply == "off" or options.init == "keep"

@@ -34,6 +34,19 @@ def canonical(
     return trees.map_tensors(_usable, (positional, dict(kwargs or {})))
 
 
+def check_keyword_inputs(kwargs: object) -> None:
+    """Refuse keyword inputs that are no dict, such as a second positional input.
+
+    Raises:
+        InvalidInputError: they are neither None nor a dict.
+    """
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise InvalidInputError(
+            f"kwargs: expected a dict of keyword inputs, got {type(kwargs).__name__}.\n"
+            f"  To fix: several positional inputs are given as one tuple: transform(model, (x, y))"
+        )
+
+
 def _usable(tensor: torch.Tensor) -> torch.Tensor:
     """Return an input that a capture can take: the tensor, or a copy if it was made in inference mode.
 

@@ -13,6 +13,7 @@ from abcfx.capture.given_models import given_model
 from abcfx.capture.options import Capture
 from abcfx.checks.variants import TRANSFORMED, Variant
 from abcfx.errors import InvalidInputError
+from abcfx.exponents.options import Parametrization
 from abcfx.pipeline import TransformOptions, transform
 from abcfx.plan.groups import OptimizerGroup, groups_of, param_groups
 from abcfx.plan.init import redraw_
@@ -125,7 +126,8 @@ class ModelSweep:
             args, kwargs = forward_arguments(model, self.batch)
             asked = Capture.of(self.options.get("capture", "auto"))
             capture = replace(asked, verify=asked.verify and not self._results)
-            options: CheckOptions = {**self.options, "capture": capture}
+            scaled = replace(Parametrization.of(self.options.get("parametrization", "mup")), wider_base=True)
+            options: CheckOptions = {**self.options, "capture": capture, "parametrization": scaled}
             self._results[width] = transform(model, args, kwargs, base=base, optimizer=self.optimizer, **options)
         return self._results[width]
 

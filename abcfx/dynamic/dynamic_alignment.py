@@ -18,6 +18,7 @@ from abcfx.dynamic.rate_factors import RateFactors
 from abcfx.dynamic.schedules import MultipliedRates, default_warmup
 from abcfx.errors import InvalidInputError
 from abcfx.support.choices import choose
+from abcfx.support.numbers import check_number, check_whole
 from abcfx.theory.parametrizations import Alignments
 from abcfx.transformed import Transformed
 
@@ -124,7 +125,11 @@ class DynamicAlignment:
         seed: int | None = None,
     ) -> None:
         self.warmup = default_warmup(scheduler, total_steps) if warmup is None else warmup
-        _check_numbers(self.warmup, every, smoothing, trust)
+        check_whole("DynamicAlignment: warmup", self.warmup, at_least=0)
+        check_whole("DynamicAlignment: every", every)
+        check_whole("DynamicAlignment: max_tokens", max_tokens)
+        check_number("DynamicAlignment: smoothing", smoothing, at_least=0, below=1)
+        check_number("DynamicAlignment: trust", trust, above=1)
         if cap is not None:
             cap = choose("cap", cap, get_args(Cap))
         self.result, self.every, self.apply, self.smoothing = result, every, apply, smoothing
@@ -341,26 +346,6 @@ def _mean_over_ranks(
     distributed.all_reduce(joined)
     joined /= distributed.get_world_size()
     return [(Moments(*alpha), Moments(*omega), Moments(*u)) for alpha, omega, u in joined.tolist()]
-
-
-def _check_numbers(warmup: int, every: int, smoothing: float, trust: float) -> None:
-    """Raise InvalidInputError if an option of `DynamicAlignment` is out of its range.
-
-    Args:
-        warmup: number of steps before the first measurement, at least 0.
-        every: number of steps between measurements, at least 1.
-        smoothing: weight of the past in a moving average, in [0, 1).
-        trust: largest factor on a learning rate, above 1.
-    """
-    options = {
-        "warmup": (warmup, "a number of steps, at least 0", warmup >= 0),
-        "every": (every, "a number of steps, at least 1", every >= 1),
-        "smoothing": (smoothing, "a number in [0, 1)", 0 <= smoothing < 1),
-        "trust": (trust, "a number above 1", trust > 1),
-    }
-    for name, (value, expected, right) in options.items():
-        if not right:
-            raise InvalidInputError(f"DynamicAlignment: {name}={value!r}; expected {expected}.")
 
 
 def _names_of_groups(optimizer: torch.optim.Optimizer, result: Transformed) -> list[str]:

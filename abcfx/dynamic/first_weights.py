@@ -147,5 +147,11 @@ class FirstWeights:
                 f"load_state_dict: the layer {other!r} is in only one of this model and the saved state; expected the "
                 f"state of the same model."
             )
+        if self.mode == "redraw" and state["seed"] != self.seed:
+            raise InvalidInputError(
+                f"load_state_dict: the state was saved with seed={state['seed']}, and this object has "
+                f"seed={self.seed}: the first weights would be those of another model.\n"
+                f"  To fix: DynamicAlignment(..., first_weights='redraw', seed={state['seed']})"
+            )
         devices = {layer.node: parameters[layer.parameter].device for layer in layers}
         self.seed, self.kept = state["seed"], {node: w.to(devices[node]) for node, w in state["kept"].items()}

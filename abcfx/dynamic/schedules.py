@@ -27,7 +27,7 @@ class MultipliedRates:
     def __init__(self, optimizer: torch.optim.Optimizer, names: Sequence[str]) -> None:
         self.optimizer, self.names = optimizer, names
         self.factors: Mapping[str, float] = {}
-        self._scheduled: list[float | torch.Tensor] = []
+        self._changed: dict[int, tuple[float | torch.Tensor, float | torch.Tensor]] = {}
         self._handles: list[RemovableHandle] = [
             optimizer.register_step_pre_hook(self._multiply),
             optimizer.register_step_post_hook(self._restore),
@@ -35,20 +35,29 @@ class MultipliedRates:
 
     def detach(self) -> None:
         """Remove the hooks from the optimizer, so that its rates are no longer multiplied."""
+        self.restore()
         while self._handles:
             self._handles.pop().remove()
 
     def _multiply(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """Multiply the groups' learning rates before an optimizer step, remembering them; a hook of the optimizer."""
-        self._scheduled = [group["lr"] for group in optimizer.param_groups]
-        for name, group in zip(self.names, optimizer.param_groups, strict=True):
+        self.restore()  # a step that raised an exception has not run the hook after it
+        for index, (name, group) in enumerate(zip(self.names, optimizer.param_groups, strict=True)):
             if name in self.factors:
-                group["lr"] = group["lr"] * self.factors[name]
+                scheduled, group["lr"] = group["lr"], group["lr"] * self.factors[name]
+                self._changed[index] = scheduled, group["lr"]
 
     def _restore(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """Set the groups' learning rates back to what they were before the step; a hook of the optimizer."""
-        for group, lr in zip(optimizer.param_groups, self._scheduled, strict=True):
-            group["lr"] = lr
+        self.restore()
+
+    def restore(self) -> None:
+        """Set the groups' learning rates back to what they were before the step, unless someone set others since."""
+        for index, (scheduled, multiplied) in self._changed.items():
+            group = self.optimizer.param_groups[index]
+            if group["lr"] is multiplied:
+                group["lr"] = scheduled
+        self._changed = {}
 
 
 def wsd(optimizer: torch.optim.Optimizer, total: int, *, warmup: int = 0, decay: float = 0.2) -> LambdaLR:

@@ -19,6 +19,7 @@ from abcfx.exponents.roles import RoleReason, WhyRole, role_of_layer
 from abcfx.pairing.widths import WidthGrowth
 from abcfx.rules import Kind, Layer, Number
 from abcfx.rules.kinds import Norm, NumberFactor
+from abcfx.support.numbers import check_number
 from abcfx.support.patterns import match_patterns
 from abcfx.theory.parametrizations import MATRIX_ROLES, named_exponents
 
@@ -295,14 +296,25 @@ def _given_exponents(
         return {}
     if isinstance(exponents, Mapping):
         matched = match_patterns("exponents", exponents, parameters)
-        return {name: tuple(float(x) for x in values) for name, values in matched.items()}
+        return {name: _numbers(name, values) for name, values in matched.items()}
     names = list(dict.fromkeys(kind.parameter for _, kind in dag.layers()))
     if len(exponents) != len(names):
         raise InvalidInputError(
             f"exponents: {len(exponents)} tuples were given for {len(names)} layers.\n"
             f"  Layers, in the order in which they run: {', '.join(n.removesuffix('.weight') for n in names)}."
         )
-    return {name: tuple(float(x) for x in values) for name, values in zip(names, exponents, strict=True)}
+    return {name: _numbers(name, values) for name, values in zip(names, exponents, strict=True)}
+
+
+def _numbers(name: str, values: object) -> tuple[float, ...]:
+    """Return the exponents that the user gave for the parameter `name`, as two or three finite floats.
+
+    Raises:
+        InvalidInputError: they are something else.
+    """
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) not in (2, 3):
+        raise InvalidInputError(f"exponents: {name!r} was given {values!r}; expected finite (a, b) or (a, b, c).")
+    return tuple(check_number(f"exponents[{name!r}]", x) for x in values)
 
 
 def _overridden(found: ParameterExponents, name: str, values: tuple[float, ...]) -> ParameterExponents:
@@ -314,10 +326,8 @@ def _overridden(found: ParameterExponents, name: str, values: tuple[float, ...])
         values: (a, b) or (a, b, c).
 
     Raises:
-        InvalidInputError: they are malformed, or make the layer's output unstable at init.
+        InvalidInputError: they make the layer's output unstable at init.
     """
-    if len(values) not in (2, 3) or any(x != x or abs(x) == float("inf") for x in values):
-        raise InvalidInputError(f"exponents: {name!r} was given {values}; expected finite (a, b) or (a, b, c).")
     a, b, c = (*values, None)[:3]
     assert a is not None and b is not None
     total = a + b

@@ -11,9 +11,11 @@ from abcfx.errors import InvalidInputError
 from abcfx.exponents.depth import DepthTable
 from abcfx.exponents.fixed import ParameterExponents
 from abcfx.support.choices import choose
+from abcfx.support.numbers import check_number
 from abcfx.support.patterns import match_patterns
 from abcfx.theory.parametrizations import Alignments, alignment_preset, named_exponents
 
+_TERMS = Alignments._fields
 AttentionScaling = Literal["scale", "keep"]
 AlignmentOption = str | Sequence[float] | Mapping[str, str | Sequence[float]]
 
@@ -32,6 +34,9 @@ class Parametrization:
         depth: what to do where the base has fewer blocks: "completep" or "mup" scale residual branches, rates and eps
             with the ratio of depths; "none" leaves them alone.
 
+        wider_base: allow a base that is wider than the model, to carry numbers down to a smaller width. Without it such
+            a base is an error, since mostly the two are swapped.
+
     Raises:
         InvalidInputError: a value is not one of these.
 
@@ -43,6 +48,7 @@ class Parametrization:
     alignment: AlignmentOption = "full"
     attention: AttentionScaling = "scale"
     depth: DepthTable = "none"
+    wider_base: bool = False
 
     def __post_init__(self) -> None:
         """Check every option, and put names in their usual spelling."""
@@ -57,6 +63,23 @@ class Parametrization:
     def of(cls, option: Parametrization | str) -> Parametrization:
         """Return `option` if it is a Parametrization; make one with default settings if it is the name of a table."""
         return option if isinstance(option, Parametrization) else cls(table=option)
+
+    def check_base(self, width_ratio: float) -> None:
+        """Refuse a base that is wider than the model, unless `wider_base` asks for it.
+
+        Args:
+            width_ratio: width of the model over that of the base.
+
+        Raises:
+            InvalidInputError: the ratio is below 1.
+        """
+        if width_ratio < 1 and not self.wider_base:
+            raise InvalidInputError(
+                f"base is wider than the model (m = {width_ratio:.4g}): are the two swapped?\n"
+                f"  expected: base at the small width where the hyperparameters were tuned.\n"
+                f"  To fix: transform(large, base=small); or, to carry numbers down to a smaller width, "
+                f"parametrization=Parametrization(wider_base=True)."
+            )
 
     def alignments(self, dag: LayerDag, decided: Mapping[str, ParameterExponents]) -> dict[str, Alignments]:
         """Return for each layer node the exponents with which dW x (alpha), W dx (omega) and dW dx (u) add up.
@@ -88,7 +111,9 @@ def _for_inner_and_readout(value: str | Sequence[float]) -> tuple[Alignments, Al
     """Return the (alpha, omega, u) of an inner layer and of a readout that one value of `alignment` stands for."""
     if isinstance(value, str):
         return alignment_preset(value)
-    numbers = tuple(float(x) for x in value)
-    if len(numbers) != 3 or not all(abs(x) < float("inf") for x in numbers):
-        raise InvalidInputError(f"alignment: expected a preset or finite (alpha, omega, u), got {value!r}.")
-    return Alignments(*numbers), Alignments(*numbers)
+    if not isinstance(value, Sequence) or len(value) != 3:
+        raise InvalidInputError(f"alignment={value!r}: expected a preset or three numbers (alpha, omega, u).")
+    given = Alignments(
+        *(check_number(f"alignment {name}", x, at_least=0, at_most=1) for name, x in zip(_TERMS, value, strict=True))
+    )
+    return given, given

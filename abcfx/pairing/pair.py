@@ -12,7 +12,7 @@ from torch import nn
 from abcfx.capture import CapturedGraph, capture
 from abcfx.capture.aten import Trace
 from abcfx.capture.caches import equally_fresh
-from abcfx.capture.examples import OpenSizes
+from abcfx.capture.examples import OpenSizes, check_keyword_inputs
 from abcfx.capture.options import Capture, CaptureMethod
 from abcfx.dag.building import build_dag
 from abcfx.dag.layer_dag import LayerDag
@@ -57,6 +57,7 @@ class PairedModels:
         blocks: Blocks | None = None,
     ) -> None:
         """Keep the models; nothing is computed yet."""
+        check_keyword_inputs(kwargs)
         self.target = target
         self.base = base if isinstance(base, nn.Module) else None
         self.base_shapes = base if isinstance(base, Mapping) else None

@@ -11,6 +11,7 @@ from torch import nn
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.assign import GivenExponents
 from abcfx.support.choices import choose
+from abcfx.support.numbers import check_number
 from abcfx.support.patterns import match_patterns
 from abcfx.theory.optimizer_groups import GroupNumbers
 from abcfx.theory.optimizers import OptimizerFamily
@@ -35,11 +36,11 @@ def _check_constants(option: str, value: ByRole) -> None:
     Raises:
         InvalidInputError: names the option and the value.
     """
-    numbers = value.values() if isinstance(value, Mapping) else [value]
+    numbers = value if isinstance(value, Mapping) else {None: value}
     if isinstance(value, Mapping) and (wrong := set(value) - {*ROLES, "default"}):
         raise InvalidInputError(f"{option}: unknown role {sorted(wrong)[0]!r}; expected {', '.join(ROLES)} or default.")
-    if any(not x > 0 or x == float("inf") for x in numbers):
-        raise InvalidInputError(f"{option}={value!r}; expected positive, finite numbers.")
+    for role, number in numbers.items():
+        check_number(option if role is None else f"{option}[{role!r}]", number, above=0)
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,7 @@ class Schedule:
     def __post_init__(self) -> None:
         """Check both ratios."""
         for name in ("batch_ratio", "tokens_ratio"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InvalidInputError(f"{name}={getattr(self, name)!r}; expected a positive, finite number.")
+            check_number(name, getattr(self, name), above=0)
 
     def factors(self, family: OptimizerFamily) -> tuple[float, float]:
         """Return the numbers by which learning rate and weight decay are multiplied for an optimizer of this family."""
@@ -172,8 +172,9 @@ class PlanOptions:
         object.__setattr__(self, "init", choose("init", self.init, get_args(InitMode)))
         if self.lr is not None:
             _check_constants("lr", self.lr)
-        if self.weight_decay is not None and not 0 <= self.weight_decay < float("inf"):
-            raise InvalidInputError(f"weight_decay={self.weight_decay!r}; expected a finite number, at least 0.")
+        for name in ("weight_decay", "eps"):
+            if (value := getattr(self, name)) is not None:
+                check_number(name, value, at_least=0)
 
     @property
     def absorbs(self) -> bool:

@@ -26,6 +26,7 @@ from abcfx.plan.spec import ParameterPlan
 from abcfx.rewrite.folding import Fold
 from abcfx.rewrite.hooks import can_hook, hook_features, refuse_saving
 from abcfx.rewrite.marks import marked_nodes
+from abcfx.rewrite.once import remember_transformed
 from abcfx.rewrite.parameter_scales import parameter_scales, without_repeats
 from abcfx.rewrite.query_features import FeatureScale, query_features
 from abcfx.support.location import location
@@ -80,6 +81,8 @@ def apply_plan(
         notes = _insert(pair, fixed, plan, depth, attention_left(fixed) if absorbs else fixed.attention, branches)
         multiply_marks(module, marks, fixed.widths.width_ratio)
     _initialise(pair.target_graph.model, plan)
+    if fold.hooks or any(row.init.factor != 1.0 or row.fold != 1.0 for row in plan.values()):
+        remember_transformed(pair.target if inplace else module)
     return Applied(fold, notes)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from abcfx.errors import InvalidInputError
-from abcfx.rewrite.hooks import forget_hooks
+from abcfx.rewrite.once import forget_transformed
 from abcfx.rewrite.query_features import FeatureScale
 
 
@@ -56,4 +56,4 @@ class Fold:
             self.factors, self.features = {}, ()
         while self.hooks:
             self.hooks.pop().remove()
-        forget_hooks(model)
+        forget_transformed(model)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from weakref import WeakSet
-
 from torch import fx, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -14,9 +12,6 @@ from abcfx.rewrite.query_features import FeatureScale
 from abcfx.rules import plain_name
 from abcfx.rules.op_properties import VIEWS
 from abcfx.support.location import module_path
-
-# Model objects whose hooks multiply, so that none is transformed twice.
-_HOOKED: WeakSet[nn.Module] = WeakSet()
 
 
 def hook_features(model: nn.Module, scale: FeatureScale) -> RemovableHandle:
@@ -57,11 +52,6 @@ def _is_returned(call: fx.Node, owner: str) -> bool:
     return True
 
 
-def has_hooks(model: nn.Module) -> bool:
-    """Whether this model object still has the multiplying hooks of an earlier `transform`."""
-    return model in _HOOKED
-
-
 def refuse_saving(model: nn.Module) -> RemovableHandle:
     """Make `state_dict()` raise until the returned handle is removed: weights do not hold what hooks multiply."""
 
@@ -72,7 +62,6 @@ def refuse_saving(model: nn.Module) -> RemovableHandle:
             "  would compute something else. To fix: result.fold() first, which puts them into the weights."
         )
 
-    _HOOKED.add(model)
     handle: RemovableHandle = model.register_state_dict_pre_hook(refuse)
     return handle
 
@@ -107,8 +96,3 @@ class _Both(RemovableHandle):
         """Remove both hooks."""
         for handle in self._handles:
             handle.remove()
-
-
-def forget_hooks(model: nn.Module) -> None:
-    """Allow a model object to be transformed again, after its hooks were removed."""
-    _HOOKED.discard(model)

@@ -208,7 +208,8 @@ def test_a_step_of_muon_has_one_size_at_every_width(adjust: str | None, small: i
     base, model = Rectangles(small, r), Rectangles(large, r)
     muon = torch.optim.Muon([base.get_parameter(name) for name in MUON], lr=0.5, adjust_lr_fn=adjust)
     optimizers: dict[str, Optimizer] = {**dict.fromkeys(MUON, muon), "default": "adamw"}
-    result = abcfx.transform(model, IDS, base=base, optimizer=optimizers, apply="absorb")
+    asked = abcfx.Parametrization(wider_base=True)
+    result = abcfx.transform(model, IDS, base=base, optimizer=optimizers, apply="absorb", parametrization=asked)
     for name in MUON:
         planned = change(model.get_parameter(name), name, result.spec[name]["lr"])
         assert planned == pytest.approx(change(base.get_parameter(name), name, 0.5), rel=0.05), name

@@ -105,7 +105,7 @@ def test_tied_head_that_nothing_can_scale() -> None:
 def test_hooks_are_not_stacked() -> None:
     model, _, inputs = prepared("fused", apply="inplace")
     expected = model(inputs)
-    with pytest.raises(abcfx.errors.InvalidInputError, match="in place before"):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="transformed before"):
         abcfx.transform(model, inputs, base=MODELS["fused"][0](16).double(), apply="inplace")
     torch.testing.assert_close(model(inputs), expected, rtol=0, atol=0)
 

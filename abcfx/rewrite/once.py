@@ -1,0 +1,25 @@
+"""Remembers which model objects have been transformed, so that no multiplier and no init factor counts twice."""
+
+from __future__ import annotations
+
+from weakref import WeakSet
+
+from torch import nn
+
+# Compared by identity, as modules are; an entry goes when its model does.
+_TRANSFORMED: WeakSet[nn.Module] = WeakSet()
+
+
+def remember_transformed(model: nn.Module) -> None:
+    """Remember that the weights or the graph of this model object hold what a transform put there."""
+    _TRANSFORMED.add(model)
+
+
+def was_transformed(model: nn.Module) -> bool:
+    """Whether an earlier `transform` changed this model object, and it was not folded since."""
+    return model in _TRANSFORMED
+
+
+def forget_transformed(model: nn.Module) -> None:
+    """Allow a model object to be transformed again, after folding made plain weights of it."""
+    _TRANSFORMED.discard(model)
