@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
+from abcfx.passes.quoted_names import quoted_names
 from abcfx.passes.result import PassError, PassResult
 
 NAME = "probe_activations"
@@ -39,7 +40,9 @@ def probe_activations(module: fx.GraphModule, graph: fx.Graph, nodes: Sequence[f
         if node.op == "placeholder" or node in needed:
             copies[node] = probe.node_copy(node, lambda each: copies[each])
     probe.output(tuple(copies[node] for node in nodes))
-    return PassResult(fx.GraphModule(module, probe, class_name="Probe"), tuple(copies[node].name for node in nodes))
+    with quoted_names():
+        result = fx.GraphModule(module, probe, class_name="Probe")
+    return PassResult(result, tuple(copies[node].name for node in nodes))
 
 
 def _needed(graph: fx.Graph, nodes: Sequence[fx.Node]) -> set[fx.Node]:

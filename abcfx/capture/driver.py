@@ -31,6 +31,7 @@ from abcfx.capture.symbolic import capture_symbolic
 from abcfx.capture.verify import has_no_values, own_failure
 from abcfx.capture.verify import verify as verify_graphs
 from abcfx.errors import CaptureError, InvalidInputError, UncapturableError
+from abcfx.passes.quoted_names import quoted_names
 from abcfx.support.choices import choose
 from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
 
@@ -148,7 +149,7 @@ def _first_correct(
     kept: CapturedGraph | None = None
     for attempt in attempts:
         try:
-            with quiet_torch(), rare_collections(), checkpoints_noticed() as checkpoints:
+            with quiet_torch(), rare_collections(), quoted_names(), checkpoints_noticed() as checkpoints:
                 module, more, changes = attempt.run()
             more += hook_notes(model, module, root=attempt.method != "symbolic")
             more += (CHECKPOINTS,) if checkpoints else ()

@@ -15,6 +15,7 @@ from torch import fx, nn
 from abcfx.capture.serialize import GraphData, graph_from_data, graph_to_data
 from abcfx.capture.state_spaces import Change
 from abcfx.errors import CaptureError, InvalidInputError, UncapturableError
+from abcfx.passes.quoted_names import quoted_names
 from abcfx.support import trees
 from abcfx.support.location import location
 
@@ -154,7 +155,8 @@ class EmittedModule(fx.GraphModule):
 
     def recompile(self) -> fx.graph.PythonCode:
         """Generate the code of both graphs anew, as is needed after any edit of a graph; return that of train mode."""
-        code = super().recompile()
+        with quoted_names():
+            code = super().recompile()
         if self.eval_graph is not None:
             self.eval_graph.owning_module = self
             # GraphModule makes a class for each instance, so that each may have a forward of its own.
@@ -240,7 +242,8 @@ def _dispatch(train: Callable[..., object], evaluate: Callable[..., object]) -> 
 
 def _compile_forward(graph: fx.Graph) -> Callable[..., object]:
     """Compile the Python code of an fx graph and return its `forward`."""
-    code = graph.python_code(root_module="self")
+    with quoted_names():
+        code = graph.python_code(root_module="self")
     # The same kind of file name as GraphModule's own, so that torch's error reporting recognises generated code.
     filename = f"<eval_with_key>.abcfx_eval_{next(_counter)}"
     linecache.cache[filename] = (len(code.src), None, code.src.splitlines(keepends=True), filename)

@@ -1,0 +1,32 @@
+"""Keep names of modules and parameters from running as code in what torch.fx generates."""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import fx
+
+
+def _quoting(base: str, target: str) -> str:
+    """Write the lookup of a dotted path below `base` as code; parts that are no plain names become string literals."""
+    for part in target.split("."):
+        plain = part.isascii() and part.isidentifier() and not keyword.iskeyword(part)
+        base = f"{base}.{part}" if plain else f"getattr({base}, {part!r})"
+    return base
+
+
+@contextmanager
+def quoted_names() -> Iterator[None]:
+    """Let torch.fx write names that are no plain Python names as string literals within the block.
+
+    torch.fx itself puts them between quotes as they are, so that the key of a ModuleDict that has a quote in it would
+    run as code. The generated code is otherwise the same, also for another thread that generates code meanwhile.
+    """
+    before = fx.graph._format_target
+    fx.graph._format_target = _quoting
+    try:
+        yield
+    finally:
+        fx.graph._format_target = before
