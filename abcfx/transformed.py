@@ -30,7 +30,8 @@ class Transformed:
     """The result of `transform`; `module, param_groups = result` unpacks it, `print(result)` prints the report.
 
     Attributes:
-        module: the rewritten model, with the Parameter names and `state_dict` keys of the model that was given.
+        module: the rewritten model, with the Parameter names and `state_dict` keys of the model that was given. Where
+            its graph multiplies weights, the state dict has one entry more: the model's own class refuses to load it.
         outcome: everything that was found, as frozen data.
         folding: how the trained model is turned into plain weights.
     """

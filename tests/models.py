@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch.optim.optimizer import ParamsT
 
 import abcfx
+from abcfx.capture.state_mark import MARK
 from abcfx.examples.gpt import GPT, GPTConfig
 
 Built = TypeVar("Built")
@@ -22,6 +23,11 @@ def seeded(build: Callable[Parameters, Built], *args: Parameters.args, **kwargs:
     """Build a model after torch's generator was set to seed 0."""
     torch.manual_seed(0)
     return build(*args, **kwargs)
+
+
+def unmarked(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights of a state dict without the mark that says that a graph multiplies them."""
+    return {name: tensor for name, tensor in state.items() if name != MARK}
 
 
 def sequential(width: int, inputs: int, outputs: int, hidden: int = 1) -> nn.Sequential:

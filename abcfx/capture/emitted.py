@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from abcfx.capture.serialize import GraphData, graph_from_data, graph_to_data
+from abcfx.capture.state_mark import MarkedState
 from abcfx.capture.state_spaces import Change
 from abcfx.errors import CaptureError, InvalidInputError, UncapturableError
 from abcfx.passes.quoted_names import quoted_names
@@ -31,7 +32,7 @@ _counter = itertools.count()
 _NOT_COPIED = ("_graph", "eval_graph", "_code", "_compiled_call_impl")
 
 
-class EmittedModule(fx.GraphModule):
+class EmittedModule(MarkedState, fx.GraphModule):
     """A GraphModule with a captured graph for train mode and, where it differs, one for eval mode.
 
     It holds the same Parameters, buffers and submodules as the model it was captured from, under the same names,
@@ -143,6 +144,7 @@ class EmittedModule(fx.GraphModule):
             moved = self.get_buffer(name)
             if not moved.is_meta and not value.is_meta:
                 self._buffers[name] = value.to(moved.device, moved.dtype)
+        self._restore_mark()
         return self
 
     def _node_naming(self, dtype: torch.dtype) -> fx.Node | None:

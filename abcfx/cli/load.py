@@ -18,6 +18,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from abcfx.capture.state_mark import has_mark
 from abcfx.errors import InvalidInputError
 from abcfx.support.batch_loss import Loss
 
@@ -179,7 +180,7 @@ def load_weights(argument: str, model: nn.Module, file: Path) -> None:
         file: the file.
 
     Raises:
-        InvalidInputError: there is no such file, or it does not hold a state_dict of this model.
+        InvalidInputError: there is no such file, or the state_dict in it is another model's, or not folded.
     """
     if not file.is_file():
         raise InvalidInputError(f"{argument}: there is no file {file}.")
@@ -188,6 +189,11 @@ def load_weights(argument: str, model: nn.Module, file: Path) -> None:
         raise InvalidInputError(
             f"{argument}: {file} holds a {type(state).__name__}, expected a state_dict.\n"
             f"  To fix: torch.save(model.state_dict(), {str(file)!r})"
+        )
+    if has_mark(state):
+        raise InvalidInputError(
+            f"{argument}: {file} holds weights that the graph of a transformed module multiplies, which "
+            f"{type(model).__name__} does not.\n  To fix: torch.save(result.fold().state_dict(), {str(file)!r})"
         )
     try:
         model.load_state_dict(state)

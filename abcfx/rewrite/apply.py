@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from abcfx.capture import CapturedGraph
+from abcfx.capture import CapturedGraph, EmittedModule
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.dag.queries import attention_products, residual_branches
 from abcfx.errors import InvalidInputError
@@ -18,7 +18,7 @@ from abcfx.exponents.fixed import FixedExponents
 from abcfx.pairing.blocks import Blocks
 from abcfx.pairing.pair import PairedModels
 from abcfx.pairing.widths import WidthGrowth
-from abcfx.passes import PassError, ScaleInsertion, insert_scales, multiply_marks, scale_attention
+from abcfx.passes import PassError, ScaleInsertion, insert_scales, multiply_marks, scale_attention, scale_nodes
 from abcfx.plan.absorb import attention_left
 from abcfx.plan.init import redraw_
 from abcfx.plan.options import ApplyMode
@@ -80,6 +80,7 @@ def apply_plan(
         fold.find_features = partial(_query_features, pair.target_graph, fixed, attention_left(fixed))
         notes = _insert(pair, fixed, plan, depth, attention_left(fixed) if absorbs else fixed.attention, branches)
         multiply_marks(module, marks, fixed.widths.width_ratio)
+        _mark_state(module, plan)
     _initialise(pair.target_graph.model, plan)
     if fold.hooks or any(row.init.factor != 1.0 or row.fold != 1.0 for row in plan.values()):
         remember_transformed(pair.target if inplace else module)
@@ -120,6 +121,22 @@ def _insert(
             f"  To fix: give example inputs and capture='export', which opens the op; or let the number of heads grow."
         ) from error
     return insert_scales(module, scales).notes
+
+
+def _mark_state(module: EmittedModule, plan: Mapping[str, ParameterPlan]) -> None:
+    """Mark the state dict of a module if scale nodes multiply its weights, so that no plain class loads them unawares.
+
+    The mark is the same however the model was captured: names of nodes without a parameter do not count.
+    """
+    owners = {node: name for name, row in plan.items() for node in row.a}
+    found = {
+        f"{owners.get(note.label, '')}: {note.factor:.9g}"
+        for graph in module.graphs
+        for note in scale_nodes(graph).values()
+        if note.factor != 1.0
+    }
+    if found:
+        module.mark_state("\n".join(sorted(found)))
 
 
 def _initialise(model: nn.Module, plan: Mapping[str, ParameterPlan]) -> None:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from abcfx.capture import EmittedModule
+from abcfx.capture.state_mark import MARK
 from abcfx.passes import scale_nodes
 from abcfx.pipeline import transform
 from abcfx.transformed import Transformed
@@ -75,8 +76,11 @@ def module_semantics() -> Evidence:
     ours = model.state_dict()
     untouched = ours.keys() == before.keys() and all(torch.equal(ours[key], before[key]) for key in before)
     evidence.check("the user's own model is left as it was", untouched)
+    state = module.state_dict()
     evidence.check(
-        "the state_dict has the keys of the user's model", list(module.state_dict()) == list(before), f"{len(before)}"
+        "the state_dict has the keys of the user's model, and a mark that keeps plain classes from loading it",
+        [key for key in state if key != MARK] == list(before) and MARK in state,
+        f"{len(before)}",
     )
     _near(evidence, "a deep copy computes the same", copy.deepcopy(module)(x), module(x))
     _near(

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from models import Attention, AttentionModule, trained
+from models import Attention, AttentionModule, trained, unmarked
 from torch import nn
 from typed import Options, scales_in
 from typing_extensions import Unpack
@@ -37,7 +37,7 @@ CASES += [("none", 0.25, "symbolic"), ("mup", 1.0, "symbolic"), ("sdpa", 0.5, "e
 def test_logits_get_the_factor_missing_to_one_over_head_dim(how: str, factor: float, capture: CaptureMethod) -> None:
     result = transformed(how, capture=capture)
     reference = Attention(64, 4, how, factors=(2.0, factor, 0.5)).double()
-    reference.load_state_dict(result.module.state_dict())
+    reference.load_state_dict(unmarked(result.module.state_dict()))
     torch.testing.assert_close(result.module(IDS), reference(IDS), rtol=1e-12, atol=1e-12)
     assert {row["c"] for name, row in result.spec.items() if name in ("q.weight", "k.weight")} == {1.0}
 
@@ -101,7 +101,7 @@ def test_attention_module_is_scaled_inside(capture: CaptureMethod) -> None:
     model.attention.in_proj_bias.data.normal_()
     result = abcfx.transform(model, x, base=AttentionModule(16).double(), capture=capture, optimizer="adam")
     reference = AttentionModule(64).double()
-    reference.load_state_dict(copy.deepcopy(result.module.state_dict()))
+    reference.load_state_dict(copy.deepcopy(unmarked(result.module.state_dict())))
     with torch.no_grad():
         reference.attention.in_proj_weight[:64] *= 0.5
         reference.attention.in_proj_bias[:64] *= 0.5
@@ -110,7 +110,7 @@ def test_attention_module_is_scaled_inside(capture: CaptureMethod) -> None:
         expected = reference.head(out * 0.5)
     for training in (True, False):
         torch.testing.assert_close(result.module.train(training)(x), expected, rtol=1e-10, atol=1e-10)
-    assert list(result.module.state_dict()) == list(model.state_dict())
+    assert list(unmarked(result.module.state_dict())) == list(model.state_dict())
 
 
 def test_terms_that_are_summed_before_the_scale_hold_nothing_back() -> None:
