@@ -26,7 +26,6 @@ from abcfx.exponents.options import Parametrization
 from abcfx.outcome import Header, Outcome
 from abcfx.pairing.pair import PairedModels, Shapes
 from abcfx.passes import scale_nodes
-from abcfx.plan.init import OwnInit, carried_own_init, measure_own_init
 from abcfx.plan.options import (
     DEFAULT_LR,
     ApplyMode,
@@ -38,6 +37,7 @@ from abcfx.plan.options import (
     PlanOptions,
     Schedule,
 )
+from abcfx.plan.own_init import OwnInit, carried_own_init, measure_own_init
 from abcfx.plan.parameters import make_plan
 from abcfx.rewrite.apply import apply_plan
 from abcfx.rewrite.once import was_transformed
@@ -339,12 +339,13 @@ def _own_init(captured: CapturedGraph, fixed: FixedExponents, init: InitMode | I
     if not widths.has_base:
         return None
     ours, theirs = dict(captured.model.named_parameters()), widths.base_parameters
+    planned = {name: each.b for name, each in fixed.parameters.items()}
     if isinstance(init, InitLike):
         small, large = (dict(given_model("init", each).model.named_parameters()) for each in (init.small, init.large))
-        return carried_own_init((small, large), theirs, widths, fixed.fan_in_growth())
+        return carried_own_init((small, large), ours, theirs, widths, fixed.fan_in_growth(), planned)
     if any(p.is_meta for p in (*ours.values(), *theirs.values())):
         return None
-    return measure_own_init(ours, theirs, widths, fixed.fan_in_growth())
+    return measure_own_init(ours, theirs, widths, fixed.fan_in_growth(), planned)
 
 
 def _header(

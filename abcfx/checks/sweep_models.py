@@ -16,7 +16,6 @@ from abcfx.errors import InvalidInputError
 from abcfx.exponents.options import Parametrization
 from abcfx.pipeline import TransformOptions, transform
 from abcfx.plan.groups import OptimizerGroup, groups_of, param_groups
-from abcfx.plan.init import redraw_
 from abcfx.plan.options import ByRole
 from abcfx.plan.spec import Spec
 from abcfx.support.running import forward_arguments, seeded
@@ -195,8 +194,8 @@ class ModelSweep:
 def draw(result: Transformed, model: nn.Module) -> None:
     """Overwrite weights and buffers of a transformed model by those of a freshly drawn one, with the planned init.
 
-    Each weight is multiplied by the planned factor, or drawn again with the planned standard deviation. Gradients are
-    cleared, and the module is put in train mode.
+    What is random in each weight is multiplied by the planned factor, or drawn again with the planned standard
+    deviation. Gradients are cleared, and the module is put in train mode.
 
     Args:
         result: the transformed model, changed in place.
@@ -206,11 +205,9 @@ def draw(result: Transformed, model: nn.Module) -> None:
     result.module.train()
     with torch.no_grad():
         for name, parameter in result.module.named_parameters():
-            init = result.inits[name]
-            parameter.copy_(parameters[name] if init.redraw else parameters[name] * init.factor)
+            parameter.copy_(parameters[name])
+            result.inits[name].apply_(parameter)
             parameter.grad = None
-            if init.redraw and init.std is not None:
-                redraw_(parameter, init.std)
         for name, buffer in result.module.named_buffers():
             if name in buffers and buffers[name].shape == buffer.shape:
                 buffer.copy_(buffers[name])

@@ -10,8 +10,10 @@ from abcfx.exponents.dag_program import SolvedDag
 from abcfx.exponents.depth import DepthExponents, DepthScaling
 from abcfx.exponents.fixed import FixedExponents, ParameterExponents
 from abcfx.plan.absorb import AppliedExponents, absorbed_exponents, solved_exponents
-from abcfx.plan.init import Init, OwnInit
+from abcfx.plan.draws import Draw, Law
+from abcfx.plan.init import Init
 from abcfx.plan.options import PlanOptions
+from abcfx.plan.own_init import OwnInit, weight_beside
 from abcfx.plan.spec import ParameterPlan
 from abcfx.rules import Layer
 from abcfx.rules.extents import ParameterDim
@@ -50,7 +52,7 @@ def make_plan(
     absorbed = absorbed_exponents(fixed, solved, options.overrides.decay_mode)
     applied = absorbed if options.absorbs else as_solved
     undecayed = options.overrides.without_decay({name: each.decided.role for name, each in applied.items()})
-    planner = _Planner(fixed, solved, options, depth, numbers)
+    planner = _Planner(fixed, solved, options, depth, numbers, parameters)
     return {
         name: planner.plan(
             name,
@@ -73,6 +75,7 @@ class _Planner:
         options: the user's constants, and how the plan will be applied.
         depth: factors on residual branches.
         numbers: what an optimizer instance says of a parameter, where there is one.
+        parameters: the model's parameters by name.
     """
 
     def __init__(
@@ -82,9 +85,10 @@ class _Planner:
         options: PlanOptions,
         depth: DepthScaling,
         numbers: Mapping[str, GroupNumbers],
+        parameters: Mapping[str, torch.Tensor],
     ) -> None:
         """Keep what the numbers follow from."""
-        self.numbers = numbers
+        self.numbers, self.parameters = numbers, parameters
         self.fixed, self.solved, self.options, self.depth = fixed, solved, options, depth
         self.widths = fixed.widths
 
@@ -117,7 +121,7 @@ class _Planner:
         eps, shape = self.options.eps_of(numbers), self._shape_correction(name, parameter, n)
         rate = shape * _power(n, -applied.c) * _power(ratio, -deep.c)
         growth = self.widths.parameter(name, tuple(parameter.shape))
-        init = self._init(decided, parameter, own, n)
+        init = self._init(name, decided, own, n)
         if not decided.frozen:
             init = init.times(_power(ratio, -deep.b))
         is_deep = name in self.depth.inserted and not decided.frozen
@@ -217,33 +221,58 @@ class _Planner:
                 return float(torch.Size(size for size in sizes if size > 0).numel())
         return float(parameter.shape[-1]) if parameter.ndim and decided.role == "vector" else 1.0
 
-    def _init(self, decided: ParameterExponents, parameter: torch.nn.Parameter, own: OwnInit | None, n: float) -> Init:
-        """Decide how a tensor is initialised: kept, multiplied by one factor, or drawn anew.
+    def _init(self, name: str, applied: ParameterExponents, own: OwnInit | None, n: float) -> Init:
+        """Decide how a tensor is initialised: kept, its random part multiplied by one factor, or drawn anew.
+
+        Mean and structure are multiplied by nothing but the multipliers that are absorbed into the tensor.
 
         Args:
-            decided: its role and the exponent b of its init.
-            parameter: the tensor.
+            name: name of the parameter.
+            applied: its role and the exponent b of its init, as it will be applied.
             own: how the model's own init of it scales, where that is known.
             n: the width or width ratio that exponents are powers of.
         """
-        is_matrix = any(isinstance(self.fixed.dag.kind(node), Layer) for node in decided.a)
+        decided, parameter = self.fixed.parameters[name], self.parameters[name]
+        drawn = own.draw if own is not None else None
+        if drawn is None and not parameter.is_meta:
+            drawn = Draw.of(parameter, weight_beside(self.parameters, name))
         if decided.frozen:
-            return Init.of_frozen(parameter, own)
+            return Init.of_frozen(parameter, drawn)
         if self.options.init == "keep" or decided.role == "plain" or decided.normalised or decided.keeps_init:
-            return Init.keep(parameter)
+            return Init.scaled(drawn)
+        is_matrix = any(isinstance(self.fixed.dag.kind(node), Layer) for node in decided.a)
         constant = self.options.std_of(decided.role) if is_matrix else 1.0
+        whole, size = _power(n, decided.b - applied.b), constant * _power(n, -applied.b)
         if self.widths.has_base:
             if own is None:
                 return Init()  # on the meta device, with nothing to read the model's own init off
-            factor = _power(n, own.exponent - decided.b) * constant
-            std = own.base_rms * _power(n, -decided.b) * constant
-            scaled = Init.scaled(factor, own, std, parameter.is_meta)
-            return scaled.drawn_anew(self.options.init == "redraw" and is_matrix, std)
-        if is_matrix:  # absolute widths: N(0, n^-2b)
-            return Init(std=constant * _power(n, -decided.b), redraw=True)
-        if decided.is_bias:  # torch draws biases ~ fan_in^-1/2; the plan starts them at zero at every width
+            if self.options.init == "redraw" and is_matrix and own.draw.law is Law.RANDOM:
+                return Init.drawn_anew(drawn, own.base_spread * size, whole)
+            return Init.scaled(drawn, constant * _power(n, own.exponent - applied.b), whole)
+        return self._absolute_init(drawn, is_matrix, decided.is_bias, size, whole)
+
+    def _absolute_init(self, drawn: Draw | None, is_matrix: bool, is_bias: bool, size: float, whole: float) -> Init:
+        """Decide how a tensor is initialised without a base, where numbers are powers of each layer's own width n.
+
+        What is random in weights is N(0, n^-2b), what is random in biases zero; everything else is kept.
+
+        Args:
+            drawn: how the model drew the tensor; None on the meta device.
+            is_matrix: whether it is the weight of a layer.
+            is_bias: whether it is the bias of one.
+            size: the standard deviation of a weight.
+            whole: number that multiplies mean and structure.
+        """
+        if is_matrix and (drawn is None or drawn.law is Law.RANDOM):
+            return Init.drawn_anew(drawn, size, whole)
+        if is_bias and drawn is None:
             return Init(factor=0.0, std=0.0, fill=0.0)
-        return Init.keep(parameter).times(_power(n, -decided.b))
+        factor = whole
+        if drawn is not None and is_matrix and drawn.law is Law.ORTHOGONAL:
+            factor = size / drawn.spread
+        elif drawn is not None and is_bias and drawn.law is Law.RANDOM and not drawn.mean:
+            factor = 0.0  # torch draws biases ~ fan_in^-1/2; the plan starts them at zero at every width
+        return Init.scaled(drawn, factor, whole)
 
 
 def _power(n: float, exponent: float) -> float:

@@ -10,7 +10,8 @@ from typing import TypedDict, cast
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.dag_program import Binding
 from abcfx.exponents.roles import WhyRole
-from abcfx.plan.init import Init, OwnInit
+from abcfx.plan.init import Init
+from abcfx.plan.own_init import OwnInit
 from abcfx.theory.optimizer_groups import GroupOption
 
 SPEC_VERSION = 1

@@ -20,7 +20,6 @@ from abcfx.pairing.pair import PairedModels
 from abcfx.pairing.widths import WidthGrowth
 from abcfx.passes import PassError, ScaleInsertion, insert_scales, multiply_marks, scale_attention, scale_nodes
 from abcfx.plan.absorb import attention_left
-from abcfx.plan.init import redraw_
 from abcfx.plan.options import ApplyMode
 from abcfx.plan.spec import ParameterPlan
 from abcfx.rewrite.folding import Fold
@@ -140,14 +139,10 @@ def _mark_state(module: EmittedModule, plan: Mapping[str, ParameterPlan]) -> Non
 
 
 def _initialise(model: nn.Module, plan: Mapping[str, ParameterPlan]) -> None:
-    """Draw the weights of a model anew, or multiply them, as planned."""
+    """Draw the weights of a model anew, or multiply what is random in them, as planned."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            init = plan[name].init
-            if init.redraw and init.std is not None:
-                redraw_(parameter, init.std)
-            elif init.factor != 1.0:
-                parameter.mul_(init.factor)
+            plan[name].init.apply_(parameter)
 
 
 def _without_place(plan: Mapping[str, ParameterPlan]) -> list[str]:

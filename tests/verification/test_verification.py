@@ -18,6 +18,7 @@ from abcfx.checks.curves import Shift
 from abcfx.dynamic.measured import Moments
 from abcfx.dynamic.rate_factors import RateFactors
 from abcfx.lp.networks import Solution
+from abcfx.plan.init import Init
 from abcfx.verification import PARTS, document, figure, studies, verify, widths
 from abcfx.verification.reference import reference
 
@@ -112,14 +113,12 @@ def test_rates_that_do_not_transfer_are_seen(shift: float, control: float, regre
 
 @pytest.mark.parametrize("broken", ["model", "std", "keys"])
 def test_broken_modules_are_seen(monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
-    from abcfx.rewrite import apply
-
     if broken == "model":
         monkeypatch.setattr("abcfx.pipeline.copied", lambda model: model)
         assert "the user's own model is left as it was" in failing(6)[6]
     elif broken == "std":
-        redraw = vars(apply)["redraw_"]
-        monkeypatch.setattr(apply, "redraw_", lambda tensor, std: redraw(tensor, 1.3 * std))
+        draw = Init.apply_
+        monkeypatch.setattr(Init, "apply_", lambda init, tensor: (draw(init, tensor), tensor.mul_(1.3)))
         assert failing(7)[7]
     else:
         monkeypatch.setattr("abcfx.verification.modules._trained", lambda result, x: torch.rand(3))

@@ -1,0 +1,374 @@
+"""Tells from the entries of a tensor how it was drawn: which part is random, and which is structure that stays.
+
+Structure is a constant, a mean, zero rows (padding), a value that many entries share, orthogonal rows, and an order of
+the entries that is no accident, as in an identity, in log-spaced decays or in a table of sines.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+import torch
+
+SAMPLE = 1 << 16  # entries that are looked at
+QUANTILES = 1024  # entries that are kept of a distribution that is neither normal nor uniform
+BLOCK = 32, 256  # rows and columns in which order is looked for
+SHARED = 1 / 64  # share of zeros, or of equal neighbours, from which a tensor is taken to hold constants
+FEW_IN_MATRIX, FEW_IN_VECTOR = 8, 32  # entries, of fewer of which it cannot be told how they were drawn
+SIGMAS = 4.0  # sampling errors beyond which a mean or a correlation is no accident
+CORRELATED = 0.1  # correlation of neighbours, below which entries count as drawn one by one
+PRECISION = 1e-3  # of products of orthogonal rows
+LEVEL = 1e-4  # probability below which entries are not taken for those of torch's own layers
+ROOT_3 = math.sqrt(3.0)  # the bound of a uniform distribution over its standard deviation
+
+
+class Law(Enum):
+    """A way in which the entries of a tensor come about."""
+
+    RANDOM = "random"  # drawn one by one
+    ORTHOGONAL = "orthogonal"  # a random rotation
+    CONSTANT = "constant"
+    FIXED = "fixed"  # in an order that is no accident
+    FEW = "few"  # too few of them to tell
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A description of one tensor as it was drawn.
+
+    Attributes:
+        law: how its entries come about.
+        count: number of entries that were looked at.
+        rms: RMS entry.
+        mean: the mean of random entries, where it differs from 0 by more than its sampling error; else 0.
+        spread: RMS distance of random entries from `mean`; of other laws the RMS entry.
+        log_variance: variance over seeds of the logarithm of `spread`.
+        constant: the value of all entries where they are equal; else None.
+        is_uniform: whether its entries are spread evenly between two bounds.
+        from_torch: whether it is what torch's own layers draw, whose `spread` is known exactly.
+        blocks: number of blocks of rows, each of which is orthogonal.
+        kept: True at entries of a random tensor that are structure, such as zero rows; it broadcasts to the tensor.
+        values: the entries at `kept`, or all entries where the law is FIXED or FEW; None if they are zero.
+        quantiles: sorted entries minus mean over spread, where they are neither normal nor uniform; else None.
+    """
+
+    law: Law
+    count: int
+    rms: float
+    mean: float = 0.0
+    spread: float = 0.0
+    log_variance: float = 0.0
+    constant: float | None = None
+    is_uniform: bool = False
+    from_torch: bool = False
+    blocks: int = 1
+    kept: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    values: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    quantiles: torch.Tensor | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, weight: torch.Tensor | None = None) -> Draw:
+        """Describe a tensor that has values.
+
+        Args:
+            tensor: the tensor.
+            weight: the weight of its layer, which is the tensor itself or the one beside a bias; None if there is none.
+        """
+        values = as_real(tensor.detach())
+        entries = sampled_entries(values)
+        if not entries.numel():
+            return cls(Law.CONSTANT, 0, 0.0)
+        rms = math.sqrt(float(entries.square().mean()))
+        if bool((entries == entries[0]).all()) and bool((values == values.flatten()[0]).all()):
+            rounding = torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
+            return cls(Law.CONSTANT, len(entries), rms, 0.0, rms, rounding**2, constant=float(entries[0]))
+        kept, block = _structure(values)
+        is_partly_shared = kept is not None and kept.shape == values.shape
+        if kept is None:
+            drawn = entries
+        else:
+            drawn = sampled_entries(values[~kept]) if is_partly_shared else entries[entries != 0]
+        blocks = _orthogonal_blocks(values) if kept is None or not is_partly_shared else 0
+        structure = torch.where(kept, values, 0.0) if kept is not None and is_partly_shared else None
+        if weight is not None and len(drawn) > 1 and is_from_torch(drawn, weight, is_weight=tensor is weight):
+            return replace(cls.of_torch(weight, len(drawn), rms), kept=kept, values=structure)
+        if not blocks and (len(drawn) < 2 or _is_ordered(drawn[None, : BLOCK[1]] if is_partly_shared else block)):
+            return cls(Law.FIXED, len(entries), rms, 0.0, rms, values=values.clone())
+        if len(drawn) < (FEW_IN_MATRIX if values.ndim > 1 else FEW_IN_VECTOR):
+            return cls(Law.FEW, len(entries), rms, 0.0, rms, values=values.clone())
+        return cls._random(drawn, rms, blocks, kept, structure)
+
+    @classmethod
+    def of_torch(cls, weight: torch.Tensor, count: int, rms: float) -> Draw:
+        """Return what torch's own layers draw, weights and biases alike: uniform between -fan_in^-1/2 and fan_in^-1/2.
+
+        Args:
+            weight: the weight of the layer, which sums over fan_in terms.
+            count: number of entries of the tensor.
+            rms: its RMS entry.
+        """
+        spread = _fan_in(weight) ** -0.5 / ROOT_3
+        size = rms if count >= FEW_IN_VECTOR else spread
+        return cls(Law.RANDOM, count, size, spread=spread, is_uniform=True, from_torch=True)
+
+    @classmethod
+    def _random(
+        cls, drawn: torch.Tensor, rms: float, blocks: int, kept: torch.Tensor | None, values: torch.Tensor | None
+    ) -> Draw:
+        """Describe a tensor with random entries.
+
+        Args:
+            drawn: its random entries, or a sample of them.
+            rms: RMS entry of the whole tensor.
+            blocks: number of orthogonal blocks of rows; 0 if there are none.
+            kept: True at entries that are structure.
+            values: their values; None if they are zero.
+        """
+        count = len(drawn)
+        mean, spread = float(drawn.mean()), float(drawn.std(correction=0))
+        if blocks or abs(mean) <= SIGMAS * spread / math.sqrt(count):
+            mean, spread = 0.0, math.sqrt(float(drawn.square().mean()))
+        scaled = (drawn - mean).div_(spread)
+        kurtosis = float(scaled.square().square_().mean())
+        is_normal, is_uniform = _family(kurtosis, count)
+        return cls(
+            Law.ORTHOGONAL if blocks else Law.RANDOM,
+            count,
+            rms,
+            mean,
+            spread,
+            max(kurtosis - 1.0, 0.8) / (4.0 * count),
+            is_uniform=is_uniform,
+            blocks=blocks or 1,
+            kept=kept,
+            values=values,
+            quantiles=None if is_normal or is_uniform else _quantiles(scaled),
+        )
+
+    def rms_after(self, factor: float, whole: float) -> float:
+        """Return the RMS entry once the random part is multiplied by one factor, mean and structure by another.
+
+        Args:
+            factor: number that multiplies the random part.
+            whole: number that multiplies mean and structure.
+        """
+        if factor == whole or (not self.mean and self.values is None):
+            return self.rms * factor
+        structure = 0.0 if self.values is None else float(self.values.double().square().mean())
+        share = 1.0 if self.kept is None else 1.0 - float(self.kept.double().mean())
+        return math.sqrt(structure * whole**2 + share * ((self.mean * whole) ** 2 + (self.spread * factor) ** 2))
+
+    def carried(self, spread: float, shape: torch.Size) -> Draw:
+        """Return the description of a tensor of another size that the same code draws.
+
+        Zero rows keep their distance from the nearer end, other structure in random tensors its relative place. Few
+        entries count as drawn from a normal distribution. An order is not carried over.
+
+        Args:
+            spread: RMS of its random entries around their mean; of structure, RMS of all entries.
+            shape: its shape.
+        """
+        by = spread / self.spread if self.spread else 1.0
+        is_few, kept, values = self.law is Law.FEW, self.kept, None if self.law is Law.FEW else self.values
+        if kept is not None and self.law is Law.RANDOM:
+            is_of_rows = all(size == 1 for size in kept.shape[1:])
+            kept = _moved_rows(kept, shape[0]) if is_of_rows else _stretched(kept, shape)
+            values = None if values is None else _stretched(values, shape)
+        return replace(
+            self,
+            law=Law.RANDOM if is_few else self.law,
+            kept=kept,
+            values=values,
+            rms=math.hypot(self.mean, spread) if self.mean else self.rms * by,
+            spread=spread,
+            constant=None if self.constant is None else self.constant * by,
+        )
+
+    def fill_(self, tensor: torch.Tensor, factor: float, whole: float, generator: torch.Generator | None) -> None:
+        """Draw a tensor as this one was drawn; what is structure in it is the same again.
+
+        Args:
+            tensor: the tensor to fill.
+            factor: number that multiplies the random part.
+            whole: number that multiplies mean and structure.
+            generator: source of random numbers; torch's default if None.
+        """
+        if self.law in (Law.FIXED, Law.FEW) and self.values is not None:
+            tensor.copy_(like_sharded(self.values, tensor)).mul_(whole)
+            return
+        mean, spread = self.mean * whole, self.spread * factor
+        if self.law is Law.ORTHOGONAL:
+            rotations = torch.empty(tensor.shape, device=tensor.device)
+            for part in rotations.chunk(self.blocks):
+                block = part.reshape(-1, part.shape[-1]) if self.blocks > 1 else part
+                torch.nn.init.orthogonal_(block, generator=generator)
+            tensor.copy_(like_sharded(rotations, tensor)).mul_(spread / math.sqrt(float(rotations.square().mean())))
+        elif self.quantiles is not None:
+            place = torch.rand(tensor.shape, generator=generator, device=tensor.device) * (len(self.quantiles) - 1)
+            below = place.floor().long().clamp_(max=len(self.quantiles) - 2)
+            known = self.quantiles.to(tensor.device)
+            drawn = known[below].lerp(known[below + 1], place - below).mul_(spread).add_(mean)
+            tensor.copy_(like_sharded(drawn, tensor))
+        elif self.is_uniform:
+            tensor.uniform_(mean - ROOT_3 * spread, mean + ROOT_3 * spread, generator=generator)
+        else:
+            tensor.normal_(mean, spread, generator=generator)
+        self.restore_(tensor, whole)
+
+    def restore_(self, tensor: torch.Tensor, whole: float) -> None:
+        """Give the entries of a random tensor that are structure their values again, times a factor."""
+        if self.kept is None:
+            return
+        kept = like_sharded(self.kept, tensor)
+        if self.values is None:
+            tensor.masked_fill_(kept, 0.0)
+        else:
+            tensor.copy_(torch.where(kept, like_sharded(self.values, tensor) * whole, tensor))
+
+
+def as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a complex tensor as real ones with a last dim of real and imaginary parts; others as they are."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def sampled_entries(tensor: torch.Tensor) -> torch.Tensor:
+    """Return at most 2^16 entries of a tensor as float64, spread over all rows and columns, without copying it."""
+    flat = as_real(tensor.detach()).reshape(-1)
+    stride = max(1, flat.numel() // SAMPLE)
+    while stride > 1 and math.gcd(stride, tensor.shape[-1]) > 1:
+        stride += 1
+    return flat[::stride].double()
+
+
+def like_sharded(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return values on the device of another tensor, and sharded as it is, if it is a DTensor."""
+    values = values.to(like.device)
+    if type(like).__name__ != "DTensor" and not hasattr(like, "placements"):
+        return values
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(values.expand(like.shape).contiguous(), like.device_mesh, like.placements)
+
+
+def _moved_rows(kept: torch.Tensor, height: int) -> torch.Tensor:
+    """Return a mask of rows for a tensor of another height: each row lies as far from the nearer end as before."""
+    moved = torch.zeros(height, *kept.shape[1:], dtype=torch.bool, device=kept.device)
+    for row in kept.flatten().nonzero().flatten().tolist():
+        moved[row if 2 * row < len(kept) else row - len(kept)] = True
+    return moved
+
+
+def _stretched(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Return a tensor of another shape with the entries that lie at the same relative place."""
+    for dim, size in enumerate(shape):
+        if size != values.shape[dim] != 1:
+            places = torch.arange(size, device=values.device) * values.shape[dim] // size
+            values = values.index_select(dim, places)
+    return values
+
+
+def is_from_torch(entries: torch.Tensor, weight: torch.Tensor, is_weight: bool = False) -> bool:
+    """Whether entries are likely those of torch's own layers: within +- fan_in^-1/2, and not all much smaller.
+
+    The entries of a bias are so few that its weight is asked as well.
+
+    Args:
+        entries: entries of a weight or bias.
+        weight: the weight of the layer, which sums over fan_in terms.
+        is_weight: whether they are those of the weight.
+    """
+    if weight.ndim < 2 or not weight.numel() or weight.is_complex():
+        return False
+    largest = float(entries.abs().max()) * _fan_in(weight) ** 0.5
+    is_likely = LEVEL ** (1.0 / len(entries)) <= largest <= 1.0001
+    return is_likely and (is_weight or is_from_torch(sampled_entries(weight), weight, is_weight=True))
+
+
+def _fan_in(weight: torch.Tensor) -> int:
+    """Return the number of terms that a layer of torch sums over."""
+    return weight[0].numel()
+
+
+def _structure(values: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Return a mask of entries that are structure (None if there are none), and a block of rows without zero rows.
+
+    Args:
+        values: a tensor that is not constant.
+    """
+    rows = values.flatten(1) if values.ndim > 1 else values.reshape(1, -1)
+    empty = (rows[:, :1] == 0).flatten()
+    if bool(empty.any()):
+        empty = empty & (rows == 0).all(1)
+    is_padded = bool(empty.any())
+    width = BLOCK[1] if values.ndim > 1 else BLOCK[0] * BLOCK[1]
+    block = (rows[~empty] if is_padded else rows)[: BLOCK[0], :width].double()
+    same = (block == 0).double().mean() + (block.diff() == 0).sum() / block.numel()
+    if float(same) >= SHARED:
+        return _shared(values), block
+    return empty.reshape(-1, *([1] * (values.ndim - 1))) if is_padded else None, block
+
+
+def _shared(values: torch.Tensor) -> torch.Tensor:
+    """Return a mask of the entries whose value is zero or that of many others."""
+    if values.numel() > 16 * SAMPLE:
+        return values == 0
+    found, where, counts = values.unique(return_inverse=True, return_counts=True)
+    is_structure: torch.Tensor = ((counts >= max(2.0, SHARED * values.numel())) | (found == 0))[where]
+    return is_structure
+
+
+def _family(kurtosis: float, count: int) -> tuple[bool, bool]:
+    """Return whether a kurtosis is that of a normal, and of a uniform distribution, within its sampling error."""
+    reach = 5.0 * math.sqrt(24.0 / count)
+    from_normal, from_uniform = abs(kurtosis - 3.0), abs(kurtosis - 1.8)
+    is_uniform = from_uniform < min(reach, from_normal)
+    return from_normal < reach and not is_uniform, is_uniform
+
+
+def _quantiles(entries: torch.Tensor) -> torch.Tensor:
+    """Return at most 1024 of some entries, evenly spread in their order."""
+    ordered = entries[: 16 * QUANTILES].sort().values
+    places = torch.linspace(0, len(ordered) - 1, min(QUANTILES, len(ordered)), device=entries.device)
+    return ordered.index_select(0, places.round().long()).float()
+
+
+def _is_ordered(block: torch.Tensor) -> bool:
+    """Whether entries are equal, rise or fall all along, or resemble their neighbours in a row or column."""
+    steps = block.flatten().diff()
+    if bool((steps >= 0).all()) or bool((steps <= 0).all()):
+        return True
+    centred = block - block.mean()
+    total = float(centred.square().mean())
+    for dim in (0, 1):
+        if (size := block.shape[dim]) > 1:
+            pairs = centred.narrow(dim, 0, size - 1) * centred.narrow(dim, 1, size - 1)
+            if abs(float(pairs.mean())) > max(SIGMAS / math.sqrt(pairs.numel()), CORRELATED) * total:
+                return True
+    return False
+
+
+def _orthogonal_blocks(values: torch.Tensor) -> int:
+    """Return the number of blocks of rows, each of which is orthogonal: 1 for a whole matrix, 0 if it is not."""
+    if values.ndim < 2:
+        return 0
+    rows = values.flatten(1)
+    height, width = rows.shape
+    if height > width and height % width == 0 and _is_orthogonal(rows[:width]):
+        return height // width
+    if _is_orthogonal(rows):
+        return 1
+    return height if values.ndim == 3 and _is_orthogonal(values[0]) else 0
+
+
+def _is_orthogonal(rows: torch.Tensor) -> bool:
+    """Whether rows, or columns where there are fewer of them, are orthogonal and of one length; some are looked at."""
+    some = (rows[:8] if len(rows) <= rows.shape[1] else rows[:, :8].T).double()
+    if len(some) < 2:
+        return False
+    gram = some @ some.T
+    length = float(gram.diagonal().mean())
+    same = torch.eye(len(some), dtype=gram.dtype, device=gram.device) * length
+    return float((gram - same).abs().max()) < PRECISION * length
