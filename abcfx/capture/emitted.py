@@ -7,6 +7,7 @@ import inspect
 import itertools
 import linecache
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -28,6 +29,10 @@ ROOT_LEAF = "_root_leaf"
 # Attribute that holds the constants, also while the module is on the meta device.
 _CONSTANTS = "_constant_values"
 _counter = itertools.count()
+# What fx.GraphModule offers and neither torch nor this package needs: a model's own part of that name is found instead.
+_SPARE_NAMES = frozenset({
+    "code", "meta", "print_readable", "to_folder", "add_submodule", "delete_submodule", "delete_all_unused_submodules",
+})  # fmt: skip
 # Attributes that belong to a graph or to generated code, which copies and unpickled modules make anew.
 _NOT_COPIED = ("_graph", "eval_graph", "_code", "_compiled_call_impl")
 
@@ -71,13 +76,19 @@ class EmittedModule(MarkedState, fx.GraphModule):
         self.graph = graph
 
     def _adopt(self, root: nn.Module) -> None:
-        """Register the parameters, buffers and submodules of the captured model on this module."""
-        for name, parameter in root._parameters.items():
-            self.register_parameter(name, parameter)
-        for name, buffer in root._buffers.items():
-            self.register_buffer(name, buffer, persistent=name not in root._non_persistent_buffers_set)
-        for name, module in root._modules.items():
-            self.add_module(name, module) if module is not None else self.register_module(name, None)
+        """Take over the parameters, buffers and submodules of the captured model, also those that are called `code`
+        or `meta`, which `register_parameter` and `add_module` refuse on a GraphModule.
+
+        Raises:
+            UncapturableError: a part of the model is called as an attribute that a GraphModule cannot do without.
+        """
+        for name in (*root._parameters, *root._buffers, *root._modules):
+            if name not in _SPARE_NAMES and self._has_of_its_own(name):
+                raise UncapturableError(_name_taken(root, name))
+        self._parameters.update(root._parameters)
+        self._buffers.update(root._buffers)
+        self._non_persistent_buffers_set.update(root._non_persistent_buffers_set)
+        self._modules.update(root._modules)
 
     def _take_plain_tensors(self, root: nn.Module, *graphs: fx.Graph | None) -> None:
         """Take over, as plain attributes, the tensors that the graphs read and that the model keeps as plain
@@ -87,8 +98,15 @@ class EmittedModule(MarkedState, fx.GraphModule):
             for node in graph.nodes if graph is not None else ():
                 if node.op in ("get_attr", "call_module"):
                     name = str(node.target).split(".")[0]
-                    if name in root.__dict__ and name not in self.__dict__:
-                        self.__dict__[name] = root.__dict__[name]
+                    if name not in root.__dict__ or self.__dict__.get(name) is root.__dict__[name]:
+                        continue
+                    if self._has_of_its_own(name):
+                        raise CaptureError(_name_taken(root, name))
+                    self.__dict__[name] = root.__dict__[name]
+
+    def _has_of_its_own(self, name: str) -> bool:
+        """Whether a GraphModule has an attribute of this name, whatever model it was captured from."""
+        return hasattr(EmittedModule, name) or name in self.__dict__
 
     def hold_root_leaf(self, leaf: nn.Module) -> None:
         """Hold a copy of a model that is itself one torch.nn layer; the graphs call it as the submodule `ROOT_LEAF`.
@@ -157,6 +175,9 @@ class EmittedModule(MarkedState, fx.GraphModule):
 
     def recompile(self) -> fx.graph.PythonCode:
         """Generate the code of both graphs anew, as is needed after any edit of a graph; return that of train mode."""
+        for name in _SPARE_NAMES.intersection((*self._parameters, *self._buffers, *self._modules)):
+            # Each GraphModule has a class of its own, so that no other one loses the attribute.
+            setattr(type(self), name, property(partial(_part, name=name)))
         with quoted_names():
             code = super().recompile()
         if self.eval_graph is not None:
@@ -204,6 +225,21 @@ def unregistered(root: nn.Module, constant: torch.Tensor) -> UncapturableError:
         f"  To fix: register it (self.name = module, nn.ModuleList(modules), nn.Parameter), or freeze it with "
         f"requires_grad_(False) if it does not learn."
     )
+
+
+def _name_taken(root: nn.Module, name: str) -> str:
+    """Return the message that a part of the model has the name of an attribute that a GraphModule cannot do without."""
+    return (
+        f"{type(root).__name__} has a part called {name!r}, as an attribute of torch.fx.GraphModule is.\n"
+        f"  expected: a name that the emitted module has not yet; got self.{name}.\n"
+        f"  To fix: give it another name in the model, or make the model a part of another module, "
+        f"which has this one as self.model and calls it."
+    )
+
+
+def _part(module: nn.Module, name: str) -> object:
+    """Return the parameter, buffer or submodule that a module has registered under a name."""
+    return nn.Module.__getattr__(module, name)
 
 
 def _blank(class_name: str) -> EmittedModule:
