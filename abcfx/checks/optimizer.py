@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from abcfx.checks.optimizer_group import REBUILD, LiveGroup, common_faults, common_ratios
+from abcfx.checks.optimizer_group import REBUILD, LiveGroup, common_faults, common_ratios, differing_options
 from abcfx.errors import InvalidInputError
 from abcfx.support.patterns import plain_name
 from abcfx.support.verdict import CheckResult, CheckRow, Verdict
@@ -62,10 +63,8 @@ def check_optimizer(
         >>> bool(check_optimizer(optimizer, result))
         True
     """
-    parameters = {
-        plain_name(name, result.plan): parameter
-        for name, parameter in (result.module if module is None else module).named_parameters()
-    }
+    optimizer = _checked(optimizer, result, module)
+    parameters = _parameters(result.module if module is None else module, result)
     names = {id(parameter): name for name, parameter in parameters.items()}
     groups = [LiveGroup.of(index, group, names, result.plan) for index, group in enumerate(optimizer.param_groups)]
     held = [name for group in groups for name in group.planned]
@@ -76,8 +75,66 @@ def check_optimizer(
         result.outcome.fixed.families,
     )
     rows = [group.first_fault(kind, families, own, common) for group in groups]
-    rows += [*of_class, *common_faults(common), *_shadowed(optimizer, result), *_frozen(parameters, held, result)]
+    rows += [*of_class, *common_faults(common), *differing_options(groups), *_shadowed(optimizer, result)]
+    rows += _frozen(parameters, held, result)
+    rows += _repeated(optimizer, names)
     return OptimizerCheck(rows=(*rows, _completeness(parameters, held, result)))
+
+
+def _checked(optimizer: torch.optim.Optimizer, result: Transformed, module: nn.Module | None) -> torch.optim.Optimizer:
+    """Return the optimizer, without a wrapper that is no torch optimizer itself, after a look at all arguments.
+
+    Raises:
+        InvalidInputError: something else was given than an optimizer, a result of `transform`, and a module or None.
+    """
+    found = optimizer if isinstance(optimizer, torch.optim.Optimizer) else inner_optimizer(optimizer)
+    for name, value, kind, fix in (
+        (
+            "optimizer",
+            found,
+            torch.optim.Optimizer,
+            "torch.optim.AdamW(result.param_groups); one call for each of them",
+        ),
+        ("result", result, Transformed, "result = abcfx.transform(...), not result.module"),
+        ("module", module, (nn.Module, type(None)), "module=result.module, or a wrapper around it"),
+    ):
+        if not isinstance(value, kind):
+            raise InvalidInputError(f"check_optimizer: {name} is a {type(value).__name__}.\n  To fix: {fix}")
+    return found
+
+
+def _parameters(module: nn.Module, result: Transformed) -> dict[str, nn.Parameter]:
+    """Return the parameters of a module by their names in the plan; those that the plan does not know by their own.
+
+    The transformed model may be a part of the module, as in a LightningModule that holds it.
+
+    Args:
+        module: the transformed module, a wrapper around it, a module that holds it, or a copy of it.
+        result: the transformed model, with the planned numbers.
+    """
+
+    def named(part: nn.Module) -> dict[str, nn.Parameter]:
+        """Return the parameters of the module, those of a part of it under their planned names."""
+        own = {id(each): plain_name(name, result.plan) for name, each in part.named_parameters()}
+        return {own.get(id(each), name): each for name, each in module.named_parameters()}
+
+    candidates = map(named, module.modules())
+    return next((found for found in candidates if result.plan.keys() <= found.keys()), named(module))
+
+
+def _repeated(optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> Iterator[CheckRow]:
+    """Yield a failing row for each parameter that the optimizer holds more than once: it takes several steps for one.
+
+    Args:
+        optimizer: the optimizer in use.
+        names: id of each parameter of the module -> its name.
+    """
+    counts = Counter(id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+    for identity, count in counts.items():
+        if count > 1:
+            name = names.get(identity, "a parameter of another model")
+            reason = f"the optimizer holds it {count} times, and updates it as often in each step"
+            yield CheckRow(name=name, verdict=Verdict.FAIL, reason=reason, fix=REBUILD)
 
 
 def _judge_class(
@@ -112,17 +169,19 @@ def _judge_class(
 def _shadowed(optimizer: torch.optim.Optimizer, result: Transformed) -> Iterator[CheckRow]:
     """Yield a failing row for each constructor argument of the optimizer that the groups overrule.
 
-    A number is fine if it is the one that `transform` was given, or if `transform` was given none and some group has
-    it.
+    A number is fine if it is the one that `transform` was given, for all parameters or for those of a role, or if
+    `transform` was given none and some group has it.
 
     Args:
         optimizer: the optimizer in use.
         result: the transformed model, whose options are compared.
     """
     options = result.outcome.options
-    asked = {"weight_decay": options.weight_decay, "eps": options.eps}
+    asked = {"lr": options.lr, "weight_decay": options.weight_decay, "eps": options.eps}
     for key, value in given_options(optimizer).items():
         planned = asked.get(key)
+        if isinstance(planned, Mapping) and value in planned.values():
+            continue
         stands = any(as_option(group.get(key)) == value for group in optimizer.param_groups)
         if planned == value or (planned is None and stands):
             continue

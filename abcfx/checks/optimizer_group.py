@@ -12,12 +12,14 @@ from abcfx.plan.groups import OptimizerGroup
 from abcfx.plan.spec import ParameterPlan
 from abcfx.support.patterns import plain_name
 from abcfx.support.verdict import CheckRow, Verdict
-from abcfx.theory.optimizer_groups import MOMENTUM, as_number, as_option, moves_momentum
+from abcfx.theory.optimizer_groups import IMPLEMENTATION, MOMENTUM, as_number, as_option, moves_momentum
 from abcfx.theory.optimizers import OptimizerFamily
 
 Key = Literal["lr", "weight_decay", "eps"]
 KEYS: tuple[Key, ...] = ("lr", "weight_decay", "eps")
 REBUILD = "build the optimizer from all of result.param_groups, or abcfx.param_groups(module, result.spec)"
+# What groups hold beside the options of an optimizer.
+NOT_OPTIONS = IMPLEMENTATION | {"params", "param_names", "initial_lr", "lr_scale", "name", "group_name"}
 _TOLERANCE = 1e-5  # of the ratio of a value to its plan
 
 
@@ -160,7 +162,12 @@ class LiveGroup:
             common: the ratio in most groups, which a scheduler has set.
         """
         for name, ratio in self.ratios_to_plan(key).items():
-            if not abs(ratio - common) <= _TOLERANCE * max(abs(common), abs(ratio)):  # nan is no equal of itself
+            if ratio < 0:
+                yield self._fails(
+                    f"it has {key} = {ratio * planned_number(self.planned[name], key):.6g}, which is below 0",
+                    _restore(key),
+                )
+            elif not abs(ratio - common) <= _TOLERANCE * max(abs(common), abs(ratio)):  # nan is no equal of itself
                 planned = planned_number(self.planned[name], key)
                 yield self._fails(
                     f"it has {key} = {ratio * planned:.6g}; expected {planned * common:.6g}, which is {key} = "
@@ -217,6 +224,23 @@ def common_faults(common: Common) -> Iterator[CheckRow]:
         if ratio and abs(ratio - 1.0) > _TOLERANCE:
             reason = f"every group has {ratio:.6g} times the planned {key}; right if a schedule of your own does that"
             yield CheckRow(name=f"{key} of all groups", verdict=Verdict.WEAK, reason=reason, fix=_restore(key))
+
+
+def differing_options(groups: Sequence[LiveGroup]) -> Iterator[CheckRow]:
+    """Yield a WEAK row for each option, such as betas, in which groups differ and of which the plan says nothing.
+
+    The plan has such options only from an optimizer instance that `transform` was given.
+    """
+    planned = {key for group in groups for plan in group.planned.values() for key in plan.options}
+    keys = dict.fromkeys(key for group in groups for key in group.values)
+    for key in keys:
+        if key in {*KEYS, *planned, *NOT_OPTIONS} or any(moves_momentum(group.values) for group in groups):
+            continue
+        values = [as_option(group.values[key]) for group in groups if group.planned and key in group.values]
+        if len(set(values)) > 1:
+            reason = f"groups differ in it ({', '.join(map(repr, dict.fromkeys(values)))}), which nobody planned"
+            fix = "give an optimizer instance with these groups to transform, which plans with their numbers"
+            yield CheckRow(name=f"{key} of the groups", verdict=Verdict.WEAK, reason=reason, fix=fix)
 
 
 def _restore(key: str) -> str:

@@ -17,7 +17,7 @@ from abcfx.theory.optimizers import Optimizer, family
 
 GroupOption: TypeAlias = bool | int | float | str | tuple[float, ...] | None
 # How a step is computed, not what it computes.
-_IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable"})
+IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable"})
 _CYCLED = ("base_momentum", "max_momentum")  # a scheduler that moves momentum or betas leaves these in a group
 MOMENTUM = frozenset({"betas", "momentum", "beta1"})
 
@@ -85,7 +85,7 @@ def group_numbers(optimizer: torch.optim.Optimizer) -> list[GroupNumbers]:
 def _usual_options(optimizer: torch.optim.Optimizer) -> dict[str, GroupOption]:
     """Return the defaults of an optimizer's constructor, without options such as `foreach`, which change no result."""
     taken = inspect.signature(type(inner_optimizer(optimizer)).__init__).parameters
-    return {key: as_option(each.default) for key, each in taken.items() if key not in _IMPLEMENTATION}
+    return {key: as_option(each.default) for key, each in taken.items() if key not in IMPLEMENTATION}
 
 
 def moves_momentum(group: Mapping[str, object]) -> bool:
@@ -94,14 +94,14 @@ def moves_momentum(group: Mapping[str, object]) -> bool:
 
 
 def given_options(optimizer: torch.optim.Optimizer) -> dict[str, GroupOption]:
-    """Return the options given to an optimizer's constructor that one of its groups overrules, except lr.
+    """Return the options given to an optimizer's constructor that one of its groups overrules.
 
     A value that is the constructor's default does not count as given.
     """
     held, usual = inner_optimizer(optimizer), _usual_options(optimizer)
     groups = optimizer.param_groups
     moved = MOMENTUM if any(map(moves_momentum, groups)) else frozenset[str]()
-    given = {key: as_option(held.defaults[key]) for key in usual if key in held.defaults and key not in {"lr", *moved}}
+    given = {key: as_option(held.defaults[key]) for key in usual if key in held.defaults and key not in moved}
     return {
         key: value
         for key, value in given.items()

@@ -181,7 +181,8 @@ def test_betas_of_an_instance_belong_to_the_plan() -> None:
         ({"weight_decay": 0.2, "lr": 0.5}, "transform(..., weight_decay=0.2)"),
         ({"eps": 1e-3}, "transform(..., eps=0.001)"),
         ({"weight_decay": 0.1}, ""),  # what transform was given
-        ({"lr": 1.0}, ""),
+        ({"lr": 1e-3}, ""),
+        ({"lr": 1.0}, "transform(..., lr=1.0)"),
         ({"betas": (0.9, 0.95)}, ""),  # takes effect, since groups of a plan by name have none
         ({"amsgrad": True}, ""),
     ],
@@ -256,3 +257,70 @@ def test_adafactor_that_takes_no_rate_fails() -> None:
     assert "planned for adafactor" in failed(
         adafactor(result.param_groups, lr=1e-3, relative_step=False, scale_parameter=False), result
     )
+
+
+# -- guises
+
+
+def test_the_model_may_be_a_part_of_the_module_that_trains() -> None:
+    class Holder(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.net, self.beside = model, nn.Linear(2, 2)
+
+    result = planned()
+    optimizer = torch.optim.AdamW(result.param_groups)
+    assert not failed(optimizer, result, module=nn.ModuleDict({"net": torch.compile(result.module)}))
+    assert "'beside.weight' of the module was not there" in failed(optimizer, result, module=Holder(result.module))
+    optimizer.param_groups[0]["lr"] *= 2
+    assert "lr =" in failed(optimizer, result, module=nn.ModuleDict({"net": result.module}))
+
+
+@pytest.mark.parametrize(("key", "value"), [("betas", (0.5, 0.9)), ("amsgrad", True), ("maximize", True)])
+def test_options_in_which_groups_differ_are_told(key: str, value: object) -> None:
+    result = planned()
+    optimizer = torch.optim.AdamW(result.param_groups)
+    for group in optimizer.param_groups:
+        group["foreach"] = False
+    optimizer.param_groups[0]["foreach"] = True  # how a step is computed changes nothing
+    assert not failed(optimizer, result)
+    optimizer.param_groups[0][key] = value
+    assert f"{key} of the groups" in failed(optimizer, result)
+    for group in optimizer.param_groups:
+        group[key] = value  # the user's own, and the same for all
+    assert not failed(optimizer, result)
+
+
+def test_rates_below_zero_and_parameters_held_twice() -> None:
+    result = planned()
+    optimizer = torch.optim.AdamW(result.param_groups)
+    group = optimizer.param_groups[0]
+    group["params"].append(group["params"][0])
+    group["param_names"].append(group["param_names"][0])
+    assert "holds it 2 times" in failed(optimizer, result)
+    optimizer = torch.optim.AdamW(result.param_groups)
+    for group in optimizer.param_groups:
+        group["lr"] *= -1
+    assert "which is below 0" in failed(optimizer, result)
+
+
+def test_what_is_no_optimizer_no_result_and_no_module_is_named() -> None:
+    class Outside:
+        """A wrapper that is no torch optimizer, as DeepSpeed's and Fabric's."""
+
+        def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+            self.optimizer = optimizer
+
+    result = planned()
+    optimizer = torch.optim.AdamW(result.param_groups)
+    check: Callable[..., Any] = abcfx.check_optimizer
+    assert check(Outside(optimizer), result)
+    for arguments, told in (
+        ((None, result), "optimizer is a NoneType"),
+        (([optimizer], result), "optimizer is a list"),
+        ((optimizer, result.module), "result is a Block"),
+    ):
+        with pytest.raises(abcfx.errors.InvalidInputError, match=told):
+            check(*arguments)
+    with pytest.raises(abcfx.errors.InvalidInputError, match="module is a str"):
+        check(optimizer, result, module="block")
