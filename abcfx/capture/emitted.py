@@ -49,9 +49,14 @@ class EmittedModule(MarkedState, fx.GraphModule):
         eval_graph: the graph of eval mode; None when train mode computes the same.
         class_name: name of the generated class, by default that of the model.
         constants: tensors, by name, that the graphs refer to and that the model does not hold.
+
+    Attributes:
+        eval_graph: the graph of eval mode; None where train mode computes the same.
+        own_modes: for train and eval mode, the modules that the model's own `train` puts in the other mode, by path.
     """
 
     eval_graph: fx.Graph | None = None
+    own_modes: Mapping[bool, Mapping[str, bool]] = {}
 
     def __init__(
         self,
@@ -129,6 +134,8 @@ class EmittedModule(MarkedState, fx.GraphModule):
         if ROOT_LEAF in self.__dict__:
             self.__dict__[ROOT_LEAF].train(mode)
         super().train(mode)
+        for path, training in self.own_modes.get(mode, {}).items():
+            self.get_submodule(path).training = training
         return self
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> EmittedModule:

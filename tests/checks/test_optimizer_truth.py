@@ -270,7 +270,7 @@ def test_the_model_may_be_a_part_of_the_module_that_trains() -> None:
 
     result = planned()
     optimizer = torch.optim.AdamW(result.param_groups)
-    assert not failed(optimizer, result, module=nn.ModuleDict({"net": torch.compile(result.module)}))
+    assert not failed(optimizer, result, module=nn.ModuleDict({"net": WRAPPERS["compile"](result.module)}))
     assert "'beside.weight' of the module was not there" in failed(optimizer, result, module=Holder(result.module))
     optimizer.param_groups[0]["lr"] *= 2
     assert "lr =" in failed(optimizer, result, module=nn.ModuleDict({"net": result.module}))

@@ -1,0 +1,134 @@
+"""Find modules that fold weights together when they go into eval mode, as LoRA layers do with their two factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from abcfx.capture.python_state import same_numbers
+from abcfx.capture.state import contents_preserved, preserved
+from abcfx.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class FoldingModule:
+    """A module whose `train()` or `eval()` writes into weights.
+
+    Attributes:
+        path: module path; "" for the model itself.
+        kind: name of its class.
+        changed: names of the tensors in it that are other ones in eval mode than in train mode.
+        made: those of them that are parameters and are there in one of the modes only.
+    """
+
+    path: str
+    kind: str
+    changed: tuple[str, ...]
+    made: tuple[str, ...]
+
+    @property
+    def place(self) -> str:
+        """The module in words, for messages."""
+        return f"{self.path or 'the model'} ({self.kind})"
+
+    def holds(self, parameter: str) -> bool:
+        """Whether a parameter, by its name in the model, is in this module."""
+        return not self.path or parameter.startswith(f"{self.path}.")
+
+
+def folding_modules(model: nn.Module) -> list[FoldingModule]:
+    """Return the modules whose `train()` or `eval()` writes into weights; the model is left as it is.
+
+    A tensor counts for the innermost module around it that has a `train` or `eval` of its own.
+
+    Raises:
+        InvalidInputError: the model was given in eval mode, so that its weights are folded now.
+    """
+    kinds = {path: type(module) for path, module in model.named_modules() if _switches(module)}
+    if not kinds:
+        return []
+    given = _tensors(model, kinds)
+    with preserved(model), contents_preserved(given.values()):
+        before = _copied(given)
+        train = _copied(_tensors(model.train(), kinds))
+        evaluate = _copied(_tensors(model.eval(), kinds))
+    found = []
+    for path, kind in kinds.items():
+        names = [name for name in {**train, **evaluate} if _innermost(name, kinds) == path]
+        changed = [name for name in names if _differ(train, evaluate, name)]
+        made = [name for name in changed if any(isinstance(each.get(name), nn.Parameter) for each in (train, evaluate))]
+        made = [name for name in made if name not in train or name not in evaluate]
+        if any(_differ(before, train, name) and not _differ(before, evaluate, name) for name in changed):
+            raise InvalidInputError(
+                f"{path or 'the model'} ({kind.__name__}) folds weights together in eval mode ({changed[0]}), and the "
+                "model was given in eval mode: init and rates would be those of folded weights.\n"
+                "  To fix: model.train() before the transform."
+            )
+        if changed:
+            found.append(FoldingModule(path, kind.__name__, tuple(changed), tuple(made)))
+    return found
+
+
+def own_modes(model: nn.Module) -> dict[bool, dict[str, bool]]:
+    """Return the modes that a `train` of the model's own class gives to its modules, as where it keeps a norm frozen.
+
+    Returns:
+        For `train(True)` and `train(False)`, the path of each module that is then in the other mode, and that mode;
+        empty if the class has no `train` of its own.
+    """
+    if not _switches(model):
+        return {}
+    found: dict[bool, dict[str, bool]] = {}
+    with preserved(model), contents_preserved([*model.parameters(), *model.buffers()]):
+        for mode in (True, False):
+            model.train(mode)
+            found[mode] = {path: each.training for path, each in model.named_modules() if each.training is not mode}
+    return found
+
+
+def _switches(module: nn.Module) -> bool:
+    """Whether a module's class has a `train` or `eval` of its own, which is not torch's."""
+    methods = (getattr(type(module), name) for name in ("train", "eval"))
+    return any(not (method.__module__ or "").startswith(("torch.", "abcfx.")) for method in methods)
+
+
+def _tensors(model: nn.Module, within: dict[str, type]) -> dict[str, torch.Tensor]:
+    """Return the tensors of some modules, also those in plain attributes, by name.
+
+    Args:
+        model: the model.
+        within: paths of the modules; what stands in them counts as well.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for path, module in model.named_modules():
+        for attributes in (module._parameters, module._buffers, vars(module)):
+            for key, value in attributes.items():
+                name = f"{path}.{key}".lstrip(".")
+                if isinstance(value, torch.Tensor) and not value.is_meta and _innermost(name, within) is not None:
+                    found[name] = value
+    return found
+
+
+def _innermost(name: str, paths: dict[str, type]) -> str | None:
+    """Return the longest of some module paths that a tensor, by its name, is in; None if it is in none."""
+    around = [path for path in paths if not path or name.startswith(f"{path}.")]
+    return max(around, key=len, default=None)
+
+
+def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return copies of tensors, parameters as parameters."""
+    return {
+        name: nn.Parameter(tensor.detach().clone(), requires_grad=False)
+        if isinstance(tensor, nn.Parameter)
+        else tensor.detach().clone()
+        for name, tensor in tensors.items()
+    }
+
+
+def _differ(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], name: str) -> bool:
+    """Whether a tensor is there in only one of two modes, or has other values."""
+    if name not in left or name not in right:
+        return (name in left) != (name in right)
+    return left[name].shape != right[name].shape or not same_numbers(left[name], right[name])
