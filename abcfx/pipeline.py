@@ -13,7 +13,6 @@ from torch import nn
 from abcfx.capture import CapturedGraph, EmittedModule
 from abcfx.capture.copying import copied
 from abcfx.capture.given_models import given_model
-from abcfx.capture.mode_weights import folding_modules, own_modes
 from abcfx.capture.options import Capture, CaptureMethod
 from abcfx.capture.uncalled import refusing_hooks
 from abcfx.dag.routing import routing_notes
@@ -41,7 +40,6 @@ from abcfx.plan.options import (
 from abcfx.plan.own_init import OwnInit, carried_own_init, measure_own_init
 from abcfx.plan.parameters import make_plan
 from abcfx.rewrite.apply import apply_plan
-from abcfx.rewrite.mode_weights import refuse_folding, refuse_unfollowed
 from abcfx.rewrite.once import was_transformed
 from abcfx.support.patterns import plain_name
 from abcfx.theory.optimizer_groups import GroupNumbers, own_numbers, shared_number
@@ -138,11 +136,8 @@ def transform(
     clock = _Stopwatch()
     with clock("capture"):
         own_model = model if in_place else copied(model)
-        folding = folding_modules(own_model)
-        refuse_unfollowed(folding, is_kept=in_place)
         pair = PairedModels(own_model, built, args, kwargs, Capture.of(capture), keeps_forward=in_place)
         captured = pair.target_graph
-        captured.module.own_modes = own_modes(own_model)
     with clock("dag"):
         dag = pair.target_dag
     with clock("base and widths"):
@@ -159,8 +154,6 @@ def transform(
         numbers = _own_numbers(model, pair, assigned, given_apart)
         plan = make_plan(fixed, solved, dict(captured.model.named_parameters()), own_init, options, depth, numbers)
     with clock("rewrite"):
-        if not in_place:
-            refuse_folding(folding, plan)
         told = (*captured.notes, *dag.notes, *routing_notes(captured.module.graph), *growth.notes)
         notes = given.notes + base_notes + told + solution_notes(fixed, solved) + fixed_notes + depth.notes
         applied = apply_plan(pair, fixed, plan, depth, options.apply)

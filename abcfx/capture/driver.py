@@ -18,6 +18,7 @@ from abcfx.capture.emitted import Emitted, EmittedModule
 from abcfx.capture.examples import OpenSizes, canonical, tiled
 from abcfx.capture.export import capture_export
 from abcfx.capture.leaves import is_composite
+from abcfx.capture.mode_weights import own_modes, refuse_unfollowed
 from abcfx.capture.options import CaptureMethod
 from abcfx.capture.patches import checkpoints_noticed
 from abcfx.capture.randomness import DrawFinder, DrawnInPython, line_of_drawn_value, values_drawn
@@ -81,6 +82,8 @@ def capture(
     if not modes or set(modes) - {"train", "eval"}:
         raise InvalidInputError(f"modes must be some of 'train', 'eval', got {modes!r}")
     refuse_lazy(model)
+    if not keeps_forward and len(modes) > 1:
+        refuse_unfollowed(model)
     examples = _Examples(model, *canonical(args, kwargs))
     notes: tuple[str, ...] = ()
     if examples.args is None and (dummy := _dummy_inputs(model)) is not None:
@@ -151,11 +154,14 @@ def _first_correct(
         try:
             with quiet_torch(), rare_collections(), quoted_names(), checkpoints_noticed() as checkpoints:
                 module, more, changes = attempt.run()
-            more += hook_notes(model, module, root=attempt.method != "symbolic")
-            more += (CHECKPOINTS,) if checkpoints else ()
+            module.own_modes = own_modes(model)
+            if not keeps_forward:
+                more += hook_notes(model, module, root=attempt.method != "symbolic")
+                more += (CHECKPOINTS,) if checkpoints else ()
             if verified_modes and args is not None and kwargs is not None:
                 noticed, changed = verify_graphs(model, module, args, kwargs, modes=verified_modes)
-                more, changes = more + noticed, _once(changes + changed)
+                # The model's own forward is limited by nothing that the graph is.
+                more, changes = more + (() if keeps_forward else noticed), _once(changes + changed)
                 if not keeps_forward:
                     refuse_state(model, module, args, kwargs, modes=verified_modes, changes=changes)
             more += state_notes(model, changes, keeps_forward=keeps_forward)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import AbstractContextManager, ExitStack, redirect_stderr
 
 import torch
@@ -105,6 +105,15 @@ def _as_trained(export: Callable[[], fx.Graph], told: set[str]) -> fx.Graph:
         return export()
 
 
+def _distinct(tensors: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Return tensors of which no two are one object: torch.export would take these for one input of the graph."""
+    found: list[torch.Tensor] = []
+    for tensor in tensors:
+        is_new = all(tensor is not each for each in found)
+        found.append(tensor if is_new else tensor.detach().requires_grad_(tensor.requires_grad))
+    return tuple(found)
+
+
 def _export(
     model: nn.Module,
     signature: Signature,
@@ -124,7 +133,7 @@ def _export(
         changes: what forward changed in Python; what it changes in this export is added.
     """
     wrapper = _FlatCall(model, signature)
-    flat = off_meta(tuple(examples[name] for name in signature.slots))
+    flat = off_meta(_distinct(examples[name] for name in signature.slots))
     free = free_dims(examples, sizes=sizes)
     dims = tuple(dict.fromkeys(sorted(free[name]), torch.export.Dim.AUTO) for name in signature.slots)
     with (

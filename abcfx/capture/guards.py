@@ -17,7 +17,10 @@ from abcfx.errors import InvalidInputError
 Guards = Callable[[Sequence[object]], None]
 # The most common guard is on one size of one input; a size has a word in messages.
 _ONE_SIZE = re.compile(r"(\w+)\.(?:size\(\)|shape)\[(\d+)\] == (\d+)")
-_DIMS = {"0": "batch {}", "1": "length {}"}
+_RECORDED_SIZE = re.compile(r"L\[['\"]t(\d+)['\"]\]\.size\(\)\[(\d+)\] == (\d+)")
+_PYTHON = "a Python loop or branch over sizes fixed it"
+_IMAGES = "sizes of images are fixed where symbolic tracing cannot capture a model"
+_DIMS = {0: "batch {}", 1: "length {}"}
 
 
 class SizesRefused(InvalidInputError):
@@ -27,12 +30,18 @@ class SizesRefused(InvalidInputError):
         note: the same as a statement about the graph, for a report.
     """
 
-    def __init__(self, needs: str) -> None:
-        """Make the message; `needs` says which sizes the graph is right for."""
-        self.note = f"works only for {needs} (a Python loop or branch over sizes fixed it)"
+    def __init__(self, needs: str, why: str) -> None:
+        """Make the message.
+
+        Args:
+            needs: which sizes the graph is right for.
+            why: what fixed these sizes.
+        """
+        self.note = f"works only for {needs} ({why})"
         super().__init__(
             f"These inputs have other sizes than this graph was captured for: it {self.note}.\n"
-            "  To fix: call it with such inputs, or capture again with example inputs of the new size."
+            "  To fix: call it with such inputs, or capture again with example inputs of the new size; or "
+            "apply='inplace', which keeps the model's own forward and limits nothing."
         )
 
 
@@ -49,7 +58,14 @@ def guards_of_export(exported: fx.GraphModule, program: torch.export.ExportedPro
     """
     node = next(iter(exported.graph.find_nodes(op="call_module", target="_guards_fn")), None)
     check = exported.get_submodule("_guards_fn").forward if node is not None else _range_checks(exported, program)
-    return _refusing(check, slots)
+    shapes = [getattr(node.meta["val"], "shape", ()) for node in exported.graph.find_nodes(op="placeholder")]
+    fixed = [
+        (number, dim, size)
+        for number, shape in enumerate(shapes)
+        for dim, size in enumerate(shape)
+        if not isinstance(size, torch.SymInt)
+    ]
+    return _refusing(check, slots, fixed)
 
 
 def guards_of_record(fake: FakeInputs | None, slots: Sequence[str], inputs: Mapping[str, torch.Tensor]) -> Guards:
@@ -73,18 +89,32 @@ def guards_of_record(fake: FakeInputs | None, slots: Sequence[str], inputs: Mapp
     exec("\n".join(lines), namespace)
     check = namespace["check"]
     assert callable(check)
-    return _refusing(check, slots)
+    found = [_RECORDED_SIZE.fullmatch(each.strip("() ")) for each in code]
+    fixed = [(int(number), int(dim), int(size)) for number, dim, size in (each.groups() for each in found if each)]
+    return _refusing(check, slots, fixed)
 
 
-def _refusing(check: Callable[..., object], slots: Sequence[str]) -> Guards:
-    """Return a check of inputs that raises `SizesRefused`, in the model's names, where `check` fails an assertion."""
+def _refusing(check: Callable[..., object], slots: Sequence[str], fixed: Sequence[tuple[int, int, int]]) -> Guards:
+    """Return a check of inputs that raises `SizesRefused`, in the model's names, where `check` fails an assertion.
+
+    Args:
+        check: stops at the first condition that fails.
+        slots: names of the graph's inputs.
+        fixed: number of an input, dim and size, for each size that is fixed; all that fail are told.
+    """
 
     def guards(flat: Sequence[object]) -> None:
         """Check the values of the graph's inputs."""
         try:
             check(*flat)
         except AssertionError as error:
-            raise SizesRefused(needs(str(error), slots)) from None
+            shapes = [tuple(getattr(value, "shape", ())) for value in flat]
+            wrong = [each for each in fixed if shapes[each[0]][each[1] : each[1] + 1] != (each[2],)]
+            told = [_size_in_words(slots[number], dim, size) for number, dim, size in wrong]
+            first = needs(str(error), slots)
+            of_images = first in told and all(dim >= 2 and len(shapes[number]) >= 4 for number, dim, _ in wrong)
+            text = ", ".join(told if first in told else [first, *told])
+            raise SizesRefused(text, _IMAGES if of_images else _PYTHON) from None
 
     return guards
 
@@ -101,6 +131,11 @@ def needs(failed: str, slots: Sequence[str]) -> str:
     if one_size is None:
         return named
     name, dim, size = one_size.groups()
+    return _size_in_words(name, int(dim), int(size))
+
+
+def _size_in_words(name: str, dim: int, size: int) -> str:
+    """Return the size of a dim of an input in words, such as "batch 3 of x"."""
     return f"{_DIMS.get(dim, f'size {{}} in dim {dim}').format(size)} of {name}"
 
 

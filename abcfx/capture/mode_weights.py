@@ -52,15 +52,27 @@ def folding_modules(model: nn.Module) -> list[FoldingModule]:
     given = _tensors(model, kinds)
     with preserved(model), contents_preserved(given.values()):
         before = _copied(given)
-        train = _copied(_tensors(model.train(), kinds))
+        unfolded = _copied(_tensors(model.train(), kinds))
+        first = _copied(_tensors(model.eval(), kinds))
+        model.train()
+        # What eval() makes of other weights shows whether it is made of weights, also where it is up to date now.
+        with torch.no_grad():
+            for tensor in given.values():
+                if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
+                    tensor.mul_(2)
+        train = _copied(_tensors(model, kinds))
         evaluate = _copied(_tensors(model.eval(), kinds))
     found = []
     for path, kind in kinds.items():
         names = [name for name in {**train, **evaluate} if _innermost(name, kinds) == path]
-        changed = [name for name in names if _differ(train, evaluate, name)]
-        made = [name for name in changed if any(isinstance(each.get(name), nn.Parameter) for each in (train, evaluate))]
-        made = [name for name in made if name not in train or name not in evaluate]
-        if any(_differ(before, train, name) and not _differ(before, evaluate, name) for name in changed):
+        changed = [name for name in names if _differ(train, evaluate, name) and _differ(first, evaluate, name)]
+        made = [
+            name
+            for name in changed
+            if isinstance(evaluate.get(name, unfolded.get(name)), nn.Parameter)
+            and (name in unfolded) != (name in evaluate)
+        ]
+        if not model.training and any(_differ(before, unfolded, name) for name in changed):
             raise InvalidInputError(
                 f"{path or 'the model'} ({kind.__name__}) folds weights together in eval mode ({changed[0]}), and the "
                 "model was given in eval mode: init and rates would be those of folded weights.\n"
@@ -69,6 +81,27 @@ def folding_modules(model: nn.Module) -> list[FoldingModule]:
         if changed:
             found.append(FoldingModule(path, kind.__name__, tuple(changed), tuple(made)))
     return found
+
+
+def refuse_unfollowed(model: nn.Module) -> None:
+    """Refuse what no graph can follow: a model whose own `train` changes weights, a module whose `train` makes some.
+
+    Raises:
+        InvalidInputError: names the module and the parameter.
+    """
+    for each in folding_modules(model):
+        if not each.path:
+            raise InvalidInputError(
+                f"{each.place} has a train() or eval() that changes {each.changed[0]}, and no graph calls it: the "
+                "result would compute something else in eval mode.\n"
+                "  To fix: apply='inplace', which keeps the model's own train() and eval()."
+            )
+        if each.made:
+            raise InvalidInputError(
+                f"{each.place} has the parameter {each.made[0]} in one of train and eval mode only.\n"
+                "  expected: the same parameters in both modes.\n"
+                "  To fix: apply='inplace', which keeps the model's own forward; or let eval() make a buffer of it."
+            )
 
 
 def own_modes(model: nn.Module) -> dict[bool, dict[str, bool]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -11,6 +11,7 @@ from abcfx.support import trees
 
 _SEED = 7
 _FEW_TOKENS = 65
+_LARGE = 32  # height of an image that half of it stands for
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,15 @@ class _Variation:
     Attributes:
         label: the change in words.
         batch: size of the examples' batch, if the batch is to get another size; else None.
-        lengths: length of a sequence before and after, if it changes; else None.
+        lengths: sizes that change, such as the length of a sequence, with the sizes after.
+        from_dim: the first dim that has such a size.
         values: True if values change.
     """
 
     label: str
     batch: int | None = None
-    lengths: tuple[int, int] | None = None
+    lengths: Mapping[int, int] = field(default_factory=dict)
+    from_dim: int = 1
     values: bool = True
 
 
@@ -62,7 +65,11 @@ def variations(args: tuple[object, ...], kwargs: dict[str, object]) -> Iterator[
     ways: list[_Variation] = []
     for other in _other_lengths(first) if first.dim() in (2, 3) else ():
         label = f"other batch, length {other} for {first.shape[1]}"
-        ways.append(_Variation(label, batch, (first.shape[1], other)))
+        ways.append(_Variation(label, batch, {first.shape[1]: other}))
+    if first.dim() in (4, 5):
+        images = {size: size // 2 if size >= _LARGE and size % 2 == 0 else 2 * size for size in first.shape[2:]}
+        label = f"other batch, {'x'.join(str(images[size]) for size in first.shape[2:])} in place of "
+        ways.append(_Variation(label + "x".join(map(str, first.shape[2:])), batch, images, 2))
     if tensors:
         ways.append(_Variation("other batch and values", batch))
         ways.append(_Variation("other batch", batch, values=False))
@@ -84,9 +91,8 @@ def _vary(args: tuple[object, ...], kwargs: dict[str, object], way: _Variation) 
         ascending = _is_ascending(leaf)
         if way.batch is not None and leaf.shape[0] == way.batch:
             leaf = _resized(leaf, 0, 4 if way.batch != 4 else 5)
-        for dim in range(1, leaf.dim()):
-            if way.lengths is not None and leaf.shape[dim] == way.lengths[0]:
-                leaf = _resized(leaf, dim, way.lengths[1])
+        for dim in range(way.from_dim, leaf.dim()):
+            leaf = _resized(leaf, dim, way.lengths.get(leaf.shape[dim], leaf.shape[dim]))
         # Integers in one ascending row may be offsets or segments, which mean nothing in another order.
         if ascending:
             return leaf.sort().values
@@ -109,6 +115,8 @@ def _other_lengths(first: torch.Tensor) -> list[int]:
 
 def _resized(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
     """Repeat a tensor along a dim, and cut it, so that the dim gets the given size."""
+    if tensor.shape[dim] == size:
+        return tensor
     repeats = -(-size // max(tensor.shape[dim], 1))
     return torch.cat([tensor] * repeats, dim).narrow(dim, 0, size)
 

@@ -6,6 +6,7 @@ A graph takes a flat list of tensors, its placeholders. A `Signature` says how t
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,8 @@ from abcfx.support import trees
 
 _MISSING = inspect.Parameter.empty
 _IDENTITY: object = object.__eq__
+# How many shapes, and characters of other values, an error prints.
+_SHAPES, _WIDTH = 4, 100
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,9 @@ class Signature:
             else:
                 leaves, spec = trees.flatten(value)
                 if spec != argument.spec:
-                    raise InvalidInputError(_refusal(name, f"a {argument.spec}", f"a {spec}"))
+                    raise InvalidInputError(
+                        _refusal(name, textwrap.shorten(f"a {argument.spec}", _WIDTH), _describe(value))
+                    )
             for leaf, got in zip(argument.leaves, leaves, strict=True):
                 if isinstance(leaf, Slot):
                     if got is None:
@@ -312,8 +317,14 @@ def _same(expected: object, got: object) -> bool:
 
 
 def _describe(value: object) -> str:
-    """Return a value as text for an error: a tensor by its shape, anything else by its repr."""
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+    """Return a value as text for an error: tensors, also in containers, by their shapes, anything else by its repr."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    found = [str(tuple(tensor.shape)) for tensor in trees.tensors(value)]
+    if not found:
+        return textwrap.shorten(repr(value), _WIDTH)
+    more = f" and {len(found) - _SHAPES} more" if len(found) > _SHAPES else ""
+    return f"a {type(value).__name__} with tensors of shape {', '.join(found[:_SHAPES])}{more}"
 
 
 def _refusal(name: str, expected: str, got: str) -> str:
@@ -326,6 +337,7 @@ def _refusal(name: str, expected: str, got: str) -> str:
     """
     return (
         f"forward({name}=...): this graph was captured with {expected} and was called with {got}.\n"
-        f"  To fix: capture again with example inputs that have the new value,\n"
-        f"  e.g. abcfx.transform(model, args, {{{name!r}: ...}})."
+        f"  To fix: capture again with example inputs that have the new value, abcfx.transform(model, args, "
+        f"{{{name!r}: ...}});\n"
+        f"  or apply='inplace', which keeps the model's own forward, with any arguments."
     )

@@ -25,6 +25,7 @@ from abcfx.plan.spec import ParameterPlan
 from abcfx.rewrite.folding import Fold
 from abcfx.rewrite.hooks import can_hook, hook_features, refuse_saving
 from abcfx.rewrite.marks import marked_nodes
+from abcfx.rewrite.mode_weights import refuse_folding
 from abcfx.rewrite.once import remember_transformed
 from abcfx.rewrite.parameter_scales import parameter_scales, without_repeats
 from abcfx.rewrite.query_features import FeatureScale, query_features
@@ -56,6 +57,8 @@ def apply_plan(
         InvalidInputError: a multiplier has no place; nothing has been changed then.
     """
     module, inplace = pair.target_graph.module, mode == "inplace"
+    if not inplace:
+        refuse_folding(pair.target, plan)
     absorbs = mode in ("absorb", "inplace")
     marks = [node for graph in module.graphs for node in marked_nodes(graph)]
     if marks and (inplace or not fixed.widths.has_base):

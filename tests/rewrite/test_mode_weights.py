@@ -128,6 +128,21 @@ def test_folded_models_and_parameters_of_one_mode_are_refused() -> None:
         abcfx.transform(model, X)
 
 
+def test_tensors_that_are_not_made_of_weights_do_not_count() -> None:
+    class Cached(nn.Linear):
+        cache: torch.Tensor | None = None
+
+        def train(self, mode: bool = True) -> Cached:
+            self.cache = None if mode else torch.zeros(3)
+            super().train(mode)
+            return self
+
+    def net(width: int) -> nn.Sequential:
+        return nn.Sequential(Cached(4, width), nn.Tanh(), Cached(width, 3))
+
+    assert abcfx.transform(net(32), X, base=net(8)).plan["2.weight"].multiplier["2"] == 0.5
+
+
 def test_norms_that_train_keeps_frozen_stay_frozen() -> None:
     class Frozen(nn.Sequential):
         def train(self, mode: bool = True) -> Frozen:
