@@ -42,6 +42,7 @@ from abcfx.plan.parameters import make_plan
 from abcfx.rewrite.apply import apply_plan
 from abcfx.rewrite.once import was_transformed
 from abcfx.support.patterns import plain_name
+from abcfx.support.undo import interrupt_if_asked, one_at_a_time
 from abcfx.theory.optimizer_groups import GroupNumbers, own_numbers, shared_number
 from abcfx.theory.optimizers import Optimizer, assign_families, assign_optimizers
 from abcfx.transformed import Transformed
@@ -60,6 +61,7 @@ class TransformOptions(TypedDict, total=False):
     capture: Capture | CaptureMethod
 
 
+@one_at_a_time
 @torch.inference_mode(False)  # which enables gradients as well
 def transform(
     model: nn.Module,
@@ -173,7 +175,10 @@ def transform(
 
 
 class _Stopwatch:
-    """A stopwatch: `with clock("capture"):` measures the block; `seconds` has the time of each stage, in order."""
+    """A stopwatch: `with clock("capture"):` measures the block; `seconds` has the time of each stage, in order.
+
+    A Ctrl-C that was held back takes effect between stages.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -182,6 +187,7 @@ class _Stopwatch:
     def __call__(self, stage: str) -> Iterator[None]:
         """Measure the block and note its seconds under the name of a stage."""
         start = time.perf_counter()
+        interrupt_if_asked()
         yield
         self.seconds[stage] = time.perf_counter() - start
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import keyword
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import fx
+
+# Held while the function is replaced, so that no other thread puts the unsafe one back meanwhile.
+_lock = threading.RLock()
 
 
 def _quoting(base: str, target: str) -> str:
@@ -22,11 +26,13 @@ def quoted_names() -> Iterator[None]:
     """Let torch.fx write names that are no plain Python names as string literals within the block.
 
     torch.fx itself puts them between quotes as they are, so that the key of a ModuleDict that has a quote in it would
-    run as code. The generated code is otherwise the same, also for another thread that generates code meanwhile.
+    run as code. The generated code is otherwise the same, also for another thread that generates code meanwhile; one
+    that enters such a block itself waits.
     """
-    before = fx.graph._format_target
-    fx.graph._format_target = _quoting
-    try:
-        yield
-    finally:
-        fx.graph._format_target = before
+    with _lock:
+        before = fx.graph._format_target
+        try:
+            fx.graph._format_target = _quoting
+            yield
+        finally:
+            fx.graph._format_target = before

@@ -21,6 +21,7 @@ from abcfx.capture.state import contents_preserved, preserved, quiet_torch
 from abcfx.support import trees
 from abcfx.support.location import module_path
 from abcfx.support.running import preserved_rng
+from abcfx.support.undo import one_at_a_time
 
 _aten = torch.ops.aten
 _COPIES = frozenset({_aten.clone.default, _aten.detach.default, _aten.alias.default, _aten.lift_fresh.default})
@@ -180,6 +181,7 @@ class CallLogger(CallWatcher):
         return [tensor.detach().clone() for tensor in tensors]
 
 
+@one_at_a_time
 def trace(
     model: nn.Module,
     args: Sequence[object] = (),

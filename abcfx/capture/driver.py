@@ -35,10 +35,12 @@ from abcfx.errors import CaptureError, InvalidInputError, UncapturableError
 from abcfx.passes.quoted_names import quoted_names
 from abcfx.support.choices import choose
 from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
+from abcfx.support.undo import one_at_a_time
 
 Mode = Literal["train", "eval"]
 
 
+@one_at_a_time
 def capture(
     model: nn.Module,
     args: object = None,

@@ -7,6 +7,7 @@ torch has no hook for `torch.autograd.Function.apply`, whose custom gradient eve
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -15,6 +16,8 @@ from types import FrameType, FunctionType, MethodType, ModuleType
 import torch
 import torch.utils.checkpoint
 from torch import fx, nn
+
+from abcfx.support.undo import Undo
 
 # Called as handler(original, module, args, kwargs) in place of a module.
 ModuleCall = Callable[[Callable[..., object], nn.Module, tuple[object, ...], dict[str, object]], object]
@@ -25,17 +28,42 @@ _FUNCTIONS = (FunctionType, MethodType, partial, nn.Module)
 _NON_REENTRANT = "_checkpoint_without_reentrant_generator"
 
 
-@contextmanager
-def _replaced(owner: type | ModuleType, **attributes: object) -> Iterator[None]:
+def _replaced(owner: type | ModuleType, **attributes: object) -> Undo:
     """Set attributes of a class or module within the block; afterwards they are the same objects as before."""
-    before = {name: vars(owner)[name] for name in attributes}
-    try:
-        for name, value in attributes.items():
+
+    def put(values: dict[str, object]) -> None:
+        """Set these attributes."""
+        for name, value in values.items():
             setattr(owner, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(owner, name, value)
+
+    return Undo(partial(put, {name: vars(owner)[name] for name in attributes}), partial(put, attributes))
+
+
+def _here(function: Callable[..., object], elsewhere: Callable[..., object]) -> Callable[..., object]:
+    """Return a stand-in that calls a function in this thread, and `elsewhere` in all others, which know nothing of it.
+
+    Args:
+        function: what stands in for a function of torch.
+        elsewhere: that function of torch.
+    """
+    thread = threading.get_ident()
+
+    def choose(*args: object, **kwargs: object) -> object:
+        """Call the function of this thread."""
+        return (function if threading.get_ident() == thread else elsewhere)(*args, **kwargs)
+
+    return choose
+
+
+class _TrueHere:
+    """A flag that is true in the thread that made it, and false in all others."""
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def __bool__(self) -> bool:
+        """Whether this is that thread."""
+        return threading.get_ident() == self._thread
 
 
 @contextmanager
@@ -47,7 +75,7 @@ def module_calls(handler: ModuleCall) -> Iterator[None]:
         """Stand in for `nn.Module.__call__`."""
         return handler(original, module, args, kwargs)
 
-    with _replaced(nn.Module, __call__=call):
+    with _replaced(nn.Module, __call__=_here(call, original)):
         yield
 
 
@@ -67,7 +95,7 @@ def buffer_assignments(handler: Callable[[torch.Tensor, fx.Proxy], None]) -> Ite
         else:
             original(module, name, value)
 
-    with _replaced(nn.Module, __setattr__=assign):
+    with _replaced(nn.Module, __setattr__=_here(assign, original)):
         yield
 
 
@@ -80,7 +108,7 @@ def function_applies(handler: FunctionApply) -> Iterator[None]:
         """Stand in for the `apply` of every autograd.Function."""
         return handler(original.__get__(None, cls), cls, args, kwargs)
 
-    with _replaced(torch.autograd.Function, apply=classmethod(apply)):
+    with _replaced(torch.autograd.Function, apply=classmethod(_here(apply, original.__func__))):
         yield
 
 
@@ -153,19 +181,25 @@ def checkpoints_noticed() -> Iterator[list[str]]:
         assert generator is not None
         return generator(*args, **kwargs)
 
+    def reentrant(*args: object) -> object:
+        """Note a reentrant checkpoint, and make it."""
+        used.append("reentrant")
+        return function.apply(*args)
+
+    note_reentrant = _here(reentrant, function.apply)
+
     class Reentrant:
         """A stand-in for torch's autograd.Function of reentrant checkpoints."""
 
         @staticmethod
         def apply(*args: object) -> object:
-            """Note a reentrant checkpoint, and make it."""
-            used.append("reentrant")
-            return function.apply(*args)
+            """Note a reentrant checkpoint of this thread, and make it."""
+            return note_reentrant(*args)
 
     with ExitStack() as stack:
         stack.enter_context(_replaced(module, CheckpointFunction=Reentrant))
         if generator is not None:
-            stack.enter_context(_replaced(module, **{_NON_REENTRANT: non_reentrant}))
+            stack.enter_context(_replaced(module, **{_NON_REENTRANT: _here(non_reentrant, generator)}))
         yield used
 
 
@@ -185,7 +219,7 @@ def as_if_exporting() -> Iterator[None]:
 
     torch offers no way to say so from outside an export.
     """
-    with _replaced(torch.compiler, _is_compiling_flag=True, _is_exporting_flag=True):
+    with _replaced(torch.compiler, _is_compiling_flag=_TrueHere(), _is_exporting_flag=_TrueHere()):
         yield
 
 
@@ -210,7 +244,7 @@ def answers_as_eager(told: Container[str] | None) -> Iterator[list[str]]:
         def answer() -> bool:
             """Answer the truth to torch and to places that are told it, else no; note who was told no."""
             truth = originals[name]()
-            place = _place(sys._getframe(1))
+            place = _place(sys._getframe(2))  # above `_here`
             if not truth or not place or told is None or place in told:
                 return truth
             asked.append(place)
@@ -218,7 +252,7 @@ def answers_as_eager(told: Container[str] | None) -> Iterator[list[str]]:
 
         return answer
 
-    with _replaced(torch.compiler, **{name: answering(name) for name in originals}):
+    with _replaced(torch.compiler, **{name: _here(answering(name), originals[name]) for name in originals}):
         yield asked
 
 
@@ -249,5 +283,5 @@ def conversions_that_change_nothing() -> Iterator[None]:
             return module
         return original(module, *args, **kwargs)
 
-    with _replaced(nn.Module, to=to):
+    with _replaced(nn.Module, to=_here(to, original)):
         yield

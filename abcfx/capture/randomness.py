@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from abcfx.capture.dispatch import AtenOp, CallWatcher
 from abcfx.capture.generators import same_state, state_of
 from abcfx.errors import CaptureError, UncapturableError
 from abcfx.support import trees
@@ -72,12 +74,29 @@ def no_hidden_randomness(generators: Mapping[str, object], *, torch_too: bool = 
     """
     watched = _watched(generators) | ({_TORCH: torch.default_generator} if torch_too else {})
     before = {name: state_of(each) for name, each in watched.items()}
-    yield
+    draws = _Draws()
+    with draws if torch_too else nullcontext():
+        yield
     used = tuple(name for name, each in watched.items() if not same_state(before[name], state_of(each)))
+    if not draws.seen and threading.active_count() > 1:
+        used = tuple(name for name in used if name != _TORCH)  # another thread drew: the generator is one for all
     if used == (_TORCH,):
         raise CaptureError(f"forward draws random numbers from {_TORCH}; a graph would repeat the same ones for ever")
     if used:
         raise DrawnInPython(used)
+
+
+class _Draws(CallWatcher):
+    """A mode that notes whether this thread draws random numbers with torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def watch(self, op: AtenOp, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        """Make an aten call, and note if it draws."""
+        self.seen = self.seen or torch.Tag.nondeterministic_seeded in op.tags
+        return op(*args, **kwargs)
 
 
 def refuse_own_generators(values: object) -> None:

@@ -6,11 +6,13 @@ import gc
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
 
 from abcfx.capture.python_state import Snapshot, same_numbers
+from abcfx.support.undo import Undo
 
 # Loggers of torch that print a traceback before it is raised.
 _LOGGERS = (
@@ -31,25 +33,26 @@ def preserved(model: nn.Module) -> Iterator[Snapshot]:
         What stood there before, which after the block also says what was undone.
     """
     snapshot = Snapshot(model)
-    try:
+    with Undo(snapshot.restore):
         yield snapshot
-    finally:
-        snapshot.restore()
 
 
 @contextmanager
 def contents_preserved(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
     """Put back on exit what the body wrote into the tensors: batch statistics, counters, vectors of power iteration."""
     before = [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.is_meta]
-    try:
+
+    @torch.no_grad()
+    def put_back() -> None:
+        """Write the former contents where they have changed."""
+        for tensor, value in before:
+            if tensor.grad_fn is not None:
+                tensor.detach_()
+            if not same_numbers(tensor, value):
+                tensor.copy_(value)
+
+    with Undo(put_back):
         yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in before:
-                if tensor.grad_fn is not None:
-                    tensor.detach_()
-                if not same_numbers(tensor, value):
-                    tensor.copy_(value)
 
 
 @contextmanager
@@ -60,23 +63,21 @@ def rare_collections() -> Iterator[None]:
     third of the time of an export.
     """
     thresholds = gc.get_threshold()
-    if thresholds[0]:
-        gc.set_threshold(max(thresholds[0], 50_000), 20, 1000)
-    try:
+    rare = (max(thresholds[0], 50_000), 20, 1000) if thresholds[0] else thresholds
+    with Undo(lambda: gc.set_threshold(*thresholds), lambda: gc.set_threshold(*rare)):
         yield
-    finally:
-        gc.set_threshold(*thresholds)
 
 
 @contextmanager
 def quiet_torch() -> Iterator[None]:
     """Keep torch from logging tracebacks within the block: the errors are about to be raised anyway."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
-    before = [logger.disabled for logger in loggers]
-    for logger in loggers:
-        logger.disabled = True
-    try:
-        yield
-    finally:
-        for logger, disabled in zip(loggers, before, strict=True):
+
+    def disable(values: list[bool]) -> None:
+        """Set whether each logger is silent."""
+        for logger, disabled in zip(loggers, values, strict=True):
             logger.disabled = disabled
+
+    before = [logger.disabled for logger in loggers]
+    with Undo(partial(disable, before), partial(disable, [True] * len(loggers))):
+        yield

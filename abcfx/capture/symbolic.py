@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import cast
@@ -162,6 +163,20 @@ class SymbolicTracer(fx.Tracer):
         self._assigned: dict[str, fx.Proxy] = {}
         self._context = _ambient_context()
         self._bottom: FrameType | None = None
+        self._thread = threading.get_ident()
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., object],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+    ) -> object:
+        """Record the call of a module; one that another thread makes meanwhile is made as if nothing were traced."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        result: object = super().call_module(m, forward, args, kwargs)
+        return result
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module becomes one node of the graph: torch's own layers, and modules with a rule."""
@@ -202,7 +217,7 @@ class SymbolicTracer(fx.Tracer):
             attr_val: its value.
             parameter_proxy_cache: torch.fx's own cache of proxies; not used.
         """
-        return self.proxy_of(attr_val)
+        return self.proxy_of(attr_val) if threading.get_ident() == self._thread else attr_val
 
     def proxy_of(self, value: object) -> object:
         """Return the node of a parameter or buffer of the model; any other value as it is."""

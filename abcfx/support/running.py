@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from abcfx.support.undo import Undo
+
 LABELS = ("labels", "label", "targets", "target")
 
 
@@ -69,12 +71,15 @@ def both_modes_restored(model: nn.Module) -> Iterator[None]:
     """
     training = model.training
     flags = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
+        """Set the modes as they were."""
         set_mode(model, training)
         for module, flag in flags:
             module.training = flag
+
+    with Undo(put_back):
+        yield
 
 
 @contextmanager

@@ -1,0 +1,144 @@
+"""Change torch and models for a while, in one thread at a time, and undo it in every case.
+
+Tracing patches classes of torch and takes a model's weights out, both of which every thread of the process sees. So
+whoever does it holds one lock, and what is to be undone stands on a stack, which is emptied before the lock is
+released. Ctrl-C is held back until then, or until `interrupt_if_asked`, since torch's own code that runs within does
+not bear it: the process may end. A second Ctrl-C is not held back.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from types import FrameType
+from typing import ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_lock = threading.RLock()
+
+
+class _Changes(threading.local):
+    """The changes of each thread that are still to be undone."""
+
+    def __init__(self) -> None:
+        self.open: list[Undo] = []
+
+
+_changes = _Changes()
+
+
+class Undo:
+    """A context that makes a change on entry and undoes it on exit.
+
+    Where the exit is never reached, the end of the function under `one_at_a_time` undoes it.
+
+    Args:
+        undo: puts everything back; it may be called twice.
+        do: makes the change, if it is not the block that does.
+    """
+
+    def __init__(self, undo: Callable[[], object], do: Callable[[], object] | None = None) -> None:
+        self.undo = undo
+        self.do = do
+
+    def __enter__(self) -> None:
+        """Note what is to be undone, then make the change."""
+        _changes.open.append(self)
+        if self.do is not None:
+            self.do()
+
+    def __exit__(self, *exception: object) -> None:
+        """Undo the change, and all that were made within it; nothing if that is done already."""
+        for depth, change in enumerate(_changes.open):
+            if change is self:
+                _unwind(depth)
+                return
+
+
+def one_at_a_time(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let one thread at a time run the function, and undo at its end what is still to be undone.
+
+    Functions that are decorated may call one another.
+    """
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Wait for other threads, run the function, and undo what it left."""
+        with _lock, _interrupts_held():
+            depth = len(_changes.open)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                try:
+                    _unwind(depth)
+                except BaseException:  # an interrupt that was not held back, within the undoing itself
+                    _unwind(depth)
+                    raise
+
+    return call
+
+
+def interrupt_if_asked() -> None:
+    """Raise the KeyboardInterrupt of a Ctrl-C that was held back: here it does no harm."""
+    if threading.current_thread() is threading.main_thread() and _held.asked:
+        _held.asked = False
+        _held.deliver()
+
+
+class _Held:
+    """The Ctrl-C that is held back.
+
+    Attributes:
+        asked: whether there was one.
+        handler: what Python calls for a Ctrl-C that is not held back; None while none is held back.
+    """
+
+    asked = False
+    handler: Callable[[int, FrameType | None], object] | None = None
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Note a Ctrl-C; let a second one through."""
+        if self.asked:
+            self.deliver()
+        self.asked = True
+
+    def deliver(self) -> None:
+        """Do what Ctrl-C does, which mostly is to raise KeyboardInterrupt."""
+        if self.handler is not None:
+            self.handler(signal.SIGINT, None)
+
+
+_held = _Held()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back within the block, and raise KeyboardInterrupt at its end if there was one.
+
+    Python calls signal handlers in the main thread alone; nothing is done in another one, nor within such a block.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or _held.handler is not None or not callable(before):
+        yield
+        return
+    try:
+        _held.asked, _held.handler = False, before
+        signal.signal(signal.SIGINT, _held.note)
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        asked, _held.asked, _held.handler = _held.asked, False, None
+        if asked:
+            before(signal.SIGINT, None)
+
+
+def _unwind(depth: int) -> None:
+    """Undo the changes above this depth of the stack, the last one first."""
+    while len(_changes.open) > depth:
+        _changes.open[-1].undo()
+        _changes.open.pop()
