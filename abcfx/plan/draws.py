@@ -1,7 +1,8 @@
 """Tells from the entries of a tensor how it was drawn: which part is random, and which is structure that stays.
 
-Structure is a constant, a mean, zero rows (padding), a value that many entries share, orthogonal rows, and an order of
-the entries that is no accident, as in an identity, in log-spaced decays or in a table of sines.
+Structure is a constant, a mean (also one for each slice, or on the diagonal), zero rows (padding), a value that many
+entries share, orthogonal rows, and an order of the entries that is no accident, as in an identity, in log-spaced decays
+or in a table of sines.
 """
 
 from __future__ import annotations
@@ -12,14 +13,11 @@ from enum import Enum
 
 import torch
 
+from abcfx.plan.structure import BLOCK, SIGMAS, centres, is_ordered, orthogonal_blocks, shared_entries
+
 SAMPLE = 1 << 16  # entries that are looked at
 QUANTILES = 1024  # entries that are kept of a distribution that is neither normal nor uniform
-BLOCK = 32, 256  # rows and columns in which order is looked for
-SHARED = 1 / 64  # share of zeros, or of equal neighbours, from which a tensor is taken to hold constants
 FEW_IN_MATRIX, FEW_IN_VECTOR = 8, 32  # entries, of fewer of which it cannot be told how they were drawn
-SIGMAS = 4.0  # sampling errors beyond which a mean or a correlation is no accident
-CORRELATED = 0.1  # correlation of neighbours, below which entries count as drawn one by one
-PRECISION = 1e-3  # of products of orthogonal rows
 LEVEL = 1e-4  # probability below which entries are not taken for those of torch's own layers
 ROOT_3 = math.sqrt(3.0)  # the bound of a uniform distribution over its standard deviation
 
@@ -49,6 +47,7 @@ class Draw:
         is_uniform: whether its entries are spread evenly between two bounds.
         from_torch: whether it is what torch's own layers draw, whose `spread` is known exactly.
         blocks: number of blocks of rows, each of which is orthogonal.
+        centre: tensor around which random entries scatter, if that is more than one number; it broadcasts.
         kept: True at entries of a random tensor that are structure, such as zero rows; it broadcasts to the tensor.
         values: the entries at `kept`, or all entries where the law is FIXED or FEW; None if they are zero.
         quantiles: sorted entries minus mean over spread, where they are neither normal nor uniform; else None.
@@ -64,17 +63,19 @@ class Draw:
     is_uniform: bool = False
     from_torch: bool = False
     blocks: int = 1
+    centre: torch.Tensor | None = field(default=None, repr=False, compare=False)
     kept: torch.Tensor | None = field(default=None, repr=False, compare=False)
     values: torch.Tensor | None = field(default=None, repr=False, compare=False)
     quantiles: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, tensor: torch.Tensor, weight: torch.Tensor | None = None) -> Draw:
+    def of(cls, tensor: torch.Tensor, weight: torch.Tensor | None = None, is_centred: bool = False) -> Draw:
         """Describe a tensor that has values.
 
         Args:
             tensor: the tensor.
             weight: the weight of its layer, which is the tensor itself or the one beside a bias; None if there is none.
+            is_centred: whether the means of its parts were subtracted.
         """
         values = as_real(tensor.detach())
         entries = sampled_entries(values)
@@ -84,17 +85,21 @@ class Draw:
         if bool((entries == entries[0]).all()) and bool((values == values.flatten()[0]).all()):
             rounding = torch.finfo(values.dtype).eps if values.is_floating_point() else 0.0
             return cls(Law.CONSTANT, len(entries), rms, 0.0, rms, rounding**2, constant=float(entries[0]))
-        kept, block = _structure(values)
+        kept, block = shared_entries(values)
+        for centre in centres(values, block) if kept is None and not is_centred else ():
+            around = cls.of(values - centre, is_centred=True)
+            if around.law is Law.RANDOM:
+                return replace(around, rms=rms, centre=centre)
         is_partly_shared = kept is not None and kept.shape == values.shape
         if kept is None:
             drawn = entries
         else:
             drawn = sampled_entries(values[~kept]) if is_partly_shared else entries[entries != 0]
-        blocks = _orthogonal_blocks(values) if kept is None or not is_partly_shared else 0
+        blocks = orthogonal_blocks(values) if kept is None or not is_partly_shared else 0
         structure = torch.where(kept, values, 0.0) if kept is not None and is_partly_shared else None
         if weight is not None and len(drawn) > 1 and is_from_torch(drawn, weight, is_weight=tensor is weight):
             return replace(cls.of_torch(weight, len(drawn), rms), kept=kept, values=structure)
-        if not blocks and (len(drawn) < 2 or _is_ordered(drawn[None, : BLOCK[1]] if is_partly_shared else block)):
+        if not blocks and (len(drawn) < 2 or is_ordered(drawn[None, : BLOCK[1]] if is_partly_shared else block)):
             return cls(Law.FIXED, len(entries), rms, 0.0, rms, values=values.clone())
         if len(drawn) < (FEW_IN_MATRIX if values.ndim > 1 else FEW_IN_VECTOR):
             return cls(Law.FEW, len(entries), rms, 0.0, rms, values=values.clone())
@@ -147,6 +152,11 @@ class Draw:
             quantiles=None if is_normal or is_uniform else _quantiles(scaled),
         )
 
+    @property
+    def has_structure(self) -> bool:
+        """Whether more than zeros and one mean stands beside the random entries."""
+        return self.values is not None or self.centre is not None
+
     def rms_after(self, factor: float, whole: float) -> float:
         """Return the RMS entry once the random part is multiplied by one factor, mean and structure by another.
 
@@ -154,9 +164,9 @@ class Draw:
             factor: number that multiplies the random part.
             whole: number that multiplies mean and structure.
         """
-        if factor == whole or (not self.mean and self.values is None):
+        if factor == whole or not (self.mean or self.has_structure):
             return self.rms * factor
-        structure = 0.0 if self.values is None else float(self.values.double().square().mean())
+        structure = sum(float(each.double().square().mean()) for each in (self.values, self.centre) if each is not None)
         share = 1.0 if self.kept is None else 1.0 - float(self.kept.double().mean())
         return math.sqrt(structure * whole**2 + share * ((self.mean * whole) ** 2 + (self.spread * factor) ** 2))
 
@@ -176,9 +186,13 @@ class Draw:
             is_of_rows = all(size == 1 for size in kept.shape[1:])
             kept = _moved_rows(kept, shape[0]) if is_of_rows else _stretched(kept, shape)
             values = None if values is None else _stretched(values, shape)
+        centre = self.centre
+        if centre is not None and (centre.ndim == 1 or all(size == 1 for size in centre.shape[1:])):
+            centre = _stretched(centre, shape)
         return replace(
             self,
             law=Law.RANDOM if is_few else self.law,
+            centre=centre,
             kept=kept,
             values=values,
             rms=math.hypot(self.mean, spread) if self.mean else self.rms * by,
@@ -218,7 +232,9 @@ class Draw:
         self.restore_(tensor, whole)
 
     def restore_(self, tensor: torch.Tensor, whole: float) -> None:
-        """Give the entries of a random tensor that are structure their values again, times a factor."""
+        """Add the structure of a random tensor, times a factor, to its random part."""
+        if self.centre is not None:
+            tensor.add_(like_sharded(self.centre, tensor), alpha=whole)
         if self.kept is None:
             return
         kept = like_sharded(self.kept, tensor)
@@ -292,34 +308,6 @@ def _fan_in(weight: torch.Tensor) -> int:
     return weight[0].numel()
 
 
-def _structure(values: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Return a mask of entries that are structure (None if there are none), and a block of rows without zero rows.
-
-    Args:
-        values: a tensor that is not constant.
-    """
-    rows = values.flatten(1) if values.ndim > 1 else values.reshape(1, -1)
-    empty = (rows[:, :1] == 0).flatten()
-    if bool(empty.any()):
-        empty = empty & (rows == 0).all(1)
-    is_padded = bool(empty.any())
-    width = BLOCK[1] if values.ndim > 1 else BLOCK[0] * BLOCK[1]
-    block = (rows[~empty] if is_padded else rows)[: BLOCK[0], :width].double()
-    same = (block == 0).double().mean() + (block.diff() == 0).sum() / block.numel()
-    if float(same) >= SHARED:
-        return _shared(values), block
-    return empty.reshape(-1, *([1] * (values.ndim - 1))) if is_padded else None, block
-
-
-def _shared(values: torch.Tensor) -> torch.Tensor:
-    """Return a mask of the entries whose value is zero or that of many others."""
-    if values.numel() > 16 * SAMPLE:
-        return values == 0
-    found, where, counts = values.unique(return_inverse=True, return_counts=True)
-    is_structure: torch.Tensor = ((counts >= max(2.0, SHARED * values.numel())) | (found == 0))[where]
-    return is_structure
-
-
 def _family(kurtosis: float, count: int) -> tuple[bool, bool]:
     """Return whether a kurtosis is that of a normal, and of a uniform distribution, within its sampling error."""
     reach = 5.0 * math.sqrt(24.0 / count)
@@ -333,42 +321,3 @@ def _quantiles(entries: torch.Tensor) -> torch.Tensor:
     ordered = entries[: 16 * QUANTILES].sort().values
     places = torch.linspace(0, len(ordered) - 1, min(QUANTILES, len(ordered)), device=entries.device)
     return ordered.index_select(0, places.round().long()).float()
-
-
-def _is_ordered(block: torch.Tensor) -> bool:
-    """Whether entries are equal, rise or fall all along, or resemble their neighbours in a row or column."""
-    steps = block.flatten().diff()
-    if bool((steps >= 0).all()) or bool((steps <= 0).all()):
-        return True
-    centred = block - block.mean()
-    total = float(centred.square().mean())
-    for dim in (0, 1):
-        if (size := block.shape[dim]) > 1:
-            pairs = centred.narrow(dim, 0, size - 1) * centred.narrow(dim, 1, size - 1)
-            if abs(float(pairs.mean())) > max(SIGMAS / math.sqrt(pairs.numel()), CORRELATED) * total:
-                return True
-    return False
-
-
-def _orthogonal_blocks(values: torch.Tensor) -> int:
-    """Return the number of blocks of rows, each of which is orthogonal: 1 for a whole matrix, 0 if it is not."""
-    if values.ndim < 2:
-        return 0
-    rows = values.flatten(1)
-    height, width = rows.shape
-    if height > width and height % width == 0 and _is_orthogonal(rows[:width]):
-        return height // width
-    if _is_orthogonal(rows):
-        return 1
-    return height if values.ndim == 3 and _is_orthogonal(values[0]) else 0
-
-
-def _is_orthogonal(rows: torch.Tensor) -> bool:
-    """Whether rows, or columns where there are fewer of them, are orthogonal and of one length; some are looked at."""
-    some = (rows[:8] if len(rows) <= rows.shape[1] else rows[:, :8].T).double()
-    if len(some) < 2:
-        return False
-    gram = some @ some.T
-    length = float(gram.diagonal().mean())
-    same = torch.eye(len(some), dtype=gram.dtype, device=gram.device) * length
-    return float((gram - same).abs().max()) < PRECISION * length

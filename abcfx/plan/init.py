@@ -87,7 +87,11 @@ class Init:
         """Whether the plan can fill a tensor of this shape from nothing."""
         if self.values is not None or self.fill is not None:
             return True
-        needed = [] if self.own is None else [each for each in (self.own.kept, self.own.values) if each is not None]
+        needed = (
+            []
+            if self.own is None
+            else [each for each in (self.own.kept, self.own.values, self.own.centre) if each is not None]
+        )
         shape = as_real(tensor).shape
         return self.std is not None and all(
             len(each.shape) == len(shape) and all(a in (1, b) for a, b in zip(each.shape, shape, strict=True))
@@ -105,6 +109,8 @@ class Init:
         if own is None or self.factor == self.whole or own.law is not Law.RANDOM:
             real.mul_(self.factor)
             return
+        if own.centre is not None:
+            real.sub_(like_sharded(own.centre, real))
         if own.mean:
             real.sub_(own.mean).mul_(self.factor).add_(own.mean * self.whole)
         else:

@@ -17,7 +17,8 @@ import torch
 from abcfx.errors import InvalidInputError
 from abcfx.pairing.blocks import pair_parameters
 from abcfx.pairing.widths import SizeGrowth, WidthGrowth
-from abcfx.plan.draws import SIGMAS, Draw, Law, is_from_torch, sampled_entries
+from abcfx.plan.draws import Draw, Law, is_from_torch, sampled_entries
+from abcfx.plan.structure import SIGMAS
 
 RESOLUTION = 1e-3
 COARSE = 0.25  # sampling errors beyond this leave open which half of a growth exponent is meant
