@@ -38,7 +38,7 @@ from abcfx.plan.options import (
     Schedule,
 )
 from abcfx.plan.own_init import OwnInit, carried_own_init, measure_own_init
-from abcfx.plan.parameters import make_plan
+from abcfx.plan.parameters import init_note, make_plan
 from abcfx.rewrite.apply import apply_plan
 from abcfx.rewrite.once import was_transformed
 from abcfx.support.patterns import plain_name
@@ -103,8 +103,9 @@ def transform(
         parametrization: name of a table ("mup", "sp", "ntk", "mfp"), or a `Parametrization` with alignment, attention
             and depth.
         overrides: `Overrides` of roles, exponents, init constants and weight decay.
-        init: "auto" (with a base: the model's own draw times one factor; without: N(0, n^-2b)), "redraw", "keep", or
-            `InitLike` with two tiny instances, where model or base are on the meta device.
+        init: what is done to what is random in each tensor: "auto" (with a base: the model's own draw times one factor;
+            without: N(0, n^-2b)), "redraw", "keep" (for trained weights), or `InitLike` with two tiny instances, where
+            model or base are on the meta device. Constants, means, zero rows and other structure stay.
         schedule: `Schedule` of batch size and number of tokens in ratio to the run in which the lr was tuned.
         capture: name of a capture method, or a `Capture`.
 
@@ -168,7 +169,7 @@ def transform(
         options=options,
         plan=plan,
         header=_header(captured, fixed, asked, options, depth, solved),
-        notes=notes + applied.notes,
+        notes=notes + applied.notes + init_note(plan),
         timings=clock.seconds,
     )
     return Transformed(model if in_place else refusing_hooks(captured.module), outcome, applied.fold)

@@ -153,6 +153,11 @@ class Draw:
         )
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether the tensor is random in part, and has a mean or other structure beside."""
+        return self.law is Law.RANDOM and bool(self.mean or self.has_structure or self.kept is not None)
+
+    @property
     def has_structure(self) -> bool:
         """Whether more than zeros and one mean stands beside the random entries."""
         return self.values is not None or self.centre is not None
@@ -183,7 +188,7 @@ class Draw:
         by = spread / self.spread if self.spread else 1.0
         is_few, kept, values = self.law is Law.FEW, self.kept, None if self.law is Law.FEW else self.values
         if kept is not None and self.law is Law.RANDOM:
-            is_of_rows = all(size == 1 for size in kept.shape[1:])
+            is_of_rows = kept.ndim > 1 and all(size == 1 for size in kept.shape[1:])
             kept = _moved_rows(kept, shape[0]) if is_of_rows else _stretched(kept, shape)
             values = None if values is None else _stretched(values, shape)
         centre = self.centre

@@ -66,6 +66,20 @@ def make_plan(
     }
 
 
+def init_note(plan: Mapping[str, ParameterPlan]) -> tuple[str, ...]:
+    """Return a note for the report that says how many weights get other values, and how trained ones are kept.
+
+    Args:
+        plan: the plan of every parameter by name.
+    """
+    drawn = sum(row.init.redraw for row in plan.values())
+    scaled = sum(not row.init.redraw and row.init.factor != 1.0 and bool(row.init.std) for row in plan.values())
+    done = [f"drawn anew in {drawn}"] * bool(drawn) + [f"multiplied in {scaled}"] * bool(scaled)
+    if not done:
+        return ()
+    return (f"what is random is {' and '.join(done)} of {len(plan)} parameters; init='keep' keeps weights as trained",)
+
+
 class _Planner:
     """A calculator of the numbers of one parameter at a time; exponents are powers of n, a width ratio or a width.
 

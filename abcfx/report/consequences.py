@@ -101,13 +101,18 @@ def _init(plan: ParameterPlan, power: _Powers) -> str:
     init, now = plan.init, power.order(plan.b)
     if init.std is None:
         return "init: unknown, since the model is on the meta device; give init=InitLike(small, large)"
+    is_mixed = init.own is not None and init.own.is_mixed
+    what = "what is random in the model's own draw" if is_mixed else "the model's own draw"
     if init.redraw:
-        return f"init: drawn anew from a normal distribution with standard deviation {init.std:.4g}, which is {now}"
+        drawn = f"{what} is drawn anew" if is_mixed else "drawn anew"
+        return f"init: {drawn} from a normal distribution with standard deviation {init.std:.4g}, which is {now}"
     if init.fill is not None:
         times = "" if init.factor in (0.0, 1.0) else f", {init.factor:.4g} times the model's own"
         return f"init: every entry is {init.fill + 0.0:.4g}{times}"
     size = f"RMS entry {init.std:.4g}"
     if init.factor == 1.0:
         return f"init: the model's own draw, unchanged; {size}"
+    if init.factor == init.whole:
+        return f"init: the model's own draw times {init.factor:.4g}, the multiplier that is absorbed; {size}"
     was = f", which is {power.order(plan.own_init.exponent)}," if plan.own_init else ""
-    return f"init: the model's own draw{was} times {init.factor:.4g}, so that it is {now}; {size}"
+    return f"init: {what}{was} times {init.factor:.4g}, so that it is {now}; {size}"

@@ -149,3 +149,55 @@ def test_the_factor_on_a_bias_does_not_follow_the_accidental_sizes_of_its_entrie
         large, small = Few(64, entries, draw), Few(16, entries, draw)
         factors.add(abcfx.transform(large, torch.rand(2, 8), base=small).spec["head.bias"]["init_factor"])
     assert factors == {expected}
+
+
+def on_meta(build: Callable[[int], nn.Module], width: int) -> nn.Module:
+    with torch.device("meta"):
+        return build(width)
+
+
+class Gated(nn.Module):
+    """A language model with padding, forget gates and a prior in the bias of its head."""
+
+    def __init__(self, width: int, vocabulary: int = 40) -> None:
+        super().__init__()
+        self.table = nn.Embedding(vocabulary, width, padding_idx=vocabulary - 1)
+        self.lstm, self.cls = nn.LSTM(width, width, batch_first=True), nn.Linear(width, 3)
+        with torch.no_grad():
+            self.lstm.get_parameter("bias_ih_l0")[width : 2 * width] = 1.0
+            nn.init.constant_(self.cls.bias, -4.595)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.cls(self.lstm(self.table(ids))[0])
+
+
+def test_structure_is_carried_over_from_tiny_instances_to_a_model_without_values() -> None:
+    like = abcfx.InitLike(lambda: Gated(16, 20), lambda: Gated(32, 20))
+    result = abcfx.transform(on_meta(Gated, 128), IDS.to("meta"), base=on_meta(Gated, 64), init=like)
+    weights = dict(result.init_weights(result.module.to_empty(device="cpu")).named_parameters())
+    assert not weights["table.weight"][-1].any() and bool(weights["table.weight"][:-1].any(1).all())
+    assert bool((weights["lstm.bias_ih_l0"].unflatten(0, (4, -1))[1] == 1.0).all())
+    assert bool((weights["cls.bias"] == torch.tensor(-4.595)).all())
+
+
+def test_an_order_that_tiny_instances_do_not_tell_is_refused_with_nothing_written() -> None:
+    like = abcfx.InitLike(lambda: Structured(16), lambda: Structured(32))
+    result = abcfx.transform(on_meta(Structured, 128), IDS.to("meta"), base=on_meta(Structured, 64), init=like)
+    module = seeded(128)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    with pytest.raises(abcfx.errors.InvalidInputError, match=r"near\.weight|decay"):
+        result.init_weights(module)
+    assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
+
+
+def test_a_note_says_how_many_parameters_get_other_values() -> None:
+    torch.manual_seed(0)
+    model, base = Few(64, 3, LAWS["constant"][0]), Few(16, 3, LAWS["constant"][0])
+
+    def told(result: abcfx.Transformed) -> list[str]:
+        return [note for note in result.notes if "init='keep'" in note]
+
+    (note,) = told(abcfx.transform(model, torch.rand(2, 8)))
+    assert "drawn anew in 2 of 4" in note
+    assert told(abcfx.transform(model, torch.rand(2, 8), base=base, init="keep")) == []
+    assert told(abcfx.transform(model, torch.rand(2, 8), base=model)) == []
