@@ -26,6 +26,14 @@ _BEFORE_SHARDING = (
     "call abcfx before sharding, on the plain model; shard result.module, then result.groups_for(module=...)"
 )
 _FLOAT = "give the floating-point model that it was made from, and quantise result.fold() after training"
+_UNPREPARED = "give the model as it was before prepare or prepare_qat, and prepare result.fold() after training"
+# Names of classes that other packages than torch put around a model, and their attribute with the module in it.
+_AROUND = {
+    **dict.fromkeys(("DistributedDataParallel", "DataParallel", "ShardedDataParallel", "Float16Module"), "module"),
+    **dict.fromkeys(("FullyShardedDataParallel", "DeepSpeedEngine", "PipelineModule"), "module"),
+    "FlattenParamsWrapper": "_fpw_module",
+    "XlaFullyShardedDataParallel": "module",
+}
 # Classes, or packages of classes, that hide or change the weights, and what to write instead.
 _REFUSED = {
     "torch.jit._script.ScriptModule": (
@@ -47,7 +55,19 @@ _REFUSED = {
     "torch.ao.nn.quantized.": ("quantised: it has no weights that could train", _FLOAT),
     "torch.ao.nn.intrinsic.quantized.": ("quantised: it has no weights that could train", _FLOAT),
     "torch.ao.nn.sparse.quantized.": ("quantised: it has no weights that could train", _FLOAT),
+    "torch.ao.nn.qat.": ("prepared for quantisation", _UNPREPARED),
+    "torch.ao.nn.intrinsic.qat.": ("prepared for quantisation", _UNPREPARED),
+    "torch.ao.quantization.fake_quantize.": ("made by prepare_qat, to imitate quantisation", _UNPREPARED),
+    "torch.ao.quantization.observer.": ("made by prepare, to observe values before quantisation", _UNPREPARED),
     "bitsandbytes.nn.": ("quantised by bitsandbytes: its weights are packed integers", _FLOAT),
+    **{
+        f"{package}.": (f"quantised by {package}: it has no weights that could train", _FLOAT)
+        for package in ("auto_gptq", "gptqmodel", "awq", "hqq", "quanto", "optimum.quanto", "aqlm", "eetq")
+    },
+    "torchao.": (
+        "converted by torchao: its weights or its products have another precision",
+        "give the model as it was before, and convert result.module",
+    ),
     "deepspeed.runtime.": (
         "a DeepSpeed engine: it partitions the parameters",
         "call abcfx on the plain model, and give result.module and result.param_groups to deepspeed.initialize",
@@ -61,6 +81,8 @@ _REFUSED = {
         "give the nn.Module itself, before fabric.setup; wrap result.module",
     ),
 }
+# Packages whose parameters hold packed numbers.
+_QUANTISERS = frozenset({"bitsandbytes", "hqq", "quanto", "optimum", "gguf"})
 # How many modules a note names.
 _NAMED = 3
 
@@ -186,6 +208,7 @@ class _Unwrapping:
                 raise InvalidInputError(f"{place} is {reason}.\n  To fix: {fix}.")
         attribute = next((_TAKEN_OFF[name] for name in names if name in _TAKEN_OFF), None)
         if attribute is None:
+            self._refuse_around(module, place)
             return None
         if module._forward_hooks or module._forward_pre_hooks:
             raise InvalidInputError(
@@ -196,6 +219,21 @@ class _Unwrapping:
         held = getattr(module, attribute)
         assert isinstance(held, nn.Module)
         return held
+
+    def _refuse_around(self, module: nn.Module, place: str) -> None:
+        """Raise an error for a wrapper of another package than torch: what it does to parameters is not known.
+
+        Raises:
+            InvalidInputError: the class has the name of such a wrapper, and one module in it.
+        """
+        attribute = next((_AROUND[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in _AROUND), None)
+        if attribute is None or list(module._modules) != [attribute]:
+            return
+        package = type(module).__module__.partition(".")[0]
+        raise InvalidInputError(
+            f"{place} is a wrapper of {package}, which may change precision and parameters.\n"
+            f"  To fix: give the nn.Module in it, .{attribute}, before it is wrapped; wrap result.module."
+        )
 
     def _note(self, name: str, path: str) -> None:
         """Note a wrapper and its path.
@@ -232,7 +270,7 @@ def _refuse_tensors(argument: str, model: nn.Module, on_device: bool) -> None:
             has no values where these are needed.
     """
     for name, tensor in _tensors(model):
-        kind = type(tensor).__name__
+        kind, package = type(tensor).__name__, type(tensor).__module__.partition(".")[0]
         if tensor.is_inference():
             reason, fix = "was made under torch.inference_mode() and cannot train", "build the model outside of it"
         elif is_traceable_wrapper_subclass(tensor):
@@ -240,6 +278,8 @@ def _refuse_tensors(argument: str, model: nn.Module, on_device: bool) -> None:
                 f"is a {kind}: sharded or quantised",
                 "give the plain model, before it is sharded or quantised",
             )
+        elif package in _QUANTISERS:
+            reason, fix = f"is a {kind} of {package}: quantised", _FLOAT
         elif tensor.is_quantized:
             reason, fix = "is quantised", _FLOAT
         elif on_device and tensor.is_meta:

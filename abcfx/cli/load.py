@@ -18,6 +18,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from abcfx.capture.given_models import given_model
 from abcfx.capture.state_mark import has_mark
 from abcfx.errors import InvalidInputError
 from abcfx.support.batch_loss import Loss
@@ -196,7 +197,7 @@ def load_weights(argument: str, model: nn.Module, file: Path) -> None:
             f"{type(model).__name__} does not.\n  To fix: torch.save(result.fold().state_dict(), {str(file)!r})"
         )
     try:
-        model.load_state_dict(state)
+        given_model(argument, model).model.load_state_dict(state)
     except RuntimeError as error:
         raise InvalidInputError(f"{argument}: {file} has other tensors than {type(model).__name__}. {error}") from None
 

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from abcfx.dynamic.first_weights import FirstWeights, FirstWeightsMode
 from abcfx.dynamic.history import HistoryRow, plot_history
 from abcfx.dynamic.measured import Measured, Moments
+from abcfx.dynamic.optimizers_in_use import inner_optimizers, names_of_groups
 from abcfx.dynamic.probe import Probe, ProbeState
 from abcfx.dynamic.probe_inputs import TOKENS
 from abcfx.dynamic.rate_factors import RateFactors
@@ -136,8 +137,8 @@ class DynamicAlignment:
         self.scheduler, self.max_tokens = scheduler, max_tokens
         self.steps = 0
         self.factors: dict[str, float] = {}
-        optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
-        self._rates = [MultipliedRates(each, _names_of_groups(each, result)) for each in optimizers]
+        optimizers = inner_optimizers(result, optimizer)
+        self._rates = [MultipliedRates(each, names_of_groups(each, result)) for each in optimizers]
         self._place = {name: (rates, i) for rates in self._rates for i, name in enumerate(rates.names)}
         self._rate_factors = RateFactors(result.outcome, cap=cap, trust=trust, center=center)
         self._smoothed = dict(result.outcome.alignments)
@@ -346,31 +347,3 @@ def _mean_over_ranks(
     distributed.all_reduce(joined)
     joined /= distributed.get_world_size()
     return [(Moments(*alpha), Moments(*omega), Moments(*u)) for alpha, omega, u in joined.tolist()]
-
-
-def _names_of_groups(optimizer: torch.optim.Optimizer, result: Transformed) -> list[str]:
-    """Return for each parameter group of an optimizer the name of its single parameter.
-
-    Args:
-        optimizer: made from `result.groups(per_parameter=True)`.
-        result: the transformed model.
-
-    Raises:
-        InvalidInputError: a group holds several parameters, or one that is not of the transformed model.
-    """
-    names = {id(parameter): name for name, parameter in result.module.named_parameters()}
-    found = []
-    for index, group in enumerate(optimizer.param_groups):
-        if len(group["params"]) != 1:
-            raise InvalidInputError(
-                f"DynamicAlignment: group {index} of the optimizer holds {len(group['params'])} parameters; each needs "
-                f"a rate of its own.\n  To fix: torch.optim.AdamW(result.groups(per_parameter=True))"
-            )
-        name = names.get(id(group["params"][0]), group.get("param_names", [""])[0])
-        if name not in result.spec:
-            raise InvalidInputError(
-                f"DynamicAlignment: the parameter of group {index} is not one of the transformed model.\n"
-                f"  To fix: torch.optim.AdamW(result.groups(per_parameter=True))"
-            )
-        found.append(name)
-    return found

@@ -14,6 +14,7 @@ import torch
 
 from abcfx.errors import InvalidInputError
 from abcfx.plan.draws import Draw, Law, as_real, like_sharded
+from abcfx.support.patterns import plain_name
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,13 @@ def initialise(module: torch.nn.Module, inits: Mapping[str, Init]) -> None:
     Raises:
         InvalidInputError: a parameter was not planned, or its init is not known; nothing has been written then.
     """
-    parameters = dict(module.named_parameters())
+    parameters = {plain_name(name, inits): parameter for name, parameter in module.named_parameters()}
+    missing = next((name for name in inits if name not in parameters), None)
+    if missing is not None and parameters.keys() <= inits.keys():
+        raise InvalidInputError(
+            f"init_weights: {missing!r} of the plan is no parameter of this {type(module).__name__}.\n"
+            f"  expected: result.module, or a module with the same parameter names, maybe wrapped."
+        )
     for name, parameter in parameters.items():
         init = inits.get(name)
         if init is None:

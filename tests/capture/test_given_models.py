@@ -92,6 +92,101 @@ def quantised(model: nn.Module) -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})
 
 
+def of_package(place: str, kind: str, *, attribute: str = "") -> Wrap:
+    """Return a function that wraps a model in a class of another package, or has one of its layers be such a class."""
+
+    class Around(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            setattr(self, attribute, model)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = getattr(self, attribute)(x)
+            return out
+
+    class Layer(nn.Linear):
+        pass
+
+    def layer(model: nn.Module) -> nn.Module:
+        return nn.Sequential(model, Layer(2, 2))
+
+    chosen = Around if attribute else Layer
+    chosen.__module__, chosen.__name__, chosen.__qualname__ = place, kind, kind
+    return Around if attribute else layer
+
+
+def packed_parameters(model: nn.Module) -> nn.Module:
+    class Params4bit(nn.Parameter):
+        pass
+
+    Params4bit.__module__ = "bitsandbytes.nn.modules"
+    layer = next(each for each in model.modules() if isinstance(each, nn.Linear))
+    layer.weight = torch.Tensor._make_subclass(Params4bit, layer.weight.detach(), True)
+    return model
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    return torch.ao.quantization.prepare_qat(model.train())
+
+
+def observed(model: nn.Module) -> nn.Module:
+    model.qconfig = torch.ao.quantization.get_default_qconfig("fbgemm")
+    return torch.ao.quantization.prepare(model.eval())
+
+
+OTHER_PACKAGES: list[tuple[Wrap, str]] = [
+    (of_package("deepspeed.runtime.engine", "DeepSpeedEngine", attribute="module"), "a DeepSpeed engine"),
+    (of_package("lightning.fabric.wrappers", "_FabricModule", attribute="_forward_module"), "wrapped by Fabric"),
+    (of_package("apex.parallel.distributed", "DistributedDataParallel", attribute="module"), "a wrapper of apex"),
+    (of_package("fairscale.nn.fsdp", "FullyShardedDataParallel", attribute="module"), "a wrapper of fairscale"),
+    (of_package("megatron.core.transformer.module", "Float16Module", attribute="module"), "a wrapper of megatron"),
+    (of_package("bitsandbytes.nn.modules", "Linear8bitLt"), "quantised by bitsandbytes"),
+    (of_package("torchao.float8.float8_linear", "Float8Linear"), "converted by torchao"),
+    (of_package("auto_gptq.nn_modules.qlinear", "QuantLinear"), "quantised by auto_gptq"),
+    (packed_parameters, "0.weight is a Params4bit of bitsandbytes"),
+    (prepared, "prepared for quantisation"),
+    (observed, "made by prepare"),
+]
+
+
+@pytest.mark.parametrize(("wrap", "words"), OTHER_PACKAGES)
+def test_what_other_packages_make_is_refused_by_name(wrap: Wrap, words: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        large, small = wrap(mlp(16)), wrap(mlp(8))
+    with pytest.raises(InvalidInputError, match=rf"model: .*{words}(?s:.*)To fix: "):
+        abcfx.transform(large, X, base=small)
+
+
+def test_a_module_of_the_users_own_called_module_is_a_part_of_the_model() -> None:
+    class Holder(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.module = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.module(x)
+            return out
+
+    assert "module.3.weight" in abcfx.transform(Holder(mlp(16)), X, base=Holder(mlp(8))).plan
+
+
+@pytest.mark.parametrize("wrap", [compiled, nn.DataParallel, AveragedModel])
+def test_weights_are_drawn_through_wrappers(wrap: Wrap) -> None:
+    result = abcfx.transform(mlp(16), X, base=mlp(8))
+    before = copy.deepcopy(dict(result.module.named_parameters()))
+    torch.manual_seed(1)
+    wrapped = wrap(copy.deepcopy(result.module))
+    result.init_weights(wrapped)
+    torch.manual_seed(1)
+    result.init_weights()
+    for left, (name, right) in zip(wrapped.parameters(), result.module.named_parameters(), strict=True):
+        assert torch.equal(left, right) and (right.dim() < 2 or not torch.equal(right, before[name]))
+    with pytest.raises(InvalidInputError, match=r"init_weights: '2.0.weight' of the plan is no parameter"):
+        result.init_weights(mlp(16)[:2])
+
+
 REFUSED: list[tuple[Wrap, str]] = [(scripted, "TorchScript"), (traced, "TorchScript"), (quantised, "quantised")]
 
 
@@ -100,7 +195,14 @@ def test_refused_by_name_everywhere(wrap: Wrap, words: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         bad, part = wrap(mlp(8)), within(mlp(8), wrap)
+    loss = nn.functional.mse_loss
+    batches = [(X, torch.zeros(5, 2))] * 5
+    rates = [1e-3, 1e-2, 1e-1]
     calls: list[Callable[[], object]] = [
+        lambda: abcfx.tune(lambda width: bad, batches, width=8, loss=loss, steps=5, backend="sequential"),
+        lambda: abcfx.transfer_check(
+            lambda width: bad, batches, widths=(4, 8), lrs=rates, loss=loss, steps=5, backend="sequential"
+        ),
         lambda: abcfx.transform(bad, X, base=mlp(4)),
         lambda: abcfx.transform(part, X, base=mlp(4)),
         lambda: abcfx.transform(mlp(16), X, base=bad),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import datetime
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -36,15 +34,6 @@ def failed(optimizer: torch.optim.Optimizer, result: abcfx.Transformed, **option
 
 
 # -- objects
-
-
-@pytest.fixture
-def one_process(tmp_path: Path) -> Iterator[None]:
-    address = f"file://{tmp_path}/meeting"
-    wait = datetime.timedelta(seconds=30)
-    torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=1, timeout=wait)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
