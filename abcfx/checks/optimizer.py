@@ -169,19 +169,17 @@ def _judge_class(
 def _shadowed(optimizer: torch.optim.Optimizer, result: Transformed) -> Iterator[CheckRow]:
     """Yield a failing row for each constructor argument of the optimizer that the groups overrule.
 
-    A number is fine if it is the one that `transform` was given, for all parameters or for those of a role, or if
-    `transform` was given none and some group has it.
+    A number is fine if it is the one that `transform` was given, or if `transform` was given none and some group has
+    it.
 
     Args:
         optimizer: the optimizer in use.
         result: the transformed model, whose options are compared.
     """
     options = result.outcome.options
-    asked = {"lr": options.lr, "weight_decay": options.weight_decay, "eps": options.eps}
+    asked = {"weight_decay": options.weight_decay, "eps": options.eps}
     for key, value in given_options(optimizer).items():
         planned = asked.get(key)
-        if isinstance(planned, Mapping) and value in planned.values():
-            continue
         stands = any(as_option(group.get(key)) == value for group in optimizer.param_groups)
         if planned == value or (planned is None and stands):
             continue

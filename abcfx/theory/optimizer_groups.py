@@ -94,14 +94,14 @@ def moves_momentum(group: Mapping[str, object]) -> bool:
 
 
 def given_options(optimizer: torch.optim.Optimizer) -> dict[str, GroupOption]:
-    """Return the options given to an optimizer's constructor that one of its groups overrules.
+    """Return the options given to an optimizer's constructor that one of its groups overrules, except lr.
 
     A value that is the constructor's default does not count as given.
     """
     held, usual = inner_optimizer(optimizer), _usual_options(optimizer)
     groups = optimizer.param_groups
     moved = MOMENTUM if any(map(moves_momentum, groups)) else frozenset[str]()
-    given = {key: as_option(held.defaults[key]) for key in usual if key in held.defaults and key not in moved}
+    given = {key: as_option(held.defaults[key]) for key in usual if key in held.defaults and key not in {"lr", *moved}}
     return {
         key: value
         for key, value in given.items()
