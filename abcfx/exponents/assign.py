@@ -2,11 +2,12 @@
 
 On a DAG a named table means: a + b = 0 for embedding-like layers, a + b = e_in / 2 for hidden ones, and what the table
 says for outputs of the graph and softmax routers (muP: e_in). An inner layer whose output does not grow keeps the
-hidden rule. Vectors have a = b = 0.
+hidden rule. Vectors have a = b = 0, unless the model itself multiplies one by what its init divides it by.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,7 @@ from abcfx.support.patterns import match_patterns
 from abcfx.theory.parametrizations import MATRIX_ROLES, named_exponents
 
 TOLERANCE = 1e-6
+UNDONE = 0.05  # how far the exponent of a vector's own init may be from that of the number that undoes it
 GivenExponents = Mapping[str, Sequence[float]] | Sequence[Sequence[float]]
 Table = Mapping[str, tuple[float, float]]
 
@@ -100,7 +102,8 @@ def _vector(
 ) -> ParameterExponents:
     """Return role and exponents of a bias, gain or other parameter that acts entry by entry.
 
-    It is a "vector" if a dim of it grows with width, else a "scalar".
+    It is a "vector" if a dim of it grows with width, else a "scalar". If the model multiplies it by m^x (m, the width
+    ratio) and draws it ~ m^-x, as nGPT does with x = 1/2, that is its b.
 
     Args:
         dag: the layer DAG.
@@ -113,7 +116,20 @@ def _vector(
     e = sum(growth.parameter(name, tuple(parameter.shape)))
     role, reason = ("vector", RoleReason.GROWING_VECTOR) if e else ("scalar", RoleReason.FIXED_VECTOR)
     keeps_init = all(dag.node(n).is_parametric for n in dag.successors(node))  # a function of it is what acts
-    return ParameterExponents(role, WhyRole(reason), e_out=e, is_bias=is_bias, keeps_init=keeps_init)
+    x = sum(growth.number(number) for number in _numbers_on_output(dag, node))
+    b = x if x and keeps_init and _is_undone(growth, name, parameter, x) else 0.0
+    return ParameterExponents(role, WhyRole(reason), e_out=e, b=b, is_bias=is_bias, keeps_init=keeps_init)
+
+
+def _is_undone(growth: WidthGrowth, name: str, parameter: torch.Tensor, x: float) -> bool:
+    """Whether the model's own init of a parameter is ~ m^-x (m, the width ratio), as its draws at both widths tell."""
+    base = growth.base_parameters.get(name) if growth.has_base and growth.width_ratio != 1.0 else None
+    if base is None or base.is_meta or parameter.is_meta:
+        return False
+    ours, theirs = (float(each.detach().double().square().mean()) for each in (parameter, base))
+    if not ours or not theirs:
+        return False
+    return abs(math.log(theirs / ours) / (2 * math.log(growth.width_ratio)) - x) < UNDONE
 
 
 @dataclass(frozen=True)
@@ -254,12 +270,11 @@ def _numbers_on_input(dag: LayerDag, growth: WidthGrowth, layer: Layer, role: st
 
 
 def _numbers_on_output(dag: LayerDag, node: str) -> list[Number]:
-    """Return the numbers by which the model multiplies a layer's output before anything else, even tanh, uses it."""
+    """Return the numbers by which the model multiplies a node's output before anything else, even tanh, uses it."""
     found: list[Number] = []
     while node not in dag.outputs and not dag.node(node).is_bent:
         after = dag.successors(node)
-        kind = dag.kind(after[0])
-        if len(after) > 1 or not isinstance(kind, NumberFactor):
+        if len(after) != 1 or not isinstance(kind := dag.kind(after[0]), NumberFactor):
             break
         found.append(kind.factor)
         node = after[0]

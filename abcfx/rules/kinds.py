@@ -180,7 +180,8 @@ class Vector(Kind):
     dims: tuple[Dim, ...] = ()
 
     def size(self, node: str, context: ExponentContext) -> float:
-        return 0.0
+        """Return s of the vector (entries ~ m^-s at init): b of its init."""
+        return context.b(self.parameter)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
         yield from ()

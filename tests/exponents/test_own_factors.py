@@ -189,3 +189,28 @@ def test_a_norm_undoes_a_multiplier_only_if_no_nonlinearity_sees_it_first(
     x = torch.randn(4, 6)
     result = abcfx.transform(Between(64, bend, "a norm"), x, base=Between(16, bend, "a norm"))
     assert result.spec["inner.weight"]["void"] is void
+
+
+class NormalisedGain(nn.Module):
+    """A gain of size `init(d)` that the model multiplies by sqrt(d), on unit vectors that it multiplies by sqrt(d)."""
+
+    def __init__(self, width: int, init: Callable[[int], float]) -> None:
+        super().__init__()
+        self.stem, self.query, self.head = nn.Linear(8, width), nn.Linear(width, width), nn.Linear(width, 3)
+        self.gain = nn.Parameter(torch.full((width,), init(width)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        width = self.gain.shape[0]
+        query = nn.functional.normalize(self.query(self.stem(x)), dim=-1) * (self.gain * width**0.5)
+        return self.head(torch.tanh(query * width**0.5))
+
+
+@pytest.mark.parametrize(("init", "b"), [(lambda d: d**-0.5, 0.5), (lambda d: 1.0, 0.0)])
+def test_a_gain_whose_init_and_multiplier_undo_each_other_is_of_order_one(
+    init: Callable[[int], float], b: float
+) -> None:
+    model, base = NormalisedGain(64, init), NormalisedGain(16, init)
+    result = abcfx.transform(model, torch.rand(2, 8), base=base)
+    assert result.plan["gain"].b == b and result.plan["gain"].init.factor == 1.0
+    (query,) = (node for node in result.dag if result.outcome.dag.kind(node).name == "product")
+    assert result.solution.s[query] == b
