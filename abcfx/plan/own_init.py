@@ -146,14 +146,16 @@ def carried_own_init(
 
 
 def weight_beside(parameters: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | None:
-    """Return the weight of the layer that a weight or bias belongs to; None if there is none.
+    """Return the weight whose fan_in bounds what torch draws for a weight or bias; None if there is none.
+
+    That is the weight of its layer; of recurrent layers, the one on the hidden state.
 
     Args:
         parameters: tensors by name; a bias lies beside its weight.
         name: name of the weight or bias.
     """
     path, _, last = name.rpartition(".")
-    return parameters.get(f"{path}.{last.replace('bias', 'weight')}".lstrip("."))
+    return parameters.get(f"{path}.{last.replace('bias', 'weight').replace('_ih_l', '_hh_l')}".lstrip("."))
 
 
 def _pattern(name: str) -> str:
