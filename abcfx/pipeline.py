@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypedDict
 
@@ -265,6 +265,9 @@ def _built_base(
                 "base: shapes do not say how the base is initialised.\n"
                 "  To fix: give a base model, or init=InitLike(small, large): two tiny instances; or init='keep'."
             )
+        for name, shape in base.items():
+            if not isinstance(shape, Sequence) or not all(isinstance(size, int) for size in shape):
+                raise InvalidInputError(f"base: the shape of {name!r} is {shape!r}; expected whole numbers.")
         return base, ()
     given = given_model("base", base)
     _refuse_transformed("base", given.model)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import networkx as nx
 from torch import nn
@@ -22,6 +21,7 @@ from abcfx.report.explain import Explainer
 from abcfx.report.explanation import Explanation
 from abcfx.report.text import as_dict, render
 from abcfx.rewrite.folding import Fold
+from abcfx.support.files import writable_file
 from abcfx.theory.optimizers import Optimizer
 
 
@@ -188,8 +188,11 @@ class Transformed:
         """Write the interactive report: one HTML file that needs no network.
 
         It has the layer graph with repeated blocks drawn once, every parameter's row and reasons, and the groups.
+
+        Raises:
+            InvalidInputError: the folder is missing, or the path is a folder or a symlink.
         """
-        Path(path).write_text(page(self.outcome), encoding="utf-8")
+        writable_file("to_html", path).write_text(page(self.outcome), encoding="utf-8")
 
     def __str__(self) -> str:
         """Return the printed report."""

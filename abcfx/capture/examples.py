@@ -26,11 +26,16 @@ def canonical(
     copied, since autograd refuses them.
 
     Raises:
-        InvalidInputError: an input is a NestedTensor.
+        InvalidInputError: an input is a NestedTensor, or empty.
     """
     if args is None and not kwargs:
         return None, None
     positional = () if args is None else tuple(args) if isinstance(args, (tuple, list)) else (args,)
+    if any(0 in tensor.shape for tensor in trees.tensors((positional, kwargs))):
+        raise InvalidInputError(
+            "args: an example input has no entries (a dim of size 0), so nothing can be compared on it.\n"
+            "  To fix: give inputs with a batch of at least one."
+        )
     return trees.map_tensors(_usable, (positional, dict(kwargs or {})))
 
 

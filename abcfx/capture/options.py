@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -43,8 +44,9 @@ class Capture:
         """Check every option, and put names in their usual spelling."""
         object.__setattr__(self, "method", choose("Capture(method)", self.method, get_args(CaptureMethod)))
         object.__setattr__(self, "unknown", choose("Capture(unknown)", self.unknown, get_args(UnknownOps)))
-        patterns = (self.outputs,) if isinstance(self.outputs, str) else tuple(self.outputs)
-        if not all(isinstance(each, str) and each for each in patterns):
+        given: object = self.outputs
+        patterns = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else ()
+        if not isinstance(given, Iterable) or not all(isinstance(each, str) and each for each in patterns):
             raise InvalidInputError(f"Capture(outputs={self.outputs!r}): expected a path, or a tuple of them.")
         object.__setattr__(self, "outputs", patterns)
         if not isinstance(self.verify, bool):

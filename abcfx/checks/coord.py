@@ -16,6 +16,7 @@ from abcfx.errors import InvalidInputError
 from abcfx.pipeline import TransformOptions
 from abcfx.plan.options import ByRole
 from abcfx.support.batch_loss import Loss, default_loss
+from abcfx.support.numbers import check_whole
 from abcfx.support.running import call_with_batch, one_thread, seeded
 from abcfx.support.verdict import Verdict, worst
 from abcfx.theory.optimizers import Optimizer
@@ -87,6 +88,9 @@ def coord_check(
     Source: Yang et al. 2022, arXiv 2203.03466, appendix D.1, for the method; docs/checks.md for the intervals.
     """
     checked, chosen = checked_widths(widths), seeds_of(seeds)
+    check_whole("steps", steps, at_least=0)
+    if loss is not None and not callable(loss):
+        raise InvalidInputError(f"loss={loss!r}: expected a function of (output, batch), or None for cross entropy.")
     if not chosen or steps < 1:
         raise InvalidInputError(f"coord_check: steps={steps}, seeds={seeds}; expected at least one of each.")
     loss = default_loss if loss is None else loss

@@ -15,6 +15,7 @@ from abcfx.checks.variants import Variant
 from abcfx.errors import InvalidInputError
 from abcfx.report.console import progress_bar
 from abcfx.support.batch_loss import Loss
+from abcfx.support.numbers import check_whole
 from abcfx.support.running import call_with_batch, one_thread, seeded
 
 Batches = Callable[[int], Iterable[object]] | Iterable[object]
@@ -116,8 +117,14 @@ class Sweep:
             raise InvalidInputError(
                 "backend='threading': runs would share torch's random numbers.\n  To fix: backend='loky'"
             )
+        check_whole("steps", self.steps)
         if self.steps < LEAST_STEPS:
             raise InvalidInputError(f"steps={self.steps}; expected at least {LEAST_STEPS}.")
+        if not callable(self.batches) and not isinstance(self.batches, Iterable):
+            raise InvalidInputError(
+                f"batches: expected a list of batches, or a function of the seed that returns them; got "
+                f"{type(self.batches).__name__}.\n  To fix: batches=[(inputs, targets), ...]"
+            )
         if not callable(self.batches):
             self.batches = list(islice(self.batches, self.steps))
             if len(self.batches) < self.steps:

@@ -18,6 +18,7 @@ from abcfx.pipeline import TransformOptions, transform
 from abcfx.plan.groups import OptimizerGroup, groups_of, param_groups
 from abcfx.plan.options import ByRole
 from abcfx.plan.spec import Spec
+from abcfx.support.numbers import check_whole
 from abcfx.support.running import forward_arguments, seeded
 from abcfx.theory.optimizers import Optimizer, family
 from abcfx.transformed import Transformed
@@ -53,15 +54,18 @@ class CheckOptions(TransformOptions, total=False):
 
 def checked_widths(widths: Sequence[int]) -> list[int]:
     """Return the widths sorted and without repeats. Raises InvalidInputError unless two positive ones remain."""
-    found = sorted(set(widths))
-    if len(found) < 2 or found[0] <= 0:
-        raise InvalidInputError(f"widths={list(widths)}; expected at least two different positive widths.")
+    given = list(widths) if isinstance(widths, Iterable) else [widths]
+    found = sorted({check_whole("widths: each", width) for width in given})
+    if len(found) < 2:
+        raise InvalidInputError(f"widths={given}; expected at least two different positive widths.")
     return found
 
 
 def seeds_of(seeds: int | Sequence[int]) -> list[int]:
     """Return a list of seeds: the given ones, or 0, 1, ... up to as many as the given number says."""
-    return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not isinstance(seeds, Iterable):
+        return list(range(check_whole("seeds", seeds)))
+    return [check_whole("seeds: each", seed, at_least=0) for seed in seeds]
 
 
 @dataclass
@@ -89,6 +93,11 @@ class ModelSweep:
 
     def __post_init__(self) -> None:
         """Raise InvalidInputError for options of `transform` that a check sets itself or cannot use."""
+        if isinstance(self.make_model, nn.Module) or not callable(self.make_model):
+            raise InvalidInputError(
+                f"make_model: expected a function of the width that builds a model, got "
+                f"{type(self.make_model).__name__}.\n  To fix: lambda width: Model(width)"
+            )
         for name in ("model", "args", "kwargs", "base", "optimizer"):
             if name in self.options:
                 raise InvalidInputError(

@@ -16,6 +16,7 @@ from abcfx.errors import InvalidInputError
 from abcfx.pipeline import TransformOptions
 from abcfx.plan.options import ByRole
 from abcfx.support.batch_loss import Loss, default_loss
+from abcfx.support.numbers import check_number
 from abcfx.theory.optimizers import Optimizer
 
 if TYPE_CHECKING:
@@ -126,7 +127,11 @@ def _grid(lr: ByRole, lrs: Sequence[float] | None) -> tuple[float | None, list[f
         InvalidInputError: there are fewer than three different positive rates.
     """
     centre = None if isinstance(lr, Mapping) else float(lr)
-    factors = [2.0**k for k in OCTAVES] if lrs is None else sorted({x / (centre or 1.0) for x in lrs})
+    factors = (
+        [2.0**k for k in OCTAVES]
+        if lrs is None
+        else sorted({check_number("lrs: each", x, above=0) / (centre or 1.0) for x in lrs})
+    )
     if len(factors) < 3 or factors[0] <= 0:
         raise InvalidInputError(f"lrs={lrs}; expected at least three different positive rates.")
     return centre, factors

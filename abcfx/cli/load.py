@@ -22,6 +22,7 @@ from abcfx.capture.given_models import given_model
 from abcfx.capture.state_mark import has_mark
 from abcfx.errors import InvalidInputError
 from abcfx.support.batch_loss import Loss
+from abcfx.support.location import user_line
 
 FORMS = "MODULE:FACTORY or FILE.py:FACTORY, as models.py:make_gpt or 'models.py:GPT(width=256)'"
 _PLACE = re.compile(r"(?P<place>.*\.py|[A-Za-z_][\w.]*):(?P<expression>.+)", re.S)
@@ -149,7 +150,7 @@ def _import(argument: str, place: str) -> ModuleType:
         place: "package.module" or "folder/file.py".
 
     Raises:
-        InvalidInputError: there is no such module or file.
+        InvalidInputError: there is no such module or file, or it raises an error.
     """
     folder = str(Path(place).resolve().parent) if place.endswith(".py") else str(Path.cwd())
     if folder not in sys.path:
@@ -159,8 +160,10 @@ def _import(argument: str, place: str) -> ModuleType:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
             if error.name is None or not f"{place}.".startswith(f"{error.name}."):
-                raise  # the user's module imports something that is missing
+                raise _import_failed(argument, place, error) from error  # it imports something that is missing
             raise InvalidInputError(f"{argument}: there is no module {place!r}.\n  expected: {FORMS}") from None
+        except Exception as error:  # the user's module may raise anything
+            raise _import_failed(argument, place, error) from error
     path = Path(place)
     if not path.is_file():
         raise InvalidInputError(f"{argument}: there is no file {place}.\n  expected: {FORMS}")
@@ -168,8 +171,18 @@ def _import(argument: str, place: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses and pickle look it up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's file may raise anything
+        raise _import_failed(argument, place, error) from error
     return module
+
+
+def _import_failed(argument: str, place: str, error: Exception) -> InvalidInputError:
+    """Return the error that a user's module or file raised while it was imported, with the line if it is known."""
+    line = user_line(error.__traceback__)
+    where = f"\n    {line}" if line else ""
+    return InvalidInputError(f"{argument}: importing {place} raises {type(error).__name__}: {error}{where}")
 
 
 def load_weights(argument: str, model: nn.Module, file: Path) -> None:

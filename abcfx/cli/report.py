@@ -18,6 +18,7 @@ from abcfx.exponents.options import Parametrization
 from abcfx.pipeline import TransformOptions, transform
 from abcfx.plan.options import Overrides, Schedule
 from abcfx.report.text import render
+from abcfx.support.files import writable_file
 from abcfx.transformed import Transformed
 
 HELP = """Transform a model and print the report, an explanation, a picture, or JSON.
@@ -58,6 +59,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace, console: Console) -> None:
     """Run `abcfx report`: transform a model, then print the report, explanations, a graph or JSON, as asked for."""
+    if arguments.html:
+        writable_file("--html", arguments.html)
     result = _transformed(arguments)
     explained = [result.explain(name) for name in arguments.explain]
     if arguments.html:

@@ -69,10 +69,11 @@ def _read(file: str) -> Problem:
     path = Path(file)
     if file != "-" and not path.is_file():
         raise InvalidInputError(f"there is no file {file}.")
-    text = sys.stdin.read() if file == "-" else path.read_text(encoding="utf-8")
     try:
-        problem = json.loads(text)
-    except ValueError as error:
+        problem = json.loads(sys.stdin.read() if file == "-" else path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise InvalidInputError(f"{file} is nested too deeply.") from None
+    except ValueError as error:  # also bytes that are no text
         raise InvalidInputError(f"{file} is no JSON: {error}") from None
     if not isinstance(problem, Mapping):
         raise InvalidInputError(f"{file}: expected a JSON object, got {type(problem).__name__}.\n{EXAMPLES}")

@@ -30,6 +30,11 @@ def inner_optimizers(
             f"  To fix: result = abcfx.transform(...), not result.module"
         )
     several = list(given) if isinstance(given, Sequence) else [given]
+    if not several:
+        raise InvalidInputError(
+            "DynamicAlignment: expected an optimizer or a list of them, got none.\n"
+            "  To fix: DynamicAlignment(result, torch.optim.AdamW(result.param_groups))"
+        )
     found = [inner_optimizer(each) for each in several]
     for each in found:
         if not isinstance(each, torch.optim.Optimizer):

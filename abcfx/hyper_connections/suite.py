@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import get_args
 
@@ -17,6 +17,7 @@ from abcfx.hyper_connections.judge import INIT_EXPONENTS, GeneratorInit, judge_d
 from abcfx.hyper_connections.measure import Sample, measure_mix, measure_sample, measure_spread, summarise
 from abcfx.hyper_connections.rows import SPREADS, DiagnosticRow, LawSlope, Measurement, Quantity
 from abcfx.support.choices import choose
+from abcfx.support.numbers import check_whole
 
 STD = 0.02  # of the generator at the smallest width
 MATRICES = 10  # drawn for each sample by the diagnostics that depend on no width, since these are cheap
@@ -153,9 +154,10 @@ def _checked_widths(widths: Sequence[int], streams: int, iters: int, samples: in
         raise InvalidInputError(
             f"diagnose: streams={streams}, iters={iters}, samples={samples}; expected at least 2, 1 and 2."
         )
-    found = tuple(sorted(set(widths)))
+    given = widths if isinstance(widths, Iterable) else (widths,)
+    found = tuple(sorted({check_whole("diagnose: widths: each", width) for width in given}))
     if len(found) < 2 or found[0] < 1:
-        raise InvalidInputError(f"diagnose: widths={tuple(widths)}; expected at least two different ones.")
+        raise InvalidInputError(f"diagnose: widths={tuple(given)}; expected at least two different ones.")
     return found
 
 

@@ -52,6 +52,12 @@ def chain_nodes(a: Sequence[float], b: Sequence[float]) -> list[Node]:
     Raises:
         InvalidInputError: `a` and `b` are empty or differ in length, or an exponent is not a finite number.
     """
+    for name, values in (("a", a), ("b", b)):
+        if not hasattr(values, "__getitem__") or getattr(values, "ndim", 1) != 1:
+            raise InvalidInputError(
+                f"{name}: expected a list with one exponent per layer, embedding first; got {type(values).__name__}.\n"
+                f"  To fix: {name}=[...]"
+            )
     if len(a) != len(b) or not len(a):
         raise InvalidInputError(
             f"a and b must have one exponent per layer, and at least one; got {len(a)} and {len(b)}. "
@@ -141,10 +147,8 @@ def finite_number(value: object, name: str, label: str) -> float:
         InvalidInputError: it is no finite number.
     """
     number = math.nan
-    if isinstance(value, float | int):  # asked first, since `SupportsFloat` takes long to check
-        number = float(value)
-    elif isinstance(value, SupportsFloat):
-        with suppress(TypeError):  # an array of several numbers
+    if isinstance(value, (float, int, SupportsFloat)):  # the protocol last, since it takes long to check
+        with suppress(TypeError, OverflowError, ValueError):  # an array of several numbers; an int beyond 1e308
             number = float(value)
     if not math.isfinite(number):
         raise InvalidInputError(f"{label}: {name} must be a finite number; got {value!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -73,6 +73,10 @@ class Overrides:
     def __post_init__(self) -> None:
         """Check every option, and put names in their usual spelling."""
         object.__setattr__(self, "decay_mode", choose("decay_mode", self.decay_mode, get_args(DecayMode)))
+        if self.roles is not None and not isinstance(self.roles, Mapping):
+            raise InvalidInputError(
+                f"roles={self.roles!r}: expected a dict of pattern to role.\n  To fix: roles={{'head.*': 'readout'}}"
+            )
         roles = {pattern: choose(f"roles: {pattern!r}", role, ROLES) for pattern, role in (self.roles or {}).items()}
         object.__setattr__(self, "roles", roles if self.roles is not None else None)
         _check_constants("std", self.std)
@@ -81,6 +85,8 @@ class Overrides:
                 f"no_decay={self.no_decay!r}: expected a list of roles and patterns.\n"
                 f"  To fix: no_decay=[{self.no_decay!r}]"
             )
+        if not isinstance(self.no_decay, Collection) or not all(isinstance(each, str) for each in self.no_decay):
+            raise InvalidInputError(f"no_decay={self.no_decay!r}: expected a list of roles and patterns.")
 
     def without_decay(self, roles: Mapping[str, str]) -> set[str]:
         """Return the names of the parameters that `no_decay` takes out of weight decay.

@@ -91,6 +91,7 @@ class Explainer:
         short = {each.removesuffix(".weight"): first for each, first in known.items()}
         found = known.get(name, short.get(name))
         if found is None:
+            name = str(name)  # users may give anything
             within = [each for each in known if each.startswith(f"{name}.")]
             close = within[:3] or get_close_matches(name, list(known), n=3, cutoff=0.3) or list(known)[:3]
             raise InvalidInputError(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from abcfx.errors import InvalidInputError
+from abcfx.support.files import writable_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,7 +38,7 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: str | None) -> Figure:
     """Write a figure to a file, if a path is given, and return the figure."""
     if path is not None:
-        figure.savefig(path, dpi=DPI)
+        figure.savefig(writable_file("plot", path), dpi=DPI)
     return figure
 
 

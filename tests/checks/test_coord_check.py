@@ -215,7 +215,7 @@ def test_few_tokens() -> None:
     ("options", "message"),
     [
         ({"widths": (64,)}, "at least two"),
-        ({"seeds": 0}, "at least one"),
+        ({"seeds": 0}, "at least 1"),
         ({"base": 3}, "base= is not an option"),
         ({"optimizer": "lion"}, "prepare=lambda"),
         ({"optimizer": "unheard"}, "size of its update"),

@@ -1,0 +1,35 @@
+"""Files that a user asks to be written: refused by name before anything is computed for them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from abcfx.errors import InvalidInputError
+
+
+def writable_file(option: str, path: object) -> Path:
+    """Return the path of a file to write; it is no symlink, so that nothing is written elsewhere than it says.
+
+    Args:
+        option: what the path was given for; it begins the error message.
+        path: the user's path.
+
+    Raises:
+        InvalidInputError: it is no path, its folder is missing, or it is a folder or a symlink.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidInputError(f"{option}={path!r}: expected the path of a file, got {type(path).__name__}.")
+    found = Path(os.fspath(path))
+    if found.is_symlink():
+        raise InvalidInputError(
+            f"{option}={str(found)!r} is a symlink; nothing is written through one.\n"
+            f"  To fix: give the file it stands for, {str(found.resolve())!r}."
+        )
+    if found.is_dir():
+        raise InvalidInputError(f"{option}={str(found)!r} is a folder.\n  To fix: give a file in it.")
+    if not found.parent.is_dir():
+        raise InvalidInputError(
+            f"{option}={str(found)!r}: there is no folder {str(found.parent)!r}.\n  To fix: make it, or give another."
+        )
+    return found

@@ -1,0 +1,148 @@
+"""Misuse of public functions and commands ends in one clear error and changes nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import abcfx
+from abcfx.cli import main
+from abcfx.errors import AbcfxError
+
+
+def mlp(width: int = 8) -> nn.Sequential:
+    """Return a model of two layers."""
+    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 2))
+
+
+X = torch.ones(5, 4)
+BATCH = (X, torch.zeros(5, dtype=torch.long))
+NAN = float("nan")
+# The errors are meant for untyped code as well.
+_ANY: Any = abcfx
+
+
+def _transform(**options: object) -> object:
+    return _ANY.transform(mlp(), X, **({"base": mlp(4)} | options))
+
+
+def _check(**options: object) -> object:
+    return _ANY.coord_check(options.pop("make", mlp), options.pop("batch", BATCH), **({"widths": (8, 16)} | options))
+
+
+def _transfer(**options: object) -> object:
+    return _ANY.transfer_check(mlp, options.pop("batches", [BATCH] * 60), **({"widths": (8, 16)} | options))
+
+
+def _find_c(a: object, b: object = (0, 0, 0)) -> object:
+    return _ANY.find_c(a, b, 1, 0.5, 1)
+
+
+def _dynamic(result: object = None, optimizer: object = None, **options: object) -> object:
+    made = abcfx.transform(mlp(), X, base=mlp(4))
+    chosen = torch.optim.AdamW(made.param_groups) if optimizer is None else optimizer
+    return _ANY.DynamicAlignment(made if result is None else result, chosen, **options)
+
+
+CASES: dict[str, Callable[[], object]] = {
+    "eps=nan": lambda: _transform(eps=NAN),
+    "lr=True": lambda: _transform(lr=True),
+    "lr=text": lambda: _transform(lr="0.1"),
+    "lr=huge": lambda: _transform(lr=10**400),
+    "lr=role": lambda: _transform(lr={"hiden": 0.1}),
+    "alignment": lambda: _transform(parametrization=_ANY.Parametrization(alignment=(-5, 0, 0))),
+    "exponents": lambda: _transform(overrides=_ANY.Overrides(exponents={"w": 3})),
+    "no_decay=text": lambda: _ANY.Overrides(no_decay="vector"),
+    "no_decay=[3]": lambda: _ANY.Overrides(no_decay=[3]),
+    "no_decay=5": lambda: _ANY.Overrides(no_decay=5),
+    "roles=text": lambda: _ANY.Overrides(roles="hidden"),
+    "outputs=5": lambda: _ANY.Capture(outputs=5),
+    "no entries": lambda: abcfx.transform(mlp(), torch.ones(0, 4), base=mlp(4)),
+    "two inputs": lambda: _ANY.transform(mlp(), X, X),
+    "base shape": lambda: _transform(base={"0.weight": "x"}, init="keep"),
+    "base=3": lambda: _transform(base=3),
+    "model=None": lambda: _ANY.transform(None, X),
+    "explain=3": lambda: _ANY.transform(mlp(), X).explain(3),
+    "html=3": lambda: _ANY.transform(mlp(), X).to_html(3),
+    "html=folder": lambda: _ANY.transform(mlp(), X).to_html("tests"),
+    "html=nowhere": lambda: _ANY.transform(mlp(), X).to_html("no/such/folder/x.html"),
+    "find_c 0-d": lambda: _find_c(torch.tensor(1.0)),
+    "find_c generator": lambda: _find_c(i for i in (0, 0, 0)),
+    "find_c None": lambda: _find_c(None),
+    "find_c set": lambda: _find_c({0, 1, 2}),
+    "find_c 10**400": lambda: _find_c([10**400, 0, 0]),
+    "find_c 2e15": lambda: _find_c([2e15, 0, 0]),
+    "find_c nan": lambda: _find_c([NAN, 0, 0]),
+    "find_c_dag": lambda: _ANY.find_c_dag(3),
+    "widths=text": lambda: _check(widths=("a", "b")),
+    "widths=16": lambda: _check(widths=16),
+    "widths=16.5": lambda: _check(widths=(16.5, 32)),
+    "widths=one": lambda: _check(widths=(8,)),
+    "widths=negative": lambda: _check(widths=(8, -16)),
+    "steps=0": lambda: _check(steps=0),
+    "steps=1.5": lambda: _check(steps=1.5),
+    "seeds=0": lambda: _check(seeds=0),
+    "seeds=text": lambda: _check(seeds="a"),
+    "loss=3": lambda: _check(loss=3),
+    "make=module": lambda: _check(make=mlp()),
+    "batch=empty": lambda: _check(batch=(X[:0], BATCH[1][:0])),
+    "lrs=text": lambda: _transfer(lrs=["a"]),
+    "lrs=nan": lambda: _transfer(lrs=[NAN, 1, 2]),
+    "lrs=none": lambda: _transfer(lrs=[]),
+    "batches=None": lambda: _transfer(batches=None),
+    "tune batches": lambda: _ANY.tune(mlp, None, width=8),
+    "every=1.5": lambda: _dynamic(every=1.5),
+    "max_tokens=0": lambda: _dynamic(max_tokens=0),
+    "no optimizer": lambda: _dynamic(optimizer=[]),
+    "optimizer=3": lambda: _dynamic(optimizer=3),
+    "result=3": lambda: _dynamic(result=3, optimizer=torch.optim.SGD(mlp().parameters(), 0.1)),
+    "diagnose": lambda: _ANY.hyper_connections.diagnose(3),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_misuse(case: str) -> None:
+    """Each misuse is refused by an error of abcfx."""
+    with pytest.raises(AbcfxError):
+        CASES[case]()
+
+
+FILES = {"empty.json": b"", "cut.json": b'{"a": [', "bytes.json": b"\xfa\x00\xff", "deep.json": b"[" * 100_000}
+COMMANDS = (
+    *(["solve", name] for name in FILES),
+    ["report", "raises.py:f"],
+    ["report", "wrong.py:f"],
+    ["report", "bytes.py:f"],
+    ["report", "missing.py:f"],
+    ["report", "model.py:f", "--lr", "nan"],
+    ["report", "model.py:f", "--html", "no/such/x.html"],
+    ["report", "model.py:f", "--html", "link.html"],
+    ["coord-check", "model.py:f", "--batch", "x", "--widths", "16"],
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_misuse_of_commands(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each ends with status 1 and a message of abcfx's own that names the file or the option; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    model = b"import torch\nx = torch.ones(5, 4)\ndef f(width=8):\n    return torch.nn.Linear(4, width)\n"
+    python = {"raises.py": b"1 / 0", "wrong.py": b"def f(:", "bytes.py": b"\xfa\x00", "missing.py": b"import no_such"}
+    for name, content in {**FILES, **python, "model.py": model}.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "link.html").symlink_to(tmp_path / "elsewhere.html")
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert "--debug" not in said, said
+    named = command[1].partition(":")[0], command[-2].strip("-"), command[-1]
+    assert any(each in said for each in named), said
+    assert not (tmp_path / "elsewhere.html").exists()
