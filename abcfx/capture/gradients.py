@@ -46,7 +46,7 @@ class Gradients:
     """
 
     def __init__(self, model: nn.Module, large: frozenset[str]) -> None:
-        """Start without gradients."""
+        """Keep the model and the names of its large parameters; gradients are compared once a backward pass has run."""
         self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
         self.large = large
         self.fingerprints: dict[str, torch.Tensor] = {}

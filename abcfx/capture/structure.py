@@ -169,7 +169,7 @@ def _as_tuple(slots: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _entries(value: object) -> dict[object, object]:
-    """Return the entries of an instance of a subclass of dict, list or tuple; {} for any other object."""
+    """Return what an object of a subclass of dict, list or tuple holds, by key or position; {} for other objects."""
     if isinstance(value, dict):
         return dict(dict.items(value))
     return dict(enumerate(value)) if isinstance(value, (list, tuple)) else {}

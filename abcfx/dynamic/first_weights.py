@@ -60,7 +60,7 @@ class FirstWeights:
 
     @property
     def whole(self) -> bool:
-        """Whether all rows of a weight are compared with the first ones, rather than a sample of rows."""
+        """Whether all rows of a weight, not just a sample of them, are compared with the weight's values at step 0."""
         return self.mode != "sample"
 
     def take(self, layers: Sequence[SampledLayer], parameters: Mapping[str, torch.Tensor]) -> None:

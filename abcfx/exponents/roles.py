@@ -48,7 +48,7 @@ class WhyRole:
     narrowing: float = 0.0
 
     def __str__(self) -> str:
-        """Return the reasons as one sentence."""
+        """Say in one sentence why the parameter has its role, as the spec and the report do."""
         parts = [self.reason.value]
         if self.narrowing:
             parts.append(f"it makes few outputs of many inputs, so it starts smaller by m^-{self.narrowing / 2:.3g}")

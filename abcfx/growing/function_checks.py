@@ -95,7 +95,9 @@ def routers(pair: GrownPair) -> GrowthCheckRow:
 
 
 def _router_calls(pair: GrownPair) -> Iterator[tuple[int, int]]:
-    """Yield, for each router, the index of the call that computes logits and of the call that chooses experts."""
+    """Yield, for each router of the large model, two positions in its list of recorded ops: of the op that computes
+    the logits, and of the op that chooses experts.
+    """
     calls = pair.runs.factors.large.calls
     made = {ref.index: i for i, call in enumerate(calls) for ref in call.outs}
     seen = set()

@@ -19,13 +19,14 @@ class Grown:
     """The result of growing: the large model, with what its optimizer needs to go on.
 
     Attributes:
-        module: the large model, filled; an instance of its own class.
+        module: the large model with weights made from those of the small one; an object of the user's own class.
         param_groups: one group for each parameter, with the learning rate, eps and weight decay that keep the training
             trajectory; empty without an optimizer.
         optimizer_state: state_dict for an optimizer of the same class over `param_groups`; None without an optimizer.
         steps: the passes (widen, deepen, upcycle), each with the difference of the outputs after it.
         rates: parameter -> factor on its learning rate with Adam and its relatives: (large width / small width) ** -c.
-        models: the large and the small model, as `grow` captured them, with as many blocks; None from `upcycle`.
+        models: the large and the small model, as `grow` captured them: the small one with copies of blocks, so that
+            both have the same number of them; None from `upcycle`.
     """
 
     module: nn.Module

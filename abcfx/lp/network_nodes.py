@@ -156,12 +156,13 @@ def finite_number(value: object, name: str, label: str) -> float:
 
 
 def _node(key: Hashable, label: str, attributes: Mapping[str, object], inputs: Mapping[str, int]) -> Node:
-    """Make a node of the network from the attributes that the user gave it.
+    """Make a node of the network that `find_c_dag` solves from the attributes of the user's networkx node.
 
     Args:
         key: the user's name of it.
         label: the same as text.
-        attributes: a, b, has_weight and merge.
+        attributes: `a` and `b` (exponents of the layer's multiplier n^-a and init std n^-b), `has_weight`, and `merge`
+            (which of several inputs decides how large their sum is).
         inputs: how often it uses each predecessor, by label.
 
     Raises:

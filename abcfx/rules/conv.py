@@ -128,7 +128,10 @@ def local_response_norm(op: Op, x: Value, *_: object) -> Value:
 
 @register_rule("grid_sample", "grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
 def grid_sample(op: Op, x: Value, grid: Value, *_: object) -> Value:
-    """Read x at the places of a grid: the result is as large as x, and moves with the grid as well."""
+    """Handle F.grid_sample, which reads x at the places in `grid`.
+
+    The result is as large as x; training changes it through x and through the places.
+    """
     return op.same(x) if grid.is_constant else op.product(x, op.pointwise(grid))
 
 

@@ -300,25 +300,25 @@ def rpow(op: Op, exponent: Value, base: object) -> Value:
 
 @register_rule("square")
 def square(op: Op, x: Value) -> Value:
-    """Handle x ** 2."""
+    """Handle torch.square: entries of size n^s become n^(2 s), where n is the width."""
     return op.power(x, 2.0)
 
 
 @register_rule("sqrt")
 def sqrt(op: Op, x: Value) -> Value:
-    """Handle x ** 0.5."""
+    """Handle torch.sqrt: entries of size n^s become n^(s/2), where n is the width."""
     return op.power(x, 0.5)
 
 
 @register_rule("rsqrt")
 def rsqrt(op: Op, x: Value) -> Value:
-    """Handle x ** -0.5."""
+    """Handle torch.rsqrt, 1 / sqrt(x): entries of size n^s become n^(-s/2), where n is the width."""
     return op.power(x, -0.5)
 
 
 @register_rule("reciprocal")
 def reciprocal(op: Op, x: Value) -> Value:
-    """Handle 1 / x."""
+    """Handle torch.reciprocal, 1 / x: entries of size n^s become n^-s, where n is the width."""
     return op.power(x, -1.0)
 
 

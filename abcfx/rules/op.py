@@ -224,7 +224,10 @@ class Op(NodeMaker):
         return y if y.simplex is None else replace(y, simplex=replace(y.simplex, is_log=is_log))
 
     def softmax_over_tokens(self, x: Value) -> Value:
-        """Take the softmax of x over a dim, such as tokens, whose size does not change with width."""
+        """Take the softmax of x over a dim, such as tokens, whose size does not change with width.
+
+        Entries of the result are of order 1 in width.
+        """
         return self._unary(x, lambda node: Softmax((node,), ()))
 
     def exponential(self, x: Value) -> Value:

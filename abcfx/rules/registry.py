@@ -91,7 +91,10 @@ def register_rule(*targets: object) -> Callable[[R], R]:
     """
 
     def register(rule: R) -> R:
-        """Register the rule for all targets; modules of these types are then kept whole in graphs."""
+        """Register a rule for the functions and module classes that were given to the decorator, and return it.
+
+        Captured graphs then call modules of those classes as a whole, so that the rule sees the call.
+        """
         for target in targets:
             rules, key = _place_of(target)
             rules[key] = rule

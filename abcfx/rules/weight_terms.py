@@ -126,7 +126,12 @@ def regrouped(x: Value, at: fx.Node) -> Terms:
 
 
 def without_dims(x: Value, indices: Sequence[int] | None) -> Terms:
-    """Return the terms of a mean or sum over dims of a stack of weights."""
+    """Return the parameters that a computed weight is a sum of, after a mean or sum over some dims of it.
+
+    Args:
+        x: the computed weight, such as a stack of the weights of several experts.
+        indices: positions of the dims that are summed over; None where they are not known, which gives no parameters.
+    """
     found = []
     for term in terms_of(x):
         matrix = term.chain[0]
