@@ -31,7 +31,7 @@ def canonical(
     if args is None and not kwargs:
         return None, None
     positional = () if args is None else tuple(args) if isinstance(args, (tuple, list)) else (args,)
-    if any(0 in tensor.shape for tensor in trees.tensors((positional, kwargs))):
+    if any(not tensor.is_nested and 0 in tensor.shape for tensor in trees.tensors((positional, kwargs))):
         raise InvalidInputError(
             "args: an example input has no entries (a dim of size 0), so nothing can be compared on it.\n"
             "  To fix: give inputs with a batch of at least one."

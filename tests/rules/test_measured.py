@@ -124,7 +124,8 @@ INPUT = torch.randn(3, 4, 64, generator=torch.Generator().manual_seed(0))
 def said() -> dict[str, tuple[float, float]]:
     """Return the exponents of size and change of each result, as the rules say, relative to those of h and k."""
     model, base = Each(32), Each(16)
-    outcome = abcfx.transform(model, INPUT, base=base, optimizer="sgd", apply="off").outcome
+    every = abcfx.Capture(outputs="*")  # also the scalars, which are taken for by-products unless they are named
+    outcome = abcfx.transform(model, INPUT, base=base, optimizer="sgd", apply="off", capture=every).outcome
     builder = DagBuilder({p: name for name, p in outcome.captured.module.named_parameters()})
     returned = Interpreter(outcome.captured.module, builder, guesses_unknown=False).run(outcome.captured.module.graph)
     found = {}
