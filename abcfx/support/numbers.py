@@ -86,5 +86,6 @@ def _refused(option: str, value: object, expected: str, number: float | None) ->
     message = f"{option}={shown}: expected {expected}."
     if number is None and isinstance(value, str):
         with suppress(ValueError):  # words have no number in them
-            message += f"\n  To fix: {option}={float(value):g}"
+            if math.isfinite(number := float(value)):
+                message += f"\n  To fix: {option}={number:g}"
     return InvalidInputError(message)

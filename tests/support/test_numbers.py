@@ -93,3 +93,11 @@ def test_dynamic_alignment_refuses_what_is_no_number_of_steps(options: dict[str,
     optimizer = torch.optim.Adam(result.groups(per_parameter=True))
     with pytest.raises(InvalidInputError, match=f"DynamicAlignment: {next(iter(options))}="):
         DynamicAlignment(result, optimizer, **options)  # type: ignore[arg-type]
+
+
+def test_text_that_is_no_number_gets_no_line_to_write() -> None:
+    with pytest.raises(InvalidInputError) as told:
+        check_number("eps", "nan")
+    assert "To fix" not in str(told.value)
+    with pytest.raises(InvalidInputError, match=r"To fix: lr=0\.1"):
+        check_number("lr", "0.1")
