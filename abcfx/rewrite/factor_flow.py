@@ -61,7 +61,10 @@ class FactorFlow:
         self._captured, self._layers, self._readers = captured, layers, readers
 
     def query_features(self) -> torch.Tensor | None:
-        """Return which features (last dim) of the layers' outputs the queries depend on; None if on none."""
+        """Return which features (last dim) of the layers' outputs the queries depend on.
+
+        None if on none, or if the layers' outputs have different numbers of features.
+        """
         run = self._run(None)
         queries = [run.env[reader.query] for reader in self._readers]
         total = sum(((query * torch.rand_like(query)).sum() for query in queries), torch.zeros(()))
@@ -69,8 +72,10 @@ class FactorFlow:
             return None
         found = torch.autograd.grad(total, run.drawn, allow_unused=True)
         depends = [gradient.flatten(0, -2).ne(0).any(0) for gradient in found if gradient is not None]
-        features = torch.stack(depends).any(0) if depends else None
-        return features if features is not None and bool(features.any()) else None
+        if len({len(each) for each in depends}) != 1:  # none, or calls with different rows of one weight
+            return None
+        features = torch.stack(depends).any(0)
+        return features if bool(features.any()) else None
 
     def reaches_queries_alone(self, features: torch.Tensor) -> bool:
         """Whether a factor on these features multiplies every query by the factor, and changes nothing else."""
