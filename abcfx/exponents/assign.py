@@ -1,10 +1,8 @@
 """Assigns role, multiplier exponent a and init exponent b to every parameter, before the linear program.
 
 On a DAG a named table means: a + b = 0 for embedding-like layers, a + b = e_in / 2 for hidden ones, and what the table
-says for outputs of the graph and softmax routers (muP: e_in). A hidden layer whose fan_out grows less than its fan_in
-lies between hidden layer and readout: muP's a + b = e_in / 2 + n / 2, where min(1, fan_out / fan_in) shrinks like m^-n.
-That is the spectral condition (Yang, Simon, Bernstein 2023, arXiv 2310.17813). Vectors have a = b = 0, unless the model
-itself multiplies one by what its init divides it by.
+says for outputs of the graph and softmax routers (muP: e_in). An inner layer whose output does not grow keeps the
+hidden rule. Vectors have a = b = 0, unless the model itself multiplies one by what its init divides it by.
 """
 
 from __future__ import annotations
@@ -148,7 +146,6 @@ class _Use:
         own: the model itself multiplies this use by m^-own.
         a: exponent of the multiplier m^-a.
         b: exponent of the init m^-b.
-        narrowing: fan_out / fan_in, at most 1, shrinks like m^-narrowing; 0 unless it is an inner layer.
     """
 
     node: str
@@ -160,7 +157,6 @@ class _Use:
     own: float
     a: float
     b: float
-    narrowing: float
 
 
 def _use(dag: LayerDag, growth: WidthGrowth, table: Table, node: str, wanted: str | None) -> _Use:
@@ -177,10 +173,7 @@ def _use(dag: LayerDag, growth: WidthGrowth, table: Table, node: str, wanted: st
     assert isinstance(layer, Layer)
     e_in, e_out = growth.dims(*layer.fan_in), growth.dims(*layer.fan_out)
     role, reason = (wanted, RoleReason.GIVEN) if wanted else role_of_layer(dag, node, e_in, e_out)
-    narrowing = 0.0
-    if reason in (RoleReason.BOTTLENECK, RoleReason.BOTH_SIDES) and not dag.is_void(node, through_scales=True):
-        narrowing = growth.narrowing(layer.fan_in, layer.fan_out)
-    a, b = _table_row(table, role, e_in, e_out, narrowing)
+    a, b = _table_row(table, role, e_in, e_out)
     own = 0.0 if role == "plain" else _own_factor(dag, growth, node, role)
     if own:  # the model's own factor takes the place of a
         a, b = 0.0, a + b - own
@@ -188,7 +181,7 @@ def _use(dag: LayerDag, growth: WidthGrowth, table: Table, node: str, wanted: st
         a -= growth.dims(*source.summed) / 2  # what an L2 norm returns is ~ d^-1/2 already
     if layer.normalised and role != "plain":  # rows of norm O(1): entries are ~ fan_in^-1/2 whatever the init
         a, b = a + b - e_in / 2, e_in / 2
-    return _Use(node, layer, role, reason, e_in, e_out, own, a, b, narrowing)
+    return _Use(node, layer, role, reason, e_in, e_out, own, a, b)
 
 
 def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
@@ -204,7 +197,7 @@ def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
         if tied_roles and (use.role == "readout" or contracts):
             a[use.node] = use.e_in - use.own - lead.b  # one c for a table and what contracts it: a + b = e_in
     normalised, inner = any(use.layer.normalised for use in uses), any(use.layer.inner for use in uses)
-    why = WhyRole(lead.reason, lead.own, tied_roles, normalised, inner and bool(lead.a), lead.narrowing)
+    why = WhyRole(lead.reason, lead.own, tied_roles, normalised, inside_op=inner and bool(lead.a))
     b, void = lead.b, len(uses) == 1 and lead.role != "plain" and dag.is_void(lead.node)
     if void or inner:  # before a norm any a will do; a = 0 keeps the norm's eps negligible
         a, b = dict.fromkeys(a, 0.0), lead.a + lead.b
@@ -219,7 +212,6 @@ def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
         void=void,
         learns=lead.role != "plain",
         own=lead.own,
-        narrowing=lead.narrowing,
         normalised=normalised,
     )
 
@@ -289,7 +281,7 @@ def _numbers_on_output(dag: LayerDag, node: str) -> list[Number]:
     return found
 
 
-def _table_row(table: Table, role: str, e_in: float, e_out: float, narrowing: float) -> tuple[float, float]:
+def _table_row(table: Table, role: str, e_in: float, e_out: float) -> tuple[float, float]:
     """Return exponents (a, b) of a layer from a table by role, times the growth exponent of its fan_in or fan_out.
 
     Args:
@@ -297,7 +289,6 @@ def _table_row(table: Table, role: str, e_in: float, e_out: float, narrowing: fl
         role: the role.
         e_in: growth exponent of fan_in.
         e_out: growth exponent of fan_out, which counts for embeddings.
-        narrowing: growth exponent by which a hidden layer is a readout.
     """
     if role == "plain":
         return 0.0, e_in / 2  # its own fan-in init, no multiplier
@@ -305,9 +296,7 @@ def _table_row(table: Table, role: str, e_in: float, e_out: float, narrowing: fl
         return 0.0, 0.0
     a, b = table[role]
     e = e_out if role == "embedding" else e_in
-    (hidden_a, hidden_b), (readout_a, readout_b) = table["hidden"], table["readout"]
-    more_a, more_b = narrowing * (readout_a - hidden_a), narrowing * (readout_b - hidden_b)
-    return a * e + more_a + 0.0, b * e + more_b + 0.0
+    return a * e + 0.0, b * e + 0.0
 
 
 def _given_exponents(
@@ -372,10 +361,9 @@ def _check_size(found: ParameterExponents, name: str, total: float) -> None:
     if found.void or found.role not in MATRIX_ROLES:
         return
     expected = (0.0 if found.role == "embedding" else found.e_in / 2) - found.own
-    may_shrink = found.role == "readout" or bool(found.narrowing)
-    wrong = total < expected - TOLERANCE if may_shrink else abs(total - expected) > TOLERANCE
+    wrong = total < expected - TOLERANCE if found.role == "readout" else abs(total - expected) > TOLERANCE
     if wrong:
-        at_least = "at least " if may_shrink else ""
+        at_least = "at least " if found.role == "readout" else ""
         raise InvalidInputError(
             f"exponents: a + b of {name!r} ({found.role}) is {total:g}; its output is stable at init only if a + b is "
             f"{at_least}{expected:g}.\n  To fix: exponents={{{name!r}: (a, {expected:g} - a)}}"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from abcfx.exponents.fixed import FixedExponents
-from abcfx.exponents.roles import RoleReason
 from abcfx.lp.names import RowKind, RowLabel, RowName
 from abcfx.lp.program import DECIMALS, LpSolution, Solver
 from abcfx.lp.rows import Rate, Row, is_tagged
@@ -197,7 +196,7 @@ class DagProgram:
         for source, bound in dict.fromkeys(kind.gradients(node, self.fixed)):
             rows.append(self._row(RowName(source, bound.label), ("G", source), node, bound))
         if isinstance(kind, Layer) and self._takes_gradient(kind.parameter):
-            bound = kind.parameter_gradient(node, self.fixed.once_trained)
+            bound = kind.parameter_gradient(node, self.fixed)
             rows.append(self._row(RowName(node, bound.label), ("g", kind.parameter), node, bound))
         return rows
 
@@ -334,23 +333,8 @@ def solution_notes(fixed: FixedExponents, solved: SolvedDag) -> tuple[str, ...]:
             )
         if node in fixed.dag.outputs and fixed.size(node) < -TOLERANCE:
             notes.append(f"{node}: at init, this output of the model grows with the width like m^{-fixed.size(node):g}")
-    if narrow := [node for node, layer in fixed.dag.layers() if _is_narrow_before_norm(fixed, node, layer)]:
-        notes.append(
-            f"{', '.join(narrow[:3])}{f' and {len(narrow) - 3} more' * (len(narrow) > 3)}: makes few outputs of many "
-            f"inputs, and only a norm reads them. What changes before such a layer lines up with its few rows, so that "
-            f"changes of its output may grow with the width, up to m^0.5, and no init prevents it: the norm divides "
-            f"it out. A norm in front of the layer instead of behind it does."
-        )
     unused = [name for name, p in fixed.parameters.items() if p.role == "plain" and not p.a]
     if unused:
         some = ", ".join(unused[:3]) + (f" and {len(unused) - 3} more" if len(unused) > 3 else "")
         notes.append(f"not used by the traced graph, so left at the plain lr: {some}")
     return tuple(notes)
-
-
-def _is_narrow_before_norm(fixed: FixedExponents, node: str, layer: Layer) -> bool:
-    """Whether an inner layer has few outputs however many inputs it has, and a norm makes its init void."""
-    is_inner = fixed.parameters[layer.parameter].why.reason in (RoleReason.BOTTLENECK, RoleReason.BOTH_SIDES)
-    if not is_inner or not fixed.dag.is_void(node, through_scales=True):
-        return False
-    return fixed.widths.narrowing(layer.fan_in, layer.fan_out) > TOLERANCE

@@ -13,7 +13,7 @@ from abcfx.exponents.fixed import ParameterExponents
 from abcfx.support.choices import choose
 from abcfx.support.numbers import check_number
 from abcfx.support.patterns import match_patterns
-from abcfx.theory.parametrizations import Alignments, PresetAlignments, alignment_preset, named_exponents
+from abcfx.theory.parametrizations import Alignments, alignment_preset, named_exponents
 
 _TERMS = Alignments._fields
 AttentionScaling = Literal["scale", "keep"]
@@ -57,7 +57,7 @@ class Parametrization:
         object.__setattr__(self, "depth", choose("depth", self.depth, get_args(DepthTable)))
         values = self.alignment.values() if isinstance(self.alignment, Mapping) else [self.alignment]
         for value in values:
-            _for_all_layers(value)
+            _for_inner_and_readout(value)
 
     @classmethod
     def of(cls, option: Parametrization | str) -> Parametrization:
@@ -96,18 +96,19 @@ class Parametrization:
         layers = dag.layers()
         if isinstance(self.alignment, Mapping):
             matched = match_patterns("alignment", self.alignment, [layer.parameter for _, layer in layers])
-            of_parameter = {name: _for_all_layers(value) for name, value in matched.items()}
-            default = alignment_preset("full")
+            of_parameter = {name: _for_inner_and_readout(value) for name, value in matched.items()}
+            default = _for_inner_and_readout("full")
         else:
-            of_parameter, default = {}, _for_all_layers(self.alignment)
-        return {
-            node: decided[layer.parameter].alignments(of_parameter.get(layer.parameter, default))
-            for node, layer in layers
-        }
+            of_parameter, default = {}, _for_inner_and_readout(self.alignment)
+        found = {}
+        for node, layer in layers:
+            inner, readout = of_parameter.get(layer.parameter, default)
+            found[node] = readout if decided[layer.parameter].role == "readout" else inner
+        return found
 
 
-def _for_all_layers(value: str | Sequence[float]) -> PresetAlignments:
-    """Return the (alpha, omega, u) of each kind of layer that one value of `alignment` stands for."""
+def _for_inner_and_readout(value: str | Sequence[float]) -> tuple[Alignments, Alignments]:
+    """Return the (alpha, omega, u) of an inner layer and of a readout that one value of `alignment` stands for."""
     if isinstance(value, str):
         return alignment_preset(value)
     if not isinstance(value, Sequence) or len(value) != 3:
@@ -115,4 +116,4 @@ def _for_all_layers(value: str | Sequence[float]) -> PresetAlignments:
     given = Alignments(
         *(check_number(f"alignment {name}", x, at_least=0, at_most=1) for name, x in zip(_TERMS, value, strict=True))
     )
-    return PresetAlignments.same(given)
+    return given, given

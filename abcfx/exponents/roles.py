@@ -37,7 +37,6 @@ class WhyRole:
         tied_roles: roles of the other uses of a tied parameter, where they differ.
         normalised: whether forward divides the parameter by a norm of itself.
         inside_op: whether the multiplier would be needed inside one op, where no scale node can be placed.
-        narrowing: of an inner layer, fan_out / fan_in, at most 1, shrinks like m^-narrowing.
     """
 
     reason: RoleReason
@@ -45,13 +44,10 @@ class WhyRole:
     tied_roles: tuple[str, ...] = ()
     normalised: bool = False
     inside_op: bool = False
-    narrowing: float = 0.0
 
     def __str__(self) -> str:
         """Say in one sentence why the parameter has its role, as the spec and the report do."""
         parts = [self.reason.value]
-        if self.narrowing:
-            parts.append(f"it makes few outputs of many inputs, so it starts smaller by m^-{self.narrowing / 2:.3g}")
         if self.own:
             parts.append(f"the model's own factor m^{-self.own:g} takes the place of its multiplier")
         if self.tied_roles:

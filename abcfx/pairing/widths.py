@@ -81,10 +81,6 @@ class WidthGrowth(ABC):
             for what, power in number.powers
         )
 
-    def narrowing(self, fan_in: tuple[Dim, ...], fan_out: tuple[Dim, ...]) -> float:
-        """Return e such that fan_out / fan_in of a weight, at most 1, shrinks like m^-e (m, the width ratio)."""
-        return max(0.0, self.dims(*fan_in) - self.dims(*fan_out))
-
     def is_known(self, number: Number) -> bool:
         """Whether the value of a number in the graph could be read; if not, it counts as constant."""
         return True
@@ -234,18 +230,6 @@ class SizeGrowth(WidthGrowth):
         if not isinstance(dim, ParameterDim):
             return 0.0
         return self._exponent(self._ratio(*self.sizes[dim.parameter][dim.index]))
-
-    def narrowing(self, fan_in: tuple[Dim, ...], fan_out: tuple[Dim, ...]) -> float:
-        """Return e for a layer: 0 where it has more outputs than inputs in both models, and where sizes are unknown."""
-        at_most = super().narrowing(fan_in, fan_out)
-        if not all(isinstance(dim, ParameterDim) for dim in (*fan_in, *fan_out)):
-            return 0.0  # a view has regrouped the weight's dims, perhaps with those of the batch
-        base, target = (max(1.0, self._total(fan_in, i) / self._total(fan_out, i)) for i in (0, 1))
-        return min(at_most, self._exponent(target / base))
-
-    def _total(self, dims: tuple[Dim, ...], model: int) -> int:
-        """Return the product of the sizes of a parameter's dims in the base (model 0) or in the target (1)."""
-        return math.prod(self.sizes[d.parameter][d.index][model] for d in dims if isinstance(d, ParameterDim))
 
     def scalar(self, scalar: InGraph) -> float:
         """Return 0: sizes say nothing about numbers in the graph."""

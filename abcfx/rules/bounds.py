@@ -42,9 +42,6 @@ class ExponentContext(Protocol):
     def size(self, node: str | None) -> float:
         """Return s for a node whose entries are of size m^-s at init (m, the width ratio); 0 for a constant."""
 
-    def trained_size(self, node: str | None) -> float:
-        """Return s for a node as `size` does, but once layers that start smaller (readouts) make outputs of order 1."""
-
     def changes(self, node: str | None) -> bool:
         """Whether training changes the tensor of a node."""
 

@@ -131,8 +131,7 @@ class Layer(Kind):
             r <= a + c + q + r_x - e_in u        dW dx,  `RowKind.U`
             r <= a + b     + r_x - e_in omega    W dx,   `RowKind.OMEGA`
 
-        with a, the exponent of the multiplier m^-a; s_x and r_x, those of the input (change m^-r_x; size m^-s_x, where
-        what starts smaller than order 1 and learns, as readouts do, counts as order 1, as it is once trained); e_in,
+        with a, the exponent of the multiplier m^-a; s_x and r_x, those of the input (size m^-s_x, change m^-r_x); e_in,
         the growth exponent of fan_in; and alpha, u, omega, the alignments: a sum over n = fan_in terms grows like
         n^alpha, from n^1/2 (random signs) to n^1 (one sign). For example, Adam (q = 0) at a hidden layer (e_in = 1,
         a = s_x = 0) with alpha = 1 keeps r >= 0 if c >= 1. Muon has two rows of its own, by the operator norm.
@@ -142,12 +141,12 @@ class Layer(Kind):
         if context.learns(self.parameter) and (family := context.family(self.parameter)).update == "spectral":
             # an operator norm bounds dW x for every x, so there is no alignment to choose
             grown = family.spectral_growth(e_in, context.growth(*self.fan_out), self.stored_growth(context))
-            yield Bound(RowLabel(RowKind.ALPHA), (("c", self.parameter),), a + context.trained_size(x) - grown)
+            yield Bound(RowLabel(RowKind.ALPHA), (("c", self.parameter),), a + context.size(x) - grown)
             if x is not None and moved:
                 yield Bound(RowLabel(RowKind.U), (("c", self.parameter), ("r", x)), a - grown)
         elif context.learns(self.parameter):
             update, q = self._update(context)
-            yield Bound(RowLabel(RowKind.ALPHA), update, a + q + context.trained_size(x), "alpha", e_in)
+            yield Bound(RowLabel(RowKind.ALPHA), update, a + q + context.size(x), "alpha", e_in)
             if x is not None and moved:
                 yield Bound(RowLabel(RowKind.U), (*update, ("r", x)), a + q, "u", e_in)
         if x is not None and moved:
@@ -166,8 +165,7 @@ class Layer(Kind):
         if context.learns(self.parameter) and context.family(self.parameter).update == "gradient":
             # g of this use alone: with g over all uses, a tied embedding would feed its own gradient
             update = (("G", node), ("G", node), ("c", self.parameter))
-            sent = 2 * a + context.trained_size(x)
-            yield x, Bound(RowLabel(RowKind.UPDATED_GRADIENT, node), update, sent, "alpha", e_out)
+            yield x, Bound(RowLabel(RowKind.UPDATED_GRADIENT, node), update, 2 * a + context.size(x), "alpha", e_out)
 
     def parameter_gradient(self, node: str, context: ExponentContext) -> Bound:
         """Return the upper bound that this use of the weight sets on g, where the gradient of the weight is ~ m^-g."""
