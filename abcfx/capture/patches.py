@@ -65,6 +65,16 @@ class _TrueHere:
         """Whether this is that thread."""
         return threading.get_ident() == self._thread
 
+    def __or__(self, other: object) -> bool:
+        """Whether this is that thread or `other` is true, as in `flag |= ...`."""
+        return bool(self) or bool(other)
+
+    def __and__(self, other: object) -> bool:
+        """Whether this is that thread and `other` is true."""
+        return bool(self) and bool(other)
+
+    __ror__, __rand__ = __or__, __and__
+
 
 @contextmanager
 def module_calls(handler: ModuleCall) -> Iterator[None]:
