@@ -262,3 +262,21 @@ def test_checks_of_values_are_passed() -> None:
     (note,) = captured.notes
     assert "checks of tensor values are not part of the graph" in note
     assert "assert x.abs().max() < 100" in note and "if y.isnan().any():" in note
+
+
+class AsksWhetherItIsExported(nn.Module):
+    """Combines torch's flags with others, as Hugging Face's `is_tracing` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        is_tracing = torch.compiler.is_compiling()
+        is_tracing |= isinstance(x, int)
+        is_tracing = False | is_tracing & torch.compiler.is_exporting()
+        return self.linear(x) if is_tracing else self.linear(x) + 0.0
+
+
+def test_flags_of_torch_may_be_combined_with_others() -> None:
+    assert capture(AsksWhetherItIsExported(), (torch.randn(3, 4),), method="record").method == "record"
