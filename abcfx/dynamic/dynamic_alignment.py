@@ -145,6 +145,7 @@ class DynamicAlignment:
         self._first_weights = FirstWeights(first_weights, seed, result.inits)
         self._probe: Probe | None = None
         self._history: list[HistoryRow] = []
+        self._reduction: distributed.Work | None = None  # of the last measurement: see _mean_over_ranks
 
     def capture_initial(self, args: object = None, kwargs: Mapping[str, object] | None = None) -> None:
         """Remember the inputs and weights of every layer as they are now; call this before the first step of training.
@@ -279,7 +280,7 @@ class DynamicAlignment:
         """
         found = probe.measure()
         if distributed.is_available() and distributed.is_initialized():
-            found = _mean_over_ranks(found, next(self.result.module.parameters()).device)
+            found, self._reduction = _mean_over_ranks(found, next(self.result.module.parameters()).device)
         return [
             Measured(*(term.alignment(layer.fan_in) for term in terms))
             for layer, terms in zip(probe.measured, found, strict=True)
@@ -334,7 +335,7 @@ class DynamicAlignment:
 
 def _mean_over_ranks(
     found: Sequence[tuple[Moments, Moments, Moments]], device: torch.device
-) -> list[tuple[Moments, Moments, Moments]]:
+) -> tuple[list[tuple[Moments, Moments, Moments]], distributed.Work | None]:
     """Average measurements over all ranks of a distributed run, in one all-reduce.
 
     Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
@@ -342,8 +343,14 @@ def _mean_over_ranks(
     Args:
         found: for each layer, the mean squares behind its three alignment exponents alpha, omega and u.
         device: where the reduction takes place.
+
+    Returns:
+        The averages, and the finished reduction. The caller keeps it: if gloo's own thread is the last to hold it, that
+        thread needs Python's lock to free it, and a process that ends at that moment waits for the thread for ever.
     """
     joined = torch.tensor(found, dtype=torch.float64, device=device)
-    distributed.all_reduce(joined)
+    reduction = distributed.all_reduce(joined, async_op=True)
+    if reduction is not None:
+        reduction.wait()
     joined /= distributed.get_world_size()
-    return [(Moments(*alpha), Moments(*omega), Moments(*u)) for alpha, omega, u in joined.tolist()]
+    return [(Moments(*alpha), Moments(*omega), Moments(*u)) for alpha, omega, u in joined.tolist()], reduction

@@ -279,10 +279,15 @@ def test_two_ranks_have_the_rates_of_one_process_on_the_joined_batch(tmp_path: P
         address = f"file://{tmp_path}/{world}"
         commands = [[sys.executable, str(script), str(rank), str(world), address, how] for rank in range(world)]
         ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for command in commands]
-        for rank in ranks:
-            output, _ = rank.communicate(timeout=200)
-            assert rank.returncode == 0
-            factors.append(json.loads(output.splitlines()[-1]))
+        try:
+            for rank in ranks:
+                output, _ = rank.communicate(timeout=200)
+                assert rank.returncode == 0
+                factors.append(json.loads(output.splitlines()[-1]))
+        finally:  # a rank that hangs is not left to the tests that follow
+            for rank in ranks:
+                rank.kill()
+                rank.communicate()
     alone, first, second = factors
     assert first == second and first
     assert first == pytest.approx(alone, rel=1e-6)
