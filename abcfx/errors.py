@@ -13,24 +13,24 @@ class AbcfxError(Exception):
 
 
 class InvalidInputError(AbcfxError, ValueError):
-    """The error that an argument is malformed: a wrong length, NaN, a pattern without a match, a wrong a + b."""
+    """The error that an argument is malformed: a wrong length, a NaN, a name pattern that matches nothing."""
 
 
 class InfeasibleError(AbcfxError):
-    """The error that no exponents satisfy the constraints; the message tells the smallest set of them in conflict.
+    """The error that no exponents satisfy the constraints; the message has the smallest set of constraints in conflict.
 
     Attributes:
         conflict: names of the rows and bounds of the linear program that are in that set.
     """
 
     def __init__(self, message: str, conflict: tuple[Hashable, ...] = ()) -> None:
-        """Keep the names of the constraints in conflict beside the message."""
+        """Store the message and, as `conflict`, the names of the constraints that cannot hold together."""
         super().__init__(message)
         self.conflict = conflict
 
 
 class UnknownOpError(AbcfxError):
-    """The error that an op in the traced graph has no rule, which would say what it does to sizes and changes."""
+    """The error that an op in the traced graph has no rule, which would say how large its result is."""
 
 
 class CaptureError(AbcfxError):
@@ -41,7 +41,7 @@ class CaptureError(AbcfxError):
     """
 
     def __init__(self, message: str, line: str = "") -> None:
-        """Keep the line of the model's source beside the message."""
+        """Store the message and, as `line`, the line of the model's source that is the cause."""
         super().__init__(message)
         self.line = line
 
@@ -55,8 +55,8 @@ class PairingError(AbcfxError):
 
 
 class GrowthError(AbcfxError):
-    """The error that a larger model cannot be filled, or was not, so that it computes what the smaller one does."""
+    """The error that a larger model was not filled from a trained smaller one so that both compute the same."""
 
 
 class CheckFailedError(AbcfxError):
-    """The error that a check has failed, raised on request; the message has the rows that fail."""
+    """The error that a check has failed, raised by `raise_if_failed()`; the message has the rows that fail."""

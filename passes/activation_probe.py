@@ -46,11 +46,14 @@ def probe_activations(module: fx.GraphModule, graph: fx.Graph, nodes: Sequence[f
 
 
 def _needed(graph: fx.Graph, nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """Return the nodes and all that they depend on, with ops that write into such a tensor or into a view of it."""
+    """Return the chosen nodes of a graph, all that they depend on, and in-place ops that write into any of these.
+
+    An in-place op counts if it writes into such a tensor or into a view of it.
+    """
     found = set[fx.Node]()
 
     def add(node: fx.Node) -> None:
-        """Add a node and all that it depends on to `found`."""
+        """Add a node of the graph, and all nodes that it depends on, to the set `found`."""
         waiting = [node]
         while waiting:
             current = waiting.pop()

@@ -16,6 +16,8 @@ NAME = "multiply_marks"
 def multiply_marks(module: fx.GraphModule, marks: Sequence[fx.Node], width_ratio: float) -> PassResult:
     """Turn every mark `mark(x, a)` in a graph into the product `x * width_ratio**-a`.
 
+    A mark is a call that returns x as it is; it says where a model wants a factor that depends on its width.
+
     Args:
         module: the module that owns the graphs of the marks.
         marks: the nodes to replace; each has a tensor and a number, the exponent, as its arguments.
@@ -36,7 +38,7 @@ def multiply_marks(module: fx.GraphModule, marks: Sequence[fx.Node], width_ratio
 
 
 def _exponent(node: fx.Node) -> float:
-    """Return the number a of a call `mark(x, a)`.
+    """Return the exponent a of a node that calls `mark(x, a)`, a function that returns x and stands for a factor m^-a.
 
     Raises:
         PassError: the node has other arguments.

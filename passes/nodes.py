@@ -43,7 +43,7 @@ def scale_note(node: fx.Node) -> ScaleNode | None:
 
 
 def set_scale_note(node: fx.Node, note: ScaleNode) -> None:
-    """Mark a node as one that multiplies by a constant, by a note in its meta."""
+    """Write a note into a node's meta that says that a pass made the node to multiply by a constant, which, and why."""
     node.meta[_META] = note
 
 

@@ -14,7 +14,10 @@ _lock = threading.RLock()
 
 
 def _quoting(base: str, target: str) -> str:
-    """Write the lookup of a dotted path below `base` as code; parts that are no plain names become string literals."""
+    """Write the Python expression that looks up a dotted path such as "blocks.0.fc" below the expression `base`.
+
+    A part that is no plain identifier is looked up with `getattr` and a string literal, so that it cannot run as code.
+    """
     for part in target.split("."):
         plain = part.isascii() and part.isidentifier() and not keyword.iskeyword(part)
         base = f"{base}.{part}" if plain else f"getattr({base}, {part!r})"

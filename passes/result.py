@@ -14,7 +14,7 @@ class PassError(RuntimeError):
 
 @dataclass(frozen=True)
 class PassResult:
-    """The outcome of a pass.
+    """The outcome of a pass, which is a rewrite of an fx graph.
 
     Attributes:
         graph_module: the module to go on with: the given one after a rewrite, a new one from `probe_activations`.

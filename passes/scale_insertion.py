@@ -91,7 +91,11 @@ def insert_scales(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> P
 
 
 def _replace_first(op: fx.Node, old: fx.Node, new: fx.Node) -> None:
-    """Replace the first argument of an op that is the node `old`; softmax(q q^T) q reads one node three times."""
+    """Replace one node by another in the arguments of an op, at the first place only.
+
+    Only the first, since an op may read one node several times, as attention with the same tensor as query, key and
+    value.
+    """
     left = [new]
 
     def replaced(argument: fx.Node) -> fx.Node:
@@ -109,7 +113,7 @@ def _first_result(node: fx.Node) -> fx.Node:
 
 
 def _check(scale: ScaleInsertion) -> None:
-    """Refuse an insertion at an op that is scaled already, or whose operand is not an argument of the op.
+    """Raise an error if a multiplication cannot be inserted: its op is scaled already, or does not read the operand.
 
     Raises:
         PassError: names the op and the reason.

@@ -54,7 +54,7 @@ class Call:
 
     @property
     def name(self) -> str:
-        """The name of the op without namespace and overload: "add_" for `aten.add_.Tensor`."""
+        """The name of the called op without namespace and overload: "add_" for `aten.add_.Tensor`."""
         return str(self.op._schema.name.split("::")[-1])
 
     @property
@@ -140,7 +140,7 @@ class CallLogger(CallWatcher):
         return known[0]
 
     def refs(self, value: object) -> object:
-        """Return an argument or a result of an aten call with a `Ref` in the place of each tensor.
+        """Return an argument or a result of an aten call with a `Ref` (a number) in the place of each tensor.
 
         Such values hold tuples, lists and dicts only, for which this recursion is several times as fast as a map of a
         pytree.
@@ -171,7 +171,7 @@ class CallLogger(CallWatcher):
     def _copied_results(self, call: Call, out: object) -> list[torch.Tensor | None]:
         """Return a copy of each tensor that a call returned, since later calls may write into it.
 
-        For a call that reads weights alone, None stands for each of its results.
+        None takes the place of each result of a call that reads nothing but weights.
         """
         tensors = trees.tensors(out)
         inputs = {ref.index for ref in call.inputs}
@@ -252,12 +252,12 @@ class _PathInterpreter(fx.Interpreter):
     """
 
     def __init__(self, module: EmittedModule, paths: list[str]) -> None:
-        """Prepare to run the graph of a module; `paths` is the stack that is kept."""
+        """Prepare to run the graph of a captured module; the last entry of `paths` will name the module that runs."""
         super().__init__(module)
         self.paths = paths
 
     def run_node(self, n: fx.Node) -> object:
-        """Run one node, with the path of its module last in `paths` meanwhile."""
+        """Run one node of the graph, with the path of its module as the last entry of `paths` meanwhile."""
         self.paths.append(module_path(n))
         try:
             return super().run_node(n)
@@ -267,15 +267,15 @@ class _PathInterpreter(fx.Interpreter):
 
 @contextmanager
 def _module_paths(model: nn.Module) -> Iterator[list[str]]:
-    """Yield a list whose last entry is, while the model runs within the block, the path of the module that runs."""
+    """Yield a list whose last entry, while the model runs within the block, is the path of the module that runs."""
     stack = [""]
 
     def entering(path: str) -> Callable[..., None]:
-        """Return a hook that adds the path of a module when its forward begins."""
+        """Return a forward pre-hook that appends a module's path to the list when the module's forward begins."""
         return lambda *_: stack.append(path)
 
     def leaving(*_: object) -> None:
-        """Remove the path of a module when its forward has ended."""
+        """Remove the last path from the list when the forward of a module has ended."""
         stack.pop()
 
     hooks = []

@@ -21,11 +21,11 @@ _CONTAINERS = (list, dict, set, tuple)
 def equally_fresh(
     first: nn.Module, second: nn.Module, args: object, kwargs: Mapping[str, object] | None
 ) -> Iterator[None]:
-    """Give two models of one architecture the caches of a new one within the block, if one of them is new.
+    """Give two models of one architecture equally empty caches within the block, if one of them was never called.
 
-    One of the two may have been called before and the other not: what forward keeps (a table for the length it saw)
-    is then a tensor in one and None, or missing, in the other, and their graphs would differ. A cache that is filled
-    in both stays.
+    One of the two may have been called before and the other not: what forward keeps (a table for the length it saw) is
+    then a tensor in one and None, or missing, in the other, and their graphs would differ. A cache that is filled in
+    both stays.
 
     Args:
         first: one of the models.
@@ -50,7 +50,7 @@ def equally_fresh(
 
 
 def _filled(owner: nn.Module, new: nn.Module) -> dict[str, object]:
-    """Return by path what stands in a new model for each attribute that only the other one seems to have filled."""
+    """Find attributes that only the first of two models has filled; return by path what the new model has there."""
     theirs = dict(new.named_modules())
     found: dict[str, object] = {}
     for path, module in owner.named_modules():
@@ -66,7 +66,7 @@ def _filled(owner: nn.Module, new: nn.Module) -> dict[str, object]:
 
 
 def _is_unset(value: object) -> bool:
-    """Return True for the values that stand for nothing yet: none at all, None, 0, an empty container."""
+    """Whether a value stands for nothing yet: a missing attribute, None, 0, an empty container."""
     if value is MISSING or value is None:
         return True
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -75,7 +75,7 @@ def _is_unset(value: object) -> bool:
 
 
 def _changed_by_call(model: nn.Module, args: object, kwargs: Mapping[str, object] | None) -> set[str]:
-    """Return the paths of what a call of the model changes in Python; none where it cannot be called."""
+    """Return the paths of the attributes that one call of the model changes; none if it cannot be called."""
     given, named = canonical(args, kwargs)
     if given is None or named is None or any(each.is_meta for each in model.parameters()):
         return set()

@@ -23,7 +23,7 @@ _LIBRARIES = ("torch.", "transformers.")
 
 
 def hook_notes(model: nn.Module, module: EmittedModule, *, root: bool) -> tuple[str, ...]:
-    """Return sentences for the report on hooks of modules that the captured graphs do not call as modules.
+    """Return sentences for the report on user hooks of modules that the captured graphs do not call as modules.
 
     Args:
         model: the model that was captured.
@@ -54,7 +54,7 @@ def hook_notes(model: nn.Module, module: EmittedModule, *, root: bool) -> tuple[
 
 
 def state_notes(model: nn.Module, changes: Sequence[Change], *, keeps_forward: bool) -> tuple[str, ...]:
-    """Return a note on what forward changes in Python, which graphs do not.
+    """Return a note on the Python attributes that forward changes, since a captured graph does not change them.
 
     Args:
         model: the model that was captured.
@@ -107,7 +107,7 @@ def line_that_sets(model: nn.Module, change: Change) -> str:
 def fixed_inputs_note(
     model: nn.Module, args: tuple[object, ...] | None, kwargs: Mapping[str, object] | None
 ) -> tuple[str, ...]:
-    """Return a note on arguments that hold numbers outside of tensors, which a graph fixes; none without such.
+    """Return a note on arguments that hold numbers outside of tensors, which a captured graph fixes; none without such.
 
     Args:
         model: the model that is called.
@@ -128,9 +128,10 @@ def fixed_inputs_note(
 
 
 def _is_data(item: tuple[str, object]) -> bool:
-    """Whether an argument, or a part of one by its path, is an array or a float in a list.
+    """Whether a leaf of the model's arguments is an array or a float in a list, which looks like data.
 
-    A number that is an argument of its own may be a switch or a size.
+    A number that is an argument of its own may be a switch or a size. `item` has the path of the leaf in the argument,
+    and the leaf.
     """
     path, leaf = item
     is_array = type(leaf).__module__ == "numpy" and bool(getattr(leaf, "shape", ()))

@@ -17,10 +17,12 @@ _ATOMS = (str, bytes, int, float, complex, type(None), type, types.ModuleType, t
 
 
 class Rebinder:
-    """Makes functions over a model's modules and tensors into the same functions over those of its copy.
+    """Rewrites functions that a copied model holds, such as lambdas in attributes, so that they use the copy's modules.
+
+    `copy.deepcopy` shares functions, so that they would go on to use the modules and tensors of the original.
 
     Args:
-        memo: what `copy.deepcopy` wrote down: the copies by the ids of their originals.
+        memo: the dict that `copy.deepcopy` filled: the copies by the ids of their originals.
     """
 
     def __init__(self, memo: dict[int, object]) -> None:
@@ -35,7 +37,10 @@ class Rebinder:
                 module.__dict__[name] = self._bound(value)
 
     def _bound(self, value: object) -> object:
-        """Return a value of the copy with functions that reach the original rebound; itself where there are none."""
+        """Return a value of the copied model with every function in it that reaches the original model replaced.
+
+        Without such a function it is the value itself.
+        """
         if isinstance(value, (*_ATOMS, torch.Tensor, nn.Module)):
             return value
         if isinstance(value, types.FunctionType):
@@ -64,7 +69,7 @@ class Rebinder:
         return value
 
     def _function(self, function: types.FunctionType) -> types.FunctionType:
-        """Return a function over the copy in place of one that closes over, or has as default, a part of the model."""
+        """Return a function that uses the copied model in place of one whose closure or defaults use the original."""
         if id(function) in self._functions:
             return self._functions[id(function)]
         if not self._reaches(function):
@@ -84,7 +89,7 @@ class Rebinder:
         return new
 
     def _twin(self, value: object) -> object:
-        """Return the copy of a value that reaches the original model; a value that does not reach it stays shared."""
+        """Return the copy of a value that refers to a part of the original model; any other value stays shared."""
         if not self._reaches(value):
             return value
         if isinstance(value, types.FunctionType):
@@ -92,7 +97,7 @@ class Rebinder:
         return self._bound(copy.deepcopy(value, self._memo))
 
     def _reaches(self, value: object) -> bool:
-        """Return True for a module or tensor of the original model, and for what holds one."""
+        """Whether a value is a module or tensor of the original model, or holds one."""
         return any(id(part) in self._memo for part in reachable(value))
 
 
@@ -113,7 +118,7 @@ def reachable(value: object, seen: set[int] | None = None) -> Iterator[torch.Ten
 
 
 def _parts(value: object) -> list[object]:
-    """Return what a function, a container or a plain object holds."""
+    """Return what a function (closure, defaults), a bound method, a container or a plain object holds."""
     if isinstance(value, types.FunctionType):
         return [*_contents(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
     if isinstance(value, types.MethodType):
@@ -134,7 +139,7 @@ def _contents(function: types.FunctionType) -> list[object]:
 
 
 def _is_empty(cell: types.CellType) -> bool:
-    """Whether a variable of an outer function has no value yet."""
+    """Whether a closure variable of a function has no value yet."""
     try:
         return cell.cell_contents is _EMPTY
     except ValueError:

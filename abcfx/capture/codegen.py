@@ -87,7 +87,7 @@ def call_signature(graph: fx.Graph) -> Signature:
 def _render(signature: inspect.Signature) -> str:
     """Write a call signature as source text, such as "self, x, mask = None".
 
-    Defaults that have no faithful text are taken from the signature object when the code runs.
+    Defaults that have no faithful text are looked up in the signature object when the code runs.
     """
     parts = ["self"]
     seen_star = False

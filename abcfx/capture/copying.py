@@ -14,7 +14,7 @@ from abcfx.errors import InvalidInputError
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Return a deep copy of the model; functions in it that close over parts of the model are over those of the copy.
+    """Return a deep copy of the model, of which functions that close over parts of the model use the copied parts.
 
     Raises:
         InvalidInputError: the model cannot be copied; says why, and what to do.
@@ -48,7 +48,7 @@ def refuse_lazy(model: nn.Module) -> None:
 
 
 def _refuse_old_norms(model: nn.Module) -> None:
-    """Refuse weights that an old weight norm or spectral norm has computed: torch cannot copy these modules either."""
+    """Raise an error if torch's old weight norm or spectral norm has computed a weight, which cannot be copied."""
     for path, module in model.named_modules():
         for name, kind in weights_of_hooks(module).items():
             weight = getattr(module, name, None)
@@ -62,7 +62,7 @@ def _refuse_old_norms(model: nn.Module) -> None:
 
 
 def computed_tensors(model: nn.Module) -> list[torch.Tensor]:
-    """Return the tensors with a history that modules keep in attributes: `copy.deepcopy` refuses to copy these.
+    """Return tensors in attributes of modules that were computed with gradients: `copy.deepcopy` refuses to copy these.
 
     Such are results of the last call that forward keeps, and the weights of old weight norms and spectral norms.
     """

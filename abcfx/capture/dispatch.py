@@ -24,5 +24,5 @@ class CallWatcher(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: AtenOp, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
     ) -> object:
-        """Hand an aten call over to `watch`; torch calls this method."""
+        """Hand an aten call over to `watch`; torch calls this method for every aten call within the block."""
         return self.watch(func, args, kwargs or {})

@@ -115,7 +115,7 @@ class _Examples:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One way to capture a model.
+    """One way to capture a model as a graph, with the function that does so.
 
     Attributes:
         method: the way's name in the option `method`, such as "export".
@@ -201,7 +201,7 @@ def _attempts(examples: _Examples, flags: tuple[bool, ...], sizes: OpenSizes) ->
         return attempts
 
     def running(way: _RunningWay, open_sizes: OpenSizes) -> Callable[[], Emitted]:
-        """Return a function that captures the model in a way that runs it, leaving these sizes open."""
+        """Return a function that captures the model in a way that runs it, and leaves some sizes of inputs open."""
         return lambda: _with_larger_batch(partial(way, model, modes=flags, sizes=open_sizes), args, kwargs)
 
     return [
@@ -267,7 +267,7 @@ def _with_larger_batch(
 
 
 def _once(changes: Sequence[Change]) -> list[Change]:
-    """Return the first change of each path."""
+    """Return the changes of Python attributes without repetitions: of several with one path, the first."""
     return list({change.path: change for change in reversed(changes)}.values())[::-1]
 
 
@@ -309,7 +309,10 @@ def _no_run(examples: _Examples, failures: Sequence[tuple[_Attempt, CaptureError
 
 
 def _drawn(examples: _Examples, attempt: _Attempt, error: DrawnInPython) -> CaptureError:
-    """Say at which line forward draws random numbers in Python: the attempt is made again and watched."""
+    """Return the error that forward draws random numbers in Python, with the line at which it does.
+
+    To find the line, the capture is run again while the random generators are compared after every line.
+    """
     model = examples.model
     with quiet_torch(), preserved(model) as before:
         finder = DrawFinder(error.used, before.generators)
@@ -318,7 +321,7 @@ def _drawn(examples: _Examples, attempt: _Attempt, error: DrawnInPython) -> Capt
 
 
 def _drawn_value(examples: _Examples) -> UncapturableError | None:
-    """Return an error if forward makes a random draw of torch's into a Python value; None if it does not."""
+    """Return an error if forward turns a random draw of torch's into a Python value; None if it does not."""
     model, args, kwargs = examples.model, examples.args, examples.kwargs
     if args is None or kwargs is None or has_no_values(model):
         return None
@@ -332,7 +335,7 @@ def _drawn_value(examples: _Examples) -> UncapturableError | None:
 
 
 def _all_failed(examples: _Examples, failures: Sequence[tuple[_Attempt, CaptureError]]) -> CaptureError:
-    """Return the error that no way of capturing worked, with what each way said and advice.
+    """Return the error that no way of capturing the model worked, with what each way reported and advice.
 
     Args:
         examples: the model and its example inputs.

@@ -110,7 +110,7 @@ class EmittedModule(MarkedState, fx.GraphModule):
                     self.__dict__[name] = root.__dict__[name]
 
     def _has_of_its_own(self, name: str) -> bool:
-        """Whether a GraphModule has an attribute of this name, whatever model it was captured from."""
+        """Whether an attribute name is taken by GraphModule itself, whatever model was captured."""
         return hasattr(EmittedModule, name) or name in self.__dict__
 
     def hold_root_leaf(self, leaf: nn.Module) -> None:
@@ -173,7 +173,7 @@ class EmittedModule(MarkedState, fx.GraphModule):
         return self
 
     def _node_naming(self, dtype: torch.dtype) -> fx.Node | None:
-        """Return the first node of the graphs that has `dtype` among its arguments; None if there is none."""
+        """Return the first node of the graphs that has a given dtype among its arguments; None if there is none."""
         for graph in self.graphs:
             for node in list[fx.Node](graph.nodes):
                 if any(leaf is dtype for leaf in trees.leaves((node.args, node.kwargs))):
@@ -221,7 +221,7 @@ class EmittedModule(MarkedState, fx.GraphModule):
 
 
 def unregistered(root: nn.Module, constant: torch.Tensor) -> UncapturableError:
-    """Say that forward uses a weight which is not one of the model's, so that it would be frozen in the graph."""
+    """Return the error that forward uses a weight which is none of the model's own, so that a graph would freeze it."""
     kind = (
         f"a {'Parameter' if constant.is_leaf else 'tensor computed from Parameters'} of shape {tuple(constant.shape)}"
     )
@@ -235,7 +235,7 @@ def unregistered(root: nn.Module, constant: torch.Tensor) -> UncapturableError:
 
 
 def _name_taken(root: nn.Module, name: str) -> str:
-    """Return the message that a part of the model has the name of an attribute that a GraphModule cannot do without."""
+    """Return the message that a part of the model has a name that a GraphModule needs for an attribute of its own."""
     return (
         f"{type(root).__name__} has a part called {name!r}, as an attribute of torch.fx.GraphModule is.\n"
         f"  expected: a name that the emitted module has not yet; got self.{name}.\n"
@@ -273,10 +273,10 @@ def _unpickle(name: str, state: dict[str, object], train: GraphData, evaluate: G
 
 
 def _dispatch(train: Callable[..., object], evaluate: Callable[..., object]) -> Callable[..., object]:
-    """Return a forward that runs the function `train` in train mode and the function `evaluate` in eval mode."""
+    """Return a `forward` that runs the function `train` in train mode and the function `evaluate` in eval mode."""
 
     def forward(self: EmittedModule, *args: object, **kwargs: object) -> object:
-        """Run the function of the module's present mode."""
+        """Run the code of the train graph or of the eval graph, by the module's present mode."""
         if self.training:
             return train(self, *args, **kwargs)
         return evaluate(self, *args, **kwargs)

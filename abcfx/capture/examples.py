@@ -40,7 +40,7 @@ def canonical(
 
 
 def check_keyword_inputs(kwargs: object) -> None:
-    """Refuse keyword inputs that are no dict, such as a second positional input.
+    """Raise an error for keyword inputs that are not a dict, such as a second positional input.
 
     Raises:
         InvalidInputError: they are neither None nor a dict.

@@ -70,7 +70,7 @@ def capture_export(
         modes = modes[:1]
 
     def export() -> fx.Graph:
-        """Export the model in its current mode."""
+        """Export the model in its current mode with torch.export and return the graph."""
         return _export(model, signature, examples, attributes, sizes, changes)
 
     train, evaluate = graphs_of_modes(model, modes, lambda: _as_trained(export, told))
@@ -83,15 +83,15 @@ def capture_export(
 
 
 def _as_trained(export: Callable[[], fx.Graph], told: set[str]) -> fx.Graph:
-    """Export a model along the path that it takes in training, as far as that can be exported; return the graph.
+    """Export a model along the code path that it takes in training, as far as that can be exported; return the graph.
 
-    A model may ask torch whether it is being compiled, and it is told that it is not. Where an export then fails, the
-    place in the model's code that asked last is told the truth from then on, so that another path is taken only there;
-    after a few such places all are told the truth.
+    A model may ask torch whether it is being compiled, and gets the answer no. Where an export then fails, the place in
+    the model's code that asked last gets the true answer from then on, so that another path is taken only there; after
+    a few such places all get it.
 
     Args:
         export: makes one export.
-        told: the places that are told the truth; more are added.
+        told: the places that get the true answer; more are added.
     """
     for _ in range(_CONCESSIONS):
         with answers_as_eager(told) as asked:
@@ -106,7 +106,7 @@ def _as_trained(export: Callable[[], fx.Graph], told: set[str]) -> fx.Graph:
 
 
 def _distinct(tensors: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Return tensors of which no two are one object: torch.export would take these for one input of the graph."""
+    """Return the tensors so that no two are one object, which torch.export would take for one input of the graph."""
     found: list[torch.Tensor] = []
     for tensor in tensors:
         is_new = all(tensor is not each for each in found)
@@ -168,7 +168,7 @@ def _export(
 
 
 class _OwnOfCall:
-    """What `_FlatCall` needs and finds.
+    """The state of one export that the wrapped model needs and produces.
 
     It is an object of its own, because torch.export restores the attributes of the module that it runs.
 
@@ -185,7 +185,7 @@ class _FlatCall(nn.Module):
     """A module that calls the model with flat tensors, so that torch.export never sees its signature and containers."""
 
     def __init__(self, model: nn.Module, signature: Signature) -> None:
-        """Wrap the model, in its present mode."""
+        """Wrap the model, in its present train or eval mode."""
         super().__init__()
         self.model = model
         self.signature = signature

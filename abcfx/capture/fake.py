@@ -42,14 +42,15 @@ class FakeInputs:
     """
 
     def __init__(self, examples: Mapping[str, torch.Tensor], free: Mapping[str, frozenset[int]]) -> None:
-        """Make the fake copies."""
+        """Make a fake copy, a tensor with a shape and no values, of each example input."""
         self.shapes = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
         self.mode = FakeTensorMode(shape_env=self.shapes, allow_non_fake_inputs=True)
         self.tensors = {name: self._fake(tensor, free[name]) for name, tensor in examples.items()}
 
     def _fake(self, tensor: torch.Tensor, free: frozenset[int]) -> torch.Tensor:
-        """Return a fake copy of a tensor, with a symbol for the size of each dim in `free`; equal sizes share a
-        symbol.
+        """Return a fake copy (a shape, no values) of a tensor, with symbols for the sizes of the dims in `free`.
+
+        Equal sizes share a symbol.
         """
         kinds = [DimDynamic.DUCK if dim in free else DimDynamic.STATIC for dim in range(tensor.dim())]
         context: StatelessSymbolicContext[..., object] = StatelessSymbolicContext(dynamic_sizes=kinds)
@@ -57,13 +58,14 @@ class FakeInputs:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Make every new tensor within the block a fake one, too."""
+        """Make every new tensor within the block a fake one (with a shape and no values), too."""
         with self.mode, enable_python_dispatcher():
             yield
 
     def guards(self) -> list[str]:
-        """Return what a run assumed about sizes, as Python conditions on the inputs `L["t0"]`, `L["t1"]`, ... in
-        order.
+        """Return what a run on fake inputs assumed about sizes, as Python conditions.
+
+        They are conditions on the inputs `L["t0"]`, `L["t1"]`, ... in order.
         """
         inputs = cast("list[FakeTensor]", list(self.tensors.values()))
         code = self.shapes.produce_guards_expression(inputs, ignore_static=False) or "True"

@@ -18,7 +18,7 @@ def is_generator(value: object) -> bool:
 
 
 def state_of(generator: object) -> object:
-    """Return the state of a generator, which `set_state` takes and `same_state` compares."""
+    """Return the state of a random generator, which `set_state` takes and `same_state` compares."""
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if isinstance(generator, random.Random):
@@ -29,7 +29,7 @@ def state_of(generator: object) -> object:
 
 
 def set_state(generator: object, state: object) -> None:
-    """Bring a generator back to a state that it had."""
+    """Bring a random generator back to a state that `state_of` returned for it."""
     if isinstance(generator, torch.Generator):
         assert isinstance(state, torch.Tensor)
         generator.set_state(state)
@@ -42,7 +42,7 @@ def set_state(generator: object, state: object) -> None:
 
 
 def same_state(left: object, right: object) -> bool:
-    """Return True when two states of one generator are equal, the arrays in them included."""
+    """Whether two states of one random generator are equal, the arrays in them included."""
     if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
         return torch.equal(left, right)
     if isinstance(left, Mapping) and isinstance(right, Mapping):

@@ -89,7 +89,7 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class GivenModel:
-    """A model as it is worked on, and what was taken off.
+    """A model that a user gave, without wrappers such as torch.compile or DDP around it.
 
     Attributes:
         model: the module without wrappers. It shares all parameters and buffers with the one that was given.
@@ -128,7 +128,7 @@ def given_model(
 
 
 def _called(argument: str, function: Callable[[], object]) -> object:
-    """Call a function that builds a model.
+    """Call a function that builds a model, and return what it returns.
 
     Raises:
         InvalidInputError: it is no such function, but a module's own call in another guise, or it needs arguments.
@@ -152,7 +152,7 @@ def _called(argument: str, function: Callable[[], object]) -> object:
 
 @dataclass
 class _Unwrapping:
-    """One walk over a model that takes wrappers off.
+    """One walk over a model that takes wrappers such as torch.compile and DDP off its modules.
 
     Attributes:
         argument: the option that the model was given for.
@@ -196,7 +196,7 @@ class _Unwrapping:
         return inner
 
     def _held(self, module: nn.Module, path: str) -> nn.Module | None:
-        """Return the module within a wrapper; None if the module is no wrapper.
+        """Return the module inside a wrapper such as DDP or a compiled module; None if the module is no wrapper.
 
         Raises:
             InvalidInputError: the class of module hides its weights, or the wrapper has forward hooks.
@@ -236,7 +236,9 @@ class _Unwrapping:
         )
 
     def _note(self, name: str, path: str) -> None:
-        """Note a wrapper and its path.
+        """Remember that a wrapper was taken off, for the report.
+
+        Args: name: class name of the wrapper. path: module path of what is in it.
 
         Raises:
             InvalidInputError: the given object itself will be changed.
@@ -263,7 +265,7 @@ class _Unwrapping:
 
 
 def _refuse_tensors(argument: str, model: nn.Module, on_device: bool) -> None:
-    """Raise an error for parameters and buffers that cannot be trained or read.
+    """Raise an error if a parameter or buffer of the model cannot be trained or read.
 
     Raises:
         InvalidInputError: a tensor was made in inference mode, is a tensor subclass such as DTensor, is quantised, or

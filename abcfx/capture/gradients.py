@@ -46,7 +46,7 @@ class Gradients:
     """
 
     def __init__(self, model: nn.Module, large: frozenset[str]) -> None:
-        """Keep the model and the names of its large parameters; gradients are compared once a backward pass has run."""
+        """Keep the model's trained parameters and the names of the large ones; a backward pass then fills the rest."""
         self.parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
         self.large = large
         self.fingerprints: dict[str, torch.Tensor] = {}
@@ -54,7 +54,8 @@ class Gradients:
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Turn each gradient of a backward pass within the block into a few random projections as soon as it is there.
+        """Replace each gradient of a backward pass within the block by a few random projections, as soon as it is
+        there.
 
         On exit every `.grad` is as it was before.
         """
@@ -97,7 +98,7 @@ class Gradients:
             torch.autograd.backward(roots, weights, inputs=asked)
 
     def _hook(self, name: str) -> Callable[[torch.Tensor], None]:
-        """Return the hook that adds a random projection of the gradient of parameter `name` to its fingerprint."""
+        """Return the hook that adds a random projection of the gradient of parameter `name` to what is kept of it."""
 
         def hook(parameter: torch.Tensor) -> None:
             """Add a random projection of the gradient that the parameter has got, and free the gradient."""
@@ -141,7 +142,7 @@ def leaves_of(roots: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 def _edges(roots: Iterable[torch.Tensor]) -> Iterator[tuple[Node, Node | None]]:
-    """Yield every edge of the autograd graph above the roots."""
+    """Yield every edge (node, next node) of the autograd graph that a backward pass from the roots would follow."""
     # Nodes are compared as Python objects, which live as long as somebody holds them: this dict does.
     seen: dict[Node, None] = dict.fromkeys(root.grad_fn for root in roots if root.grad_fn is not None)
     waiting = list(seen)

@@ -92,9 +92,9 @@ def merge_constants(graph: fx.Graph, found: Mapping[str, Held], merged: MutableM
     A name that the other graph uses for something else is changed in this graph.
 
     Args:
-        graph: the graph.
+        graph: the graph whose constants are added.
         found: what the graph refers to, by name.
-        merged: what the graphs before it refer to, by name; `found` is added.
+        merged: what the other graphs refer to, by name; `found` is added.
     """
     for name, value in found.items():
         new = name
@@ -120,7 +120,10 @@ def _identical(left: object, right: object) -> bool:
 
 
 def written_parameters(graphs: Iterable[fx.Graph]) -> set[str]:
-    """Return names, among them all of the parameters that some node of the graphs writes into, also through a view."""
+    """Return the names of the parameters and buffers that some node of the graphs writes into, also through a view.
+
+    Names of other nodes that are written into may be among them.
+    """
     found: set[str] = set()
     for graph in graphs:
         for node in graph.nodes:
@@ -133,7 +136,7 @@ def written_parameters(graphs: Iterable[fx.Graph]) -> set[str]:
 
 
 def _writes(node: fx.Node) -> bool:
-    """Return True for a call that writes into its first argument."""
+    """Whether a node calls an op that writes into its first argument, such as `add_` or `x[i] = y`."""
     if node.op not in ("call_function", "call_method"):
         return False
     name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
@@ -141,8 +144,9 @@ def _writes(node: fx.Node) -> bool:
 
 
 def at_front(graph: fx.Graph) -> AbstractContextManager[object]:
-    """Return a context in which new nodes are added behind a graph's placeholders, where every later node can use
-    them.
+    """Return a context in which new nodes are added right behind a graph's placeholders.
+
+    There every later node can use them.
     """
     placeholders = graph.find_nodes(op="placeholder")
     if placeholders:
@@ -152,5 +156,5 @@ def at_front(graph: fx.Graph) -> AbstractContextManager[object]:
 
 
 def as_argument(value: object) -> Argument:
-    """Return a value with the static type of a node's argument; fx takes any object as one."""
+    """Return a value unchanged, with the static type of a node's argument; fx takes any object as one."""
     return cast("Argument", value)

@@ -104,7 +104,7 @@ def _refusing(check: Callable[..., object], slots: Sequence[str], fixed: Sequenc
     """
 
     def guards(flat: Sequence[object]) -> None:
-        """Check the values of the graph's inputs."""
+        """Raise `SizesRefused` if the values of the graph's inputs have sizes that the graph is not right for."""
         try:
             check(*flat)
         except AssertionError as error:
@@ -120,7 +120,7 @@ def _refusing(check: Callable[..., object], slots: Sequence[str], fixed: Sequenc
 
 
 def needs(failed: str, slots: Sequence[str]) -> str:
-    """Say which sizes a failed condition asks for, in the names of the model's arguments, as in "batch 3 of x".
+    """Describe the sizes that a failed condition asks for, in the names of the model's arguments, as "batch 3 of x".
 
     Args:
         failed: the condition as code of torch's, in which input number 0 is called flat_0.

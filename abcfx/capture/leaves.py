@@ -39,7 +39,7 @@ _KEPT: set[type[nn.Module]] = set()
 
 
 def keep_whole(module_type: type[nn.Module]) -> None:
-    """Keep modules of this type as one node of captured graphs from now on; torch.export alone cannot.
+    """Keep modules of this type as one node of captured graphs from now on, in every way of capturing but torch.export.
 
     A module type for which a rule is registered is kept whole, so that the rule is asked.
     """
@@ -75,7 +75,7 @@ def _has_own_parametrizations(module: nn.Module) -> bool:
 
 
 def _has_reaching_hooks(module: nn.Module) -> bool:
-    """Whether a forward hook of a module refers to modules or parameters that the module does not hold."""
+    """Whether a forward hook of a module refers to modules or parameters that are not inside the module."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     return any(
         isinstance(part, nn.Module | nn.Parameter) and part is not module and not _holds(module, part)
@@ -85,7 +85,7 @@ def _has_reaching_hooks(module: nn.Module) -> bool:
 
 
 def _holds(module: nn.Module, part: object) -> bool:
-    """Whether a module or parameter is among those of a module."""
+    """Whether a module or parameter is one of those inside a module."""
     return any(part is each for each in (*module.modules(), *module.parameters()))
 
 

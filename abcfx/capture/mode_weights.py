@@ -14,7 +14,7 @@ from abcfx.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class FoldingModule:
-    """A module whose `train()` or `eval()` writes into weights.
+    """A module whose own `train()` or `eval()` writes into weights, as LoRA layers do that merge their factors.
 
     Attributes:
         path: module path; "" for the model itself.
@@ -30,11 +30,11 @@ class FoldingModule:
 
     @property
     def place(self) -> str:
-        """The module in words, for messages."""
+        """The module in words, such as "blocks.0 (LoRALinear)", for messages."""
         return f"{self.path or 'the model'} ({self.kind})"
 
     def holds(self, parameter: str) -> bool:
-        """Whether a parameter, by its name in the model, is in this module."""
+        """Whether a parameter, given by its name in the model, is inside this module."""
         return not self.path or parameter.startswith(f"{self.path}.")
 
 
@@ -84,7 +84,7 @@ def folding_modules(model: nn.Module) -> list[FoldingModule]:
 
 
 def refuse_unfollowed(model: nn.Module) -> None:
-    """Refuse what no graph can follow: a model whose own `train` changes weights, a module whose `train` makes some.
+    """Raise an error for a model that no graph can follow: its own `train` changes weights, or a module's makes some.
 
     Raises:
         InvalidInputError: names the module and the parameter.
@@ -128,11 +128,11 @@ def _switches(module: nn.Module) -> bool:
 
 
 def _tensors(model: nn.Module, within: dict[str, type]) -> dict[str, torch.Tensor]:
-    """Return the tensors of some modules, also those in plain attributes, by name.
+    """Return the tensors of some modules, those in plain attributes included, by their names in the model.
 
     Args:
         model: the model.
-        within: paths of the modules; what stands in them counts as well.
+        within: paths of the modules; tensors of modules inside them count as well.
     """
     found: dict[str, torch.Tensor] = {}
     for path, module in model.named_modules():
@@ -145,13 +145,13 @@ def _tensors(model: nn.Module, within: dict[str, type]) -> dict[str, torch.Tenso
 
 
 def _innermost(name: str, paths: dict[str, type]) -> str | None:
-    """Return the longest of some module paths that a tensor, by its name, is in; None if it is in none."""
+    """Return the longest of some module paths that contains a tensor, given by its name; None if none does."""
     around = [path for path in paths if not path or name.startswith(f"{path}.")]
     return max(around, key=len, default=None)
 
 
 def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return copies of tensors, parameters as parameters."""
+    """Return copies of tensors by name; parameters are copied as parameters."""
     return {
         name: nn.Parameter(tensor.detach().clone(), requires_grad=False)
         if isinstance(tensor, nn.Parameter)
@@ -161,7 +161,7 @@ def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _differ(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], name: str) -> bool:
-    """Whether a tensor is there in only one of two modes, or has other values."""
+    """Whether a tensor, by its name, exists in only one of two modes (train and eval), or has other values in them."""
     if name not in left or name not in right:
         return (name in left) != (name in right)
     return left[name].shape != right[name].shape or not same_numbers(left[name], right[name])

@@ -48,9 +48,9 @@ def _differs_by_mode(module: nn.Module) -> bool:
 
 
 def _operations(model: nn.Module, signature: Signature, examples: Mapping[str, object]) -> list[tuple[object, str]]:
-    """Run a model on fake tensors; return its aten calls with their arguments as text, and last what it returned.
+    """Run a model on fake tensors (shapes without values); return its aten calls and last what it returned.
 
-    Text tells 0.0 from False.
+    Each call comes with its arguments as text, which tells 0.0 from False.
 
     Args:
         model: the model, in the mode to run.

@@ -29,10 +29,10 @@ _NON_REENTRANT = "_checkpoint_without_reentrant_generator"
 
 
 def _replaced(owner: type | ModuleType, **attributes: object) -> Undo:
-    """Set attributes of a class or module within the block; afterwards they are the same objects as before."""
+    """Set attributes of a class or module of torch within the block; afterwards they are the same objects as before."""
 
     def put(values: dict[str, object]) -> None:
-        """Set these attributes."""
+        """Set attributes of the class or module, given by name and value."""
         for name, value in values.items():
             setattr(owner, name, value)
 
@@ -40,7 +40,11 @@ def _replaced(owner: type | ModuleType, **attributes: object) -> Undo:
 
 
 def _here(function: Callable[..., object], elsewhere: Callable[..., object]) -> Callable[..., object]:
-    """Return a stand-in that calls a function in this thread, and `elsewhere` in all others, which know nothing of it.
+    """Return a stand-in for a function of torch that acts in this thread only.
+
+    In the thread that calls this it calls `function`, in all others the original, `elsewhere`.
+
+    Args: function: the replacement. elsewhere: the function of torch that it stands in for.
 
     Args:
         function: what stands in for a function of torch.
@@ -49,28 +53,28 @@ def _here(function: Callable[..., object], elsewhere: Callable[..., object]) -> 
     thread = threading.get_ident()
 
     def choose(*args: object, **kwargs: object) -> object:
-        """Call the function of this thread."""
+        """Call the replacement in the thread that patched torch, and torch's own function in all others."""
         return (function if threading.get_ident() == thread else elsewhere)(*args, **kwargs)
 
     return choose
 
 
 class _TrueHere:
-    """A flag that is true in the thread that made it, and false in all others."""
+    """A flag that is true in the thread that made it and false in all others, to set in place of a flag of torch."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
 
     def __bool__(self) -> bool:
-        """Whether this is that thread."""
+        """Whether the flag is read in the thread that made it."""
         return threading.get_ident() == self._thread
 
     def __or__(self, other: object) -> bool:
-        """Whether this is that thread or `other` is true, as in `flag |= ...`."""
+        """Whether the flag is read in the thread that made it or `other` is true, as in `flag |= ...`."""
         return bool(self) or bool(other)
 
     def __and__(self, other: object) -> bool:
-        """Whether this is that thread and `other` is true."""
+        """Whether the flag is read in the thread that made it and `other` is true."""
         return bool(self) and bool(other)
 
     __ror__, __rand__ = __or__, __and__
@@ -78,11 +82,11 @@ class _TrueHere:
 
 @contextmanager
 def module_calls(handler: ModuleCall) -> Iterator[None]:
-    """Run `handler(original, module, args, kwargs)` in place of every call of a module within the block."""
+    """Run `handler(original, module, args, kwargs)` in place of every call of an nn.Module within the block."""
     original: Callable[..., object] = nn.Module.__call__
 
     def call(module: nn.Module, *args: object, **kwargs: object) -> object:
-        """Stand in for `nn.Module.__call__`."""
+        """Hand a call of a module to the handler; stands in for `nn.Module.__call__`."""
         return handler(original, module, args, kwargs)
 
     with _replaced(nn.Module, __call__=_here(call, original)):
@@ -98,7 +102,7 @@ def buffer_assignments(handler: Callable[[torch.Tensor, fx.Proxy], None]) -> Ite
     original: Callable[..., None] = nn.Module.__setattr__
 
     def assign(module: nn.Module, name: str, value: object) -> None:
-        """Set an attribute, or hand a traced value and the buffer in its place to the handler."""
+        """Stand in for `nn.Module.__setattr__`: hand a traced value for a buffer to the handler, set anything else."""
         buffer = module.__dict__.get("_buffers", {}).get(name)
         if isinstance(value, fx.Proxy) and isinstance(buffer, torch.Tensor):
             handler(buffer, value)
@@ -115,7 +119,7 @@ def function_applies(handler: FunctionApply) -> Iterator[None]:
     original = vars(torch.autograd.Function)["apply"]
 
     def apply(cls: type[torch.autograd.Function], /, *args: object, **kwargs: object) -> object:
-        """Stand in for the `apply` of every autograd.Function."""
+        """Hand the `apply` of an autograd.Function to the handler; stands in for torch's own `apply`."""
         return handler(original.__get__(None, cls), cls, args, kwargs)
 
     with _replaced(torch.autograd.Function, apply=classmethod(_here(apply, original.__func__))):
@@ -143,7 +147,7 @@ def plain_call_of_checkpoint(cls: type, args: tuple[object, ...]) -> Callable[[]
 
 
 def _forward_with_gradients(cls: type, args: tuple[object, ...]) -> object:
-    """Run the forward of an autograd.Function, and the functions among its arguments with gradients."""
+    """Run the forward of an autograd.Function as plain code; functions among its arguments run with gradients on."""
 
     def with_gradients(function: Callable[..., object]) -> Callable[..., object]:
         """Return the function, made to run with gradients."""
@@ -162,7 +166,7 @@ def _forward_with_gradients(cls: type, args: tuple[object, ...]) -> object:
 
 
 class _Context:
-    """Takes what the forward of an autograd.Function writes down for its backward."""
+    """A stand-in for the context of an autograd.Function's forward, which drops what is kept for a backward."""
 
     needs_input_grad: tuple[bool, ...] = ()
 
@@ -172,7 +176,7 @@ class _Context:
     mark_non_differentiable = mark_dirty = save_for_forward = save_for_backward
 
     def set_materialize_grads(self, value: bool) -> None:
-        """Drop the setting."""
+        """Drop the setting, which only a backward would read."""
 
 
 @contextmanager
@@ -186,24 +190,24 @@ def checkpoints_noticed() -> Iterator[list[str]]:
     generator, function = getattr(module, _NON_REENTRANT, None), module.CheckpointFunction
 
     def non_reentrant(*args: object, **kwargs: object) -> object:
-        """Note a checkpoint of the kind without reentrance, and make it."""
+        """Note in the list that a non-reentrant checkpoint was used, and make it."""
         used.append("non-reentrant")
         assert generator is not None
         return generator(*args, **kwargs)
 
     def reentrant(*args: object) -> object:
-        """Note a reentrant checkpoint, and make it."""
+        """Note in the list that a reentrant checkpoint was used, and make it."""
         used.append("reentrant")
         return function.apply(*args)
 
     note_reentrant = _here(reentrant, function.apply)
 
     class Reentrant:
-        """A stand-in for torch's autograd.Function of reentrant checkpoints."""
+        """A stand-in for torch's autograd.Function of reentrant checkpoints, which notes each use."""
 
         @staticmethod
         def apply(*args: object) -> object:
-            """Note a reentrant checkpoint of this thread, and make it."""
+            """Note a reentrant checkpoint that this thread uses, and make it."""
             return note_reentrant(*args)
 
     with ExitStack() as stack:
@@ -235,24 +239,24 @@ def as_if_exporting() -> Iterator[None]:
 
 @contextmanager
 def answers_as_eager(told: Container[str] | None) -> Iterator[list[str]]:
-    """Let a model that asks `torch.compiler` whether it is compiled hear that it is not, as in training.
+    """Answer no within the block to a model that asks `torch.compiler` whether it is being compiled, as in training.
 
-    Some models choose another algorithm when they are compiled. torch itself is told the truth.
+    Some models choose another algorithm when they are compiled. torch itself gets the true answer.
 
     Args:
-        told: places in the model's code that are told the truth as well; None for all of them.
+        told: places in the model's code that get the true answer as well; None for all of them.
 
     Yields:
-        A list of the places that were told something else, in the order in which they asked.
+        A list of the places that got another answer, in the order in which they asked.
     """
     originals = {"is_compiling": torch.compiler.is_compiling, "is_exporting": torch.compiler.is_exporting}
     asked: list[str] = []
 
     def answering(name: str) -> Callable[[], bool]:
-        """Return what stands in for `torch.compiler.is_compiling` or `is_exporting`, given by its name."""
+        """Return a stand-in for `torch.compiler.is_compiling` or `is_exporting`, given by its name."""
 
         def answer() -> bool:
-            """Answer the truth to torch and to places that are told it, else no; note who was told no."""
+            """Return torch's true answer to torch and to the places listed for it; else False, and note who asked."""
             truth = originals[name]()
             place = _place(sys._getframe(2))  # above `_here`
             if not truth or not place or told is None or place in told:
@@ -267,7 +271,10 @@ def answers_as_eager(told: Container[str] | None) -> Iterator[list[str]]:
 
 
 def _place(frame: FrameType) -> str:
-    """Return file and line of a question and of its caller, since a helper may ask for several; "" for torch itself."""
+    """Return file and line of the code that asks a question, and of its caller; "" if torch itself asks.
+
+    A helper may ask for several callers, so that its own line does not tell them apart.
+    """
     if str(frame.f_globals.get("__name__", "")).partition(".")[0] == "torch":
         return ""
     frames = [frame, *([frame.f_back] if frame.f_back is not None else [])]

@@ -35,7 +35,7 @@ _MANY = 10_000
 
 
 class Snapshot:
-    """What stands in Python around a model now.
+    """A record of the Python state around a model (attributes, globals, closures), to find and undo changes.
 
     Attributes:
         generators: random generators that the model's methods can reach, by path, apart from the global ones.
@@ -61,14 +61,14 @@ class Snapshot:
                 self._add_class(cls)
 
     def changes(self) -> list[Change]:
-        """Return what is other now than when the snapshot was made."""
+        """Return what differs now from when the snapshot was made, as one `Change` for each attribute."""
         found = [change for space in self._spaces for change in space.changes()]
         return found + [
             Change(path, before, tensor) for path, tensor, before in self._tensors if not same_numbers(tensor, before)
         ]
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Put all Python state around the model back as it was when the snapshot was made."""
         self.undone += self.changes()
         for space in self._spaces:
             space.restore()
@@ -85,7 +85,7 @@ class Snapshot:
     # What to look at
 
     def _add_module(self, path: str, module: nn.Module) -> None:
-        """Keep a module's attributes, and look into those that are not torch's own."""
+        """Record a module's attributes and, of those that are not torch's own, what they hold."""
         attributes = module.__dict__
         untold = frozenset(weights_of_hooks(module)) if module._forward_pre_hooks else frozenset()
         self._spaces.append(Attributes(path, attributes, untold=untold))
@@ -101,7 +101,7 @@ class Snapshot:
                 self._add(f"{path}.{name}".lstrip("."), value, _DEPTH)
 
     def _add_class(self, cls: type) -> None:
-        """Keep the attributes of a class that methods could write, and look at what its methods use."""
+        """Record the attributes of a class that methods could write, and the variables that its methods use."""
         names = {name for name, value in vars(cls).items() if not name.startswith("__") and _is_state(value)}
         self._spaces.append(Attributes(cls.__name__, vars(cls), names, functools.partial(_set_attribute, cls)))
         for name, value in list(vars(cls).items()):
@@ -111,7 +111,7 @@ class Snapshot:
                 self._add_function(_function_of(value), _DEPTH)
 
     def _add_function(self, function: types.FunctionType | None, depth: int) -> None:
-        """Keep the global variables that a function names and the variables of outer functions that it uses.
+        """Record the global variables that a function names and the closure variables that it uses.
 
         `depth` is how many levels of objects are still looked into.
         """
@@ -129,7 +129,7 @@ class Snapshot:
             self._add(f"{module}.{name}", namespace[name], depth - 1)
 
     def _add_cell(self, path: str, cell: types.CellType, depth: int) -> None:
-        """Keep a variable of an outer function that an inner one uses, and look into its value."""
+        """Record a closure variable of a function, and what its value holds."""
         try:
             value = cell.cell_contents
         except ValueError:  # it is empty
@@ -139,7 +139,10 @@ class Snapshot:
         self._add(path, value, depth - 1)
 
     def _add(self, path: str, value: object, depth: int) -> None:
-        """Look at a value under a path, and into it, `depth` levels deep; not into modules and classes."""
+        """Record what a value holds, `depth` levels deep, under a path such as "blocks.0.cache".
+
+        Modules and classes are not looked into.
+        """
         if isinstance(value, PLAIN) or not depth or isinstance(value, nn.Module | type | types.ModuleType):
             return
         if isinstance(value, tuple):
@@ -152,7 +155,7 @@ class Snapshot:
             self._add_object(path, value, depth)
 
     def _add_object(self, path: str, value: object, depth: int) -> None:
-        """Keep what an object holds, by its kind: state of a generator, numbers of a tensor, items, or attributes."""
+        """Record what an object holds, by its kind: state of a generator, numbers of a tensor, items, or attributes."""
         attributes = getattr(value, "__dict__", None)
         if is_generator(value):
             self.generators[path] = value
@@ -169,7 +172,7 @@ class Snapshot:
                 self._add(f"{path}.{name}", each, depth - 1)
 
     def _add_items(self, path: str, values: object, depth: int) -> None:
-        """Look at each item of a container or tuple, unless there are very many."""
+        """Record what each item of a container or tuple holds, unless there are very many."""
         assert isinstance(values, (*CONTAINERS, tuple))
         if len(values) <= _MANY:
             items = values.items() if isinstance(values, dict) else enumerate(values)
@@ -177,7 +180,7 @@ class Snapshot:
                 self._add(f"{path}[{key!r}]", value, depth)
 
     def _is_known(self, value: object) -> bool:
-        """Return True when this object was asked about before; from now on it was."""
+        """Whether this method was asked about the same object before; from now on it was."""
         known = id(value) in self._seen
         self._seen.add(id(value))
         return known
@@ -191,21 +194,22 @@ def same_numbers(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def weights_of_hooks(module: nn.Module) -> dict[str, str]:
-    """Return the names of weights that torch's old weight norm and spectral norm compute before every call, with the
-    names of the classes of their hooks.
+    """Return the weights that torch's old weight norm and spectral norm compute before every call of a module.
+
+    They come by name, each with the name of the class of its hook.
     """
     hooks = [each for each in module._forward_pre_hooks.values() if type(each).__module__.startswith("torch.nn.utils.")]
     return {str(getattr(hook, "name", "")): type(hook).__name__ for hook in hooks}
 
 
 def _is_state(value: object) -> bool:
-    """Return True for values of a class, module or closure that a method could rebind or fill to remember something."""
+    """Whether a value of a class, module or closure is one that a method could rebind or fill to remember something."""
     kinds = (*PLAIN, *CONTAINERS, torch.Tensor)
     return isinstance(value, kinds) and not isinstance(value, nn.Module)
 
 
 def _is_library(module: str) -> bool:
-    """Return True for the name of a Python module of torch, numpy or another library whose state is not a model's."""
+    """Whether a Python module, by its name, belongs to torch or another library, whose state is not the model's."""
     return module.partition(".")[0] in _LIBRARIES
 
 
@@ -218,7 +222,7 @@ def _function_of(value: object) -> types.FunctionType | None:
 
 @functools.cache
 def _names(code: types.CodeType) -> frozenset[str]:
-    """Return the global names and attributes that code uses, and functions defined in it."""
+    """Return the names of globals and attributes that a code object uses, those of functions defined in it included."""
     inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return frozenset(code.co_names).union(*map(_names, inner))
 

@@ -43,7 +43,7 @@ _READS = frozenset(("__bool__", "__int__", "__float__", "__index__", "item", "to
 
 
 class DrawnInPython(UncapturableError):
-    """Says that forward draws random numbers in Python, which no way of capturing can keep.
+    """The error that forward draws random numbers in Python, which no way of capturing can keep.
 
     Attributes:
         used: what they are drawn from.
@@ -87,14 +87,14 @@ def no_hidden_randomness(generators: Mapping[str, object], *, torch_too: bool = 
 
 
 class _Draws(CallWatcher):
-    """A mode that notes whether this thread draws random numbers with torch."""
+    """A torch mode that notes whether this thread draws random numbers with torch."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen = False
 
     def watch(self, op: AtenOp, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        """Make an aten call, and note if it draws."""
+        """Run an aten call, and note if it draws random numbers."""
         self.seen = self.seen or torch.Tag.nondeterministic_seeded in op.tags
         return op(*args, **kwargs)
 
@@ -111,7 +111,7 @@ def refuse_own_generators(values: object) -> None:
 
 
 def _watched(generators: Mapping[str, object]) -> dict[str, object]:
-    """Return the generators whose use in forward is looked for, by what messages call them."""
+    """Return the random generators whose use in forward is looked for, by the names that messages give them."""
     found: dict[str, object] = {"Python's random": random._inst}
     if (numpy_random := sys.modules.get("numpy.random")) is not None:
         found["numpy.random"] = numpy_random.mtrand._rand
@@ -136,7 +136,7 @@ class DrawFinder:
         self._last: tuple[FrameType, int] | None = None
 
     def run(self, call: Callable[[], object]) -> None:
-        """Make a call under watch; whatever it raises is dropped."""
+        """Run a call while the generators are compared after every line; whatever the call raises is dropped."""
         before = sys.gettrace()
         sys.settrace(cast("TraceFunction", self._enter))
         try:
@@ -150,7 +150,10 @@ class DrawFinder:
         return None if self.line or not _is_users(frame) else self._step
 
     def _step(self, frame: FrameType, event: str, argument: object) -> Callable[..., object] | None:
-        """Blame the line that ran since the last look, if a generator was used in it."""
+        """Compare the generators after a line of code; if one was used, store the line that ran last as the cause.
+
+        Python calls this for each line, as a trace function.
+        """
         if self.line:
             return None
         states = [state_of(each) for each in self._generators]
@@ -162,13 +165,13 @@ class DrawFinder:
 
 
 def _is_users(frame: FrameType) -> bool:
-    """Return True for code that a user could edit, and that is neither NumPy nor part of Python."""
+    """Whether a Python frame runs code that a user could edit, and that is neither NumPy nor part of Python."""
     package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
     return package not in _LIBRARIES and is_user_file(frame.f_code.co_filename)
 
 
 def line_of_drawn_value(call: Callable[[], object]) -> str:
-    """Return the line at which a call makes a random draw of torch's into a Python value; "" if it does not.
+    """Return the line at which a call turns a random draw of torch's into a Python value; "" if it does not.
 
     A number or branch such as `torch.rand(1).item() < p` is one; the same of values that depend on inputs is not.
     """
@@ -192,7 +195,7 @@ def _line_now() -> str:
 
 
 def values_drawn(model: str, line: str) -> UncapturableError:
-    """Return the error on a forward that makes a random draw of torch's into a Python value at a line."""
+    """Return the error that forward turns a random draw of torch's into a Python value at a line."""
     return UncapturableError(
         f"{model} cannot be captured: forward makes a random draw into a Python value, or branches on it:\n    {line}\n"
         f"  A graph holds tensors and takes one way only.\n  To fix: {_ADVICE}.",
@@ -201,7 +204,7 @@ def values_drawn(model: str, line: str) -> UncapturableError:
 
 
 class _DrawnValues(TorchFunctionMode):
-    """A mode that knows which tensors come from random draws alone, and notes the first line that reads one's value."""
+    """A torch mode that knows which tensors come from random draws alone, and notes the first line that reads one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,7 +231,7 @@ class _DrawnValues(TorchFunctionMode):
 
 
 class DefaultGenerator(TorchFunctionMode):
-    """Leaves out `generator=None` of draws: with it torch takes no size that is traced."""
+    """A torch mode that drops `generator=None` from draws: with it torch takes no size that is traced."""
 
     def __torch_function__(
         self,

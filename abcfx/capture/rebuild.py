@@ -33,7 +33,7 @@ class Rebuild:
     """
 
     def __init__(self, model: nn.Module, exported: fx.GraphModule, slots: Sequence[str]) -> None:
-        """Copy the exported graph."""
+        """Copy the exported graph, with the model's own names for parameters and modules."""
         self.model = model
         self.names = {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
         self.graph = fx.Graph()

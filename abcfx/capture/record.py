@@ -71,7 +71,7 @@ def capture_record(
     changes: list[Change] = []
 
     def record() -> fx.Graph:
-        """Record the model in its current mode, and keep its constants and checks."""
+        """Record the model in its current mode and return the graph; keep its constants and the checks it makes."""
         recorder = _record(run)
         merge_constants(recorder.graph, recorder.constants, constants)
         checks.extend(recorder.places)
@@ -105,7 +105,7 @@ def _record(run: _Run) -> Recorder:
 def _past_checks(run: _Run) -> Recorder:
     """Record a forward that checks tensor values, such as `assert not x.isnan().any()`, as if the checks pass.
 
-    A truth value is a check when forward raises for the other one.
+    A truth value of a tensor counts as a check if forward raises for the other truth value.
 
     Raises:
         CaptureError: forward branches on a tensor's value and goes on in both branches, in different ways.
@@ -139,7 +139,7 @@ class _RaisedByModel(Exception):
     """
 
     def __init__(self, explained: CaptureError, taken: list[bool]) -> None:
-        """Keep the source line of the error, and the truth values given so far."""
+        """Store the source line of the error, and the truth values that `bool(tensor)` had given by then."""
         super().__init__(str(explained))
         self.line = explained.line
         self.taken = taken
@@ -211,7 +211,7 @@ class _Run:
 def _recording(recorder: Recorder, fake: FakeInputs | None) -> Iterator[None]:
     """Show a recorder the calls of modules and autograd.Functions within the block.
 
-    With fake inputs, new tensors within the block are fake, too, and models are told that they are being exported.
+    With fake inputs, new tensors within the block are fake, too, and models learn that they are being exported.
     """
     with ExitStack() as stack:
         if fake is not None:

@@ -60,7 +60,7 @@ class Recorder(TorchFunctionMode):
         stand_in: float | None = None,
         decisions: Sequence[bool] | None = None,
     ) -> None:
-        """Start with an empty graph."""
+        """Start a recording of the model, with an empty graph."""
         super().__init__()
         self.decisions = decisions
         self.taken: list[bool] = []
@@ -171,8 +171,9 @@ class Recorder(TorchFunctionMode):
     def call_module(
         self, original: Callable[..., object], module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> object:
-        """Call a module by `original` (`nn.Module.__call__`) and return its output; a torch.nn layer becomes one
-        node.
+        """Call a module by `original`, nn.Module's own `__call__`, and return its output.
+
+        A torch.nn layer becomes one node of the graph; other modules are recorded call by call.
         """
         path = self.paths.get(id(module))
         if self._inside or path is None:
@@ -223,7 +224,7 @@ class Recorder(TorchFunctionMode):
             self._inside = False
 
     def _is_leaf(self, module: nn.Module) -> bool:
-        """Whether a module is written down as one node: torch's own layers, while they hold their own weights.
+        """Whether a module is recorded as one node: it is one of torch's own layers and holds the model's own weights.
 
         `functional_call` puts other tensors in the weights' place, which a call of the layer would not know.
         """
@@ -265,7 +266,7 @@ class Recorder(TorchFunctionMode):
         return self._create("call_method", "detach", (node,), {})
 
     def _bind(self, out: object, node: fx.Node) -> None:
-        """Remember that a node gives this result; add a getitem node for each tensor in a tuple, list or dict."""
+        """Remember that a node of the graph gives this result; add a getitem node for each tensor in a container."""
         node.meta.setdefault("val", out)
         if isinstance(out, torch.Tensor):
             self._nodes[id(out)] = node
@@ -280,15 +281,15 @@ class Recorder(TorchFunctionMode):
     # Arguments
 
     def _arguments(self, args: tuple[object, ...]) -> tuple[Argument, ...]:
-        """Return positional arguments of a call as a graph has them."""
+        """Return positional arguments of a recorded call with graph nodes in the place of tensors and traced sizes."""
         return tuple(self._argument(value) for value in args)
 
     def _named_arguments(self, kwargs: Mapping[str, object]) -> dict[str, Argument]:
-        """Return keyword arguments of a call as a graph has them."""
+        """Return the keyword arguments of a recorded call with graph nodes in the place of tensors and traced sizes."""
         return {key: self._argument(value) for key, value in kwargs.items()}
 
     def _argument(self, value: object) -> Argument:
-        """Return an argument of a call as a graph has it, with nodes in the place of tensors and traced sizes."""
+        """Return an argument of a recorded call with graph nodes in the place of tensors and traced sizes."""
         if isinstance(value, torch.Tensor):
             return self._without_gradient(self._node(value), value)
         if isinstance(value, SYMBOLIC):
@@ -345,7 +346,7 @@ def _apply_of(cls: type) -> Callable[..., object]:
     """Return the `apply` of an autograd.Function as a function that a graph can call and print."""
 
     def apply(*inputs: object, **named: object) -> object:
-        """Apply the autograd.Function."""
+        """Apply the autograd.Function, under a name that a graph can print."""
         return cls.apply(*inputs, **named)  # type: ignore[attr-defined]
 
     apply.__name__ = apply.__qualname__ = f"{cls.__name__}_apply"

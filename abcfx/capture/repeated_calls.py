@@ -73,7 +73,7 @@ def _calls(
     counter: Change | None = None,
     count: int = 0,
 ) -> list[list[object]]:
-    """Return the outputs of calls of the model or of its graph, each from a seed; up to the first that raises.
+    """Return the outputs of some calls of the model or of its graph, each from a seed; it ends with a call that raises.
 
     Args:
         function: the one of both that is called.
@@ -96,9 +96,9 @@ def _calls(
 
 
 def _counters(model: nn.Module, module: EmittedModule, inputs: Inputs) -> list[Change]:
-    """Return the numbers in Python that forward changes with every call, as a counter of calls.
+    """Return the numbers in Python that forward changes with every call, such as a counter of calls.
 
-    The length of a cache that is filled once changes in the first call only, and is none.
+    The length of a cache that is filled once changes in the first call only, and is not among them.
     """
     with contents_preserved(written_tensors(model, module)), preserved(model):
         found: list[dict[str, Change]] = []
@@ -117,13 +117,13 @@ def _differ(theirs: list[list[object]], ours: list[list[object]]) -> bool:
 
 
 def _differences(theirs: list[list[object]], ours: list[list[object]]) -> Iterator[bool]:
-    """Yield, for each call that two series both have, whether its outputs differ."""
+    """Yield, for each call that two series of calls both have, whether its outputs differ."""
     for left, right in zip(theirs, ours, strict=False):
         yield len(left) != len(right) or any(compare(*pair) for pair in zip(left, right, strict=True))
 
 
 def _refusal(model: nn.Module, changes: Sequence[Change]) -> UncapturableError:
-    """Return the error on a model whose output depends on Python state that forward changes; names the first change."""
+    """Return the error that a model's output depends on Python state that forward changes, with the first change."""
     first = changes[0]
     line = line_that_sets(model, first)
     names = ", ".join(list(dict.fromkeys(change.path for change in changes))[:3])

@@ -16,7 +16,7 @@ _LARGE = 32  # height of an image that half of it stands for
 
 @dataclass(frozen=True)
 class Inputs:
-    """The arguments of one call of a model.
+    """The arguments of one call of a model, made from its example inputs for a check of its graph.
 
     Attributes:
         args: positional arguments.
@@ -84,7 +84,7 @@ def _vary(args: tuple[object, ...], kwargs: dict[str, object], way: _Variation) 
     generator = torch.Generator().manual_seed(_SEED)
 
     def change(path: str, leaf: object) -> object:
-        """Return one leaf of the example inputs changed as the variation says; `path` is where it stands in them."""
+        """Return one leaf of the example inputs changed as the variation asks; `path` is where it stands in them."""
         if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0:
             return leaf
         leaf = leaf.detach()
@@ -114,7 +114,7 @@ def _other_lengths(first: torch.Tensor) -> list[int]:
 
 
 def _resized(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
-    """Repeat a tensor along a dim, and cut it, so that the dim gets the given size."""
+    """Return a tensor repeated along a dim, and cut, so that the dim gets the given size."""
     if tensor.shape[dim] == size:
         return tensor
     repeats = -(-size // max(tensor.shape[dim], 1))
@@ -122,7 +122,7 @@ def _resized(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
 
 
 def _revalued(tensor: torch.Tensor, path: str, generator: torch.Generator) -> torch.Tensor:
-    """Draw the values of an input anew from those that it has, so that ids stay valid.
+    """Return an input with its values drawn anew from those that it has, so that ids stay valid.
 
     A mask of zeros and ones becomes one with padding at the end of each row.
 

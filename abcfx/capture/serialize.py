@@ -27,14 +27,14 @@ _Kind = TypeVar("_Kind")
 
 @dataclass(frozen=True)
 class _Position:
-    """A stand-in for a node of a graph: its position there."""
+    """A stand-in for a node in a graph that is written as plain data: its position in the graph."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class _Operator:
-    """A stand-in for an overload of a torch operator: its qualified name."""
+    """A stand-in for an overload of a torch operator in a graph that is written as plain data: its qualified name."""
 
     name: str
 
@@ -83,7 +83,7 @@ def graph_to_data(graph: fx.Graph) -> GraphData:
     positions = {node: index for index, node in enumerate(graph.nodes)}
 
     def position(node: fx.Node) -> _Position:
-        """Return the stand-in for a node."""
+        """Return the stand-in (a position) for a node of the graph."""
         return _Position(positions[node])
 
     nodes = []
@@ -102,7 +102,7 @@ def graph_from_data(data: GraphData) -> fx.Graph:
     made: list[fx.Node] = []
 
     def node_at(position: _Position) -> fx.Node:
-        """Return the node that a stand-in stands for."""
+        """Return the new node at a position, which stands for it in the plain data."""
         return made[position.index]
 
     for each in data.nodes:
@@ -132,7 +132,7 @@ def _class_name(kind: type | str) -> str:
 
 
 def _resolve(target: Target | _Operator) -> Target:
-    """Return the target of a node; an operator that was stored by its name is looked up in `torch.ops`."""
+    """Return the target of a node; an operator that is stored by its name is looked up in `torch.ops`."""
     if not isinstance(target, _Operator):
         return target
     namespace, _, name = target.name.partition("::")
@@ -142,7 +142,7 @@ def _resolve(target: Target | _Operator) -> Target:
 
 
 def _replace(value: object, kind: type[_Kind], function: Callable[[_Kind], object]) -> object:
-    """Return an argument of a node with everything in it that is of one type replaced.
+    """Return an argument of a node in which every value of one type, also in containers, is replaced.
 
     Args:
         value: the argument, with nested containers.

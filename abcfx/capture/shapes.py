@@ -32,7 +32,7 @@ class _ShapeInterpreter(fx.Interpreter):
     """
 
     def __init__(self, module: EmittedModule, graph: fx.Graph, shadows: dict[int, torch.Tensor]) -> None:
-        """Prepare to run one graph of a module."""
+        """Prepare to run one graph of a captured module on meta tensors, by which its shapes are found."""
         super().__init__(module, graph=graph)
         self.shadows = shadows
         self.failed: fx.Node | None = None
@@ -48,7 +48,7 @@ class _ShapeInterpreter(fx.Interpreter):
         return value
 
     def get_attr(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
-        """Return the meta tensor that stands for a parameter, buffer or constant."""
+        """Return the meta tensor (a shape without values) that stands for a parameter, buffer or constant."""
         value: object = super().get_attr(target, args, kwargs)
         return self._shadow(value) if isinstance(value, torch.Tensor) else value
 
@@ -70,11 +70,11 @@ class _ShapeInterpreter(fx.Interpreter):
         return self._leaves[path](*args, **kwargs)
 
     def call_function(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
-        """Call a function with the meta device in place of any other."""
+        """Call a function on meta tensors, with the meta device in place of any other among its arguments."""
         return super().call_function(target, args, _on_meta(kwargs))
 
     def call_method(self, target: Target, args: tuple[Argument, ...], kwargs: dict[str, object]) -> object:
-        """Call a method with the meta device in place of any other."""
+        """Call a method on meta tensors, with the meta device in place of any other among its arguments."""
         if target == "to":
             args = tuple(torch.device("meta") if isinstance(each, torch.device) else each for each in args)
         return super().call_method(target, args, _on_meta(kwargs))

@@ -25,14 +25,14 @@ _SHAPES, _WIDTH = 4, 100
 
 @dataclass(frozen=True)
 class Slot:
-    """An input of a model that becomes a placeholder of the graph, by the placeholder's name."""
+    """A leaf of a model's arguments that becomes a placeholder of the graph, by the placeholder's name."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Constant:
-    """An input of a model whose value is part of the graph; a call with another value is refused."""
+    """A leaf of a model's arguments whose value is part of the graph; a call with another value is refused."""
 
     value: object
 
@@ -50,7 +50,7 @@ class ArgumentTree:
     leaves: tuple[Slot | Constant, ...]
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle the tree by an example of it."""
+        """Pickle the description of an argument by an example of it, since torch's own description does not pickle."""
         # Pickled as an example of the tree: torch's own description of a tree warns when it is unpickled.
         return _argument_like, (trees.unflatten([0] * len(self.leaves), self.spec), self.leaves)
 
@@ -81,7 +81,7 @@ class Signature:
     omitted: frozenset[str] = frozenset()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Signature:
-        """Return the signature itself, in which nothing ever changes."""
+        """Return the signature itself: nothing in it ever changes, so that a copy of a graph can share it."""
         return self  # nothing in it ever changes
 
     @property
@@ -150,7 +150,7 @@ class Signature:
         }
 
     def call(self, function: Callable[..., object], values: Mapping[str, object]) -> object:
-        """Call a function like the example call: the same arguments by position, and the same ones left out.
+        """Call a function with the same arguments by position, and the same ones left out, as in the example call.
 
         Decorated functions may treat an argument by keyword, or one left out, in their own way.
 
@@ -226,7 +226,7 @@ def _signature_of(
     kwargs: dict[str, object] | None,
     is_slot: Callable[[object], bool],
 ) -> tuple[Signature, dict[str, object]]:
-    """Return a model's call signature and the example value of every placeholder.
+    """Return a model's call signature and the example value of every placeholder of its graph.
 
     Args:
         model: the model whose forward is called.
@@ -293,7 +293,7 @@ def _argument(
 
 
 def _fresh(name: str, taken: set[str]) -> str:
-    """Return the name, with underscores added until it is not in `taken`, and add it there."""
+    """Return a name for a placeholder, with underscores added until it is not in `taken`, and add it there."""
     while name in taken:
         name += "_"
     taken.add(name)
@@ -301,7 +301,7 @@ def _fresh(name: str, taken: set[str]) -> str:
 
 
 def _is_constant(value: object) -> bool:
-    """Whether a value can be compared by what it holds, as the check of constants on every call needs."""
+    """Whether a value can be compared by what it holds, so that it can be a constant that every call checks."""
     plain = (bool, int, float, complex, str, bytes, type, torch.dtype, torch.device, torch.layout)
     return value is None or isinstance(value, plain) or type(value).__eq__ is not _IDENTITY
 
@@ -328,7 +328,7 @@ def _describe(value: object) -> str:
 
 
 def _refusal(name: str, expected: str, got: str) -> str:
-    """Return the message that an argument of a call is not as the graph was captured, and how to fix it.
+    """Return the message that an argument of a call differs from what the graph was captured with, and how to fix it.
 
     Args:
         name: name of the argument.

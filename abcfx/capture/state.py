@@ -39,12 +39,12 @@ def preserved(model: nn.Module) -> Iterator[Snapshot]:
 
 @contextmanager
 def contents_preserved(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
-    """Put back on exit what the body wrote into the tensors: batch statistics, counters, vectors of power iteration."""
+    """Put back on exit what the block wrote into the tensors, such as batch statistics and counters."""
     before = [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.is_meta]
 
     @torch.no_grad()
     def put_back() -> None:
-        """Write the former contents where they have changed."""
+        """Write the former contents back into the tensors that have changed."""
         for tensor, value in before:
             if tensor.grad_fn is not None:
                 tensor.detach_()
@@ -70,11 +70,11 @@ def rare_collections() -> Iterator[None]:
 
 @contextmanager
 def quiet_torch() -> Iterator[None]:
-    """Keep torch from logging tracebacks within the block: the errors are about to be raised anyway."""
+    """Keep torch from logging tracebacks within the block, of errors that are about to be raised anyway."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
 
     def disable(values: list[bool]) -> None:
-        """Set whether each logger is silent."""
+        """Turn each of torch's loggers off or on, as the list says."""
         for logger, disabled in zip(loggers, values, strict=True):
             logger.disabled = disabled
 

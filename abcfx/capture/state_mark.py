@@ -18,19 +18,20 @@ _FIX = "load result.fold().state_dict() of that transform into the model's own c
 
 
 def multipliers_mark(multipliers: str) -> torch.Tensor:
-    """Return the mark for a text that says what a graph multiplies its weights by.
+    """Return a tensor by which a state dict says that its weights belong to a graph with certain multipliers.
 
-    Its entries are the digits of a hash, as floats from 0 to 15. These survive bfloat16, averages of checkpoints and
-    moving averages of buffers.
+    Its entries are the digits of a hash of the text, as floats from 0 to 15. These survive bfloat16, averages of
+    checkpoints and moving averages of buffers.
     """
     digest = hashlib.sha256(multipliers.encode()).hexdigest()[:_DIGITS]
     return torch.tensor([float(int(digit, 16)) for digit in digest])
 
 
 def check_state(own: torch.Tensor | None, state: Mapping[str, object], prefix: str = "") -> None:
-    """Refuse a state dict whose weights belong to other multipliers than those of the module that loads it.
+    """Raise an error if a state dict's weights belong to other multipliers than those of the module that loads it.
 
-    A state dict without a mark is taken to belong: marks did not exist from the start.
+    A mark in the state dict, a tensor made from a hash, says by which numbers a graph multiplies them. One without a
+    mark is taken to fit: marks did not exist from the start.
 
     Args:
         own: the mark of the module that loads; None if nothing multiplies its weights.
@@ -63,7 +64,7 @@ def has_mark(state: Mapping[str, object]) -> bool:
 
 
 class MarkedState(nn.Module):
-    """A module that can hold a mark: its state dict then says that its graph multiplies the weights.
+    """A module that can hold a mark, a buffer that says in its state dict by what its graph multiplies the weights.
 
     The mark is a buffer, so that every way of saving and loading a model keeps it: DDP, FSDP, distributed checkpoints,
     safetensors.
@@ -72,7 +73,7 @@ class MarkedState(nn.Module):
     _multipliers_mark: torch.Tensor | None = None
 
     def mark_state(self, multipliers: str) -> None:
-        """Mark the state dict of this module.
+        """Add to the state dict of this module a mark that says by what its graph multiplies the weights.
 
         Args:
             multipliers: a text that is the same for graphs that multiply the same weights by the same numbers.
@@ -83,7 +84,7 @@ class MarkedState(nn.Module):
         self.register_buffer(MARK, mark.to(device))
 
     def _restore_mark(self) -> None:
-        """Write the mark again after `to_empty` has made a buffer without values of it."""
+        """Write the mark, a buffer of the state dict, again after `to_empty` has made a buffer without values of it."""
         if self._multipliers_mark is not None and not (empty := self.get_buffer(MARK)).is_meta:
             self._buffers[MARK] = self._multipliers_mark.to(empty.device)
 
@@ -97,7 +98,7 @@ class MarkedState(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Check the mark of a state dict before anything is loaded; torch calls this method.
+        """Raise an error before loading if a state dict's weights belong to other multipliers; torch calls this method.
 
         Raises:
             InvalidInputError: the weights belong to other multipliers.

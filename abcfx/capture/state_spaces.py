@@ -24,7 +24,7 @@ _OF_FX = ("_tensor_constant", "_opaque_obj")
 
 
 class Missing:
-    """The value of an attribute that is not there."""
+    """The type of `MISSING`, which stands for the value of an attribute that does not exist."""
 
     def __repr__(self) -> str:
         return "not set"
@@ -35,10 +35,10 @@ MISSING = Missing()
 
 @dataclass(frozen=True)
 class Change:
-    """One thing in Python that a call of a model left other than it was.
+    """One attribute or container in Python that a call of a model left other than it was.
 
     Attributes:
-        path: where it is: "blocks.0.calls", "Net.calls" of a class, "file.COUNT" of a global variable.
+        path: where the attribute is: "blocks.0.calls", "Net.calls" of a class, "file.COUNT" of a global variable.
         before: the value before the call, `MISSING` if there was none; of containers a copy.
         after: the value after the call.
         assign: gives the attribute another value; None for contents of containers and tensors.
@@ -51,29 +51,29 @@ class Change:
 
     @property
     def name(self) -> str:
-        """The attribute's own name."""
+        """The changed attribute's own name, without the path."""
         return self.path.rpartition(".")[2]
 
     def in_words(self) -> str:
-        """Say in a few words what it was before and after the call."""
+        """Describe in a few words what the attribute was before and after the call."""
         return f"{_in_words(self.before)} before a call, {_in_words(self.after)} after it"
 
     @property
     def is_number(self) -> bool:
-        """Whether it is a number that was changed to another one, such as a counter."""
+        """Whether a number was changed to another number, as a counter of calls is."""
         kinds = (int, float)
         return all(isinstance(value, kinds) and not isinstance(value, bool) for value in (self.before, self.after))
 
 
 class Attributes:
-    """The attributes of an object, or some variables of a namespace, as they are now.
+    """A record of the attributes of an object, or of some variables of a namespace, to find and undo changes.
 
     Args:
         path: where the object is in the model; begins the paths of changes.
         namespace: holds the values by name, as `__dict__` does.
         names: those to look at; None for all.
         assign: sets a name to a value, or removes it for `MISSING`; None for an item of the namespace.
-        untold: names that are restored, but whose changes are not told.
+        untold: names that are restored, but whose changes are not reported.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Attributes:
         self.before = self._now()
 
     def changes(self) -> Iterator[Change]:
-        """Yield a change for each name whose value is other now."""
+        """Yield a change for each attribute or variable whose value differs from the recorded one."""
         now = self._now()
         for name in dict.fromkeys((*self.before, *now)):
             before, after = self.before.get(name, MISSING), now.get(name, MISSING)
@@ -99,14 +99,14 @@ class Attributes:
                 yield Change(path, before, after, functools.partial(self.assign, name))
 
     def restore(self) -> None:
-        """Put the values back."""
+        """Put the recorded values of the attributes back."""
         now = self._now()
         for name in (*now, *(name for name in self.before if name not in now)):
             if name not in self.before or now.get(name, MISSING) is not self.before[name]:
                 self.assign(name, self.before.get(name, MISSING))
 
     def _now(self) -> dict[str, object]:
-        """Return the present values by name, of the names that are looked at."""
+        """Return the present values, by name, of the attributes that are recorded."""
         if self.names is None:
             return dict(self.namespace)
         return {name: self.namespace[name] for name in self.names if name in self.namespace}
@@ -121,39 +121,42 @@ class Attributes:
 
 
 class Cell:
-    """A variable of an outer function, as it is now."""
+    """A record of a closure variable, to find and undo a change."""
 
     def __init__(self, path: str, cell: types.CellType) -> None:
         self.path, self.cell, self.before = path, cell, cell.cell_contents
 
     def changes(self) -> Iterator[Change]:
-        """Yield a change if the value is other now."""
+        """Yield a change if the closure variable's value differs from the recorded one."""
         if not _alike(self.before, self.cell.cell_contents):
             yield Change(self.path, self.before, self.cell.cell_contents, self._assign)
 
     def restore(self) -> None:
-        """Put the value back."""
+        """Put the recorded value of the closure variable back."""
         self._assign(self.before)
 
     def _assign(self, value: object) -> None:
-        """Give the variable a value."""
+        """Give the closure variable a value."""
         self.cell.cell_contents = value
 
 
 class Contents:
-    """The contents of a container, as they are now; a path of "" is for a container that is restored and not told."""
+    """A record of the contents of a container, to find and undo changes.
+
+    A path of "" is for a container that is restored, and whose changes are not reported.
+    """
 
     def __init__(self, path: str, container: Container) -> None:
         self.path, self.container = path, container
         self.keys, self.values = _contents(container)
 
     def changes(self) -> Iterator[Change]:
-        """Yield one change of the whole container, if anything in it is other now."""
+        """Yield one change of the whole container, if anything in it differs from the record."""
         if self.path and not self._is_unchanged():
             yield Change(self.path, self.values, _contents(self.container)[1])
 
     def restore(self) -> None:
-        """Put the contents back."""
+        """Put the recorded contents of the container back."""
         if self._is_unchanged():
             return
         self.container.clear()
@@ -165,17 +168,17 @@ class Contents:
             self.container.extend(self.values)
 
     def _is_unchanged(self) -> bool:
-        """Whether the container still holds equal keys and values in the same order."""
+        """Whether the container still holds the recorded keys and values, or equal ones, in the same order."""
         keys, values = _contents(self.container)
         same_size = len(keys) == len(self.keys)
         return same_size and all(map(_alike, keys, self.keys)) and all(map(_alike, values, self.values))
 
 
 class Registry(Contents):
-    """The tensors or modules that a module has registered; only what forward adds to them is told."""
+    """A record of the tensors or modules that a module has registered; only what forward adds to them is reported."""
 
     def changes(self) -> Iterator[Change]:
-        """Yield a change for each name that is new."""
+        """Yield a change for each tensor or module whose name was not registered before."""
         for name, value in zip(*_contents(self.container), strict=True):
             if name not in self.keys:
                 yield Change(f"{self.path}.{name}".lstrip("."), MISSING, value)
@@ -185,7 +188,7 @@ Space = Attributes | Cell | Contents
 
 
 def _in_words(value: object) -> str:
-    """Describe a value for a message: a short plain one as it is, a container by its length, others by type."""
+    """Describe a value in a message: a short plain one as it is, a container by its length, others by type."""
     if isinstance(value, Missing) or (isinstance(value, PLAIN) and len(repr(value)) < 40):
         return repr(value)
     if isinstance(value, (*CONTAINERS, tuple)):
@@ -194,12 +197,12 @@ def _in_words(value: object) -> str:
 
 
 def _contents(container: Container) -> tuple[list[object], list[object]]:
-    """Return keys and values of a container; of one that is no dict, its values twice."""
+    """Return keys and values of a dict; of any other container, its values as both."""
     return list(container), list(container.values()) if isinstance(container, dict) else list(container)
 
 
 def _alike(left: object, right: object) -> bool:
-    """Whether two are one object, equal plain values (a nan is equal to itself here), or containers of such."""
+    """Whether two values are one object, equal plain values (a nan equals itself here), or containers of such."""
     if left is right:
         return True
     if type(left) is not type(right):

@@ -79,7 +79,7 @@ def take_apart(output: object) -> tuple[list[object], Part]:
 
 
 def put_together(part: Part, values: Sequence[object]) -> object:
-    """Build a model's output from a recipe and tensors.
+    """Build a model's output from a recipe (how it is nested) and tensors.
 
     Args:
         part: the recipe, which `take_apart` made from such an output.
@@ -109,7 +109,7 @@ def output_paths(part: Part | None) -> list[str]:
 
 
 def _paths(part: Part, above: tuple[str, ...]) -> Iterator[tuple[int, str]]:
-    """Yield index and path of each tensor of a part; `above` are the names on the way to the part."""
+    """Yield index and path of each tensor in a part of a model's output; `above` are the names above the part."""
     if isinstance(part, Value):
         yield part.index, ".".join(above)
     elif isinstance(part, Container):

@@ -66,7 +66,7 @@ def capture_symbolic(
     constants: dict[str, torch.Tensor] = {}
 
     def trace() -> fx.Graph:
-        """Trace the model in its current mode, and keep its constants."""
+        """Trace the model in its current mode and return the graph; keep the constants that it refers to."""
         graph, found, changed = _trace(model, signature)
         changes.extend(changed)
         merge_constants(graph, found, constants)
@@ -90,7 +90,7 @@ def _root_hooks(model: nn.Module) -> list[str]:
 
 
 def _whole(model: nn.Module, signature: Signature) -> EmittedModule:
-    """Return a module with a graph of a single call, for a model that is itself one torch.nn layer."""
+    """Return a captured module whose graph is a single call, for a model that is itself one torch.nn layer."""
     graph = fx.Graph()
     placeholders: dict[str, object] = {name: graph.placeholder(name) for name in signature.slots}
     values = signature.rebuild(placeholders)
@@ -111,8 +111,10 @@ def _whole(model: nn.Module, signature: Signature) -> EmittedModule:
 
 
 def _trace(model: nn.Module, signature: Signature) -> tuple[fx.Graph, dict[str, torch.Tensor], list[Change]]:
-    """Return the model's graph in its current mode, the tensors that tracing stored as attributes of the model, and
-    what forward changed in Python.
+    """Trace the model in its current mode with torch.fx.
+
+    Returns: The graph; the tensors that tracing stored as attributes of the model, by name; what forward changed in
+    Python.
     """
     tracer = SymbolicTracer(signature)
     known = set(model.__dict__)
@@ -152,7 +154,7 @@ class SymbolicTracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, signature: Signature) -> None:
-        """Note the grad mode and autocast state, which must not change during the trace."""
+        """Prepare a trace, and remember the grad mode and autocast state, which must not change during it."""
         super().__init__()
         self.signature = signature
         self.output: Part | None = None  # how the model's output is built, unless it is a single tensor
@@ -172,7 +174,7 @@ class SymbolicTracer(fx.Tracer):
         args: tuple[object, ...],
         kwargs: dict[str, object],
     ) -> object:
-        """Record the call of a module; one that another thread makes meanwhile is made as if nothing were traced."""
+        """Trace the call of a module; if another thread makes the call meanwhile, run it as if nothing were traced."""
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
         result: object = super().call_module(m, forward, args, kwargs)
@@ -220,7 +222,7 @@ class SymbolicTracer(fx.Tracer):
         return self.proxy_of(attr_val) if threading.get_ident() == self._thread else attr_val
 
     def proxy_of(self, value: object) -> object:
-        """Return the node of a parameter or buffer of the model; any other value as it is."""
+        """Return the proxy (traced stand-in) of a parameter or buffer of the model; any other value as it is."""
         if not isinstance(value, torch.Tensor) or id(value) not in self._names:
             return value
         name = self._names[id(value)]
@@ -231,17 +233,17 @@ class SymbolicTracer(fx.Tracer):
         return self._proxies[name]
 
     def assign(self, buffer: torch.Tensor, value: fx.Proxy) -> None:
-        """Let later reads of a buffer give the value that forward assigned to it."""
+        """Let later reads of a buffer, while the model is traced, give the value that forward assigned to it."""
         self._assigned[self._names[id(buffer)]] = value
 
     def _write_assigned(self) -> None:
-        """Write the last value that forward assigned to each buffer into the buffer."""
+        """Add nodes that write the last value which forward assigned to each buffer into the buffer."""
         for name, value in self._assigned.items():
             target = self.create_proxy("get_attr", name, (), {})
             self.create_proxy("call_method", "copy_", (target, value.detach()), {})
 
     def create_arg(self, a: object) -> Argument:
-        """Return a value as a node's argument; refuse a random generator."""
+        """Return a value as an argument of a graph node; raise an error for a random generator."""
         refuse_own_generators(a)
         return super().create_arg(a)
 
@@ -287,7 +289,7 @@ class _TensorMode(TorchFunctionMode):
     """
 
     def __init__(self, tracer: SymbolicTracer) -> None:
-        """Record calls for this tracer."""
+        """Make a mode that records calls into the graph of this tracer."""
         super().__init__()
         self.tracer = tracer
 
@@ -313,7 +315,9 @@ class _TensorMode(TorchFunctionMode):
     def _computes_with_own(
         self, func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
     ) -> bool:
-        """Return True for a call on parameters and buffers, and on nothing traced, that makes or changes a tensor."""
+        """Whether a call computes with parameters or buffers, nothing traced among them, and makes or changes a
+        tensor.
+        """
         leaves = trees.leaves((args, kwargs))
         if any(isinstance(leaf, fx.Proxy) for leaf in leaves):
             return False  # torch.fx records the call

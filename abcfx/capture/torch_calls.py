@@ -12,12 +12,12 @@ GraphCall = tuple[str, Target, tuple[Argument, ...], dict[str, Argument]]
 
 
 def graph_call(func: Callable[..., object], args: tuple[Argument, ...], kwargs: dict[str, Argument]) -> GraphCall:
-    """Return op, target and arguments of the node that stands for a call.
+    """Return op, target and arguments of the graph node that stands for a call of torch.
 
     Args:
         func: what torch calls: a function, or a method, getter or setter of Tensor.
-        args: positional arguments, as a graph has them.
-        kwargs: keyword arguments, likewise.
+        args: positional arguments, with graph nodes in the place of tensors.
+        kwargs: keyword arguments, with graph nodes in the place of tensors.
     """
     name = getattr(func, "__name__", str(func))
     if name == "__get__":

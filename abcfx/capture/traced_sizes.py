@@ -23,7 +23,7 @@ SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 class _Expression(SupportsInt, SupportsFloat, Protocol):
-    """The part of a sympy expression that is needed to turn a traced size into nodes."""
+    """The part of a sympy expression (torch's form of a traced size) that is needed to turn it into nodes."""
 
     args: tuple[_Expression, ...]
     func: type
@@ -41,7 +41,7 @@ class SizeNodes:
     """
 
     def __init__(self, graph: fx.Graph) -> None:
-        """Start without known sizes."""
+        """Start with no node that computes a traced size; `graph` is where they are added."""
         self.graph = graph
         # A node, or the placeholder and the dim to read off it when the size is first needed.
         self._known: dict[_Expression, fx.Node | tuple[fx.Node, int]] = {}
@@ -58,7 +58,7 @@ class SizeNodes:
             self._known.setdefault(_expression(value), node)
 
     def are_new(self, values: Iterable[object]) -> bool:
-        """Whether some of the values is a symbolic number that no node gives yet."""
+        """Whether one of the values is a symbolic number (a traced size) that no node of the graph computes yet."""
         return any(
             isinstance(value, SYMBOLIC) and _is_symbol(value) and _expression(value) not in self._known
             for value in values
@@ -102,7 +102,7 @@ class SizeNodes:
         return first
 
     def _call(self, function: Callable[..., Argument], *args: Argument) -> Argument:
-        """Apply a function to sizes: at once if all are plain numbers, else as a node."""
+        """Apply a function to sizes: at once if all are plain numbers, else by a new node of the graph."""
         if not any(isinstance(argument, fx.Node) for argument in args):
             return function(*args)
         return self.graph.call_function(function, args)

@@ -14,7 +14,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 
 class NoHooks(OrderedDict[int, Callable[..., object]]):
-    """The dict in which `nn.Module` keeps hooks of one kind, for a module that is never called: none can be added.
+    """A dict of hooks that refuses new ones, for a module that is never called, in place of the one nn.Module keeps.
 
     Attributes:
         path: the path of the module in the captured model.
@@ -23,7 +23,7 @@ class NoHooks(OrderedDict[int, Callable[..., object]]):
     path = ""
 
     def __setitem__(self, key: int, hook: Callable[..., object]) -> None:
-        """Refuse a hook.
+        """Refuse to add a hook: it would never run.
 
         Raises:
             InvalidInputError: always.

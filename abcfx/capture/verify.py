@@ -30,7 +30,9 @@ _NOISE = 1e-5
 
 @dataclass
 class _Run:
-    """The results of one forward and backward pass, small enough to keep: no gradient is stored.
+    """The results of one forward and backward pass of a model or its graph, small enough to keep and compare.
+
+    No gradient is stored.
 
     Attributes:
         outputs: what the model returned, without gradients.
@@ -174,7 +176,7 @@ def _has_nan(run: _Run) -> bool:
 
 @contextmanager
 def in_mode(module: EmittedModule, training: bool) -> Iterator[None]:
-    """Let the module with the captured graphs run that of train or eval mode within the block.
+    """Let the module with the captured graphs run the train or the eval graph within the block.
 
     Only its own flag is set: its submodules are those of the model, whose flags are set already.
     """
@@ -227,7 +229,7 @@ def _run(
 
 
 def _refuse_foreign(model: nn.Module, outputs: Sequence[object], inputs: object) -> None:
-    """Raise if outputs depend on a weight that learns and is none of the model's, which a graph would freeze.
+    """Raise an error if outputs depend on a weight that learns and is not the model's own, which a graph would freeze.
 
     Such are modules in plain lists, and those of another model that a function of this one still refers to.
     """
@@ -239,7 +241,7 @@ def _refuse_foreign(model: nn.Module, outputs: Sequence[object], inputs: object)
 
 
 def _difference(expected: _Run, got: _Run) -> str:
-    """Say in words where a run of the graph differs from one of the model beyond rounding; "" if it does not.
+    """Describe where a run of the graph differs from one of the model beyond rounding; "" if it does not.
 
     Args:
         expected: the run of the model.
@@ -268,11 +270,11 @@ def _difference(expected: _Run, got: _Run) -> str:
 
 
 def compare(expected: object, got: object, *, tolerance: float = 1e-4, noise: float = 0.0) -> str:
-    """Say in words how two values differ; "" when they are equal up to rounding.
+    """Describe in words how two values differ; "" when they are equal up to rounding.
 
     Args:
-        expected: the value of the model.
-        got: the value of the graph.
+        expected: the value that the model returned.
+        got: the value that the captured graph returned.
         tolerance: largest difference of entries, relative to the largest entry.
         noise: absolute difference that is allowed on top.
     """

@@ -21,7 +21,7 @@ class UnboundedError(Exception):
 
 
 class Point(NamedTuple):
-    """An optimum of a linear program: least by cost and, among those, least by weight.
+    """An optimum of a linear program with two objectives: least by cost and, among those points, least by weight.
 
     Attributes:
         x: value of each column (variable).
@@ -44,9 +44,9 @@ class Point(NamedTuple):
 
 
 class Vertex(NamedTuple):
-    """A basis of the simplex method that was optimal once, and is so again wherever it is feasible.
+    """A basis of the simplex method that was optimal once, kept to find later optima without a search.
 
-    Costs do not change, so it is optimal at any right side at which the point that it determines is feasible.
+    Costs do not change, so the basis is optimal at any right side at which the point that it determines is feasible.
 
     Attributes:
         basic: positions of columns (variables) among the basic variables.

@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 class Levels:
-    """The rows of a linear program as arrays, to evaluate its variables and find which rows hold.
+    """The rows (inequalities) of a linear program as arrays, to evaluate variables and find which rows bind.
 
-    Variables are numbered columns: first the rates, which are chosen, then the levels, each of which is the min of the
-    rows that bound it.
+    Variables are numbered columns: first the rates (learning-rate exponents, which are chosen), then the levels
+    (exponents of changes and gradients), each of which is the min of the rows that bound it.
 
     Args:
         num_rates: number of rates.
@@ -67,11 +67,11 @@ class Levels:
         return []
 
     def right_sides(self, right: Floats, values: Floats) -> Floats:
-        """Return the right side of every row: its constant, `right`, plus the values of its inputs."""
+        """Return the right side of every row (inequality): its constant, from `right`, plus those of its variables."""
         return np.asarray(right + np.bincount(self.input_row, values[self.input], self.num_rows))
 
     def evaluate(self, right: Floats, rates: Floats, near: Floats) -> list[float]:
-        """Evaluate every level as the min of its rows, given the rates; return rates and levels as one list.
+        """Evaluate every level (a variable that is the min of its rows), given the rates; return both as one list.
 
         A level within 1e-9 of its value in `near` takes that value: the difference is rounding, and products of changes
         would double it in every layer.
@@ -96,7 +96,11 @@ class Levels:
         return values
 
     def find_held(self, lower: Floats) -> list[bool]:
-        """Return a mask of the variables that cannot fall without end: a bound holds them, or a level above them."""
+        """Return a mask of the variables that cannot fall without end.
+
+        That is so for a variable with a lower bound, and for each that stands in a row which bounds such a variable
+        from above.
+        """
         held = np.isfinite(lower).tolist()
         for out, rows in reversed(self.order):
             for k in rows if held[out] else ():
@@ -105,7 +109,7 @@ class Levels:
         return list(held)
 
     def least_values(self, right: Floats, values: Floats, lower: Floats) -> list[float]:
-        """Find the least value that each variable may take, all others fixed, with no level below its bound.
+        """Find the least value that each variable may take, all others fixed, with no variable below its lower bound.
 
         Args:
             right: constant of each row.
@@ -122,10 +126,10 @@ class Levels:
         return need
 
     def find_holding_rows(self, right: Floats, values: Floats, lower: Floats) -> list[list[int]]:
-        """Find, for each rate, the rows that keep it from going lower.
+        """Find, for each rate (a learning-rate exponent c), the rows that keep it from going lower.
 
-        Such a row holds with equality, and its level cannot go lower: it is at its bound, or is an input of such a row
-        itself.
+        Such a row holds with equality, and the level that it bounds cannot go lower: it is at its lower bound, or is an
+        input of such a row itself.
 
         Args:
             right: constant of each row.
@@ -146,7 +150,7 @@ class Levels:
 
 
 class GreedyStart:
-    """A first basis for the simplex method: levels as low as those above them allow, then rates likewise.
+    """A first basis for the simplex method: levels as low as the levels that need them allow, then rates likewise.
 
     A level is a variable that is the min of its rows. Where no level has two users, as in a chain, this basis is
     optimal up to what gradients depend on, because no rate can rise and lower two others. Elsewhere it is a good start.
@@ -158,7 +162,7 @@ class GreedyStart:
     """
 
     def __init__(self, levels: Levels, lower: Floats) -> None:
-        """Find, once for all right sides, in which order rows determine levels and rates."""
+        """Find, once for all right sides, in which order the rows determine the variables (levels, then rates)."""
         self._levels, self._lower = levels, lower
         row, column = levels.input_row, levels.input
         self._demanding, demanded = self._find_demands(lower)
@@ -189,7 +193,7 @@ class GreedyStart:
     def _find_demands(
         self, lower: Floats
     ) -> tuple[list[tuple[int, int, int, int, tuple[int, ...]]], NDArray[np.bool_]]:
-        """Find the rows without rates, by which a level with a lower bound asks a least value of other levels.
+        """Find the rows without rates, by which a level with a lower bound demands a least value of other levels.
 
         A level is a variable that is the min of its rows.
 
@@ -198,8 +202,8 @@ class GreedyStart:
 
         Returns:
             (level, row, its first input, how often that input counts, its other inputs) of each such row, the level
-            that asks
-            before the levels asked; and a mask of the columns of which something is asked.
+            that demands before the levels of which it demands; and a mask of the columns of which something is
+            demanded.
         """
         levels = self._levels
         has_rate = np.bincount(levels.input_row, levels.input < levels.num_rates, levels.num_rows).tolist()
@@ -265,7 +269,7 @@ def dependency_order(count: int, users: Ints, needs: Ints) -> list[int]:
 def without_gc(function: Callable[P, T]) -> Callable[P, T]:
     """Decorate a function that makes many objects and no garbage, so that Python's garbage collector pauses meanwhile.
 
-    That takes half of its time.
+    Without collections such a function needs half of the time.
     """
 
     @functools.wraps(function)

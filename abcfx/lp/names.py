@@ -10,7 +10,7 @@ Relation: TypeAlias = Literal["=", "<=", ">="]
 
 
 class RowKind(str, Enum):  # str, because its hash is that of C: programs have many thousands of rows
-    """A kind of row of the linear program, by the term with which it bounds an exponent of a node.
+    """The kinds of rows (inequalities) of the linear program; each bounds an exponent of a node by one term.
 
     The exponent is r (change ~ m^-r), G (gradient ~ m^-G) or g of a weight (gradient ~ m^-g); m is the width ratio.
     """
@@ -36,7 +36,7 @@ class RowKind(str, Enum):  # str, because its hash is that of C: programs have m
 
     @property
     def sentence(self) -> str:
-        """The constraint in words, for the message about constraints in conflict."""
+        """The constraint that a row of this kind states, in words, for the message about constraints in conflict."""
         return _SENTENCES[self]
 
 
@@ -104,7 +104,7 @@ class RowName(NamedTuple):
 
 
 class BoundName(NamedTuple):
-    """The name of a bound on a variable of the linear program.
+    """The name of a bound on one variable of the linear program, such as "c of head >= 0".
 
     Attributes:
         owner: the node or parameter that the variable belongs to.

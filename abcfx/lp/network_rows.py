@@ -20,11 +20,11 @@ Variable: TypeAlias = tuple[str, str]  # ("c" | "r" | "G", label of a node)
 
 
 def write_rows(nodes: list[Node], successors: Mapping[str, Sequence[str]], optimizer: NetworkOptimizer) -> list[Row]:
-    """Write the rows of a network's linear program; r of an output is the min of three terms.
+    """Write the rows of the linear program of a network: each is one inequality that bounds the change r of an output.
 
-    They are dW x (alpha), dW dx (u) and W dx (omega). An output changes by ~ m**-r (m, the width ratio), and the rate
-    is m**-c. Entries of an update are m**-(c + q), with q = 0 for Adam and the exponent of the gradient, a + G, for
-    SGD.
+    An output changes by ~ m**-r (m, the width ratio): r is the min of the terms dW x (row "alpha"), dW dx ("u") and W
+    dx ("omega"). The rate is m**-c. Entries of an update are m**-(c + q), with q = 0 for Adam and the exponent of the
+    gradient, a + G, for SGD.
 
     Args:
         nodes: the nodes, each after its predecessors.
@@ -61,7 +61,7 @@ def write_rows(nodes: list[Node], successors: Mapping[str, Sequence[str]], optim
 def _write_gradient_rows(
     rows: list[Row], nodes: list[Node], successors: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[Variable, ...]]:
-    """Add the rows about gradients for SGD; return the variables that G of each node is a sum of.
+    """Add the rows about gradients, which SGD needs; return for each node the variables whose sum is its exponent G.
 
     A gradient is ~ m**-G (m, the width ratio). G is the min of (a + b, 2a + c) over the readouts that a node reaches.
     Nodes that reach the same readouts by the same way share one variable; a readout has none.

@@ -60,7 +60,7 @@ class Solution(Generic[Exponents]):
         return 2
 
     def __getitem__(self, index: int) -> Exponents:
-        """Return c for 0 and r for 1."""
+        """Return the exponents c for index 0 and the exponents r for index 1."""
         return (self.c, self.r)[index]
 
     def resolve(self, alpha: NetworkAlignments, omega: NetworkAlignments, u: NetworkAlignments) -> Solution[Exponents]:
@@ -121,12 +121,12 @@ def find_c_dag(
     """Find the smallest learning-rate exponents c at which a directed acyclic graph of layers trains stably.
 
     Args:
-        graph: its nodes have the attributes `a`; for layers with a weight also `b`, `alpha`, `omega`, `u` (see
-            `find_c`); `has_weight` (default True); and `merge`, how several inputs are joined: "min" (default) if they
-            are added or concatenated, "sum" if they are multiplied, so that their r add up. With a weight, a + b is 0
-            for a node without predecessor, at least 1/2 for one without successor, else 1/2. A node without a weight
-            adds its `a` to r. An input that is used twice (x * x) is an edge with `multiplicity=2`, or two edges of a
-            MultiDiGraph.
+        graph: a networkx graph. Its nodes have the attributes `a`; for layers with a weight also `b`, `alpha`, `omega`,
+            `u` (see `find_c`); `has_weight` (default True); and `merge`, how several inputs are joined: "min" (default)
+            if they are added or concatenated, "sum" if they are multiplied, so that their r add up. With a weight, a +
+            b is 0 for a node without predecessor, at least 1/2 for one without successor, else 1/2. A node without a
+            weight adds its `a` to r. An input that is used twice (x * x) is an edge with `multiplicity=2`, or two edges
+            of a MultiDiGraph.
         optimizer: "adam" or "sgd".
         feature_learning: demand that the inputs of all readouts change by O(1).
 
@@ -198,7 +198,7 @@ class NetworkSolver(ABC, Generic[Exponents]):
 
     @abstractmethod
     def _listed(self, given: Collection[object], name: str) -> list[object]:
-        """Return one alignment for each node, from a list (chain) or a dict by node (graph).
+        """Return one alignment exponent for each layer or node, from a list (chain) or a dict by node (graph).
 
         Args:
             given: what the user gave.
@@ -225,7 +225,7 @@ class NetworkSolver(ABC, Generic[Exponents]):
         return {label: (alphas[i], omegas[i], us[i]) for label, i in self._aligned}
 
     def _by_node(self, given: NetworkAlignments, name: str) -> list[float]:
-        """Return one alignment for each node, from one number for all, a list or a dict.
+        """Return one alignment exponent for each layer, from one number, a list (chain) or a dict by node (graph).
 
         It is 0 for a node that needs none and was given none.
 

@@ -26,7 +26,8 @@ DECIMALS = 13  # of c: equal exponents come out equal whatever the pivots, and 1
 class LpSolution:
     """The optimum of a linear program; it is unique.
 
-    Its variables are rates, which are minimised, and levels, each of which is the min of the rows that bound it.
+    Its variables are rates (learning-rate exponents c), which are minimised, and levels (exponents of changes and
+    gradients), each of which is the min of the rows that bound it.
 
     Attributes:
         c: value of each rate.
@@ -78,7 +79,7 @@ class Solver:
         alignment: Alignment,
         exact: Iterable[Hashable] = (),
     ) -> None:
-        """Check the constraints and turn them into arrays."""
+        """Check the rows, rates and bounds, and turn them into arrays."""
         self.rows, self.rates, exact = list(rows), dict(rates), list(dict.fromkeys(exact))
         self._check(lower, exact)
         self._names = [*self.rates, *dict.fromkeys(row.out for row in self.rows)]
@@ -139,7 +140,7 @@ class Solver:
         return self.solve()
 
     def rates_at(self, alignment: Alignment) -> dict[Hashable, float]:
-        """Return the optimal rates at new alignments, by name.
+        """Return the optimal rates (learning-rate exponents c) at new alignments, by name.
 
         That takes less time than `resolve` where the last basis of the simplex method is still optimal.
         """
@@ -150,7 +151,7 @@ class Solver:
         return dict(zip(self.rates, self._rounded(x).tolist(), strict=True))
 
     def _optimum(self) -> tuple[Lp, Point]:
-        """Find the optimum at the present right sides; return the program, loaded into HiGHS, and the point.
+        """Find the optimum at the right sides set last; return the program, loaded into HiGHS, and the point.
 
         Raises:
             InvalidInputError: a rate can fall without end.
@@ -165,7 +166,7 @@ class Solver:
             raise InvalidInputError(f"{names or 'a rate'} can fall without end while others rise: bound it") from None
 
     def _rounded(self, x: Floats) -> Floats:
-        """Return the rates of a point, rounded so that equal exponents come out equal."""
+        """Return the rates (learning-rate exponents c) of a point, rounded so that equal exponents come out equal."""
         return np.asarray(np.round(x[: self._count], DECIMALS) + 0.0, dtype=np.float64)
 
     def required(self, solution: LpSolution) -> dict[Hashable, float]:
@@ -185,7 +186,7 @@ class Solver:
         return dict(zip(self._names[self._count :], need[self._count :], strict=True))
 
     def _check(self, lower: Mapping[Hashable, float], exact: Sequence[Hashable]) -> None:
-        """Raise an error for rows, rates or bounds that are invalid.
+        """Raise an error if a row, a rate (a variable that is minimised) or a bound of the linear program is invalid.
 
         Raises:
             InvalidInputError: names the one at fault.
@@ -225,9 +226,11 @@ class Solver:
         return right
 
     def _bound_rates(self) -> tuple[Hashable, ...]:
-        """Set the bounds of the rates; return the rates that no row holds up, so that they would fall without end.
+        """Set the lower and upper bounds of the rates, the variables that are minimised.
 
-        Those are kept within fixed bounds.
+        A rate that no row holds up would fall without end, and is kept within fixed bounds.
+
+        Returns: Those rates that no row holds up.
         """
         held = self._levels.find_held(self._lower)
         unconstrained = []
@@ -240,7 +243,10 @@ class Solver:
         return tuple(unconstrained)
 
     def _load(self) -> tuple[Lp, GreedyStart]:
-        """Write the linear program as a matrix and load it into HiGHS; return it, and what finds a first basis."""
+        """Write the linear program as a matrix and load it into HiGHS, the LP solver.
+
+        Returns: The loaded program, and what finds a first basis for it.
+        """
         levels, num_columns = self._levels, len(self._names)
         keys = np.concatenate([np.arange(levels.num_rows), levels.input_row]) * num_columns
         keys += np.concatenate([levels.out, levels.input])
@@ -254,7 +260,7 @@ class Solver:
         return Lp(matrix, cost, weight, self._lower, self._upper), GreedyStart(levels, self._lower)
 
     def _binding(self, values: Floats) -> dict[Hashable, tuple[Hashable, ...]]:
-        """Return, for each rate, the names of the rows and bounds that keep it from going lower."""
+        """Return, for each rate (learning-rate exponent c), the names of the rows and bounds that keep it up."""
         rows_of = self._levels.find_holding_rows(self._right, values, self._lower)
         at_bound = (values - self._lower <= TOLERANCE).tolist()
         names: list[list[Hashable]] = [[self._bound_name(j)] if at_bound[j] else [] for j in range(self._count)]
@@ -279,9 +285,9 @@ class Solver:
         return BoundName(owner, variable, relation, high if is_upper else low)
 
     def _search(self, lp: Lp, basic: Mapping[int, int] | None) -> Point:
-        """Find the best point at which each level that must equal its lower bound does so.
+        """Find the best point at which each variable in `exact`, the min of its rows, equals its lower bound.
 
-        It is a best-first search over rows to hold with equality.
+        It is a best-first search over which rows hold with equality.
 
         Args:
             lp: the program in HiGHS.
@@ -317,9 +323,9 @@ class Solver:
         return best
 
     def _find_false_level(self, tight: tuple[int, ...], point: Point) -> int | None:
-        """Find a level that is less than the min of its rows at a point, so that one that must be exact is wrong.
+        """Find a level (a variable that should be the min of its rows) whose value at a point is less than that min.
 
-        None if there is none.
+        Only levels matter from which the value of one that must be exact follows. None if all are right.
 
         Args:
             tight: rows that hold with equality.
@@ -333,12 +339,12 @@ class Solver:
         return max((j for j in wanted if j not in decided), key=lambda j: truth[j] - point.x[j], default=None)
 
     def _exact_levels(self) -> str:
-        """Return the names of the levels that must equal their lower bound, for messages."""
+        """Return the names of the variables that must equal their lower bound, as text for messages."""
         names = [written(self._names[j]) for j in self._exact]
         return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
     def _conflict(self, lp: Lp, tight: tuple[int, ...], tried: int) -> InfeasibleError:
-        """Return the error that names rows which cannot hold together.
+        """Return the error that no point satisfies the rows; it names a smallest set of rows that cannot hold together.
 
         Args:
             lp: the program in HiGHS.
@@ -357,7 +363,7 @@ class Solver:
         return InfeasibleError("\n  - ".join(lines), (*(self.rows[k].name for k in rows), *bounds))
 
     def _written(self, k: int, relation: Relation) -> str:
-        """Return a row as text: its name, its formula at the current alignments, and its meaning."""
+        """Return a row (inequality) as text: its name, its formula at the current alignments, and its meaning."""
         row = self.rows[k]
         terms = " + ".join([*map(written, row.inputs), f"{self._right[k]:g}"]).replace("+ -", "- ")
         meaning = f" ({row.name.kind.sentence})" if isinstance(row.name, RowName) else ""

@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """A variable c of the linear program: a learning rate is m^-c (m, the width ratio), and c is minimised.
+    """A variable c of the linear program: a weight's learning rate is ~ m^-c (m, the width ratio), and c is minimised.
 
     Attributes:
         cost: its weight in the objective.
@@ -75,7 +75,7 @@ class Rate(NamedTuple):
         return self.bounds if self.fixed is None else (self.fixed, self.fixed)
 
     def problem(self) -> str | None:
-        """Return, as text, what is wrong with the cost or bounds of the rate; None if nothing is."""
+        """Return, as text, what is wrong with the cost or bounds of this variable; None if nothing is."""
         low, high = self.limits
         if self.fixed is not None and not math.isfinite(self.fixed):
             return f"its fixed value must be finite, got {self.fixed}"

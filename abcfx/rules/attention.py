@@ -15,9 +15,10 @@ from abcfx.rules.values import Value
 def _attend(
     op: Op, query: Value, key: Value, value: Value, head: Extent | None, scale: Number | None, mask: object
 ) -> Value:
-    """Add softmax(scale * query key + mask) value to the layer DAG and return the result.
+    """Add attention, softmax(scale * query key + mask) value, to the layer DAG (graph of the model's layers and ops).
 
-    `head` is the dim, or a number such as its size, that query times key is summed over; None where it is not known.
+    The result has entries as large as those of `value`. `head` is the dim that query times key is summed over, or a
+    number such as its size; None where it is not known.
     """
     if op.is_weight(query) and not op.is_weight(key):  # learned queries: their weights are what the keys meet
         logits = op.layer(key, query, fan_in=[-1], fan_out=[], inner=True)
@@ -44,7 +45,8 @@ def scaled_dot_product_attention(
 ) -> Value:
     """Handle F.scaled_dot_product_attention: query times key, summed over head_dim, then a softmax, then times value.
 
-    The logits are multiplied by `scale` or, if it is None, by 1 / sqrt(head_dim).
+    The logits are multiplied by `scale` or, if it is None, by 1 / sqrt(head_dim). The entries of the result are as
+    large as those of `value`, since the attention weights of a query sum to 1 over tokens.
     """
     head = query.dim(-1)
     if scale is None:
@@ -66,9 +68,9 @@ def multi_head_attention(
     attn_mask: object = None,
     *_: object,
 ) -> tuple[Value, Value]:
-    """Handle a call of nn.MultiheadAttention: four layers (q, k, v, output) around attention.
+    """Handle a call of nn.MultiheadAttention: four layers (query, key, value and output projection) around attention.
 
-    Returns the output and the attention weights.
+    Returns the output, which has the size of the output projection's result, and the attention weights, of order 1.
     """
     out = attend_with(op, module, query, key, value, attn_mask)
     return out, op.pointwise(out)
@@ -138,7 +140,7 @@ def multi_head_attention_forward(
 ) -> tuple[Value, Value]:
     """Handle F.multi_head_attention_forward, by which nn.MultiheadAttention computes: four layers around attention.
 
-    Returns the output and the attention weights.
+    Returns the output, which has the size of the output projection's result, and the attention weights, of order 1.
     """
     separate = [weight for weight in (q_proj_weight, k_proj_weight, v_proj_weight) if weight is not None]
     weights: Sequence[Value | None] = separate or [in_proj_weight] * 3

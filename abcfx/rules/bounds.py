@@ -10,10 +10,10 @@ from abcfx.theory.optimizers import OptimizerFamily
 
 
 class Bound(NamedTuple):
-    """An upper bound on an exponent of a node, of which the least counts.
+    """An upper bound on an exponent of a node of the layer DAG (graph of layers and ops); the least bound counts.
 
-    It says `out <= sum(inputs) + constant - weight * alignment`, where `out` is r of the node (change ~ m^-r; m, the
-    width ratio) or G (gradient ~ m^-G).
+    It says `out <= sum(inputs) + constant - weight * alignment`, where `out` is r of the node (change in training ~
+    m^-r; m, the width ratio) or G (gradient ~ m^-G).
 
     Attributes:
         label: name of the bound among those of its node.
@@ -31,19 +31,19 @@ class Bound(NamedTuple):
 
 
 class ExponentContext(Protocol):
-    """The exponents that are fixed before the linear program is solved, as nodes of the DAG ask for them."""
+    """The exponents of width that are fixed before the linear program is solved, as DAG nodes ask for them."""
 
     def growth(self, *dims: Extent) -> float:
-        """Return x such that the product of the dims' sizes grows like m^x (m, the width ratio)."""
+        """Return x such that the product of these dims' sizes grows like m^x (m, the width ratio)."""
 
     def number(self, number: Number) -> float:
-        """Return x for a number that grows like m^x (m, the width ratio)."""
+        """Return x such that a number in the model's code, such as sqrt(d_model), grows like m^x, m the width ratio."""
 
     def size(self, node: str | None) -> float:
-        """Return s for a node whose entries are of size m^-s at init (m, the width ratio); 0 for a constant."""
+        """Return s for a DAG node whose output has entries ~ m^-s at init (m, the width ratio); 0 for a constant."""
 
     def changes(self, node: str | None) -> bool:
-        """Whether training changes the tensor of a node."""
+        """Whether training changes the output of a node of the layer DAG; None stands for a constant, which stays."""
 
     def a(self, node: str) -> float:
         """Return a of the multiplier m^-a (m, the width ratio) on a layer or on the logits of an attention product."""

@@ -66,7 +66,7 @@ class DagBuilder:
     """
 
     def __init__(self, names: Mapping[torch.nn.Parameter, str]) -> None:
-        """Start without nodes; `names` has the name of each parameter."""
+        """Start a layer DAG without nodes; `names` has the name of each parameter of the model."""
         self.names = names
         self.shapes = {name: tuple(parameter.shape) for parameter, name in names.items()}
         self.nodes: dict[str, DagNode] = {}
@@ -74,11 +74,11 @@ class DagBuilder:
         self._vectors: dict[str, str] = {}
 
     def __contains__(self, name: object) -> bool:
-        """Whether a node with this name was added."""
+        """Whether a node with this name was added to the layer DAG."""
         return name in self.nodes
 
     def kind(self, name: str) -> Kind:
-        """Return what the node with this name does: a layer, merge, norm, ..., with the formulas for it."""
+        """Return the kind of a DAG node (Layer, Merge, Norm, ...), which has the formulas for its size and change."""
         return self.nodes[name].kind
 
     def add(self, node: DagNode) -> str:
@@ -93,9 +93,9 @@ class DagBuilder:
         return unique
 
     def add_vector(self, vector: Vector, fx_node: fx.Node, path: str) -> str:
-        """Return the name of the node of a parameter that is added or multiplied entry by entry.
+        """Return the name of the DAG node of a parameter that is added or multiplied entry by entry (a bias, a gain).
 
-        The node is made at the first use.
+        The node is made when the parameter is first used; later uses get the same node.
 
         Args:
             vector: the parameter.
@@ -117,13 +117,16 @@ class DagBuilder:
         self.nodes[name] = replace(node, is_pinned=True, is_bent=node.is_bent or is_bent)
 
     def cut(self, name: str, pieces: int) -> None:
-        """Count a layer whose output features are cut in `pieces` as that many layers (fused q, k, v as 3)."""
+        """Count a layer whose output features are cut into pieces (fused q, k, v) as that many layers in the objective.
+
+        The objective is that of the linear program: the sum of the learning-rate exponents c over layers.
+        """
         node = self.nodes[name]
         assert isinstance(node.kind, Layer)
         self.nodes[name] = replace(node, kind=replace(node.kind, pieces=max(node.kind.pieces, pieces)))
 
     def above(self, *names: str) -> list[str]:
-        """Return the given nodes and all nodes that they are computed from, in the order in which the model runs."""
+        """Return the given DAG nodes and all that they are computed from, in the order in which the model runs."""
         found, waiting = set(names), list(names)
         while waiting:
             for source in self.nodes[waiting.pop()].kind.sources:

@@ -13,15 +13,16 @@ from abcfx.rules.values import Value
 
 @register_rule("conv1d", "conv2d", "conv3d")
 def conv(op: Op, x: Value, weight: Value, bias: Value | None = None, *options: object) -> Value:
-    """Add a convolution as a layer that sums over all but the first dim of its weight (out, in / groups, *kernel)."""
+    """Handle F.conv1d to conv3d: a layer with a weight (out, in / groups, *kernel), summed over all dims but `out`."""
     groups = options[3] if len(options) > 3 else 1  # after stride, padding, dilation
     return _grouped(op, x, weight, bias, None if groups == 1 else op.number(groups, 6, "groups"))
 
 
 def _grouped(op: Op, x: Value, weight: Value, bias: Value | None, groups: Number | None) -> Value:
-    """Add a convolution, perhaps with groups, as a layer.
+    """Add a convolution, perhaps with groups, to the layer DAG as a layer, and return its result.
 
-    The gradient of an input channel sums over the output channels of its own group alone.
+    Its fan_out is dim 0 of the weight, its fan_in all other dims. The gradient of an input channel sums over the output
+    channels of its own group alone.
 
     Args:
         op: the op in whose place the node stands.
@@ -37,16 +38,14 @@ def _grouped(op: Op, x: Value, weight: Value, bias: Value | None, groups: Number
 
 @register_rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def conv_transpose(op: Op, x: Value, weight: Value, bias: Value | None = None, *options: object) -> Value:
-    """Handle F.conv_transpose1d to 3d: add a layer that sums over all but dim 1 of a weight (in, out / groups,
-    *kernel).
-    """
+    """Handle F.conv_transpose1d to 3d: a layer with a weight (in, out / groups, *kernel), summed over all but `out`."""
     return _transposed(op, x, weight, bias, options[3] if len(options) > 3 else 1)  # after stride and paddings
 
 
 def _transposed(op: Op, x: Value, weight: Value, bias: Value | None, groups: object) -> Value:
     """Add a transposed convolution as a layer that sums over all but dim 1 of a weight (in, out / groups, *kernel).
 
-    With one group for each channel it sums over the kernel alone: the weight is a vector along its channels.
+    With one group for each channel it sums over the kernel alone, and the weight is a vector along its channels.
     """
     kernel = range(2, weight.ndim or 2)
     if groups != 1 and weight.shape is not None and groups == weight.shape[0]:
@@ -68,7 +67,7 @@ def convolution(
     groups: object,
     *_: object,
 ) -> Value:
-    """Handle aten.convolution, which is any convolution, transposed or not."""
+    """Handle aten.convolution, any convolution, transposed or not: a layer that sums over input channels and kernel."""
     if transposed:
         return _transposed(op, x, weight, bias, groups)
     return _grouped(op, x, weight, bias, None if groups == 1 else op.number(groups, 8, "groups"))
@@ -76,13 +75,13 @@ def convolution(
 
 @register_rule("conv_tbc")
 def conv_tbc(op: Op, x: Value, weight: Value, bias: Value, pad: int = 0) -> Value:
-    """Add torch.conv_tbc, a convolution over (time, batch, channels) with a weight (kernel, in, out), as a layer."""
+    """Handle torch.conv_tbc, a convolution over (time, batch, channels): a layer over kernel and input channels."""
     return op.layer(x, weight, fan_in=[1, 0], fan_out=[2], bias=bias)
 
 
 @register_rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def conv_module(op: Op, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Value) -> Value:
-    """Handle a call of nn.Conv1d to nn.Conv3d: add its weight (out, in / groups, *kernel) and bias as a layer."""
+    """Handle a call of nn.Conv1d to nn.Conv3d: a layer whose fan_in is in / groups times kernel, and fan_out `out`."""
     weight = op.parameter(module, "weight")
     assert weight is not None
     groups = None if module.groups == 1 else op.attribute("groups")
@@ -93,7 +92,7 @@ def conv_module(op: Op, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Value) -> 
 def conv_transpose_module(
     op: Op, module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d, x: Value, output_size: object = None
 ) -> Value:
-    """Handle a call of nn.ConvTranspose1d to nn.ConvTranspose3d: add its weight and bias as a layer."""
+    """Handle a call of nn.ConvTranspose1d to 3d: a layer whose fan_in is input channels times kernel."""
     weight = op.parameter(module, "weight")
     assert weight is not None
     return _transposed(op, x, weight, op.parameter(module, "bias"), module.groups)
@@ -115,14 +114,20 @@ def conv_transpose_module(
     "affine_grid", "affine_grid_generator", "avg_pool", "max_pool",
 )  # fmt: skip
 def pool(op: Op, x: Value, *_: object) -> Value | tuple[Value, ...]:
-    """Handle pooling and resizing, also with the indices of the largest entries as a second result."""
+    """Handle pooling and resizing: entries keep their size and their change in training.
+
+    If the op returns the indices of the largest entries as well, they are a second result, a constant.
+    """
     named = str(plain_name(op.at.target)).endswith("with_indices")
     return (op.same(x), op.constant()) if named or count_results(op) > 1 else op.same(x)
 
 
 @register_rule("local_response_norm")
 def local_response_norm(op: Op, x: Value, *_: object) -> Value:
-    """Handle x / (k + alpha * mean of x^2 over a fixed number of neighbours) ** beta, which keeps small x as it is."""
+    """Handle F.local_response_norm, x / (k + alpha * mean of x^2 over a fixed number of neighbours) ** beta.
+
+    Its result is as large as x, and changes as x does: it keeps small entries as they are.
+    """
     return op.nonlinear(x)
 
 
@@ -130,7 +135,7 @@ def local_response_norm(op: Op, x: Value, *_: object) -> Value:
 def grid_sample(op: Op, x: Value, grid: Value, *_: object) -> Value:
     """Handle F.grid_sample, which reads x at the places in `grid`.
 
-    The result is as large as x; training changes it through x and through the places.
+    Entries of the result are as large as those of x; training changes them through x and through the places.
     """
     return op.same(x) if grid.is_constant else op.product(x, op.pointwise(grid))
 

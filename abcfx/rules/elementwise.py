@@ -30,19 +30,25 @@ def cast(op: Op, x: Value, *like: object) -> Value:
 
 @register_rule("masked_fill")
 def masked_fill(op: Op, x: Value, mask: Value, value: object) -> Value:
-    """Handle masked_fill: x, merged with the value that is filled in if that is a tensor that learns."""
+    """Handle masked_fill, x with some entries overwritten: it keeps the size of x.
+
+    If the value that is filled in is a tensor that training changes, the result is as large as the larger of the two.
+    """
     return op.merge([x, value]) if isinstance(value, Value) and not value.is_constant else op.same(x)
 
 
 @register_rule("native_dropout")
 def native_dropout(op: Op, x: Value, *_: object) -> tuple[Value, Value]:
-    """Handle aten.native_dropout: x with entries dropped, and the mask."""
+    """Handle aten.native_dropout: return x with entries dropped, as large as x, and the mask, a constant."""
     return op.same(x), op.constant()
 
 
 @register_rule(nn.ReLU, nn.LeakyReLU, nn.RReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 def homogeneous_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value:
-    """Handle a call of a module such as nn.ReLU or nn.Dropout that computes phi with phi(kx) = k phi(x) for k > 0."""
+    """Handle a call of a module such as nn.ReLU or nn.Dropout that computes phi with phi(kx) = k phi(x) for k > 0.
+
+    Entries keep their size and their change in training.
+    """
     return op.same(x)
 
 
@@ -57,7 +63,10 @@ def keeps_zero(op: Op, x: Value, *_: object) -> Value:
 
 @register_rule("clamp", "clamp_min", "clamp_max")
 def clamp(op: Op, x: Value, *bounds: object) -> Value:
-    """Handle clamp between numbers or tensors; the result may be any of the three."""
+    """Handle clamp between bounds that are numbers or tensors.
+
+    The result is as large as x or, if training changes a bound, as the largest of the three.
+    """
     moving = [bound for bound in bounds if isinstance(bound, Value) and not bound.is_constant]
     return op.nonlinear(op.merge([x, *moving]) if moving else x)
 
@@ -67,7 +76,10 @@ def clamp(op: Op, x: Value, *bounds: object) -> Value:
     nn.Tanhshrink, nn.Softshrink, nn.Hardshrink, nn.AlphaDropout, nn.FeatureAlphaDropout,
 )  # fmt: skip
 def keeps_zero_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value:
-    """Handle a call of a module such as nn.GELU that computes phi with phi(0) = 0 but phi(kx) != k phi(x)."""
+    """Handle a call of a module such as nn.GELU that computes phi with phi(0) = 0 but phi(kx) != k phi(x).
+
+    Entries keep their size and their change in training.
+    """
     return op.nonlinear(x)
 
 
@@ -91,13 +103,13 @@ def forgets_size_module(op: Op, module: nn.Module, x: Value) -> Value:
 
 @register_rule("prelu")
 def prelu(op: Op, x: Value, slope: Value) -> Value:
-    """Handle F.prelu as a sum of x and x times the learned slope."""
+    """Handle F.prelu, x where it is positive, else slope * x, as the sum of x and x times the learned slope."""
     return op.merge([x, op.product(op.same(x), slope)])
 
 
 @register_rule(nn.PReLU)
 def prelu_module(op: Op, module: nn.Module, x: Value) -> Value:
-    """Handle a call of nn.PReLU as a sum of x and x times its learned slope."""
+    """Handle a call of nn.PReLU as the sum of x and x times its learned slope; the larger of the two sets the size."""
     slope = op.parameter(module, "weight")
     assert slope is not None
     return prelu(op, x, slope)
@@ -105,20 +117,24 @@ def prelu_module(op: Op, module: nn.Module, x: Value) -> Value:
 
 @register_rule("glu")
 def glu(op: Op, x: Value, dim: int = -1) -> Value:
-    """Handle F.glu: x is cut in two halves along `dim`, and the first is multiplied by the sigmoid of the second."""
+    """Handle F.glu: x is cut in two halves along `dim`, and the first is multiplied by the sigmoid of the second.
+
+    The result has half as many entries along that dim, as large as those of the first half, since a sigmoid is of order
+    1.
+    """
     content, gate = op.split(x, 2, dim)
     return op.product(content, op.pointwise(gate))
 
 
 @register_rule(nn.GLU)
 def glu_module(op: Op, module: nn.GLU, x: Value) -> Value:
-    """Handle a call of nn.GLU as the function `F.glu`."""
+    """Handle a call of nn.GLU, the first half of x times the sigmoid of the second, as the function F.glu."""
     return glu(op, x, module.dim)
 
 
 @register_rule("add", "sub", "rsub")
 def add(op: Op, x: object, y: object, alpha: object = 1) -> Value:
-    """Handle x + alpha * y; x - mean(x) keeps the size of x."""
+    """Handle x + alpha * y: as large as the larger of the two, save that x - mean(x) has the size of x."""
     if alpha != 1:
         reverse = plain_name(op.at.target) == "rsub"  # y - alpha * x
         x, y = (y, x) if reverse else (x, y)
@@ -142,25 +158,31 @@ def add(op: Op, x: object, y: object, alpha: object = 1) -> Value:
 
 @register_rule("maximum", "minimum", "fmax", "fmin", "hypot", "nextafter")
 def largest(op: Op, x: Value, y: Value) -> Value:
-    """Handle maximum, minimum, hypot and the like of two tensors as a merge, whose largest input dominates."""
+    """Handle torch.maximum, minimum, hypot and the like of two tensors: the result is as large as the larger input."""
     return op.merge([x, y])
 
 
 @register_rule("logaddexp", "logaddexp2")
 def logaddexp(op: Op, x: Value, y: Value) -> Value:
-    """Handle logaddexp: as large as its larger input."""
+    """Handle torch.logaddexp, log(exp(x) + exp(y)): as large as the larger of x and y, and changing as they do."""
     return op.nonlinear(op.merge([x, y]))
 
 
 @register_rule("remainder", "fmod", "rmod", "floordiv", "rfloordiv")
 def remainder(op: Op, x: object, y: object) -> Value:
-    """Handle remainders and rounded quotients: as large as their inputs, of which any may be a number."""
+    """Handle remainders and rounded quotients of x and y, either of which may be a number.
+
+    The result is taken to be as large as the larger of them and to change as they do.
+    """
     return op.nonlinear(op.merge([v for v in (x, y) if isinstance(v, Value)]))
 
 
 @register_rule("lerp")
 def lerp(op: Op, x: Value, y: Value, weight: object) -> Value:
-    """Handle x + weight * (y - x), where the weight may be a tensor that is computed or learned."""
+    """Handle torch.lerp, x + weight * (y - x): as large as the larger of x and y.
+
+    If the weight is a tensor, its product with y - x is added, so that the weight's size and change count as well.
+    """
     if not isinstance(weight, Value):
         return op.merge([x, y])
     return op.merge([x, op.product(op.merge([x, y]), weight)])
@@ -168,40 +190,43 @@ def lerp(op: Op, x: Value, y: Value, weight: object) -> Value:
 
 @register_rule("addcmul", "addcdiv")
 def addcmul(op: Op, x: Value, y: Value, z: Value, *, value: object = 1) -> Value:
-    """Handle x + value * y * z, and x + value * y / z."""
+    """Handle torch.addcmul and addcdiv, x + value * y * z and x + value * y / z: as large as the larger summand."""
     term = mul(op, y, z) if plain_name(op.at.target) == "addcmul" else div(op, y, z)
     return op.merge([x, term if value == 1 else op.scale(term, op.number(value, "value"))])
 
 
 @register_rule("copysign")
 def copysign(op: Op, x: Value, y: object) -> Value:
-    """Handle copysign(x, y): as large as x, with the signs of y."""
+    """Handle torch.copysign(x, y): entries as large as those of x, with the signs of y."""
     return op.product(op.same(x), op.pointwise(y)) if isinstance(y, Value) else op.same(x)
 
 
 @register_rule("xlogy", "special_xlog1py", "ldexp")
 def times_function(op: Op, x: object, y: object) -> Value:
-    """Handle x log(y), x log(1 + y) and x * 2^y."""
+    """Handle xlogy, xlog1py and ldexp, which are x log(y), x log(1 + y) and x * 2^y.
+
+    The function of y is taken to be of order 1, so that the result is as large as x.
+    """
     factor = op.pointwise(y) if isinstance(y, Value) else y
     return mul(op, x, factor) if isinstance(x, Value) or isinstance(factor, Value) else op.constant()
 
 
 @register_rule("atan2", "complex", "polar", "igamma", "igammac", "special_zeta", "polygamma", "heaviside")
 def function_of_two(op: Op, x: object, y: object) -> Value:
-    """Handle functions of two tensors: of order 1 (atan2, polar, ...), or as large as they are (complex)."""
+    """Handle functions of two tensors: of order 1 (atan2, polar, igamma, ...), or as large as the larger (complex)."""
     both = op.merge([v for v in (x, y) if isinstance(v, Value)])
     return op.same(both) if plain_name(op.at.target) == "complex" else op.pointwise(both)
 
 
 @register_rule("angle")
 def angle(op: Op, x: Value) -> Value:
-    """Handle the angle of a complex tensor, which is of order 1 for any size of it."""
+    """Handle torch.angle, the angle of complex numbers: of order 1, however large the tensor is."""
     return op.pointwise(x)
 
 
 @register_rule("frexp")
 def frexp(op: Op, x: Value) -> tuple[Value, Value]:
-    """Handle frexp: a mantissa of order 1, and an exponent, which is an integer."""
+    """Handle torch.frexp, x = mantissa * 2^exponent: the mantissa is of order 1, the exponent a constant integer."""
     return op.pointwise(x), op.constant()
 
 
@@ -211,13 +236,16 @@ def frexp(op: Op, x: Value) -> tuple[Value, Value]:
     "special_legendre_polynomial_p",
 )  # fmt: skip
 def polynomial(op: Op, x: Value, degree: object) -> Value:
-    """Handle orthogonal polynomials such as those of Chebyshev, which are of order 1 at 0."""
+    """Handle orthogonal polynomials of x, such as those of Chebyshev: of order 1, as their values at 0 are."""
     return op.pointwise(x)
 
 
 @register_rule("zero", "fill", "normal", "uniform", "exponential", "geometric", "cauchy", "log_normal", "random")
 def fill(op: Op, x: object, value: object = None, *_: object) -> Value:
-    """Handle x.zero_(), x.fill_(value), x.normal_(mean, std): nothing is left of x; torch.normal(mean, std) adds."""
+    """Handle ops that overwrite x, such as x.zero_(), x.fill_(value), x.normal_(mean, std), and torch.normal.
+
+    The result is as large as the value or mean that is a tensor; without such a tensor it is a constant.
+    """
     overwrites = str(getattr(op.at.target, "__name__", op.at.target)).partition(".")[0] != "normal"
     if overwrites:
         op.disregard(x)
@@ -247,13 +275,16 @@ def constant(op: Op, *values: object, **options: object) -> Value:
 
 @register_rule("as_tensor")
 def as_tensor(op: Op, data: object, dtype: object = None, device: object = None) -> Value:
-    """Handle torch.as_tensor: a tensor stays what it is, with its gradient; numbers become a constant."""
+    """Handle torch.as_tensor: a tensor stays what it is, with its size and gradient; numbers become a constant."""
     return op.view(data) if isinstance(data, Value) else op.constant()
 
 
 @register_rule("mul")
 def mul(op: Op, x: object, y: object) -> Value:
-    """Handle x * y: a square if they are one tensor, a scaling if one is a number, else a product entry by entry."""
+    """Handle x * y: a square if both are one tensor, a scaling if one is a number, else a product entry by entry.
+
+    The sizes of the two multiply.
+    """
     if isinstance(x, Value) and isinstance(y, Value):
         if x.node is not None and x.node == y.node and x.statistic == y.statistic:
             return op.power(x, 2.0)
@@ -268,7 +299,7 @@ def mul(op: Op, x: object, y: object) -> Value:
 
 @register_rule("div")
 def div(op: Op, x: object, y: object) -> Value:
-    """Handle x / y: a scaling by 1 / y if y is a number, else a product with y ** -1."""
+    """Handle x / y: a scaling by 1 / y if y is a number, else a product with y ** -1; sizes are divided."""
     if isinstance(y, Value) and isinstance(x, Value) and (number := op.constant_number(y)) is not None:
         return op.scale(x, number.power(-1.0))
     if isinstance(y, Value):
@@ -280,13 +311,16 @@ def div(op: Op, x: object, y: object) -> Value:
 
 @register_rule("rdiv")
 def rdiv(op: Op, x: Value, y: object) -> Value:
-    """Handle y / x, where x is a tensor, as the power -1 of x."""
+    """Handle y / x, where x is a tensor and y a number, as x ** -1: the result is large where x is small."""
     return op.power(x, -1.0)
 
 
 @register_rule("pow")
 def power(op: Op, x: object, exponent: object) -> Value:
-    """Handle x ** exponent for a number `exponent`; with a tensor as exponent, the result is taken to be of order 1."""
+    """Handle x ** exponent: entries of size n^s, n the width, become n^(s * exponent) if the exponent is a number.
+
+    With a tensor as exponent the result is taken to be of order 1.
+    """
     if isinstance(x, Value) and isinstance(exponent, int | float):
         return op.power(x, float(exponent))
     return op.pointwise(op.merge([v for v in (x, exponent) if isinstance(v, Value)]))
@@ -294,7 +328,7 @@ def power(op: Op, x: object, exponent: object) -> Value:
 
 @register_rule("rpow")
 def rpow(op: Op, exponent: Value, base: object) -> Value:
-    """Handle base ** exponent, where the exponent is a tensor, as a function that is 1 at 0."""
+    """Handle base ** exponent for a tensor `exponent`: of order 1, as 1 is the value for the exponent 0."""
     return op.pointwise(exponent)
 
 
@@ -324,5 +358,5 @@ def reciprocal(op: Op, x: Value) -> Value:
 
 @register_rule("where")
 def where(op: Op, condition: Value, x: object, y: object) -> Value:
-    """Handle torch.where(condition, x, y) as a merge of x and y, whose larger one dominates."""
+    """Handle torch.where(condition, x, y), entries of x or y: as large as the larger of the two."""
     return op.merge([v for v in (x, y) if isinstance(v, Value)])

@@ -10,7 +10,7 @@ import torch.fx as fx
 
 @dataclass(frozen=True)
 class ParameterDim:
-    """A dim of a parameter, by the parameter's name and the index of the dim."""
+    """A dim of a parameter, given by the parameter's name and the index of the dim: 0 for the rows of a matrix."""
 
     parameter: str
     index: int
@@ -69,7 +69,7 @@ class Number:
         return Number(tuple((factor, power * exponent) for factor, power in self.powers))
 
     def times(self, other: Number) -> Number:
-        """Return the product of this number and another one."""
+        """Return the product of this number, a product of powers of sizes in the model, and another one."""
         return Number(self.powers + other.powers)
 
 

@@ -12,12 +12,14 @@ from abcfx.rules.kinds import Unary
 
 @dataclass(frozen=True)
 class FixedDims(Unary):
-    """The input itself, on its way into a function of whole matrices, such as an inverse, whose dims must not grow.
+    """A node of the layer DAG that passes its input on to a function of whole matrices, such as an inverse.
+
+    How such a function depends on the size of the matrix is not known, so models in which it grows are refused.
 
     Attributes:
-        dims: the dims.
-        op: name of the function.
-        where: where it stands in the model.
+        dims: the dims of the input that must not grow with the width.
+        op: name of the function, for the error.
+        where: module path and source line of the function, for the error.
     """
 
     dims: tuple[Dim, ...]

@@ -18,19 +18,26 @@ _RETURNS_REAL = frozenset({"fft_irfft", "fft_hfft"})  # of half of the entries; 
 
 @register_rule("fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_hfft", "fft_ihfft")
 def fourier(op: Op, x: Value, n: object = None, dim: int = -1, norm: str | None = None) -> Value:
-    """Handle a Fourier transform over one dim."""
+    """Handle a Fourier transform (torch.fft.fft and the like) over one dim of n entries.
+
+    The RMS entry becomes sqrt(n) times as large, which `norm` may divide out.
+    """
     return _transform(op, x, [dim], [n], norm)
 
 
 @register_rule("fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2", "fft_hfft2", "fft_ihfft2")
 def fourier2(op: Op, x: Value, s: object = None, dim: Dims = (-2, -1), norm: str | None = None) -> Value:
-    """Handle a Fourier transform over two dims, by default the last two."""
+    """Handle a Fourier transform over two dims, by default the last two: sqrt(n) times as large for each."""
     return fourier_n(op, x, s, dim, norm)
 
 
 @register_rule("fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn", "fft_hfftn", "fft_ihfftn")
 def fourier_n(op: Op, x: Value, s: object = None, dim: Dims = None, norm: str | None = None) -> Value:
-    """Handle a transform over several dims: by default over all, or over as many of the last ones as `s` has sizes."""
+    """Handle a Fourier transform over several dims: sqrt(n) times as large for each dim of n entries.
+
+    By default that is over all dims, or over as many of the last ones as `s` has sizes. `norm` may divide the factor
+    out.
+    """
     sizes = list(s) if isinstance(s, Sequence) else None
     dims = [dim] if isinstance(dim, int) else dim
     if dims is None:
@@ -40,12 +47,12 @@ def fourier_n(op: Op, x: Value, s: object = None, dim: Dims = None, norm: str | 
 
 
 def _transform(op: Op, x: Value, dims: Sequence[int], sizes: Sequence[object], norm: str | None) -> Value:
-    """Multiply x by sqrt(n) for each dim, divided by n or sqrt(n) as `norm` and the direction say.
+    """Scale x as a Fourier transform does: by sqrt(n) for each dim of n entries, over n or sqrt(n) as `norm` says.
 
     Args:
-        op: the op.
-        x: what is transformed.
-        dims: indices of its dims.
+        op: the op of the traced graph, whose name says which way it transforms.
+        x: the tensor that is transformed.
+        dims: indices of the dims over which it is transformed.
         sizes: number of entries for each dim, to which torch pads or cuts it; None for those that it has.
         norm: "backward" (None is the same), which divides the inverse transform by n; "forward"; "ortho".
     """
@@ -68,13 +75,17 @@ def _transform(op: Op, x: Value, dims: Sequence[int], sizes: Sequence[object], n
 
 @register_rule("fft_fftshift", "fft_ifftshift")
 def shifted(op: Op, x: Value, dim: Dims = None) -> Value:
-    """Handle fftshift and its inverse, which move entries."""
+    """Handle torch.fft.fftshift and its inverse, which move entries: they keep their size and their change."""
     return op.view(x)
 
 
 @register_rule("fft_c2c", "fft_r2c", "fft_c2r")
 def fourier_kernel(op: Op, x: Value, dim: Sequence[int], normalization: int, *_: object) -> Value:
-    """Handle aten._fft_c2c and its kin, whose `normalization` is 0 for none, 1 for sqrt(n), 2 for n."""
+    """Handle aten._fft_c2c and its kin: Fourier transforms over dims of n entries, as exported graphs have them.
+
+    The RMS entry becomes sqrt(n) times as large for `normalization` 0, keeps its size for 1, and shrinks by sqrt(n) for
+    2.
+    """
     factor = Number(tuple((each, 0.5 * (1 - normalization)) for each in x.dims_at(dim)))
     return op.scale(x, factor) if factor.powers and normalization != 1 else op.same(x)
 
@@ -92,7 +103,10 @@ def stft(
     normalized: bool = False,
     *_: object,
 ) -> Value:
-    """Handle torch.stft: stretches of n_fft entries are multiplied by `window` and transformed."""
+    """Handle torch.stft: stretches of n_fft entries are multiplied by `window` and Fourier transformed.
+
+    The RMS entry becomes sqrt(n_fft) times as large, unless the transform is normalized.
+    """
     is_divided = normalized if isinstance(pad_mode, str) else center  # aten has an overload without the two
     return _windowed(op, x, op.number(n_fft, 1, "n_fft").power(0.5), window, is_divided)
 
@@ -109,11 +123,14 @@ def istft(
     normalized: bool = False,
     *_: object,
 ) -> Value:
-    """Handle torch.istft, the inverse of stft."""
+    """Handle torch.istft, the inverse of stft: entries are divided by sqrt(n_fft), unless it is normalized."""
     return _windowed(op, x, op.number(n_fft, 1, "n_fft").power(-0.5), window, normalized)
 
 
 def _windowed(op: Op, x: Value, factor: Number, window: Value | None, is_divided: bool) -> Value:
-    """Return x times a number, unless the transform divides by it, and times a window that learns."""
+    """Return x times the factor of a windowed Fourier transform, and times the window if training changes that.
+
+    With `is_divided` the transform divides the factor out itself, and x keeps its size.
+    """
     y = op.same(x) if is_divided else op.scale(x, factor)
     return y if window is None or window.is_constant else op.product(y, window)

@@ -20,7 +20,7 @@ from abcfx.rules.extents import Dim, Extent, Number, ParameterDim
 
 @dataclass(frozen=True)
 class Kind(ABC):
-    """The computation of a DAG node, with the formulas for its size, change and gradients.
+    """The computation of a DAG node, with formulas for its size s, change r and gradient G, exponents of width.
 
     Attributes:
         inputs: names of the DAG nodes that are read; None stands for a constant (data, a mask, a buffer).
@@ -33,7 +33,7 @@ class Kind(ABC):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of all DAG nodes that this node reads, vectors among them."""
+        """Names of all DAG nodes that this node reads, those of biases and gains (vectors) among them."""
         return (*(name for name in self.inputs if name is not None), *self.vectors)
 
     def changes(self, node: str, context: ExponentContext) -> Iterator[Bound]:
@@ -69,7 +69,7 @@ class Kind(ABC):
 
 @dataclass(frozen=True)
 class Layer(Kind):
-    """A use of a weight: y = m^-a W x (m, the width ratio; a, the exponent of the multiplier).
+    """A use of a weight W on an input x: y = m^-a W x (m, the width ratio; a, the exponent of the multiplier).
 
     Attributes:
         parameter: name of the weight.
@@ -104,7 +104,7 @@ class Layer(Kind):
         return min(product, 0.0) if self.vectors else product
 
     def _update(self, context: ExponentContext) -> tuple[tuple[tuple[str, str], ...], float]:
-        """Return (variables, constant) that sum to x, where an update times its rate m^-c has entries ~ m^-x."""
+        """Return (variables, constant) that sum to x, where a step at rate m^-c changes the weight by ~ m^-x."""
         rate = ("c", self.parameter)
         update = context.family(self.parameter).update
         if update == "gradient":
@@ -195,7 +195,7 @@ class Merge(Kind):
     """A sum, concatenation or selection: the largest input decides size and change in training."""
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s (entries ~ m^-s at init) of the largest input."""
+        """Return s of the result (entries ~ m^-s at init): that of the largest input."""
         return min(context.size(x) for x in self.inputs if x is not None)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
@@ -213,7 +213,7 @@ class Merge(Kind):
 
 @dataclass(frozen=True)
 class Product(Kind):
-    """A product of two activations, entry by entry or as a contraction: d(xy) = x dy + y dx + dx dy.
+    """A product of two activations x and y, entry by entry or as a contraction: d(xy) = x dy + y dx + dx dy.
 
     Attributes:
         contracted: dims that are summed over; none for a product entry by entry.
@@ -253,7 +253,7 @@ class Product(Kind):
 
 @dataclass(frozen=True)
 class Mix(Product):
-    """A product of doubly stochastic weights and x: a convex combination, which is never larger than x."""
+    """A product of weights, positive and summing to 1 along rows and columns, and x: never larger than x."""
 
     def size(self, node: str, context: ExponentContext) -> float:
         """Return s (entries ~ m^-s at init) of x, the second input: weights that sum to one keep its size."""
@@ -271,7 +271,7 @@ class Mix(Product):
 
 @dataclass(frozen=True)
 class Unary(Kind):
-    """A function of one input, whose size and change are shifted by constants."""
+    """A function of one input, whose exponents (size, change, gradient) are the input's plus constants."""
 
     @property
     def input(self) -> str:
@@ -338,7 +338,7 @@ class Pointwise(Unary):
 
 @dataclass(frozen=True)
 class Power(Unary):
-    """A power x ** exponent with a fixed exponent: size, change and gradient follow from those of x."""
+    """A power x ** exponent with a fixed exponent: entries of size m^-s become m^-(exponent * s)."""
 
     exponent: float
 
@@ -352,7 +352,7 @@ class Power(Unary):
 
 @dataclass(frozen=True)
 class Softmax(Unary):
-    """A softmax; over a dim that grows each weight is ~ 1 / size of the dim."""
+    """A softmax: over a dim that grows with the width, each entry of the result is ~ 1 / size of the dim."""
 
     over: tuple[Dim, ...]
 

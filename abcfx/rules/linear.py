@@ -16,13 +16,13 @@ from abcfx.rules.weight_terms import chained, permuted
 
 @register_rule("linear")
 def linear(op: Op, x: Value, weight: Value, bias: Value | None = None) -> Value:
-    """Add x @ weight.T + bias (`F.linear`) as a layer to the layer DAG. The last dim of the weight is summed over."""
+    """Handle F.linear, x @ weight.T + bias: a layer with fan_in the last dim of the weight, fan_out the first."""
     return op.layer(x, weight, fan_in=[-1], fan_out=[-2], bias=bias)
 
 
 @register_rule(nn.Linear)
 def linear_module(op: Op, module: nn.Module, x: Value) -> Value:
-    """Handle a call of nn.Linear in the traced graph: add its weight and bias as a layer, as for `F.linear`."""
+    """Handle a call of nn.Linear: a layer with its weight (out, in), summed over `in`, and its bias."""
     weight = op.parameter(module, "weight")
     assert weight is not None
     return linear(op, x, weight, op.parameter(module, "bias"))
@@ -37,7 +37,10 @@ def embedding_bag(
     *rest: object,
     per_sample_weights: object = None,
 ) -> Value | tuple[Value, ...]:
-    """Handle F.embedding_bag: the mean or sum of rows of a table, each times its own weight if weights are given."""
+    """Handle F.embedding_bag: the mean or sum of rows of a table, each times its own weight if weights are given.
+
+    The result has the columns of the table and the size of its entries: it is a lookup, a layer without fan_in.
+    """
     out = embedding(op, x, y)
     position = 5 if x.is_constant else 3  # F.embedding_bag takes (ids, table), aten.embedding_bag (table, ids)
     weights = rest[position] if len(rest) > position else per_sample_weights
@@ -49,13 +52,16 @@ def embedding_bag(
 
 @register_rule("embedding")
 def embedding(op: Op, x: Value, y: Value, *_: object) -> Value:
-    """Add a table lookup as a layer, for F.embedding(ids, table) and aten.embedding(table, ids)."""
+    """Handle a table lookup, F.embedding(ids, table) or aten.embedding(table, ids): a layer without fan_in.
+
+    The result has the columns of the table as its last dim, and entries as large as the table's.
+    """
     return op.layer(None, y if x.is_constant else x, fan_in=[], fan_out=[1])
 
 
 @register_rule(nn.Embedding)
 def embedding_module(op: Op, module: nn.Module, input: Value) -> Value:
-    """Handle a call of nn.Embedding: add its table as a layer that looks up rows, without a dim that is summed over."""
+    """Handle a call of nn.Embedding, a lookup in its table: a layer that sums over nothing; fan_out is the columns."""
     weight = op.parameter(module, "weight")
     assert weight is not None
     return embedding(op, input, weight)
@@ -65,7 +71,7 @@ def embedding_module(op: Op, module: nn.Module, input: Value) -> Value:
 def embedding_bag_module(
     op: Op, module: nn.Module, input: Value, offsets: object = None, per_sample_weights: Value | None = None
 ) -> Value | tuple[Value, ...]:
-    """Handle a call of nn.EmbeddingBag, the mean or sum of rows of its table, as the function `F.embedding_bag`."""
+    """Handle a call of nn.EmbeddingBag, the mean or sum of rows of its table: a lookup, a layer without fan_in."""
     weight = op.parameter(module, "weight")
     assert weight is not None
     return embedding_bag(op, input, weight, offsets, per_sample_weights=per_sample_weights)
@@ -73,7 +79,7 @@ def embedding_bag_module(
 
 @register_rule(nn.Bilinear)
 def bilinear_module(op: Op, module: nn.Module, x: Value, y: Value) -> Value:
-    """Handle nn.Bilinear, x W y + bias, as a layer on x whose result is multiplied with y and summed."""
+    """Handle a call of nn.Bilinear, x W y + bias: a layer on x, whose result is multiplied by y and summed."""
     weight = op.parameter(module, "weight")
     assert weight is not None
     return bilinear(op, x, y, weight, op.parameter(module, "bias"))
@@ -81,13 +87,16 @@ def bilinear_module(op: Op, module: nn.Module, x: Value, y: Value) -> Value:
 
 @register_rule("weight_norm", "weight_norm_interface")
 def weight_norm(op: Op, direction: Value, gain: Value, *_: object) -> Value:
-    """Return the weight of weight norm, gain * direction / |direction|, as the parameter `direction` with a gain."""
+    """Handle torch's weight norm, gain * direction / |direction|: return the parameter `direction`, with its gain."""
     return replace(direction, at=op.at, gains=() if gain.parameter is None else (gain.parameter,), normalised=True)
 
 
 @register_rule("matmul", "mm", "bmm", "mv", "dot", "smm", "spmm", "dsmm", "hsmm", "hspmm", "sparse_mm")
 def matmul(op: Op, x: Value, y: Value) -> Value:
-    """Handle x @ y of matrices or vectors: a layer if one of them is a weight, else a product of two activations."""
+    """Handle x @ y of matrices or vectors: a layer if one of them is a weight, else a product of two activations.
+
+    Either is summed over n entries, the last dim of x; at init that multiplies sizes by sqrt(n).
+    """
     if op.is_weight(y) and not op.is_weight(x):
         vector = y.ndim == 1
         paired = {i: i for i in range(-(y.ndim or 0), -2)}
@@ -108,7 +117,7 @@ def _matrix_dim(x: Value, index: int) -> tuple[Dim, ...]:
 
 @register_rule("chain_matmul")
 def chain_matmul(op: Op, *matrices: Value | Sequence[Value]) -> Value:
-    """Handle torch.chain_matmul(x, y, ...) and linalg.multi_dot([x, y, ...]) as matrix products from left to right."""
+    """Handle torch.chain_matmul(x, y, ...) and linalg.multi_dot([x, y, ...]) as x @ y @ ..., from left to right."""
     first, *others = [x for each in matrices for x in ([each] if isinstance(each, Value) else each)]
     for i, other in enumerate(others):
         first = matmul(op, first if i == 0 else replace(first, at=None, shape=None), other)
@@ -117,13 +126,13 @@ def chain_matmul(op: Op, *matrices: Value | Sequence[Value]) -> Value:
 
 @register_rule("rmatmul")
 def rmatmul(op: Op, x: Value, y: Value) -> Value:
-    """Handle y @ x as the reflected operator spells it."""
+    """Handle y @ x as Python's reflected operator `__rmatmul__(x, y)` spells it: as matmul(y, x)."""
     return matmul(op, y, x)
 
 
 @register_rule("inner")
 def inner(op: Op, x: Value, y: Value) -> Value:
-    """Handle torch.inner: a sum over the last dim of both; a weight is stored as that of F.linear."""
+    """Handle torch.inner, a sum over the last dim of both tensors: a layer if one is a weight, else a product."""
     if op.is_weight(y) and not op.is_weight(x):
         return op.layer(x, y, fan_in=[-1], fan_out=range((y.ndim or 1) - 1))
     if op.is_weight(x) and not op.is_weight(y):
@@ -134,13 +143,16 @@ def inner(op: Op, x: Value, y: Value) -> Value:
 
 @register_rule("vecdot", "vdot")
 def vecdot(op: Op, x: Value, y: Value, dim: int = -1) -> Value:
-    """Handle linalg.vecdot as (x * y).sum(dim)."""
+    """Handle linalg.vecdot, (x * y).sum(dim): a product of two tensors whose dim `dim` is summed over."""
     return op.reduce(op.product(x, y), dim, mean=False, dims_of=x)
 
 
 @register_rule("tensordot")
 def tensordot(op: Op, x: Value, y: Value, dims: int | Sequence[Sequence[int]] = 2, *_: object) -> Value:
-    """Handle tensordot: a layer if one of the two is a weight, else a product summed over dims of both."""
+    """Handle torch.tensordot, which multiplies two tensors and sums over dims of both.
+
+    It is a layer if one of the two is a weight, else a product of activations.
+    """
     of_x, of_y = (list(range(-dims, 0)), list(range(dims))) if isinstance(dims, int) else map(list, dims)
     if op.is_weight(x) and not op.is_weight(y):
         x, y, of_x, of_y = y, x, of_y, of_x
@@ -153,7 +165,11 @@ def tensordot(op: Op, x: Value, y: Value, dims: int | Sequence[Sequence[int]] = 
 
 @register_rule("addmm", "baddbmm", "addmv", "addbmm", "saddmm", "sspaddmm", "addr")
 def addmm(op: Op, added: Value, x: Value, y: Value, *, beta: object = 1, alpha: object = 1) -> Value:
-    """Handle beta * added + alpha * (x @ y); addbmm sums the products of a batch, addr multiplies two vectors."""
+    """Handle torch.addmm and the like, beta * added + alpha * (x @ y): as large as the larger summand.
+
+    addbmm sums the products of a batch of matrices, addr multiplies two vectors, every entry of one by every entry of
+    the other.
+    """
     name = plain_name(op.at.target)
     product = {"addr": outer, "addbmm": _batch_sum}.get(str(name), matmul)(op, x, y)
     if alpha != 1:
@@ -165,7 +181,7 @@ def addmm(op: Op, added: Value, x: Value, y: Value, *, beta: object = 1, alpha: 
 
 
 def _batch_sum(op: Op, x: Value, y: Value) -> Value:
-    """Multiply two batches of matrices and sum over the batch."""
+    """Multiply two batches of matrices and sum over the batch, as torch.addbmm: a layer if one of them is a weight."""
     for this, other, inner_dim, kept in ((y, x, 1, 2), (x, y, 2, 1)):
         if op.is_weight(this) and not op.is_weight(other):
             return op.layer(other, this, [0, inner_dim], [kept], over=[0, 3 - inner_dim])
@@ -174,19 +190,19 @@ def _batch_sum(op: Op, x: Value, y: Value) -> Value:
 
 @register_rule("outer", "kron")
 def outer(op: Op, x: Value, y: Value) -> Value:
-    """Handle products of every entry of x with every entry of y."""
+    """Handle torch.outer and the like, products of every entry of x with every entry of y: the two sizes multiply."""
     return op.product(x, y, broadcast=(y.all_dims(), x.all_dims()))
 
 
 @register_rule("cross")
 def cross(op: Op, x: Value, y: Value, dim: int | None = -1) -> Value:
-    """Handle the cross product of vectors of three entries as a product entry by entry."""
+    """Handle torch.cross, the cross product of vectors of three entries: as large as a product entry by entry."""
     return op.product(x, y)
 
 
 @register_rule("bilinear")
 def bilinear(op: Op, x: Value, y: Value, weight: Value, bias: Value | None = None) -> Value:
-    """Handle x W y + bias as a layer on x whose result is multiplied with y and summed."""
+    """Handle F.bilinear, x W y + bias: a layer on x, whose result is multiplied by y and summed over y's last dim."""
     once = op.layer(x, weight, fan_in=[1], fan_out=[0, 2], inner=True)
     contracted = y.dim(-1)
     out = op.product(once, y, () if contracted is None else (contracted,))
@@ -195,8 +211,10 @@ def bilinear(op: Op, x: Value, y: Value, weight: Value, bias: Value | None = Non
 
 @register_rule("einsum")
 def einsum(op: Op, equation: str, *operands: Value | Sequence[Value]) -> Value:
-    """Handle torch.einsum: contract the operands from left to right, two at a time; a pair with one weight is a
-    layer.
+    """Handle torch.einsum: contract the operands from left to right, two at a time.
+
+    A pair of which one is a weight is a layer, any other pair a product of activations; letters that nothing later has
+    are summed over.
     """
     tensors = [x for each in operands for x in ([each] if isinstance(each, Value) else each)]
     inputs, _, output = equation.replace(" ", "").partition("->")

@@ -17,14 +17,17 @@ _SUM = 2  # how aten ops spell reduction="sum"
     "soft_margin_loss",
 )  # fmt: skip
 def loss(op: Op, x: Value, target: object, *others: object, log_target: bool = False) -> Value:
-    """Give a loss the size and change of its inputs, which are logits or targets over a number of classes."""
+    """Handle a loss such as cross entropy: it has the size and change of its largest input, logits or targets."""
     moving = [v for v in others if isinstance(v, Value) and not v.is_constant]
     return op.nonlinear(op.merge([v for v in (x, target, *moving) if isinstance(v, Value)]))
 
 
 @register_rule("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 def regression_loss(op: Op, x: Value, target: object, *options: object) -> Value:
-    """Handle a regression loss: the mean over all dims or, as `reduction` says, their sum or no reduction."""
+    """Handle a regression loss such as F.mse_loss: a number per entry, as large as the larger of x and target.
+
+    `reduction` says whether the mean (the default) or sum over all dims is taken of it, or neither.
+    """
     both = op.nonlinear(op.merge([v for v in (x, target) if isinstance(v, Value)]))
     if "none" in options or (options[:1] == (0,)):
         return both
@@ -33,17 +36,17 @@ def regression_loss(op: Op, x: Value, target: object, *options: object) -> Value
 
 @register_rule("triplet_margin_loss")
 def triplet_margin_loss(op: Op, anchor: Value, positive: Value, negative: Value, *_: object) -> Value:
-    """Handle triplet_margin_loss, a function of two distances."""
+    """Handle F.triplet_margin_loss: as large as the larger of the distances of anchor to positive and to negative."""
     return op.nonlinear(op.merge([distance(op, anchor, positive), distance(op, anchor, negative)]))
 
 
 @register_rule("cosine_embedding_loss")
 def cosine_embedding_loss(op: Op, x: Value, y: Value, target: Value, *_: object) -> Value:
-    """Handle cosine_embedding_loss, a function of a cosine."""
+    """Handle F.cosine_embedding_loss, a function of the cosine of x and y over their last dim, as large as it."""
     return op.nonlinear(cosine_similarity(op, x, y, -1))
 
 
 @register_rule("linear_cross_entropy")
 def linear_cross_entropy(op: Op, x: Value, weight: Value, target: Value, bias: Value | None = None) -> Value:
-    """Handle F.linear_cross_entropy: a layer, and the loss of its output."""
+    """Handle F.linear_cross_entropy: a layer, x @ weight.T + bias, and the loss of its output, which has its size."""
     return op.nonlinear(op.layer(x, weight, fan_in=[-1], fan_out=[-2], bias=bias, inner=True))

@@ -16,13 +16,19 @@ _DEGREES = {"cholesky": 0.5, "linalg_eigvals": 1.0, "linalg_eigvalsh": 1.0, "lin
 
 @register_rule(*_DEGREES)
 def of_degree(op: Op, x: Value, *_: object) -> Value:
-    """Handle functions f of a matrix with f(k A) = k^degree f(A)."""
+    """Handle functions f of a matrix with f(k A) = k^degree f(A), such as cholesky: a size of n^s becomes n^(degree s).
+
+    The matrix must keep its size when the model gets wider.
+    """
     return op.power(op.fixed(x, (-2, -1)), _DEGREES[str(plain_name(op.at.target))])
 
 
 @register_rule("cov")
 def cov(op: Op, x: Value, *_: object, fweights: Value | None = None, aweights: Value | None = None) -> Value:
-    """Handle torch.cov: products of two entries, averaged with weights that are divided by their own sum."""
+    """Handle torch.cov, the covariance of the rows of a matrix that keeps its size: entries as large as squares of x.
+
+    Weights of the observations, if given, are divided by their own sum and so are of order 1.
+    """
     squares = op.power(op.fixed(x, (-2, -1)), 2.0)
     for weights in (each for each in (fweights, aweights) if each is not None):
         squares = op.product(squares, op.pointwise(weights), ())
@@ -31,64 +37,67 @@ def cov(op: Op, x: Value, *_: object, fweights: Value | None = None, aweights: V
 
 @register_rule("inverse", "linalg_tensorinv", "pinverse", "cholesky_inverse", "logdet", "matrix_exp", "matrix_power")
 def of_order_one(op: Op, x: Value, *_: object) -> Value:
-    """Handle inverses, exponentials and logarithms of determinants: of order 1."""
+    """Handle inverses, matrix exponentials and the logarithm of determinants: taken to be of order 1.
+
+    The matrix must keep its size when the model gets wider.
+    """
     return op.pointwise(op.fixed(x, (-2, -1)))
 
 
 @register_rule("linalg_inv_ex", "linalg_cholesky_ex")
 def with_info(op: Op, x: Value) -> tuple[Value, Value]:
-    """Handle inv_ex and cholesky_ex: a matrix, and integers that say whether it could be found."""
+    """Handle inv_ex and cholesky_ex: a matrix, taken to be of order 1, and integers that say whether there is one."""
     return of_order_one(op, x), op.constant()
 
 
 @register_rule("det")
 def det(op: Op, x: Value) -> Value:
-    """Handle the determinant as a power, whose exponent is the number of rows."""
+    """Handle the determinant of matrices with n rows, where n does not grow: as large as the n-th power of an entry."""
     rows = x.shape[-1] if x.shape else 1
     return op.power(op.fixed(x, (-2, -1)), float(max(rows, 1)))
 
 
 @register_rule("linalg_cond", "corrcoef")
 def without_scale(op: Op, x: Value, p: object = None) -> Value:
-    """Handle condition numbers and correlations, which keep their size if x becomes larger."""
+    """Handle condition numbers and correlations, which do not depend on the size of x: of order 1, as after a norm."""
     return op.norm(op.fixed(x, (-2, -1)))
 
 
 @register_rule("slogdet")
 def slogdet(op: Op, x: Value) -> tuple[Value, Value]:
-    """Handle slogdet: the sign, which training leaves alone, and the logarithm of the determinant."""
+    """Handle slogdet: the sign of the determinant, a constant, and the logarithm of its size, of order 1."""
     return op.constant(), of_order_one(op, x)
 
 
 @register_rule("linalg_eig", "linalg_eigh")
 def eig(op: Op, x: Value, UPLO: str = "L") -> tuple[Value, Value]:
-    """Return eigenvalues, as large as x, and eigenvectors, of norm 1."""
+    """Handle eigh and the like, for matrices of a fixed size: eigenvalues as large as x, eigenvectors of order 1."""
     held = op.fixed(x, (-2, -1))
     return op.nonlinear(held), op.norm(held)
 
 
 @register_rule("qr")
 def qr(op: Op, x: Value, *_: object) -> tuple[Value, Value]:
-    """Handle a QR decomposition: an orthogonal matrix, and one as large as x."""
+    """Handle a QR decomposition of matrices of a fixed size: an orthogonal one, of order 1, and one as large as x."""
     held = op.fixed(x, (-2, -1))
     return op.norm(held), op.nonlinear(held)
 
 
 @register_rule("svd")
 def svd(op: Op, x: Value, *_: object) -> tuple[Value, Value, Value]:
-    """Handle a singular value decomposition: two orthogonal matrices around values as large as x."""
+    """Handle a singular value decomposition: orthogonal matrices, of order 1, on both sides of values as large as x."""
     held = op.fixed(x, (-2, -1))
     return op.norm(held), op.nonlinear(held), op.norm(held)
 
 
 @register_rule("linalg_solve", "linalg_tensorsolve", "linalg_solve_ex", "linalg_solve_triangular", "solve_triangular")
 def solve(op: Op, matrix: Value, x: Value, *_: object) -> Value | tuple[Value, Value]:
-    """Handle the solution y of A y = x as a product of x and the inverse of A."""
+    """Handle the solution y of A y = x: the product of x and the inverse of A, which is taken to be of order 1."""
     y = op.product(of_order_one(op, matrix), x, matrix.dims_at([-1]))
     return (y, op.constant()) if count_results(op) > 1 else y
 
 
 @register_rule("cholesky_solve", "triangular_solve")
 def solve_for_first(op: Op, x: Value, matrix: Value, *_: object) -> Value | tuple[Value, Value]:
-    """Handle the functions that take the right side first, and the matrix second."""
+    """Handle the functions that solve A y = x for y and take x as first, A as second argument: as large as x."""
     return solve(op, matrix, x)

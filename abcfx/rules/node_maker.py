@@ -15,7 +15,7 @@ class NodeMaker(OpArguments):
     """Adds nodes to the layer DAG for one op of the traced graph."""
 
     def constant(self) -> Value:
-        """Return an abstract tensor for a result that training does not change."""
+        """Return an abstract tensor (a record of what is known of it) for a result that training does not change."""
         return Value(at=self.at, shape=shape_of(self.at))
 
     def _unary(self, x: Value, make: Callable[[str], Kind], gains: tuple[str, ...] = ()) -> Value:
@@ -47,7 +47,10 @@ class NodeMaker(OpArguments):
             self._builder.pinned_parameters.add(x.parameter)
 
     def _node(self, x: Value) -> str | None:
-        """Return the name of the DAG node behind a tensor; make a vector node for a parameter that has none yet."""
+        """Return the name of the DAG node that computes a tensor; None for a constant.
+
+        For a parameter that has no node yet, make one: it is then read as a bias or a gain is.
+        """
         if x.parameter is None or x.node is not None:
             return x.node
         own = tuple(ParameterDim(x.parameter, i) for i in range(len(self._builder.shapes[x.parameter])))
@@ -60,14 +63,17 @@ class NodeMaker(OpArguments):
         return vector
 
     def _vectors_of(self, parameters: Iterable[str]) -> tuple[str, ...]:
-        """Return the names of the vector nodes of parameters."""
+        """Return the names of the DAG nodes of some parameters (biases or gains); nodes that are missing are made."""
         return self._vectors(*(Value(parameter=name) for name in parameters))
 
     def _vectors(self, *values: Value | None) -> tuple[str, ...]:
-        """Return the names of the DAG nodes of those of the given tensors (bias, gain) that are no constants."""
+        """Return the names of the DAG nodes of those of the given tensors (bias, gain) that are not constants."""
         return tuple(node for v in values if v is not None and (node := self._node(v)) is not None)
 
     def _layer_name(self, parameter: str) -> str:
-        """Name a layer by its parameter's owner; at a second use, by the module that uses it (a tied "head")."""
+        """Return a name for a layer: the path of the module that owns its parameter.
+
+        At a second use of the parameter it is that of the module that uses it, as of a tied "head".
+        """
         owner, taken = parameter.removesuffix(".weight"), self._builder
         return self._path if owner in taken and self._path and self._path not in taken else owner

@@ -41,9 +41,9 @@ class Op(NodeMaker):
     # -- what the op does: every method returns the Value of a tensor
 
     def same(self, x: Value) -> Value:
-        """Keep the size and change of x, as a reshape, dropout, relu or pooling do.
+        """Return a tensor with the size and change of x, as for a reshape, dropout, relu or pooling.
 
-        A parameter keeps its name, not its dims.
+        A parameter is still known by its name afterwards; which of its dims is which is not.
         """
         return replace(x, at=self.at, dims=None, shape=shape_of(self.at), terms=weight_terms.regrouped(x, self.at))
 
@@ -80,10 +80,11 @@ class Op(NodeMaker):
         over: Sequence[int] | None = None,
         paired: Mapping[int, int] | None = None,
     ) -> Value:
-        """Contract a weight with x and add a bias.
+        """Multiply x by a weight, summed over the weight's fan_in dims, and add a bias: adds a layer to the layer DAG.
 
-        A weight that is computed from parameters alone is a sum of products of them, each a chain of layers; what
-        multiplies them entry by entry counts as gain. A weight that is no such sum, a softmax, is like an activation.
+        A weight that is computed from parameters alone is read as a sum of products of them, each a chain of layers;
+        what multiplies them entry by entry counts as gain. If it is no such sum (a softmax), it counts as an
+        activation.
 
         Args:
             x: the input; None for a lookup in a table.
@@ -140,7 +141,7 @@ class Op(NodeMaker):
         return outputs[0] if len(outputs) == 1 else self.merge(outputs)
 
     def merge(self, values: Iterable[Value]) -> Value:
-        """Add or concatenate tensors, of which the largest dominates.
+        """Add or concatenate tensors: the result is as large as the largest, and changes as the one that changes most.
 
         A constant among the values changes nothing, but the others then must keep their size, unless it is zero.
         """
@@ -189,7 +190,7 @@ class Op(NodeMaker):
         return replace(self._contraction(x, Product((left, right), contracted, missing)), terms=terms)
 
     def norm(self, x: Value, gain: Value | None = None, bias: Value | None = None) -> Value:
-        """Divide x by its own statistics, multiply by a gain and add a bias."""
+        """Divide x by its own statistics, multiply by a gain and add a bias: of order 1, whatever the size of x."""
         gains = self._vectors(gain)
         y = self._unary(x, lambda node: Norm((node,), vectors=gains + self._vectors(bias)), gains)
         if y.node is not None:
@@ -197,11 +198,14 @@ class Op(NodeMaker):
         return self.merge([v for v in (gain, bias) if v is not None])  # of constants: only gain and bias learn
 
     def pointwise(self, x: Value) -> Value:
-        """Apply a function with phi(0) != 0, such as sigmoid. For phi(0) = 0 use `same` or `nonlinear`."""
+        """Apply a function phi with phi(0) != 0, such as sigmoid: the result is of order 1.
+
+        For phi(0) = 0 use `same` or `nonlinear`.
+        """
         return self._unary(x, lambda node: Pointwise((node,)))
 
     def power(self, x: Value, exponent: float) -> Value:
-        """Raise x to a power, a number that does not change with width."""
+        """Raise x to a power that does not change with width: entries of size n^s become n^(s * exponent)."""
         if exponent == 1:
             return self.same(x)
         y = self._unary(x, lambda node: Power((node,), exponent))
@@ -231,7 +235,7 @@ class Op(NodeMaker):
         return self._unary(x, lambda node: Softmax((node,), ()))
 
     def exponential(self, x: Value) -> Value:
-        """Handle exp(x): if x holds logarithms of entries that sum to 1, the result is like that of a softmax."""
+        """Return exp(x), of order 1; like a softmax if x holds logarithms of entries that sum to 1."""
         if x.simplex is not None and x.simplex.is_log and x.simplex.over:
             return replace(self.same(x), simplex=replace(x.simplex, is_log=False))
         y = self.pointwise(x)
@@ -277,9 +281,9 @@ class Op(NodeMaker):
         return self.power(self.reduce(self.power(x, 2.0), dims, mean=True, dims_of=x), power)
 
     def fixed(self, x: Value, dims: Sequence[int]) -> Value:
-        """Keep x, and refuse models in which one of the dims grows with the width.
+        """Return x for a function of whole matrices, and refuse models in which one of the dims grows with the width.
 
-        For functions of whole matrices, such as the inverse: how they depend on the size of the matrix is not known.
+        How such a function, for example an inverse, depends on the size of the matrix is not known.
         """
         over = x.dims_at(dims)
         return self._unary(x, lambda node: FixedDims((node,), over, f"{self.at.target}", location(self.at)))
@@ -289,7 +293,10 @@ class Op(NodeMaker):
         return tuple(replace(self.same(x), shape=None) for _ in range(count))
 
     def split(self, x: Value, count: int, dim: int) -> tuple[Value, ...]:
-        """Cut x in `count` along a dim. A layer cut along its features counts as that many layers in the objective."""
+        """Cut x in `count` parts along a dim, each as large as x and changing as x does in training.
+
+        A layer whose result is cut along its features counts as that many layers in the linear program's objective.
+        """
         is_layer = x.node is not None and isinstance(self._builder.kind(x.node), Layer)
         if x.node is not None and is_layer and dim in (-1, (x.ndim or 0) - 1):
             self._builder.cut(x.node, count)
@@ -328,7 +335,7 @@ class Op(NodeMaker):
         return replace(y, simplex=x.simplex.divided(over))
 
     def _divided_by_norm(self, x: Value, factor: Value) -> Value | None:
-        """Return x times 1 / (a mean or sum of powers of x) as a norm or softmax; None for other factors."""
+        """Return x * factor as a norm or softmax if the factor is 1 / (a mean or sum of powers of x); else None."""
         stat = factor.statistic
         if x.node is None or stat is None or not stat.reduced or stat.degree != -1:
             return None
@@ -337,7 +344,10 @@ class Op(NodeMaker):
         return self._normed(x.node, stat)
 
     def _normed(self, node: str, stat: Statistic) -> Value | None:
-        """Divide a node by a norm of `stat.node`; None unless the node is that one or a product that contains it."""
+        """Divide the tensor of a DAG node by a norm, which is described by `stat`.
+
+        None unless the node is `stat.node`, of which the norm was taken, or a product that contains it.
+        """
         if node == stat.node:
             return self._unary(Value(node), lambda node: Norm((node,), stat.summed, stat.power))
         kind = self._builder.kind(node)

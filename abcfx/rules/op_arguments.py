@@ -36,15 +36,15 @@ class OpArguments:
         self._is_inside = is_inside
 
     def parameter(self, owner: torch.nn.Module, name: str) -> Value | None:
-        """Return the parameter `name` of the module that is called (or of one inside it); None where it has none."""
+        """Return the parameter `name` of the called module, or of one inside it, as an abstract tensor, or None."""
         return module_parameter(self._builder, owner, name, self.at)
 
     def attribute(self, key: str) -> Number:
-        """Return the Python number `key` of the module that is called; it may change with width."""
+        """Return a number that the called module holds as attribute `key`, as a Number that may change with width."""
         return Number(((ModuleAttribute(self.at, key), 1.0),))
 
     def scalar(self, *keys: int | str) -> Number:
-        """Return the Python number that the op is given; it may change with width.
+        """Return a Python number among the op's arguments, as a Number that may change with width.
 
         Args:
             keys: its position among the op's arguments and its keyword; the first that is given counts.
@@ -54,7 +54,10 @@ class OpArguments:
         return Number() if self._is_inside or key is None else Number(((ScalarArgument(self.at, key), 1.0),))
 
     def number(self, value: object, *keys: int | str) -> Number:
-        """Return an argument as a number that may change with width: computed in the graph, or as `scalar` says."""
+        """Return an argument of an op as a Number that may change with width.
+
+        It was computed in the graph, or is a Python number among the op's arguments, found under one of `keys`.
+        """
         if isinstance(value, Number):
             return value
         held = self.constant_number(value) if isinstance(value, Value) else None
@@ -71,7 +74,7 @@ class OpArguments:
         return is_weight(self._builder, x)
 
     def disregard(self, *values: object) -> None:
-        """Say that tensors do not matter to the result, as in `x.type_as(y)` the entries of y do not.
+        """Declare that tensors do not matter to the op's result, as in `x.type_as(y)` the entries of y do not.
 
         Without it, a rule that makes its result of some of its arguments alone is refused.
         """

@@ -41,7 +41,7 @@ def _step(
 
 
 def _held(op: Op, module: nn.Module, suffix: str) -> tuple[tuple[Value, Value], tuple[Value | None, ...]]:
-    """Return the two weights of a recurrent layer, on input and on state, and their biases (None where it has none).
+    """Return the two weights of a recurrent layer, on input and on hidden state, and their biases or None.
 
     `suffix` ends the names of its parameters, as "_l0_reverse" in `weight_ih_l0_reverse`; "" for a cell.
     """
@@ -55,7 +55,8 @@ def _held(op: Op, module: nn.Module, suffix: str) -> tuple[tuple[Value, Value], 
 def recurrent(op: Op, module: nn.RNNBase, x: Value, state: object = None) -> tuple[Value, Result]:
     """Handle a call of nn.LSTM, nn.GRU or nn.RNN: one step through time for each of its layers and directions.
 
-    Returns the output and the last state, which for an LSTM is a tuple of two.
+    Returns the output and the last state, which for an LSTM is a tuple of two. Entries are of order 1 at least, since
+    gates are bounded functions that are not 0 at 0.
     """
     gates = _GATES[module.mode.lower()]
     given = [v for v in (state if isinstance(state, tuple) else (state,)) if isinstance(v, Value)]
@@ -77,7 +78,10 @@ def recurrent(op: Op, module: nn.RNNBase, x: Value, state: object = None) -> tup
 
 @register_rule(nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 def cell(op: Op, module: nn.RNNCellBase, x: Value, state: Value | Sequence[Value] | None = None) -> Result:
-    """Handle a call of nn.LSTMCell, nn.GRUCell or nn.RNNCell: return the state after one step (two for an LSTM)."""
+    """Handle a call of nn.LSTMCell, GRUCell or RNNCell: return the state after one step (two for an LSTM).
+
+    Its entries are of order 1.
+    """
     weights, biases = _held(op, module, "")
     is_lstm = isinstance(module, nn.LSTMCell)
     gates = LSTM_GATES if is_lstm else GRU_GATES if isinstance(module, nn.GRUCell) else RNN_GATES
@@ -102,7 +106,7 @@ def cell_function(
 ) -> Result:
     """Handle torch.lstm_cell, gru_cell and the like, which get the weights of one step as arguments.
 
-    Returns the state after the step (two for an LSTM).
+    Returns the state after the step (two for an LSTM), of order 1.
     """
     gates = _gates(op)
     out = _step(op, x, _hidden(state), (w_ih, w_hh), (b_ih, b_hh), gates)
@@ -127,6 +131,8 @@ def recurrent_function(
     *rest: object,
 ) -> tuple[Value, ...]:
     """Handle aten.lstm, gru and rnn: one step through time for each layer and direction, with weights from a flat list.
+
+    States are of order 1.
 
     Args:
         op: the op in whose place the nodes stand.

@@ -17,7 +17,10 @@ from abcfx.rules.values import UNKNOWN_SIZE, Dims, Value
 
 @register_rule("max", "min")
 def extremum_or_largest(op: Op, x: Value, y: object = None, *_: object) -> Value | tuple[Value, ...]:
-    """Handle max(x), max(x, dim), which returns indices as well, and max(x, y)."""
+    """Handle max(x) and max(x, dim), the largest entry of x, and max(x, y): as large as x, or as the larger of x and y.
+
+    With a dim, the indices of the largest entries are a second result, a constant.
+    """
     if isinstance(y, Value):
         return op.merge([x, y])
     return op.same(x) if y is None else (op.same(x), op.constant())
@@ -31,32 +34,35 @@ def extremum(op: Op, x: Value, *_: object, dim: object = None) -> Value:
 
 @register_rule("aminmax")
 def aminmax(op: Op, x: Value, *, dim: object = None) -> tuple[Value, Value]:
-    """Handle aminmax: both the least and the largest entry keep the size of x."""
+    """Handle torch.aminmax: return the least and the largest entry, both as large as entries of x."""
     return op.same(x), op.same(x)
 
 
 @register_rule("logsumexp")
 def logsumexp(op: Op, x: Value, dim: Sequence[int] | int, *_: object) -> Value:
-    """Handle torch.logsumexp, and remember that x minus the result holds logarithms of entries that sum to 1."""
+    """Handle torch.logsumexp: as large as x, and changing as x does in training.
+
+    Remember that x minus the result holds logarithms of entries that sum to 1 over `dim`, as a log_softmax does.
+    """
     return op.log_total(x, dim)
 
 
 @register_rule("logcumsumexp")
 def logcumsumexp(op: Op, x: Value, dim: int) -> Value:
-    """Handle logcumsumexp, which keeps the size and change of x."""
+    """Handle torch.logcumsumexp, log of the running sum of exp(x) along a dim: it keeps the size and change of x."""
     return op.nonlinear(x)
 
 
 @register_rule("cumsum", "cumulative_trapezoid")
 def cumsum(op: Op, x: Value, dim: object = -1, *_: object, dx: object = 1) -> Value:
-    """Handle a running sum: like a sum, as large as n entries, n the size of the dim."""
+    """Handle a running sum along a dim of n entries: n times as large as x, since its entries may all have one sign."""
     over = x.dim(dim) if isinstance(dim, int) else None
     return op.same(x) if over is None else op.scale(x, Number(((over, 1.0),)))
 
 
 @register_rule("prod", "cumprod")
 def prod(op: Op, x: Value, dim: int | None = None, *_: object) -> Value:
-    """Handle a product of entries along a dim that does not grow, as a power."""
+    """Handle torch.prod and cumprod, products of the n entries along a dim that does not grow: as large as x ** n."""
     dims = range(x.ndim or 0) if dim is None else [dim]
     count = math.prod(x.shape[i] for i in dims) if x.shape is not None else UNKNOWN_SIZE
     held = op.fixed(x, dims)
@@ -67,12 +73,15 @@ def prod(op: Op, x: Value, dim: int | None = None, *_: object) -> Value:
 
 @register_rule("softmax", "log_softmax", "softmin")
 def softmax(op: Op, x: Value, dim: int | None = None, *_: object) -> Value:
-    """Handle a softmax or log_softmax of x over `dim` (the last one if None)."""
+    """Handle a softmax or log_softmax of x over `dim`: ~ 1 / n over a dim of n entries that grows with the width.
+
+    A dim that is None is chosen as torch chooses it.
+    """
     return op.softmax(x, _softmax_dim(x, dim), is_log=plain_name(op.at.target) == "log_softmax")
 
 
 def _softmax_dim(x: Value, dim: int | None) -> int:
-    """Return the dim of a softmax, which torch chooses by the number of dims where none is given."""
+    """Return the dim of a softmax; if it is None, the one that torch chooses by the number of dims, 0 or 1."""
     if dim is not None:
         return dim
     return 0 if x.ndim in (0, 1, 3) else 1
@@ -80,43 +89,43 @@ def _softmax_dim(x: Value, dim: int | None) -> int:
 
 @register_rule("gumbel_softmax")
 def gumbel_softmax(op: Op, x: Value, tau: object = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1) -> Value:
-    """Handle F.gumbel_softmax as a softmax of x / tau."""
+    """Handle F.gumbel_softmax, a softmax of x / tau with noise, as large as a softmax over `dim`."""
     return op.softmax(x if tau == 1 else div(op, x, tau), dim)
 
 
 @register_rule(nn.Softmax, nn.LogSoftmax)
 def softmax_module(op: Op, module: nn.Softmax | nn.LogSoftmax, x: Value) -> Value:
-    """Handle a call of nn.Softmax or nn.LogSoftmax over its dim."""
+    """Handle a call of nn.Softmax or nn.LogSoftmax, as large as 1 / n over a dim of n entries that grows."""
     return op.softmax(x, _softmax_dim(x, module.dim), is_log=isinstance(module, nn.LogSoftmax))
 
 
 @register_rule("mean", "nanmean")
 def mean(op: Op, x: Value, dim: Dims = None, *_: object) -> Value:
-    """Handle the mean of x over dims (all if None)."""
+    """Handle the mean of x over dims (all if None), which keeps the size of x: entries may all have one sign."""
     return op.reduce(x, dim, mean=True)
 
 
 @register_rule("sum", "nansum")
 def sum_(op: Op, x: Value, dim: Dims = None, *_: object) -> Value:
-    """Handle the sum of x over dims (all if None)."""
+    """Handle the sum of x over dims (all if None): n times as large over n entries, which may all have one sign."""
     return op.reduce(x, dim, mean=False)
 
 
 @register_rule("trapezoid")
 def trapezoid(op: Op, y: Value, x: object = None, *_: object, dx: object = 1, dim: int = -1) -> Value:
-    """Handle trapezoid(y, x), an integral, as a sum of y over a dim."""
+    """Handle torch.trapezoid(y, x), the integral of y over x along a dim: as large as the sum of y over that dim."""
     return op.reduce(y, dim, mean=False)
 
 
 @register_rule("var")
 def var(op: Op, x: Value, dim: Dims | bool = None, *_: object) -> Value:
-    """Handle the variance of x over dims (all if None)."""
+    """Handle the variance of x over dims (all if None): as large as x^2."""
     return op.spread(x, None if isinstance(dim, bool) else dim, 1.0)  # var(x, unbiased) reduces all dims
 
 
 @register_rule("std")
 def std(op: Op, x: Value, dim: Dims | bool = None, *_: object) -> Value:
-    """Handle the standard deviation of x over dims (all if None)."""
+    """Handle the standard deviation of x over dims (all if None): as large as x."""
     return op.spread(x, None if isinstance(dim, bool) else dim, 0.5)
 
 
@@ -124,6 +133,6 @@ def std(op: Op, x: Value, dim: Dims | bool = None, *_: object) -> Value:
 def spread_and_mean(
     op: Op, x: Value, dim: Dims | bool = None, *_: object, correction: object = 1
 ) -> tuple[Value, Value]:
-    """Handle var_mean and std_mean: a variance or standard deviation, and a mean, over dims."""
+    """Handle var_mean and std_mean over dims: return the variance or standard deviation of x, and its mean."""
     spread = var if plain_name(op.at.target) == "var_mean" else std
     return spread(op, x, dim), op.reduce(x, None if isinstance(dim, bool) else dim, mean=True)

@@ -91,9 +91,9 @@ def register_rule(*targets: object) -> Callable[[R], R]:
     """
 
     def register(rule: R) -> R:
-        """Register a rule for the functions and module classes that were given to the decorator, and return it.
+        """Register a rule for the ops that were given to the decorator, and return it.
 
-        Captured graphs then call modules of those classes as a whole, so that the rule sees the call.
+        Captured graphs then call modules of the given classes as a whole, so that the rule sees the call.
         """
         for target in targets:
             rules, key = _place_of(target)
@@ -133,7 +133,7 @@ def override(target: object, rule: Rule) -> Iterator[None]:
 
 
 def _place_of(target: object) -> tuple[MutableMapping[object, Rule], object]:
-    """Return the table that holds the rule for a function, module type or name, and its key there."""
+    """Return the table of rules to which a function, module type or name belongs, and its key in that table."""
     if isinstance(target, str):
         return _BY_NAME, plain_name(target)
     if isinstance(target, type) and issubclass(target, torch.nn.Module):

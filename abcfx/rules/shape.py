@@ -27,7 +27,7 @@ from abcfx.rules.values import Result, Sizes, Value
 def regroup(op: Op, x: Value, *_: object) -> Value:
     """Handle an op that moves, regroups, repeats or picks entries, such as view.
 
-    Entries keep their size and their change in training.
+    Entries keep their size and their change in training; the result has other dims.
     """
     return op.view(x)
 
@@ -48,7 +48,7 @@ def repeat_interleave(
 
 @register_rule("expand_as", "view_as", "reshape_as")
 def regroup_as(op: Op, x: Value, other: Value) -> Value:
-    """Handle x.view_as(other) and the like: a view of x."""
+    """Handle x.view_as(other) and the like: x in the shape of `other`, whose entries do not matter."""
     op.disregard(other)  # its shape counts, not its entries
     return op.view(x)
 
@@ -61,7 +61,7 @@ def regroup_module(op: Op, module: nn.Module, x: Value) -> Value:
 
 @register_rule("pad")
 def pad(op: Op, x: Value, widths: object, mode: str = "constant", value: object = None) -> Value:
-    """Handle F.pad in any mode: entries of x, and a number or copies of entries around them."""
+    """Handle F.pad in any mode, x with a number or copies of its entries around it: as large as x."""
     return op.view(x)
 
 
@@ -83,7 +83,7 @@ def flipped(op: Op, x: Value) -> Value:
 
 @register_rule("mT", "mH", "adjoint")
 def flipped_matrices(op: Op, x: Value) -> Value:
-    """Handle x.mT: x with its last two dims in exchanged places."""
+    """Handle x.mT: x with its last two dims swapped; entries keep their size."""
     return transpose(op, x, -1, -2)
 
 
@@ -106,7 +106,10 @@ def index(op: Op, x: Value | Sizes | Sequence[Result], item: object, *rest: obje
 
 
 def _entries(op: Op, x: Value, items: Sequence[object]) -> Value:
-    """Index a tensor. A parameter indexed by a tensor is a lookup (a layer); a slice of it is still the parameter."""
+    """Return x[items], whose entries keep their size and their change in training.
+
+    A parameter indexed by a tensor is a lookup in a table, a layer; a slice of a parameter is still that parameter.
+    """
     if x.parameter is None or x.node is not None or x.dims is None:
         return op.same(x)
     of_dims = [each for each in items if each is not None]  # None makes a new dim
@@ -123,20 +126,20 @@ def _entries(op: Op, x: Value, items: Sequence[object]) -> Value:
 
 @register_rule("index_select")
 def index_select(op: Op, x: Value, dim: int, index: Value) -> Value:
-    """Handle x.index_select(dim, index), which is x[index] for dim 0 and x[:, index] for dim 1."""
+    """Handle x.index_select(dim, index), x[index] for dim 0, x[:, index] for dim 1: entries keep their size."""
     before = dim if dim >= 0 else dim + (x.ndim or 0)
     return _entries(op, x, [*[slice(None)] * before, index])
 
 
 @register_rule("index")
 def index_tensor(op: Op, x: Value, indices: Sequence[object]) -> Value:
-    """Handle aten.index(x, [i, None, j]), the form of x[i, :, j] in an exported graph."""
+    """Handle aten.index(x, [i, None, j]), the form of x[i, :, j] in an exported graph: entries keep their size."""
     return _entries(op, x, tuple(slice(None) if i is None else i for i in indices))
 
 
 @register_rule("getattr")
 def attribute(op: Op, x: Value | tuple[Result, ...], name: str) -> Result:
-    """Return an attribute of a tensor (x.shape, x.T), or the result called `name` of an op with several results."""
+    """Handle an attribute of a tensor (x.shape, x.T), or a named result (values, indices) of an op with several."""
     if isinstance(x, tuple):
         val = op.at.args[0].meta.get("val") if isinstance(op.at.args[0], fx.Node) else None
         named = [i for i, each in enumerate(val or ()) if getattr(val, name, None) is each]
@@ -152,60 +155,63 @@ def attribute(op: Op, x: Value | tuple[Result, ...], name: str) -> Result:
 
 @register_rule("size", "sym_size")
 def size(op: Op, x: Value, dim: int | None = None) -> Result:
-    """Handle x.size() and x.size(dim): return the sizes of x as values that stay tied to its dims."""
+    """Handle x.size() and x.size(dim): return sizes of x as values that remember of which dims they are the sizes."""
     return Sizes(x) if dim is None else Sizes(x)[dim]
 
 
 @register_rule("cat", "stack", "vstack", "dstack", "cartesian_prod")
 def cat(op: Op, *tensors: Value | Sequence[Value] | int) -> Value:
-    """Handle cat([x, y], dim) and functions that take their tensors one by one."""
+    """Handle cat([x, y], dim), stack and the like: the result is as large as the largest of the tensors."""
     return op.merge(_flat(tensors))
 
 
 def _flat(tensors: Sequence[object]) -> list[Value]:
-    """Return the tensors among arguments, which are given one by one or as a list."""
+    """Return the tensors among the arguments of an op that takes them one by one or as a list."""
     return [x for each in tensors for x in (each if isinstance(each, list | tuple) else [each]) if isinstance(x, Value)]
 
 
 @register_rule("meshgrid", "broadcast_tensors")
 def one_by_one(op: Op, *tensors: Value | Sequence[Value]) -> tuple[Value, ...]:
-    """Handle functions that return a view of each tensor that they are given."""
+    """Handle meshgrid and broadcast_tensors, which return a view of each tensor: entries keep their size."""
     return tuple(replace(op.view(x), shape=None) for x in _flat(tensors))
 
 
 @register_rule("atleast_1d", "atleast_2d", "atleast_3d")
 def at_least(op: Op, *tensors: Value | Sequence[Value]) -> Result:
-    """Handle atleast_1d to atleast_3d: a view of one tensor, or of each of several."""
+    """Handle atleast_1d to atleast_3d: a view of one tensor, or of each of several; entries keep their size."""
     return op.view(tensors[0]) if isinstance(tensors[0], Value) and len(tensors) == 1 else one_by_one(op, *tensors)
 
 
 @register_rule("diag")
 def diag(op: Op, x: Value, diagonal: int = 0) -> Value:
-    """Handle torch.diag, which takes the diagonal of a matrix or makes a matrix of a vector."""
+    """Handle torch.diag, the diagonal of a matrix or a matrix with a given diagonal: entries keep their size."""
     return op.view(x) if x.ndim == 2 else diag_embed(op, x)
 
 
 @register_rule("diag_embed", "diagflat")
 def diag_embed(op: Op, x: Value, *_: object) -> Value:
-    """Make a diagonal matrix of a size that does not grow: in one that grows, all but a few entries are zero."""
+    """Handle torch.diag_embed, which puts a vector on the diagonal of a matrix: entries keep their size.
+
+    The matrix must not grow with the width: all but a few entries would be zero, so that its RMS entry would shrink.
+    """
     return op.view(op.fixed(x, [-1]))
 
 
 @register_rule("block_diag")
 def block_diag(op: Op, *tensors: Value | Sequence[Value]) -> Value:
-    """Handle block_diag: a merge of matrices whose size does not grow."""
+    """Handle torch.block_diag of matrices whose size does not grow: the result is as large as the largest of them."""
     return op.merge([op.fixed(x, [-1]) for x in _flat(tensors)])
 
 
 @register_rule("trace")
 def trace(op: Op, x: Value) -> Value:
-    """Handle the trace as a sum over the diagonal."""
+    """Handle the trace of a matrix as a sum over its diagonal: n times as large as an entry, for n rows."""
     return op.reduce(x, [-1], mean=False)
 
 
 @register_rule("setitem", "put", "diagonal_scatter", "as_strided_scatter", *WRITES)
 def write(op: Op, x: Value, *args: object, reduce: object = None, alpha: object = 1) -> Value:
-    """Handle ops such as scatter, which write the entries of other tensors into x or add them to x, as a merge."""
+    """Handle ops such as scatter, which write entries of other tensors into x or add them: as large as the largest."""
     written = _flat(args)
     if alpha != 1 and written:
         written[-1] = op.scale(written[-1], op.number(alpha, "alpha"))
@@ -220,7 +226,10 @@ def split(op: Op, x: Value, how: object, dim: int = 0) -> tuple[Value, ...]:
 
 @register_rule("tensor_split", "hsplit", "vsplit", "dsplit")
 def split_at(op: Op, x: Value, where: object, dim: int | None = None) -> tuple[Value, ...]:
-    """Cut a tensor into equal parts, or at the given places."""
+    """Handle torch.tensor_split, hsplit and the like, which cut x into equal parts or at the given places.
+
+    Each part is as large as x and changes as x does in training.
+    """
     name = str(plain_name(op.at.target))
     if dim is None:
         dim = {"hsplit": 0 if x.ndim == 1 else 1, "dsplit": 2}.get(name, 0)
@@ -238,7 +247,7 @@ def count_results(op: Op) -> int:
 
 @register_rule("gradient")
 def gradient(op: Op, x: Value, *_: object, spacing: object = 1, dim: object = None) -> Result:
-    """Handle torch.gradient, differences of neighbours along each dim."""
+    """Handle torch.gradient, differences of neighbours along each dim: each result is as large as x."""
     return op.several(x, count_results(op))
 
 
@@ -256,5 +265,8 @@ def with_indices(op: Op, x: Value, *_: object, dim: object = -1) -> tuple[Value,
 
 @register_rule("median", "nanmedian")
 def median(op: Op, x: Value, dim: int | None = None, *_: object) -> Result:
-    """Handle torch.median: an entry of x or, with a `dim`, the entries along it and their indices."""
+    """Handle torch.median: an entry of x or, with a `dim`, the entries along it and their indices.
+
+    Entries keep their size and their change in training; indices are constants.
+    """
     return op.same(x) if dim is None else (op.same(x), op.constant())

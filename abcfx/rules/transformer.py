@@ -27,7 +27,7 @@ def _feed_forward(op: Op, module: Block, x: Value) -> Value:
 
 
 def _block(op: Op, module: Block, x: Value, memory: Value | None, path: str) -> Value:
-    """Add a transformer block (attention to itself, to `memory`, feed-forward, skips, norms) and return its output.
+    """Add a transformer block (self-attention, attention to `memory`, feed-forward, skips, norms); return its output.
 
     Args:
         op: the op in whose place the nodes stand.
@@ -64,7 +64,10 @@ def _block(op: Op, module: Block, x: Value, memory: Value | None, path: str) -> 
 
 @register_rule(nn.TransformerEncoderLayer)
 def encoder_layer(op: Op, module: nn.TransformerEncoderLayer, x: Value, *_: object) -> Value:
-    """Handle a call of nn.TransformerEncoderLayer: self-attention and feed-forward, each with a skip and a norm."""
+    """Handle a call of nn.TransformerEncoderLayer: self-attention and feed-forward, each with a skip and a norm.
+
+    The output is of order 1 after a last norm, else as large as the residual stream.
+    """
     return _block(op, module, x, None, "")
 
 
@@ -76,13 +79,13 @@ def decoder_layer(op: Op, module: nn.TransformerDecoderLayer, x: Value, memory: 
 
 @register_rule(nn.TransformerEncoder)
 def encoder(op: Op, module: nn.TransformerEncoder, x: Value, *_: object) -> Value:
-    """Handle a call of nn.TransformerEncoder: its blocks one after the other, and the norm at their end."""
+    """Handle a call of nn.TransformerEncoder: its blocks, run one after the other, and the norm at their end."""
     return _stack(op, module, x, None)
 
 
 @register_rule(nn.TransformerDecoder)
 def decoder(op: Op, module: nn.TransformerDecoder, x: Value, memory: Value, *_: object) -> Value:
-    """Handle a call of nn.TransformerDecoder: its blocks, which all read `memory`, and the norm at their end."""
+    """Handle a call of nn.TransformerDecoder: blocks that all read `memory`, and the norm at their end."""
     return _stack(op, module, x, memory)
 
 

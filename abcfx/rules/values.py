@@ -21,9 +21,9 @@ Result: TypeAlias = "Value | Sizes | Number | Sequence[Result] | None"
 
 @dataclass(frozen=True)
 class Statistic:
-    """A record of how a tensor was made from a DAG node by powers, means and sums.
+    """A record of how a tensor was made from a node of the layer DAG by powers, means and sums.
 
-    A norm is recognised by it in any spelling: x * rsqrt(mean(x^2) + eps), (x - mean) / std, x / |x|.
+    By it a norm is recognised in any spelling: x * rsqrt(mean(x^2) + eps), (x - mean) / std, x / |x|.
 
     Attributes:
         node: the DAG node that the tensor was made from.
@@ -60,22 +60,22 @@ class Simplex:
 
     @property
     def is_doubly_stochastic(self) -> bool:
-        """Whether the entries, which are positive, sum to 1 along more than one dim."""
+        """Whether the entries, which are positive, sum to 1 along several dims, as along rows and columns."""
         return len(self.over) > 1 and not self.is_log
 
     def divided(self, over: tuple[int, ...]) -> Simplex:
-        """Return the mark that the tensor gets when it is divided by its sums over the dims `over`."""
+        """Return the mark for the tensor divided by its sums over some dims: its entries then sum to 1 along those."""
         return replace(self, over=tuple(sorted({*self.over, *over})))
 
     def permuted(self, order: tuple[int, ...]) -> Simplex:
-        """Return the mark of the tensor after its dims were put in another order."""
+        """Return the mark, which says along which dims entries sum to 1, for the tensor with its dims reordered."""
         ndim = len(order)
         return replace(self, over=tuple(sorted(order.index(i % ndim) - ndim for i in self.over)))
 
 
 @dataclass(frozen=True)
 class WeightTerm:
-    """One summand of a weight that is computed from parameters: a product of them.
+    """One summand of a weight that is computed from parameters: a product of them, such as B @ A in W + B @ A.
 
     Attributes:
         chain: the parameters that are multiplied as matrices, from left to right.
@@ -93,7 +93,7 @@ class WeightTerm:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the parameters that are multiplied as matrices."""
+        """Names of the parameters whose matrix product this summand of a computed weight is."""
         return tuple(matrix.parameter for matrix in self.chain if matrix.parameter is not None)
 
 
@@ -152,11 +152,11 @@ class Value:
         return TensorDim(self.at, index if ndim is None else index % ndim)
 
     def dims_at(self, indices: Sequence[int]) -> tuple[Dim, ...]:
-        """Return the dims at several indices, without those of which nothing is known."""
+        """Return the dims of the tensor at several indices, without those of which nothing is known."""
         return tuple(dim for i in indices if (dim := self.dim(i)) is not None)
 
     def from_end(self, index: int) -> int:
-        """Return a dim's index counted from the end, where the number of dims is known."""
+        """Return the index of a dim counted from the last one (-1); unchanged where the number of dims is not known."""
         return index if self.ndim is None or index < 0 else index - self.ndim
 
     def all_dims(self) -> tuple[Dim, ...]:
@@ -178,7 +178,7 @@ class Value:
         return None if self.node is None else Statistic(self.node, 1.0)
 
     def permuted(self, order: tuple[int, ...]) -> Value:
-        """Return the tensor with its dims in another order, which is tracked for parameters only."""
+        """Return the tensor with its dims in another order; only for parameters is it known which dim went where."""
         return replace(self, dims=None if self.dims is None else tuple(self.dims[i] for i in order))
 
 

@@ -12,10 +12,10 @@ from abcfx.rules.kinds import Layer
 
 @dataclass(frozen=True)
 class ScaledLayer(Layer):
-    """A use of a weight W * s, where s is computed from other parameters and has as many entries as W.
+    """A use of a weight W * s, a parameter W times a tensor s of as many entries, computed from other parameters.
 
     Attributes:
-        cofactors: names of the DAG nodes s.
+        cofactors: names of the DAG nodes that compute the tensors s.
     """
 
     cofactors: tuple[str, ...] = ()
@@ -27,19 +27,19 @@ class ScaledLayer(Layer):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Names of all DAG nodes that this node reads."""
+        """Names of all DAG nodes that this node reads: input, vectors, and the cofactors that multiply its weight."""
         return (*super().sources, *self.cofactors)
 
     def _beside(self, context: ExponentContext) -> float:
-        """Return the exponent of the size of all cofactors together, which a norm of the weight divides out."""
+        """Return the exponent of all tensors that multiply the weight entry by entry; 0 if a norm divides it out."""
         return 0.0 if self.normalised else sum(context.size(node) for node in self.cofactors)
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s of the output, which the cofactors' sizes add to."""
+        """Return s of the output (entries ~ m^-s): that of a plain layer, plus those of what multiplies its weight."""
         return super().size(node, context) + self._beside(context)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
-        """Yield the bounds of a layer, and one for each cofactor: (W * ds) x, whose entries count as aligned."""
+        """Yield the bounds on r of a layer with the weight W * s, and one for each s: (W * ds) x."""
         beside, x = self._beside(context), self.inputs[0]
         for bound in super().change(node, context):
             yield bound._replace(constant=bound.constant + beside)
@@ -50,7 +50,7 @@ class ScaledLayer(Layer):
                 yield Bound(RowLabel(RowKind.CHANGE, cofactor), (("r", cofactor),), weight + others)
 
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield the input, each cofactor, and bounds on their G (gradient ~ m^-G)."""
+        """Yield (node, bound on its G; gradient ~ m^-G) for the input and for each factor of the weight."""
         beside, x = self._beside(context), self.inputs[0]
         for source, bound in super().gradient(node, context):
             yield source, bound._replace(constant=bound.constant + beside)
@@ -60,6 +60,6 @@ class ScaledLayer(Layer):
             yield cofactor, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), weight + others)
 
     def parameter_gradient(self, node: str, context: ExponentContext) -> Bound:
-        """Return the upper bound on g of the weight (gradient ~ m^-g), which the cofactors' sizes add to."""
+        """Return the upper bound on g of the weight (gradient ~ m^-g), with the sizes of its factors added."""
         bound = super().parameter_gradient(node, context)
         return bound._replace(constant=bound.constant + self._beside(context))

@@ -20,16 +20,17 @@ Terms = tuple[WeightTerm, ...]
 
 
 def terms_of(x: Value) -> Terms:
-    """Return the terms of a tensor; a parameter is its own one term."""
+    """Return the summands (products of parameters) that a tensor is a sum of; a parameter is its own one summand."""
     if x.terms or x.node is not None or x.parameter is None or x.normalised or x.gains:
         return x.terms
     return (WeightTerm((replace(x, is_curved=False),), is_curved=x.is_curved),)
 
 
 def summed(values: Iterable[Value], is_shifted: bool) -> Terms:
-    """Return the terms of a sum or concatenation; `is_shifted` if a constant is added as well.
+    """Return the terms, products of parameters, of a sum or concatenation of computed weights.
 
-    A parameter that stands in several terms (symmetric weights, straight-through rounding) counts once.
+    A parameter that stands in several terms (symmetric weights, straight-through rounding) counts once. `is_shifted`
+    says that a constant is added as well.
     """
     found: dict[tuple[object, ...], WeightTerm] = {}
     for value in values:
@@ -45,10 +46,12 @@ def summed(values: Iterable[Value], is_shifted: bool) -> Terms:
 
 
 def multiplied(builder: DagBuilder, x: Value, y: Value, nodes: tuple[str | None, str | None]) -> Terms:
-    """Return the terms of a product entry by entry: those of one factor, with the other as gain or cofactor.
+    """Return the terms, products of parameters, of a computed weight that is x * y, entry by entry.
+
+    They are those of one factor, with the other as gain (along rows or columns) or cofactor (for each entry).
 
     Args:
-        builder: holds the DAG nodes.
+        builder: holds the nodes of the layer DAG.
         x: a factor.
         y: the other factor.
         nodes: names of the DAG nodes of both.
@@ -73,17 +76,23 @@ def multiplied(builder: DagBuilder, x: Value, y: Value, nodes: tuple[str | None,
 
 
 def scaled(x: Value, factor: Number) -> Terms:
-    """Return the terms of a tensor times a number."""
+    """Return the terms, products of parameters whose sum it is, of a computed weight times a number."""
     return tuple(replace(term, factor=term.factor.times(factor)) for term in terms_of(x))
 
 
 def curved(x: Value) -> Terms:
-    """Return the terms of phi(x) for a function with phi(0) = 0, of which each counts as changing as the term does."""
+    """Return the terms (products of parameters) of phi(x), x a computed weight, for phi with phi(0) = 0, such as tanh.
+
+    They are those of x, each marked as curved: it changes as the term does, but is not proportional to it.
+    """
     return tuple(replace(term, is_curved=True) for term in x.terms)
 
 
 def chained(x: Value, y: Value) -> Terms:
-    """Return the terms of the product of two matrices x @ y."""
+    """Return the terms, products of parameters, of the matrix product x @ y of two computed weights.
+
+    Each is one term of x times one of y.
+    """
     return tuple(
         WeightTerm(
             (*left.chain, *right.chain),
@@ -99,7 +108,7 @@ def chained(x: Value, y: Value) -> Terms:
 
 
 def permuted(x: Value, order: tuple[int, ...]) -> Terms:
-    """Return the terms of a computed weight with its dims in another order."""
+    """Return the terms, products of parameters, of a computed weight with its dims in another order, or ()."""
     found = []
     for term in x.terms:
         if len(term.chain) > 1 and order != (1, 0):
@@ -116,7 +125,10 @@ def _permuted(matrix: Value, order: tuple[int, ...]) -> Value:
 
 
 def regrouped(x: Value, at: fx.Node) -> Terms:
-    """Return the terms of the result of an op that keeps, moves or picks entries, and is returned by the node `at`."""
+    """Return the terms, products of parameters, of a computed weight after an op that keeps, moves or picks entries.
+
+    The fx node `at` returns the result.
+    """
     shape = shape_of(at)
     if shape is not None and shape == x.shape:
         return x.terms
@@ -145,7 +157,7 @@ def without_dims(x: Value, indices: Sequence[int] | None) -> Terms:
 
 
 def _entries(terms: Terms) -> int:
-    """Return the number of entries of the largest parameter in some terms."""
+    """Return the number of entries of the largest parameter in some terms (products of parameters)."""
     return max((math.prod(matrix.shape or ()) for term in terms for matrix in term.chain), default=0)
 
 
@@ -154,7 +166,7 @@ def _is_matrix(terms: Terms) -> bool:
 
 
 def _is_thin(shape: tuple[int, ...] | None, terms: Terms) -> bool:
-    """Whether a factor of this shape is repeated along a dim of the weight, as a style is along its rows."""
+    """Whether a factor of this shape is repeated along a dim of the weight that it multiplies, as a gain is."""
     wholes = [matrix.shape for term in terms for matrix in term.chain]
     return any(
         ours == 1 != theirs
@@ -165,5 +177,5 @@ def _is_thin(shape: tuple[int, ...] | None, terms: Terms) -> bool:
 
 
 def _is_wide(shape: tuple[int, ...] | None) -> bool:
-    """Whether a tensor has more than one dim of more than one entry."""
+    """Whether a tensor has several dims of more than one entry, as a matrix has and a vector has not."""
     return shape is None or sum(size != 1 for size in shape) > 1

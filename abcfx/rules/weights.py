@@ -21,12 +21,13 @@ from abcfx.support.location import location
 
 @dataclass(frozen=True)
 class ComputedWeight:
-    """A weight that is a parameter, or is computed from parameters: which ones, and how.
+    """A weight that is a parameter or is computed from parameters, as the sum of products of them that it is.
 
     Attributes:
         terms: the products of parameters whose sum it is.
         is_normalised: whether the weight is divided by a norm of itself.
-        is_composed: whether a number on the whole weight is another thing than the number on one of its parameters.
+        is_composed: whether multiplying the whole weight by a number is another thing than multiplying one of its
+            parameters by it.
     """
 
     terms: tuple[WeightTerm, ...]
@@ -40,8 +41,9 @@ def is_weight(builder: DagBuilder, x: Value) -> bool:
 
 
 def read_weight(builder: DagBuilder, weight: Value) -> ComputedWeight | None:
-    """Find the parameters behind a weight; None for an activation, a constant, or a function that is no sum of products
-    of parameters and no norm.
+    """Find the parameters behind a weight: the products of parameters whose sum it is, perhaps divided by a norm.
+
+    None for an activation, a constant, or any other function of parameters.
     """
     if not weight.terms and not is_weight(builder, weight):
         return None
@@ -65,13 +67,14 @@ def read_weight(builder: DagBuilder, weight: Value) -> ComputedWeight | None:
 
 
 def layer_kind(source: str | None, matrix: Value, term: WeightTerm, is_last: bool) -> Layer:
-    """Return the kind of layer, still without its dims, for one matrix of a term.
+    """Return the kind of DAG node, a layer still without its dims, for one matrix of a product of parameters.
 
     Args:
-        source: the DAG node of its input.
-        matrix: the matrix.
-        term: the term.
-        is_last: whether the matrix makes the output of the term, which takes its number and its cofactors.
+        source: the DAG node of the layer's input.
+        matrix: the matrix, a parameter.
+        term: the product that it is a factor of.
+        is_last: whether the matrix makes the output of the product; it then carries the product's number and its
+            cofactors.
     """
     assert matrix.parameter is not None
     factor = term.factor if is_last else Number()
@@ -81,7 +84,10 @@ def layer_kind(source: str | None, matrix: Value, term: WeightTerm, is_last: boo
 
 
 def in_order_of_use(term: WeightTerm, fan_in: Sequence[int]) -> tuple[Value, ...]:
-    """Return the matrices of a term in the order in which the input meets them, given the weight's dims of fan_in."""
+    """Return the matrices of a product of parameters in the order in which the layer's input meets them.
+
+    `fan_in` are the dims of the product that are summed over: its first for x @ W, its last for W @ x.
+    """
     first_dim = all(i in (0, -2) for i in fan_in)
     return term.chain if first_dim else term.chain[::-1]
 
@@ -109,7 +115,7 @@ def _matrix(weight: Value, name: str, shape: tuple[int, ...]) -> Value:
 
 
 def _factor(builder: DagBuilder, node: str) -> Number:
-    """Return the product of all numbers by which the graph multiplies a parameter to compute a weight."""
+    """Return the product of all numbers by which the graph multiplies a parameter until it is a weight."""
     factor = Number()
     while isinstance(kind := builder.kind(node), Unary):
         factor = factor.times(kind.factor) if isinstance(kind, NumberFactor) else factor

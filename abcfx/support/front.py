@@ -38,7 +38,7 @@ def lazy_names(
 
 
 def _imported(module: str) -> ModuleType:
-    """Import a module; Python's random numbers go on as if it had been there: rich draws one when it is imported."""
+    """Import a module without a change of Python's random state, from which some modules (rich) draw when imported."""
     state = random.getstate()
     found = importlib.import_module(module)
     random.setstate(state)

@@ -80,7 +80,7 @@ def _float(value: object) -> float | None:
 
 
 def _refused(option: str, value: object, expected: str, number: float | None) -> InvalidInputError:
-    """Make the error for a wrong value, with the line to write where the value is a number in quotes."""
+    """Make the error for an option with a wrong value; for a number in quotes it has the corrected line."""
     shown = repr(value)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     message = f"{option}={shown}: expected {expected}."

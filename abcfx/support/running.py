@@ -73,7 +73,7 @@ def both_modes_restored(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
 
     def put_back() -> None:
-        """Set the modes as they were."""
+        """Set the train or eval mode of the model and of each of its modules to what it was before the block."""
         set_mode(model, training)
         for module, flag in flags:
             module.training = flag

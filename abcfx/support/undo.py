@@ -23,7 +23,7 @@ _lock = threading.RLock()
 
 
 class _Changes(threading.local):
-    """The changes of each thread that are still to be undone."""
+    """A stack, one for each thread, of the temporary changes to torch or to models that are still to be undone."""
 
     def __init__(self) -> None:
         self.open: list[Undo] = []
@@ -33,9 +33,9 @@ _changes = _Changes()
 
 
 class Undo:
-    """A context that makes a change on entry and undoes it on exit.
+    """A context that makes a temporary change, for example to a class of torch, on entry and undoes it on exit.
 
-    Where the exit is never reached, the end of the function under `one_at_a_time` undoes it.
+    If the exit is never reached, the end of the outermost function that `one_at_a_time` decorates undoes it.
 
     Args:
         undo: puts everything back; it may be called twice.
@@ -47,13 +47,13 @@ class Undo:
         self.do = do
 
     def __enter__(self) -> None:
-        """Note what is to be undone, then make the change."""
+        """Put the change on the stack of those to be undone, then make it."""
         _changes.open.append(self)
         if self.do is not None:
             self.do()
 
     def __exit__(self, *exception: object) -> None:
-        """Undo the change, and all that were made within it; nothing if that is done already."""
+        """Undo the change, and all that were made within the block; do nothing if it has been undone already."""
         for depth, change in enumerate(_changes.open):
             if change is self:
                 _unwind(depth)
@@ -61,14 +61,14 @@ class Undo:
 
 
 def one_at_a_time(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Let one thread at a time run the function, and undo at its end what is still to be undone.
+    """Decorate a function that changes torch or a model for a while: one thread at a time runs it.
 
-    Functions that are decorated may call one another.
+    What it has not undone at its end is undone then. Functions with this decorator may call one another.
     """
 
     @wraps(function)
     def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Wait for other threads, run the function, and undo what it left."""
+        """Wait until no other thread runs such a function, run this one, and undo the changes that it left."""
         with _lock, _interrupts_held():
             depth = len(_changes.open)
             try:
@@ -84,14 +84,14 @@ def one_at_a_time(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def interrupt_if_asked() -> None:
-    """Raise the KeyboardInterrupt of a Ctrl-C that was held back: here it does no harm."""
+    """Raise KeyboardInterrupt if Ctrl-C was pressed while it was held back; called where an interrupt does no harm."""
     if threading.current_thread() is threading.main_thread() and _held.asked:
         _held.asked = False
         _held.deliver()
 
 
 class _Held:
-    """The Ctrl-C that is held back.
+    """State of a Ctrl-C that is held back while torch is patched: whether one came, and what it would have done.
 
     Attributes:
         asked: whether there was one.
@@ -102,13 +102,13 @@ class _Held:
     handler: Callable[[int, FrameType | None], object] | None = None
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Note a Ctrl-C; let a second one through."""
+        """Handle a Ctrl-C while it is held back: remember the first one, and let a second one through."""
         if self.asked:
             self.deliver()
         self.asked = True
 
     def deliver(self) -> None:
-        """Do what Ctrl-C does, which mostly is to raise KeyboardInterrupt."""
+        """Do what a Ctrl-C would have done at once, which mostly is to raise KeyboardInterrupt."""
         if self.handler is not None:
             self.handler(signal.SIGINT, None)
 
@@ -120,7 +120,7 @@ _held = _Held()
 def _interrupts_held() -> Iterator[None]:
     """Hold Ctrl-C back within the block, and raise KeyboardInterrupt at its end if there was one.
 
-    Python calls signal handlers in the main thread alone; nothing is done in another one, nor within such a block.
+    Python calls signal handlers in the main thread alone: in other threads, and in a nested block, this does nothing.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or _held.handler is not None or not callable(before):
@@ -138,7 +138,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _unwind(depth: int) -> None:
-    """Undo the changes above this depth of the stack, the last one first."""
+    """Undo the temporary changes at positions `depth` and above of the thread's stack, the last one first."""
     while len(_changes.open) > depth:
         _changes.open[-1].undo()
         _changes.open.pop()

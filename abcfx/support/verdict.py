@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class HasDict(Protocol):
-    """A row of a result that can be told as plain data, for JSON and DataFrames."""
+    """A row of a check's result that can be turned into plain data, for JSON and DataFrames."""
 
     def to_dict(self) -> dict[str, object]:
         """Return the row as a dict of plain data."""
@@ -89,7 +89,7 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckRow:
-    """One thing that a check judged. Checks with more to say about it derive a row class of their own.
+    """One thing that a check judged, with the verdict; checks with more to say derive a row class of their own.
 
     Attributes:
         name: the layer, parameter or claim that was judged.

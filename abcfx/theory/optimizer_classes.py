@@ -53,7 +53,7 @@ def _in_table(optimizer: type) -> str | None:
 
 
 def _step(optimizer: type) -> object:
-    """Return the function behind the `step` of an optimizer class, without what torch wraps around it."""
+    """Return the function behind the `step` method of an optimizer class, without what torch wraps around it."""
     return inspect.unwrap(getattr(optimizer, "step", _step))
 
 

@@ -39,7 +39,7 @@ class GroupNumbers:
     options: Mapping[str, GroupOption] = field(default_factory=dict)
 
     def differs_from(self, other: GroupNumbers) -> tuple[str, ...]:
-        """Return the names of the numbers in which two groups differ."""
+        """Return the names of the numbers and options in which the groups of two optimizers differ."""
         named = [key for key in ("lr", "weight_decay", "eps") if getattr(self, key) != getattr(other, key)]
         keys = [key for key in {**self.options, **other.options} if self.options.get(key) != other.options.get(key)]
         return (*named, *keys)
@@ -89,7 +89,7 @@ def _usual_options(optimizer: torch.optim.Optimizer) -> dict[str, GroupOption]:
 
 
 def moves_momentum(group: Mapping[str, object]) -> bool:
-    """Whether a scheduler cycles the momentum or the betas of a group, which then are no numbers of the user's."""
+    """Whether a scheduler cycles the momentum or the betas of an optimizer group: they are then not the user's."""
     return any(key in group for key in _CYCLED)
 
 

@@ -69,7 +69,7 @@ class OptimizerFamily:
     is_built_in: bool = field(default=False, repr=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check the words, and derive `absorb` from `update` if it was not given."""
+        """Check the options that are words ("sign", "decoupled", ...), and derive `absorb` if it was not given."""
         object.__setattr__(self, "update", choose("update", self.update, get_args(UpdateSize)))
         object.__setattr__(self, "decay", choose("decay", self.decay, get_args(DecayWay)))
         object.__setattr__(self, "shape", choose("shape", self.shape, get_args(ShapeFactor)))
@@ -225,7 +225,11 @@ def _by_name(name: str) -> OptimizerFamily:
 
 
 def _not_known(told: str, key: str) -> str:
-    """Return the message that an optimizer is not known; `told` shows it, `key` is its name in plain spelling."""
+    """Return the message that an optimizer is not known, with the nearest known name.
+
+    Args: told: what the user gave, as it is shown in the message. key: its name in lower case without dashes, to be
+    compared with the known names.
+    """
     nearest = [_BY_KEY[near].name for near in get_close_matches(key, _BY_KEY, n=1)] or ["adamw"]
     return (
         f"optimizer={told} is not known, so the size of its update is not, and no rates can be solved.\n"

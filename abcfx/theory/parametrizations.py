@@ -44,7 +44,7 @@ class _Table(TypedDict):
 
 
 class _Preset(TypedDict):
-    """An alignment preset as it is stored: exponents of every layer, and omega of a readout."""
+    """A preset of alignment exponents as it is stored: alpha, omega and u of every layer, and omega of a readout."""
 
     alpha: float
     omega: float
