@@ -52,7 +52,7 @@ class Header:
     columns: int
 
     def to_dict(self) -> dict[str, object]:
-        """Return the header as JSON-able values."""
+        """Return the options and facts as JSON-able values."""
         return asdict(self)
 
 

@@ -186,7 +186,7 @@ class _Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Measure the block and note its seconds under the name of a stage."""
+        """Measure the seconds that the block takes, and store them under the name of a stage."""
         start = time.perf_counter()
         interrupt_if_asked()
         yield

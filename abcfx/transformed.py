@@ -58,7 +58,7 @@ class Transformed:
 
     @property
     def header(self) -> Header:
-        """The options and the facts of this run, for the head of the report."""
+        """The options of `transform` and facts of this run, for the head of the report."""
         return self.outcome.header
 
     @property
@@ -199,5 +199,5 @@ class Transformed:
         return render(self.outcome)
 
     def __repr__(self) -> str:
-        """Return one line with the number of parameters and groups, and the header."""
+        """Return one line with the number of parameters and groups, and the options of the transform."""
         return f"Transformed({len(self.spec)} parameters, {len(self.param_groups)} groups, {self.header})"

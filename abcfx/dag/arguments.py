@@ -52,7 +52,7 @@ def tensors(value: object) -> list[Value]:
 
 
 def positional(target: Callable[..., object] | str, args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
-    """Move keywords of a torch function to their positions, and drop those that do not matter to sizes.
+    """Move keyword arguments of a torch function to their positions, and drop those that do not matter to sizes.
 
     Defaults fill the gaps: F.batch_norm(x, mean, var, bias=b) becomes F.batch_norm(x, mean, var, None, b).
     """
@@ -85,7 +85,7 @@ def _signatures(target: Callable[..., object] | str) -> Sequence[inspect.Signatu
 
 
 def _in_place(signature: inspect.Signature, args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments | None:
-    """Return the arguments with each keyword in its position, as far as it has one; None if they do not fit."""
+    """Return a call's arguments with each keyword in its position, as far as it has one; None if they do not fit."""
     try:
         signature.bind(*args, **kwargs)
     except TypeError:

@@ -22,7 +22,7 @@ _ROUNDS = (int, float, operator.neg, abs, math.floor, math.ceil, round)
 
 
 def compute_number(node: fx.Node, args: Sequence[object]) -> Number | None:
-    """Return the result of an fx node that computes with numbers; None for an op that is no arithmetic.
+    """Return the result of an fx node that computes with numbers, such as head_dim ** -0.5; None for any other op.
 
     Args:
         node: the fx node.

@@ -11,10 +11,12 @@ from abcfx.rules.builder import DagBuilder
 
 
 def unread(builder: DagBuilder, nodes_before: int, given: Iterable[Value], returned: object) -> list[Value]:
-    """Return those of the given tensors that what a rule returned does not depend on.
+    """Return those tensors among an op's arguments that the result of its rule does not depend on.
+
+    A rule says what an op does to sizes; a tensor that it does not look at would drop out of the layer DAG.
 
     Args:
-        builder: the nodes after the rule has run.
+        builder: the nodes of the layer DAG (graph of layers and ops) after the rule has run.
         nodes_before: how many nodes there were before.
         given: the tensors among the op's arguments.
         returned: what the rule returned.
@@ -31,7 +33,7 @@ def unread(builder: DagBuilder, nodes_before: int, given: Iterable[Value], retur
 
 
 def _reached(builder: DagBuilder, nodes_before: int, results: list[str]) -> set[str]:
-    """Return the nodes of the results, and all that they are made of, as far as the rule has added them."""
+    """Return the DAG nodes of an op's results and all nodes that these read, as far as its rule has added them."""
     new = set(islice(reversed(builder.nodes), len(builder.nodes) - nodes_before))
     reached, waiting = set(results), list(results)
     while waiting:
@@ -44,14 +46,17 @@ def _reached(builder: DagBuilder, nodes_before: int, results: list[str]) -> set[
 
 
 def _is_read(builder: DagBuilder, value: Value, reached: set[str], parameters: set[str]) -> bool:
-    """Whether the result of an op is made of a tensor, given the nodes and parameters that it is made of."""
+    """Whether an op's result depends on a tensor, given the DAG nodes and parameters that the result depends on."""
     if value.node is None:
         return value.parameter in parameters
     return _is_made_of(builder, value.node, reached, parameters)
 
 
 def _is_made_of(builder: DagBuilder, node: str, reached: set[str], parameters: set[str]) -> bool:
-    """Whether a node is reached, or all that it is made of is: x / |x| is a norm of x, and |x| itself drops out."""
+    """Whether a DAG node is reached from an op's result, or all that it is computed from is.
+
+    The second is so for x / |x|, which is a norm of x: |x| itself drops out.
+    """
     waiting, seen = [node], set(reached)
     while waiting:
         name = waiting.pop()

@@ -18,7 +18,7 @@ def generators(dag: LayerDag) -> Mapping[str, frozenset[str]]:
 
     A layer is one if nodes that are computed from it and from parameters alone, and that a function such as sigmoid or
     softmax bounds, multiply the layer's own input (before or after a norm), or multiply a tensor that is then added to
-    a product of that input (a write gate).
+    a product of that input (a write gate). Hyper-connections have such layers.
 
     Returns:
         Name of the layer -> names of the nodes that it alone decides: logits, gates and mixing weights.
@@ -33,7 +33,9 @@ def generators(dag: LayerDag) -> Mapping[str, frozenset[str]]:
 
 
 def _decided_by(dag: LayerDag, layer: str, own: frozenset[str]) -> frozenset[str]:
-    """Return a layer and the nodes that it alone decides: their other inputs are parameters, or norms of its input.
+    """Return a layer and the DAG nodes that it alone decides: they read nothing else but parameters and its input.
+
+    The input counts also behind norms of it.
 
     Args:
         dag: the layer DAG.
@@ -54,7 +56,7 @@ def _decided_by(dag: LayerDag, layer: str, own: frozenset[str]) -> frozenset[str
 
 
 def _bounded(dag: LayerDag, layer: str, decided: frozenset[str]) -> frozenset[str]:
-    """Return those of the nodes in `decided` that are computed from a layer through a nonlinear function."""
+    """Return those of the DAG nodes in `decided` that are computed from a layer through a nonlinear function."""
     bounded: set[str] = set()
     for node in dag.order:
         curved = isinstance(dag.kind(node), Pointwise | Softmax | Norm) or dag.node(node).is_pinned
@@ -65,7 +67,7 @@ def _bounded(dag: LayerDag, layer: str, decided: frozenset[str]) -> frozenset[st
 
 
 def _own_input(dag: LayerDag, layer: str) -> frozenset[str]:
-    """Return a layer's input and the nodes from which it comes by norms, gains and factors alone."""
+    """Return the DAG node that a layer reads and the nodes from which that comes by norms, gains and factors alone."""
     own: set[str] = set()
     node = dag.kind(layer).inputs[0]
     while node is not None and node not in own:
@@ -81,6 +83,8 @@ def _own_input(dag: LayerDag, layer: str) -> frozenset[str]:
 def _weighs(dag: LayerDag, weights: frozenset[str], streams: frozenset[str]) -> bool:
     """Whether some of the weights multiply a stream, or a tensor that is then added to a product of a stream.
 
+    Weights and streams are nodes of the layer DAG (graph of layers and ops).
+
     Args:
         dag: the layer DAG.
         weights: the nodes that may be weights.
@@ -88,7 +92,7 @@ def _weighs(dag: LayerDag, weights: frozenset[str], streams: frozenset[str]) -> 
     """
 
     def multiplies(node: str, others: frozenset[str]) -> bool:
-        """Whether a node is a product, or the sum of one, with one of `others` as a factor."""
+        """Whether a DAG node is a product, or the sum of one, with one of `others` as a factor."""
         kind = dag.kind(node)
         if isinstance(kind, Reduce | NumberFactor):  # of a sum that is written out as product and sum
             return multiplies(kind.input, others)

@@ -103,7 +103,9 @@ class Interpreter:
         return self._call_function(op, node, args, kwargs, values)
 
     def _attribute(self, op: Op, node: fx.Node) -> object:
-        """Return the abstract value of a get_attr node: a parameter with its name and dims, else a constant."""
+        """Return the abstract value of a get_attr node of the traced graph: a parameter with its dims, else a
+        constant.
+        """
         owner, _, name = str(node.target).rpartition(".")
         held: object = getattr(self._module.get_submodule(owner), name)
         if isinstance(held, torch.nn.Parameter) and held in self._builder.names:
@@ -174,7 +176,7 @@ class Interpreter:
         kwargs: Mapping[str, object],
         given: Iterable[Value | Sizes],
     ) -> object:
-        """Call a rule, and raise an error if its result depends on fewer of the given tensors than it should."""
+        """Call the rule of an op; raise an error if its result does not depend on all tensors that the op was given."""
         try:
             inspect.signature(rule).bind(op, *args, **kwargs)
         except TypeError as error:
@@ -255,14 +257,14 @@ class Interpreter:
 
 
 def _only(returned: object) -> object:
-    """Return the one result of an output node, which torch wraps in a tuple."""
+    """Return the one result of a traced graph, which torch wraps in a tuple."""
     assert isinstance(returned, tuple)
     (result,) = returned
     return result
 
 
 def _returned_by(node: fx.Node, value: object) -> object:
-    """Return an abstract value with `node` noted as the fx node that returns it, whichever its rule has set."""
+    """Return an abstract tensor with `node` noted as the fx node that returns it, whichever its rule has set."""
     if not isinstance(value, Value):
         return value
     return replace(value, at=node, shape=shape_of(node) or value.shape)
@@ -280,7 +282,7 @@ def _writes(node: fx.Node) -> bool:
 
 
 def _loses(op: Op, lost: Sequence[str]) -> UnknownOpError:
-    """Return the error that a rule made its result of fewer tensors than the op is given."""
+    """Return the error that the rule of an op made its result of fewer tensors than the op is given."""
     return UnknownOpError(
         f"The rule for {op.at.target} loses {', '.join(lost)}, which training changes.\n"
         f"  in {location(op.at)}\n"
@@ -291,7 +293,7 @@ def _loses(op: Op, lost: Sequence[str]) -> UnknownOpError:
 
 
 class _NoContext:
-    """A stand-in for the `ctx` of an autograd.Function that takes whatever is saved in it."""
+    """A stand-in for the `ctx` of an autograd.Function, so that its forward can be traced; it drops what is saved."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         """Return a function that does nothing, for any method of the context."""
@@ -317,7 +319,7 @@ def _traced_forward(node: fx.Node, args: Sequence[object], kwargs: Mapping[str, 
 
 
 def _shown(target: object) -> str:
-    """Return the qualified name of an op or module type, as an error shows it."""
+    """Return the qualified name of a called op or module type for an error, such as Tensor.add."""
     target = getattr(target, "autograd_function", target)
     if isinstance(target, str):
         return f"Tensor.{target}"
@@ -347,6 +349,6 @@ def _unknown_op(node: fx.Node, target: object) -> UnknownOpError:
 
 
 def _argument_names(node: fx.Node) -> list[str]:
-    """Return a name for each leading tensor argument of an op, for the signature of a rule."""
+    """Return a name for each leading tensor argument of an op, for the signature of the rule that an error suggests."""
     count = next((i for i, each in enumerate(node.args) if not isinstance(each, fx.Node)), len(node.args))
     return ["x", "y", "z"][:count] if count <= 3 else [f"x{i}" for i in range(1, count + 1)]

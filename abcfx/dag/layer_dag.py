@@ -15,7 +15,9 @@ from abcfx.rules.kinds import Norm, NumberFactor, Product, Softmax
 
 @dataclass(frozen=True, eq=False)
 class LayerDag:
-    """The layer DAG of a model: its nodes as the model runs, and the edges between them. It never changes.
+    """The layer DAG of a model, the graph of its layers, norms, sums and products, with edges between them.
+
+    It never changes.
 
     Attributes:
         nodes: the nodes, in the order in which the model runs.
@@ -31,17 +33,17 @@ class LayerDag:
 
     @cached_property
     def order(self) -> tuple[str, ...]:
-        """Names of the nodes, in the order in which the model runs."""
+        """Names of the DAG nodes, in the order in which the model runs."""
         return tuple(node.name for node in self.nodes)
 
     @cached_property
     def _by_name(self) -> dict[str, DagNode]:
-        """The nodes by name."""
+        """The DAG nodes by name."""
         return {node.name: node for node in self.nodes}
 
     @cached_property
     def edges(self) -> nx.DiGraph:
-        """The edges between the nodes, as a read-only networkx DiGraph of their names."""
+        """The edges between the DAG nodes, as a read-only networkx DiGraph of their names."""
         graph = nx.DiGraph()
         graph.add_nodes_from(self.order)
         after: dict[str, list[str]] = {name: [] for name in self.order}
@@ -56,11 +58,11 @@ class LayerDag:
         return name in self._by_name
 
     def node(self, name: str) -> DagNode:
-        """Return the node with this name."""
+        """Return the DAG node (a layer, sum, norm, ...) with this name."""
         return self._by_name[name]
 
     def kind(self, name: str) -> Kind:
-        """Return what the node with this name does: a layer, merge, norm, ..., with the formulas for it."""
+        """Return the kind of the node with this name (Layer, Norm, ...), with the formulas for its size and change."""
         return self._by_name[name].kind
 
     def successors(self, name: str) -> tuple[str, ...]:
@@ -136,18 +138,20 @@ class LayerDag:
         return False
 
     def feeds_output(self, node: str) -> bool:
-        """Whether a node's tensor gets to an output of the model without another layer or norm in between."""
+        """Whether the output of a DAG node gets to an output of the model without another layer or norm in between."""
         if node in self.outputs:
             return True
 
         def between(n: str) -> bool:
-            """Whether a node may lie on the way: it is no layer and no norm."""
+            """Whether a DAG node may lie between the node and the model's output: it is no layer and no norm."""
             return not isinstance(self.kind(n), Layer | Norm)
 
         return self._reaches(node, lambda n: n in self.outputs and between(n), between)
 
     def feeds_softmax(self, node: str) -> bool:
-        """Whether a node's tensor gets to a softmax without a layer, norm or product in between (a router's logits)."""
+        """Whether the output of a DAG node gets to a softmax, as a router's does, without a layer, norm or product
+        between.
+        """
         return self._reaches(
             node,
             stop=lambda n: isinstance(self.kind(n), Softmax),
@@ -155,9 +159,9 @@ class LayerDag:
         )
 
     def is_void(self, node: str, through_scales: bool = False) -> bool:
-        """Whether a multiplier on a layer changes nothing, because only norms read it and nothing is added before them.
+        """Whether a multiplier on a layer changes nothing: only norms read the layer, and nothing is added before them.
 
-        A function such as tanh in between would notice the multiplier.
+        A norm divides the multiplier out; a function such as tanh in between would notice it.
 
         Args:
             node: name of the layer.
@@ -168,7 +172,9 @@ class LayerDag:
             return False
 
         def voids(n: str) -> bool:
-            """Whether a reader of the layer divides the multiplier out: a norm, or a number and then a norm."""
+            """Whether a node that reads the layer divides its multiplier out: a norm does, also behind a constant
+            factor.
+            """
             if through_scales and isinstance(self.kind(n), NumberFactor):
                 return self.is_void(n, through_scales=True)
             return isinstance(self.kind(n), Norm) and node in self.kind(n).inputs

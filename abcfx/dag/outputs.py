@@ -35,7 +35,7 @@ class Outputs:
     def __init__(
         self, dag: LayerDag, shapes: Mapping[str, tuple[int, ...]], returned: Iterable[tuple[str, Value]]
     ) -> None:
-        """Keep those tensors that depend on weights."""
+        """Remember of the returned tensors those that depend on weights, with the DAG node that each comes from."""
         self._dag, self._shapes = dag, shapes
         self._node_of: dict[str, str] = {}
         self._scalars: set[str] = set()
@@ -46,7 +46,9 @@ class Outputs:
                     self._scalars.add(path)
 
     def matching(self, patterns: Iterable[str], strict: bool) -> list[str]:
-        """Return the paths that patterns match, whole or from the start up to a dot.
+        """Return the paths of returned tensors that patterns match, as a whole or from their start up to a dot.
+
+        "logits" matches the path "logits", and "aux" matches "aux.loss".
 
         Args:
             patterns: paths or patterns of them.
@@ -69,7 +71,7 @@ class Outputs:
         return [path for path in self._node_of if path in found]
 
     def default(self) -> list[str]:
-        """Return the paths of those tensors that a loss is probably made of.
+        """Return the paths of those returned tensors that a loss is probably made of.
 
         Left out are by-products that are known by name, scalars, and tensors that go on into further layers or
         attention, unless they end in a narrow layer of their own. Nothing is left out on which a layer depends that no
@@ -86,11 +88,11 @@ class Outputs:
         return kept
 
     def nodes(self, paths: Iterable[str]) -> frozenset[str]:
-        """Return the nodes of the layer DAG that the tensors at these paths come from."""
+        """Return the nodes of the layer DAG that compute the returned tensors at these paths."""
         return frozenset(self._node_of[path] for path in paths)
 
     def note(self, kept: Collection[str]) -> tuple[str, ...]:
-        """Return a sentence for the report on what was left out; () if nothing was."""
+        """Return a sentence for the report on returned tensors that do not count as outputs; () if all do."""
         left_out: dict[str, int] = {}
         for path in self._node_of:
             if path not in kept:
@@ -107,7 +109,7 @@ class Outputs:
         )
 
     def _without(self, kept: list[str], path: str) -> list[str]:
-        """Return paths without one of them, or as they are if a layer then reaches no output."""
+        """Return the paths without one of them, or as they are if a layer would then contribute to no output."""
         rest = [each for each in kept if each != path]
         node, nodes = self._node_of[path], self.nodes(rest)
         above = nodes.union(*(self._dag.ancestors(n) for n in nodes)) if nodes else nodes
@@ -115,11 +117,13 @@ class Outputs:
         return rest if rest and all(n in above for n in layers) else kept
 
     def _goes_on(self, node: str) -> bool:
-        """Whether the model computes further layers, or products of activations, from a node."""
+        """Whether the model computes further layers, or products of activations, from a DAG node."""
         return any(isinstance(self._dag.kind(n), Layer | Product) for n in self._dag.descendants(node))
 
     def _is_own_readout(self, node: str) -> bool:
-        """Whether a node is the result of a narrow layer, as a predicted mean or box, but no key, value or router."""
+        """Whether a DAG node is the result of a narrow layer, as a predicted mean or box, and no key, value or
+        router.
+        """
         dag, kind = self._dag, self._dag.kind(node)
         if not isinstance(kind, Layer) or dag.feeds_softmax(node):
             return False
@@ -130,14 +134,14 @@ class Outputs:
         return sizes[0] is not None and sizes[1] is not None and sizes[1] < sizes[0]
 
     def _width(self, dims: Iterable[object]) -> int | None:
-        """Return the product of the sizes of dims of parameters; None if one of them is no such dim."""
+        """Return the product of the sizes of some dims; None if one of them is not a dim of a parameter."""
         sizes = [self._shapes[each.parameter][each.index] if isinstance(each, ParameterDim) else None for each in dims]
         known = [size for size in sizes if size is not None]
         return math.prod(known) if len(known) == len(sizes) else None
 
 
 def _matches(path: str, patterns: Iterable[str]) -> bool:
-    """Whether one of the patterns matches a path, or a part of it from its start up to a dot."""
+    """Whether one of the patterns matches the path of a returned tensor, or a part of it from its start up to a dot."""
     parts = path.split(".")
     heads = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
     return any(fnmatchcase(head, pattern) for head in heads for pattern in patterns)

@@ -29,7 +29,7 @@ class BlockName(NamedTuple):
 
 
 def blocks_around(name: str) -> list[BlockName]:
-    """Return the numbered blocks that a parameter or module lies in, outermost first."""
+    """Return the numbered blocks that a parameter or module, given by its name, lies in, outermost first."""
     parts = name.split(".")
     return [
         BlockName(".".join(parts[:i]), part, ".".join(parts[i + 1 :])) for i, part in enumerate(parts) if part.isdigit()
@@ -54,7 +54,7 @@ def is_serial(dag: LayerDag, container: str) -> bool:
 
 
 class Skip(NamedTuple):
-    """A skip connection: several paths lead from one node to a merge, past different numbers of layers.
+    """A skip connection: several paths lead from one DAG node to a merge (sum), past different numbers of layers.
 
     Attributes:
         start: the node from which the paths start.
@@ -70,7 +70,7 @@ class Skip(NamedTuple):
 
 
 def find_skips(dag: LayerDag) -> list[Skip]:
-    """Find skip connections: sums of paths that start at one node and pass through different numbers of layers."""
+    """Find skip connections: sums where paths meet that start at one DAG node and pass different numbers of layers."""
     main = dag.edges.subgraph([node.name for node in dag.nodes if not node.is_parametric])
     root = object()
     rooted = nx.DiGraph(main.edges)
@@ -114,7 +114,7 @@ def _layers_between(dag: LayerDag, main: nx.DiGraph, start: str, end: str) -> tu
 
 @dataclass(frozen=True)
 class Branch:
-    """A residual branch: the f of x + f(x).
+    """A residual branch of the layer DAG: the f of x + f(x).
 
     Attributes:
         node: the node f(x), which is added to x.
@@ -163,19 +163,19 @@ def residual_branches(dag: LayerDag, containers: Collection[str]) -> dict[str, B
 
 
 def _first(nodes: Sequence[str], among: Set[str]) -> str | None:
-    """Return the first of the nodes that is in a set; None if none is."""
+    """Return the first of several DAG nodes that is in a set; None if none is."""
     return next((node for node in nodes if node in among), None)
 
 
 def _lies_in_one_block(dag: LayerDag, nodes: Collection[str], containers: Collection[str]) -> bool:
-    """Whether all parameters of the nodes belong to numbered blocks of one and the same number."""
+    """Whether all parameters of some DAG nodes belong to one numbered block of the model, such as blocks.3."""
     names = [kind.parameter for node in nodes if isinstance(kind := dag.kind(node), Layer | Vector)]
     blocks = [block_of(name, containers) for name in names]
     return bool(blocks) and None not in blocks and len({block.number for block in blocks if block}) == 1
 
 
 def repeated_uses(dag: LayerDag) -> dict[str, list[str]]:
-    """Return, for each parameter that is the weight of more than one layer node, these nodes."""
+    """Return, for each parameter that is the weight of several layer nodes (tied, or called twice), these nodes."""
     uses: dict[str, list[str]] = {}
     for node, layer in dag.layers():
         uses.setdefault(layer.parameter, []).append(node)
@@ -186,7 +186,7 @@ def repeated_uses(dag: LayerDag) -> dict[str, list[str]]:
 
 
 def attention_products(dag: LayerDag) -> dict[str, list[str]]:
-    """Find every product of two activations (query times key) that feeds a softmax, in the order they run.
+    """Find every product of two activations that feeds a softmax (query times key), in the order they run.
 
     Returns:
         Name of the product -> names of the nodes between it and the softmax.
@@ -202,9 +202,9 @@ def attention_products(dag: LayerDag) -> dict[str, list[str]]:
 
 
 def _nodes_to_softmax(dag: LayerDag, node: str) -> list[str] | None:
-    """Return the nodes between a product and a softmax, or None if a layer, a norm or another sum comes first.
+    """Return the DAG nodes between a product and a softmax; None if a layer, a norm or a sum over a dim comes first.
 
-    A norm that is written out is such a sum.
+    A norm that is written out contains such a sum.
     """
     came_from: dict[str, str] = {}
     waiting = [node]
@@ -227,7 +227,7 @@ def _nodes_to_softmax(dag: LayerDag, node: str) -> list[str] | None:
 def query_targets(dag: LayerDag, node: str) -> tuple[str, ...]:
     """Return the parameters to multiply so that attention logits get a factor: those of the query, else of the key.
 
-    None of them (an empty tuple) if both come out of one fused layer.
+    The tuple is empty if both come out of one fused layer.
 
     Args:
         dag: the layer DAG.
@@ -241,10 +241,10 @@ def query_targets(dag: LayerDag, node: str) -> tuple[str, ...]:
 
 
 def absorbing_parameters(dag: LayerDag, node: str) -> tuple[str, ...]:
-    """Return the parameters to multiply so that this node's tensor alone gets a factor; () if there are none.
+    """Return the parameters to multiply so that the output of this DAG node, and nothing else, gets a factor.
 
     Of a layer these are its weight and bias; of a norm, its gain and bias; of a product, those of one factor; of a sum,
-    those of all summands.
+    those of all summands. () if there are none.
     """
     if not _is_free(dag, node) or node in dag.outputs:
         return ()
@@ -274,7 +274,10 @@ def absorbing_parameters(dag: LayerDag, node: str) -> tuple[str, ...]:
 
 
 def _is_free(dag: LayerDag, node: str) -> bool:
-    """Whether a tensor may be rescaled: one node reads it, and once, and no nonlinearity or constant fixes its size."""
+    """Whether the output of a DAG node may be rescaled: one node reads it, once, and nothing fixes its size.
+
+    A nonlinearity or a constant that is added would fix it.
+    """
     is_pinned = dag.node(node).is_pinned or dag.node(node).parameter in dag.pinned_parameters
     readers = [source for after in dag.successors(node) for source in dag.kind(after).sources if source == node]
     return len(readers) == 1 and not is_pinned

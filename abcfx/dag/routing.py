@@ -19,10 +19,10 @@ _ON_THE_WAY = frozenset({"add", "clamp", "clamp_min", "maximum", "to", "float", 
 
 
 def is_router(dag: LayerDag, layer: str) -> bool:
-    """Whether the outputs of a layer decide how much the results of other layers count.
+    """Whether a layer is a router: its outputs decide how much the results of other layers (experts) count.
 
     A function such as sigmoid, relu or top-k stands in between, and each output weighs a whole vector, which another
-    layer has computed from what the router does not see alone: the output of an expert.
+    layer has computed from what the router does not see alone.
     """
     if (shape_of(dag.node(layer).fx_node) or (0,))[-1] == 1:  # a gate, which does not choose among several
         return False
@@ -48,7 +48,7 @@ def is_router(dag: LayerDag, layer: str) -> bool:
 
 
 def _decides(start: fx.Node, end: fx.Node) -> bool:
-    """Whether relu, top-k or another function that switches entries off stands between two nodes of a graph."""
+    """Whether relu, top-k or another function that switches entries off stands between two nodes of a traced graph."""
     after, waiting = set[fx.Node](), list(start.users)
     while waiting:
         node = waiting.pop()
@@ -65,17 +65,17 @@ def _decides(start: fx.Node, end: fx.Node) -> bool:
 
 
 def _switches_off(node: fx.Node) -> bool:
-    """Whether a node is relu, top-k or another function that sets entries to zero or leaves them out."""
+    """Whether an fx node is relu, top-k or another function that sets entries to zero or leaves them out."""
     if node.op == "call_module" and node.graph.owning_module is not None:
         return isinstance(node.graph.owning_module.get_submodule(str(node.target)), _DECIDING_LAYERS)
     return node.op in ("call_function", "call_method") and plain_name(node.target) in _DECIDES
 
 
 def routing_notes(graph: fx.Graph) -> Iterator[str]:
-    """Yield a note for each softmax over one entry, and each division of one entry by itself.
+    """Yield a note for each router to the single best expert whose weight is always 1, so that it gets no gradient.
 
-    So routers to the best expert end that make the weights of the chosen experts sum to 1: the only weight is then
-    always 1, and no gradient comes through it.
+    Such routers end in a softmax over one entry, or in a division of one entry by itself, to make the weights of the
+    chosen experts sum to 1.
     """
     for node in graph.nodes:
         if node.op in ("call_function", "call_method") and _is_one(node) and _comes_from_choice(node):
@@ -86,7 +86,10 @@ def routing_notes(graph: fx.Graph) -> Iterator[str]:
 
 
 def _is_one(node: fx.Node) -> bool:
-    """Whether a node divides a tensor by its sum over dims of one entry, by a softmax or written out."""
+    """Whether an fx node makes a tensor sum to 1 over a dim of one entry, so that all entries become 1.
+
+    It does so by a softmax, or by a division by the sum.
+    """
     name = plain_name(node.target)
     first = node.args[0] if node.args else None
     if not isinstance(first, fx.Node):
@@ -102,14 +105,14 @@ def _is_one(node: fx.Node) -> bool:
 
 
 def _has_one_entry(node: fx.Node, dim: object) -> bool:
-    """Whether a dim of the tensor that a node returns has one entry; False where sizes are not known."""
+    """Whether a dim of the tensor that an fx node returns has one entry; False where sizes are not known."""
     shape = shape_of(node)
     index = dim[0] if isinstance(dim, list | tuple) and len(dim) == 1 else dim
     return shape is not None and isinstance(index, int) and -len(shape) <= index < len(shape) and shape[index] == 1
 
 
 def _comes_from_choice(node: fx.Node) -> bool:
-    """Whether a node is computed from the result of a top-k or maximum, by views and functions of one tensor."""
+    """Whether an fx node is computed from the result of a top-k or maximum, by views and functions of one tensor."""
     at: object = node
     while isinstance(at, fx.Node):
         if at.op in ("call_function", "call_method") and plain_name(at.target) in ("topk", "max", "gather", "amax"):

@@ -78,7 +78,7 @@ def assign_exponents(
 
 
 def without_multipliers(found: ParameterExponents) -> ParameterExponents:
-    """Return a parameter's exponents with all multipliers 1: the first use's a moves into b, exponent of the init."""
+    """Return a parameter's exponents with all multipliers 1: the first one's a is added to b, that of the init."""
     return replace(found, a=dict.fromkeys(found.a, 0.0), b=found.b + next(iter(found.a.values()), 0.0))
 
 
@@ -102,8 +102,8 @@ def _vector(
 ) -> ParameterExponents:
     """Return role and exponents of a bias, gain or other parameter that acts entry by entry.
 
-    It is a "vector" if a dim of it grows with width, else a "scalar". If the model multiplies it by m^x (m, the width
-    ratio) and draws it ~ m^-x, as nGPT does with x = 1/2, that is its b.
+    Its role is "vector" if a dim of it grows with width, else "scalar". If the model multiplies it by m^x (m, the width
+    ratio) and draws it ~ m^-x, as nGPT does with x = 1/2, then b, the exponent of its init m^-b, is x.
 
     Args:
         dag: the layer DAG.
@@ -122,7 +122,7 @@ def _vector(
 
 
 def _is_undone(growth: WidthGrowth, name: str, parameter: torch.Tensor, x: float) -> bool:
-    """Whether the model's own init of a parameter is ~ m^-x (m, the width ratio), as its draws at both widths tell."""
+    """Whether the model's own init of a parameter is ~ m^-x (m, the width ratio), by its values at both widths."""
     base = growth.base_parameters.get(name) if growth.has_base and growth.width_ratio != 1.0 else None
     if base is None or base.is_meta or parameter.is_meta:
         return False
@@ -185,7 +185,7 @@ def _use(dag: LayerDag, growth: WidthGrowth, table: Table, node: str, wanted: st
 
 
 def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
-    """Combine the uses of one weight: one init exponent b for all, a multiplier exponent a for each.
+    """Combine the uses of one weight (tied, or called twice): one init exponent b, a multiplier exponent a for each.
 
     The first embedding-like use decides b, or else the first use; the others keep their a + b.
     """
@@ -217,7 +217,7 @@ def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
 
 
 def _input(dag: LayerDag, layer: Layer) -> Kind | None:
-    """Return the kind of the node that makes a layer's input."""
+    """Return the kind of the DAG node that makes a layer's input (Norm, Merge, ...); None for an input of the model."""
     (source,) = layer.inputs
     return None if source is None else dag.kind(source)
 
@@ -270,7 +270,7 @@ def _numbers_on_input(dag: LayerDag, growth: WidthGrowth, layer: Layer, role: st
 
 
 def _numbers_on_output(dag: LayerDag, node: str) -> list[Number]:
-    """Return the numbers by which the model multiplies a node's output before anything else, even tanh, uses it."""
+    """Return the numbers by which the model multiplies a DAG node's output before anything else, even tanh, uses it."""
     found: list[Number] = []
     while node not in dag.outputs and not dag.node(node).is_bent:
         after = dag.successors(node)
@@ -333,7 +333,7 @@ def _numbers(name: str, values: object) -> tuple[float, ...]:
 
 
 def _overridden(found: ParameterExponents, name: str, values: tuple[float, ...]) -> ParameterExponents:
-    """Return a parameter's exponents with those that the user gave in place.
+    """Return a parameter's exponents with those that the user gave put in.
 
     Args:
         found: the exponents without the user's.
@@ -351,7 +351,7 @@ def _overridden(found: ParameterExponents, name: str, values: tuple[float, ...])
 
 
 def _check_size(found: ParameterExponents, name: str, total: float) -> None:
-    """Raise an error unless given exponents keep a layer's output O(1) at init, or a norm follows.
+    """Raise an error unless the exponents that a user gave keep a layer's output O(1) at init, or a norm follows.
 
     Multiplier and init are m^-a and m^-b (m, the width ratio); `total` is a + b.
 

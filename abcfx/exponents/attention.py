@@ -65,7 +65,7 @@ def find_attention(fixed: FixedExponents) -> tuple[AttentionLogits, ...]:
 
 
 def _trained_size(fixed: FixedExponents, node: str | None) -> float:
-    """Return s of a tensor whose entries are ~ m^-s (m, the width ratio) once layers have learnt outputs of order 1."""
+    """Return s of a DAG node's output, which is ~ m^-s (m, the width ratio) once layers have learnt outputs of O(1)."""
     if node is None:
         return 0.0
     kind, size = fixed.dag.kind(node), fixed.size(node)
@@ -102,7 +102,7 @@ def _refuse_unread(fixed: FixedExponents, node: str, after: list[str]) -> None:
 
 
 def describe(found: tuple[AttentionLogits, ...]) -> tuple[str, ...]:
-    """Return notes for the report that say by what the attention logits are multiplied, and why."""
+    """Return notes for the report that say by which factor attention logits are multiplied, and why."""
     if not found:
         return ()
     grown = [each for each in found if each.growth > TOLERANCE or each.missing]
@@ -124,6 +124,6 @@ def describe(found: tuple[AttentionLogits, ...]) -> tuple[str, ...]:
 
 
 def _products(found: Sequence[AttentionLogits]) -> str:
-    """Write "the logits of 2 products (attn, attn_1)" for a note in the report."""
+    """Return text such as "the logits of 2 products (attn, attn_1)" for a note in the report."""
     shown = ", ".join(each.node for each in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
     return f"the logits of {len(found)} product{'s' * (len(found) > 1)} ({shown})"

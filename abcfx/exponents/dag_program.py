@@ -40,7 +40,7 @@ class Binding:
     rows: tuple[RowName, ...] = ()
 
     def __str__(self) -> str:
-        """Return the names of the rows, or the reason in words."""
+        """Return the names of the rows of the linear program that bind, or the reason in words."""
         return ", ".join(map(str, self.rows)) or _BINDINGS[self.kind]
 
 
@@ -54,7 +54,9 @@ _BINDINGS = {
 
 @dataclass(frozen=True)
 class SolvedDag:
-    """The solution of a layer DAG's linear program, and what follows from it; exponents are of the width ratio m.
+    """The solution of the linear program of a model's layer DAG, and what follows from it.
+
+    All exponents are of the width ratio m.
 
     Attributes:
         solution: the solution of the linear program, which weights alone are in.
@@ -93,7 +95,7 @@ class DagProgram:
     def __init__(
         self, fixed: FixedExponents, alignment: Mapping[str, Alignments], caps: Mapping[str, float] | None = None
     ) -> None:
-        """Write the rows of all nodes of the layer DAG, and the lower bounds of changes."""
+        """Write the rows of all nodes of the layer DAG, and the lower bounds of the changes r."""
         self.fixed, self.dag = fixed, fixed.dag
         self.caps = dict(caps or {})
         self.alignment: dict[Hashable, Alignments] = dict(alignment.items())
@@ -147,7 +149,7 @@ class DagProgram:
         return {str(name): value for name, value in self.solver.rates_at(self.alignment).items()}
 
     def _is_scaled(self, node: str) -> bool:
-        """Whether all readers of a tensor multiply it by numbers, so that it needs no stability of its own.
+        """Whether all nodes that read a DAG node's output multiply it by numbers, so that it need not be stable itself.
 
         Sums may stand in between. A function such as tanh may not: what blows up in front of it is not undone by a
         number that shrinks behind it.
@@ -157,7 +159,7 @@ class DagProgram:
             return False
 
         def scales(n: str) -> bool:
-            """Whether a reader multiplies the tensor by a number, or is a sum that is then multiplied."""
+            """Whether a node that reads the tensor multiplies it by a number, or is a sum that is then multiplied."""
             kind = self.dag.kind(n)
             return isinstance(kind, NumberFactor) or (isinstance(kind, Merge) and self._is_scaled(n))
 
@@ -178,14 +180,14 @@ class DagProgram:
         return Row(name, out, inputs, bound.constant, bound.alignment, node, bound.weight)
 
     def _change_rows(self, node: str) -> list[Row]:
-        """Return the rows of the linear program that bound r of a node, whose tensor changes by ~ m^-r in training."""
+        """Return the rows of the linear program that bound r of a DAG node, whose output changes by ~ m^-r."""
         if not self.fixed.changes(node):
             return []
         bounds = dict.fromkeys(self.dag.kind(node).changes(node, self.fixed))  # once each: q k of one layer repeats
         return [self._row(RowName(node, bound.label), ("r", node), node, bound) for bound in bounds]
 
     def _gradient_rows(self, node: str) -> list[Row]:
-        """Return the rows of the linear program by which a node bounds gradients.
+        """Return the rows of the linear program by which a DAG node bounds gradients.
 
         They are about G of its inputs (gradient ~ m^-G; m, the width ratio), and about g of its weight.
         """
@@ -205,7 +207,7 @@ class DagProgram:
         return self.fixed.learns(parameter) and self.fixed.family(parameter).update == "gradient"
 
     def _rates(self) -> dict[Hashable, Rate]:
-        """Return, for each weight that learns, its variable c: cost, distance to the outputs, and bounds.
+        """Return, for each weight that learns, its variable of the linear program: c (rate m^-c), its cost and bounds.
 
         A fused weight costs as much as the pieces that its output is cut into, however often it is used. The rate of a
         weight none of whose dims grow does not rise with width: c is the least that the weight and its multipliers
@@ -230,7 +232,7 @@ class DagProgram:
     def _rates_by_rule(self, solution: LpSolution, c: Mapping[str, float]) -> dict[str, float]:
         """Find c of biases, gains and other vectors, whose rate is m^-c (m, the width ratio).
 
-        It is the smallest that leaves all later tensors stable.
+        It is the smallest at which no tensor behind the vector changes by more than the solution allows.
 
         Args:
             solution: the solution of the linear program, which has no vectors.
@@ -256,7 +258,7 @@ class DagProgram:
         return rates
 
     def _gradients(self, c: Mapping[str, float] | None) -> dict[str, float]:
-        """Return G of every node, whose gradient is ~ m^-G (m, the width ratio), from the outputs back.
+        """Return G of every DAG node, whose gradient is ~ m^-G (m, the width ratio), from the outputs back.
 
         Args:
             c: exponent of the learning rate of each weight, to count what its updates send back; None for gradients at
@@ -292,7 +294,7 @@ class DagProgram:
         return found
 
     def _binding(self, solution: LpSolution) -> dict[str, Binding]:
-        """Return for each parameter why its c is not smaller: constraints, a rule, the user's choice, or nothing."""
+        """Return for each parameter why its c (rate m^-c) is not smaller: constraints, a rule, or the user's choice."""
         found = {}
         for name, decided in self.fixed.parameters.items():
             rows = tuple(row for row in solution.binding.get(name, ()) if isinstance(row, RowName))
@@ -306,7 +308,7 @@ class DagProgram:
 
 
 def _changes(levels: Mapping[Hashable, float]) -> dict[str, float]:
-    """Return r of each node, whose tensor changes by ~ m^-r (m, the width ratio).
+    """Return r of each DAG node, whose output changes by ~ m^-r (m, the width ratio).
 
     Args:
         levels: the values of all variables r, G and g of the linear program.

@@ -27,7 +27,7 @@ BRANCH_EXPONENT: Mapping[DepthTable, float] = {"none": 0.0, "mup": 0.5, "complet
 
 @dataclass(frozen=True)
 class DepthExponents:
-    """The exponents of the ratio of depths by which one parameter's numbers change.
+    """The exponents of the ratio of depths (blocks of the model over blocks of the base) for one parameter's numbers.
 
     Attributes:
         b: of the init, ratio^-b.
@@ -129,7 +129,7 @@ def scale_depth(table: DepthTable, fixed: FixedExponents, decay: str) -> DepthSc
 
 
 def _learns(fixed: FixedExponents, branch: Branch) -> bool:
-    """Whether a residual branch has a parameter that is not frozen, or none at all."""
+    """Whether a residual branch has a parameter that is not frozen, or has no parameters at all."""
     names = [name for node in branch.inside if (name := fixed.dag.node(node).parameter) is not None]
     return not names or any(not fixed.parameters[name].frozen for name in names)
 
@@ -147,7 +147,10 @@ def _inside_branch(a: float, family: OptimizerFamily, decay: str) -> DepthExpone
 
 
 def _described(ratios: Mapping[str, float], what: str) -> tuple[str, ...]:
-    """Return a sentence for the report on each ratio of depths: how many more blocks there are, and `what` is done."""
+    """Return a sentence for the report on each ratio of depths: how many times the base's blocks there are.
+
+    `what` says what is done for it.
+    """
     counts = Counter(ratios.values())
     return tuple(f"depth: {ratio:g} times the base's blocks ({n} branches): {what}" for ratio, n in counts.items())
 

@@ -77,7 +77,7 @@ class FixedExponents:
         vectors_change: bool = False,
         attention: Mapping[str, float] | None = None,
     ) -> None:
-        """Compute the size of each node, and which nodes training changes, in the order in which they run."""
+        """Compute the size of each DAG node's output at init, and which of the outputs training changes."""
         self.dag, self.widths, self.parameters, self.families = dag, growth, parameters, families
         self.attention = dict(attention or {})
         self._a = self.attention | {node: a for p in parameters.values() for node, a in p.a.items()}
@@ -92,7 +92,7 @@ class FixedExponents:
                 self._changing.add(node)
 
     def growth(self, *dims: Extent) -> float:
-        """Return x such that the product of the dims' sizes grows like m^x (m, the width ratio)."""
+        """Return x such that the product of these dims' sizes grows like m^x (m, the width ratio)."""
         return self.widths.dims(*dims)
 
     def number(self, number: Number) -> float:
@@ -100,15 +100,15 @@ class FixedExponents:
         return self.widths.number(number)
 
     def size(self, node: str | None) -> float:
-        """Return s of a node, whose tensor is ~ m^-s at init (m, the width ratio); 0 for a constant (None)."""
+        """Return s of a DAG node, whose output is ~ m^-s at init (m, the width ratio); 0 for a constant (None)."""
         return 0.0 if node is None else self._sizes[node]
 
     def changes(self, node: str | None) -> bool:
-        """Whether training changes the tensor of a node."""
+        """Whether training changes the output of a DAG node; None stands for a constant, which it does not change."""
         return node in self._changing
 
     def a(self, node: str) -> float:
-        """Return a of the whole multiplier m^-a (m, the width ratio) at a node, with the model's own factor."""
+        """Return a of the whole multiplier m^-a (m, the width ratio) at a DAG node, the model's own factor included."""
         kind = self.dag.kind(node)
         own = self.number(kind.factor) if isinstance(kind, Layer) else 0.0
         return self._a.get(node, 0.0) - own
@@ -118,11 +118,11 @@ class FixedExponents:
         return self.parameters[parameter].b
 
     def learns(self, parameter: str) -> bool:
-        """Whether training changes a parameter."""
+        """Whether training changes a parameter, given by its name."""
         return self.parameters[parameter].learns
 
     def trained(self, parameters: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the names if a factor may go into all these parameters, and none of them if one is frozen."""
+        """Return the names of parameters into all of which a factor may go, or () if one of them is frozen."""
         return () if any(self.parameters[name].frozen for name in parameters) else parameters
 
     def family(self, parameter: str) -> OptimizerFamily:
@@ -146,7 +146,7 @@ class FixedExponents:
         return FixedExponents(self.dag, self.widths, self.parameters, self.families, True, self.attention)
 
     def with_attention(self, attention: Mapping[str, float]) -> FixedExponents:
-        """Return a copy with factors m^-x (m, the width ratio) on attention logits.
+        """Return a copy of these exponents with factors m^-x (m, the width ratio) on attention logits.
 
         Args:
             attention: x for each attention product, by node.

@@ -51,7 +51,7 @@ class Parametrization:
     wider_base: bool = False
 
     def __post_init__(self) -> None:
-        """Check every option, and put names in their usual spelling."""
+        """Check every option, and bring names such as "muP" into their usual spelling."""
         named_exponents(self.table)
         object.__setattr__(self, "attention", choose("attention", self.attention, get_args(AttentionScaling)))
         object.__setattr__(self, "depth", choose("depth", self.depth, get_args(DepthTable)))
@@ -65,7 +65,7 @@ class Parametrization:
         return option if isinstance(option, Parametrization) else cls(table=option)
 
     def check_base(self, width_ratio: float) -> None:
-        """Refuse a base that is wider than the model, unless `wider_base` asks for it.
+        """Raise an error for a base that is wider than the model, unless `wider_base` allows it.
 
         Args:
             width_ratio: width of the model over that of the base.

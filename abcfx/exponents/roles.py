@@ -29,7 +29,7 @@ class RoleReason(Enum):
 
 @dataclass(frozen=True)
 class WhyRole:
-    """The reasons for a parameter's role and exponents; `str` of it is the sentence in the spec.
+    """The reasons for a parameter's role (embedding, hidden, ...) and exponents; its `str` stands in the spec.
 
     Attributes:
         reason: what decided the role.
@@ -46,7 +46,7 @@ class WhyRole:
     inside_op: bool = False
 
     def __str__(self) -> str:
-        """Say in one sentence why the parameter has its role, as the spec and the report do."""
+        """Return in one sentence why the parameter has its role, as the spec and the report say it."""
         parts = [self.reason.value]
         if self.own:
             parts.append(f"the model's own factor m^{-self.own:g} takes the place of its multiplier")
@@ -60,7 +60,7 @@ class WhyRole:
 
 
 def role_of_layer(dag: LayerDag, node: str, e_in: float, e_out: float) -> tuple[str, RoleReason]:
-    """Return the role of one use of a weight, and what decided it.
+    """Return the role of one use of a weight (embedding, hidden, readout), and what decided it.
 
     Args:
         dag: the layer DAG.

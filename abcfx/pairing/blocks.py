@@ -19,7 +19,7 @@ SAME_CODE = "  To fix: build `base` by the same code as the model, with the same
 
 @dataclass(frozen=True)
 class Blocks:
-    """The pairing of repeated blocks between two models (target and base) that have different numbers of them.
+    """The pairing of repeated blocks (layers.0, layers.1, ...) between two models, target and base, of different depth.
 
     Attributes:
         index: container of numbered submodules -> block of the target -> the block of the base that stands for it.
@@ -30,7 +30,7 @@ class Blocks:
     counts: dict[str, tuple[int, int]]
 
     def twin(self, name: str) -> str:
-        """Return the name in the base (the model compared with) of a module or parameter of the target."""
+        """Return the name in the base (the smaller model) of a module or parameter, given its name in the target."""
         parts, at = name.split("."), list[str]()
         for part in parts:
             renamed = self.index.get(".".join(at), {})
@@ -38,7 +38,7 @@ class Blocks:
         return ".".join(at)
 
     def last_of(self, container: str) -> tuple[str, str]:
-        """Return the last block of a container in the target and in the base."""
+        """Return the numbers of the last block of a container such as "layers" in the target and in the base."""
         renamed = self.index[container]
         last = max(renamed, key=int)
         return last, renamed[last]
@@ -79,7 +79,7 @@ def match_blocks(target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Te
 
 
 def _containers(parameters: Mapping[str, torch.Tensor]) -> dict[str, dict[str, frozenset[tuple[str, int]]]]:
-    """Return container path -> block number -> the names in the block of its parameters, with their ranks."""
+    """Return container path -> block number -> (name within the block, number of dims) of the block's parameters."""
     found: dict[str, dict[str, set[tuple[str, int]]]] = {}
     for name, parameter in parameters.items():
         for block in blocks_around(name):

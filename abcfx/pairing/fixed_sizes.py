@@ -22,6 +22,8 @@ def fixed_sizes(
 ) -> tuple[frozenset[SizeChange], tuple[str, ...]]:
     """Find the sizes that differ between base and target although they do not grow with the width.
 
+    Examples are a vocabulary that was padded, or a position table that is longer.
+
     Args:
         dag: the layer DAG of the target.
         sizes: (size in the base, size in the target) of every dim of every parameter.
@@ -63,7 +65,7 @@ def _change(dim: Dim, sizes: Mapping[str, tuple[SizeChange, ...]]) -> SizeChange
 
 
 def _inner_dims(dag: LayerDag) -> Iterator[Dim]:
-    """Yield the dims of a layer's weight on the sides where another layer comes before or after it."""
+    """Yield those dims of layers' weights, fan_in or fan_out, on whose side another layer stands."""
     above, below = beside_layers(dag, upstream=True), beside_layers(dag, upstream=False)
     for node, layer in dag.layers():
         yield from layer.fan_in if above[node] else ()

@@ -20,7 +20,7 @@ Part = Literal["before", "block", "between", "after"]
 
 
 class Place(NamedTuple):
-    """A part of a graph: inside a numbered block of a container, between its blocks, behind the last, before all."""
+    """A part of a graph: inside one numbered block of a container, between blocks, behind the last, or before all."""
 
     part: Part
     container: str = ""
@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
 
 class Doing(NamedTuple):
-    """The op that a node runs, in a form that is equal for nodes of two graphs that run the same op.
+    """The op that an fx node runs, in a form that is equal for nodes of two graphs that run the same op.
 
     Attributes:
         op: kind of the node, such as "call_module".
@@ -62,7 +62,7 @@ def pair_graphs(target: CapturedGraph, base: CapturedGraph, blocks: Blocks = NO_
 
 
 class _Pairing:
-    """A walk over two graphs side by side: as a whole, or block by block where one model has more blocks."""
+    """A walk over the graphs of two models side by side, block by block where one model has more blocks."""
 
     def __init__(self, target: CapturedGraph, base: CapturedGraph, blocks: Blocks) -> None:
         """Keep the two models, and which of their blocks belong together."""
@@ -97,7 +97,10 @@ class _Pairing:
         return pairs | self._numbers(pairs)
 
     def _numbers(self, pairs: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
-        """Pair the nodes that compute numbers out of sizes by the nodes that take them; one graph may lack some."""
+        """Pair the nodes that compute numbers out of sizes, starting from the paired nodes that read them.
+
+        One of the two graphs may have constants in their place.
+        """
         found: dict[fx.Node, fx.Node] = {}
         waiting = list(pairs.items())
         while waiting:
@@ -135,7 +138,7 @@ class _Pairing:
         return found
 
     def _between(self, container: str, ours: list[fx.Node], theirs: Mapping[Place, list[fx.Node]]) -> list[fx.Node]:
-        """Return the nodes that the base runs between two blocks, repeated as often as the target runs such nodes.
+        """Return the nodes that the base's graph has between two blocks, as often as the target's has such nodes.
 
         A base with one block runs them partly behind that block and partly before it.
 
@@ -155,7 +158,7 @@ class _Pairing:
         return (found * -(-len(ours) // len(found)))[: len(ours)] if found else []
 
     def _block(self, node: fx.Node) -> Place | None:
-        """Return the block that a node belongs to."""
+        """Return the numbered block of the model that a graph node belongs to; None for a node outside of blocks."""
         path = str(node.target) if node.op in ("call_module", "get_attr") else module_path(node)
         block = block_of(path, self.blocks.index)
         return None if block is None else Place("block", block.container, block.number)
@@ -193,7 +196,7 @@ class _Pairing:
 
     @staticmethod
     def _doing(captured: CapturedGraph, node: fx.Node, blocks: Blocks = NO_BLOCKS) -> Doing:
-        """Return the op that a node runs, with the names that the base's blocks have."""
+        """Return the op that a graph node runs, with module names as the base has them."""
         if node.op == "placeholder":
             return Doing("placeholder")
         if node.op == "call_module":
@@ -205,7 +208,7 @@ class _Pairing:
 
 
 def _keeps_all(node: fx.Node) -> bool:
-    """Whether a node returns its input whole, as x[:, :] does, which torch.export leaves out where sizes are fixed."""
+    """Whether a node returns its input whole, as x[:, :] does; torch.export leaves such nodes out at fixed sizes."""
     if _is_alias(node):
         return True
     if node.target is not torch.ops.aten.slice.Tensor:
@@ -215,15 +218,15 @@ def _keeps_all(node: fx.Node) -> bool:
 
 
 def _is_alias(node: fx.Node) -> bool:
-    """Whether a node is what torch.export writes for x[:, :] at fixed sizes, where x is needed as another tensor."""
+    """Whether a node is the alias that torch.export writes for x[:, :] at fixed sizes, to have another tensor."""
     return node.target is torch.ops.aten.alias.default
 
 
 def _differ(one: fx.Node, wanted: Doing | None, got: Doing | None, other: fx.Node | None) -> PairingError:
-    """Return the error that two graphs differ.
+    """Return the error that the graphs of target and base differ at a node.
 
     Args:
-        one: the node of the target at which they do.
+        one: the node of the target's graph at which they do.
         wanted: what the target runs there; None for nothing.
         got: what the base runs there; None for nothing.
         other: the base's node, if there is one.

@@ -92,7 +92,7 @@ class PairedModels:
             )
 
     def _equally_fresh(self) -> AbstractContextManager[None]:
-        """Empty, until the block ends, the caches that only one of the two models has filled in an earlier run."""
+        """Return a context in which the caches that only one of the two models has filled earlier are empty."""
         if self.base is None:
             return nullcontext()
         return equally_fresh(self.target, self.base, self._args, self._kwargs)
@@ -142,12 +142,12 @@ class PairedModels:
 
     @property
     def target_trace(self) -> Trace:
-        """The aten calls of a run of the target."""
+        """The aten calls of a run of the target, which the base's are compared with."""
         return self.factors.large
 
     @property
     def base_trace(self) -> Trace:
-        """The aten calls of a run of the base."""
+        """The aten calls of a run of the base, which the target's are compared with."""
         return self.factors.small
 
     @cached_property
@@ -224,5 +224,7 @@ class PairedModels:
         return graph, self._grown(target, graph)
 
     def _grown(self, target: CapturedGraph, base: CapturedGraph) -> PairedGrowth:
-        """Return the growth of every dim between the graphs of target and base."""
+        """Return the growth exponents of all dims (~ m^e, m the width ratio), read off the graphs of target and
+        base.
+        """
         return PairedGrowth(target, base, self.blocks, lambda: self.factors)

@@ -64,18 +64,18 @@ class WidthGrowth(ABC):
 
     @abstractmethod
     def dim(self, dim: Dim) -> float:
-        """Return e for one dim that grows as m^e, where m is the width ratio."""
+        """Return the growth exponent e of one dim: its size grows as m^e, where m is the width ratio."""
 
     @abstractmethod
     def scalar(self, scalar: InGraph) -> float:
-        """Return e for a Python number in the graph that grows as m^e, where m is the width ratio."""
+        """Return the growth exponent e of a Python number in the graph: it grows as m^e, where m is the width ratio."""
 
     def dims(self, *dims: Extent) -> float:
         """Return the growth exponent of the product of several dims' sizes: the sum of their exponents."""
         return sum(self.number(d) if isinstance(d, Number) else self.dim(d) for d in dims)
 
     def number(self, number: Number) -> float:
-        """Return e for a product of powers of sizes that grows as m^e, where m is the width ratio."""
+        """Return the growth exponent e of a product of powers of sizes: it grows as m^e, where m is the width ratio."""
         return sum(
             power * (self.dim(what) if isinstance(what, ParameterDim | TensorDim) else self.scalar(what))
             for what, power in number.powers
@@ -109,7 +109,7 @@ class StructuralGrowth(WidthGrowth):
         shapes: Mapping[str, tuple[int, ...]],
         base: WidthGrowth | None = None,
     ) -> None:
-        """Find the dims that grow."""
+        """Find the dims that grow: those of weights with a layer on that side."""
         self.width_ratio, self.has_base = 1.0, base is not None
         if base is not None:
             self.blocks, self.base_parameters = base.blocks, base.base_parameters
@@ -151,16 +151,16 @@ class StructuralGrowth(WidthGrowth):
         self._mark(tuple(long[-1:]), grows)
 
     def dim(self, dim: Dim) -> float:
-        """Return 1 for a dim that grows, else 0."""
+        """Return the growth exponent of a dim: 1 for a dim that grows with the width, else 0."""
         return self._grows.get(dim, 0.0)
 
     def scalar(self, scalar: InGraph) -> float:
-        """Return 0: no number in the graph is known to grow."""
+        """Return 0, the growth exponent of a constant: without a base, no number in the graph is known to grow."""
         return 0.0
 
 
 def beside_layers(dag: LayerDag, upstream: bool) -> dict[str, bool]:
-    """Say for each node whether a weight layer is among the nodes that it is computed from, or that follow it.
+    """Return for each DAG node whether a layer is among the nodes before it, or among those behind it.
 
     Args:
         dag: the layer DAG.
@@ -192,7 +192,7 @@ class SizeGrowth(WidthGrowth):
     has_base = True
 
     def __init__(self, target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> None:
-        """Compare the sizes of all parameters."""
+        """Compare the sizes of all parameters in target and base, and find the width ratio."""
         self.base_parameters = base
         self.sizes = {name: tuple(zip(base[name].shape, tensor.shape, strict=True)) for name, tensor in target.items()}
         self._fixed: frozenset[tuple[int, int]] = frozenset()
@@ -213,31 +213,31 @@ class SizeGrowth(WidthGrowth):
         return other
 
     def _largest_ratio(self) -> float:
-        """Return the ratio of a size in the target to that in the base that is furthest from 1."""
+        """Return the width ratio m: the ratio of a size in the target to that in the base that is furthest from 1."""
         ratios = [self._ratio(*sizes) for of_dims in self.sizes.values() for sizes in of_dims]
         return max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
 
     def _ratio(self, base_size: int, size: int) -> float:
-        """Return the ratio of a size to that in the base; 1 for sizes that count as no growth."""
+        """Return the ratio of a size in the target to that in the base; 1 for sizes that count as no growth."""
         return 1.0 if not base_size or (base_size, size) in self._fixed else size / base_size
 
     def _exponent(self, ratio: float) -> float:
-        """Return e for a ratio of sizes m^e, where m is the width ratio."""
+        """Return the growth exponent e of a ratio of sizes, m^e, where m is the width ratio."""
         return 0.0 if ratio == 1.0 else math.log(ratio) / math.log(self.width_ratio)
 
     def dim(self, dim: Dim) -> float:
-        """Return e for a dim of a parameter that grows as m^e (m, the width ratio); 0 for any other dim."""
+        """Return the growth exponent e of a parameter's dim, which grows as m^e (m, the width ratio); 0 for others."""
         if not isinstance(dim, ParameterDim):
             return 0.0
         return self._exponent(self._ratio(*self.sizes[dim.parameter][dim.index]))
 
     def scalar(self, scalar: InGraph) -> float:
-        """Return 0: sizes say nothing about numbers in the graph."""
+        """Return 0, the growth exponent of a constant: sizes of parameters say nothing about numbers in the graph."""
         return 0.0
 
 
 class PairedGrowth(SizeGrowth):
-    """Growth exponents read off the graphs of target and base: the ratio of every size and number to its twin's.
+    """Growth exponents read off the graphs of target and base: by the ratio of each size and number to the base's.
 
     Args:
         target: the model that is analysed, with its graphs.
@@ -290,7 +290,7 @@ class PairedGrowth(SizeGrowth):
         return self._exponent(float(largest_ratio(of_dim))) if has_segments(of_dim) else None
 
     def dim(self, dim: Dim) -> float:
-        """Return e for one dim that grows as m^e, where m is the width ratio, by its size in the base.
+        """Return the growth exponent e of one dim, which grows as m^e (m, the width ratio), by its size in the base.
 
         Raises:
             InvalidInputError: the dim is one of an activation whose shape is not known.
@@ -312,7 +312,7 @@ class PairedGrowth(SizeGrowth):
         return 0.0 if UNKNOWN_SIZE in (size, base_size) else self._exponent(self._ratio(base_size, size))
 
     def scalar(self, scalar: InGraph) -> float:
-        """Return e for a number in the graph that grows as m^e, where m is the width ratio, by its value in the base.
+        """Return the growth exponent e of a number in the graph, which grows as m^e, by its value in the base.
 
         Raises:
             PairingError: the number changes sign or vanishes between base and target.
@@ -337,7 +337,7 @@ class PairedGrowth(SizeGrowth):
         return found
 
     def is_known(self, number: Number) -> bool:
-        """Whether the constants in a number could be read in both graphs."""
+        """Whether the constants in a number, such as a tensor sqrt(width), could be read in both graphs."""
         constants = [what for what, _ in number.powers if isinstance(what, ConstantTensor)]
         return all(value is not None for what in constants for value in self._both(what))
 
@@ -352,10 +352,13 @@ def _value(module: torch.nn.Module, node: fx.Node, scalar: ScalarArgument | Modu
 
 
 def _constant(module: torch.nn.Module, node: fx.Node) -> float | None:
-    """Return the value of a node that depends on no input and no parameter; None where it does or has no value yet."""
+    """Return the value of a graph node that depends on no input and no parameter; None where it does.
+
+    None also where it has no value yet, as on the meta device.
+    """
 
     def run(at: fx.Node) -> Any:
-        """Return the value of a node and of all that it is computed from.
+        """Return the value of a graph node, computed from constants alone.
 
         Raises:
             LookupError: it depends on an input or a parameter.

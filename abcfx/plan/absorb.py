@@ -21,7 +21,7 @@ from abcfx.theory.optimizers import OptimizerFamily
 
 @dataclass(frozen=True)
 class AppliedExponents:
-    """The exponents of one parameter as they are applied; all are powers of the width ratio m.
+    """The exponents of one parameter as they are applied to the model; all are powers of the width ratio m.
 
     Attributes:
         decided: the exponents a of its multipliers m^-a, by use, and b of its init m^-b.
@@ -101,7 +101,7 @@ def absorbed_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str
 
 
 def attention_left(fixed: FixedExponents) -> dict[str, float]:
-    """Return, by product of query and key, the factors on attention logits that no parameter can take.
+    """Return the factors on attention logits that no parameter can take, by the product of query and key.
 
     That is the case where query and key come out of one fused layer, or out of a frozen one.
     """
@@ -109,18 +109,20 @@ def attention_left(fixed: FixedExponents) -> dict[str, float]:
 
 
 def _taking_queries(fixed: FixedExponents, node: str) -> tuple[str, ...]:
-    """Return the parameters that take the factor on attention logits; none if the values of one are fixed.
+    """Return the parameters into which the factor on attention logits goes: those that make the queries, or the keys.
+
+    There are none if the values of one of them are fixed.
 
     Args:
         fixed: has the layer DAG and the roles of parameters.
-        node: the product.
+        node: the product of query and key.
     """
     names = fixed.trained(query_targets(fixed.dag, node))
     return () if any(fixed.parameters[name].role == "plain" for name in names) else names
 
 
 def _acts_as_vector(dag: LayerDag, parameter: str) -> bool:
-    """Whether a weight is also added or multiplied entry by entry somewhere in the model, or a function reads it."""
+    """Whether a weight is somewhere in the model also added or multiplied entry by entry, or read by a function."""
     return any(not isinstance(dag.kind(node), Layer) for node in dag.uses().get(parameter, ()))
 
 

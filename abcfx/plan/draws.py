@@ -23,7 +23,7 @@ ROOT_3 = math.sqrt(3.0)  # the bound of a uniform distribution over its standard
 
 
 class Law(Enum):
-    """A way in which the entries of a tensor come about."""
+    """A way in which the entries of a tensor come about: at random, orthogonal, constant, ..."""
 
     RANDOM = "random"  # drawn one by one
     ORTHOGONAL = "orthogonal"  # a random rotation
@@ -107,7 +107,9 @@ class Draw:
 
     @classmethod
     def of_torch(cls, weight: torch.Tensor, count: int, rms: float) -> Draw:
-        """Return what torch's own layers draw, weights and biases alike: uniform between -fan_in^-1/2 and fan_in^-1/2.
+        """Return the description of what torch's own layers draw: uniform between -fan_in^-1/2 and fan_in^-1/2.
+
+        That holds for weights and biases alike.
 
         Args:
             weight: the weight of the layer, which sums over fan_in terms.
@@ -154,16 +156,16 @@ class Draw:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether the tensor is random in part, and has a mean or other structure beside."""
+        """Whether the tensor is random in part, and has a mean or other structure (such as zero rows) beside that."""
         return self.law is Law.RANDOM and bool(self.mean or self.has_structure or self.kept is not None)
 
     @property
     def has_structure(self) -> bool:
-        """Whether more than zeros and one mean stands beside the random entries."""
+        """Whether the tensor has more structure beside its random entries than zeros and one mean."""
         return self.values is not None or self.centre is not None
 
     def rms_after(self, factor: float, whole: float) -> float:
-        """Return the RMS entry once the random part is multiplied by one factor, mean and structure by another.
+        """Return the tensor's RMS entry once its random part is multiplied by one factor, its structure by another.
 
         Args:
             factor: number that multiplies the random part.
@@ -206,7 +208,7 @@ class Draw:
         )
 
     def fill_(self, tensor: torch.Tensor, factor: float, whole: float, generator: torch.Generator | None) -> None:
-        """Draw a tensor as this one was drawn; what is structure in it is the same again.
+        """Fill a tensor with new values drawn as this one was; zero rows, means and other structure stay the same.
 
         Args:
             tensor: the tensor to fill.
@@ -237,7 +239,7 @@ class Draw:
         self.restore_(tensor, whole)
 
     def restore_(self, tensor: torch.Tensor, whole: float) -> None:
-        """Add the structure of a random tensor, times a factor, to its random part."""
+        """Add the structure of the described tensor, such as a mean or zero rows, times a factor to a random one."""
         if self.centre is not None:
             tensor.add_(like_sharded(self.centre, tensor), alpha=whole)
         if self.kept is None:
@@ -250,7 +252,7 @@ class Draw:
 
 
 def as_real(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a complex tensor as real ones with a last dim of real and imaginary parts; others as they are."""
+    """Return a complex tensor as a real one whose last dim has real and imaginary parts; other tensors as they are."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
@@ -264,7 +266,7 @@ def sampled_entries(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def like_sharded(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return values on the device of another tensor, and sharded as it is, if it is a DTensor."""
+    """Return values moved to the device of another tensor and, if that is a DTensor, sharded as it is."""
     values = values.to(like.device)
     if type(like).__name__ != "DTensor" and not hasattr(like, "placements"):
         return values
@@ -275,7 +277,7 @@ def like_sharded(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _moved_rows(kept: torch.Tensor, height: int) -> torch.Tensor:
-    """Return a mask of rows for a tensor of another height: each row lies as far from the nearer end as before."""
+    """Return a mask of rows for a tensor of another height: marked rows lie as far from the nearer end as before."""
     moved = torch.zeros(height, *kept.shape[1:], dtype=torch.bool, device=kept.device)
     for row in kept.flatten().nonzero().flatten().tolist():
         moved[row if 2 * row < len(kept) else row - len(kept)] = True
@@ -292,9 +294,10 @@ def _stretched(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
 
 
 def is_from_torch(entries: torch.Tensor, weight: torch.Tensor, is_weight: bool = False) -> bool:
-    """Whether entries are likely those of torch's own layers: within +- fan_in^-1/2, and not all much smaller.
+    """Whether entries of a weight or bias were likely drawn by torch's own layers: within +- fan_in^-1/2.
 
-    The entries of a bias are so few that its weight is asked as well.
+    The largest must not be much smaller than that. The entries of a bias are so few that its weight is looked at as
+    well.
 
     Args:
         entries: entries of a weight or bias.
@@ -309,7 +312,7 @@ def is_from_torch(entries: torch.Tensor, weight: torch.Tensor, is_weight: bool =
 
 
 def _fan_in(weight: torch.Tensor) -> int:
-    """Return the number of terms that a layer of torch sums over."""
+    """Return the number of terms that a layer of torch sums over, given its weight (out, in, ...)."""
     return weight[0].numel()
 
 
@@ -322,7 +325,7 @@ def _family(kurtosis: float, count: int) -> tuple[bool, bool]:
 
 
 def _quantiles(entries: torch.Tensor) -> torch.Tensor:
-    """Return at most 1024 of some entries, evenly spread in their order."""
+    """Return at most 1024 of the entries, sorted and evenly spread in that order, to record their distribution."""
     ordered = entries[: 16 * QUANTILES].sort().values
     places = torch.linspace(0, len(ordered) - 1, min(QUANTILES, len(ordered)), device=entries.device)
     return ordered.index_select(0, places.round().long()).float()

@@ -56,12 +56,12 @@ def param_groups(
 
 
 def groups_of(groups: Iterable[OptimizerGroup], spec: Spec, wanted: Optimizer) -> list[OptimizerGroup]:
-    """Return those optimizer groups that belong to one of several optimizers, given by its name, class or instance.
+    """Return those optimizer groups that belong to one of several optimizers.
 
     Args:
         groups: groups of all optimizers.
         spec: the planned numbers of each parameter, which name its optimizer.
-        wanted: the optimizer.
+        wanted: the optimizer, by its name, class or instance.
 
     Raises:
         InvalidInputError: there are none.
@@ -77,7 +77,7 @@ def groups_of(groups: Iterable[OptimizerGroup], spec: Spec, wanted: Optimizer) -
 
 
 def by_plain_name(module: nn.Module, spec: Spec) -> dict[str, nn.Parameter]:
-    """Return a module's parameters under their names in the spec, without what wrappers put into them.
+    """Return a module's parameters under their names in the spec, without the prefixes of wrappers such as DDP.
 
     Raises:
         InvalidInputError: module and spec do not have the same parameters.

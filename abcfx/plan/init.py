@@ -85,7 +85,7 @@ class Init:
         return replace(self, factor=self.factor * factor, std=std, fill=fill, whole=self.whole * factor)
 
     def is_known_for(self, tensor: torch.Tensor) -> bool:
-        """Whether the plan can fill a tensor of this shape from nothing."""
+        """Whether the plan can fill a tensor of this shape that has no values yet."""
         if self.values is not None or self.fill is not None:
             return True
         needed = (
@@ -100,7 +100,7 @@ class Init:
         )
 
     def apply_(self, tensor: torch.Tensor) -> None:
-        """Turn the values that the model itself drew into those that are planned; nothing on the meta device."""
+        """Turn the values that the model itself drew into those that are planned; do nothing on the meta device."""
         if tensor.is_meta:
             return
         if self.redraw:
@@ -119,7 +119,7 @@ class Init:
         own.restore_(real, self.whole)
 
     def draw(self, tensor: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Fill a tensor with new values as planned, whatever it held, and return it."""
+        """Fill a tensor with new values as planned, whatever it held before, and return it."""
         real, own = as_real(tensor), self.own
         if self.values is not None:
             return tensor.copy_(like_sharded(self.values, tensor)).mul_(self.factor)
@@ -136,7 +136,7 @@ class Init:
 
 
 def initialise(module: torch.nn.Module, inits: Mapping[str, Init]) -> None:
-    """Fill every parameter of a module as planned, from nothing: after `to_empty`, or to start again.
+    """Fill every parameter of a module with new values as planned: after `to_empty`, or to start again.
 
     Raises:
         InvalidInputError: a parameter was not planned, or its init is not known; nothing has been written then.

@@ -26,12 +26,12 @@ DEFAULT_LR, DEFAULT_EPS = 1e-3, 1e-8
 
 
 def _of_role(value: ByRole, role: str, default: float) -> float:
-    """Return a number of the user's for a role: the one for all, or that of a dict by role, or `default`."""
+    """Return the number that an option has for a role: one number for all roles, or from a dict, or `default`."""
     return float(value.get(role, value.get("default", default)) if isinstance(value, Mapping) else value)
 
 
 def _check_constants(option: str, value: ByRole) -> None:
-    """Refuse numbers by role that are not positive and finite, or a role that is not known.
+    """Raise an error for an option whose numbers are not positive and finite, or are for roles that do not exist.
 
     Raises:
         InvalidInputError: names the option and the value.
@@ -71,7 +71,7 @@ class Overrides:
     decay_mode: DecayMode = "independent"
 
     def __post_init__(self) -> None:
-        """Check every option, and put names in their usual spelling."""
+        """Check every option, and bring names such as "Independent" into their usual spelling."""
         object.__setattr__(self, "decay_mode", choose("decay_mode", self.decay_mode, get_args(DecayMode)))
         if self.roles is not None and not isinstance(self.roles, Mapping):
             raise InvalidInputError(
@@ -138,12 +138,14 @@ class Schedule:
     tokens_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check both ratios."""
+        """Check that both ratios are positive, finite numbers."""
         for name in ("batch_ratio", "tokens_ratio"):
             check_number(name, getattr(self, name), above=0)
 
     def factors(self, family: OptimizerFamily) -> tuple[float, float]:
-        """Return the numbers by which learning rate and weight decay are multiplied for an optimizer of this family."""
+        """Return the factors on learning rate and weight decay that follow from the ratios, for one optimizer
+        family.
+        """
         power = 1.0 if family.update == "gradient" else 0.5
         lr = float(self.batch_ratio**power * self.tokens_ratio**-0.32)
         return lr, self.batch_ratio / self.tokens_ratio / lr
@@ -173,7 +175,7 @@ class PlanOptions:
     schedule: Schedule = Schedule()
 
     def __post_init__(self) -> None:
-        """Check every option, and put names in their usual spelling."""
+        """Check every option, and bring names such as "Insert" into their usual spelling."""
         object.__setattr__(self, "apply", choose("apply", self.apply, get_args(ApplyMode)))
         object.__setattr__(self, "init", choose("init", self.init, get_args(InitMode)))
         if self.lr is not None:
@@ -198,11 +200,11 @@ class PlanOptions:
         return usual if self.lr is None else _of_role(self.lr, role, usual)
 
     def decay_of(self, own: GroupNumbers) -> float:
-        """Return the user's weight decay for a parameter whose group in an optimizer instance has the numbers `own`."""
+        """Return the user's weight decay for a parameter; `own` has the numbers of its group in an optimizer."""
         return (own.weight_decay or 0.0) if self.weight_decay is None else self.weight_decay
 
     def eps_of(self, own: GroupNumbers) -> float:
-        """Return the user's eps for a parameter whose group in an optimizer instance has the numbers `own`."""
+        """Return the user's eps for a parameter; `own` has the numbers of its group in an optimizer."""
         return next((eps for eps in (self.eps, own.eps) if eps is not None), DEFAULT_EPS)
 
     def std_of(self, role: str) -> float:

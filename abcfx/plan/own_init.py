@@ -27,7 +27,7 @@ DEPTH_RESOLUTION = 0.1  # one more block among four changes 1/sqrt(L) by as much
 
 @dataclass(frozen=True)
 class OwnInit:
-    """A measurement of how the init in the model's own code scales with width: random entries ~ m^-exponent.
+    """A measurement of how the init in the model's own code scales with width m: random entries ~ m^-exponent.
 
     Attributes:
         exponent: the exponent of the width ratio m by which the tensor is initialised: rounded where that lies within
@@ -50,7 +50,7 @@ class OwnInit:
 
     @property
     def depth_factor(self) -> float:
-        """The factor that takes the dependence on depth, such as 1 / sqrt(2 L) for L blocks, out of an init.
+        """The factor that takes the dependence on depth, such as 1 / sqrt(2 L) for L blocks, out of a tensor's init.
 
         It is measured at the base's width, as the ratio of RMS entries; 1 if that is near 1, or may be so by accident.
         """
@@ -159,17 +159,17 @@ def weight_beside(parameters: Mapping[str, torch.Tensor], name: str) -> torch.Te
 
 
 def _pattern(name: str) -> str:
-    """Return a name with "*" in place of each number."""
+    """Return a parameter's name with "*" in place of each number, the same for like parameters of all blocks."""
     return re.sub(r"\d+", "*", name)
 
 
 def _is_random(draw: Draw) -> bool:
-    """Whether a tensor, or the part of it that is no structure, was drawn at random."""
+    """Whether the tensor of this description, or a part of it, was drawn at random."""
     return draw.law in (Law.RANDOM, Law.ORTHOGONAL)
 
 
 def _drawn_pair(target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor], name: str) -> tuple[Draw, Draw]:
-    """Describe how one parameter was drawn in the target and in the base."""
+    """Return descriptions of how one parameter was drawn in the target and in the base."""
     pair, weights = (target[name], base[name]), (weight_beside(target, name), weight_beside(base, name))
     ours, theirs = (Draw.of(tensor, weight) for tensor, weight in zip(pair, weights, strict=True))
     if ours.count == theirs.count == 1 and ours.constant != theirs.constant:
@@ -182,7 +182,7 @@ def _drawn_pair(target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Ten
 
 
 def _pooled(draws: Sequence[tuple[Draw, Draw]], scale: float) -> tuple[float, float]:
-    """Return the exponent x of RMS entries ~ scale^-x, and its sampling error.
+    """Return the exponent x of RMS entries ~ scale^-x, pooled over like tensors, and its sampling error.
 
     Args:
         draws: for each of several like tensors its draw in the target and in the base; precise ones weigh more.
@@ -240,7 +240,7 @@ def _rounded(measured: float, error: float, growth: tuple[float, ...], planned: 
 
 
 def _round_exponents(growth: tuple[float, ...]) -> set[float]:
-    """Return the quarters of the growth exponents of a tensor's dims, and those of 1, from -2 to 2."""
+    """Return the exponents that count as round: quarters of a tensor's growth exponents and of 1, from -2 to 2."""
     return {k / 4 * e + 0.0 for e in {1.0, *growth} for k in range(-8, 9)}
 
 

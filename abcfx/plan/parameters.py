@@ -81,7 +81,9 @@ def init_note(plan: Mapping[str, ParameterPlan]) -> tuple[str, ...]:
 
 
 class _Planner:
-    """A calculator of the numbers of one parameter at a time; exponents are powers of n, a width ratio or a width.
+    """A calculator of multiplier, init, lr, eps and decay of one parameter at a time.
+
+    They are powers of n, a width ratio or a width.
 
     Args:
         fixed: roles, and exponents a (multiplier) and b (init).
@@ -101,7 +103,7 @@ class _Planner:
         numbers: Mapping[str, GroupNumbers],
         parameters: Mapping[str, torch.Tensor],
     ) -> None:
-        """Keep what the numbers follow from."""
+        """Keep the exponents, options and numbers from which the plan of each parameter follows."""
         self.numbers, self.parameters = numbers, parameters
         self.fixed, self.solved, self.options, self.depth = fixed, solved, options, depth
         self.widths = fixed.widths
@@ -115,7 +117,7 @@ class _Planner:
         own: OwnInit | None,
         decays: bool,
     ) -> ParameterPlan:
-        """Compute the numbers of one parameter.
+        """Compute multiplier, init, lr, eps and weight decay of one parameter.
 
         Args:
             name: its name.
@@ -195,7 +197,7 @@ class _Planner:
         return given * own * _power(n, applied.decay) * _power(ratio, deep.decay)
 
     def _shape_correction(self, name: str, parameter: torch.nn.Parameter, n: float) -> float:
-        """Return what lr is multiplied by so that a spectral update (Muon) has its planned size at the real shapes.
+        """Return the factor on lr by which a spectral update (Muon) has its planned size at the real shapes.
 
         The exponent c counts the optimizer's own factor, such as sqrt(max(1, rows / columns)), as the power of m that
         it follows in the limit. At real shapes its maximum may take the other side in the base, the target or both.
@@ -217,7 +219,7 @@ class _Planner:
         return counted * family.shape_factor(*base.shape) / family.shape_factor(*parameter.shape)
 
     def _own_width(self, name: str, parameter: torch.nn.Parameter) -> float:
-        """Return the width n whose powers a parameter's numbers are, where there is no base.
+        """Return the width n of which a parameter's numbers are powers, where there is no base.
 
         It is the fan_in of a weight, the fan_out of a first layer, the length of a vector, else 1.
         """
@@ -238,7 +240,8 @@ class _Planner:
     def _init(self, name: str, applied: ParameterExponents, own: OwnInit | None, n: float) -> Init:
         """Decide how a tensor is initialised: kept, its random part multiplied by one factor, or drawn anew.
 
-        Mean and structure are multiplied by nothing but the multipliers that are absorbed into the tensor.
+        Its mean and structure, such as zero rows, are multiplied by nothing but the multipliers absorbed into the
+        tensor.
 
         Args:
             name: name of the parameter.

@@ -18,7 +18,7 @@ SPEC_VERSION = 1
 
 
 class OwnInitRow(TypedDict):
-    """A part of a spec row: the model's own init scales as RMS entry ~ width^-exponent; `measured` is not rounded."""
+    """The part of a spec row on the model's own init, RMS entry ~ width^-exponent; `measured` is not rounded."""
 
     exponent: float
     measured: float
@@ -27,7 +27,7 @@ class OwnInitRow(TypedDict):
 class RequiredSpecRow(TypedDict):
     """The part of a spec row that every parameter has. Exponents are of the width ratio; `lr` and `eps` are absolute.
 
-    `a` and `multiplier` are one number, or by DAG node where several uses differ.
+    `a` and `multiplier` are one number, or a dict by DAG node where several uses of the parameter differ.
     """
 
     role: str
@@ -62,7 +62,7 @@ class SpecRow(RequiredSpecRow, total=False):
 
 @dataclass(frozen=True)
 class ParameterPlan:
-    """Exponents (of the width ratio m) and numbers of one parameter.
+    """The planned exponents (of the width ratio m) and numbers, such as lr, of one parameter.
 
     Attributes:
         role: "embedding", "hidden", "readout", "vector", "scalar" or "plain"; `why` says what made it so.
@@ -73,7 +73,7 @@ class ParameterPlan:
         c: exponent of the learning rate m^-c; `lr` is the absolute rate.
         g: exponent of an entry of its gradient, m^-g; `eps` follows it.
         r: exponent of the change m^-r of the output at the parameter's first use in the linear program.
-        binding: what holds c up.
+        binding: what keeps c from being smaller.
         void: whether a norm divides the multiplier out again, so that none is needed.
         init: what is done to the tensor.
         own_init: how the model's own init scales, where that is known.
@@ -140,13 +140,13 @@ class ParameterPlan:
 
 
 def _one_or_by_node(by_node: Mapping[str, float], unused: float) -> float | dict[str, float]:
-    """Return the number that all uses have, a dict by node if they differ, or `unused` if there is no use."""
+    """Return the number that all uses of a parameter have, or a dict by DAG node; `unused` if there is no use."""
     values = set(by_node.values())
     return dict(by_node) if len(values) > 1 else next(iter(values), unused)
 
 
 class Spec(Mapping[str, SpecRow]):
-    """The durable result of a transform: a row for each parameter by name, and the version of the format.
+    """The durable result of a transform: a row of planned numbers for each parameter, and the version of the format.
 
     It holds plain numbers and strings only. Keep `spec.to_json()` beside a checkpoint; `Spec.from_json(text)` reads it
     back, and `abcfx.param_groups(module, spec)` makes optimizer groups of it at any time.
@@ -157,7 +157,7 @@ class Spec(Mapping[str, SpecRow]):
         self._rows, self.version = dict(rows), version
 
     def __getitem__(self, name: str) -> SpecRow:
-        """Return the row of a parameter."""
+        """Return the row of a parameter: its role, exponents, and numbers such as lr."""
         return self._rows[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -165,7 +165,7 @@ class Spec(Mapping[str, SpecRow]):
         return iter(self._rows)
 
     def __len__(self) -> int:
-        """Return the number of parameters."""
+        """Return the number of parameters in the spec."""
         return len(self._rows)
 
     def __repr__(self) -> str:

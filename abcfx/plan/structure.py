@@ -18,7 +18,9 @@ PRECISION = 1e-3  # of products of orthogonal rows
 
 
 def shared_entries(values: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Return a mask of entries that are structure (None if there are none), and a block of rows without zero rows.
+    """Return a mask of entries that are not random, such as zero rows or repeated values, and rows without zero rows.
+
+    The mask is None if there are none.
 
     Args:
         values: a tensor that is not constant.
@@ -46,7 +48,7 @@ def _shared(values: torch.Tensor) -> torch.Tensor:
 
 
 def centres(values: torch.Tensor, block: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield tensors around which the entries may scatter: a diagonal, means of slices, means of the parts of a vector.
+    """Yield tensors around which random entries may scatter: a diagonal, means of slices, means of a vector's parts.
 
     Args:
         values: a tensor without shared entries.
@@ -67,7 +69,7 @@ def centres(values: torch.Tensor, block: torch.Tensor) -> Iterator[torch.Tensor]
 
 
 def is_ordered(block: torch.Tensor) -> bool:
-    """Whether entries are equal, rise or fall all along, or resemble their neighbours in a row or column."""
+    """Whether the entries are no random draw: equal, rising or falling all along, or like their neighbours."""
     steps = block.flatten().diff()
     if bool((steps >= 0).all()) or bool((steps <= 0).all()):
         return True
@@ -82,7 +84,7 @@ def is_ordered(block: torch.Tensor) -> bool:
 
 
 def orthogonal_blocks(values: torch.Tensor) -> int:
-    """Return the number of blocks of rows, each of which is orthogonal: 1 for a whole matrix, 0 if it is not."""
+    """Return the number of blocks of rows of a tensor that are orthogonal: 1 for a whole matrix, 0 for none."""
     if values.ndim < 2:
         return 0
     rows = values.flatten(1)
@@ -95,7 +97,7 @@ def orthogonal_blocks(values: torch.Tensor) -> int:
 
 
 def _is_orthogonal(rows: torch.Tensor) -> bool:
-    """Whether rows, or columns where there are fewer of them, are orthogonal and of one length; some are looked at."""
+    """Whether a sample of rows, or of columns where there are fewer of them, is orthogonal and of one length."""
     some = (rows[:8] if len(rows) <= rows.shape[1] else rows[:, :8].T).double()
     if len(some) < 2:
         return False

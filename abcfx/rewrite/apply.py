@@ -34,7 +34,7 @@ from abcfx.support.location import location
 
 @dataclass(frozen=True)
 class Applied:
-    """The result of applying a plan: how to fold the factors into the trained weights, and notes for the report."""
+    """The result of applying a plan to a model: how factors are folded into its trained weights, and notes."""
 
     fold: Fold
     notes: tuple[str, ...]
@@ -126,7 +126,7 @@ def _insert(
 
 
 def _mark_state(module: EmittedModule, plan: Mapping[str, ParameterPlan]) -> None:
-    """Mark the state dict of a module if scale nodes multiply its weights, so that no plain class loads them unawares.
+    """Mark the state dict of a module if scale nodes multiply its weights, so that no plain class loads them.
 
     The mark is the same however the model was captured: names of nodes without a parameter do not count.
     """
@@ -149,7 +149,7 @@ def _initialise(model: nn.Module, plan: Mapping[str, ParameterPlan]) -> None:
 
 
 def _without_place(plan: Mapping[str, ParameterPlan]) -> list[str]:
-    """Return, in words, the multipliers that no parameter can take, for the error message of folding."""
+    """Return, in words, the multipliers that no parameter can take, for the error that a model cannot be folded."""
     return [f"the multiplier of {node}" for row in plan.values() for node in row.left]
 
 
@@ -204,7 +204,7 @@ def _hook(captured: CapturedGraph, fixed: FixedExponents, fold: Fold) -> tuple[s
 def _scales(
     module: nn.Module, dag: LayerDag, plan: Mapping[str, ParameterPlan], growth: WidthGrowth
 ) -> list[ScaleInsertion]:
-    """Return the scale nodes for the multipliers of all layers in a graph, given by its layer DAG.
+    """Return the scale nodes (multiplications by a constant) for the multipliers of all layers in a graph.
 
     A use of a weight in eval mode that train mode does not have gets the multiplier of the weight's other uses. A
     weight of eval mode alone, which nothing trains, gets none.
@@ -238,7 +238,7 @@ def _scales(
 def _attention_scales(
     dag: LayerDag, of: LayerDag, attention: Mapping[str, float], growth: WidthGrowth
 ) -> list[ScaleInsertion]:
-    """Return the scale nodes for attention logits in one graph, placed on the queries.
+    """Return the scale nodes (multiplications by a constant) for attention logits in one graph, placed on the queries.
 
     Args:
         dag: the layer DAG of train mode, whose names `attention` has.
@@ -265,7 +265,7 @@ def _attention_scales(
 def _branch_scales(
     dag: LayerDag, of: LayerDag, depth: DepthScaling, branches: Collection[str], blocks: Blocks
 ) -> list[ScaleInsertion]:
-    """Return the scale nodes for residual branches in one graph.
+    """Return the scale nodes (multiplications by a constant) for residual branches in one graph.
 
     Args:
         dag: the layer DAG of train mode, whose names `branches` has.
@@ -289,7 +289,7 @@ def _branch_scales(
 
 
 def _twins(dag: LayerDag, nodes: Iterable[str], of: LayerDag, others: Iterable[str]) -> dict[str, list[str]]:
-    """Return for each node of the graph of eval mode those of train mode that do its work: one, where that is known.
+    """Return for each DAG node of eval mode those of train mode that do the same work; one, where that is known.
 
     Nodes are matched by module, and in a module by order. Eval mode may run a module more or less often, since it may
     return other things; then all of the module's nodes may be meant, or, if train mode does not run it, none.
@@ -315,7 +315,9 @@ def _twins(dag: LayerDag, nodes: Iterable[str], of: LayerDag, others: Iterable[s
 
 
 def _common(values: Mapping[str, float], of: LayerDag, twin: str, otherwise: float) -> float:
-    """Return the value that a node of eval mode takes from those of train mode; `otherwise` if there are none.
+    """Return the value that a DAG node of eval mode takes from those of train mode that do the same work.
+
+    `otherwise` is returned if there are none.
 
     Raises:
         InvalidInputError: they have different values, so that it cannot be told which one is right in eval mode.

@@ -20,7 +20,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Reader:
-    """A place where queries are read: one fx node as an argument of another.
+    """A place where an attention product reads its queries: one fx node as an argument of another.
 
     Attributes:
         query: the node that returns the queries.
@@ -49,7 +49,9 @@ def reader_of(product: fx.Node, query: fx.Node) -> Reader | None:
 
 
 class FactorFlow:
-    """Runs of the part of a graph that follows some layers, whose outputs are random tensors in place of their own.
+    """Runs of the part of a graph that follows some layers, to see where a factor on their outputs gets to.
+
+    Random tensors take the place of the layers' own outputs.
 
     Args:
         captured: the model, with example inputs.
@@ -61,9 +63,9 @@ class FactorFlow:
         self._captured, self._layers, self._readers = captured, layers, readers
 
     def query_features(self) -> torch.Tensor | None:
-        """Return which features (last dim) of the layers' outputs the queries depend on.
+        """Return a mask of the features (last dim) of the layers' outputs on which the queries of attention depend.
 
-        None if on none, or if the layers' outputs have different numbers of features.
+        None if they depend on none, or if the layers' outputs have different numbers of features.
         """
         run = self._run(None)
         queries = [run.env[reader.query] for reader in self._readers]
@@ -78,7 +80,7 @@ class FactorFlow:
         return features if bool(features.any()) else None
 
     def reaches_queries_alone(self, features: torch.Tensor) -> bool:
-        """Whether a factor on these features multiplies every query by the factor, and changes nothing else."""
+        """Whether a factor on these features of the layers' outputs multiplies every query by it, and nothing else."""
         plain, scaled = self._run(None), self._run(torch.where(features, TEST_FACTOR, 1.0))
         allowed = self._between()
         for node, value in plain.env.items():
@@ -89,7 +91,7 @@ class FactorFlow:
         )
 
     def _run(self, factors: torch.Tensor | None) -> _Run:
-        """Run the graph with random outputs of the layers, each feature times its factor (none if None)."""
+        """Run the graph with random outputs of the layers, each feature times its factor (unchanged if None)."""
         signature, examples = signature_of(self._captured.model, self._captured.args or (), self._captured.kwargs or {})
         run = _Run(self._captured.module, self._layers, self._readers, factors)
         buffers = [(buffer, buffer.clone()) for buffer in self._captured.model.buffers()]
@@ -104,7 +106,7 @@ class FactorFlow:
         return run
 
     def _between(self) -> set[fx.Node]:
-        """Return the nodes on the ways from the layers to the queries, both ends among them."""
+        """Return the graph nodes on the ways from the layers to the queries, both ends among them."""
         stops, found = set(self._layers), set(self._layers)
         waiting = [reader.query for reader in self._readers]
         ends = {reader.end for reader in self._readers}
@@ -117,9 +119,9 @@ class FactorFlow:
 
 
 class _Run(fx.Interpreter):
-    """An interpreter that runs a graph with random tensors, times `factors`, for the outputs of layers.
+    """An interpreter that runs a graph with random tensors, times `factors`, in place of the outputs of layers.
 
-    Readers of queries divide the factors out again.
+    Nodes that read queries divide the factors out again.
 
     Attributes:
         drawn: the random tensors before they are multiplied.
@@ -132,14 +134,14 @@ class _Run(fx.Interpreter):
         readers: Sequence[Reader],
         factors: torch.Tensor | None,
     ) -> None:
-        """Prepare to run the graph of a module."""
+        """Prepare to run the graph of a module with random outputs of `layers`."""
         super().__init__(module, garbage_collect_values=False)
         self.drawn: list[torch.Tensor] = []
         self._layers, self._factors = layers, factors
         self._queries: Mapping[fx.Node, fx.Node] = {reader.end: reader.query for reader in readers}
 
     def run_node(self, n: fx.Node) -> object:
-        """Run one node; a layer returns a random tensor, and a reader gets queries without the factor."""
+        """Run one graph node; a layer returns a random tensor, and a reader of queries gets them without the factor."""
         query = self._queries.get(n)
         if query is None or self._factors is None:
             result = super().run_node(n)

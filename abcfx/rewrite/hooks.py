@@ -53,10 +53,10 @@ def _is_returned(call: fx.Node, owner: str) -> bool:
 
 
 def refuse_saving(model: nn.Module) -> RemovableHandle:
-    """Make `state_dict()` raise until the returned handle is removed: weights do not hold what hooks multiply."""
+    """Make `state_dict()` raise until the returned handle is removed: hooks multiply what the weights do not hold."""
 
     def refuse(*_: object) -> None:
-        """Raise the error."""
+        """Raise the error that the model has to be folded before it is saved."""
         raise InvalidInputError(
             "This model computes with multipliers in hooks, which its weights do not hold: a model that loads them\n"
             "  would compute something else. To fix: result.fold() first, which puts them into the weights."
@@ -71,13 +71,13 @@ def _hook_attention_module(module: nn.MultiheadAttention, factor: float) -> Remo
     kept: list[dict[str, nn.Parameter | None]] = []
 
     def before(_: nn.Module, args: object) -> None:
-        """Put scaled query weights in the place of the module's own."""
+        """Put weights that make multiplied queries in the place of the attention module's own before a call."""
         scaled = scaled_query_parameters(module, factor)
         kept.append({name: module._parameters[name] for name in scaled})
         module._parameters.update(scaled)  # type: ignore[arg-type]
 
     def after(_: nn.Module, args: object, out: object) -> None:
-        """Put the module's own weights back."""
+        """Put the attention module's own weights back after a call."""
         module._parameters.update(kept.pop())
 
     first = module.register_forward_pre_hook(before)
@@ -86,10 +86,10 @@ def _hook_attention_module(module: nn.MultiheadAttention, factor: float) -> Remo
 
 
 class _Both(RemovableHandle):
-    """A handle that removes two hooks."""
+    """A handle whose `remove` removes two hooks."""
 
     def __init__(self, first: RemovableHandle, second: RemovableHandle) -> None:
-        """Keep the two handles."""
+        """Keep the handles of the two hooks."""
         self._handles = first, second
 
     def remove(self) -> None:

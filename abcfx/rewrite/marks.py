@@ -20,7 +20,7 @@ NAME = "abcfx::scaled"
 
 @torch.library.custom_op(NAME, mutates_args=())
 def _mark(x: torch.Tensor, a: float) -> torch.Tensor:
-    """Return a copy of x: a mark in a graph, which `transform` turns into a product with m^-a."""
+    """Return a copy of x: a mark in a graph, which `transform` turns into a product with m^-a (m, the width ratio)."""
     return x.clone()
 
 
@@ -37,12 +37,12 @@ class Scaled(nn.Module):
     """
 
     def __init__(self, module: nn.Module, a: float) -> None:
-        """Wrap the module."""
+        """Wrap a module whose outputs are to be multiplied by m^-a."""
         super().__init__()
         self.module, self.a = module, a
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        """Run the module inside, and mark the tensors that it returns."""
+        """Run the module inside, and mark the tensors that it returns for a multiplication by m^-a."""
         return _marked(self.module(*args, **kwargs), self.a)
 
 
@@ -82,19 +82,19 @@ def _marked(value: R, a: float) -> R:
     """Return a value whose tensors are marked, to be multiplied by m^-a (m, the width ratio) once transformed."""
 
     def mark(leaf: object) -> object:
-        """Mark one leaf, if it is a tensor."""
+        """Mark one leaf of the returned value, if it is a tensor."""
         return torch.ops.abcfx.scaled(leaf, a) if isinstance(leaf, torch.Tensor | fx.Proxy) else leaf
 
     return trees.map_leaves(mark, value)
 
 
 def marked_nodes(graph: fx.Graph) -> list[fx.Node]:
-    """Return the nodes of a graph that `scaled` marked."""
+    """Return the nodes of a graph that `scaled` has marked to be multiplied by a power of the width ratio."""
     ops = (torch.ops.abcfx.scaled, torch.ops.abcfx.scaled.default)
     return [node for node in graph.nodes if node.op == "call_function" and node.target in ops]
 
 
 @register_rule(NAME)
 def _scaled_rule(op: Op, x: Value, a: float) -> Value:
-    """Handle a mark of `abcfx.scaled` as a product of x with m^-a (m, the width ratio)."""
+    """Handle a mark of `abcfx.scaled` as a product of x with m^-a (m, the width ratio): sizes change by that power."""
     return op.scale(x, Number(((WidthScale(), -a),)))

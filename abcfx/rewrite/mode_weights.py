@@ -12,7 +12,7 @@ from abcfx.plan.spec import ParameterPlan
 
 
 def refuse_folding(model: nn.Module, plan: Mapping[str, ParameterPlan]) -> None:
-    """Refuse multipliers that a graph would give to the weights of a module that folds weights in eval mode.
+    """Raise an error if a graph would multiply weights that a module puts together in eval mode, as LoRA does.
 
     It would put them together without the multipliers, and compute something else in eval mode than in train mode.
 

@@ -11,7 +11,7 @@ _TRANSFORMED: WeakSet[nn.Module] = WeakSet()
 
 
 def remember_transformed(model: nn.Module) -> None:
-    """Remember that the weights or the graph of this model object hold what a transform put there."""
+    """Remember that `transform` changed the weights or the graph of this model object, so that it is not done twice."""
     _TRANSFORMED.add(model)
 
 

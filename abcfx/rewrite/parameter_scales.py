@@ -13,7 +13,9 @@ from abcfx.support.location import location
 
 
 def parameter_scales(module: nn.Module, weight: fx.Node, parameter: str, scale: ScaleInsertion) -> list[ScaleInsertion]:
-    """Return a scale for each place where the computation of a weight reads one of its parameters.
+    """Return a scale node for each place where the computation of a weight reads one of its parameters.
+
+    A scale node multiplies by a constant.
 
     Args:
         module: owns the parameters that the graph names.
@@ -45,14 +47,14 @@ def parameter_scales(module: nn.Module, weight: fx.Node, parameter: str, scale: 
 
 
 def _attribute(module: nn.Module, path: str) -> object:
-    """Return what a module holds at a dotted path."""
+    """Return the parameter, buffer or other attribute that a module holds at a dotted path."""
     owner, _, name = path.rpartition(".")
     held: object = getattr(module.get_submodule(owner), name)
     return held
 
 
 def without_repeats(scales: Iterable[ScaleInsertion]) -> list[ScaleInsertion]:
-    """Leave out scales of a place that has the same one already, as where two layers share one computed weight.
+    """Return the scale nodes without repeats, as where two layers share one computed weight.
 
     Raises:
         InvalidInputError: two layers need different factors on a parameter at one place.

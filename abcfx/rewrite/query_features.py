@@ -25,7 +25,7 @@ from abcfx.support.location import location
 
 @dataclass(frozen=True)
 class FeatureScale:
-    """A factor on some of the output features of a layer.
+    """A factor on some of the output features of a layer: those that become queries of attention.
 
     Attributes:
         owner: path of the module that holds the layer's weight.
@@ -40,7 +40,7 @@ class FeatureScale:
     dims: dict[str, int]
 
     def apply_to(self, parameters: Mapping[str, torch.Tensor], done: set[str]) -> None:
-        """Multiply the features of parameters by their factors, in place.
+        """Multiply the parts of a layer's parameters that make these features by their factors, in place.
 
         Args:
             parameters: the model's parameters by name.
@@ -90,7 +90,10 @@ def _attention_module(captured: CapturedGraph, node: fx.Node) -> str | None:
 def _module_features(
     captured: CapturedGraph, dag: LayerDag, owner: str, node: str, factors: Mapping[str, float]
 ) -> FeatureScale:
-    """Return the factor on the query rows of an attention module, which all users of these parameters must need."""
+    """Return the factor on the rows of an attention module's parameters that make queries.
+
+    All uses of these parameters must need the same factor.
+    """
     module = captured.model.get_submodule(owner)
     assert isinstance(module, nn.MultiheadAttention)
     by_object = {parameter: name for name, parameter in captured.model.named_parameters()}
@@ -110,7 +113,7 @@ def _module_features(
 
 
 def _readers_of(dag: LayerDag, use: str) -> Sequence[str]:
-    """Return the nodes that compute with a parameter: a layer itself, and what reads a bias."""
+    """Return the DAG nodes that compute with a parameter: the layer itself, or the nodes that read a bias."""
     return [use] if isinstance(dag.kind(use), Layer) else dag.successors(use)
 
 
@@ -118,14 +121,14 @@ def _readers_of(dag: LayerDag, use: str) -> Sequence[str]:
 
 
 def _query_layer(dag: LayerDag, node: str, factor: float) -> str:
-    """Return the key of the layers whose output a product reads as its queries: one weight and one factor."""
+    """Return a text that is the same for attention products whose queries come from one weight and need one factor."""
     layer = dag.kind(_layer_before(dag, node))
     assert isinstance(layer, Layer)
     return f"{layer.parameter} {factor}"
 
 
 def _layer_before(dag: LayerDag, node: str) -> str:
-    """Return the layer node whose output, maybe times numbers, is the queries of a product."""
+    """Return the layer node of the DAG whose output, perhaps times numbers, is the queries of an attention product."""
     at = dag.kind(node).inputs[0]
     while at is not None and isinstance(kind := dag.kind(at), NumberFactor):
         at = kind.input

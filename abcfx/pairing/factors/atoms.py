@@ -19,7 +19,7 @@ SizePair = tuple[int, int]
 
 
 class UnfitError(Exception):
-    """The error that two dims cannot be the same, or that no factor of a dim allows the cut that an op makes."""
+    """The error that two dims cannot be the same, or that a view or slice cuts a dim inside one of its factors."""
 
 
 @dataclass(eq=False)
@@ -45,22 +45,22 @@ class Atom:
 
     @property
     def size(self) -> SizePair:
-        """The sizes of the factor in the small and in the large model."""
+        """The sizes of this factor of a dim in the small and in the large model."""
         return self.small, self.large
 
     @property
     def grows(self) -> bool:
-        """Whether the two sizes differ."""
+        """Whether the sizes of this factor of a dim differ in the two models."""
         return self.small != self.large
 
     def __repr__(self) -> str:
-        """Return the sizes as text, as "64->128" if they differ."""
+        """Return the two sizes of this factor of a dim as text, as "64->128", or "64" if they are equal."""
         return f"{self.small}->{self.large}" if self.grows else f"{self.small}"
 
 
 @dataclass(frozen=True, eq=False)
 class AtomUse:
-    """One occurrence of an atom (a factor with a size in each of two models) in a dim.
+    """One occurrence of an atom, a factor of a dim with a size in each of two models, in a dim of a tensor.
 
     Attributes:
         atom: the atom.
@@ -117,6 +117,8 @@ def without_origin(dim: Sequence[AtomUse]) -> Dim:
 def unify(one: Sequence[AtomUse], other: Sequence[AtomUse]) -> None:
     """Make two dims the same: join their factors one by one, and cut a factor where the other dim has two in its place.
 
+    A factor has a size in the small and in the large model, as heads and head_dim of heads x head_dim.
+
     Raises:
         UnfitError: their sizes or factors do not fit.
     """
@@ -138,7 +140,7 @@ def unify(one: Sequence[AtomUse], other: Sequence[AtomUse]) -> None:
 
 
 def _covers(a: Atom, b: Atom) -> bool:
-    """Whether b may be a factor of a: in both models a's size is a multiple of b's."""
+    """Whether atom b may be a factor of atom a: in both models a's size is a multiple of b's."""
     return a.small % b.small == 0 and a.large % b.large == 0
 
 
@@ -203,7 +205,7 @@ def regrouped(dims: Sequence[Dim], shape: Sequence[SizePair]) -> tuple[Dim, ...]
 
 
 def _take(rest: list[AtomUse], size: SizePair) -> tuple[Dim, list[AtomUse]]:
-    """Split off the factors in front whose sizes multiply to `size`, and return them and the rest.
+    """Split off the factors in front of a dim whose sizes multiply to `size`, and return them and the rest.
 
     A factor is cut in two where that is necessary.
 
@@ -229,7 +231,7 @@ def _take(rest: list[AtomUse], size: SizePair) -> tuple[Dim, list[AtomUse]]:
 
 
 def _merged(rest: list[AtomUse]) -> list[AtomUse]:
-    """Replace the factors in front that do not grow by one factor, so that a view may cut across them."""
+    """Replace the factors in front of a dim that do not grow by one factor, so that a view may cut across them."""
     count, size = 0, 1
     while count < len(rest) and not rest[count].atom.grows:
         size *= rest[count].atom.small
@@ -337,7 +339,7 @@ def has_segments(dim: Sequence[AtomUse]) -> bool:
 
 
 def plain_atoms(dim: Sequence[AtomUse]) -> list[Atom]:
-    """Return every factor of a dim that is not refined any further, also those inside segments."""
+    """Return every factor of a dim that is not a product or a row of segments itself, also those inside segments."""
     found: list[Atom] = []
     for use in expanded(dim):
         atom = root(use.atom)

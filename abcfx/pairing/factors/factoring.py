@@ -26,7 +26,9 @@ _LOOKUPS = frozenset({"embedding", "embedding_bag", "_embedding_bag", "_embeddin
 
 
 def factor(small: Trace, large: Trace) -> Factors:
-    """Walk the runs of a small and a large model side by side, and write every dim as a product of shared factors.
+    """Write every dim in the runs of a small and a large model as a product of factors that grow or stay.
+
+    The two runs are walked side by side; dims of several tensors share their factors.
 
     Args:
         small: the aten calls of a run of the small model.
@@ -52,7 +54,7 @@ def factor(small: Trace, large: Trace) -> Factors:
 
 
 def _follow(step: Step) -> None:
-    """Find the dims of the results of one call from those of its inputs, by the rule of its op."""
+    """Find the dims, as products of factors, of the results of one aten call from those of its inputs."""
     results = step.call.outs
     each = _apply(_rule_of(step), step)
     if step.call.name in COPIES_COMPETE | COPIES_COUNT and step.tensors():
@@ -69,7 +71,7 @@ def _follow(step: Step) -> None:
 
 
 def _rule_of(step: Step) -> Rule | None:
-    """Return the function that finds the dims of a call's results; None if no rule is known for its op.
+    """Return the function that finds the dims of an aten call's results; None if no rule is known for its op.
 
     Ops that torch tags as pointwise need no rule of their own.
     """
@@ -88,9 +90,9 @@ def _without_entries(step: Step) -> list[Dims]:
 
 
 def _apply(rule: Rule | None, step: Step) -> list[Dims]:
-    """Return the dims of each result of a call; where the rule does not fit, dims with nothing but a size.
+    """Return the dims of each result of an aten call; where its rule does not fit, dims with nothing but a size.
 
-    A problem is then noted, if the result grows.
+    If such a dim grows, the problem is noted.
     """
     results, kind = step.call.outs, ProblemKind.OTHER
     try:
@@ -106,14 +108,17 @@ def _apply(rule: Rule | None, step: Step) -> list[Dims]:
 
 
 def _is_of_weights(step: Step) -> bool:
-    """Whether the results of a call are computed from parameters and buffers alone; rows chosen by data are not."""
+    """Whether the results of an aten call are computed from parameters and buffers alone.
+
+    Rows that data choose from a table are not.
+    """
     floats = [ref for ref in step.tensors() if step.is_floating(ref)]
     looks_up = step.call.name in _LOOKUPS
     return bool(floats) and not looks_up and all(ref.index in step.factors.of_weights for ref in floats)
 
 
 def _check_same_calls(small: Trace, large: Trace) -> None:
-    """Refuse two runs that do not make the same calls on tensors of the same ranks.
+    """Raise an error unless two runs make the same calls on tensors of the same ranks.
 
     Raises:
         PairingError: names the first call that differs.
@@ -134,12 +139,12 @@ def _check_same_calls(small: Trace, large: Trace) -> None:
 
 
 def _kind(call: Call) -> str:
-    """Return the name by which calls of both models are compared: one for all views, whether they copy or not."""
+    """Return the name by which aten calls of two models are compared: one for all views, whether they copy or not."""
     return "view" if call.name in ("view", "_unsafe_view", "_reshape_alias") else str(call.op)
 
 
 def _refs(call: Call) -> list[Ref]:
-    """Return the tensors, as numbers, among the arguments and results of a call."""
+    """Return the tensors, as numbers, among the arguments and results of an aten call."""
     return [*call.inputs, *call.outs]
 
 

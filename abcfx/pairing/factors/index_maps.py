@@ -31,12 +31,12 @@ class Tiling:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Number of entries in the small and in the large model."""
+        """Number of entries of this factor of a dim in the small and in the large model."""
         return self.small, self.large
 
     @property
     def grows(self) -> bool:
-        """Whether the two sizes differ."""
+        """Whether this factor of a dim has different sizes in the two models."""
         return self.small != self.large
 
     def indices(self) -> torch.Tensor:
@@ -44,13 +44,13 @@ class Tiling:
         return torch.arange(self.large) % self.small
 
     def to_json(self) -> Json:
-        """Return the JSON form, `[small, large]`."""
+        """Return the JSON form of this factor of a dim, `[small, large]`."""
         return [self.small, self.large]
 
 
 @dataclass(frozen=True)
 class Padding:
-    """A factor of a dim whose first `small` entries are the old ones; the others keep what the large model has there.
+    """A factor of a dim whose first `small` entries are the small model's; the others are the large model's own.
 
     Attributes:
         small: number of entries in the small model.
@@ -62,26 +62,26 @@ class Padding:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Number of entries in the small and in the large model."""
+        """Number of entries of this factor of a dim in the small and in the large model."""
         return self.small, self.large
 
     @property
     def grows(self) -> bool:
-        """Whether the two sizes differ: always, for a padded dim."""
+        """Whether this factor of a dim has different sizes in the two models: always, for a padded one."""
         return True
 
     def indices(self) -> torch.Tensor:
-        """Return for each large index its small one; new entries point at the last old one: (large,) of int64."""
+        """Return for each large index its small one, (large,) of int64; new entries point at the last old one."""
         return torch.arange(self.large).clamp_max(self.small - 1)
 
     def to_json(self) -> Json:
-        """Return the JSON form, `{"pad": [small, large]}`."""
+        """Return the JSON form of this factor of a dim, `{"pad": [small, large]}`."""
         return {"pad": [self.small, self.large]}
 
 
 @dataclass(frozen=True)
 class Segments:
-    """A factor of a dim that consists of dims one behind another, as the rows of a fused projection do.
+    """A factor of a dim that consists of dims one behind another, as the rows of a fused query, key and value layer.
 
     Attributes:
         parts: how each of these dims grows.
@@ -91,13 +91,13 @@ class Segments:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Number of entries in the small and in the large model."""
+        """Number of entries of this factor of a dim, all segments together, in the small and in the large model."""
         of_parts = [part.sizes for part in self.parts]
         return sum(small for small, _ in of_parts), sum(large for _, large in of_parts)
 
     @property
     def grows(self) -> bool:
-        """Whether some part grows."""
+        """Whether some of the segments has different sizes in the two models."""
         return any(part.grows for part in self.parts)
 
     def indices(self) -> torch.Tensor:
@@ -109,7 +109,7 @@ class Segments:
         return torch.cat(found)
 
     def to_json(self) -> Json:
-        """Return the JSON form, `{"segments": [...]}` with that of each part."""
+        """Return the JSON form of this factor of a dim, `{"segments": [...]}` with that of each segment."""
         return {"segments": [part.to_json() for part in self.parts]}
 
 
@@ -149,7 +149,9 @@ class IndexMap:
         return cls(tuple(map(_factor_from_json, data)))
 
     def to_json(self) -> list[Json]:
-        """Return the JSON form: a list of `[small, large]`, `{"segments": [...]}` or `{"pad": [small, large]}`."""
+        """Return the dim's JSON form: a list of `[small, large]`, `{"segments": [...]}` or `{"pad": [small,
+        large]}`.
+        """
         return [factor.to_json() for factor in self.factors]
 
     @property
@@ -160,12 +162,12 @@ class IndexMap:
 
     @property
     def grows(self) -> bool:
-        """Whether some factor grows."""
+        """Whether some factor of the dim has different sizes in the two models."""
         return any(factor.grows for factor in self.factors)
 
     @property
     def old_entries(self) -> int | None:
-        """The number of old entries in front of the new ones; None unless the dim is padded with new entries."""
+        """Number of entries from the small model, in front of new ones; None unless new entries pad the dim."""
         return next((factor.small for factor in self.factors if isinstance(factor, Padding)), None)
 
     @property
@@ -202,7 +204,7 @@ def _pair_from_json(data: Json) -> tuple[int, int]:
 
 
 def _sequence(data: Json) -> Sequence[Json]:
-    """Return JSON data that is a list, with the type of one."""
+    """Return JSON data that is a list, typed as one."""
     assert isinstance(data, Sequence) and not isinstance(data, str)
     return data
 
@@ -221,9 +223,9 @@ def tiled(tensor: torch.Tensor, dims: Sequence[IndexMap]) -> torch.Tensor:
 
 
 def averaged(tensor: torch.Tensor, dims: Sequence[IndexMap]) -> torch.Tensor:
-    """Return a small tensor in which the copies of each entry of a large tensor are replaced by their mean.
+    """Return a small tensor whose entries are the means of their copies in a large tensor.
 
-    It is the inverse of `tiled`.
+    It is the inverse of `tiled`, which repeats entries.
 
     Args:
         tensor: a tensor of the large model.
@@ -240,5 +242,5 @@ def averaged(tensor: torch.Tensor, dims: Sequence[IndexMap]) -> torch.Tensor:
 
 
 def along(vector: torch.Tensor, place: int, ndim: int) -> torch.Tensor:
-    """Return a vector as a tensor of `ndim` dims that has size 1 in all but the dim at `place`, for broadcasting."""
+    """Return a vector as a tensor of `ndim` dims, all of size 1 but the dim at `place`, for broadcasting."""
     return vector.view([-1 if i == place else 1 for i in range(ndim)])

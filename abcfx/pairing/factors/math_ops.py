@@ -15,7 +15,10 @@ from abcfx.pairing.factors.step import Dims, Result, Step, over, rule
 
 
 def pointwise(step: Step) -> Dims:
-    """Find the dims of a pointwise op's result: those of its inputs, which become the same where they are broadcast."""
+    """Find the dims of a pointwise op's result, as products of factors: those of its inputs.
+
+    Dims of several inputs that are broadcast onto each other become the same.
+    """
     operands = [step.dims(ref) for ref in step.tensors()]
     found = []
     for place in range(len(step.shape())):
@@ -45,7 +48,9 @@ def added_product(step: Step) -> Dims:
 
 @rule("convolution", "mkldnn_convolution", "_convolution", "convolution_overrideable")
 def convolution(step: Step) -> Dims:
-    """Find the dims of a convolution, which sums over input channels: those of one group where there are several."""
+    """Find the dims of a convolution's result, which sums over input channels, those of one group where there are
+    several.
+    """
     x, weight = (step.dims(step.call.argument(name)) for name in ("input", "weight"))
     bias, transposed = step.call.argument("bias"), step.call.argument("transposed", False)
     groups: SizePair = (step.calls[0].argument("groups"), step.calls[1].argument("groups"))
@@ -72,7 +77,7 @@ def convolution(step: Step) -> Dims:
 
 @rule("embedding")
 def embedding(step: Step) -> Dims:
-    """Find the dims of rows that are looked up in a table: those of the ids, then the table's other dims."""
+    """Find the dims of rows that are looked up in a table: those of the ids, then the table's dims but the first."""
     table, at = step.dims(step.call.argument("weight")), step.dims(step.call.argument("indices"))
     step.factors.indexed.append(table[0])
     return (*at, *map(without_origin, table[1:]))
@@ -80,7 +85,7 @@ def embedding(step: Step) -> Dims:
 
 @rule("_embedding_bag", "_embedding_bag_forward_only")
 def embedding_bag(step: Step) -> list[Dims]:
-    """Find the dims of a lookup that sums or averages the rows of each bag."""
+    """Find the dims of a lookup that sums or averages the rows of each bag: (bags, columns of the table)."""
     table = step.dims(step.call.argument("weight"))
     step.factors.indexed.append(table[0])
     results = [step.unknown(ref) for ref in step.call.outs]
@@ -89,9 +94,9 @@ def embedding_bag(step: Step) -> list[Dims]:
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
 def layer_norm(step: Step) -> list[Dims]:
-    """Find the dims of a norm over the last dims of x.
+    """Find the dims of a layer norm's result, those of x.
 
-    If x grows by copies of its entries, all entries of these dims must be copied equally often.
+    If x grows by copies of its entries, all entries of the normalised dims must be copied equally often.
     """
     x = step.dims(step.call.argument("input"))
     count = len(step.call.argument("normalized_shape"))
@@ -105,7 +110,7 @@ def layer_norm(step: Step) -> list[Dims]:
 
 @rule("native_group_norm")
 def group_norm(step: Step) -> list[Dims]:
-    """Find the dims of a norm over groups of channels.
+    """Find the dims of a group norm's result, those of x.
 
     If x grows by copies of its entries, all channels of a group must be copied equally often.
     """
@@ -122,7 +127,7 @@ def group_norm(step: Step) -> list[Dims]:
     "_batch_norm_with_update", "_batch_norm_no_update", "_native_batch_norm_legit_functional",
 )  # fmt: skip
 def batch_norm(step: Step) -> list[Dims]:
-    """Find the dims of a norm of each channel over the batch, and note which buffers are its running statistics."""
+    """Find the dims of a batch norm's result, those of x, and note which buffers are its running statistics."""
     x = step.dims(step.call.argument("input"))
     _unify_vectors(step, ("weight", "bias", "running_mean", "running_var"), x[1])
     for name in ("running_mean", "running_var"):
@@ -159,7 +164,7 @@ def reduction(step: Step) -> Result:
 
 @rule("topk", "kthvalue")
 def topk(step: Step) -> list[Dims]:
-    """Find the dims of the largest entries along a dim, and of their indices, that a top-k chooses."""
+    """Find the dims of the entries that a top-k chooses, and of their indices: those of x, of which one is shorter."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim", -1)
     if sizes(dims[at]) != step.shape(step.call.outs[0])[at]:
         dims[at] = step.unfollowed(step.shape(step.call.outs[0])[at])  # which of equal entries are chosen is open
@@ -172,7 +177,10 @@ def topk(step: Step) -> list[Dims]:
     "_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math_for_mps",
 )  # fmt: skip
 def attention(step: Step) -> list[Dims]:
-    """Find the dims of scaled dot-product attention, where several query heads may share a key head."""
+    """Find the dims of scaled dot-product attention's result: those of the query, the last one that of the values.
+
+    Several query heads may share a key head.
+    """
     query, key, value = (step.dims(step.call.argument(name)) for name in ("query", "key", "value"))
     unify(query[-1], key[-1])
     for place in range(len(query) - 2):
@@ -189,7 +197,10 @@ def attention(step: Step) -> list[Dims]:
 
 @rule("glu")
 def gated(step: Step) -> Dims:
-    """Find the dims of a gated linear unit, which multiplies the two halves of a dim with each other."""
+    """Find the dims of a gated linear unit's result: those of x, of which one is half as long.
+
+    The two halves of that dim are multiplied with each other, and so become the same.
+    """
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim", -1)
     half = step.shape()[at]
     halves = [piece(dims[at], start, half) for start in ((0, 0), half)]
@@ -218,7 +229,7 @@ def weight_norm(step: Step) -> list[Dims]:
 
 @rule("_grouped_mm", "grouped_mm_fallback")
 def grouped_product(step: Step) -> Dims:
-    """Find the dims of x (tokens, in), sorted by expert, times the matrices (experts, in, out) of the experts."""
+    """Find the dims of x (tokens, in), sorted by expert, times the matrices (experts, in, out): (tokens, out)."""
     x, weight, *_ = (step.dims(ref) for ref in step.tensors())
     unify(x[-1], weight[-2])
     step.contracted(weight[-2])

@@ -34,7 +34,10 @@ COPIES_COUNT = frozenset({"sort", "argsort", "cumsum", "cumprod", "logcumsumexp"
 
 
 class ProblemKind(Enum):
-    """A reason why a larger model made of copied entries would not compute the same; decides which remedy is named."""
+    """A reason why a larger model made of copies of a smaller one's entries would not compute the same.
+
+    It decides which remedy a message names.
+    """
 
     UNEVEN = "a dim with unequal numbers of copies is averaged over"
     COMPETING = "copies of an entry compete or are picked one by one"
@@ -124,13 +127,13 @@ class Step:
     """
 
     def __init__(self, factors: Factors, index: int) -> None:
-        """Look the call up in both runs."""
+        """Look the call up in the runs of the small and of the large model."""
         self.factors, self.index = factors, index
         self.calls = factors.small.calls[index], factors.large.calls[index]
         self.call = self.calls[1]
 
     def tensors(self) -> list[Ref]:
-        """Return the tensors, as numbers, among the arguments of the call, in order."""
+        """Return the tensors among the arguments of the call, in order, as their numbers in the run."""
         return self.call.inputs
 
     def dims(self, ref: Ref) -> Dims:
@@ -142,12 +145,12 @@ class Step:
         return self.factors.shape(ref or self.call.outs[0])
 
     def is_floating(self, ref: Ref) -> bool:
-        """Whether a tensor has floating or complex numbers."""
+        """Whether a tensor, given by its number in the runs, has floating or complex numbers."""
         dtype = self.factors.large.dtypes[ref.index]
         return dtype.is_floating_point or dtype.is_complex
 
     def unknown(self, ref: Ref) -> Dims:
-        """Return new dims for a result of which nothing but its shape is known."""
+        """Return new dims for a result of the call of which nothing but its shape is known."""
         return tuple(map(self.unfollowed, self.shape(ref)))
 
     def unfollowed(self, size: SizePair) -> Dim:
@@ -158,7 +161,7 @@ class Step:
         return dim
 
     def optional(self, name: str) -> Any:
-        """Return the argument of that name; None where the op has none."""
+        """Return the argument of that name of the aten call; None where the op has none."""
         try:
             return self.call.argument(name)
         except KeyError:
@@ -196,17 +199,17 @@ class Step:
             self.report(f"{name} over a dim that grows", dim, kind)
 
     def normed(self, dim: Dim) -> None:
-        """Note that a weight is divided by a sum over one of its dims, and so shrinks as that dim grows."""
+        """Note that a weight is divided by a norm over one of its dims, and so shrinks as that dim grows."""
         if grows(dim):
             reason = "a weight is divided by a norm of itself, over a dim that grows"
             self.report(reason, dim, ProblemKind.NORMED_WEIGHT)
 
     def even(self, dim: Dim) -> None:
-        """Note that the op averages over a dim; a larger model must copy each of its entries equally often."""
+        """Note that the op averages over a dim: a larger model must then copy each of its entries equally often."""
         self.factors.averaged.append((self.index, dim))
 
     def contracted(self, dim: Dim) -> None:
-        """Note that a product sums over a dim, if it is one of a parameter."""
+        """Note that a product sums over a dim, if that is a dim of a parameter."""
         self.factors.contracted.update(use.origin for use in dim if use.origin is not None)
 
     def check_broadcast(self, dims: Dims, onto: Dims) -> None:
@@ -242,7 +245,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     """
 
     def register(function: Rule) -> Rule:
-        """Register one rule under all names."""
+        """Register the function as the rule of each of the ops named."""
         RULES.update(dict.fromkeys(names, function))
         return function
 
@@ -250,7 +253,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def over(size: SizePair, by: SizePair) -> SizePair:
-    """Divide (size in the small model, size in the large one) by another such pair.
+    """Divide a pair of sizes, (in the small model, in the large one), by another such pair.
 
     Raises:
         UnfitError: there is a rest.

@@ -17,14 +17,14 @@ from abcfx.pairing.factors.step import RULES, Dims, ProblemKind, Result, Step, o
     "logcumsumexp", "_softmax", "_log_softmax", "_safe_softmax", "sort", "argsort", "masked_fill", "masked_fill_",
 )  # fmt: skip
 def like_first(step: Step) -> Result:
-    """Find the dims of results that all have those of the first input."""
+    """Find the dims of results that all have the dims of the op's first input."""
     first = step.dims(step.tensors()[0])
     return [first] * len(step.call.outs) if len(step.call.outs) > 1 else first
 
 
 @rule("copy_")
 def copied(step: Step) -> Dims:
-    """Find the dims of a tensor into which another is copied, with broadcasting: those that it has."""
+    """Find the dims of a tensor into which another one is copied, with broadcasting: its own."""
     step.check_broadcast(step.dims(step.tensors()[1]), step.dims(step.tensors()[0]))
     return step.dims(step.tensors()[0])
 
@@ -37,7 +37,7 @@ def regroup(step: Step) -> Dims:
 
 @rule("expand")
 def expand(step: Step) -> Dims:
-    """Find the dims of a broadcast tensor: dims of size one become new dims."""
+    """Find the dims of a tensor after expand: those of the input, with new dims in the place of dims of size one."""
     dims, shape = step.dims(step.tensors()[0]), step.shape()
     padded = ((),) * (len(shape) - len(dims)) + dims
     return tuple(dim if sizes(dim) == size else fresh(size) for dim, size in zip(padded, shape, strict=True))
@@ -45,7 +45,7 @@ def expand(step: Step) -> Dims:
 
 @rule("repeat")
 def repeat(step: Step) -> Dims:
-    """Find the dims of a tensor that is repeated as a whole along each dim."""
+    """Find the dims of a tensor that is repeated as a whole along each dim: number of repeats times the old dim."""
     dims, shape = step.dims(step.tensors()[0]), step.shape()
     padded = ((),) * (len(shape) - len(dims)) + dims
     return tuple((*fresh(over(size, sizes(dim))), *dim) for dim, size in zip(padded, shape, strict=True))
@@ -53,7 +53,7 @@ def repeat(step: Step) -> Dims:
 
 @rule("repeat_interleave")
 def repeat_interleave(step: Step) -> Dims:
-    """Find the dims of a tensor whose entries are each repeated along one dim."""
+    """Find the dims of a tensor whose entries are each repeated along one dim: that dim times the number of repeats."""
     return tuple(
         dim if sizes(dim) == size else (*dim, *fresh(over(size, sizes(dim))))
         for dim, size in zip(step.dims(step.tensors()[0]), step.shape(), strict=True)
@@ -95,7 +95,7 @@ def select(step: Step) -> Dims:
 
 @rule("slice")
 def cut(step: Step) -> Dims:
-    """Find the dims of a slice of a tensor, which keeps a piece of one dim."""
+    """Find the dims of a slice of a tensor: those of the tensor, of which one is a piece."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim", 0)
     if sizes(dims[at]) == step.shape()[at]:
         return tuple(dims)
@@ -118,7 +118,7 @@ def _offset(start: int, total: int) -> int:
 
 @rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk")
 def split(step: Step) -> list[Dims]:
-    """Find the dims of each piece that a split along one dim cuts a tensor into."""
+    """Find the dims of each piece into which a split along one dim cuts a tensor: that dim becomes a segment of it."""
     dims, at = step.dims(step.tensors()[0]), step.call.argument("dim", 0)
     found, start = [], (0, 0)
     for ref in step.call.outs:
@@ -140,7 +140,7 @@ def unbind(step: Step) -> list[Dims]:
 
 @rule("cat", "concat")
 def cat(step: Step) -> Dims:
-    """Find the dims of tensors concatenated along one dim; their other dims must be the same."""
+    """Find the dims of tensors concatenated along one dim, which consists of theirs; the others must be the same."""
     tensors = [step.dims(ref) for ref in step.tensors()]
     tensors = [dims for dims in tensors if len(dims) == len(step.shape())]  # an empty one may have one dim
     at = step.call.argument("dim", 0) % len(step.shape())
@@ -165,7 +165,7 @@ def stack(step: Step) -> Dims:
 
 @rule("index", "index_unsafe")
 def index(step: Step) -> Dims:
-    """Find the dims of x[i, :, j]: those of the indices replace those that are indexed, or come first."""
+    """Find the dims of x[i, :, j]: those of the indices take the place of the dims that are indexed, or come first."""
     x, indices = step.dims(step.tensors()[0]), step.call.argument("indices")
     at = [place for place, each in enumerate(indices) if isinstance(each, Ref)]
     for place in at:
@@ -180,7 +180,7 @@ def index(step: Step) -> Dims:
 
 @rule("index_select")
 def index_select(step: Step) -> Dims:
-    """Find the dims of a tensor from which some indices of one dim are chosen."""
+    """Find the dims of x.index_select(dim, index): those of x, with a new dim in the place of the indexed one."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim")
     if grows(dims[at]):
         step.report("a dim that grows is indexed", dims[at], ProblemKind.COMPETING)
@@ -191,7 +191,7 @@ def index_select(step: Step) -> Dims:
 
 @rule("gather")
 def gather(step: Step) -> Dims:
-    """Find the dims of a tensor from which entries are gathered along one dim."""
+    """Find the dims of x.gather(dim, index): those of x where the sizes are equal, with new ones elsewhere."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim")
     return tuple(
         dim if place != at % len(dims) and sizes(dim) == size else fresh(size)
@@ -205,9 +205,9 @@ def gather(step: Step) -> Dims:
     "_unsafe_index_put", "slice_scatter", "select_scatter", "masked_scatter", "masked_scatter_", "diagonal_scatter",
 )  # fmt: skip
 def written(step: Step) -> Dims:
-    """Find the dims of a tensor into which others are written, as scatter does: those that it has.
+    """Find the dims of a tensor into which others are written, as scatter does: its own.
 
-    The last dim of what is written is the same as its own last dim, if the sizes are equal.
+    The last dim of what is written is the same as its last dim, if the sizes are equal.
     """
     x = step.dims(step.tensors()[0])
     for ref in step.tensors()[1:]:
@@ -237,7 +237,7 @@ def resized(step: Step) -> Result:
 
 @rule("pixel_shuffle")
 def pixel_shuffle(step: Step) -> Dims:
-    """Find the dims of an image whose channels become a grid of pixels."""
+    """Find the dims after pixel_shuffle, which turns channels into a grid of pixels: (out channels, height, width)."""
     *lead, channels, _, _ = step.dims(step.tensors()[0])
     factor = step.call.argument("upscale_factor")
     (out, _) = regrouped([channels], [step.shape()[-3], (factor**2, factor**2)])
@@ -246,7 +246,9 @@ def pixel_shuffle(step: Step) -> Dims:
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(step: Step) -> Dims:
-    """Find the dims of an image whose grids of pixels become channels."""
+    """Find the dims after pixel_unshuffle, which turns grids of pixels into channels: (channels x grid, height,
+    width).
+    """
     *lead, channels, _, _ = step.dims(step.tensors()[0])
     factor = step.call.argument("downscale_factor")
     return (*lead, (*channels, *fresh((factor**2, factor**2))), fresh(step.shape()[-2]), fresh(step.shape()[-1]))
@@ -254,7 +256,7 @@ def pixel_unshuffle(step: Step) -> Dims:
 
 @rule("diagonal")
 def diagonal(step: Step) -> Dims:
-    """Find the dims of a tensor in which two dims are replaced by their diagonal, as the last dim."""
+    """Find the dims of a diagonal over two dims of a tensor: its other dims, then that of the diagonal."""
     dims = step.dims(step.tensors()[0])
     gone = {step.call.argument("dim1", 0) % len(dims), step.call.argument("dim2", 1) % len(dims)}
     return (*(dim for place, dim in enumerate(dims) if place not in gone), fresh(step.shape()[-1]))
@@ -262,7 +264,7 @@ def diagonal(step: Step) -> Dims:
 
 @rule("as_strided")
 def strided(step: Step) -> Dims:
-    """Find the dims of an as_strided view, which can be followed only where it leaves the shape as it is.
+    """Find the dims of an as_strided view: those of its input, if the shape stays as it is.
 
     Raises:
         UnfitError: it has another shape.
@@ -275,7 +277,7 @@ def strided(step: Step) -> Dims:
 
 @rule("im2col")
 def patches(step: Step) -> Dims:
-    """Find the dims of an image's patches as columns: channels x positions in the patch."""
+    """Find the dims after im2col, which makes columns of an image's patches: (channels x positions, patches)."""
     *lead, channels, _, _ = step.dims(step.tensors()[0])
     column, count = step.shape()[-2:]
     return (*lead, (*channels, *fresh(over(column, sizes(channels)))), fresh(count))
@@ -283,7 +285,7 @@ def patches(step: Step) -> Dims:
 
 @rule("col2im")
 def unpatched(step: Step) -> Dims:
-    """Find the dims of the image to which columns of patches are added up."""
+    """Find the dims after col2im, which adds up columns of patches to an image: (channels, height, width)."""
     *lead, column, _ = step.dims(step.tensors()[0])
     channels, *space = step.shape()[-3:]
     return (*lead, regrouped([column], [channels, over(sizes(column), channels)])[0], *map(fresh, space))
@@ -297,7 +299,7 @@ def unpatched(step: Step) -> Dims:
     "multinomial", "_fused_sdp_choice", "sym_size", "hann_window", "cdist", "_cdist_forward", "_pdist_forward", "isin",
 )  # fmt: skip
 def new(step: Step) -> Result:
-    """Find the dims of a tensor that follow from no input, as those of arange: new ones."""
+    """Find the dims of a tensor that is made anew, as by arange: new ones, which are no input's."""
     found = [step.unknown(ref) for ref in step.call.outs]
     if step.call.name in ("arange", "linspace") and any(grows(dim) for dims in found for dim in dims):
         step.report("numbers that count along a dim that grows", found[0][0])
