@@ -114,8 +114,9 @@ class CoordCheck(CheckResult[LayerRow]):
     def to_dict(self) -> dict[str, object]:
         """Return the result as plain data: verdict, failed layers, settings, verdict by layer and all slopes.
 
-        The keys beside those of every check ("check", "verdict", "failed", "rows") are "control" (worst verdict of the
-        user's unchanged model, or None), "widths", "base_width", "seeds", "steps", "nodes" and "slopes".
+        A slope is the exponent with which a statistic of a layer grows with width. The keys beside those of every check
+        ("check", "verdict", "failed", "rows") are "control" (worst verdict of the user's unchanged model, or None),
+        "widths", "base_width", "seeds", "steps", "nodes" and "slopes".
         """
         return super().to_dict() | {
             "control": self.control,

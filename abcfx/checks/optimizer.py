@@ -82,7 +82,7 @@ def check_optimizer(
 
 
 def _checked(optimizer: torch.optim.Optimizer, result: Transformed, module: nn.Module | None) -> torch.optim.Optimizer:
-    """Return the optimizer, without a wrapper that is no torch optimizer itself, after a look at all arguments.
+    """Check the arguments of `check_optimizer`; return the optimizer, taken out of a wrapper if it is in one.
 
     Raises:
         InvalidInputError: something else was given than an optimizer, a result of `transform`, and a module or None.
@@ -114,7 +114,7 @@ def _parameters(module: nn.Module, result: Transformed) -> dict[str, nn.Paramete
     """
 
     def named(part: nn.Module) -> dict[str, nn.Parameter]:
-        """Return the parameters of the module, those of a part of it under their planned names."""
+        """Return the parameters of the module by name; those of the part `part` of it by their planned names."""
         own = {id(each): plain_name(name, result.plan) for name, each in part.named_parameters()}
         return {own.get(id(each), name): each for name, each in module.named_parameters()}
 

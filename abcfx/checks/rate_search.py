@@ -205,10 +205,7 @@ class RateSearch:
 
     @property
     def _left(self) -> int:
-        """Number of points that the budget still allows.
-
-        A point is a tuple of log2 factors on the learning rates: on all of them, then on each role's ("hidden", ...).
-        """
+        """The number of points (settings of learning rates) that the budget of the search still allows."""
         return self._budget - len(self.losses)
 
     @property

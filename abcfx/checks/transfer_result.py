@@ -83,7 +83,7 @@ class TransferCheck(CheckResult[CheckRow]):
         return tuple(row.reason for row in self._wanting())
 
     def _wanting(self) -> list[CheckRow]:
-        """Return the rows whose verdict is neither PASS nor SKIP."""
+        """Return the rows of the transfer check whose verdict is neither PASS nor SKIP."""
         return [row for row in self.rows if row.verdict not in (Verdict.PASS, Verdict.SKIP)]
 
     @property

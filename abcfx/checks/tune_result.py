@@ -33,7 +33,7 @@ class Trial(NamedTuple):
     error: float
 
     def to_dict(self) -> dict[str, object]:
-        """Return a dict with the rate of each role, and "loss" and "error"."""
+        """Return a dict with the learning rate of each role, "loss" and "error"."""
         return {**self.rates, "loss": self.loss, "error": self.error}
 
 
@@ -79,7 +79,7 @@ class Tuned(RowsResult[Trial], Mapping[str, float]):
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        """Every setting that was tried, in order; another name of `rows`."""
+        """Every setting of learning rates that was tried, in order; another name of `rows`."""
         return self.rows
 
     def to_dict(self) -> dict[str, object]:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Make the argument parser of the program, with a subparser for each command."""
+    """Make the argument parser of the command `abcfx`, with a subparser for each of its commands."""
     parser = argparse.ArgumentParser(prog="abcfx", description="Hyperparameters that hold at every width of a model.")
     parser.add_argument("--version", action="version", version=f"abcfx {version('abcfx')}")
     common = argparse.ArgumentParser(add_help=False)

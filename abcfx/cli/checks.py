@@ -56,24 +56,24 @@ class SweepOptions(TypedDict):
 
 @functools.cache
 def _named(argument: str, given: str, beside: str | None) -> Named:
-    """Return an expression of the command line with the module it belongs to, whose file runs once in each process.
+    """Return a Python expression given on the command line with its module, whose file runs once in each process.
 
     Args:
         argument: the option that the expression was given for, for messages.
         given: the expression, as "models.py:make_gpt".
-        beside: the expression of MODEL, whose file stands in where `given` names none.
+        beside: the expression given as MODEL, in whose file names are looked up where `given` names none.
     """
     return Named(argument, given, _named("MODEL", beside, None) if beside else None)
 
 
 @functools.cache
 def _value(argument: str, given: str, beside: str | None = None) -> object:
-    """Evaluate an expression of the command line, once in every process, and return its value.
+    """Evaluate a Python expression given on the command line, once in every process, and return its value.
 
     Args:
         argument: the option that the expression was given for, for messages.
         given: the expression, as "models.py:make_gpt".
-        beside: the expression of MODEL, whose file stands in where `given` names none.
+        beside: the expression given as MODEL, in whose file names are looked up where `given` names none.
     """
     return _named(argument, given, beside).value()
 
@@ -91,7 +91,7 @@ class _Factory:
     kwargs: tuple[tuple[str, object], ...]
 
     def __call__(self, width: int) -> nn.Module:
-        """Build the model of a width.
+        """Build the user's model of a width, by calling the function that was named on the command line.
 
         Raises:
             InvalidInputError: the expression is no function.
@@ -121,7 +121,7 @@ class _Loss:
     beside: str
 
     def __call__(self, output: object, batch: object) -> torch.Tensor:
-        """Return the loss of a model's output on a batch."""
+        """Return the user's loss of a model's output on a batch."""
         return _named("--loss", self.given, self.beside).loss()(output, batch)
 
 
@@ -138,7 +138,7 @@ class _Batches:
     beside: str
 
     def __call__(self, seed: int) -> Iterable[object]:
-        """Return the batches of a seed."""
+        """Return the user's batches for a seed."""
         function = _value("--batches", self.given, self.beside)
         assert callable(function)
         batches: Iterable[object] = function(seed)
@@ -221,12 +221,12 @@ def _sweep(arguments: argparse.Namespace) -> SweepOptions:
 
 
 def _make(arguments: argparse.Namespace) -> _Factory:
-    """Return the function of the width that the user named as MODEL."""
+    """Return the function of the width that the user named as MODEL on the command line."""
     return _Factory(arguments.model, tuple(assignments("--kwargs", arguments.kwargs).items()))
 
 
 def _batches(arguments: argparse.Namespace) -> Batches:
-    """Return the batches that the user named: a list, or a function of the seed that gives them.
+    """Return the batches that the user named on the command line: a list, or a function of the seed that gives them.
 
     Raises:
         InvalidInputError: the name stands for something else.

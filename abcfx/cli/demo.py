@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _picture(arguments: argparse.Namespace, console: Console) -> Path | None:
-    """Return the path of the picture to draw, or None for none; a missing matplotlib is told before the training."""
+    """Return the path of the picture that `abcfx demo` draws, or None for none; say so if matplotlib is missing."""
     if arguments.no_plot:
         return None
     if find_spec("matplotlib") is None:
@@ -77,7 +77,7 @@ def _picture(arguments: argparse.Namespace, console: Console) -> Path | None:
 
 
 def _print_losses(task: demo.Task, runs: Sequence[demo.Run], console: Console) -> None:
-    """Print the last loss of every run, and its difference to that of the same kind of model at the base width."""
+    """Print the last loss of every run of the demo, and its difference to the same kind of model at the base width."""
     table = make_table("model", "width", "lr", "loss", f"against width {task.base_width}", left=("model",))
     base = {run.name: run.loss for run in runs if run.width == task.base_width}
     for run in runs:
@@ -91,7 +91,7 @@ def _print_losses(task: demo.Task, runs: Sequence[demo.Run], console: Console) -
 
 
 def _sweep(task: demo.Task, as_json: bool, console: Console) -> None:
-    """Train the base width at several learning rates with three seeds, print the losses, and say which rate is best."""
+    """Train the demo's model at the base width at several learning rates, with three seeds; print the losses."""
     characters = read_characters()
     seeds = range(task.seed, task.seed + SWEEP_SEEDS)
     table = make_table("lr", *(f"seed {seed}" for seed in seeds), "mean")

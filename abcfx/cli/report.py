@@ -98,7 +98,7 @@ def _transformed(arguments: argparse.Namespace) -> Transformed:
 
 
 def _flat_options() -> dict[str, type | None]:
-    """Return the name of every option that `--set` takes, with the option class it is a field of (None for none)."""
+    """Return the name of every option that `--set` takes, with the option class that it is a field of, or None."""
     flat: dict[str, type | None] = dict.fromkeys(("weight_decay", "eps", "apply", "init"))
     for owner in OPTION_OBJECTS.values():
         flat |= dict.fromkeys((each.name for each in fields(owner)), owner)

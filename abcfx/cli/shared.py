@@ -33,13 +33,13 @@ class Command(NamedTuple):
 
 
 class Result(Protocol):
-    """The part of a check's result that a command needs to show it."""
+    """The part of a check's result that a command needs to print, save or draw it."""
 
     def to_json(self) -> str:
-        """Return the result as JSON text."""
+        """Return the result of the check as JSON text."""
 
     def plot(self, path: str | None = None) -> object:
-        """Draw the result, and write the picture to a file if a path is given."""
+        """Draw the result of the check, and write the picture to a file if a path is given."""
 
 
 def make_console(file: TextIO | None = None) -> Console:

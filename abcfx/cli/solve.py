@@ -81,7 +81,7 @@ def _read(file: str) -> Problem:
 
 
 def _check_keys(problem: Problem, known: tuple[str, ...], required: tuple[str, ...]) -> None:
-    """Refuse a problem with a key that means nothing, or without one that is needed.
+    """Raise an error for a problem (a chain or graph, read from JSON) with an unknown key, or with one missing.
 
     Raises:
         InvalidInputError: names the key, and those that are known.
@@ -144,7 +144,10 @@ def _print(
 
 
 def _held_by(name: Hashable) -> str:
-    """Return the name of a constraint that keeps a layer's c up, without the layer; a fixed bound is named in full."""
+    """Return the name of a constraint that keeps a layer's c (rate m^-c) from being smaller, without the layer.
+
+    A fixed bound is named in full.
+    """
     return str(name.label if isinstance(name, RowName) else name)
 
 

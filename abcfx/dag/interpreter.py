@@ -103,9 +103,7 @@ class Interpreter:
         return self._call_function(op, node, args, kwargs, values)
 
     def _attribute(self, op: Op, node: fx.Node) -> object:
-        """Return the abstract value of a get_attr node of the traced graph: a parameter with its dims, else a
-        constant.
-        """
+        """Return the abstract value of a get_attr node of the graph: a parameter with its dims, else a constant."""
         owner, _, name = str(node.target).rpartition(".")
         held: object = getattr(self._module.get_submodule(owner), name)
         if isinstance(held, torch.nn.Parameter) and held in self._builder.names:

@@ -149,7 +149,7 @@ class LayerDag:
         return self._reaches(node, lambda n: n in self.outputs and between(n), between)
 
     def feeds_softmax(self, node: str) -> bool:
-        """Whether the output of a DAG node gets to a softmax, as a router's does, without a layer, norm or product
+        """Whether the output of a DAG node gets to a softmax (as of a router) with no layer, norm or product
         between.
         """
         return self._reaches(
@@ -172,9 +172,7 @@ class LayerDag:
             return False
 
         def voids(n: str) -> bool:
-            """Whether a node that reads the layer divides its multiplier out: a norm does, also behind a constant
-            factor.
-            """
+            """Whether a node that reads the layer divides its multiplier out: a norm, also behind a constant factor."""
             if through_scales and isinstance(self.kind(n), NumberFactor):
                 return self.is_void(n, through_scales=True)
             return isinstance(self.kind(n), Norm) and node in self.kind(n).inputs

@@ -121,9 +121,7 @@ class Outputs:
         return any(isinstance(self._dag.kind(n), Layer | Product) for n in self._dag.descendants(node))
 
     def _is_own_readout(self, node: str) -> bool:
-        """Whether a DAG node is the result of a narrow layer, as a predicted mean or box, and no key, value or
-        router.
-        """
+        """Whether a DAG node is the result of a narrow layer, as a predicted box, and no key, value or router."""
         dag, kind = self._dag, self._dag.kind(node)
         if not isinstance(kind, Layer) or dag.feeds_softmax(node):
             return False

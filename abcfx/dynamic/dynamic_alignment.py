@@ -305,7 +305,7 @@ class DynamicAlignment:
         )
 
     def _set_factors(self, factors: dict[str, float]) -> None:
-        """Set the factors, by parameter name, that multiply the learning rates from the next optimizer step on."""
+        """Set the factors, by parameter name, that multiply learning rates from the next optimizer step on."""
         self.factors = factors
         for rates in self._rates:
             rates.factors = factors

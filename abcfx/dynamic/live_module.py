@@ -74,7 +74,7 @@ class LiveModule:
         return {name: getattr(owner, attribute) for name, (owner, attribute) in self._owners.items()}
 
     def _gather(self) -> None:
-        """Gather the parameters of all sharded parts (FSDP2's `unshard`)."""
+        """Gather the parameters of all sharded parts of the model (FSDP2's `unshard`)."""
         for sharded in self._sharded:
             sharded.unshard()
 

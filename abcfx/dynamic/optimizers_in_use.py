@@ -15,7 +15,7 @@ from abcfx.transformed import Transformed
 def inner_optimizers(
     result: Transformed, given: torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
 ) -> list[torch.optim.Optimizer]:
-    """Return the optimizers that were given, without wrappers around them (Accelerate's), which run no hooks.
+    """Return the optimizers that a user gave, without wrappers around them (Accelerate's), which run no hooks.
 
     Args:
         result: what `transform` returned; it is looked at as well.

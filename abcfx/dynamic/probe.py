@@ -89,7 +89,7 @@ class Probe:
             self._compare_with_first(parameters)
 
     def measure(self) -> list[tuple[Moments, Moments, Moments]]:
-        """Run the model on its fixed inputs and compare every layer's input and weight with the first ones.
+        """Run the model on its fixed inputs and compare every layer's input and weight with those before training.
 
         Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
 

@@ -34,7 +34,7 @@ class MultipliedRates:
         ]
 
     def detach(self) -> None:
-        """Remove the hooks from the optimizer, so that its rates are no longer multiplied."""
+        """Remove the hooks from the optimizer, so that its learning rates are no longer multiplied."""
         self.restore()
         while self._handles:
             self._handles.pop().remove()
@@ -98,14 +98,14 @@ def wsd(optimizer: torch.optim.Optimizer, total: int, *, warmup: int = 0, decay:
 
         @property
         def decaying(self) -> bool:
-            """Whether the rates have begun to fall."""
+            """Whether the learning rates have begun to fall."""
             return bool(self.last_epoch >= start)
 
     return Wsd(optimizer, factor)
 
 
 def default_warmup(scheduler: LRScheduler | None, total_steps: int | None) -> int:
-    """Return the number of warm-up steps: a tenth of the run if its length is known, else 100.
+    """Return the number of steps before alignment is first measured: a tenth of the run, 100 if that is not known.
 
     Args:
         scheduler: tells the length, if it has `total_steps` or is a CosineAnnealingLR.

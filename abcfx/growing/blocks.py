@@ -17,6 +17,8 @@ from abcfx.pairing.blocks import Blocks, match_blocks
 def pair_blocks(small: nn.Module, large: nn.Module, order: BlockOrder) -> Blocks:
     """Find the block of the small model that each block of a deeper, large one is a copy of.
 
+    A block is a numbered submodule, such as layers.3.
+
     Args:
         small: the small model.
         large: the large model.
@@ -43,24 +45,24 @@ def pair_blocks(small: nn.Module, large: nn.Module, order: BlockOrder) -> Blocks
 
 
 def _children(model: nn.Module, container: str) -> list[str]:
-    """Return the numbers of the blocks in a container: the names of its submodules that are numbers."""
+    """Return the numbers of the blocks in a container such as "layers": names of submodules that are numbers."""
     return [name for name, _ in model.get_submodule(container).named_children() if name.isdigit()]
 
 
 def _names(model: nn.Module, container: str, block: str) -> list[str]:
-    """Return the names of the parameters in one block of a container, without the block's own path."""
+    """Return the names of the parameters in one block of a container such as "layers", without the block's own path."""
     return [name for name, _ in model.get_submodule(_path(container, block)).named_parameters()]
 
 
 def _path(container: str, block: str) -> str:
-    """Return the path of a block in a container; the container "" is the model itself."""
+    """Return the path of a block in a container, such as "layers.3"; the container "" is the model itself."""
     return f"{container}.{block}" if container else block
 
 
 def refuse_parallel_blocks(blocks: Blocks, dag: LayerDag) -> None:
-    """Raise an error if repeated submodules, of which the large model has more, stand side by side like experts.
+    """Raise an error if repeated submodules, of which the large model has more, stand side by side as experts do.
 
-    Blocks run one after another.
+    Only blocks that run one after another can be added.
 
     Args:
         blocks: which block of the small model each block of the large one is a copy of.
@@ -83,7 +85,7 @@ def refuse_parallel_blocks(blocks: Blocks, dag: LayerDag) -> None:
 def new_blocks(blocks: Blocks) -> dict[str, str]:
     """Return, for each new block of the large model by path, the path of the old block that it is a copy of.
 
-    Of several blocks with one block of the small model, the first is the old one.
+    Of the large model's blocks that copy one block of the small model, the first is the old one.
     """
     copies = {}
     for container, twins in blocks.index.items():
@@ -115,5 +117,5 @@ def adding_parameters(blocks: Blocks, dag: LayerDag) -> tuple[str, ...]:
 
 
 def is_within(name: str, blocks: Mapping[str, str]) -> bool:
-    """Whether a parameter belongs to one of the blocks with these paths."""
+    """Whether a parameter, by its name, belongs to one of the blocks with these paths."""
     return any(name.startswith(f"{path}.") for path in blocks)

@@ -28,7 +28,7 @@ TITLES: dict[CheckName, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthCheckRow(CheckRow):
-    """The outcome of one of the seven checks of a growth.
+    """The outcome of one of the seven checks that a grown (larger) model computes and trains as the small one.
 
     Attributes:
         check: number of the check, such as "C2"; `name` also has the title.
@@ -71,7 +71,7 @@ def judged(
     path: str = "",
     details: tuple[str, ...] | list[str] = (),
 ) -> GrowthCheckRow:
-    """Make the result row of one check; the arguments are the attributes of `GrowthCheckRow`."""
+    """Make the result row of one check of a grown model; the arguments are the attributes of `GrowthCheckRow`."""
     return GrowthCheckRow(
         name=f"{check} {TITLES[check]}",
         verdict=verdict,
@@ -96,16 +96,16 @@ class GrowthCheckResult(CheckResult[GrowthCheckRow]):
     TITLE: ClassVar[str] = "growth check"
 
     def __getitem__(self, check: str) -> GrowthCheckRow:
-        """Return the row of a check, such as "C4"."""
+        """Return the row of one check of the growth, such as "C4"."""
         return next(row for row in self.rows if row.check == check)
 
     def __iter__(self) -> Iterator[GrowthCheckRow]:
-        """Yield the rows of the checks in order."""
+        """Yield the rows of the checks of the growth in order."""
         return iter(self.rows)
 
     @property
     def first_failure(self) -> GrowthCheckRow | None:
-        """The row of the first check that failed; None where none did."""
+        """The row of the first check of the growth that failed; None where none did."""
         return next(iter(self.failed), None)
 
     def __str__(self) -> str:

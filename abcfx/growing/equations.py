@@ -49,12 +49,12 @@ class Equations:
     """
 
     def __init__(self) -> None:
-        """Start without equations."""
+        """Start with no equations, so that every unknown is free."""
         self._solved: dict[str, Form] = {}
         self._within: dict[str, set[str]] = {}
 
     def reduced(self, form: Mapping[str | float, Fraction]) -> Form:
-        """Return a linear form with all unknowns replaced that the equations determine by others."""
+        """Return a linear form in which the unknowns that the equations determine are replaced by others."""
         terms = [(Fraction(1), {key: value for key, value in form.items() if key not in self._solved})]
         terms += [(value, self._solved[key]) for key, value in form.items() if key in self._solved]
         return combined(*terms)

@@ -18,6 +18,8 @@ from abcfx.rules.op_properties import WRITES, keeps_factor
 def expected_scales(factors: Factors, of_weights: Mapping[str, float]) -> list[float | None]:
     """Find for every tensor of a run the number s for which large tensor = s x repeated small tensor.
 
+    The large model is filled from the small one by repeating entries of its weights and multiplying them.
+
     Args:
         factors: the dims of a run of both models, as products of shared factors.
         of_weights: that number for parameters by name, or the ratio of a number kept in a buffer; 1 for names left out.
@@ -37,7 +39,7 @@ def expected_scales(factors: Factors, of_weights: Mapping[str, float]) -> list[f
 
 
 class _Walk:
-    """A walk through the calls of a run that finds the scale of each tensor: large over repeated small tensor.
+    """A walk through the calls of a run that finds by which factor each large tensor is the repeated small one.
 
     Args:
         factors: the dims of a run of both models, as products of shared factors.
@@ -47,7 +49,7 @@ class _Walk:
     """
 
     def __init__(self, factors: Factors) -> None:
-        """Start without known scales."""
+        """Start a walk over a run of both models, with no scale (factor of a tensor) known."""
         self.factors = factors
         self.scales: dict[int, float | None] = {}
 
@@ -115,21 +117,27 @@ def _numbers(call: Call) -> list[float]:
 
 
 def _product(small: Call, large: Call, scales: list[float]) -> float:
-    """Return the scale of a product from those of its factors, and from the ratio of a number among them."""
+    """Return the scale (large over repeated small tensor) of a product from those of its factors.
+
+    A number among the factors counts by its ratio in the two models.
+    """
     ours, theirs = _numbers(large), _numbers(small)
     by = ours[0] / theirs[0] if ours and theirs and theirs[0] else 1.0
     return math.prod(scales) * by
 
 
 def _quotient(small: Call, large: Call, scales: list[float]) -> float:
-    """Return the scale of a quotient from those of its two sides, or from the ratio of a number below."""
+    """Return the scale (large over repeated small tensor) of a quotient from those of its two sides.
+
+    A number that is divided by counts by its ratio in the two models.
+    """
     ours, theirs = _numbers(large), _numbers(small)
     by = theirs[0] / ours[0] if ours and theirs and ours[0] else 1.0
     return (scales[0] / scales[1] if len(scales) > 1 else scales[0]) * by
 
 
 def _power(small: Call, large: Call, scales: list[float]) -> float | None:
-    """Return the scale of x ** exponent from that of x; None if the exponent is a tensor."""
+    """Return the scale (large over repeated small tensor) of x ** exponent from that of x; None for a tensor."""
     exponent = large.args[1] if len(large.args) > 1 else 2.0
     return scales[0] ** float(exponent) if isinstance(exponent, int | float) else None
 

@@ -95,8 +95,9 @@ def routers(pair: GrownPair) -> GrowthCheckRow:
 
 
 def _router_calls(pair: GrownPair) -> Iterator[tuple[int, int]]:
-    """Yield, for each router of the large model, two positions in its list of recorded ops: of the op that computes
-    the logits, and of the op that chooses experts.
+    """Yield, for each router of the large model, the places of two of its ops in the list of recorded ops.
+
+    The first op computes the router's logits, the second one chooses experts by them.
     """
     calls = pair.runs.factors.large.calls
     made = {ref.index: i for i, call in enumerate(calls) for ref in call.outs}
@@ -114,7 +115,7 @@ def _router_calls(pair: GrownPair) -> Iterator[tuple[int, int]]:
 
 
 def _idle_experts(pair: GrownPair, path: str, logits: torch.Tensor, chooser: int) -> list[str]:
-    """Return sentences about a router whose logits are all equal, or some of whose experts get no token.
+    """Return sentences about a router of experts whose logits are all equal, or some of whose experts get no token.
 
     Args:
         pair: the two models with their runs.
@@ -168,7 +169,7 @@ def layers(pair: GrownPair) -> GrowthCheckRow:
 
 
 def _weight_of(pair: GrownPair, at: Compared) -> str:
-    """Return the name of the parameter that a call has as an argument, directly or through views; "" for none."""
+    """Return the name of the parameter that a compared call reads, directly or through views; "" for none."""
     factors = pair.runs.factors
     inputs = factors.large.calls[at.call].inputs
     origins = {use.origin[0] for ref in inputs for dim in factors.of(ref) for use in dim if use.origin}
@@ -215,7 +216,7 @@ def outputs(pair: GrownPair) -> GrowthCheckRow:
 
 
 def _outputs_if_taken(pair: GrownPair, inputs: Inputs) -> dict[str, torch.Tensor] | None:
-    """Return the small model's outputs by path; None where calling it with these inputs raises an error."""
+    """Return the small model's outputs by path; None if calling it with these inputs raises an error."""
     try:
         with evaluating(pair.small):
             return outputs_of(pair.small, *inputs.fresh())

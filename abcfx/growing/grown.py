@@ -16,7 +16,7 @@ from abcfx.pairing.pair import PairedModels
 
 @dataclass(frozen=True)
 class Grown:
-    """The result of growing: the large model, with what its optimizer needs to go on.
+    """The result of growing a model: the large model, with what its optimizer needs to go on.
 
     Attributes:
         module: the large model with weights made from those of the small one; an object of the user's own class.
@@ -38,12 +38,15 @@ class Grown:
 
     @property
     def plan(self) -> list[dict[str, Json]]:
-        """The passes as JSON-able data; for each tensor of "widen" its source, the factors of its dims, its factor."""
+        """The passes (widen, deepen, upcycle) as JSON-able data.
+
+        For each tensor that was widened: its source, which entries were copied where, and their factor.
+        """
         return [{"pass": step.name, **step.data, "difference": step.difference} for step in self.steps]
 
     @property
     def report(self) -> str:
-        """The passes and the new learning rates, as text."""
+        """The passes (widen, deepen, upcycle) and the new learning rates, as text."""
         return growth_text(self.module, self.steps, [float(group["lr"]) for group in self.param_groups])
 
     def __str__(self) -> str:

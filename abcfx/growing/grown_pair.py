@@ -83,7 +83,7 @@ class GrownPair:
 
     @property
     def tolerance(self) -> float:
-        """The largest difference that passes a check, relative to the RMS of the tensor that is compared.
+        """The largest difference that passes a check of the growth, relative to the RMS of the tensor that is compared.
 
         It is larger for models of over 32 blocks.
         """
@@ -91,7 +91,7 @@ class GrownPair:
         return tolerance(self.plan.factors) * max(1.0, math.sqrt(deepest / 32))
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return the large model's parameters under their names with as many blocks as the small model."""
+        """Return the large model's parameters, under the names they have with as many blocks as the small model."""
         with self.equally_deep():
             return dict(self.large.named_parameters())
 

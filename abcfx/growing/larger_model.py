@@ -116,7 +116,7 @@ def grow(
 
 @dataclass(frozen=True)
 class _Models:
-    """The small and the large model, example inputs for both, and which block of the small one each block copies."""
+    """A small and a large model for `grow`, example inputs for both, and which small block each large block copies."""
 
     small: nn.Module
     large: nn.Module
@@ -125,12 +125,12 @@ class _Models:
     blocks: Blocks
 
     def gap(self, plan: GrowthPlan) -> float:
-        """Return the largest difference between the outputs of the two models, relative to their RMS."""
+        """Return the largest difference between the outputs of the small and the large model, relative to their RMS."""
         return output_gap(self.small, self.large, self.args, self.kwargs, plan.output_dims())
 
 
 def _refused(against: Sequence[Refusal]) -> str:
-    """Return the message that a model cannot be filled, with the reasons."""
+    """Return the message that a large model cannot be filled from the small one, with the reasons."""
     shown = "\n  ".join(map(str, against[:8]))
     more = f"\n  and {len(against) - 8} more" if len(against) > 8 else ""
     return f"The large model cannot be filled so that it computes what the small one does:\n  {shown}{more}"

@@ -37,7 +37,7 @@ RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
 @dataclass(frozen=True)
 class ParameterGrowth:
-    """The factors by which growth changes one parameter and its gradient.
+    """The factors by which growth changes the entries of one parameter and of its gradient.
 
     Attributes:
         weight: s, by which the copies of the weight are multiplied.
@@ -49,7 +49,7 @@ class ParameterGrowth:
 
 
 def growth_of(widening: Widening) -> ParameterGrowth:
-    """Return the factors by which growth changes a parameter and its gradient.
+    """Return the factors by which growth changes the entries of a parameter and of its gradient.
 
     They are means where entries have unequal numbers of copies.
 
@@ -87,12 +87,12 @@ def grown_groups(
 
 
 def _groups_by_parameter(optimizer: torch.optim.Optimizer) -> dict[int, Group]:
-    """Return a copy of the group of each parameter of an optimizer, by the parameter's id."""
+    """Return a copy of an optimizer group for each of its parameters, by the parameter's id."""
     return {id(parameter): dict(group) for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def hyperparameters(which: OptimizerFamily, widening: Widening, group: Group) -> Group:
-    """Return learning rates, eps and weight decay of a parameter after growth; docs/growth.md derives them.
+    """Return lr, eps and weight decay of a parameter's optimizer group after growth; docs/growth.md derives them.
 
     Args:
         which: the family of the optimizer: what its update depends on.
@@ -114,7 +114,7 @@ def hyperparameters(which: OptimizerFamily, widening: Widening, group: Group) ->
 
 
 def _spectral(which: OptimizerFamily, widening: Widening) -> float:
-    """Return the entries of a large update over those of the repeated small one, for optimizers such as Muon.
+    """Return by which factor the entries of an update are larger in the large model, for optimizers such as Muon.
 
     Such an optimizer gives an update singular values of one size.
 
@@ -239,6 +239,6 @@ def plain_groups(
 
 
 def _state_dict(groups: list[Group], state: dict[int, dict[str, object]]) -> dict[str, Any]:
-    """Pack groups and state as `Optimizer.state_dict` does, with numbers in place of parameters."""
+    """Pack optimizer groups and state as `Optimizer.state_dict` does, with numbers in place of parameters."""
     packed = [{**{k: v for k, v in group.items() if k != "params"}, "params": [i]} for i, group in enumerate(groups)]
     return {"state": state, "param_groups": packed}

@@ -19,7 +19,7 @@ from abcfx.rules import Layer
 
 @dataclass(frozen=True)
 class GrowthPlan:
-    """A plan for filling a large model, with as many blocks as the small one, from the small one.
+    """A plan for filling a large model from a small one that has as many blocks: a recipe for each tensor.
 
     Attributes:
         widenings: for each parameter, and each buffer that training changes, by name: which entries are copied where,
@@ -106,7 +106,7 @@ def _contracts_alike(dag: LayerDag, nodes: Sequence[str]) -> bool:
 
 
 def _factor(exponents: Form, width_ratio: float) -> float:
-    """Return the number that powers of the width ratio stand for; exact for powers of two.
+    """Return the number that a product of powers of the width ratio is; exact for powers of two.
 
     Args:
         exponents: {e: q} for the product of width_ratio ** (e q).

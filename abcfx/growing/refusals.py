@@ -32,7 +32,7 @@ _FIXES = {
 
 @dataclass(frozen=True)
 class Refusal:
-    """A reason why the large model cannot compute what the small one does.
+    """A reason why a large model cannot be filled so that it computes what the small one does.
 
     Attributes:
         path: module path, or name of the tensor.
@@ -71,7 +71,7 @@ def refusals(plan: GrowthPlan, small: nn.Module, large: nn.Module) -> list[Refus
 
 
 def _normalised(plan: GrowthPlan) -> Iterator[Refusal]:
-    """Yield a refusal for each weight that forward divides by its own norm over a dim that grows.
+    """Yield a reason against growing for each weight that forward divides by its own norm over a dim that grows.
 
     No factor on such a weight has any effect.
     """
@@ -83,7 +83,7 @@ def _normalised(plan: GrowthPlan) -> Iterator[Refusal]:
 
 
 def _shrinking(factors: Factors) -> Iterator[Refusal]:
-    """Yield a refusal for each parameter with a dim, or a factor of one, that is smaller in the large model."""
+    """Yield a reason against growing for each parameter with a dim, or a factor of a dim, that shrinks."""
     for name, ref in factors.large.parameters.items():
         for place, dim in enumerate(factors.of(ref)):
             for atom in plain_atoms(dim):
@@ -97,7 +97,7 @@ def _shrinking(factors: Factors) -> Iterator[Refusal]:
 
 
 def _constants(factors: Factors, small: nn.Module, large: nn.Module) -> Iterator[Refusal]:
-    """Yield a refusal for each constant buffer whose values are not the repeated ones of the small model."""
+    """Yield a reason against growing for each constant buffer whose values are not the small model's repeated."""
     ours, theirs = dict(large.named_buffers()), dict(small.named_buffers())
     saved = large.state_dict(keep_vars=True)
     shared = {id(atom) for ref in factors.large.parameters.values() for d in factors.of(ref) for atom in plain_atoms(d)}
@@ -123,7 +123,7 @@ def _constants(factors: Factors, small: nn.Module, large: nn.Module) -> Iterator
 
 
 def same_constant(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two constants are equal up to rounding."""
+    """Whether two constant tensors are equal up to rounding."""
     if one.shape != other.shape:
         return False
     if not one.is_floating_point():
@@ -134,9 +134,9 @@ def same_constant(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _numbers(factors: Factors) -> Iterator[Refusal]:
-    """Yield a refusal for each call with a number, such as eps, that differs between the two models.
+    """Yield a reason against growing for each call with a number, such as eps, that differs between the models.
 
-    Numbers that the search for factors has read are left out.
+    Numbers that the search for the factors of weights has read are left out.
     """
     for one, other in zip(factors.small.calls, factors.large.calls, strict=True):
         if other.name in READ_BY_SOLVE:
@@ -153,7 +153,7 @@ def _numbers(factors: Factors) -> Iterator[Refusal]:
 
 
 def _structure(factors: Factors) -> Iterator[Refusal]:
-    """Yield a refusal for each op whose result changes when the entries of its inputs are repeated."""
+    """Yield a reason against growing for each op whose result changes when the entries of its inputs are repeated."""
     padded = {id(atom) for atom in padded_atoms(factors)}
     chosen, alive = _chosen(factors), _alive(factors)
     for problem in factors.problems:
@@ -169,7 +169,7 @@ def _structure(factors: Factors) -> Iterator[Refusal]:
 
 
 def _refusal(problem: Problem) -> Refusal:
-    """Return the refusal for a call whose result changes if entries are repeated."""
+    """Return the reason against growing for a call whose result changes if entries are repeated."""
     return Refusal(problem.path, problem.op, problem.reason, _FIXES[problem.kind])
 
 
@@ -185,7 +185,7 @@ def _alive(factors: Factors) -> set[int]:
 
 
 def _chosen(factors: Factors) -> set[tuple[int, int]]:
-    """Return (small, large) numbers of experts of each top-k whose k grows in the same ratio.
+    """Return (small, large) numbers of experts of each top-k whose k grows in the same ratio as they do.
 
     It then chooses all copies of an expert together.
     """

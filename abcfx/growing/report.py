@@ -48,7 +48,7 @@ def _lines(module: nn.Module, steps: Sequence[GrowthStep], rates: Sequence[float
 
 
 def _details(step: GrowthStep) -> RenderableType:
-    """Return the part of the report that says what one step of the growth did to the tensors."""
+    """Return the part of the report that says what one pass of the growth (such as widening) did to the tensors."""
     match step:
         case Widened():
             return _table(
@@ -81,6 +81,6 @@ def _table(header: Sequence[str], rows: Mapping[str, tuple[str, ...]]) -> Table:
 
 
 def _size(dim: IndexMap) -> str:
-    """Write the size of a dim, as "64->128" if it grows."""
+    """Write the size of a dim, as "64->128" if it is larger in the large model."""
     small, large = dim.sizes
     return f"{small}->{large}" if dim.grows else f"{small}"

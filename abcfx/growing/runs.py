@@ -23,7 +23,7 @@ _UNSET = frozenset({"empty", "empty_like", "empty_permuted", "empty_strided", "n
 
 @dataclass(frozen=True)
 class Compared:
-    """A tensor of the large model's run, compared with the repeated one of the small model's run.
+    """A tensor of the large model's run, compared with the small model's tensor of which it should be the repetition.
 
     Attributes:
         call: index of the call that returns the tensor.
@@ -69,7 +69,7 @@ class Runs:
     """
 
     def __init__(self, plan: GrowthPlan, small: nn.Module, large: nn.Module) -> None:
-        """Find the number that relates each pair of tensors."""
+        """Find for each tensor of the two runs the number by which the large one should be the repeated small one."""
         self.factors = plan.factors
         of_weights = {name: mean_multiplier(widening) for name, widening in plan.widenings.items()}
         self.scales = expected_scales(self.factors, of_weights | _ratios_of_numbers(small, large))
@@ -106,7 +106,7 @@ class Runs:
                 yield Compared(index, call.name, call.path, ratio, expected, error)
 
     def _is_skipped(self, ref: Ref) -> bool:
-        """Whether a tensor cannot be compared: it holds rows of weights, or may grow otherwise than by copies."""
+        """Whether a tensor cannot be compared between the models: it holds rows of weights, or may have no copies."""
         dims = self.factors.of(ref)
         lost = any(id(atom) in self._unfollowed for dim in dims for atom in plain_atoms(dim))
         return lost or any(use.origin for dim in dims for use in dim)

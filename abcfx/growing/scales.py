@@ -44,7 +44,7 @@ class Scales:
     exponents: Mapping[str, Form]
 
     def exponent(self, parameter: str) -> Fraction:
-        """Return v, where the parameter is multiplied by m^v (m, the width ratio)."""
+        """Return v of a parameter, which a larger copy multiplies by m^v (m, the width ratio)."""
         return known_value(self.exponents[parameter])
 
 
@@ -85,13 +85,13 @@ class _Scaling:
     """
 
     def __init__(self, dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, float]) -> None:
-        """Start without equations."""
+        """Start without equations for the exponents of the factors on parameters."""
         self.dag, self.growth, self.multipliers = dag, growth, multipliers
         self.equations = Equations()
         self.forms: dict[str, Form] = {}
 
     def solve(self) -> Scales:
-        """Find the form of each node in the order of the run, and the factors that keep the function.
+        """Find by which power of m each node's tensor grows, and the factors on parameters that keep the function.
 
         Raises:
             InfeasibleError: there are none.
@@ -116,7 +116,7 @@ class _Scaling:
         return Scales({name: self.equations.solution(name) for name in self.dag.uses()})
 
     def _form(self, node: str) -> Form:
-        """Return f of a node, whose tensor is m^f times the repeated small one (m, the width ratio).
+        """Return f of a DAG node, whose tensor is m^f times the repeated small one (m, the width ratio).
 
         It is a linear expression in the unknown exponents of the parameters.
         """
@@ -152,7 +152,7 @@ class _Scaling:
         return combined((1, own), *((1, self._form_of(gain)) for gain in self.dag.node(node).gains))
 
     def _required(self, node: str) -> Iterator[tuple[str, Form]]:
-        """Yield the conditions of a node for the function to stay the same, as (reason in words, what must be 0)."""
+        """Yield the conditions of a DAG node for the function to stay the same: (reason in words, what must be 0)."""
         kind, form = self.dag.kind(node), self.forms[node]
         if isinstance(kind, Merge):
             for x in kind.inputs:
@@ -172,11 +172,11 @@ class _Scaling:
             yield "an output of the model must keep its size", form
 
     def _is_used_too(self, node: str) -> bool:
-        """Whether the model itself uses a tensor that it returns, such as a cache of keys or a hidden state."""
+        """Whether the model itself uses an output that it returns, such as a cache of keys or a hidden state."""
         return bool(self.dag.successors(node))
 
     def _ends(self, node: str) -> list[str]:
-        """Return the nodes that should keep their size in a larger copy for this layer to do so.
+        """Return the DAG nodes that should keep their size in a larger copy so that this layer does.
 
         That is the layer itself, or its products with numbers if nothing else reads it.
         """
@@ -190,8 +190,9 @@ class _Scaling:
         return [end for n in followers for end in self._ends(n)]
 
     def _form_of(self, node: str | None) -> Form:
-        """Return f of a node, whose tensor is m^f (m, the width ratio) times the repeated small one; 0 for a
-        constant.
+        """Return f of a DAG node, whose tensor is m^f (m, the width ratio) times the repeated small one.
+
+        It is 0 for a constant.
         """
         return ZERO if node is None else self.forms[node]
 
@@ -206,7 +207,7 @@ class _Scaling:
         return combined((1, {layer.parameter: Fraction(1)}), (-1, multiplier), (1, fan_in), (1, own))
 
     def _multiplier(self, node: str, extents: Form) -> Form:
-        """Return a of a node that is multiplied by m^-a (m, the width ratio), as {e: q} for e q.
+        """Return a of a DAG node that is multiplied by m^-a (m, the width ratio), as {e: q} for a = e q.
 
         e is the growth exponent of a dim of the node if a is a simple multiple of it, else 1.
 
@@ -230,7 +231,7 @@ class _Scaling:
         return total
 
     def _contradiction(self, node: str, why: str, row: Form) -> InfeasibleError:
-        """Return the error that a node's condition, told in words as `why`, contradicts those of earlier nodes."""
+        """Return the error that the condition of a DAG node (in words, `why`) contradicts those of earlier nodes."""
         left = known_value(self.equations.reduced(row))
         at = self.dag.node(node).fx_node
         return InfeasibleError(

@@ -14,7 +14,7 @@ from abcfx.pairing.factors.index_maps import Json
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthStep(ABC):
-    """A pass of a growth: what was done, and how far the outputs are off afterwards.
+    """A pass of a growth (widening, deepening, ...): what it did, and how far the outputs are off afterwards.
 
     Attributes:
         name: name of the pass.

@@ -31,7 +31,7 @@ LIKE_NOISE = 0.9
 
 @dataclass(frozen=True)
 class _Deviation:
-    """A measurement of how far the copies in one parameter, and in its gradient, are from their mean.
+    """A measurement of how far the copies of entries in one parameter, and in its gradient, are from their mean.
 
     Attributes:
         name: name of the parameter.
@@ -45,7 +45,10 @@ class _Deviation:
 
 
 def symmetry(pair: GrownPair) -> GrowthCheckRow:
-    """Check that copies get different gradients, and that noise adds up to zero over each input (check C3)."""
+    """Check that copies of entries get different gradients, so that they can become different (check C3).
+
+    Noise on them must add up to zero over each input.
+    """
     uneven = _not_zero_sum(pair)
     if uneven is not None:
         weight, size, limit = uneven
@@ -94,7 +97,7 @@ def _deviations(
     gradients: Mapping[str, torch.Tensor],
     outputs_only: bool,
 ) -> list[_Deviation]:
-    """Measure how far copies are from their mean, in each parameter that gets a gradient, and in its gradient.
+    """Measure how far copies of entries are from their mean, in each parameter with a gradient, and in its gradient.
 
     Args:
         parameters: those of the large model, by name.
@@ -114,7 +117,7 @@ def _deviations(
 def _after_two_steps(
     pair: GrownPair, recipes: Mapping[str, Widening]
 ) -> tuple[dict[str, nn.Parameter], Mapping[str, Widening], dict[str, torch.Tensor]]:
-    """Train a copy of the large model for two steps; return its parameters, the recipes, and its gradients then.
+    """Train a copy of the large model for two steps; return its parameters, how they were filled, and its gradients.
 
     A difference at one end of the model is everywhere after two steps. The last layer before a tied head, whose table
     has no noise, becomes different only when the table has.
@@ -131,7 +134,10 @@ def _after_two_steps(
 
 
 def _output_side(widening: Widening) -> list[IndexMap] | None:
-    """Return how a parameter's dims grow, with only those dims growing that no product sums over; None if none does."""
+    """Return how a parameter's dims grow by copies, with only those dims growing that no product sums over.
+
+    None if there is no such dim.
+    """
     open_ = [i for i, dim in enumerate(widening.dims) if i not in widening.contracted and dim.repeats]
     if not open_:
         return None
@@ -139,7 +145,7 @@ def _output_side(widening: Widening) -> list[IndexMap] | None:
 
 
 def _whole(dim: IndexMap) -> IndexMap:
-    """Return the growth of a dim that is taken as it is in the large model: every entry stands for itself."""
+    """Return the index map of a dim that counts as not growing: each entry of the large model stands for itself."""
     return IndexMap.unchanged(dim.sizes[1])
 
 
@@ -160,7 +166,7 @@ def _gradients(pair: GrownPair, model: nn.Module, parameters: Mapping[str, nn.Pa
 
 
 def _not_zero_sum(pair: GrownPair) -> tuple[str, float, float] | None:
-    """Find a parameter whose noise changes the sum over the copies of an input.
+    """Find a parameter whose noise changes the sum over the copies of an input, although it should add up to zero.
 
     Returns:
         (name, relative size of what the noise adds up to, tolerance); None where all noise is zero-sum.

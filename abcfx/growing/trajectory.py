@@ -29,7 +29,7 @@ HALF_LIMIT = 0.05
 
 @dataclass(frozen=True)
 class _Inputs:
-    """The inputs of both models, positional and by keyword, and the batch that the loss takes."""
+    """The inputs of the small and the large model, positional and by keyword, and the batch that the loss takes."""
 
     args: tuple[object, ...]
     kwargs: Mapping[str, object]
@@ -37,7 +37,7 @@ class _Inputs:
 
 
 def trajectory(pair: GrownPair) -> GrowthCheckRow:
-    """Check that the outputs of both models agree after each of three more training steps (check C5)."""
+    """Check that the outputs of the small and the grown model agree after each of three training steps (check C5)."""
     small, large, inputs = _copies(pair)
     optimizers = _optimizers(pair, small, large)
     limit = max(LIMITS.get(dtype, HALF_LIMIT) for dtype in _dtypes(pair))
@@ -75,7 +75,7 @@ def _double(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _copies(pair: GrownPair) -> tuple[nn.Module, nn.Module, _Inputs]:
-    """Copy both models, with equally many blocks and without noise, in float64; return them and their inputs.
+    """Copy the small and the large model, with equally many blocks and without noise, in float64; add their inputs.
 
     They stay in their own dtype where some op has no float64.
     """
@@ -98,7 +98,7 @@ def _copies(pair: GrownPair) -> tuple[nn.Module, nn.Module, _Inputs]:
 
 
 def _optimizers(pair: GrownPair, small: nn.Module, large: nn.Module) -> list[torch.optim.Optimizer]:
-    """Make the optimizers of both copies: like those that the user gave, or new ones.
+    """Make the optimizers of the copied small and large model: like those that the user gave, or new ones.
 
     The second of new ones has the learning rates, eps and weight decay that growth asks for.
     """
@@ -120,7 +120,7 @@ def _rebuilt(
     """Make an optimizer of the same class and settings over copies of the parameters, and give it the state by name.
 
     Args:
-        optimizer: the optimizer.
+        optimizer: the optimizer of the originals.
         names: name -> its parameter.
         copies: name -> the copy. Parameters of the optimizer without a copy are left out.
     """

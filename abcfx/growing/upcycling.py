@@ -94,7 +94,7 @@ def upcycle(
 
 
 def _filled(models: _Models) -> tuple[float, dict[str, Filling]]:
-    """Fill the mixture in the first way that gives the same outputs as the dense model.
+    """Fill the mixture of experts in the first way that gives the same outputs as the dense model.
 
     Returns:
         The difference of the outputs, and for each tensor of experts of which dense matrices it is made.
@@ -143,7 +143,7 @@ def _carried_along(
 
 @dataclass(frozen=True)
 class _Expert:
-    """A tensor of experts in the mixture.
+    """A tensor that holds weights of experts in the mixture.
 
     Attributes:
         stacked: whether the tensor holds all experts, along its first dim.
@@ -158,7 +158,7 @@ class _Expert:
 
 @dataclass(frozen=True)
 class _Match:
-    """The parameters of a mixture, sorted into common ones, routers and experts.
+    """The parameters of a mixture of experts, sorted into those common with the dense model, routers and experts.
 
     Attributes:
         common: names of the parameters that the dense model has too.
@@ -173,7 +173,7 @@ class _Match:
 
 @dataclass(frozen=True)
 class _Models:
-    """The dense model and the mixture, example inputs for both, and what each parameter of the mixture is."""
+    """A dense model and a mixture for `upcycle`, example inputs, and what each parameter of the mixture is."""
 
     dense: nn.Module
     mixture: nn.Module
@@ -203,7 +203,7 @@ class _Models:
 
 
 def _match(dense: nn.Module, mixture: nn.Module) -> _Match:
-    """Sort the parameters of the mixture into those that the dense model has too, routers and experts.
+    """Sort the parameters of a mixture of experts into those that the dense model has too, routers and experts.
 
     Raises:
         GrowthError: there is no mixture, or some parameter is none of the three.
@@ -264,7 +264,7 @@ def _numbered(names: list[str], home: str) -> dict[str, list[str]]:
 
 
 def _is_bias(parameters: Mapping[str, nn.Parameter], name: str, here: list[str]) -> bool:
-    """Whether a tensor holds the biases (experts, rows) of stacked matrices (experts, ., .).
+    """Whether a tensor of the mixture holds the biases (experts, rows) of stacked matrices (experts, ., .).
 
     Args:
         parameters: the parameters of the mixture.
@@ -277,7 +277,7 @@ def _is_bias(parameters: Mapping[str, nn.Parameter], name: str, here: list[str])
 
 
 def _refuse(models: _Models) -> None:
-    """Raise an error unless the mixture has routers, none is zero, and both models have equal constants.
+    """Raise an error unless the mixture of experts has routers, none is zero, and constants equal the dense model's.
 
     Raises:
         GrowthError: they are not.

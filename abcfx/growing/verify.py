@@ -107,7 +107,7 @@ def verify_growth(
 
 
 def _rows(pair: GrownPair, checks: Sequence[CheckName]) -> tuple[GrowthCheckRow, ...]:
-    """Run checks in order and return their rows.
+    """Run the asked checks of a growth in order and return their rows.
 
     If the two models cannot be compared, C1 fails and the checks that compare them are skipped.
     """
@@ -124,7 +124,7 @@ def _rows(pair: GrownPair, checks: Sequence[CheckName]) -> tuple[GrowthCheckRow,
 
 
 def _why_unpaired(pair: GrownPair) -> str | None:
-    """Return why the two models cannot be compared; None where they can."""
+    """Return why the small and the large model cannot be compared; None where they can."""
     try:
         assert pair.plan
     except AbcfxError as error:
@@ -133,7 +133,7 @@ def _why_unpaired(pair: GrownPair) -> str | None:
 
 
 def _run(name: CheckName, pair: GrownPair) -> GrowthCheckRow:
-    """Run one check and return its row; an error of abcfx counts as a failure."""
+    """Run one check of a growth and return its row; an error of abcfx counts as a failure."""
     try:
         return CHECKS[name](pair)
     except AbcfxError as error:  # the runs cannot be paired, or the loss does not fit

@@ -46,8 +46,8 @@ def laws(init: GeneratorInit, rate_exponent: float) -> dict[Quantity, float]:
     A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
 
     Args:
-        init: how the standard deviation of the generator W scales, the weight that computes m = W x / rms(x), the
-            weight that computes m = W x / rms(x): "mup" (~ 1/d), "fan_in" (~ d^-1/2), "constant" or "zero".
+        init: how the standard deviation of the generator W scales, the weight that computes m = W x / rms(x): "mup" (~
+            1/d), "fan_in" (~ d^-1/2), "constant" or "zero".
         rate_exponent: c, where the learning rate of W is ~ d^-c.
     """
     found = {Quantity(Diagnostic.LOGIT_UPDATE, "weight", optimizer): 1 - rate_exponent for optimizer in OPTIMIZERS}

@@ -224,7 +224,5 @@ class PairedModels:
         return graph, self._grown(target, graph)
 
     def _grown(self, target: CapturedGraph, base: CapturedGraph) -> PairedGrowth:
-        """Return the growth exponents of all dims (~ m^e, m the width ratio), read off the graphs of target and
-        base.
-        """
+        """Return the growth exponent of every dim (~ m^e, m the width ratio), by the graphs of target and base."""
         return PairedGrowth(target, base, self.blocks, lambda: self.factors)

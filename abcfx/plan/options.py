@@ -143,9 +143,7 @@ class Schedule:
             check_number(name, getattr(self, name), above=0)
 
     def factors(self, family: OptimizerFamily) -> tuple[float, float]:
-        """Return the factors on learning rate and weight decay that follow from the ratios, for one optimizer
-        family.
-        """
+        """Return the factors on learning rate and weight decay that follow from the ratios, for one optimizer."""
         power = 1.0 if family.update == "gradient" else 0.5
         lr = float(self.batch_ratio**power * self.tokens_ratio**-0.32)
         return lr, self.batch_ratio / self.tokens_ratio / lr

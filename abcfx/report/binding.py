@@ -26,7 +26,7 @@ PRICED = ("alpha", "omega", "u", "gradient")
 
 
 class Price(NamedTuple):
-    """Rows of the linear program that are of one kind and have one shadow price.
+    """Rows of the linear program that are of one kind and have one shadow price (what a constraint costs).
 
     Attributes:
         tag: the kind of the rows: "alpha", "u", "omega" or "gradient".
@@ -41,15 +41,15 @@ class Price(NamedTuple):
 
 
 def tag_of(name: RowName) -> str:
-    """Return the kind of a constraint as reports tell it: "alpha" (dW x), "u" (dW dx), "omega" (W dx) or "gradient".
+    """Return the kind of a constraint as reports name it: "alpha" (dW x), "u" (dW dx), "omega" (W dx) or "gradient".
 
-    Other kinds are told by their own names.
+    Constraints of other kinds have their own names.
     """
     return "gradient" if name.kind.bounds_gradient else name.kind.value
 
 
 def binding_tags(binding: Binding) -> tuple[str, ...]:
-    """Say in words, for a column, what keeps a parameter's learning rate from being larger.
+    """Return in words, for a column of a table, what keeps a parameter's learning rate from being larger.
 
     The words are kinds of constraints ("alpha", "u", "gradient"), or "rule", "given" or "free" in place of any.
     """
@@ -66,7 +66,7 @@ def used_tags(outcome: Outcome) -> dict[str, str]:
 
 
 def group_prices(prices: Mapping[Hashable, float]) -> list[Price]:
-    """Group the shadow prices of rows by kind and price: alignments first, then the highest price first.
+    """Group the shadow prices of constraints by kind and price: alignments first, then the highest price first.
 
     Args:
         prices: shadow price by name of the row; names of anything but rows are skipped.
@@ -82,5 +82,5 @@ def group_prices(prices: Mapping[Hashable, float]) -> list[Price]:
 
 
 def bottlenecks(outcome: Outcome) -> list[Price]:
-    """Return the shadow prices of rows with alignments or gradients: which constraints cost learning rate most."""
+    """Return the shadow prices of constraints with alignments or gradients: which of them cost learning rate most."""
     return [price for price in group_prices(outcome.solution.shadow_prices) if price.tag in PRICED]

@@ -25,7 +25,7 @@ WORDS = {
 
 
 class Constraint(NamedTuple):
-    """A constraint `out <= terms` of the linear program that holds with equality, and so keeps some rate down.
+    """A constraint `out <= terms` of the linear program that holds with equality, and so keeps some learning rate down.
 
     Attributes:
         name: name of its row in the linear program.
@@ -82,7 +82,7 @@ class Constraints:
     """
 
     def __init__(self, fixed: FixedExponents, alignment: Mapping[str, Alignments], solved: SolvedDag) -> None:
-        """Write the rows of the linear program anew, by name and by variable."""
+        """Write the rows of the linear program anew, and index them by name and by the variables in them."""
         self._fixed, self._alignment, self._solved = fixed, alignment, solved
         self._program = DagProgram(fixed, alignment)
         self._rows = {row.name: row for row in self._program.solver.rows if isinstance(row.name, RowName)}
@@ -108,7 +108,7 @@ class Constraints:
     def loosened(self, parameter: str) -> Loosened | None:
         """Solve again with alignments of 1/2 at every use of one parameter: updates that do not line up with inputs.
 
-        None if the parameter's c is given or follows by rule, or if its constraints have no alignment.
+        None if the parameter's c (rate m^-c) is given or follows by rule, or if its constraints have no alignment.
         """
         nodes = [node for node, kind in self._fixed.dag.layers() if kind.parameter == parameter]
         rows = [row for row in self._using.get(parameter, ()) if row.alignment and row.weight]
@@ -122,13 +122,13 @@ class Constraints:
         return Loosened(solution.c[parameter], solution.objective)
 
     def _constraint(self, name: RowName, row: Row, parameter: str) -> Constraint:
-        """Tell a row that keeps a parameter's c from being smaller: in words, as a formula, with its price."""
+        """Describe a row that keeps a parameter's c from being smaller: in words, as a formula, with its price."""
         price = abs(self._solved.shadow_prices.get(name, 0.0))
         because = tuple(map(self._formula, self._because(row.out)))
         return Constraint(name, _words(name, parameter), self._formula(row, parameter), price, because)
 
     def _formula(self, row: Row, parameter: str | None = None) -> str:
-        """Write a row as `r(y) = 0 <= a + c - alpha = 0 + 1 - 1`: symbols, then values, without terms that are 0.
+        """Write a row of the linear program as `r(y) = 0 <= a + c - alpha = 0 + 1 - 1`: symbols, then values; no zeros.
 
         `parameter` is the one whose c is written as "c"; that of another is written with its name.
         """
@@ -144,11 +144,11 @@ class Constraints:
         return f"{_symbol(row.out)} = {self._values[row.out] + 0.0:.4g} <= {symbols} = {values}{total}"
 
     def _alignment_in(self, row: Row) -> float:
-        """Return the value of the alignment (alpha, omega or u) in a row; 0 if the row has none."""
+        """Return the alignment exponent (alpha, omega or u) in a row of the linear program; 0 if it has none."""
         return float(getattr(self._alignment[str(row.layer)], row.alignment)) if row.alignment else 0.0
 
     def _constants(self, row: Row) -> list[tuple[str, float]]:
-        """Split the constant of a row into the symbols a, b and s(x) that add up to it, each with its value.
+        """Split the constant of a row of the linear program into symbols a, b and s(x), each with its value.
 
         A constant whose parts are not known is returned as it is.
         """
@@ -185,18 +185,18 @@ class Constraints:
         return []
 
     def _is_at_bound(self, level: Hashable) -> bool:
-        """Whether an exponent (r or G of a node) has the smallest value that it may have."""
+        """Whether an exponent (r or G of a DAG node) has the smallest value that it may have."""
         lower = self._program.lower.get(level)
         return lower is not None and self._values[level] - lower <= TOLERANCE
 
     def _is_tight(self, row: Row) -> bool:
-        """Whether a row holds with equality in the solution."""
+        """Whether a row (inequality) of the linear program holds with equality in the solution."""
         total = sum(self._values[name] for name in row.inputs) + row.constant - row.weight * self._alignment_in(row)
         return total - self._values[row.out] <= TOLERANCE
 
 
 def _words(name: RowName, parameter: str) -> str:
-    """Write the constraint of a row on the learning rate of a parameter in words."""
+    """Write in words the constraint that a row of the linear program sets on the learning rate of a parameter."""
     return WORDS.get(name.kind, name.kind.sentence).format(parameter=parameter, node=name.node, other=name.label.other)
 
 
@@ -208,7 +208,7 @@ def _sum(terms: Iterable[str]) -> str:
 
 
 def _symbol(name: Hashable, parameter: str | None = None) -> str:
-    """Write a variable of the linear program: `c` of this parameter, `c(name)` of another one, `r(node)`."""
+    """Write a variable of the linear program as text: `c` of this parameter, `c(name)` of another one, `r(node)`."""
     if is_tagged(name):
         return written(name)
     return "c" if name == parameter else f"c({name})"

@@ -10,7 +10,7 @@ from abcfx.rules.extents import Dim, ParameterDim
 
 
 class DimGrowth(NamedTuple):
-    """One dim of a parameter: its sizes in base and model, and how it grows.
+    """A dim of a parameter: its sizes in base and model, and how it grows with the width.
 
     Attributes:
         dim: index of the dim.
@@ -28,7 +28,7 @@ class DimGrowth(NamedTuple):
 
 
 def dims_of(outcome: Outcome, name: str) -> tuple[DimGrowth, ...]:
-    """Return how each dim of a parameter grows, with its side (fan_in, fan_out) where it is first used as a weight."""
+    """Return how each dim of a parameter grows with the width, and whether it is fan_in or fan_out of its layer."""
     widths, plan = outcome.fixed.widths, outcome.plan[name]
     shape = outcome.captured.model.get_parameter(name).shape
     base = widths.base_parameters[name].shape if widths.has_base else None
@@ -56,7 +56,7 @@ def dim_lines(outcome: Outcome, dims: tuple[DimGrowth, ...]) -> list[str]:
 
 
 def _dim_line(each: DimGrowth, side_width: int) -> str:
-    """Write one line about a dim: its side (padded to `side_width` columns), its sizes, and how it grows."""
+    """Write one line about a parameter's dim: its side (padded to `side_width` columns), its sizes, and its growth."""
     side = f" {each.side:<{side_width}}" if side_width else ""
     size = f"{each.size}" if each.base_size is None else f"{each.base_size} -> {each.size}"
     if not each.growth:
@@ -76,7 +76,7 @@ def _sides(outcome: Outcome, name: str) -> dict[int, str]:
     first: Layer = layers[0]
 
     def own(dims: tuple[Dim, ...]) -> list[int]:
-        """Return the indices of those dims that are the parameter's own."""
+        """Return the indices of those dims that belong to the parameter itself."""
         return [dim.index for dim in dims if isinstance(dim, ParameterDim) and dim.parameter == name]
 
     return dict.fromkeys(own(first.fan_out), "fan_out") | dict.fromkeys(own(first.fan_in), "fan_in")

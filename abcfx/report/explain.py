@@ -39,7 +39,7 @@ class Explainer:
     """
 
     def __init__(self, outcome: Outcome) -> None:
-        """Write the rows of the linear program, and look up where each parameter is used."""
+        """Write the rows of the linear program, and look up where each parameter is used in the model."""
         self._outcome, self._dag = outcome, outcome.dag
         self._constraints = Constraints(outcome.fixed, outcome.alignments, outcome.solution)
         self._uses = self._dag.uses()
@@ -101,13 +101,13 @@ class Explainer:
         return found
 
     def _c(self, name: str) -> float:
-        """Return c of a parameter before multipliers were absorbed: its rate is m^-c (m, the width ratio)."""
+        """Return c of a parameter before its multiplier was absorbed: its rate is m^-c (m, the width ratio)."""
         return self._outcome.solution.c.get(name, self._outcome.plan[name].c) + 0.0
 
     # -- role
 
     def _role_lines(self, name: str) -> list[str]:
-        """Write the lines about a parameter's role: why it has it, its other names, and where it is used."""
+        """Write the lines about a parameter's role: the reason for it, its other names, and where it is used."""
         plan, decided = self._outcome.plan[name], self._outcome.fixed.parameters[name]
         is_both = plan.role == "embedding" and decided.e_in > 0
         lines = [f"The role is {plan.role}: {plan.why}. {MEANING_OF_TIED if is_both else MEANING[plan.role]}"]
@@ -125,13 +125,13 @@ class Explainer:
         return lines
 
     def _role_from_graph(self, name: str) -> ParameterExponents:
-        """Return the role and exponents that a parameter would have if the user had given none."""
+        """Return the role and exponents that a parameter has by the graph alone, without what the user gave."""
         fixed, table = self._outcome.fixed, self._outcome.header.parametrization
         parameter = self._outcome.captured.model.get_parameter(name)
         return assign_exponents(self._dag, fixed.widths, {name: parameter}, table)[name]
 
     def _use(self, node: str) -> str:
-        """Say how and where a parameter is used at a node of the layer DAG."""
+        """Return in words how and where a parameter is used at a node of the layer DAG."""
         kind, place = self._dag.kind(node), location(self._dag.node(node).fx_node)
         if isinstance(kind, Layer):
             pieces = f"; its output is cut into {kind.pieces}, so it counts {kind.pieces} times in the sum of all c"
@@ -143,7 +143,7 @@ class Explainer:
     # -- constraints
 
     def _binding_lines(self, name: str, constraints: tuple[Constraint, ...]) -> Sequence[str | Line]:
-        """Write the lines about what keeps a parameter's c from being smaller: each constraint, with its formula."""
+        """Write the lines about what keeps a parameter's c (rate m^-c) from being smaller: constraints as formulas."""
         plan = self._outcome.plan[name]
         if self._outcome.fixed.parameters[name].c is not None:
             r = "" if plan.r is None else f" With it, training changes the output by about m^-r with r = {plan.r:.4g}."
@@ -179,7 +179,7 @@ class Explainer:
         return lines
 
     def _loosening_lines(self, name: str, constraints: tuple[Constraint, ...], loosened: Loosened | None) -> list[str]:
-        """Write the lines about what would allow a parameter a larger learning rate.
+        """Write the lines about what would have to change for a parameter to get a larger learning rate.
 
         Args:
             name: the parameter.
@@ -217,7 +217,7 @@ class Explainer:
 
 
 def _way_of_use(node: str, kind: Kind) -> str:
-    """Say in words how a node of the DAG uses a vector of parameters that it reads: as a bias, a gain, a factor."""
+    """Return in words how a DAG node uses a vector of parameters that it reads: as a bias, a gain, a factor."""
     if isinstance(kind, Layer):
         return "as the bias of" if node in kind.vectors else "as the input of"
     if isinstance(kind, Norm) and node in kind.vectors:

@@ -20,21 +20,21 @@ FORMULA_INDENT = " " * 6
 
 
 class Line(NamedTuple):
-    """A line of an explanation: a sentence or a formula."""
+    """A line of the explanation of a parameter: a sentence or a formula."""
 
     text: str
     is_formula: bool = False
 
 
 class Paragraph(NamedTuple):
-    """A paragraph of an explanation: a title and the lines under it."""
+    """A paragraph of the explanation of a parameter: a title and the lines under it."""
 
     title: str
     lines: tuple[Line, ...]
 
     @classmethod
     def of(cls, title: str, lines: Iterable[str | Line]) -> Paragraph:
-        """Make a paragraph from a title and lines; plain strings among the lines are sentences."""
+        """Make a paragraph of an explanation from a title and lines; plain strings among the lines are sentences."""
         return cls(title, tuple(line if isinstance(line, Line) else Line(line) for line in lines))
 
     def to_dict(self) -> dict[str, object]:
@@ -44,7 +44,7 @@ class Paragraph(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """An explanation why a parameter has its numbers; `print` it, or read the fields.
+    """An explanation why a parameter has its role, learning rate and other numbers; `print` it, or read the fields.
 
     Attributes:
         name: name of the parameter, as in the spec.

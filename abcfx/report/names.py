@@ -52,7 +52,7 @@ def listed(names: Iterable[str], most: int = 6) -> str:
 
 
 def tied_names(module: nn.Module) -> list[list[str]]:
-    """Return, as lists, the names that stand for one and the same parameter; the first of each is that in the spec."""
+    """Return lists of names that stand for one and the same (tied) parameter; the first of each is that in the spec."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
@@ -84,7 +84,7 @@ def _products(names: Sequence[str]) -> list[CollapsedName]:
 
 
 def _braces(values: Sequence[str]) -> str:
-    """Write the numbers at one place of a pattern: `{0..11}`, `{0,2}`, or the text itself if there is only one."""
+    """Write the numbers at one place of a pattern of names: `{0..11}`, `{0,2}`, or a single one as it is."""
     if len(values) == 1:
         return values[0]
     numbers = sorted(map(int, values))

@@ -19,7 +19,7 @@ _DOT = re.compile(r"\.(?![^{]*\})")  # between the parts of a name, not within {
 
 
 def parameter_table(outcome: Outcome, width: int) -> Table:
-    """Make the table of all parameters, with one row for all that are alike, for a page of `width` columns."""
+    """Make the table of all parameters, with one row for all that are alike, at most `width` characters wide."""
     plans, has_base = outcome.plan.values(), outcome.header.has_base
     columns = ["x", "role", "growth", *([] if has_base else ["n"]), "a", "b", "c", "mult", "std", "lr"]
     columns += ["eps"] if any(plan.eps is not None for plan in plans) else []
@@ -52,7 +52,7 @@ def legend(outcome: Outcome) -> list[str]:
 
 
 def row_key(plan: ParameterPlan) -> tuple[Hashable, ...]:
-    """Return a key that is equal for parameters that share a row of the table: all that the row shows.
+    """Return a key that is equal for parameters that share a row of the report's table: all that the row shows.
 
     The standard deviation, which is a random draw, does not count, nor the names of nodes that use the parameter.
     """
@@ -62,10 +62,7 @@ def row_key(plan: ParameterPlan) -> tuple[Hashable, ...]:
 
 
 def multipliers_key(plan: ParameterPlan) -> tuple[float, ...]:
-    """Return the exponents a of all uses of a parameter in order; one for all if they are equal.
-
-    The multiplier of a use is m^-a (m, the width ratio).
-    """
+    """Return the exponents a (multiplier m^-a; m, the width ratio) of a parameter's uses; one if they are equal."""
     values = tuple(plan.a.values())
     return values if len(set(values)) > 1 else values[:1]
 
@@ -101,7 +98,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _titles(parts: Sequence[CollapsedName], room: int) -> list[list[str]]:
-    """Return the first cell of each row as lines: the name, and above the first of a repeated block its pattern.
+    """Return the name in the first cell of each row of the table as lines; a block's pattern stands above its first.
 
     `room` is the number of columns that a name may take.
     """

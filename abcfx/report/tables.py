@@ -22,7 +22,7 @@ def number(value: float | None) -> str:
 
 
 def per_use(by_node: Mapping[str, float], unused: float) -> str:
-    """Write the number that all uses of a parameter have, or one number for each use if they differ.
+    """Write the number that all uses of a parameter have, or one number for each use if they differ, for a table.
 
     Args:
         by_node: the number at each node that uses the parameter.
@@ -62,7 +62,7 @@ def section_text(section: Section, width: int) -> str:
 
 
 def _drawn(table: Table, width: int) -> list[str]:
-    """Draw a table as lines of text, wider than `width` where its numbers would not fit: a number is never cut."""
+    """Draw a table as lines of text, of `width` columns or, where its numbers would not fit, wider."""
     console = Console(width=1000, color_system=None, markup=False, emoji=False, highlight=False)
     least = Measurement.get(console, console.options, table).minimum
     return [line for line in text_of(table, width=max(width, least)).splitlines() if line.strip()]

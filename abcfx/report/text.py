@@ -44,7 +44,7 @@ def render(outcome: Outcome, width: int = WIDTH) -> str:
 
 
 def _groups_without_tensors(outcome: Outcome) -> list[dict[str, object]]:
-    """Return the optimizer groups without their tensors, as JSON-able values."""
+    """Return the optimizer groups as JSON-able values, without the parameters themselves."""
     return [{key: value for key, value in group.items() if key != "params"} for group in outcome.param_groups]
 
 
@@ -80,7 +80,7 @@ def _header(outcome: Outcome) -> Section:
 
 
 def _roles(outcome: Outcome) -> Section:
-    """Write the section of the report that lists parameters by role, and why they have it."""
+    """Write the section of the report that lists parameters by role, with the reason for each role."""
     names: dict[tuple[str, str], list[str]] = {}
     for name, plan in outcome.plan.items():
         names.setdefault((plan.role, str(plan.why)), []).append(name)
@@ -160,7 +160,7 @@ def _binding(outcome: Outcome) -> Section:
 
 
 def _more(nodes: tuple[str, ...]) -> str:
-    """Write how many of the nodes are not shown."""
+    """Write how many of the DAG nodes are not shown, such as " and 3 more"; "" if all are."""
     return f" and {len(nodes) - NODES_SHOWN} more" if len(nodes) > NODES_SHOWN else ""
 
 
@@ -191,7 +191,7 @@ def _unusual_init(plan: ParameterPlan) -> float | None:
 
 
 def _notes(outcome: Outcome) -> Section:
-    """Write the section of the report with notes; nothing if there are none."""
+    """Write the section of the report with notes to the user; nothing if there are none."""
     return ["Notes", *(f"  {note}" for note in outcome.notes)] if outcome.notes else []
 
 

@@ -25,7 +25,7 @@ class Table:
     rows: list[tuple[str, ...]] = field(default_factory=list)
 
     def add(self, *cells: object) -> None:
-        """Add a row of cells; floats are written with four digits, everything else as `str` does."""
+        """Add a row of cells to the table; floats are written with four digits, everything else as `str` does."""
         self.rows.append(tuple(number(cell) if isinstance(cell, float) else str(cell) for cell in cells))
 
 
@@ -50,7 +50,7 @@ class Evidence:
 
     @property
     def failed(self) -> list[CheckRow]:
-        """The claims that do not hold."""
+        """The claims of the section that do not hold."""
         return [claim for claim in self.claims if claim.verdict is Verdict.FAIL]
 
     def check(self, claim: str, holds: bool, found: str = "") -> None:

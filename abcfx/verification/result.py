@@ -73,7 +73,7 @@ class Verification(CheckResult[Section]):
 
     @property
     def seconds(self) -> float:
-        """CPU time of all sections together."""
+        """CPU time of all sections of `verify` together."""
         return sum(section.seconds for section in self.rows)
 
     def __iter__(self) -> Iterator[Section]:

@@ -14,7 +14,7 @@ BLOCK_ORDERS: tuple[BlockOrder, ...] = ("stack", "interleave", "append")
 
 
 def source_of(block: int, before: int, after: int, order: BlockOrder) -> int:
-    """Return which old block a block of the deeper model is a copy of.
+    """Return which block of the small model a block of the deeper one is a copy of.
 
     Args:
         block: place of the block in the deeper model.

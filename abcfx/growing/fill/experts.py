@@ -30,7 +30,7 @@ OF_ONE = frozenset({"as it is", "transposed"})
 
 @dataclass(frozen=True)
 class Filling:
-    """A recipe for the tensor of one kind of expert.
+    """A recipe for the tensor of one kind of expert weight, made of matrices of a dense MLP.
 
     Attributes:
         sources: names of the dense tensors that it is made of.
@@ -43,7 +43,7 @@ class Filling:
     stacked: bool
 
     def expert(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Make the tensor of one expert from the dense model's tensors."""
+        """Make one expert's tensor from the dense model's tensors, as the recipe says."""
         return LAYOUTS[self.layout]([tensors[name] for name in self.sources])
 
 

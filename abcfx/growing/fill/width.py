@@ -56,7 +56,7 @@ def multiplier(widening: Widening) -> torch.Tensor | float:
 
 
 def mean_multiplier(widening: Widening) -> float:
-    """Return the mean, over all entries, of what the copied entries are multiplied with."""
+    """Return the mean, over all entries of a tensor, of what the copied entries are multiplied with."""
     found = multiplier(widening)
     return float(found.mean()) if isinstance(found, torch.Tensor) else found
 
@@ -71,9 +71,9 @@ def widened(tensor: torch.Tensor, widening: Widening) -> torch.Tensor:
 
 
 def zero_sum_noise(shape: Sequence[int], widening: Widening, std: float, generator: torch.Generator) -> torch.Tensor:
-    """Draw normal noise that adds up to zero over the copies of every input.
+    """Draw normal noise that adds up to zero over the copies of every input of a layer.
 
-    The inputs that are copies of one another are equal, so the noise changes no product, however large it is.
+    Inputs that are copies of one another are equal, so the noise changes no product, however large it is.
 
     Args:
         shape: shape of the large tensor.

@@ -149,9 +149,7 @@ class IndexMap:
         return cls(tuple(map(_factor_from_json, data)))
 
     def to_json(self) -> list[Json]:
-        """Return the dim's JSON form: a list of `[small, large]`, `{"segments": [...]}` or `{"pad": [small,
-        large]}`.
-        """
+        """Return the JSON form: a list of `[small, large]`, `{"segments": [...]}` or `{"pad": [small, large]}`."""
         return [factor.to_json() for factor in self.factors]
 
     @property

@@ -48,9 +48,7 @@ def added_product(step: Step) -> Dims:
 
 @rule("convolution", "mkldnn_convolution", "_convolution", "convolution_overrideable")
 def convolution(step: Step) -> Dims:
-    """Find the dims of a convolution's result, which sums over input channels, those of one group where there are
-    several.
-    """
+    """Find the dims of a convolution's result, which sums over the input channels of one group."""
     x, weight = (step.dims(step.call.argument(name)) for name in ("input", "weight"))
     bias, transposed = step.call.argument("bias"), step.call.argument("transposed", False)
     groups: SizePair = (step.calls[0].argument("groups"), step.calls[1].argument("groups"))

@@ -246,9 +246,7 @@ def pixel_shuffle(step: Step) -> Dims:
 
 @rule("pixel_unshuffle")
 def pixel_unshuffle(step: Step) -> Dims:
-    """Find the dims after pixel_unshuffle, which turns grids of pixels into channels: (channels x grid, height,
-    width).
-    """
+    """Find the dims after pixel_unshuffle, which turns grids of pixels into channels: (channels x grid, ...)."""
     *lead, channels, _, _ = step.dims(step.tensors()[0])
     factor = step.call.argument("downscale_factor")
     return (*lead, (*channels, *fresh((factor**2, factor**2))), fresh(step.shape()[-2]), fresh(step.shape()[-1]))

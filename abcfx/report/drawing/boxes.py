@@ -21,7 +21,7 @@ _COUNTED = re.compile(r"_\d+$")  # fx calls the third add of a graph add_2
 
 @dataclass(frozen=True)
 class Box:
-    """One box of a drawing: the DAG nodes of one module without submodules, or of one op, with their parameters.
+    """One box of a drawing of the model: the DAG nodes of one module without submodules, or of one op.
 
     Attributes:
         name: name of its first DAG node; unique.
@@ -50,7 +50,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Diagram:
-    """A drawing before it has places: boxes in the order in which the model runs, and edges between them.
+    """A drawing of the model before its boxes have places: boxes in the order in which the model runs, and edges.
 
     Attributes:
         boxes: the boxes.
@@ -62,7 +62,7 @@ class Diagram:
 
 
 def make_diagram(outcome: Outcome) -> Diagram:
-    """Make the boxes of a layer DAG and the edges between them."""
+    """Make the boxes of a drawing from the layer DAG, and the edges between them."""
     dag = outcome.dag
     owner = _owners(dag)
     members: dict[str, list[str]] = {}
@@ -81,7 +81,7 @@ def make_diagram(outcome: Outcome) -> Diagram:
 
 
 def _owners(dag: LayerDag) -> dict[str, str]:
-    """Return for each DAG node the first node of the box that it belongs to."""
+    """Return for each DAG node the first node of the box in which it is drawn."""
     paths = {node.name: node.path for node in dag.nodes}
     has_submodules = {path[:i] for path in paths.values() for i in range(len(path)) if path[i] == "."}
     has_submodules.add("")
@@ -109,7 +109,7 @@ def _box(
     shapes: Mapping[str, Hashable],
     taken: set[str],
 ) -> Box:
-    """Make the box of DAG nodes that belong together.
+    """Make the box in which some DAG nodes, of one module or op, are drawn together.
 
     Args:
         nodes: names of the DAG nodes.
@@ -146,7 +146,7 @@ def _box(
 
 
 def _numbers(plan: ParameterPlan) -> Hashable:
-    """Return a key that is equal for parameters that are scaled in the same way."""
+    """Return a key that is equal for parameters with the same role, exponents, multiplier and learning rate."""
     numbers = (plan.b, plan.c, plan.r, plan.lr, *plan.growth)
     rounded = tuple(None if value is None else f"{value:.9g}" for value in numbers)
     return (plan.role, plan.void, plan.optimizer, multipliers_key(plan), rounded)

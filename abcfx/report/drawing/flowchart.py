@@ -42,7 +42,7 @@ def mermaid(outcome: Outcome) -> str:
 
 
 def _parent(frame: Frame, frames: tuple[Frame, ...]) -> Frame | None:
-    """Return the smallest other frame around a frame; None if there is none."""
+    """Return the smallest frame (of a repeated block) that is drawn around another frame; None if there is none."""
     around = [f for f in frames if f is not frame and set(frame.boxes) < set(f.boxes)]
     return min(around, key=lambda f: len(f.boxes), default=None)
 
@@ -55,7 +55,7 @@ def _subgraph(
     indent: str,
     inside: set[str],
 ) -> list[str]:
-    """Write a frame, with its boxes and the frames inside, as the lines of a Mermaid subgraph.
+    """Write a frame around a repeated block, with the boxes and frames inside, as the lines of a Mermaid subgraph.
 
     Args:
         frame: the frame.
@@ -76,7 +76,7 @@ def _subgraph(
 
 
 def _class(box: Box) -> str:
-    """Return the name of a box's colour: its role, or "op" if it has no parameters."""
+    """Return the name of a box's colour in the flowchart: the role of its weight, or "op" if it has no parameters."""
     return box.role or "op"
 
 
@@ -89,11 +89,11 @@ def _node(box: Box, ids: dict[str, str], frame: str) -> str:
 
 
 def short_label(box: Box, in_frame: bool) -> str:
-    """Return the label of a box; in a frame, whose title has the rest, only what follows its last number."""
+    """Return the label of a box; in a frame, whose title names the block, only the part behind the block's number."""
     blocks = blocks_around(box.label)
     return blocks[-1].rest or box.label if in_frame and blocks else box.label
 
 
 def _quoted(text: str) -> str:
-    """Return text with the characters escaped that mean something to Mermaid or HTML."""
+    """Return text in which the characters are escaped that mean something to Mermaid or HTML."""
     return text.replace("&", "#amp;").replace('"', "#quot;").replace("<", "#lt;").replace(">", "#gt;")

@@ -73,14 +73,14 @@ def _summary(outcome: Outcome) -> str:
 
 
 def _rates(lr: ByRole | None) -> str:
-    """Say which base learning rates the user gave: one, one for each role, or those in the groups of an optimizer."""
+    """Return in words which base learning rates the user gave: one, one for each role, or those of an optimizer."""
     if lr is None:
         return "of its groups"
     return ", ".join(f"{role} {each:.4g}" for role, each in lr.items()) if isinstance(lr, Mapping) else f"{lr:.4g}"
 
 
 def _settings(outcome: Outcome) -> list[tuple[str, str]]:
-    """Return the settings that the HTML report lists, as (title, value)."""
+    """Return the settings of the transform that the HTML report lists, as (title, value)."""
     header, options = outcome.header, outcome.options
     found = [("captured by", METHODS.get(header.captured, header.captured))]
     if header.has_base and header.width_ratio != 1.0:

@@ -78,7 +78,7 @@ def lay_out(
 
 
 def _rows(sizes: Mapping[str, object], edges: Sequence[tuple[str, str]]) -> dict[str, int]:
-    """Return the row of each node: the longest path from a source; sources stand right above what they feed."""
+    """Return the row of each node in a drawing: the longest path from a source; sources stand above what they feed."""
     heads: dict[str, list[str]] = {node: [] for node in sizes}
     has_tail = set()
     row = dict.fromkeys(sizes, 0)
@@ -97,7 +97,7 @@ def _rows(sizes: Mapping[str, object], edges: Sequence[tuple[str, str]]) -> dict
 def _bend(
     row: Mapping[str, int], edges: Sequence[tuple[str, str]]
 ) -> tuple[dict[tuple[str, str], list[str]], dict[str, int]]:
-    """Add a bend to each edge in every row that it crosses, since only neighbouring rows are joined.
+    """Add a bend to each edge of a drawing in every row that it crosses, since only neighbouring rows are joined.
 
     Args:
         row: the row of each node.
@@ -134,7 +134,7 @@ def _inside(frames: Sequence[Sequence[str]]) -> list[list[int]]:
 
 
 def _least_widths(inside: Sequence[Sequence[int]], titles: Sequence[float]) -> list[float]:
-    """Return the width that each frame needs for its own title and for the frames inside.
+    """Return the width that each frame of a drawing needs for its own title and for the frames inside.
 
     Args:
         inside: for each frame, the indices of the frames directly inside it.
@@ -175,7 +175,7 @@ def _sort(
     below: Mapping[str, Sequence[str]],
     lane: Mapping[str, int],
 ) -> None:
-    """Sort the nodes of each row by the mean place of their neighbours, so that few edges cross.
+    """Sort the nodes of each row of a drawing by the mean place of their neighbours, so that few edges cross.
 
     That is done row by row, down and up in turn; nodes of one frame stay together.
 
@@ -212,7 +212,7 @@ def _columns(
     widths: Mapping[str, float],
     lane: Mapping[str, int],
 ) -> dict[str, float]:
-    """Return x of each node: as near to the mean of its neighbours as the other nodes of its row allow.
+    """Return x of each node in a drawing: as near to the mean of its neighbours as the other nodes of its row allow.
 
     `above` and `below` have the neighbours of each node in the rows next to it, `lane` the index of a frame around it.
     """
@@ -234,7 +234,7 @@ def _place(
     widths: Mapping[str, float],
     lane: Mapping[str, int],
 ) -> None:
-    """Set x of the nodes of one row, at the least squared distance to `wishes` at which nodes do not overlap.
+    """Set x of the nodes in one row of a drawing, as near to `wishes` (least squares) as is possible without overlap.
 
     Args:
         row: the nodes and bends from left to right.
@@ -309,7 +309,7 @@ def _finish(
     inside: Sequence[Sequence[int]],
     least: Sequence[float],
 ) -> Layout:
-    """Compute y of the rows with room for titles, points of edges and rectangles of frames, all at least 0.
+    """Compute y of the rows of a drawing, points of edges and rectangles of frames, with all coordinates at least 0.
 
     Args:
         sizes: (width, height) of each node.

@@ -39,14 +39,14 @@ KIND_WORDS = {
 
 
 class FoldData(TypedDict):
-    """Data for the page: parameters that are alike, as a pattern for their names and their indices."""
+    """Data for the HTML page: parameters that are alike, as a pattern for their names and their indices."""
 
     shown: str
     names: list[int]
 
 
 class BoxData(TypedDict):
-    """Data for the page: the texts of one box of a drawing, and the indices of its parameters."""
+    """Data for the HTML page: the texts of one box of a drawing, and the indices of its parameters."""
 
     label: str
     shown: str
@@ -58,7 +58,7 @@ class BoxData(TypedDict):
 
 
 class FrameData(TypedDict):
-    """Data for the page: one frame around boxes.
+    """Data for the HTML page: one frame around the boxes of repeated blocks.
 
     Attributes:
         title: name of the repeated blocks.
@@ -76,7 +76,7 @@ class FrameData(TypedDict):
 
 
 class ViewData(TypedDict):
-    """Data for the page: one drawing of the boxes.
+    """Data for the HTML page: one drawing of the model, with the places of its boxes.
 
     Attributes:
         width: width of the drawing in pixels.
@@ -96,7 +96,7 @@ class ViewData(TypedDict):
 
 
 class PageData(TypedDict):
-    """Everything that the script of the HTML report reads, as JSON-able values; parameters are told by their index.
+    """Everything that the script of the HTML report reads, as JSON-able values; indices stand for parameters.
 
     Attributes:
         report: what `result.to_dict()` returns.
@@ -124,7 +124,7 @@ class PageData(TypedDict):
 
 
 def page_data(outcome: Outcome) -> PageData:
-    """Collect everything that the script of the HTML report reads."""
+    """Collect everything that the script of the HTML report reads, as JSON-able values."""
     names = list(outcome.plan)
     index = {name: i for i, name in enumerate(names)}
     shapes = {name: tuple(p.shape) for name, p in outcome.captured.model.named_parameters()}
@@ -168,7 +168,7 @@ class _PlacedBox:
     """
 
     def __init__(self, box: Box, outcome: Outcome, in_frame: bool) -> None:
-        """Write the texts of the box."""
+        """Write the texts of a box that is drawn in the HTML report."""
         self.box = box
         shown = short_label(box, in_frame)
         if len(shown) > LONGEST_LABEL:
@@ -206,7 +206,7 @@ class _PlacedBox:
 
 
 def _kinds_in_words(box: Box) -> str:
-    """Say in words what the DAG nodes of a box without parameters do."""
+    """Return in words what the ops in a box without parameters do."""
     kinds = [kind for kind in dict.fromkeys(box.kinds) if kind != "vector" or not box.role]
     return "; ".join(KIND_WORDS.get(kind, kind) for kind in kinds)
 

@@ -15,7 +15,7 @@ SMALL_UNIT = 3  # boxes; a unit with fewer must come three times to be drawn onc
 
 @dataclass(frozen=True)
 class Run:
-    """A run of repeated blocks: alike units of boxes, one after the other.
+    """A run of repeated blocks in a drawing: alike groups of boxes (units), one after the other.
 
     Attributes:
         title: name of all of them together, such as `blocks.{0..11}`.
@@ -32,7 +32,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Frame:
-    """A frame around boxes: around one unit that stands for many, or around repeated blocks drawn in full.
+    """A frame in a drawing: around one unit of boxes that stands for many, or around repeated blocks drawn in full.
 
     Attributes:
         title: name of the repeated blocks, or of the unit.
@@ -49,7 +49,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class View:
-    """A diagram in which some runs of repeated blocks are drawn once.
+    """A drawing of the model in which some runs of repeated blocks are drawn once.
 
     Attributes:
         boxes: the boxes that are drawn.
@@ -65,7 +65,7 @@ class View:
 
 
 def find_runs(diagram: Diagram) -> tuple[Run, ...]:
-    """Find all runs of repeated blocks in a diagram; outer runs come before those inside of their blocks."""
+    """Find all runs of repeated blocks in a drawing; outer runs come before those inside of their blocks."""
     incoming: dict[str, list[str]] = {}
     for tail, head in diagram.edges:
         incoming.setdefault(head, []).append(tail)
@@ -99,7 +99,7 @@ def _title(prefix: Sequence[str], indices: Sequence[str]) -> str:
 
 
 def _signature(boxes: Sequence[Box], unit: Sequence[str], incoming: Mapping[str, Sequence[str]]) -> Hashable:
-    """Return a key that is equal for alike blocks: their boxes, the edges among them and from outside.
+    """Return a key that is equal for alike blocks of a drawing: their boxes, the edges among them and from outside.
 
     Args:
         boxes: the boxes of the block.
@@ -116,7 +116,7 @@ def _signature(boxes: Sequence[Box], unit: Sequence[str], incoming: Mapping[str,
 
 
 def _repeats(marks: Sequence[Hashable], sizes: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Find stretches in which a few keys repeat, from left to right, the longest first.
+    """Find stretches in which the same keys of blocks repeat, from left to right, the longest first.
 
     Args:
         marks: a key for each block; alike blocks have equal ones.
@@ -142,7 +142,7 @@ def _repeats(marks: Sequence[Hashable], sizes: Sequence[int]) -> list[tuple[int,
 
 
 def view(diagram: Diagram, runs: Sequence[Run], expanded: Collection[int] = ()) -> View:
-    """Draw every run of repeated blocks once, except those in `expanded` (indices into `runs`), drawn in full."""
+    """Return a drawing with every run of repeated blocks drawn once, but those in `expanded` (indices) in full."""
     shown_as: dict[str, str] = {box.name: box.name for box in diagram.boxes}
     for number, run in enumerate(runs):
         if number not in expanded:
@@ -163,14 +163,14 @@ def view(diagram: Diagram, runs: Sequence[Run], expanded: Collection[int] = ()) 
 
 
 def _last(name: str, shown_as: Mapping[str, str]) -> str:
-    """Return the box that is drawn in the place of a box, by following who is shown as whom."""
+    """Return the box that is drawn in the place of a given box, which stands for it."""
     while shown_as[name] != name:
         name = shown_as[name]
     return name
 
 
 def _frames(number: int, run: Run, is_expanded: bool, drawn: Collection[str]) -> list[Frame]:
-    """Return the frames of a run of repeated blocks; none if it lies in a block that is not drawn.
+    """Return the frames around a run of repeated blocks; none if it lies in a block that is not drawn.
 
     Args:
         number: index of the run.
