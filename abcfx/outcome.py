@@ -52,7 +52,7 @@ class Header:
     columns: int
 
     def to_dict(self) -> dict[str, object]:
-        """Return the options and facts as JSON-able values."""
+        """Return the options of the transform and facts of its run as JSON-able values."""
         return asdict(self)
 
 
@@ -67,7 +67,7 @@ class Outcome:
         alignments: how strongly updates line up with inputs, as exponents (alpha, omega, u), of every layer node.
         solution: what the linear program found: exponents c (rate), r (change) and of gradients, the constraints that
             hold with equality, and shadow prices.
-        depth: factors on residual branches.
+        depth: factors on residual branches, for a model with more blocks than its base.
         options: the user's constants and choices.
         plan: the numbers of every parameter, by name.
         header: the options of the transform and facts of its run.
@@ -88,7 +88,7 @@ class Outcome:
 
     @property
     def dag(self) -> LayerDag:
-        """The layer DAG of the model in train mode."""
+        """The layer DAG, a graph of the model's layers and other ops, in train mode."""
         return self.fixed.dag
 
     @cached_property

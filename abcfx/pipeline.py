@@ -373,7 +373,7 @@ def _header(
         fixed: the exponents that were fixed before the linear program.
         asked: the parametrization that the user chose.
         options: the other options of `transform`.
-        depth: factors on residual branches.
+        depth: factors on residual branches, for a model with more blocks than its base.
         solved: the solution of the linear program.
     """
     m = fixed.widths.width_ratio

@@ -53,7 +53,7 @@ class Transformed:
 
     @property
     def plan(self) -> Mapping[str, ParameterPlan]:
-        """The planned numbers of each parameter by name, as typed data."""
+        """The planned numbers (lr, init, ...) of each parameter by name, as typed data."""
         return self.outcome.plan
 
     @property
@@ -83,7 +83,7 @@ class Transformed:
 
     @property
     def dag(self) -> nx.DiGraph:
-        """The layer DAG as a networkx graph of its own.
+        """The layer DAG (a graph of the model's layers and other ops) as a networkx graph of its own.
 
         Nodes carry `kind`, `path` (module path), `parameter` (None for what is no weight), `role` (of the parameter,
         else the name of the kind), `weight` (whether it is a layer), `output`, and the exponents `s` (size) and `r`
@@ -181,7 +181,10 @@ class Transformed:
         return as_dict(self.outcome)
 
     def to_mermaid(self) -> str:
-        """Return the layer DAG as a Mermaid flowchart, which GitHub draws: repeated blocks once, a colour by role."""
+        """Return the graph of the model's layers as a Mermaid flowchart, which GitHub draws.
+
+        Repeated blocks are drawn once; the colour of a box is that of its weight's role.
+        """
         return mermaid(self.outcome)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
@@ -195,7 +198,7 @@ class Transformed:
         writable_file("to_html", path).write_text(page(self.outcome), encoding="utf-8")
 
     def __str__(self) -> str:
-        """Return the printed report."""
+        """Return the printed report of the transform."""
         return render(self.outcome)
 
     def __repr__(self) -> str:

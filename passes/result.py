@@ -28,7 +28,7 @@ class PassResult:
 
     @property
     def modified(self) -> bool:
-        """Whether the pass made or changed a node."""
+        """Whether the pass made or changed a node of the graph."""
         return bool(self.touched)
 
 

@@ -38,7 +38,7 @@ class ScaleInsertion:
     everywhere: bool = False
 
     def note(self, created_by: str, *, on_result: bool = False) -> ScaleNode:
-        """Return the note for the node that will multiply by the constant.
+        """Return the note for the node that will multiply by the constant: which pass makes it, and why.
 
         Args:
             created_by: name of the pass that makes the node.

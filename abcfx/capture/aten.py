@@ -59,12 +59,12 @@ class Call:
 
     @property
     def inputs(self) -> list[Ref]:
-        """Refs of the tensors among the arguments of the call, in order."""
+        """The tensors among the arguments of the call, in order, as `Ref`s (their numbers in the run)."""
         return trees.leaves_of(Ref, (self.args, dict(self.kwargs)))
 
     @property
     def outs(self) -> list[Ref]:
-        """Refs of the tensors among the results of the call, in order."""
+        """The tensors among the results of the call, in order, as `Ref`s (their numbers in the run)."""
         return trees.leaves_of(Ref, self.results)
 
     def argument(self, name: str, default: object = None) -> Any:

@@ -13,7 +13,7 @@ from abcfx.capture.state_spaces import Change
 
 @dataclass(frozen=True)
 class CapturedGraph:
-    """A model together with the fx graphs that were captured of it.
+    """A model together with the fx graphs that were captured of it, one for train mode and perhaps one for eval mode.
 
     Attributes:
         model: the model that was captured, unchanged.

@@ -257,7 +257,7 @@ def _blank(class_name: str) -> EmittedModule:
 
 
 def _unpickle(name: str, state: dict[str, object], train: GraphData, evaluate: GraphData | None) -> EmittedModule:
-    """Rebuild a pickled EmittedModule.
+    """Rebuild an EmittedModule, the module with captured graphs, from its pickled parts.
 
     Args:
         name: name of its class.

@@ -185,7 +185,7 @@ class _FlatCall(nn.Module):
     """A module that calls the model with flat tensors, so that torch.export never sees its signature and containers."""
 
     def __init__(self, model: nn.Module, signature: Signature) -> None:
-        """Wrap the model, in its present train or eval mode."""
+        """Wrap the model, in its present train or eval mode, for an export."""
         super().__init__()
         self.model = model
         self.signature = signature
@@ -203,7 +203,7 @@ class _FlatCall(nn.Module):
 def _without_custom_gradients(
     original: Callable[..., object], cls: type, args: tuple[object, ...], kwargs: dict[str, object]
 ) -> object:
-    """Run, in place of the `apply` of an autograd.Function, one that an export keeps right; a checkpoint is left out.
+    """Stand in for the `apply` of an autograd.Function: run torch's own Functions, and a checkpoint as plain code.
 
     Args:
         original: the `apply` that was called.

@@ -128,7 +128,7 @@ def given_model(
 
 
 def _called(argument: str, function: Callable[[], object]) -> object:
-    """Call a function that builds a model, and return what it returns.
+    """Call a function that a user gave to build a model, and return what it returns.
 
     Raises:
         InvalidInputError: it is no such function, but a module's own call in another guise, or it needs arguments.
@@ -238,7 +238,9 @@ class _Unwrapping:
     def _note(self, name: str, path: str) -> None:
         """Remember that a wrapper was taken off, for the report.
 
-        Args: name: class name of the wrapper. path: module path of what is in it.
+        Args:
+            name: class name of the wrapper.
+            path: module path of what is in it.
 
         Raises:
             InvalidInputError: the given object itself will be changed.
@@ -252,7 +254,7 @@ class _Unwrapping:
         self.found.append((name, path))
 
     def notes(self) -> tuple[str, ...]:
-        """Return a sentence for each class of wrapper that was taken off."""
+        """Return a sentence for the report for each class of wrapper (torch.compile, DDP) taken off the model."""
         by_name: dict[str, list[str]] = {}
         for name, path in self.found:
             by_name.setdefault(name, []).append(path or "the model itself")

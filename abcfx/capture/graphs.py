@@ -18,7 +18,7 @@ Held = TypeVar("Held")
 def graphs_of_modes(
     model: nn.Module, modes: Iterable[bool], graph_now: Callable[[], fx.Graph]
 ) -> tuple[fx.Graph, fx.Graph | None]:
-    """Make the fx graph of each mode of a model.
+    """Make the fx graph of each mode (train, eval) of a model; one graph for both if they compute the same.
 
     Args:
         model: the model, which is back in its mode afterwards.

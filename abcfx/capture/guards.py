@@ -31,7 +31,7 @@ class SizesRefused(InvalidInputError):
     """
 
     def __init__(self, needs: str, why: str) -> None:
-        """Make the message.
+        """Make the message of the error: for which sizes the graph is right, and what fixed them.
 
         Args:
             needs: which sizes the graph is right for.

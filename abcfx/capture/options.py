@@ -41,7 +41,7 @@ class Capture:
     outputs: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check every option, and put names in their usual spelling."""
+        """Check every option of the capture, and bring names such as "Export" into their usual spelling."""
         object.__setattr__(self, "method", choose("Capture(method)", self.method, get_args(CaptureMethod)))
         object.__setattr__(self, "unknown", choose("Capture(unknown)", self.unknown, get_args(UnknownOps)))
         given: object = self.outputs

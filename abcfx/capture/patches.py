@@ -44,11 +44,9 @@ def _here(function: Callable[..., object], elsewhere: Callable[..., object]) -> 
 
     In the thread that calls this it calls `function`, in all others the original, `elsewhere`.
 
-    Args: function: the replacement. elsewhere: the function of torch that it stands in for.
-
     Args:
-        function: what stands in for a function of torch.
-        elsewhere: that function of torch.
+        function: the replacement.
+        elsewhere: the function of torch that it stands in for.
     """
     thread = threading.get_ident()
 
@@ -150,10 +148,10 @@ def _forward_with_gradients(cls: type, args: tuple[object, ...]) -> object:
     """Run the forward of an autograd.Function as plain code; functions among its arguments run with gradients on."""
 
     def with_gradients(function: Callable[..., object]) -> Callable[..., object]:
-        """Return the function, made to run with gradients."""
+        """Return a function that calls the given one with gradients switched on."""
 
         def call(*args: object, **kwargs: object) -> object:
-            """Call the function with gradients on."""
+            """Call the function with gradients switched on."""
             with torch.enable_grad():
                 return function(*args, **kwargs)
 
@@ -171,7 +169,7 @@ class _Context:
     needs_input_grad: tuple[bool, ...] = ()
 
     def save_for_backward(self, *tensors: torch.Tensor) -> None:
-        """Drop the tensors, for nothing goes back through this forward."""
+        """Drop the tensors that a forward saves for its backward, for nothing goes back through this forward."""
 
     mark_non_differentiable = mark_dirty = save_for_forward = save_for_backward
 

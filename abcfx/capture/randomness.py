@@ -240,6 +240,6 @@ class DefaultGenerator(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        """Run a call of torch without a generator that is None."""
+        """Run a call of torch, without its argument `generator` if that is None."""
         given = {key: value for key, value in (kwargs or {}).items() if key != "generator" or value is not None}
         return func(*args, **given)

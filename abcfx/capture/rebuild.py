@@ -135,7 +135,7 @@ class Rebuild:
         return detached
 
     def _free_the_device(self) -> None:
-        """Replace the device that the export ran on, in arguments of nodes, by that of the first input, for `.to`."""
+        """Replace the device that the export ran on, in arguments of nodes, by the first input's, for `.to`."""
         placeholders = self.graph.find_nodes(op="placeholder")
         inputs = [node for node in placeholders if isinstance(node.meta.get("val"), torch.Tensor)]
         device = inputs[0].meta["val"].device if inputs else None

@@ -60,7 +60,7 @@ class Recorder(TorchFunctionMode):
         stand_in: float | None = None,
         decisions: Sequence[bool] | None = None,
     ) -> None:
-        """Start a recording of the model, with an empty graph."""
+        """Start a recording of the model's torch calls, with an empty graph."""
         super().__init__()
         self.decisions = decisions
         self.taken: list[bool] = []
@@ -346,7 +346,7 @@ def _apply_of(cls: type) -> Callable[..., object]:
     """Return the `apply` of an autograd.Function as a function that a graph can call and print."""
 
     def apply(*inputs: object, **named: object) -> object:
-        """Apply the autograd.Function, under a name that a graph can print."""
+        """Apply the autograd.Function; unlike its own `apply`, this function has a name that a graph can print."""
         return cls.apply(*inputs, **named)  # type: ignore[attr-defined]
 
     apply.__name__ = apply.__qualname__ = f"{cls.__name__}_apply"

@@ -147,7 +147,7 @@ def _is_ascending(tensor: torch.Tensor) -> bool:
 
 
 def _is_whole(tensor: torch.Tensor) -> bool:
-    """Whether a tensor holds integers or booleans."""
+    """Whether a tensor holds integers or booleans, and not floating-point or complex numbers."""
     return not tensor.is_floating_point() and not tensor.is_complex()
 
 

@@ -83,7 +83,7 @@ def graph_to_data(graph: fx.Graph) -> GraphData:
     positions = {node: index for index, node in enumerate(graph.nodes)}
 
     def position(node: fx.Node) -> _Position:
-        """Return the stand-in (a position) for a node of the graph."""
+        """Return the stand-in, its position, for a node of the graph in plain data."""
         return _Position(positions[node])
 
     nodes = []

@@ -112,7 +112,7 @@ class Attributes:
         return {name: self.namespace[name] for name in self.names if name in self.namespace}
 
     def _set_item(self, name: str, value: object) -> None:
-        """Set a name of the namespace to a value; remove it when the value is `MISSING`."""
+        """Set a variable of the recorded namespace to a value; remove it when the value is `MISSING`."""
         assert isinstance(self.namespace, MutableMapping)
         if value is MISSING:
             self.namespace.pop(name, None)

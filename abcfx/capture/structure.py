@@ -145,7 +145,7 @@ def _part(output: object, values: list[object], above: tuple[int, ...]) -> Part:
 
 
 def _names(container: object, count: int) -> tuple[str, ...]:
-    """Return the names of the entries of a container: keys, fields of its class, or else indices."""
+    """Return the entries' names of a container in a model's output: keys, fields of its class, or else indices."""
     names: list[object] = []
     if isinstance(container, Mapping):
         names = list(container)

@@ -113,8 +113,8 @@ def _whole(model: nn.Module, signature: Signature) -> EmittedModule:
 def _trace(model: nn.Module, signature: Signature) -> tuple[fx.Graph, dict[str, torch.Tensor], list[Change]]:
     """Trace the model in its current mode with torch.fx.
 
-    Returns: The graph; the tensors that tracing stored as attributes of the model, by name; what forward changed in
-    Python.
+    Returns:
+        The graph; the tensors that tracing stored as attributes of the model, by name; what forward changed in Python.
     """
     tracer = SymbolicTracer(signature)
     known = set(model.__dict__)
@@ -289,7 +289,7 @@ class _TensorMode(TorchFunctionMode):
     """
 
     def __init__(self, tracer: SymbolicTracer) -> None:
-        """Make a mode that records calls into the graph of this tracer."""
+        """Make a mode that records calls of torch into the graph of this tracer."""
         super().__init__()
         self.tracer = tracer
 

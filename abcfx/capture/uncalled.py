@@ -23,7 +23,7 @@ class NoHooks(OrderedDict[int, Callable[..., object]]):
     path = ""
 
     def __setitem__(self, key: int, hook: Callable[..., object]) -> None:
-        """Refuse to add a hook: it would never run.
+        """Refuse to add a hook to the module: it would never run, since no graph calls the module.
 
         Raises:
             InvalidInputError: always.

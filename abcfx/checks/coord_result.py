@@ -236,7 +236,7 @@ def _layer_row(node: str, slopes: list[Slope]) -> LayerRow:
 
 
 def _verdicts(slopes: Iterable[Slope]) -> list[Verdict]:
-    """Return the verdicts of the slopes that were judged, leaving out those that were only measured."""
+    """Return the verdicts of the slopes over width that were judged, leaving out those that were only measured."""
     return [each.verdict for each in slopes if each.verdict is not None]
 
 

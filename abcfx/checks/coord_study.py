@@ -34,7 +34,7 @@ FORWARD_SEED = 0  # of dropout, alike at every step
 
 
 class Series(NamedTuple):
-    """A key for the measurements of one number over widths and seeds.
+    """A key for the measurements of one number over widths and seeds, in a coordinate check.
 
     Attributes:
         model: "transformed", or "standard" for the user's unchanged model.

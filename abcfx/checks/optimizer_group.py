@@ -191,7 +191,7 @@ class LiveGroup:
                     yield self._fails(reason, _restore(key))
 
     def _fails(self, reason: str, fix: str) -> CheckRow:
-        """Make a failing row of the check, named after this group.
+        """Make a failing row of `check_optimizer`, named after this parameter group.
 
         Args:
             reason: what is wrong.

@@ -33,7 +33,7 @@ class Interval:
     high: float
 
     def joined(self, other: Interval) -> Interval:
-        """Return the smallest interval that holds this one and another one."""
+        """Return the smallest interval of slopes that holds this one and another one."""
         return Interval(min(self.low, other.low), max(self.high, other.high))
 
     def __str__(self) -> str:

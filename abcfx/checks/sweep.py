@@ -27,7 +27,7 @@ LEAST_STEPS = 5
 
 @dataclass(frozen=True)
 class Job:
-    """A description of one training run that is to be made.
+    """A description of one training run that is to be made: model variant, width, seed, learning rates.
 
     Attributes:
         variant: "transformed", or "standard" for the user's unchanged model.
@@ -50,7 +50,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Run:
-    """A training run that was made, with its losses.
+    """A training run that was made, with its job (width, seed, learning rates) and its losses.
 
     Attributes:
         job: what was run: model variant, width, seed, learning rates.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class TrainingRun(NamedTuple):
-    """One training run of a transfer check, as plain data.
+    """One training run of a transfer check (is the best learning rate the same at every width?), as plain data.
 
     Attributes:
         model: "transformed", or "standard" for the user's unchanged model.
@@ -106,7 +106,7 @@ class TransferCheck(CheckResult[CheckRow]):
         return curve.regret, curve.regret_error
 
     def curve(self, width: int, model: Variant = TRANSFORMED) -> Curve:
-        """Return the loss over learning rate of one model at one width.
+        """Return the losses over learning rate of one model variant at one width.
 
         Args:
             width: one of `widths`.

@@ -156,7 +156,7 @@ class TransferStudy:
         return Shift(linear_regression(log_widths, best).slope, standard_error(by_seed), tuple(by_seed))
 
     def training_runs(self, centre: float | None) -> tuple[TrainingRun, ...]:
-        """Return every training run as plain data.
+        """Return every training run of the transfer check as plain data.
 
         Args:
             centre: the absolute learning rate that factor 1 stands for; None where rates differ by role of parameter

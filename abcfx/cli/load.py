@@ -40,7 +40,7 @@ class Named:
     """
 
     def __init__(self, argument: str, given: str, beside: Named | None = None) -> None:
-        """Import the module that is named before the colon.
+        """Import the module that an expression on the command line names before its colon.
 
         Args:
             argument: the option that the expression was given for; it begins error messages.
@@ -60,7 +60,7 @@ class Named:
             raise InvalidInputError(f"{argument}: {given!r} names no place.\n  expected: {FORMS}")
 
     def value(self) -> object:
-        """Evaluate the expression in its module and return the value.
+        """Evaluate the expression that was given on the command line in its module, and return the value.
 
         Raises:
             InvalidInputError: the expression has a name that is not there; and whatever the user's own code raises.

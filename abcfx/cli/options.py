@@ -83,7 +83,7 @@ def rates(argument: str, given: str) -> float | dict[str, float]:
 
 
 def number(argument: str, given: str) -> float:
-    """Read an option that is one number.
+    """Read an option of the command line that is one number.
 
     Args:
         argument: name of the option, which begins error messages.
@@ -96,7 +96,7 @@ def number(argument: str, given: str) -> float:
 
 
 def _number(argument: str, value: object) -> float:
-    """Return a value of an option as a float.
+    """Return a value of a command-line option as a float.
 
     Raises:
         InvalidInputError: the value is no number; the message begins with the option's name, `argument`.
@@ -123,7 +123,7 @@ def add_choice(parser: argparse.ArgumentParser, flag: str, choices: Sequence[str
     """
 
     def read(text: str) -> str:
-        """Read the value of the option, or tell argparse what is wrong."""
+        """Read the value of the option, one of a few words, or tell argparse what is wrong."""
         try:
             return choose(flag, text, choices)
         except InvalidInputError as error:

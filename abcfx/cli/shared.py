@@ -17,7 +17,7 @@ PAGE_WIDTH = 100
 
 
 class Command(NamedTuple):
-    """A subcommand of the program `abcfx`.
+    """A subcommand of the program `abcfx`, such as `abcfx report`: its name, its help, and the functions that do it.
 
     Attributes:
         name: the word by which the command is called.

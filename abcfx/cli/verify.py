@@ -60,7 +60,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> bool | None:
 
 
 def _list(as_json: bool, console: Console) -> None:
-    """Print numbers and titles of all sections of the verification."""
+    """Print numbers and titles of all sections of the verification, as text or JSON."""
     if as_json:
         print_json([{"number": part.number, "title": part.title, "tested": part.tested} for part in PARTS], console)
         return
@@ -69,7 +69,7 @@ def _list(as_json: bool, console: Console) -> None:
 
 
 def _numbers(given: str) -> set[int]:
-    """Read numbers of sections, as "3" or "1,4-6".
+    """Read numbers of sections of the verification from text such as "3" or "1,4-6".
 
     Raises:
         InvalidInputError: the text is something else, or names no section.

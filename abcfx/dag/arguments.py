@@ -42,12 +42,15 @@ def load(argument: object, values: Mapping[fx.Node, object]) -> object:
 
 
 def leaves(value: object) -> list[object]:
-    """Return all leaves (abstract tensors, sizes, plain values) of nested arguments or results as a flat list."""
+    """Return all leaves of nested arguments or results of an op as a flat list.
+
+    Leaves are abstract tensors (records of where a tensor comes from), sizes and plain values.
+    """
     return trees.leaves(value, is_leaf=lambda leaf: isinstance(leaf, Value | Sizes | Number))
 
 
 def tensors(value: object) -> list[Value]:
-    """Return the abstract tensors (`Value`) in nested arguments or results, as a flat list."""
+    """Return the abstract tensors (`Value`: where a tensor comes from) in nested arguments, as a flat list."""
     return [leaf for leaf in leaves(value) if isinstance(leaf, Value)]
 
 

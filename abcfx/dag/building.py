@@ -20,7 +20,7 @@ from abcfx.rules.builder import DagBuilder
 
 
 def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, options: Capture = Capture()) -> LayerDag:
-    """Build the layer DAG of a captured model: its layers, merges, norms and products, as the rules of ops say.
+    """Build the layer DAG of a captured model, a graph of its layers, sums, norms and products, by the rules of ops.
 
     Args:
         captured: the model with its graphs.
@@ -49,7 +49,10 @@ def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, options: C
 
 
 def _by_path(graph: fx.Graph, returned: object) -> list[tuple[str, Value]]:
-    """Return the abstract tensors that a graph returns, each with its path in the model's output."""
+    """Return abstract tensors (records of where tensors come from) for what a graph returns, each with its path.
+
+    The path is that in the model's output, such as "logits".
+    """
     signature = signature_of_graph(graph)
     if signature is None or signature.output is None:
         return [(str(index), value) for index, value in enumerate(tensors(returned))]
@@ -65,7 +68,7 @@ def _by_path(graph: fx.Graph, returned: object) -> list[tuple[str, Value]]:
 
 
 def _frozen(builder: DagBuilder, outputs: frozenset[str], notes: tuple[str, ...]) -> LayerDag:
-    """Return the finished DAG, with only those nodes of the builder from which the outputs are computed.
+    """Return the finished layer DAG, with only those nodes of the builder from which the outputs are computed.
 
     Args:
         builder: holds the nodes that the rules made.

@@ -38,7 +38,7 @@ def _decided_by(dag: LayerDag, layer: str, own: frozenset[str]) -> frozenset[str
     The input counts also behind norms of it.
 
     Args:
-        dag: the layer DAG.
+        dag: the layer DAG, a graph of the model's layers and other ops.
         layer: name of the layer.
         own: the layer's input, and the nodes that are the same up to norms and factors.
     """
@@ -86,7 +86,7 @@ def _weighs(dag: LayerDag, weights: frozenset[str], streams: frozenset[str]) -> 
     Weights and streams are nodes of the layer DAG (graph of layers and ops).
 
     Args:
-        dag: the layer DAG.
+        dag: the layer DAG, a graph of the model's layers and other ops.
         weights: the nodes that may be weights.
         streams: the tensors that may be weighed.
     """

@@ -27,7 +27,8 @@ from abcfx.support.location import location, module_path
 class Interpreter:
     """An interpreter that runs an fx graph on abstract tensors, each op by its rule, and so builds a layer DAG.
 
-    An op on constants alone gives a constant and needs no rule.
+    An abstract tensor records from which parameter or DAG node a tensor comes; the layer DAG is a graph of the model's
+    layers and other ops. An op on constants alone gives a constant and needs no rule.
 
     Attributes:
         notes: sentences for the report, about ops whose rule had to be guessed.
@@ -36,7 +37,7 @@ class Interpreter:
     def __init__(
         self, module: fx.GraphModule, builder: DagBuilder, guesses_unknown: bool, inside: fx.Node | None = None
     ) -> None:
-        """Prepare to run the graphs of a module on abstract tensors.
+        """Prepare to run the graphs of a module on abstract tensors, which record where a tensor comes from.
 
         Args:
             module: owns the parameters, buffers and modules that the graph names.
@@ -50,7 +51,7 @@ class Interpreter:
         self._values: dict[fx.Node, object] = {}
 
     def run(self, graph: fx.Graph, inputs: Sequence[object] | None = None) -> object:
-        """Run a graph on abstract tensors and return what it returns.
+        """Run a graph on abstract tensors (records of where a tensor comes from) and return what it returns.
 
         Args:
             graph: the graph.
@@ -71,7 +72,7 @@ class Interpreter:
     # -- one node
 
     def _evaluate(self, node: fx.Node) -> object:
-        """Return the abstract result of one fx node, by the rule of its op.
+        """Return the abstract result (a record of where a tensor comes from) of one fx node, by the rule of its op.
 
         Raises:
             UnknownOpError: the op has no rule.
@@ -103,7 +104,10 @@ class Interpreter:
         return self._call_function(op, node, args, kwargs, values)
 
     def _attribute(self, op: Op, node: fx.Node) -> object:
-        """Return the abstract value of a get_attr node of the graph: a parameter with its dims, else a constant."""
+        """Return the abstract value of a get_attr node: for a parameter its name and dims, else a constant.
+
+        An abstract value records where a tensor of the graph comes from.
+        """
         owner, _, name = str(node.target).rpartition(".")
         held: object = getattr(self._module.get_submodule(owner), name)
         if isinstance(held, torch.nn.Parameter) and held in self._builder.names:
@@ -119,7 +123,7 @@ class Interpreter:
         kwargs: Mapping[str, object],
         values: Sequence[Value | Sizes],
     ) -> object:
-        """Return the abstract result of a module call, by the rule of the module's class.
+        """Return the abstract result (a record of where a tensor comes from) of a module call, by its class's rule.
 
         Args:
             op: what the rule gets, to speak about the op.
@@ -147,7 +151,7 @@ class Interpreter:
         kwargs: Mapping[str, object],
         values: Sequence[Value | Sizes],
     ) -> object:
-        """Return the abstract result of a function or method call, by the rule of its op.
+        """Return the abstract result (a record of where a tensor comes from) of a function call, by the rule of its op.
 
         Args:
             op: what the rule gets, to speak about the op.
@@ -217,7 +221,10 @@ class Interpreter:
     # -- graphs inside a node
 
     def _run_region(self, region: fx.GraphModule, inputs: Sequence[object]) -> object:
-        """Run the subgraph of a no_grad or autocast region on abstract inputs and return its results."""
+        """Run the subgraph of a no_grad or autocast region on abstract inputs (records of where tensors come from).
+
+        Returns the abstract results.
+        """
         placeholders = region.graph.find_nodes(op="placeholder")
         given = [_returned_by(p, value) for p, value in zip(placeholders, inputs, strict=True)]
         inner = Interpreter(region, self._builder, self._guesses_unknown)
@@ -228,7 +235,7 @@ class Interpreter:
     def _run_forward(self, node: fx.Node, forward: fx.Graph, inputs: Sequence[Value]) -> object:
         """Run the traced forward of a custom autograd.Function without a rule on abstract inputs; return the result.
 
-        Its backward is assumed to match.
+        An abstract input records where a tensor comes from. The Function's backward is assumed to match its forward.
 
         Args:
             node: the call of the Function.
@@ -262,7 +269,10 @@ def _only(returned: object) -> object:
 
 
 def _returned_by(node: fx.Node, value: object) -> object:
-    """Return an abstract tensor with `node` noted as the fx node that returns it, whichever its rule has set."""
+    """Return an abstract tensor with `node` noted as the fx node that returns it.
+
+    An abstract tensor records where a tensor of the graph comes from; its rule may have noted another node.
+    """
     if not isinstance(value, Value):
         return value
     return replace(value, at=node, shape=shape_of(node) or value.shape)

@@ -33,17 +33,17 @@ class LayerDag:
 
     @cached_property
     def order(self) -> tuple[str, ...]:
-        """Names of the DAG nodes, in the order in which the model runs."""
+        """Names of the nodes of the layer DAG (a graph of layers and ops), in the order in which the model runs."""
         return tuple(node.name for node in self.nodes)
 
     @cached_property
     def _by_name(self) -> dict[str, DagNode]:
-        """The DAG nodes by name."""
+        """The nodes of the layer DAG (a graph of layers and ops) by name."""
         return {node.name: node for node in self.nodes}
 
     @cached_property
     def edges(self) -> nx.DiGraph:
-        """The edges between the DAG nodes, as a read-only networkx DiGraph of their names."""
+        """The edges between the nodes of the layer DAG, as a read-only networkx DiGraph of their names."""
         graph = nx.DiGraph()
         graph.add_nodes_from(self.order)
         after: dict[str, list[str]] = {name: [] for name in self.order}
@@ -54,11 +54,11 @@ class LayerDag:
         return nx.freeze(graph)
 
     def __contains__(self, name: object) -> bool:
-        """Whether the DAG has a node with this name."""
+        """Whether the layer DAG has a node with this name."""
         return name in self._by_name
 
     def node(self, name: str) -> DagNode:
-        """Return the DAG node (a layer, sum, norm, ...) with this name."""
+        """Return the node of the layer DAG with this name: a layer, sum, norm or the like."""
         return self._by_name[name]
 
     def kind(self, name: str) -> Kind:
@@ -66,19 +66,19 @@ class LayerDag:
         return self._by_name[name].kind
 
     def successors(self, name: str) -> tuple[str, ...]:
-        """Return the nodes that read a node, in the order in which they run."""
+        """Return the names of the DAG nodes that read a node, in the order in which they run."""
         return tuple(self.edges.successors(name))
 
     def predecessors(self, name: str) -> tuple[str, ...]:
-        """Return the nodes that a node reads, in the order in which they run."""
+        """Return the names of the DAG nodes that a node reads, in the order in which they run."""
         return tuple(self.edges.predecessors(name))
 
     def ancestors(self, name: str) -> set[str]:
-        """Return every node that a node is computed from, without the node itself."""
+        """Return the names of all DAG nodes that a node is computed from, without the node itself."""
         return set(nx.ancestors(self.edges, name))
 
     def descendants(self, name: str) -> set[str]:
-        """Return every node that is computed from a node, without the node itself."""
+        """Return the names of all DAG nodes that are computed from a node, without the node itself."""
         return set(nx.descendants(self.edges, name))
 
     def to_networkx(self) -> nx.DiGraph:
@@ -124,7 +124,7 @@ class LayerDag:
         return uses
 
     def _reaches(self, node: str, stop: Callable[[str], bool], through: Callable[[str], bool]) -> bool:
-        """Whether a path leads from a node to one where `stop` is true, through nodes where `through` is true."""
+        """Whether a path leads from a DAG node to one where `stop` is true, through nodes where `through` is true."""
         waiting, seen = list(self.successors(node)), set()
         while waiting:
             at = waiting.pop()
@@ -149,9 +149,7 @@ class LayerDag:
         return self._reaches(node, lambda n: n in self.outputs and between(n), between)
 
     def feeds_softmax(self, node: str) -> bool:
-        """Whether the output of a DAG node gets to a softmax (as of a router) with no layer, norm or product
-        between.
-        """
+        """Whether the output of a DAG node gets to a softmax (as of a router) past no layer, norm or product."""
         return self._reaches(
             node,
             stop=lambda n: isinstance(self.kind(n), Softmax),
@@ -180,7 +178,7 @@ class LayerDag:
         return all(map(voids, consumers))
 
     def distances(self) -> dict[str, int]:
-        """Return for each node the number of layers on the longest path from it to an output."""
+        """Return for each DAG node the number of layers on the longest path from it to an output of the model."""
         far: dict[str, int] = {}
         for node in reversed(self.order):
             far[node] = max((far[n] + isinstance(self.kind(n), Layer) for n in self.successors(node)), default=0)

@@ -92,7 +92,7 @@ def _layers_between(dag: LayerDag, main: nx.DiGraph, start: str, end: str) -> tu
     """Return the largest and least number of layers on paths from `start` to `end`; all paths to `end` pass `start`.
 
     Args:
-        dag: the layer DAG.
+        dag: the layer DAG, a graph of the model's layers and other ops.
         main: the edges between its nodes, without vectors of parameters.
         start: name of the first node.
         end: name of the last node.
@@ -133,7 +133,7 @@ def residual_branches(dag: LayerDag, containers: Collection[str]) -> dict[str, B
     A residual connection inside of a branch is part of the branch.
 
     Args:
-        dag: the layer DAG.
+        dag: the layer DAG, a graph of the model's layers and other ops.
         containers: paths of modules with numbered submodules, such as "blocks".
 
     Returns:
@@ -230,7 +230,7 @@ def query_targets(dag: LayerDag, node: str) -> tuple[str, ...]:
     The tuple is empty if both come out of one fused layer.
 
     Args:
-        dag: the layer DAG.
+        dag: the layer DAG, a graph of the model's layers and other ops.
         node: the product of query and key.
     """
     sides = [absorbing_parameters(dag, side) for side in dag.kind(node).inputs if side is not None]

@@ -118,7 +118,7 @@ class FirstWeights:
                 yield name, drawn
 
     def state_dict(self) -> FirstWeightsState:
-        """Return the state to save: mode, seed and remembered weights."""
+        """Return the state to save: the mode, the seed and the remembered first weights."""
         return {"mode": self.mode, "seed": self.seed, "kept": dict(self.kept)}
 
     def load_state_dict(

@@ -38,11 +38,13 @@ def assign_exponents(
     roles: Mapping[str, str] | None = None,
     exponents: GivenExponents | None = None,
 ) -> dict[str, ParameterExponents]:
-    """Assign to every parameter its role, the exponent a of its multiplier m^-a, and b of its init m^-b.
+    """Assign to every parameter its role (embedding, hidden, ...), and the exponents of its multiplier and its init.
+
+    The multiplier is m^-a, the init ~ m^-b.
 
     Args:
-        dag: the layer DAG.
-        growth: growth exponents of dims.
+        dag: the layer DAG, a graph of the model's layers and other ops.
+        growth: growth exponent of each dim: 0 if it keeps its size in a wider model, 1 if it grows with the width.
         parameters: the model's parameters by name.
         parametrization: name of a table of (a, b), such as "mup".
         roles: glob pattern -> role, in place of what the graph says.
@@ -106,8 +108,8 @@ def _vector(
     ratio) and draws it ~ m^-x, as nGPT does with x = 1/2, then b, the exponent of its init m^-b, is x.
 
     Args:
-        dag: the layer DAG.
-        growth: growth exponents of dims.
+        dag: the layer DAG, a graph of the model's layers and other ops.
+        growth: growth exponent of each dim: 0 if it keeps its size in a wider model, 1 if it grows with the width.
         name: name of the parameter.
         parameter: the tensor.
         node: its node in the DAG.
@@ -160,11 +162,11 @@ class _Use:
 
 
 def _use(dag: LayerDag, growth: WidthGrowth, table: Table, node: str, wanted: str | None) -> _Use:
-    """Find role, multiplier and init of one use of a weight.
+    """Find role (embedding, hidden, readout), multiplier and init of one use of a weight.
 
     Args:
-        dag: the layer DAG.
-        growth: growth exponents of dims.
+        dag: the layer DAG, a graph of the model's layers and other ops.
+        growth: growth exponent of each dim: 0 if it keeps its size in a wider model, 1 if it grows with the width.
         table: exponents (a, b) of each role.
         node: the layer node that uses the weight.
         wanted: the role that the user gave, if any.
@@ -230,8 +232,9 @@ def _own_factor(dag: LayerDag, growth: WidthGrowth, node: str, role: str) -> flo
     norm divides out again. Its other numbers are part of the architecture.
 
     Args:
-        dag: the layer DAG.
-        growth: growth exponents of dims and numbers.
+        dag: the layer DAG, a graph of the model's layers and other ops.
+        growth: growth exponent of each dim and number: 0 if it is the same in a wider model, 1 if it grows with the
+            width.
         node: the layer node.
         role: its role.
     """
@@ -249,8 +252,8 @@ def _numbers_on_input(dag: LayerDag, growth: WidthGrowth, layer: Layer, role: st
     """Return the numbers by which the model multiplies the input of this layer alone.
 
     Args:
-        dag: the layer DAG.
-        growth: growth exponents of dims.
+        dag: the layer DAG, a graph of the model's layers and other ops.
+        growth: growth exponent of each dim: 0 if it keeps its size in a wider model, 1 if it grows with the width.
         layer: the layer.
         role: its role; for a hidden layer, numbers that other layers see as well do not count.
     """

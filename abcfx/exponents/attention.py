@@ -82,7 +82,7 @@ def _refuse_unread(fixed: FixedExponents, node: str, after: list[str]) -> None:
     """Raise an error if a model scales logits, queries or keys by a value that is known only when it runs.
 
     Args:
-        fixed: the exponents, with the layer DAG.
+        fixed: the exponents decided before the linear program, with the layer DAG, a graph of the model's layers.
         node: the product of queries and keys.
         after: the nodes between the product and its softmax.
 

@@ -84,7 +84,8 @@ class SolvedDag:
 class DagProgram:
     """The linear program that finds c (learning rate m^-c; m, the width ratio) of the weights in a layer DAG.
 
-    It can be solved again at other alignments, starting at the last optimum.
+    The layer DAG is the graph of the model's layers and other ops. The program can be solved again at other alignments,
+    starting at the last optimum.
 
     Args:
         fixed: roles and the exponents a (multiplier) and b (init), with the layer DAG.
@@ -95,7 +96,7 @@ class DagProgram:
     def __init__(
         self, fixed: FixedExponents, alignment: Mapping[str, Alignments], caps: Mapping[str, float] | None = None
     ) -> None:
-        """Write the rows of all nodes of the layer DAG, and the lower bounds of the changes r."""
+        """Write the rows (inequalities) that DAG nodes give and the lower bounds of r (outputs change by ~ m^-r)."""
         self.fixed, self.dag = fixed, fixed.dag
         self.caps = dict(caps or {})
         self.alignment: dict[Hashable, Alignments] = dict(alignment.items())
@@ -111,7 +112,7 @@ class DagProgram:
         self.solver = Solver(rows, self._rates(), self.lower, self.alignment)
 
     def solve(self, alignment: Mapping[str, Alignments] | None = None) -> SolvedDag:
-        """Solve the linear program for learning rates, and find what follows for vectors and gradients.
+        """Solve the linear program for learning rates, and find what follows for biases, gains and gradients.
 
         Args:
             alignment: new (alpha, omega, u) by layer node; layers that are not in it keep those they have.
@@ -159,7 +160,7 @@ class DagProgram:
             return False
 
         def scales(n: str) -> bool:
-            """Whether a node that reads the tensor multiplies it by a number, or is a sum that is then multiplied."""
+            """Whether a DAG node that reads the output multiplies it by a number, or is a sum that is then scaled."""
             kind = self.dag.kind(n)
             return isinstance(kind, NumberFactor) or (isinstance(kind, Merge) and self._is_scaled(n))
 

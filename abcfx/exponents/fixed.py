@@ -60,7 +60,7 @@ class FixedExponents:
     these to write their constraints.
 
     Args:
-        dag: the layer DAG.
+        dag: the layer DAG, a graph of the model's layers and other ops.
         growth: growth exponents of its dims.
         parameters: role, multiplier m^-a and init m^-b of each parameter.
         families: the optimizer family of each parameter.

@@ -87,7 +87,7 @@ class Parametrization:
         They are 1/2 if the terms of these sums have random signs, and 1 if they agree.
 
         Args:
-            dag: the layer DAG.
+            dag: the layer DAG, a graph of the model's layers and other ops.
             decided: the role of each parameter.
 
         Raises:
@@ -108,7 +108,7 @@ class Parametrization:
 
 
 def _for_inner_and_readout(value: str | Sequence[float]) -> tuple[Alignments, Alignments]:
-    """Return the (alpha, omega, u) of an inner layer and of a readout that one value of `alignment` stands for."""
+    """Return the alignments (alpha, omega, u) of inner layers and of readouts that a value of the option stands for."""
     if isinstance(value, str):
         return alignment_preset(value)
     if not isinstance(value, Sequence) or len(value) != 3:

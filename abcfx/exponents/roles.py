@@ -63,7 +63,7 @@ def role_of_layer(dag: LayerDag, node: str, e_in: float, e_out: float) -> tuple[
     """Return the role of one use of a weight (embedding, hidden, readout), and what decided it.
 
     Args:
-        dag: the layer DAG.
+        dag: the layer DAG, a graph of the model's layers and other ops.
         node: the layer node.
         e_in: fan_in, the dims that the layer sums over, grows like m^e_in (m, the width ratio).
         e_out: fan_out, the dims of the output, grows like m^e_out.

@@ -47,11 +47,11 @@ class GrowthCheckRow(CheckRow):
     details: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
-        """Return the row as a dict of plain data."""
+        """Return the row of the check as a dict of plain data."""
         return asdict(self) | {"verdict": self.verdict.value, "details": list(self.details)}
 
     def __str__(self) -> str:
-        """Return verdict, name, place, reason and fix as text."""
+        """Return the row of the check as text: verdict, name, place, reason and fix."""
         where = f" at {self.path}" if self.path else ""
         node = f" ({self.node})" if self.node else ""
         reason = f": {self.reason}" if self.reason else ""
@@ -109,11 +109,11 @@ class GrowthCheckResult(CheckResult[GrowthCheckRow]):
         return next(iter(self.failed), None)
 
     def __str__(self) -> str:
-        """Return the printed report."""
+        """Return the printed report of the checks of the growth."""
         return text_of(*self._lines(), width=100)
 
     def _lines(self) -> Iterator[RenderableType]:
-        """Yield the parts of the printed report: the details of each check, then a table of all of them."""
+        """Yield the parts of the printed report of the checks: the details of each, then a table of all of them."""
         for row in self.rows:
             yield Rule(f"{row.name}: {row.verdict}", align="left")
             for line in (*row.details, row.reason, f"To fix: {row.fix}" if row.fix else ""):

@@ -111,7 +111,7 @@ class _Walk:
 
 
 def _numbers(call: Call) -> list[float]:
-    """Return the second argument of a call as a list of one number; an empty list if it is no number."""
+    """Return the second argument of an aten call as a list of one number; an empty list if it is no number."""
     found = [a for a in call.args[1:2] if isinstance(a, int | float) and not isinstance(a, bool)]
     return [float(number) for number in found]
 

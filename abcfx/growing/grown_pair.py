@@ -72,7 +72,7 @@ class GrownPair:
 
     @cached_property
     def runs(self) -> Runs:
-        """The runs of both models on the batch, with every tensor kept."""
+        """The runs of the small and the large model on the batch, with every tensor kept."""
         with self.equally_deep():
             return Runs(self.plan, self.small, self.large)
 

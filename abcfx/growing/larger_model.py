@@ -44,9 +44,9 @@ def grow(
 ) -> Grown:
     """Fill a larger model of the same architecture so that it computes what the small one does.
 
-    Every tensor is repeated along the dims that grow and multiplied by a power of their ratio, which the log-scale
-    solve over the layer DAG finds. New blocks add nothing to the residual stream. A model that becomes wider and deeper
-    is widened first.
+    Every tensor is repeated along the dims that grow and multiplied by a power of their ratio, which linear equations
+    over the layer DAG (graph of layers and ops) give. New blocks add nothing to the residual stream. A model that
+    becomes wider and deeper is widened first.
 
     Main arguments:
         small: the trained model; it is not changed.

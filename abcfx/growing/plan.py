@@ -58,8 +58,7 @@ def plan_growth(models: PairedModels) -> GrowthPlan:
 
     Returns:
         For each tensor of the large model, which entries of the small one are copied where, and what they are
-        multiplied
-        by, so that the large model computes the same.
+        multiplied by, so that the large model computes the same.
 
     Raises:
         PairingError: the models are not instances of one architecture.

@@ -47,7 +47,7 @@ class Refusal:
     fix: str
 
     def __str__(self) -> str:
-        """Return place, reason and fix as text."""
+        """Return the reason against growing as text: place, what is different, and what to change."""
         return f"{self.path or 'the model itself'}, {self.op}: {self.reason}.\n    To fix: {self.fix}"
 
 

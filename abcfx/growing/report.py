@@ -17,7 +17,7 @@ from abcfx.report.names import collapse_names
 
 
 def growth_text(module: nn.Module, steps: Sequence[GrowthStep], rates: Sequence[float], width: int = 100) -> str:
-    """Write the report of a growth as plain text.
+    """Write the report of a growth (filling a larger model from a smaller one) as plain text.
 
     Args:
         module: the grown model.

@@ -52,8 +52,9 @@ def solve_scales(dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, f
     """Find the factor on every parameter with which a larger copy, made of repeated entries, computes the same.
 
     Args:
-        dag: the layer DAG.
-        growth: growth exponents of dims and numbers.
+        dag: the layer DAG, a graph of the model's layers and other ops.
+        growth: growth exponent of each dim and number: 0 if it is the same in a wider model, 1 if it grows with the
+            width.
         multipliers: for a layer or attention product, a, where a scale node multiplies it by m^-a (m, the width ratio).
 
     Raises:
@@ -79,8 +80,9 @@ class _Scaling:
     expression in unknown exponents of the parameters.
 
     Args:
-        dag: the layer DAG.
-        growth: growth exponents of dims and numbers.
+        dag: the layer DAG, a graph of the model's layers and other ops.
+        growth: growth exponent of each dim and number: 0 if it is the same in a wider model, 1 if it grows with the
+            width.
         multipliers: for a layer or attention product, a, where a scale node multiplies it by m^-a.
     """
 

@@ -36,7 +36,7 @@ class GrowthStep(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Widened(GrowthStep):
-    """The pass that fills wider tensors with copies of the small model's entries.
+    """The pass that fills the tensors of a wider model with copies of the small model's entries.
 
     Attributes:
         tensors: for each tensor, which entries were copied where, and what they were multiplied by.
@@ -60,7 +60,7 @@ class Widened(GrowthStep):
 
 @dataclass(frozen=True, kw_only=True)
 class Deepened(GrowthStep):
-    """The pass that fills new blocks with copies of others.
+    """The pass that fills new blocks of a deeper model with copies of trained ones.
 
     Attributes:
         copies: path of a new block -> path of the block that it is a copy of.
@@ -79,7 +79,7 @@ class Deepened(GrowthStep):
 
 @dataclass(frozen=True, kw_only=True)
 class Upcycled(GrowthStep):
-    """The pass that fills the experts of a mixture with copies of dense matrices.
+    """The pass that fills the experts of a mixture with copies of a dense model's matrices.
 
     Attributes:
         fillings: for each tensor of experts by name, of which dense matrices it is made, and how.

@@ -150,7 +150,7 @@ def _whole(dim: IndexMap) -> IndexMap:
 
 
 def _deviation(tensor: torch.Tensor, dims: list[IndexMap]) -> float:
-    """Return |T - mean over the copies in T| / |T| of a tensor T."""
+    """Return |T - M| / |T| for a tensor T of the large model, with M the mean over the copies of each entry."""
     tensor = tensor.double()
     gap = tensor - tiled(averaged(tensor, dims), dims)
     return float(gap.norm() / tensor.norm().clamp_min(torch.finfo(torch.float64).tiny))

@@ -143,7 +143,7 @@ def _carried_along(
 
 @dataclass(frozen=True)
 class _Expert:
-    """A tensor that holds weights of experts in the mixture.
+    """A parameter of the mixture of experts that holds weights of experts, all of them or one.
 
     Attributes:
         stacked: whether the tensor holds all experts, along its first dim.

@@ -263,7 +263,7 @@ def _judge_gates(found: Mapping[Quantity, Tensor], module: str | None) -> Diagno
 
 
 def _grade(value: float, limits: tuple[float, float]) -> Verdict:
-    """Return PASS, WEAK or FAIL for a number.
+    """Return PASS, WEAK or FAIL for a measured number, by two limits.
 
     Args:
         value: the number.

@@ -36,12 +36,12 @@ class Diagnostic(str, Enum):
 
     @property
     def words(self) -> str:
-        """The diagnostic in words, such as "Sinkhorn error"."""
+        """The diagnostic of hyper-connections in words, such as "Sinkhorn error"."""
         return _WORDS[self]
 
     @property
     def heading(self) -> str:
-        """The diagnostic in words, after its number: "1 Sinkhorn error"."""
+        """The diagnostic of hyper-connections in words, after its number: "1 Sinkhorn error"."""
         return f"{list(Diagnostic).index(self) + 1} {self.words}"
 
 
@@ -75,7 +75,7 @@ class Quantity(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The quantity as tables and figures name it: "adam weight", "worst at logit std 3"."""
+        """The name of the measured quantity in tables and figures, such as "adam weight" or "worst at logit std 3"."""
         label = f"{self.optimizer} {self.name}" if self.optimizer else self.name
         return label if self.spread is None else f"{label} at logit std {self.spread:g}"
 
@@ -153,7 +153,7 @@ class LawSlope:
 
     @property
     def diagnostic(self) -> Diagnostic:
-        """The diagnostic, such as "spectrum", that the quantity belongs to."""
+        """The diagnostic of hyper-connections, such as "spectrum", that the quantity belongs to."""
         return self.of.diagnostic
 
     @property

@@ -17,7 +17,10 @@ _INFEASIBLE = highspy.HighsModelStatus.kInfeasible
 
 
 class UnboundedError(Exception):
-    """The error that the minimum is -infinity; `args` are the numbers of the columns that can fall without end."""
+    """The error that the minimum of a linear program is -infinity.
+
+    `args` are the numbers of the columns (variables) that can fall without end.
+    """
 
 
 class Point(NamedTuple):
@@ -39,7 +42,7 @@ class Point(NamedTuple):
 
     @property
     def key(self) -> tuple[float, float]:
-        """The pair (cost, weight), rounded, by which optima are compared."""
+        """The pair (cost, weight) of the point, rounded, by which optima are compared."""
         return (round(self.objective, 9), round(self.tie, 9))
 
 
@@ -83,7 +86,7 @@ class Lp:
     """
 
     def __init__(self, matrix: Matrix, cost: Floats, weight: Floats, lower: Floats, upper: Floats) -> None:
-        """Load the linear program into a new HiGHS object."""
+        """Load the linear program into a new object of the solver HiGHS."""
         self.cost, self.lower, self.upper = cost, lower, upper
         self.weight = weight * 100 / max(1.0, weight.max(initial=0.0))  # larger ones end in numerical trouble
         # with this little weight its optimum nearly always is the lexicographic one, and both stages take no pivot
@@ -168,7 +171,7 @@ class Lp:
         return x if inside and (self._activity(x) <= right + TOLERANCE).all() else None
 
     def _read_vertex(self, x: Floats) -> Vertex | None:
-        """Return the optimal basis that HiGHS holds, at the point x; None if HiGHS cannot give it."""
+        """Return the simplex basis that HiGHS, the LP solver, holds at its optimum x; None if it cannot give one."""
         status, variables = self._highs.getBasicVariables()
         if status != highspy.HighsStatus.kOk:
             return None
@@ -179,7 +182,7 @@ class Lp:
         return Vertex(basic, columns, at_bounds, self._activity(at_bounds))
 
     def _activity(self, x: Floats) -> Floats:
-        """Return the left side of each row, matrix @ x."""
+        """Return the left side of each row (inequality) at the point x, which is matrix @ x."""
         return np.asarray(np.bincount(self._row, self._value * x[self._column], self._num_rows), dtype=np.float64)
 
     def _count_priced(self) -> int:
@@ -189,7 +192,7 @@ class Lp:
         return int(np.count_nonzero(np.abs(duals) > 10 * TOLERANCE))
 
     def conflict(self, right: Floats, tight: Sequence[int]) -> tuple[list[int], list[tuple[int, bool]]]:
-        """Find a smallest set of rows and bounds that cannot hold together.
+        """Find a smallest set of rows and bounds of the linear program that cannot hold together.
 
         Args:
             right: right sides of the rows.
@@ -209,7 +212,7 @@ class Lp:
         return list(iis.row_index_), [(j, is_upper[bound]) for j, bound in columns if bound in is_upper]
 
     def _start_from(self, basic: Mapping[int, int]) -> None:
-        """Give HiGHS a basis to start from: for each column in `basic`, the row that determines it."""
+        """Give HiGHS, the LP solver, a basis to start from: for each column in `basic`, the row that determines it."""
         status = highspy.HighsBasisStatus
         basis = highspy.HighsBasis()
         columns = [status.kLower if bounded else status.kZero for bounded in np.isfinite(self.lower).tolist()]
@@ -227,7 +230,10 @@ class Lp:
         _check(self._highs.changeColsBounds(columns, self._every_column, lower, upper), "change column bounds")
 
     def _run(self, cost: Floats) -> bool:
-        """Minimise a cost; return False if no point is feasible, else True (HiGHS then holds the optimum)."""
+        """Minimise a cost with HiGHS, the LP solver; return False if no point is feasible, else True.
+
+        HiGHS then holds the optimum.
+        """
         highs = self._highs
         _check(highs.changeColsCost(self._num_columns, self._every_column, cost), "change the cost")
         for _attempt in ("from the last basis", "from nothing"):
@@ -244,7 +250,7 @@ class Lp:
         raise AbcfxError(f"HiGHS stopped with {highs.modelStatusToString(status)}")
 
     def _rerun(self, cost: Floats) -> None:
-        """Minimise another cost over a program that was just found feasible."""
+        """Minimise another cost over a linear program that was just found feasible."""
         if not self._run(cost):
             raise AbcfxError("HiGHS calls the LP infeasible that it has just solved")
 
@@ -259,7 +265,7 @@ class _SilentHighs(highspy.Highs):
 
 
 def _new_highs(**options: float | str) -> Any:  # the stubs of highspy lack half of its methods
-    """Make a HiGHS object that prints nothing, with these options."""
+    """Make a solver object of HiGHS that prints nothing, with these options."""
     highs = _SilentHighs()  # type: ignore[no-untyped-call]
     for option, value in {"output_flag": False, **options}.items():
         _check(highs.setOptionValue(option, value), f"set {option}")

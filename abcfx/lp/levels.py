@@ -39,7 +39,10 @@ class Levels:
     """
 
     def __init__(self, num_rates: int, num_columns: int, out: Sequence[int], inputs: list[tuple[int, ...]]) -> None:
-        """Turn the rows into arrays, and sort the levels so that each comes after those it depends on."""
+        """Turn the rows (inequalities) into arrays, and sort the levels so that each comes after those it depends on.
+
+        A level is a variable that is the min of the rows that bound it.
+        """
         self.num_rates, self.num_columns, self.num_rows = num_rates, num_columns, len(inputs)
         self.out, self.inputs = np.array(out, dtype=np.int64), inputs
         self.input_row = np.repeat(np.arange(len(inputs)), [len(columns) for columns in inputs])
@@ -67,7 +70,7 @@ class Levels:
         return []
 
     def right_sides(self, right: Floats, values: Floats) -> Floats:
-        """Return the right side of every row (inequality): its constant, from `right`, plus those of its variables."""
+        """Return the right side of every row (inequality): its constant, from `right`, plus the sum of its inputs."""
         return np.asarray(right + np.bincount(self.input_row, values[self.input], self.num_rows))
 
     def evaluate(self, right: Floats, rates: Floats, near: Floats) -> list[float]:
@@ -98,8 +101,8 @@ class Levels:
     def find_held(self, lower: Floats) -> list[bool]:
         """Return a mask of the variables that cannot fall without end.
 
-        That is so for a variable with a lower bound, and for each that stands in a row which bounds such a variable
-        from above.
+        A variable cannot if it has a lower bound, or stands in a row (inequality) that bounds such a variable from
+        above.
         """
         held = np.isfinite(lower).tolist()
         for out, rows in reversed(self.order):
@@ -152,9 +155,10 @@ class Levels:
 class GreedyStart:
     """A first basis for the simplex method: levels as low as the levels that need them allow, then rates likewise.
 
-    A level is a variable that is the min of its rows. Where no level has two users, as in a chain, this basis is
-    optimal up to what gradients depend on, because no rate can rise and lower two others. Elsewhere it is a good start.
-    Levels without a lower bound (gradients) are the min of their rows.
+    A rate is a learning-rate exponent c, a level the exponent of a change or gradient, which is the min of the rows
+    that bound it. Where no level has two users, as in a chain, this basis is optimal up to what gradients depend on,
+    because no rate can rise and lower two others. Elsewhere it is a good start. Levels without a lower bound
+    (gradients) are the min of their rows.
 
     Args:
         levels: the rows as arrays.
@@ -162,7 +166,10 @@ class GreedyStart:
     """
 
     def __init__(self, levels: Levels, lower: Floats) -> None:
-        """Find, once for all right sides, in which order the rows determine the variables (levels, then rates)."""
+        """Find, once for all right sides, in which order the rows (inequalities) determine levels and rates.
+
+        A level is a variable that is the min of its rows, a rate one that is chosen.
+        """
         self._levels, self._lower = levels, lower
         row, column = levels.input_row, levels.input
         self._demanding, demanded = self._find_demands(lower)

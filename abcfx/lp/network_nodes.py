@@ -41,7 +41,10 @@ class Node(NamedTuple):
 
     @property
     def is_aligned(self) -> bool:
-        """Whether alignments matter for the node: it has a weight, and an input that changes in training."""
+        """Whether the node has alignments (how strongly updates line up with inputs).
+
+        They matter for a layer with a weight whose input changes in training.
+        """
         return self.has_weight and bool(self.inputs)
 
 
@@ -96,7 +99,7 @@ def graph_nodes(graph: nx.DiGraph) -> list[Node]:
 
 
 def find_successors(nodes: Sequence[Node]) -> dict[str, list[str]]:
-    """Return, by label, the nodes that read the output of each node."""
+    """Return, by label, the nodes of the network that read the output of each node."""
     successors: dict[str, list[str]] = {node.label: [] for node in nodes}
     for node in nodes:
         for label in node.inputs:
@@ -136,7 +139,7 @@ def check_stable_at_init(node: Node, is_readout: bool) -> None:
 
 
 def finite_number(value: object, name: str, label: str) -> float:
-    """Return a number of the user's as a float.
+    """Return a number that the user gave for a layer as a float.
 
     Args:
         value: the number.

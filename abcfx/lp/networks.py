@@ -52,11 +52,11 @@ class Solution(Generic[Exponents]):
     solver: NetworkSolver[Exponents] = field(repr=False, compare=False)
 
     def __iter__(self) -> Iterator[Exponents]:
-        """Yield c and r."""
+        """Yield the exponents c (learning rates) and r (changes), so that `c, r = solution` unpacks the solution."""
         return iter((self.c, self.r))
 
     def __len__(self) -> int:
-        """Return 2, the length of the pair (c, r)."""
+        """Return 2, the length of the solution as a pair (c, r)."""
         return 2
 
     def __getitem__(self, index: int) -> Exponents:
@@ -64,7 +64,7 @@ class Solution(Generic[Exponents]):
         return (self.c, self.r)[index]
 
     def resolve(self, alpha: NetworkAlignments, omega: NetworkAlignments, u: NetworkAlignments) -> Solution[Exponents]:
-        """Solve the same network at other alignments, in less time: the search starts at the last optimum.
+        """Solve the same network at other alignments (how strongly updates line up with inputs), from the last optimum.
 
         Args:
             alpha, omega, u: one number for all layers, a list in layer order (chain) or a dict by node (graph).
@@ -167,7 +167,7 @@ class NetworkSolver(ABC, Generic[Exponents]):
         optimizer: NetworkOptimizer,
         feature_learning: bool,
     ) -> None:
-        """Check the network, and write its linear program."""
+        """Check the network, and write its linear program of learning-rate exponents."""
         optimizer = choose("optimizer", optimizer, OPTIMIZERS)
         self._nodes = nodes  # each after its predecessors
         self._aligned = [(node.label, i) for i, node in enumerate(nodes) if node.is_aligned]
@@ -194,7 +194,7 @@ class NetworkSolver(ABC, Generic[Exponents]):
 
     @abstractmethod
     def _by_layer(self, values: dict[Hashable, float]) -> Exponents:
-        """Return a value for each layer in the form in which the user described the network: a list or a dict."""
+        """Return a value (c or r) for each layer as the user described the network: as a list or a dict."""
 
     @abstractmethod
     def _listed(self, given: Collection[object], name: str) -> list[object]:
@@ -220,7 +220,7 @@ class NetworkSolver(ABC, Generic[Exponents]):
         )
 
     def _alignment(self, alpha: NetworkAlignments, omega: NetworkAlignments, u: NetworkAlignments) -> Alignment:
-        """Return (alpha, omega, u) by label of each layer for which alignments matter."""
+        """Return the alignment exponents (alpha, omega, u) of each layer for which they matter, by its label."""
         alphas, omegas, us = (self._by_node(*x) for x in ((alpha, "alpha"), (omega, "omega"), (u, "u")))
         return {label: (alphas[i], omegas[i], us[i]) for label, i in self._aligned}
 
@@ -245,11 +245,11 @@ class ChainSolver(NetworkSolver[list[float]]):
     """The linear program of a chain of layers, for which alignments and exponents are lists in layer order."""
 
     def _by_layer(self, values: dict[Hashable, float]) -> list[float]:
-        """Return the values as a list in layer order."""
+        """Return values (c or r) of the layers as a list in layer order."""
         return list(values.values())
 
     def _listed(self, given: Collection[object], name: str) -> list[object]:
-        """Return one alignment for each layer, from a list in layer order.
+        """Return one alignment exponent for each layer, from a list in layer order.
 
         Raises:
             InvalidInputError: it is no list, or has another length.
@@ -266,11 +266,11 @@ class GraphSolver(NetworkSolver[dict[Hashable, float]]):
     """The linear program of a graph of layers, for which alignments and exponents are dicts by node."""
 
     def _by_layer(self, values: dict[Hashable, float]) -> dict[Hashable, float]:
-        """Return the values as a dict by the user's names of nodes."""
+        """Return values (c or r) of the nodes as a dict by the user's names of the nodes."""
         return values
 
     def _listed(self, given: Collection[object], name: str) -> list[object]:
-        """Return one alignment for each node, from a dict by node.
+        """Return one alignment exponent for each node, from a dict by node.
 
         Raises:
             InvalidInputError: it is no dict, a layer is missing, or there is no such node.

@@ -52,12 +52,12 @@ class LpSolution:
 
 
 class Solver:
-    """The linear program that finds the smallest rate exponents at which training is stable.
+    """The linear program that finds the smallest exponents c of learning rates m^-c at which training is stable.
 
-    Its variables are rates, whose sum, weighted with costs, is minimised, and levels, each of which is the min of the
-    rows that bound it and may not fall below its lower bound. Of several optima it takes the one that is least by
-    weights: larger for rates further upstream, with a small part that is derived from the `repr` of a rate's name,
-    which should thus be the same in every process.
+    Its variables are rates (the exponents c), whose sum, weighted with costs, is minimised, and levels (exponents of
+    changes and gradients), each of which is the min of the rows that bound it and may not fall below its lower bound.
+    Of several optima it takes the one that is least by weights: larger for rates further upstream, with a small part
+    that is derived from the `repr` of a rate's name, which should thus be the same in every process.
 
     Args:
         rows: the constraints.
@@ -79,7 +79,7 @@ class Solver:
         alignment: Alignment,
         exact: Iterable[Hashable] = (),
     ) -> None:
-        """Check the rows, rates and bounds, and turn them into arrays."""
+        """Check rows (inequalities), rates (exponents c, which are chosen) and bounds, and turn them into arrays."""
         self.rows, self.rates, exact = list(rows), dict(rates), list(dict.fromkeys(exact))
         self._check(lower, exact)
         self._names = [*self.rates, *dict.fromkeys(row.out for row in self.rows)]
@@ -208,7 +208,7 @@ class Solver:
             _require(level in lower, f"{written(level)} is to equal its lower bound, but has none")
 
     def _right_hand_sides(self, alignment: Alignment) -> Floats:
-        """Return the constant of each row, with alignments put in.
+        """Return the constant of each row (inequality), with the values of the alignment exponents put in.
 
         Raises:
             InvalidInputError: the alignments of a layer are missing or malformed.
@@ -230,7 +230,8 @@ class Solver:
 
         A rate that no row holds up would fall without end, and is kept within fixed bounds.
 
-        Returns: Those rates that no row holds up.
+        Returns:
+            Those rates that no row holds up.
         """
         held = self._levels.find_held(self._lower)
         unconstrained = []
@@ -245,7 +246,8 @@ class Solver:
     def _load(self) -> tuple[Lp, GreedyStart]:
         """Write the linear program as a matrix and load it into HiGHS, the LP solver.
 
-        Returns: The loaded program, and what finds a first basis for it.
+        Returns:
+            The loaded program, and what finds a first basis for it.
         """
         levels, num_columns = self._levels, len(self._names)
         keys = np.concatenate([np.arange(levels.num_rows), levels.input_row]) * num_columns
@@ -269,7 +271,7 @@ class Solver:
         return dict(zip(self.rates, map(tuple, names), strict=True))
 
     def _shadow_prices(self, point: Point) -> dict[Hashable, float]:
-        """Return d(objective) / d(right side) by name of row or bound, where it is not 0."""
+        """Return the shadow prices, d(objective) / d(right side) by name of row or bound, where they are not 0."""
         rows, columns = (np.flatnonzero(np.abs(dual) > TOLERANCE) for dual in (point.row_dual, point.column_dual))
         of_rows, of_columns = point.row_dual[rows].tolist(), point.column_dual[columns].tolist()
         prices = {self.rows[k].name: price for k, price in zip(rows.tolist(), of_rows, strict=True)}
@@ -285,9 +287,9 @@ class Solver:
         return BoundName(owner, variable, relation, high if is_upper else low)
 
     def _search(self, lp: Lp, basic: Mapping[int, int] | None) -> Point:
-        """Find the best point at which each variable in `exact`, the min of its rows, equals its lower bound.
+        """Find the best point of the linear program at which each variable in `exact` equals its lower bound.
 
-        It is a best-first search over which rows hold with equality.
+        Such a variable is the min of its rows. It is a best-first search over which rows hold with equality.
 
         Args:
             lp: the program in HiGHS.

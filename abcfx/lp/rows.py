@@ -36,7 +36,7 @@ class Row(NamedTuple):
     weight: float = 1.0
 
     def problem(self, levels: Collection[Hashable], rates: Collection[Hashable]) -> str | None:
-        """Return, as text, what is wrong with the row; None if nothing is.
+        """Return, as text, what is wrong with this row (inequality) of the linear program; None if nothing is.
 
         Args:
             levels: names of all levels (variables that are each the min of their rows).
@@ -71,11 +71,11 @@ class Rate(NamedTuple):
 
     @property
     def limits(self) -> tuple[float, float]:
-        """The least and the greatest value of the rate; both are the fixed value if there is one."""
+        """The least and the greatest value that this variable may have; both are the fixed value if there is one."""
         return self.bounds if self.fixed is None else (self.fixed, self.fixed)
 
     def problem(self) -> str | None:
-        """Return, as text, what is wrong with the cost or bounds of this variable; None if nothing is."""
+        """Return, as text, what is wrong with the cost or bounds of this variable of the linear program, or None."""
         low, high = self.limits
         if self.fixed is not None and not math.isfinite(self.fixed):
             return f"its fixed value must be finite, got {self.fixed}"

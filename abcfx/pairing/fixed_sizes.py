@@ -55,7 +55,7 @@ def fixed_sizes(
 
 
 def _is_near(ratio: float, other: float) -> bool:
-    """Whether two ratios of sizes are equal up to 2 %."""
+    """Whether two ratios of sizes, in target and base, are equal up to 2 %."""
     return abs(ratio / other - 1) < 0.02
 
 

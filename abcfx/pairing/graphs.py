@@ -41,7 +41,7 @@ class Doing(NamedTuple):
     of_class: str = ""
 
     def __str__(self) -> str:
-        """Return the op as text, for an error."""
+        """Return the op that a graph node runs as text, for an error."""
         return f"{self.of_class} {self.target}" if self.of_class else f"{self.op} {self.target}".strip()
 
 
@@ -65,7 +65,7 @@ class _Pairing:
     """A walk over the graphs of two models side by side, block by block where one model has more blocks."""
 
     def __init__(self, target: CapturedGraph, base: CapturedGraph, blocks: Blocks) -> None:
-        """Keep the two models, and which of their blocks belong together."""
+        """Keep target and base, and which of their numbered blocks belong together."""
         self.target, self.base, self.blocks = target, base, blocks
 
     def run(self, our_graph: fx.Graph, their_graph: fx.Graph) -> dict[fx.Node, fx.Node]:

@@ -56,7 +56,7 @@ class PairedModels:
         keeps_forward: bool = False,
         blocks: Blocks | None = None,
     ) -> None:
-        """Keep the models; nothing is computed yet."""
+        """Keep the target and the base model; nothing is computed yet."""
         check_keyword_inputs(kwargs)
         self.target = target
         self.base = base if isinstance(base, nn.Module) else None
@@ -99,28 +99,28 @@ class PairedModels:
 
     @property
     def base_graph(self) -> CapturedGraph | None:
-        """The base as a graph of its train mode; None where there is no base, or only its shapes."""
+        """The base (the model compared with) as the graph of its train mode; None without one, or given shapes only."""
         return None if self._paired is None else self._paired[0]
 
     @cached_property
     def target_dag(self) -> LayerDag:
-        """The layer DAG of the target in train mode."""
+        """The layer DAG (a graph of layers and other ops) of the target, the model that is analysed, in train mode."""
         return build_dag(self.target_graph, options=self.options)
 
     @cached_property
     def eval_dag(self) -> LayerDag | None:
-        """The layer DAG of the target in eval mode; None where train and eval mode run one graph."""
+        """The layer DAG (graph of layers and ops) of the target's eval mode; None if eval mode runs the train graph."""
         graph = self.target_graph.module.eval_graph
         return None if graph is None else build_dag(self.target_graph, graph, self.options)
 
     @cached_property
     def base_dag(self) -> LayerDag | None:
-        """The layer DAG of the base in train mode; None where there is no base, or only its shapes."""
+        """The layer DAG (a graph of layers and other ops) of the base in train mode; None without a base model."""
         return None if self.base_graph is None else build_dag(self.base_graph, options=self.options)
 
     @cached_property
     def blocks(self) -> Blocks:
-        """Which block of the base stands for each block of the target, where their numbers differ."""
+        """Which block of the base (the model compared with) stands for each block of the target, if numbers differ."""
         if self._blocks is not None:
             return self._blocks
         return match_blocks(dict(self.target.named_parameters()), self._base_parameters or {})

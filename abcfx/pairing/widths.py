@@ -86,7 +86,7 @@ class WidthGrowth(ABC):
         return True
 
     def parameter(self, name: str, shape: tuple[int, ...]) -> tuple[float, ...]:
-        """Return the growth exponent of each dim of a parameter."""
+        """Return the growth exponent e of each dim of a parameter: the dim grows as m^e, m the width ratio."""
         return tuple(self.dim(ParameterDim(name, i)) for i in range(len(shape)))
 
 
@@ -97,7 +97,7 @@ class StructuralGrowth(WidthGrowth):
     makes the weights by which residual streams are mixed do not grow, although layers follow.
 
     Args:
-        dag: the layer DAG.
+        dag: the layer DAG, a graph of the model's layers and other ops.
         shapes: the shape of each parameter.
         base: the growth measured with a base of the same sizes, if there is one. The exponents are then for the report
             only, since the width ratio is 1.
@@ -130,7 +130,7 @@ class StructuralGrowth(WidthGrowth):
         """Whether a node has a layer behind it and one before it (or is a layer itself), so that its width grows.
 
         Args:
-            dag: the layer DAG.
+            dag: the layer DAG, a graph of the model's layers and other ops.
             node: the node.
             above: for each node, whether a layer comes before it.
             below: for each node, whether a layer comes after it.
@@ -138,7 +138,7 @@ class StructuralGrowth(WidthGrowth):
         return below[node] and (above[node] or isinstance(dag.kind(node), Layer))
 
     def _mark(self, dims: tuple[Dim, ...], grows: bool) -> None:
-        """Set exponent 1 for the first of several dims: of a convolution's (channels, kernel) the channels alone."""
+        """Set growth exponent 1 for the first of several dims, if they grow: for (channels, kernel) the channels."""
         first = next(iter(dims), None)
         if first is None or not grows:
             return
@@ -146,7 +146,7 @@ class StructuralGrowth(WidthGrowth):
             self._grows[first] = 1.0
 
     def _mark_vector(self, vector: Vector, dag: LayerDag, grows: bool) -> None:
-        """Set exponent 1 for the last dim of a vector of parameters that has more than one entry, if it grows."""
+        """Set growth exponent 1 for the last dim of a bias or gain that has more than one entry, if it grows."""
         long = [d for d in vector.dims if isinstance(d, ParameterDim) and self._shapes[d.parameter][d.index] > 1]
         self._mark(tuple(long[-1:]), grows)
 
@@ -163,7 +163,7 @@ def beside_layers(dag: LayerDag, upstream: bool) -> dict[str, bool]:
     """Return for each DAG node whether a layer is among the nodes before it, or among those behind it.
 
     Args:
-        dag: the layer DAG.
+        dag: the layer DAG, a graph of the model's layers and other ops.
         upstream: look at the nodes that it is computed from, where a tensor made of parameters alone counts as well;
             else at those that follow it.
     """
@@ -249,7 +249,7 @@ class PairedGrowth(SizeGrowth):
     def __init__(
         self, target: CapturedGraph, base: CapturedGraph, blocks: Blocks, factors: Callable[[], Factors]
     ) -> None:
-        """Walk the graphs of target and base side by side."""
+        """Walk the graphs of target and base side by side, to pair their nodes."""
         ours, theirs = (dict(each.model.named_parameters()) for each in (target, base))
         self.blocks = blocks
         super().__init__(ours, pair_parameters(ours, theirs, blocks))

@@ -51,7 +51,7 @@ def solved_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str) 
     """Return the exponents of every parameter as the linear program found them, with multipliers left in forward.
 
     Args:
-        fixed: roles, and exponents a (multiplier) and b (init).
+        fixed: the role of each parameter, and its exponents a (multiplier m^-a; m, the width ratio) and b (init m^-b).
         solved: exponents c (learning rate) and of gradients.
         decay_mode: how weight decay follows width: "independent", "coupled" or "fixed".
     """
@@ -73,7 +73,7 @@ def absorbed_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str
     it.
 
     Args:
-        fixed: roles, and exponents a (multiplier) and b (init).
+        fixed: the role of each parameter, and its exponents a (multiplier m^-a; m, the width ratio) and b (init m^-b).
         solved: exponents c (learning rate) and of gradients.
         decay_mode: how weight decay follows width: "independent", "coupled" or "fixed".
     """

@@ -34,7 +34,7 @@ class Law(Enum):
 
 @dataclass(frozen=True)
 class Draw:
-    """A description of one tensor as it was drawn.
+    """A description of how the entries of one tensor were drawn at init: by which law, and how large they are.
 
     Attributes:
         law: how its entries come about.
@@ -70,7 +70,7 @@ class Draw:
 
     @classmethod
     def of(cls, tensor: torch.Tensor, weight: torch.Tensor | None = None, is_centred: bool = False) -> Draw:
-        """Describe a tensor that has values.
+        """Describe how the entries of a tensor were drawn at init, judged by their values.
 
         Args:
             tensor: the tensor.
@@ -124,7 +124,7 @@ class Draw:
     def _random(
         cls, drawn: torch.Tensor, rms: float, blocks: int, kept: torch.Tensor | None, values: torch.Tensor | None
     ) -> Draw:
-        """Describe a tensor with random entries.
+        """Describe how a tensor with random entries was drawn at init, judged by its entries.
 
         Args:
             drawn: its random entries, or a sample of them.
@@ -169,7 +169,7 @@ class Draw:
 
         Args:
             factor: number that multiplies the random part.
-            whole: number that multiplies mean and structure.
+            whole: number that multiplies its mean and structure (what is not random, such as zero rows).
         """
         if factor == whole or not (self.mean or self.has_structure):
             return self.rms * factor
@@ -181,7 +181,7 @@ class Draw:
         """Return the description of a tensor of another size that the same code draws.
 
         Zero rows keep their distance from the nearer end, other structure in random tensors its relative place. Few
-        entries count as drawn from a normal distribution. An order is not carried over.
+        entries count as drawn from a normal distribution. An order of the entries is not carried over.
 
         Args:
             spread: RMS of its random entries around their mean; of structure, RMS of all entries.
@@ -213,7 +213,7 @@ class Draw:
         Args:
             tensor: the tensor to fill.
             factor: number that multiplies the random part.
-            whole: number that multiplies mean and structure.
+            whole: number that multiplies its mean and structure (what is not random, such as zero rows).
             generator: source of random numbers; torch's default if None.
         """
         if self.law in (Law.FIXED, Law.FEW) and self.values is not None:

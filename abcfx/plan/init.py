@@ -53,7 +53,7 @@ class Init:
 
     @classmethod
     def scaled(cls, own: Draw | None, factor: float = 1.0, whole: float = 1.0) -> Init:
-        """Return a plan that multiplies what the model itself drew.
+        """Return a plan that initialises a tensor by multiplying what the model itself drew.
 
         Args:
             own: how the model drew the tensor; None where it has no values, and then nothing is known.
@@ -70,17 +70,17 @@ class Init:
 
     @classmethod
     def drawn_anew(cls, own: Draw | None, std: float, whole: float = 1.0) -> Init:
-        """Return a plan that draws the random part of a tensor from a normal distribution.
+        """Return a plan that initialises a tensor by drawing its random part from a normal distribution.
 
         Args:
             own: how the model drew the tensor; None where it has no values.
             std: the standard deviation.
-            whole: number that multiplies mean and structure.
+            whole: number that multiplies its mean and structure (what is not random, such as zero rows).
         """
         return cls(std=std, redraw=True, whole=whole, own=own)
 
     def times(self, factor: float) -> Init:
-        """Return the plan with all values, means as well, multiplied by one more factor."""
+        """Return the plan of an init with all values, means as well, multiplied by one more factor."""
         std, fill = (None if value is None else value * factor for value in (self.std, self.fill))
         return replace(self, factor=self.factor * factor, std=std, fill=fill, whole=self.whole * factor)
 

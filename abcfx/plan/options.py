@@ -151,7 +151,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """The options of one `transform` that decide numbers, checked.
+    """The options of one `transform` from which numbers follow: lr, weight decay, eps, init, overrides, schedule.
 
     Attributes:
         lr: learning rate at the base width, or one by role with an optional "default"; None where groups of an

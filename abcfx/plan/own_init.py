@@ -70,7 +70,7 @@ def measure_own_init(
     Args:
         target: the target's parameters by name.
         base: the base's parameter for each of them.
-        growth: growth exponents of dims.
+        growth: growth exponent of each dim: 0 if it keeps its size in a wider model, 1 if it grows with the width.
         like: for each parameter, what its init may follow: the growth of its fan_in. Tensors whose names differ in
             numbers only, and that agree in this, share one estimate.
         planned: the exponent b of the init m^-b that is planned for each parameter.

@@ -39,7 +39,7 @@ def make_plan(
         own_init: how the model's own init scales; None without a base, and then exponents are powers of each layer's
             own width n, and weights are drawn anew with standard deviation n^-b.
         options: the user's constants, and how the plan will be applied.
-        depth: factors on residual branches.
+        depth: factors on residual branches, for a model with more blocks than its base.
         numbers: what an optimizer instance says of a parameter, where there is one.
 
     Returns:
@@ -86,10 +86,10 @@ class _Planner:
     They are powers of n, a width ratio or a width.
 
     Args:
-        fixed: roles, and exponents a (multiplier) and b (init).
+        fixed: the role of each parameter, and its exponents a (multiplier m^-a; m, the width ratio) and b (init m^-b).
         solved: exponents c (learning rate), r (change) and of gradients.
         options: the user's constants, and how the plan will be applied.
-        depth: factors on residual branches.
+        depth: factors on residual branches, for a model with more blocks than its base.
         numbers: what an optimizer instance says of a parameter, where there is one.
         parameters: the model's parameters by name.
     """
@@ -278,7 +278,7 @@ class _Planner:
             is_matrix: whether it is the weight of a layer.
             is_bias: whether it is the bias of one.
             size: the standard deviation of a weight.
-            whole: number that multiplies mean and structure.
+            whole: number that multiplies its mean and structure (what is not random, such as zero rows).
         """
         if is_matrix and (drawn is None or drawn.law is Law.RANDOM):
             return Init.drawn_anew(drawn, size, whole)

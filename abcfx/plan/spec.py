@@ -111,7 +111,7 @@ class ParameterPlan:
     options: Mapping[str, GroupOption] = field(default_factory=dict)
 
     def row(self) -> SpecRow:
-        """Return the plan of this parameter as a JSON-able row of the spec."""
+        """Return the plan of this parameter as a JSON-able row of the spec, the plan that is kept in a checkpoint."""
         own = self.own_init
         row: SpecRow = {
             "role": self.role,
@@ -153,7 +153,7 @@ class Spec(Mapping[str, SpecRow]):
     """
 
     def __init__(self, rows: Mapping[str, SpecRow], version: int = SPEC_VERSION) -> None:
-        """Keep a row for each parameter, and the version of their format."""
+        """Keep a row of planned numbers for each parameter, and the version of their format."""
         self._rows, self.version = dict(rows), version
 
     def __getitem__(self, name: str) -> SpecRow:
@@ -161,7 +161,7 @@ class Spec(Mapping[str, SpecRow]):
         return self._rows[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the names of the parameters."""
+        """Yield the names of the parameters in the spec."""
         return iter(self._rows)
 
     def __len__(self) -> int:
@@ -176,12 +176,12 @@ class Spec(Mapping[str, SpecRow]):
         return {"version": self.version, "parameters": dict(self._rows)}
 
     def to_json(self) -> str:
-        """Return the spec as JSON text."""
+        """Return the spec (the planned numbers of each parameter) as JSON text."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> Spec:
-        """Read a spec back from the text that `to_json` returned.
+        """Read a spec (the planned numbers of each parameter) back from the text that `to_json` returned.
 
         Raises:
             InvalidInputError: the text is no spec of a known version.

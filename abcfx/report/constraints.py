@@ -144,7 +144,7 @@ class Constraints:
         return f"{_symbol(row.out)} = {self._values[row.out] + 0.0:.4g} <= {symbols} = {values}{total}"
 
     def _alignment_in(self, row: Row) -> float:
-        """Return the alignment exponent (alpha, omega or u) in a row of the linear program; 0 if it has none."""
+        """Return the alignment exponent (alpha, omega or u) in a row (inequality) of the linear program; 0 if none."""
         return float(getattr(self._alignment[str(row.layer)], row.alignment)) if row.alignment else 0.0
 
     def _constants(self, row: Row) -> list[tuple[str, float]]:
@@ -201,7 +201,7 @@ def _words(name: RowName, parameter: str) -> str:
 
 
 def _sum(terms: Iterable[str]) -> str:
-    """Write terms as a sum; those that begin with a minus are subtracted."""
+    """Write terms, given as text, as a sum; those that begin with a minus are subtracted."""
     first, *others = terms
     signed = [f" - {term[1:]}" if term.startswith("-") else f" + {term}" for term in others]
     return "".join([first, *signed])

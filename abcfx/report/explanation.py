@@ -38,7 +38,7 @@ class Paragraph(NamedTuple):
         return cls(title, tuple(line if isinstance(line, Line) else Line(line) for line in lines))
 
     def to_dict(self) -> dict[str, object]:
-        """Return title and lines as JSON-able values."""
+        """Return title and lines of the paragraph as JSON-able values."""
         return {"title": self.title, "lines": [line._asdict() for line in self.lines]}
 
 
@@ -71,7 +71,7 @@ class Explanation:
     paragraphs: tuple[Paragraph, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """Return all fields of the explanation as JSON-able values."""
+        """Return all fields of the explanation of a parameter as JSON-able values."""
         return {
             "name": self.name,
             "aliases": list(self.aliases),
@@ -85,7 +85,7 @@ class Explanation:
         }
 
     def __str__(self) -> str:
-        """Return the explanation as text, wrapped to 100 columns."""
+        """Return the explanation of a parameter as text, wrapped to 100 columns."""
         lines = [self.name]
         for title, body in self.paragraphs:
             lines += ["", title]
@@ -97,7 +97,7 @@ class Explanation:
         return "\n".join(lines)
 
     def __rich__(self) -> Group:
-        """Return the explanation as a rich renderable."""
+        """Return the explanation of a parameter as a rich renderable, for a coloured print."""
         parts: list[RenderableType] = [Text(self.name, style="bold")]
         for title, body in self.paragraphs:
             parts += [

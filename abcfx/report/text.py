@@ -107,7 +107,7 @@ def _groups(outcome: Outcome) -> Section:
 
 
 def _graph(outcome: Outcome) -> Section:
-    """Write the section of the report on the layer DAG: counts, skip connections, parameters used several times."""
+    """Write the report's section on the graph of layers: counts, skip connections, parameters with several uses."""
     dag = outcome.dag
     kinds = [node.kind for node in dag.nodes]
     counts = {

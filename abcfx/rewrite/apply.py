@@ -49,7 +49,7 @@ def apply_plan(
         pair: the model, with its graphs and layer DAGs of both modes.
         fixed: factors on attention logits, and the growth of dims.
         plan: multiplier and init of every parameter.
-        depth: factors on residual branches.
+        depth: factors on residual branches, for a model with more blocks than its base.
         mode: where multipliers go: "insert" (scale nodes), "absorb" (weights and rates), "inplace" (the same, in the
             model object that was given) or "off" (there are none).
 
@@ -97,13 +97,13 @@ def _insert(
     attention: Mapping[str, float],
     branches: Collection[str],
 ) -> tuple[str, ...]:
-    """Insert scale nodes into the graphs of train and eval mode; return notes for the report.
+    """Insert scale nodes (multiplications by a constant) into the graphs of train and eval mode; return notes.
 
     Args:
         pair: the model, with its graphs and layer DAGs.
         fixed: the exponents, with the growth of dims.
         plan: the multiplier of every parameter.
-        depth: factors on residual branches.
+        depth: factors on residual branches, for a model with more blocks than its base.
         attention: exponent a of the factor m^-a (m, the width ratio) on the logits of each attention product.
         branches: the merges whose residual branch gets a scale node.
 
@@ -160,7 +160,7 @@ def _query_features(
 
     Args:
         captured: the model with its graphs.
-        fixed: the exponents, with the layer DAG.
+        fixed: the exponents decided before the linear program, with the layer DAG, a graph of the model's layers.
         attention: exponent a of the factor m^-a (m, the width ratio) on the logits of each attention product.
     """
     scale = fixed.widths.width_ratio
@@ -170,7 +170,7 @@ def _query_features(
 def _hook(captured: CapturedGraph, fixed: FixedExponents, fold: Fold) -> tuple[str, ...]:
     """Scale the queries of fused layers by hooks on the model's own object; return notes for the report.
 
-    The model cannot be saved until it is folded.
+    The model cannot be saved until it is folded, which puts the factors into its weights.
 
     Args:
         captured: the model with its graphs.

@@ -163,7 +163,7 @@ def _times(value: object, factor: float) -> object:
 
 
 def _close(left: object, right: object) -> bool:
-    """Whether all tensors in two results are equal up to rounding."""
+    """Whether all tensors in the results of two graph nodes are equal up to rounding."""
     pairs = zip(trees.leaves(left), trees.leaves(right), strict=True)
     return all(_equal(x, y) for x, y in pairs if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor))
 

@@ -16,7 +16,7 @@ from abcfx.rewrite.query_features import FeatureScale
 
 @dataclass
 class Fold:
-    """The factors that turn a trained model into plain weights, without scale nodes or hooks.
+    """The factors that turn a trained model into plain weights, without scale nodes (multiplications) or hooks.
 
     Attributes:
         factors: the factor of each parameter, by name.
@@ -33,7 +33,7 @@ class Fold:
     find_features: Callable[[], Sequence[FeatureScale]] | None = None
 
     def apply_to(self, model: nn.Module) -> None:
-        """Multiply the factors into the parameters of a model of the original class, and remove its hooks.
+        """Multiply the factors into the parameters of a model of the original class, and remove the model's hooks.
 
         Raises:
             InvalidInputError: some factor cannot be put into a weight; nothing has been changed then.

@@ -40,7 +40,7 @@ class FeatureScale:
     dims: dict[str, int]
 
     def apply_to(self, parameters: Mapping[str, torch.Tensor], done: set[str]) -> None:
-        """Multiply the parts of a layer's parameters that make these features by their factors, in place.
+        """Multiply the parts of the layer's parameters that make the scaled features by their factors, in place.
 
         Args:
             parameters: the model's parameters by name.

@@ -82,7 +82,7 @@ def attend_with(
     """Add multi-head attention (its projections, attention, and output layer) to the layer DAG and return its output.
 
     Args:
-        op: the op in whose place the nodes stand.
+        op: the op of the traced graph for which nodes are added to the layer DAG, a graph of layers and ops.
         module: holds the weights.
         query: the tensor that queries are made of.
         key: the tensor that keys are made of.

@@ -43,7 +43,7 @@ class ExponentContext(Protocol):
         """Return s for a DAG node whose output has entries ~ m^-s at init (m, the width ratio); 0 for a constant."""
 
     def changes(self, node: str | None) -> bool:
-        """Whether training changes the output of a node of the layer DAG; None stands for a constant, which stays."""
+        """Whether training changes the output of a DAG node; None stands for a constant, which does not change."""
 
     def a(self, node: str) -> float:
         """Return a of the multiplier m^-a (m, the width ratio) on a layer or on the logits of an attention product."""

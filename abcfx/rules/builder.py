@@ -13,7 +13,7 @@ from abcfx.rules.kinds import Kind, Layer, Vector
 
 @dataclass(frozen=True, eq=False)
 class DagNode:
-    """A node of the layer DAG: what it computes, and where it stands in the fx graph.
+    """A node of the layer DAG (a graph of the model's layers and other ops): what it computes, and where it stands.
 
     Attributes:
         name: unique in the DAG; a layer is called as its module, any other node as its op.
@@ -56,7 +56,7 @@ class DagNode:
 
 
 class DagBuilder:
-    """A builder that collects the nodes of a layer DAG in the order in which they run.
+    """A builder that collects the nodes of a layer DAG, a graph of layers and ops, in the order in which they run.
 
     Attributes:
         names: name of each parameter of the model.
@@ -66,7 +66,7 @@ class DagBuilder:
     """
 
     def __init__(self, names: Mapping[torch.nn.Parameter, str]) -> None:
-        """Start a layer DAG without nodes; `names` has the name of each parameter of the model."""
+        """Start a layer DAG (a graph of layers and ops) without nodes; `names` has the name of each parameter."""
         self.names = names
         self.shapes = {name: tuple(parameter.shape) for parameter, name in names.items()}
         self.nodes: dict[str, DagNode] = {}
@@ -74,7 +74,7 @@ class DagBuilder:
         self._vectors: dict[str, str] = {}
 
     def __contains__(self, name: object) -> bool:
-        """Whether a node with this name was added to the layer DAG."""
+        """Whether a node with this name was added to the layer DAG, the graph of layers and ops."""
         return name in self.nodes
 
     def kind(self, name: str) -> Kind:
@@ -82,7 +82,10 @@ class DagBuilder:
         return self.nodes[name].kind
 
     def add(self, node: DagNode) -> str:
-        """Add a node to the layer DAG and return its name, which ends in `#2`, `#3`, ... where its own is taken."""
+        """Add a node to the layer DAG (graph of layers and ops) and return its name.
+
+        The name ends in `#2`, `#3`, ... where the node's own is taken.
+        """
         unique, again = node.name, 1
         while unique in self.nodes:
             again += 1
@@ -107,7 +110,7 @@ class DagBuilder:
         return self._vectors[vector.parameter]
 
     def pin(self, name: str, is_bent: bool) -> None:
-        """Mark a node as one that must keep its size in a larger copy of the model.
+        """Mark a DAG node whose output must stay as large as it is in a wider copy of the model that computes the same.
 
         Args:
             name: the node.

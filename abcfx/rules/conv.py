@@ -25,7 +25,7 @@ def _grouped(op: Op, x: Value, weight: Value, bias: Value | None, groups: Number
     channels of its own group alone.
 
     Args:
-        op: the op in whose place the node stands.
+        op: the op of the traced graph for which a node is added to the layer DAG, a graph of layers and ops.
         x: the input.
         weight: the weight (out, in / groups, *kernel).
         bias: the bias, if any.
@@ -116,7 +116,7 @@ def conv_transpose_module(
 def pool(op: Op, x: Value, *_: object) -> Value | tuple[Value, ...]:
     """Handle pooling and resizing: entries keep their size and their change in training.
 
-    If the op returns the indices of the largest entries as well, they are a second result, a constant.
+    If the op returns the places of the largest entries as well, they are a second result, a constant.
     """
     named = str(plain_name(op.at.target)).endswith("with_indices")
     return (op.same(x), op.constant()) if named or count_results(op) > 1 else op.same(x)

@@ -23,7 +23,7 @@ def homogeneous(op: Op, x: Value, *_: object) -> Value:
 
 @register_rule("to", "type_as", "float", "half")
 def cast(op: Op, x: Value, *like: object) -> Value:
-    """Handle x.to(...) and x.type_as(y): the entries of x in another dtype or on another device."""
+    """Handle x.to(...) and x.type_as(y), x in another dtype or on another device: entries keep their size."""
     op.disregard(*like)  # of another tensor the dtype and device count
     return op.same(x)
 
@@ -65,7 +65,7 @@ def keeps_zero(op: Op, x: Value, *_: object) -> Value:
 def clamp(op: Op, x: Value, *bounds: object) -> Value:
     """Handle clamp between bounds that are numbers or tensors.
 
-    The result is as large as x or, if training changes a bound, as the largest of the three.
+    Entries are as large as those of x or, if training changes a bound, as the largest of the three tensors.
     """
     moving = [bound for bound in bounds if isinstance(bound, Value) and not bound.is_constant]
     return op.nonlinear(op.merge([x, *moving]) if moving else x)
@@ -134,7 +134,7 @@ def glu_module(op: Op, module: nn.GLU, x: Value) -> Value:
 
 @register_rule("add", "sub", "rsub")
 def add(op: Op, x: object, y: object, alpha: object = 1) -> Value:
-    """Handle x + alpha * y: as large as the larger of the two, save that x - mean(x) has the size of x."""
+    """Handle x + alpha * y: entries are as large as the larger of the two, save that x - mean(x) is as large as x."""
     if alpha != 1:
         reverse = plain_name(op.at.target) == "rsub"  # y - alpha * x
         x, y = (y, x) if reverse else (x, y)
@@ -158,13 +158,13 @@ def add(op: Op, x: object, y: object, alpha: object = 1) -> Value:
 
 @register_rule("maximum", "minimum", "fmax", "fmin", "hypot", "nextafter")
 def largest(op: Op, x: Value, y: Value) -> Value:
-    """Handle torch.maximum, minimum, hypot and the like of two tensors: the result is as large as the larger input."""
+    """Handle torch.maximum, minimum, hypot and the like of two tensors: entries as large as those of the larger one."""
     return op.merge([x, y])
 
 
 @register_rule("logaddexp", "logaddexp2")
 def logaddexp(op: Op, x: Value, y: Value) -> Value:
-    """Handle torch.logaddexp, log(exp(x) + exp(y)): as large as the larger of x and y, and changing as they do."""
+    """Handle torch.logaddexp, log(exp(x) + exp(y)): entries as large as the larger of x and y."""
     return op.nonlinear(op.merge([x, y]))
 
 
@@ -172,14 +172,14 @@ def logaddexp(op: Op, x: Value, y: Value) -> Value:
 def remainder(op: Op, x: object, y: object) -> Value:
     """Handle remainders and rounded quotients of x and y, either of which may be a number.
 
-    The result is taken to be as large as the larger of them and to change as they do.
+    Entries are taken to be as large as the larger of x and y, and to change as they do.
     """
     return op.nonlinear(op.merge([v for v in (x, y) if isinstance(v, Value)]))
 
 
 @register_rule("lerp")
 def lerp(op: Op, x: Value, y: Value, weight: object) -> Value:
-    """Handle torch.lerp, x + weight * (y - x): as large as the larger of x and y.
+    """Handle torch.lerp, x + weight * (y - x): entries as large as the larger of x and y.
 
     If the weight is a tensor, its product with y - x is added, so that the weight's size and change count as well.
     """
@@ -190,7 +190,7 @@ def lerp(op: Op, x: Value, y: Value, weight: object) -> Value:
 
 @register_rule("addcmul", "addcdiv")
 def addcmul(op: Op, x: Value, y: Value, z: Value, *, value: object = 1) -> Value:
-    """Handle torch.addcmul and addcdiv, x + value * y * z and x + value * y / z: as large as the larger summand."""
+    """Handle torch.addcmul and addcdiv, x + value * y * z and x + value * y / z: as large as the larger term."""
     term = mul(op, y, z) if plain_name(op.at.target) == "addcmul" else div(op, y, z)
     return op.merge([x, term if value == 1 else op.scale(term, op.number(value, "value"))])
 
@@ -244,7 +244,7 @@ def polynomial(op: Op, x: Value, degree: object) -> Value:
 def fill(op: Op, x: object, value: object = None, *_: object) -> Value:
     """Handle ops that overwrite x, such as x.zero_(), x.fill_(value), x.normal_(mean, std), and torch.normal.
 
-    The result is as large as the value or mean that is a tensor; without such a tensor it is a constant.
+    Entries are as large as the value or mean if that is a tensor; without such a tensor the result is a constant.
     """
     overwrites = str(getattr(op.at.target, "__name__", op.at.target)).partition(".")[0] != "normal"
     if overwrites:
@@ -358,5 +358,5 @@ def reciprocal(op: Op, x: Value) -> Value:
 
 @register_rule("where")
 def where(op: Op, condition: Value, x: object, y: object) -> Value:
-    """Handle torch.where(condition, x, y), entries of x or y: as large as the larger of the two."""
+    """Handle torch.where(condition, x, y), entries of x or y: as large as the larger of the two kinds."""
     return op.merge([v for v in (x, y) if isinstance(v, Value)])

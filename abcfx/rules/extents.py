@@ -35,7 +35,7 @@ class ScalarArgument(NamedTuple):
 
 
 class ModuleAttribute(NamedTuple):
-    """A Python number that the module called at an fx node holds under the dotted name `key`."""
+    """A Python number that a module, called at an fx node, holds as its attribute `key`, a dotted name."""
 
     node: fx.Node
     key: str

@@ -75,7 +75,7 @@ def _transform(op: Op, x: Value, dims: Sequence[int], sizes: Sequence[object], n
 
 @register_rule("fft_fftshift", "fft_ifftshift")
 def shifted(op: Op, x: Value, dim: Dims = None) -> Value:
-    """Handle torch.fft.fftshift and its inverse, which move entries: they keep their size and their change."""
+    """Handle torch.fft.fftshift and its inverse, which move entries: these keep their size and their change."""
     return op.view(x)
 
 

@@ -195,17 +195,17 @@ class Merge(Kind):
     """A sum, concatenation or selection: the largest input decides size and change in training."""
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s of the result (entries ~ m^-s at init): that of the largest input."""
+        """Return s of the result (entries ~ m^-s at init; m, the width ratio): that of the largest input."""
         return min(context.size(x) for x in self.inputs if x is not None)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
-        """Yield one bound on r (change ~ m^-r) for each input that training changes: the input's own r."""
+        """Yield one bound on r of the result (its change is ~ m^-r) for each input that changes: that input's r."""
         for x in dict.fromkeys(self.inputs):
             if x is not None and context.changes(x):
                 yield Bound(RowLabel(RowKind.INPUT, x), (("r", x),), 0.0)
 
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield each input and the bound on its G (gradient ~ m^-G): that of the result."""
+        """Yield each input with the bound on its G (gradient ~ m^-G; m, the width ratio): G of the result."""
         for x in dict.fromkeys(self.inputs):
             if x is not None:
                 yield x, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), 0.0)
@@ -230,7 +230,7 @@ class Product(Kind):
         return context.size(x) + context.size(y) - context.growth(*self.contracted) / 2 + context.a(node)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
-        """Yield the bounds on r of x y: its change is x dy + y dx + dx dy, whose entries count as aligned in a sum."""
+        """Yield the bounds on r of x y (its change is ~ m^-r): x dy + y dx + dx dy, counted as aligned in a sum."""
         x, y = self.inputs
         aligned = context.a(node) - context.growth(*self.contracted)
         if x is not None and context.changes(x):
@@ -241,7 +241,7 @@ class Product(Kind):
             yield Bound(RowLabel(RowKind.BOTH_CHANGES), (("r", x), ("r", y)), aligned)
 
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield each input and bounds on its G: x gets the product's gradient times y, summed over dims x lacks."""
+        """Yield x and y with bounds on G (gradient ~ m^-G): that of x y times the other, summed over dims it lacks."""
         x, y = self.inputs
         for this, other, missing in ((x, y, self.broadcast[0]), (y, x, self.broadcast[1])):
             if this is not None:
@@ -275,7 +275,7 @@ class Unary(Kind):
 
     @property
     def input(self) -> str:
-        """Name of the one DAG node that this node reads."""
+        """Name of the one DAG node (a layer, sum, norm, ...) that this node reads."""
         (x,) = self.inputs
         assert x is not None, "an op on constants makes no DAG node"
         return x
@@ -303,7 +303,7 @@ class Unary(Kind):
 
 @dataclass(frozen=True)
 class Norm(Unary):
-    """A layer, RMS, batch or group norm: the size becomes 0, so that the multiplier of a layer before it is void.
+    """A layer, RMS, batch or group norm: the result is of order 1, so that a multiplier in front has no effect.
 
     A norm that divides by a sum of powers of n entries, not by their mean, leaves entries of about n^(-1/power).
 
@@ -316,11 +316,11 @@ class Norm(Unary):
     power: float = 2.0
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s (entries ~ m^-s): 0, or more where the norm divides by a sum over dims that grow."""
+        """Return s of a norm's result (entries ~ m^-s): 0, or more if it divides by a sum over dims that grow."""
         return context.growth(*self.summed) / self.power
 
     def shift(self, context: ExponentContext) -> float:
-        """Return r of the output minus r of the input: changes are divided by the size of the input."""
+        """Return r of the output minus r of the input (changes ~ m^-r): a norm divides changes by the input's size."""
         return self.size("", context) - context.size(self.input)
 
 
@@ -329,7 +329,7 @@ class Pointwise(Unary):
     """A function phi with phi(0) != 0 (sigmoid, exp, cos): its output is of order 1 for any input."""
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s (entries ~ m^-s): 0 for an input of order 1 or less, else that of the input."""
+        """Return s of the result (entries ~ m^-s): 0 for an input of order 1 or less, else that of the input."""
         return min(0.0, context.size(self.input))
 
     def shift(self, context: ExponentContext) -> float:
@@ -346,7 +346,7 @@ class Power(Unary):
         return self.exponent * context.size(self.input)
 
     def shift(self, context: ExponentContext) -> float:
-        """Return r of the output minus r of the input: the derivative is x ** (exponent - 1)."""
+        """Return r of the output minus r of the input (changes ~ m^-r): the derivative is x ** (exponent - 1)."""
         return (self.exponent - 1) * context.size(self.input)
 
 
@@ -373,7 +373,7 @@ class NumberFactor(Unary):
         return context.size(self.input) + self.shift(context)
 
     def shift(self, context: ExponentContext) -> float:
-        """Return r of the output minus r of the input: the exponent x of a factor ~ m^-x."""
+        """Return r of the output minus r of the input (changes ~ m^-r): the exponent x of the factor m^-x."""
         return -context.number(self.factor)
 
 
@@ -388,9 +388,9 @@ class Reduce(Unary):
         return context.size(self.input) + self.shift(context)
 
     def shift(self, context: ExponentContext) -> float:
-        """Return r of the output minus r of the input: 0 for a mean, less for a sum over dims that grow."""
+        """Return r of the output minus r of the input (changes ~ m^-r): 0 for a mean, less for a sum that grows."""
         return 0.0 if self.mean else -context.growth(*self.over)
 
     def gradient_shift(self, context: ExponentContext) -> float:
-        """Return G of the input minus G of the output: a mean sends back smaller gradients."""
+        """Return G of the input minus G of the output (gradients ~ m^-G): a mean sends back smaller gradients."""
         return context.growth(*self.over) if self.mean else 0.0

@@ -111,7 +111,7 @@ def matmul(op: Op, x: Value, y: Value) -> Value:
 
 
 def _matrix_dim(x: Value, index: int) -> tuple[Dim, ...]:
-    """Return the dim at `index` of a matrix or batch of matrices; none if x is a vector or its shape is unknown."""
+    """Return the dim at `index` of a matrix or a batch of matrices; () if x is a vector or its shape is unknown."""
     return x.dims_at([index]) if (x.ndim or 0) > 1 else ()
 
 
@@ -165,7 +165,7 @@ def tensordot(op: Op, x: Value, y: Value, dims: int | Sequence[Sequence[int]] = 
 
 @register_rule("addmm", "baddbmm", "addmv", "addbmm", "saddmm", "sspaddmm", "addr")
 def addmm(op: Op, added: Value, x: Value, y: Value, *, beta: object = 1, alpha: object = 1) -> Value:
-    """Handle torch.addmm and the like, beta * added + alpha * (x @ y): as large as the larger summand.
+    """Handle torch.addmm and the like, beta * added + alpha * (x @ y): entries as large as the larger term.
 
     addbmm sums the products of a batch of matrices, addr multiplies two vectors, every entry of one by every entry of
     the other.
@@ -237,7 +237,7 @@ def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kep
     """Contract two operands of an einsum: add a layer if one of them is a weight, else a product.
 
     Args:
-        op: the op in whose place the node stands.
+        op: the op of the traced graph for which a node is added to the layer DAG, a graph of layers and ops.
         x: the first operand.
         x_letters: the letters of its dims.
         y: the second operand.
@@ -249,7 +249,7 @@ def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kep
     contracted = [c for c in y_letters if c in x_letters and c not in kept]
 
     def position(letters: str, c: str) -> int:
-        """Return the index of the dim with this letter, counted from the end behind an ellipsis."""
+        """Return the index of an einsum operand's dim, given its letter; behind an ellipsis it counts from the end."""
         before, dots, after = letters.partition("...")
         return before.index(c) if c in before or not dots else after.index(c) - len(after)
 
@@ -281,6 +281,9 @@ def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kep
 
 
 def _from_last(letters: str, c: str) -> int:
-    """Return the index of a dim, counted from the last one; letters before an ellipsis are counted from the first."""
+    """Return the index of an einsum operand's dim, given its letter, counted from the last dim.
+
+    Dims before an ellipsis are counted from the first.
+    """
     before, dots, after = letters.partition("...")
     return before.index(c) if dots and c in before else (after or before).index(c) - len(after or before)

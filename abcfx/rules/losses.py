@@ -17,14 +17,14 @@ _SUM = 2  # how aten ops spell reduction="sum"
     "soft_margin_loss",
 )  # fmt: skip
 def loss(op: Op, x: Value, target: object, *others: object, log_target: bool = False) -> Value:
-    """Handle a loss such as cross entropy: it has the size and change of its largest input, logits or targets."""
+    """Handle a loss such as cross entropy: a number as large as the entries of its largest input, logits or targets."""
     moving = [v for v in others if isinstance(v, Value) and not v.is_constant]
     return op.nonlinear(op.merge([v for v in (x, target, *moving) if isinstance(v, Value)]))
 
 
 @register_rule("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 def regression_loss(op: Op, x: Value, target: object, *options: object) -> Value:
-    """Handle a regression loss such as F.mse_loss: a number per entry, as large as the larger of x and target.
+    """Handle a regression loss such as F.mse_loss: a number per entry, as large as entries of x or target.
 
     `reduction` says whether the mean (the default) or sum over all dims is taken of it, or neither.
     """
@@ -42,11 +42,11 @@ def triplet_margin_loss(op: Op, anchor: Value, positive: Value, negative: Value,
 
 @register_rule("cosine_embedding_loss")
 def cosine_embedding_loss(op: Op, x: Value, y: Value, target: Value, *_: object) -> Value:
-    """Handle F.cosine_embedding_loss, a function of the cosine of x and y over their last dim, as large as it."""
+    """Handle F.cosine_embedding_loss, a function of the cosine of x and y over their last dim, and as large as it."""
     return op.nonlinear(cosine_similarity(op, x, y, -1))
 
 
 @register_rule("linear_cross_entropy")
 def linear_cross_entropy(op: Op, x: Value, weight: Value, target: Value, bias: Value | None = None) -> Value:
-    """Handle F.linear_cross_entropy: a layer, x @ weight.T + bias, and the loss of its output, which has its size."""
+    """Handle F.linear_cross_entropy: a layer, x @ weight.T + bias, and a loss as large as entries of its output."""
     return op.nonlinear(op.layer(x, weight, fan_in=[-1], fan_out=[-2], bias=bias, inner=True))

@@ -78,14 +78,14 @@ def eig(op: Op, x: Value, UPLO: str = "L") -> tuple[Value, Value]:
 
 @register_rule("qr")
 def qr(op: Op, x: Value, *_: object) -> tuple[Value, Value]:
-    """Handle a QR decomposition of matrices of a fixed size: an orthogonal one, of order 1, and one as large as x."""
+    """Handle a QR decomposition of matrices of a fixed size: Q has entries of order 1, R as large as those of x."""
     held = op.fixed(x, (-2, -1))
     return op.norm(held), op.nonlinear(held)
 
 
 @register_rule("svd")
 def svd(op: Op, x: Value, *_: object) -> tuple[Value, Value, Value]:
-    """Handle a singular value decomposition: orthogonal matrices, of order 1, on both sides of values as large as x."""
+    """Handle a singular value decomposition: U and V with entries of order 1, and values as large as entries of x."""
     held = op.fixed(x, (-2, -1))
     return op.norm(held), op.nonlinear(held), op.norm(held)
 
@@ -99,5 +99,5 @@ def solve(op: Op, matrix: Value, x: Value, *_: object) -> Value | tuple[Value, V
 
 @register_rule("cholesky_solve", "triangular_solve")
 def solve_for_first(op: Op, x: Value, matrix: Value, *_: object) -> Value | tuple[Value, Value]:
-    """Handle the functions that solve A y = x for y and take x as first, A as second argument: as large as x."""
+    """Handle functions that solve A y = x for y and take x first, A second: entries as large as those of x."""
     return solve(op, matrix, x)

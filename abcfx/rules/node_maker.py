@@ -12,26 +12,32 @@ from abcfx.rules.values import Value, shape_of
 
 
 class NodeMaker(OpArguments):
-    """Adds nodes to the layer DAG for one op of the traced graph."""
+    """Adds nodes to the layer DAG, a graph of the model's layers and ops, for one op of the traced graph."""
 
     def constant(self) -> Value:
         """Return an abstract tensor (a record of what is known of it) for a result that training does not change."""
         return Value(at=self.at, shape=shape_of(self.at))
 
     def _unary(self, x: Value, make: Callable[[str], Kind], gains: tuple[str, ...] = ()) -> Value:
-        """Add a node that reads x alone, of the kind that `make` makes from the name of x's node; return its tensor."""
+        """Add to the layer DAG (graph of layers and ops) a node that reads x alone, and return its abstract tensor.
+
+        `make` makes the kind of node from the name of the node that computes x.
+        """
         node = self._node(x)
         if node is None:
             return self.constant()
         return self._value_of(DagNode(self.at.name, make(node), self.at, self._path, gains))
 
     def _contraction(self, x: Value, kind: Product) -> Value:
-        """Add a product or mix to the layer DAG, with a link to the fx node of its input x; return its tensor."""
+        """Add a product of two activations to the layer DAG (graph of layers and ops), and return its abstract tensor.
+
+        The DAG node also keeps the fx node of its input x.
+        """
         operand = x.at if x.at in self.at.all_input_nodes else None
         return self._value_of(DagNode(self.at.name, kind, self.at, self._path, operand=operand))
 
     def _value_of(self, node: DagNode) -> Value:
-        """Add a node to the layer DAG and return the abstract tensor that it computes."""
+        """Add a node to the layer DAG (graph of layers and ops) and return a record (abstract tensor) of its result."""
         return Value(self._builder.add(node), self.at, shape=shape_of(self.at))
 
     def _pin(self, x: Value, is_bent: bool = False) -> None:

@@ -164,9 +164,10 @@ class Op(NodeMaker):
     def product(
         self, x: Value, y: Value, contracted: tuple[Extent, ...] = (), broadcast: Broadcast | None = None
     ) -> Value:
-        """Multiply x and y, entry by entry or summed over dims.
+        """Multiply x and y, entry by entry or summed over dims, as a product node of the layer DAG.
 
-        x times 1 / (a norm of x) is recognised as a norm, doubly stochastic weights times an activation as a mix of it.
+        x times 1 / (a norm of x) is recognised as a norm; weights that sum to 1 along rows and columns, times an
+        activation, as a mix, which is never larger than the activation.
 
         Args:
             x: a tensor.
@@ -289,7 +290,7 @@ class Op(NodeMaker):
         return self._unary(x, lambda node: FixedDims((node,), over, f"{self.at.target}", location(self.at)))
 
     def several(self, x: Value, count: int) -> tuple[Value, ...]:
-        """Return `count` abstract tensors, each as large as x and changing as x does in training."""
+        """Return `count` abstract tensors (records of where tensors come from), with the size and change of x."""
         return tuple(replace(self.same(x), shape=None) for _ in range(count))
 
     def split(self, x: Value, count: int, dim: int) -> tuple[Value, ...]:
@@ -305,7 +306,7 @@ class Op(NodeMaker):
     # -- inside
 
     def _dot_product(self, x: Value, indices: Sequence[int], over: tuple[Dim, ...], mean: bool) -> Value | None:
-        """Return the sum or mean of u * v as the contraction of u with v that it is; None for any other x.
+        """Read a sum or mean of a product u * v as the contraction of u with v that it is; None for any other x.
 
         Args:
             x: the tensor that is summed, perhaps a number times a product of activations.
@@ -329,7 +330,7 @@ class Op(NodeMaker):
         return self.scale(y, factor) if factor.powers else y
 
     def _simplex(self, x: Value, over: tuple[int, ...], dims: tuple[Dim, ...]) -> Value:
-        """Divide positive x by its sums over dims: a softmax, or no node if sums over other dims are already 1."""
+        """Divide positive x by its sums over dims, as a softmax does; no node if sums over other dims are 1 already."""
         assert x.simplex is not None
         y = self.same(x) if x.simplex.over else self._unary(x, lambda node: Softmax((node,), dims))
         return replace(y, simplex=x.simplex.divided(over))

@@ -12,7 +12,7 @@ from abcfx.rules.weights import is_weight, module_parameter
 
 
 class OpArguments:
-    """One op of the traced graph with its arguments.
+    """One op of the traced graph with its arguments, as a rule asks for them.
 
     Attributes:
         at: the fx node of the op.
@@ -20,7 +20,7 @@ class OpArguments:
     """
 
     def __init__(self, builder: DagBuilder, at: fx.Node, path: str = "", is_inside: bool = False) -> None:
-        """Make the Op that the rule for an fx node gets.
+        """Make the `Op`, by whose methods a rule describes an op of the traced graph, for the op at an fx node.
 
         Args:
             builder: holds the layer DAG, to which the rule adds nodes.
@@ -36,7 +36,7 @@ class OpArguments:
         self._is_inside = is_inside
 
     def parameter(self, owner: torch.nn.Module, name: str) -> Value | None:
-        """Return the parameter `name` of the called module, or of one inside it, as an abstract tensor, or None."""
+        """Return the parameter `name` of the called module, or of one inside it, as a `Value`; None if it has none."""
         return module_parameter(self._builder, owner, name, self.at)
 
     def attribute(self, key: str) -> Number:

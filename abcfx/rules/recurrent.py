@@ -24,10 +24,10 @@ _GATES = {
 def _step(
     op: Op, x: Value, state: Value | None, weights: tuple[Value, Value], biases: tuple[Value | None, ...], gates: int
 ) -> Value:
-    """Add one recurrent step to the layer DAG and return its next hidden state.
+    """Add one step of a recurrent layer to the layer DAG (graph of layers and ops); return its next hidden state.
 
     Args:
-        op: the op in whose place the nodes stand.
+        op: the op of the traced graph for which nodes are added to the layer DAG, a graph of layers and ops.
         x: the input of the step.
         state: the hidden state before it; None or a constant if there is none that training changes, and the gates of x
             stand in for it.
@@ -135,7 +135,7 @@ def recurrent_function(
     States are of order 1.
 
     Args:
-        op: the op in whose place the nodes stand.
+        op: the op of the traced graph for which nodes are added to the layer DAG, a graph of layers and ops.
         x: the input.
         state: the hidden state at the start; for an LSTM, hidden and cell state.
         params: for each layer and direction, the matrices on input and state, then biases, then a projection, if any.

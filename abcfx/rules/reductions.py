@@ -17,7 +17,7 @@ from abcfx.rules.values import UNKNOWN_SIZE, Dims, Value
 
 @register_rule("max", "min")
 def extremum_or_largest(op: Op, x: Value, y: object = None, *_: object) -> Value | tuple[Value, ...]:
-    """Handle max(x) and max(x, dim), the largest entry of x, and max(x, y): as large as x, or as the larger of x and y.
+    """Handle max(x) and max(x, dim), the largest entry of x, and max(x, y): entries as large as in x or y.
 
     With a dim, the indices of the largest entries are a second result, a constant.
     """
@@ -40,7 +40,7 @@ def aminmax(op: Op, x: Value, *, dim: object = None) -> tuple[Value, Value]:
 
 @register_rule("logsumexp")
 def logsumexp(op: Op, x: Value, dim: Sequence[int] | int, *_: object) -> Value:
-    """Handle torch.logsumexp: as large as x, and changing as x does in training.
+    """Handle torch.logsumexp: entries as large as those of x, and changing as they do in training.
 
     Remember that x minus the result holds logarithms of entries that sum to 1 over `dim`, as a log_softmax does.
     """
@@ -55,14 +55,14 @@ def logcumsumexp(op: Op, x: Value, dim: int) -> Value:
 
 @register_rule("cumsum", "cumulative_trapezoid")
 def cumsum(op: Op, x: Value, dim: object = -1, *_: object, dx: object = 1) -> Value:
-    """Handle a running sum along a dim of n entries: n times as large as x, since its entries may all have one sign."""
+    """Handle a running sum along a dim of n entries: entries n times as large as in x, since all may have one sign."""
     over = x.dim(dim) if isinstance(dim, int) else None
     return op.same(x) if over is None else op.scale(x, Number(((over, 1.0),)))
 
 
 @register_rule("prod", "cumprod")
 def prod(op: Op, x: Value, dim: int | None = None, *_: object) -> Value:
-    """Handle torch.prod and cumprod, products of the n entries along a dim that does not grow: as large as x ** n."""
+    """Handle torch.prod and cumprod, products of the n entries along a dim that does not grow: entries as of x ** n."""
     dims = range(x.ndim or 0) if dim is None else [dim]
     count = math.prod(x.shape[i] for i in dims) if x.shape is not None else UNKNOWN_SIZE
     held = op.fixed(x, dims)
@@ -101,7 +101,7 @@ def softmax_module(op: Op, module: nn.Softmax | nn.LogSoftmax, x: Value) -> Valu
 
 @register_rule("mean", "nanmean")
 def mean(op: Op, x: Value, dim: Dims = None, *_: object) -> Value:
-    """Handle the mean of x over dims (all if None), which keeps the size of x: entries may all have one sign."""
+    """Handle the mean of x over dims (all if None): as large as an entry of x, since entries may all have one sign."""
     return op.reduce(x, dim, mean=True)
 
 
@@ -113,19 +113,19 @@ def sum_(op: Op, x: Value, dim: Dims = None, *_: object) -> Value:
 
 @register_rule("trapezoid")
 def trapezoid(op: Op, y: Value, x: object = None, *_: object, dx: object = 1, dim: int = -1) -> Value:
-    """Handle torch.trapezoid(y, x), the integral of y over x along a dim: as large as the sum of y over that dim."""
+    """Handle torch.trapezoid(y, x), the integral of y over x along a dim: entries as large as the sum of y over it."""
     return op.reduce(y, dim, mean=False)
 
 
 @register_rule("var")
 def var(op: Op, x: Value, dim: Dims | bool = None, *_: object) -> Value:
-    """Handle the variance of x over dims (all if None): as large as x^2."""
+    """Handle the variance of x over dims (all if None): as large as squares of the entries of x."""
     return op.spread(x, None if isinstance(dim, bool) else dim, 1.0)  # var(x, unbiased) reduces all dims
 
 
 @register_rule("std")
 def std(op: Op, x: Value, dim: Dims | bool = None, *_: object) -> Value:
-    """Handle the standard deviation of x over dims (all if None): as large as x."""
+    """Handle the standard deviation of x over dims (all if None): as large as the entries of x."""
     return op.spread(x, None if isinstance(dim, bool) else dim, 0.5)
 
 

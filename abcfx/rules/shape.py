@@ -61,13 +61,13 @@ def regroup_module(op: Op, module: nn.Module, x: Value) -> Value:
 
 @register_rule("pad")
 def pad(op: Op, x: Value, widths: object, mode: str = "constant", value: object = None) -> Value:
-    """Handle F.pad in any mode, x with a number or copies of its entries around it: as large as x."""
+    """Handle F.pad in any mode, x with a number or copies of its entries around it: entries keep their size."""
     return op.view(x)
 
 
 @register_rule("transpose")
 def transpose(op: Op, x: Value, dim0: int, dim1: int) -> Value:
-    """Handle transpose(x, dim0, dim1): x with two dims in exchanged places, so that later ops find its dims."""
+    """Handle transpose(x, dim0, dim1): two dims of x are swapped, and later ops know which is which; entries stay."""
     ndim = x.ndim or (2 if {dim0, dim1} == {-1, -2} else 0)  # the last two dims swap whatever stands before them
     order = list(range(ndim))
     if order:
@@ -77,19 +77,22 @@ def transpose(op: Op, x: Value, dim0: int, dim1: int) -> Value:
 
 @register_rule("t", "T", "H", "numpy_T")
 def flipped(op: Op, x: Value) -> Value:
-    """Handle x.T: the dims of a matrix in reverse order. For a tensor that is no matrix, its dims count as unknown."""
+    """Handle x.T: the dims of a matrix are swapped, and later ops know which is which; entries stay.
+
+    If x is not a matrix, its dims count as unknown afterwards.
+    """
     return op.view(x, tuple(reversed(range(x.ndim))) if x.ndim == 2 else None)
 
 
 @register_rule("mT", "mH", "adjoint")
 def flipped_matrices(op: Op, x: Value) -> Value:
-    """Handle x.mT: x with its last two dims swapped; entries keep their size."""
+    """Handle x.mT: the last two dims of x are swapped, and later ops know which is which; entries stay."""
     return transpose(op, x, -1, -2)
 
 
 @register_rule("permute")
 def permute(op: Op, x: Value, *dims: int | Sequence[int]) -> Value:
-    """Handle permute(x, dims): x with its dims in another order, so that later ops find its dims."""
+    """Handle permute(x, dims): the dims of x in another order, and later ops know which is which; entries stay."""
     order = [i for each in dims for i in ([each] if isinstance(each, int) else each)]
     return op.view(x, tuple(i % len(order) for i in order))
 
@@ -161,7 +164,7 @@ def size(op: Op, x: Value, dim: int | None = None) -> Result:
 
 @register_rule("cat", "stack", "vstack", "dstack", "cartesian_prod")
 def cat(op: Op, *tensors: Value | Sequence[Value] | int) -> Value:
-    """Handle cat([x, y], dim), stack and the like: the result is as large as the largest of the tensors."""
+    """Handle cat([x, y], dim), stack and the like: the result is as large as the largest tensor, by its entries."""
     return op.merge(_flat(tensors))
 
 
@@ -199,7 +202,7 @@ def diag_embed(op: Op, x: Value, *_: object) -> Value:
 
 @register_rule("block_diag")
 def block_diag(op: Op, *tensors: Value | Sequence[Value]) -> Value:
-    """Handle torch.block_diag of matrices whose size does not grow: the result is as large as the largest of them."""
+    """Handle torch.block_diag of matrices that do not grow: entries as large as those of the largest of them."""
     return op.merge([op.fixed(x, [-1]) for x in _flat(tensors)])
 
 
@@ -211,7 +214,7 @@ def trace(op: Op, x: Value) -> Value:
 
 @register_rule("setitem", "put", "diagonal_scatter", "as_strided_scatter", *WRITES)
 def write(op: Op, x: Value, *args: object, reduce: object = None, alpha: object = 1) -> Value:
-    """Handle ops such as scatter, which write entries of other tensors into x or add them: as large as the largest."""
+    """Handle ops such as scatter, which write or add other tensors into x: entries as large as the largest of all."""
     written = _flat(args)
     if alpha != 1 and written:
         written[-1] = op.scale(written[-1], op.number(alpha, "alpha"))
@@ -220,7 +223,7 @@ def write(op: Op, x: Value, *args: object, reduce: object = None, alpha: object 
 
 @register_rule("split", "split_with_sizes", "chunk")
 def split(op: Op, x: Value, how: object, dim: int = 0) -> tuple[Value, ...]:
-    """Handle split and chunk: the parts of x along `dim`, each as large as x and changing as x does in training."""
+    """Handle split and chunk, which cut x along `dim`: entries keep their size and their change in training."""
     return op.split(x, len(how) if isinstance(how, list | tuple) else count_results(op), dim)
 
 
@@ -228,7 +231,7 @@ def split(op: Op, x: Value, how: object, dim: int = 0) -> tuple[Value, ...]:
 def split_at(op: Op, x: Value, where: object, dim: int | None = None) -> tuple[Value, ...]:
     """Handle torch.tensor_split, hsplit and the like, which cut x into equal parts or at the given places.
 
-    Each part is as large as x and changes as x does in training.
+    Entries keep their size and their change in training.
     """
     name = str(plain_name(op.at.target))
     if dim is None:
@@ -247,19 +250,19 @@ def count_results(op: Op) -> int:
 
 @register_rule("gradient")
 def gradient(op: Op, x: Value, *_: object, spacing: object = 1, dim: object = None) -> Result:
-    """Handle torch.gradient, differences of neighbours along each dim: each result is as large as x."""
+    """Handle torch.gradient, differences of neighbours along each dim: entries as large as those of x."""
     return op.several(x, count_results(op))
 
 
 @register_rule("unbind")
 def unbind(op: Op, x: Value, dim: int = 0) -> tuple[Value, ...]:
-    """Handle unbind: as many tensors as the op returns, each as large as x and changing as x does in training."""
+    """Handle unbind, which cuts x into its slices along `dim`: entries keep their size and their change in training."""
     return op.several(x, count_results(op))
 
 
 @register_rule("topk", "sort", "kthvalue", "mode", "cummax", "cummin")
 def with_indices(op: Op, x: Value, *_: object, dim: object = -1) -> tuple[Value, Value]:
-    """Handle ops such as topk and sort, which return entries of x and their indices; the indices are constants."""
+    """Handle ops such as topk and sort, which return entries of x, as large as before, and indices, as constants."""
     return op.same(x), op.constant()
 
 

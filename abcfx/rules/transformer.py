@@ -30,7 +30,7 @@ def _block(op: Op, module: Block, x: Value, memory: Value | None, path: str) -> 
     """Add a transformer block (self-attention, attention to `memory`, feed-forward, skips, norms); return its output.
 
     Args:
-        op: the op in whose place the nodes stand.
+        op: the op of the traced graph for which nodes are added to the layer DAG, a graph of layers and ops.
         module: an encoder or decoder block of torch.
         x: the input.
         memory: for a decoder, the output of the encoder; None for an encoder.
@@ -73,7 +73,10 @@ def encoder_layer(op: Op, module: nn.TransformerEncoderLayer, x: Value, *_: obje
 
 @register_rule(nn.TransformerDecoderLayer)
 def decoder_layer(op: Op, module: nn.TransformerDecoderLayer, x: Value, memory: Value, *_: object) -> Value:
-    """Handle a call of nn.TransformerDecoderLayer: self-attention, attention to `memory`, and feed-forward."""
+    """Handle a call of nn.TransformerDecoderLayer: self-attention, attention to `memory`, and feed-forward.
+
+    Each has a skip and a norm. The output is of order 1 after a last norm, else as large as the residual stream.
+    """
     return _block(op, module, x, memory, "")
 
 
@@ -95,7 +98,7 @@ def _stack(
     """Add all blocks of a transformer encoder or decoder and the norm at their end, if any; return the output.
 
     Args:
-        op: the op in whose place the nodes stand.
+        op: the op of the traced graph for which nodes are added to the layer DAG, a graph of layers and ops.
         module: the encoder or decoder.
         x: the input.
         memory: for a decoder, the output of the encoder.

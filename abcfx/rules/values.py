@@ -99,7 +99,9 @@ class WeightTerm:
 
 @dataclass(frozen=True)
 class Value:
-    """An abstract tensor: what is known of a tensor of the graph while its layer DAG is built.
+    """An abstract tensor: a record of what is known of a tensor of the graph, while its layer DAG is built.
+
+    The layer DAG is a graph of the model's layers and other ops.
 
     Attributes:
         node: the DAG node whose size, change and gradient the tensor has; None for a constant (an input, a mask, a
@@ -132,7 +134,7 @@ class Value:
 
     @property
     def is_constant(self) -> bool:
-        """Whether training does not change the tensor."""
+        """Whether the tensor is a constant, which training does not change: an input, a mask, a buffer."""
         return self.node is None and self.parameter is None
 
     @property

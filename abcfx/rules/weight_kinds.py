@@ -22,7 +22,7 @@ class ScaledLayer(Layer):
 
     @property
     def name(self) -> str:
-        """The name that users see: that of any other layer."""
+        """The name of this kind as users see it: "layer", as for any other layer."""
         return "layer"
 
     @property
@@ -39,7 +39,10 @@ class ScaledLayer(Layer):
         return super().size(node, context) + self._beside(context)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
-        """Yield the bounds on r of a layer with the weight W * s, and one for each s: (W * ds) x."""
+        """Yield bounds on r (the output changes by ~ m^-r) of a layer with weight W * s.
+
+        They come from the change of W and, for each s, from that of s: (W * ds) x.
+        """
         beside, x = self._beside(context), self.inputs[0]
         for bound in super().change(node, context):
             yield bound._replace(constant=bound.constant + beside)

@@ -93,7 +93,7 @@ def in_order_of_use(term: WeightTerm, fan_in: Sequence[int]) -> tuple[Value, ...
 
 
 def dims_of(matrix: Value, weight: Value, indices: Sequence[int]) -> tuple[Dim, ...]:
-    """Return the dims of a matrix that stand where a computed weight has its dims at some indices.
+    """Return the dims of a parameter matrix that are those of the weight computed from it at some indices.
 
     A stack of matrices has more dims than each of them: dims are then counted from the last one.
     """
@@ -105,7 +105,7 @@ def dims_of(matrix: Value, weight: Value, indices: Sequence[int]) -> tuple[Dim, 
 
 
 def _matrix(weight: Value, name: str, shape: tuple[int, ...]) -> Value:
-    """Return an abstract tensor for a parameter, in place of the weight that is computed from it.
+    """Return a record (abstract tensor) of a parameter, in place of the weight that is computed from it.
 
     Its dims are known if it has as many as the weight.
     """

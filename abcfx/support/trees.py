@@ -102,10 +102,10 @@ def flatten_once(tree: object) -> tuple[list[object], TreeSpec]:
 
 
 def unflatten(values: Iterable[object], spec: TreeSpec) -> object:
-    """Build a tree of the structure `spec` over these leaves."""
+    """Build a tree (nested containers) of the structure `spec` over these leaves."""
     return pytree.tree_unflatten(values, spec)
 
 
 def structure(tree: object) -> TreeSpec:
-    """Return how a tree is nested, without its leaves."""
+    """Return how a tree (nested containers) is nested, without its leaves."""
     return pytree.tree_structure(tree)

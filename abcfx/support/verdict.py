@@ -21,7 +21,7 @@ class HasDict(Protocol):
     """A row of a check's result that can be turned into plain data, for JSON and DataFrames."""
 
     def to_dict(self) -> dict[str, object]:
-        """Return the row as a dict of plain data."""
+        """Return the row of the result as a dict of plain data."""
 
 
 AnyRow = TypeVar("AnyRow", bound=HasDict)
@@ -40,7 +40,7 @@ class RowsResult(Generic[AnyRow]):
     rows: tuple[AnyRow, ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the title and the rows as plain data."""
+        """Return the title and the rows of the result as plain data."""
         return {"check": self.TITLE, "rows": [row.to_dict() for row in self.rows]}
 
     def to_json(self) -> str:
@@ -70,7 +70,7 @@ class Verdict(str, Enum):
     SKIP = "SKIP"
 
     def __str__(self) -> str:
-        """Return the word, such as "PASS"."""
+        """Return the verdict as a word, such as "PASS"."""
         return self.value
 
 
@@ -104,11 +104,11 @@ class CheckRow:
     fix: str = ""
 
     def to_dict(self) -> dict[str, object]:
-        """Return name, verdict, reason and fix as a dict of plain data."""
+        """Return the row (name, verdict, reason and fix) as a dict of plain data."""
         return asdict(self)
 
     def __str__(self) -> str:
-        """Return verdict, name, reason and fix as text."""
+        """Return the row (verdict, name, reason and fix) as text."""
         text = f"{self.verdict} {self.name}" + (f": {self.reason}" if self.reason else "")
         return f"{text}\n  To fix: {self.fix}" if self.fix else text
 
@@ -136,20 +136,20 @@ class CheckResult(RowsResult[CheckRowType]):
 
     @property
     def verdict(self) -> Verdict:
-        """The worst verdict of any row; SKIP without rows."""
+        """The worst verdict of any row of the check; SKIP without rows."""
         return worst(row.verdict for row in self.rows)
 
     @property
     def failed(self) -> tuple[CheckRowType, ...]:
-        """The rows that fail."""
+        """The rows of the check whose verdict is FAIL."""
         return tuple(row for row in self.rows if row.verdict is Verdict.FAIL)
 
     def __bool__(self) -> bool:
-        """Whether the verdict is PASS."""
+        """Whether the verdict of the check is PASS."""
         return self.verdict is Verdict.PASS
 
     def raise_if_failed(self) -> None:
-        """Raise an error if the verdict is FAIL.
+        """Raise an error if the verdict of the check is FAIL.
 
         Raises:
             CheckFailedError: its text has the rows that fail, with their reasons and what to write.
@@ -163,7 +163,7 @@ class CheckResult(RowsResult[CheckRowType]):
         return {"check": self.TITLE, **verdicts, **super().to_dict()}
 
     def plot(self, path: str | None = None) -> Figure:
-        """Draw the rows with their verdicts.
+        """Draw the rows of the check with their verdicts.
 
         Args:
             path: where to write the figure; its ending chooses the format (.png, .svg, .pdf).
@@ -177,5 +177,5 @@ class CheckResult(RowsResult[CheckRowType]):
         return save(figure, path)
 
     def __str__(self) -> str:
-        """Return the verdict and all rows as text."""
+        """Return the verdict of the check and all its rows as text."""
         return "\n".join([f"{self.TITLE}: {self.verdict}", *map(str, self.rows)])

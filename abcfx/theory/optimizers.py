@@ -227,8 +227,9 @@ def _by_name(name: str) -> OptimizerFamily:
 def _not_known(told: str, key: str) -> str:
     """Return the message that an optimizer is not known, with the nearest known name.
 
-    Args: told: what the user gave, as it is shown in the message. key: its name in lower case without dashes, to be
-    compared with the known names.
+    Args:
+        told: what the user gave, as it is shown in the message.
+        key: its name in lower case without dashes, to be compared with the known names.
     """
     nearest = [_BY_KEY[near].name for near in get_close_matches(key, _BY_KEY, n=1)] or ["adamw"]
     return (

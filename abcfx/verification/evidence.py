@@ -54,7 +54,7 @@ class Evidence:
         return [claim for claim in self.claims if claim.verdict is Verdict.FAIL]
 
     def check(self, claim: str, holds: bool, found: str = "") -> None:
-        """Add one claim to the evidence.
+        """Add one claim, and whether it holds, to the evidence of a section of `verify`.
 
         Args:
             claim: the claim as a sentence.

@@ -125,7 +125,7 @@ def random_graph(rng: random.Random, size: int, *, ties: bool = False, weights: 
 
 
 def shuffled(rng: random.Random, graph: nx.DiGraph) -> nx.DiGraph:
-    """Return the same graph with its nodes and edges listed in another, random order."""
+    """Return the same graph of layers with its nodes and edges listed in another, random order."""
     nodes, edges = list(graph.nodes(data=True)), list(graph.edges(data=True))
     rng.shuffle(nodes)
     rng.shuffle(edges)

@@ -68,7 +68,7 @@ class Verification(CheckResult[Section]):
 
     @property
     def sections(self) -> tuple[Section, ...]:
-        """The sections that ran, in order; another name of `rows`."""
+        """The sections of `verify` that ran, in order; another name of `rows`."""
         return self.rows
 
     @property
@@ -131,7 +131,7 @@ def _shown(table: Table) -> RichTable:
 
 
 def _table(*columns: str, left: tuple[str, ...] | list[str]) -> RichTable:
-    """Make an empty table for printing.
+    """Make an empty table for the printed result of `verify`.
 
     Args:
         columns: headings.

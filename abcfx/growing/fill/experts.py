@@ -54,7 +54,7 @@ def fill_experts(
     noise: float = 0.0,
     seed: int = 0,
 ) -> None:
-    """Write a copy of the dense MLP into every expert of a mixture.
+    """Write a copy of the dense MLP into every expert of a mixture of experts.
 
     Args:
         mixture: the model that is filled, in place.

@@ -33,7 +33,7 @@ class Widening:
     contracted: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
-        """Return the recipe as plain data."""
+        """Return the recipe of how a tensor of the large model is filled as plain data."""
         return {
             "source": self.source,
             "dims": [dim.to_json() for dim in self.dims],
@@ -43,7 +43,7 @@ class Widening:
 
 
 def multiplier(widening: Widening) -> torch.Tensor | float:
-    """Return what copied entries are multiplied with: a number, or a tensor that broadcasts over the large tensor."""
+    """Return what the copied entries of a tensor are multiplied with: a number, or a tensor that broadcasts."""
     found: torch.Tensor | float = widening.factor
     for place in widening.contracted:
         dim = widening.dims[place]

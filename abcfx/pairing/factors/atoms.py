@@ -240,7 +240,7 @@ def _merged(rest: list[AtomUse]) -> list[AtomUse]:
 
 
 def piece(dim: Sequence[AtomUse], start: SizePair, size: SizePair) -> Dim:
-    """Return a piece of a dim, as a slice or a split cuts it out.
+    """Return a piece of a dim, a product of factors, as a slice or a split cuts it out.
 
     Args:
         dim: the whole dim.

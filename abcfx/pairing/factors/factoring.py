@@ -90,9 +90,10 @@ def _without_entries(step: Step) -> list[Dims]:
 
 
 def _apply(rule: Rule | None, step: Step) -> list[Dims]:
-    """Return the dims of each result of an aten call; where its rule does not fit, dims with nothing but a size.
+    """Return the dims of each result of an aten call, as products of factors, by the rule of its op.
 
-    If such a dim grows, the problem is noted.
+    A factor has a size in the small and in the large model. Where the rule does not fit, the result gets dims of which
+    nothing but the size is known; if such a dim grows, the problem is noted.
     """
     results, kind = step.call.outs, ProblemKind.OTHER
     try:

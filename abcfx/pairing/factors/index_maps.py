@@ -149,7 +149,7 @@ class IndexMap:
         return cls(tuple(map(_factor_from_json, data)))
 
     def to_json(self) -> list[Json]:
-        """Return the JSON form: a list of `[small, large]`, `{"segments": [...]}` or `{"pad": [small, large]}`."""
+        """Return the dim as JSON: each factor `[small, large]`, `{"segments": [...]}` or `{"pad": [small, large]}`."""
         return [factor.to_json() for factor in self.factors]
 
     @property
@@ -186,7 +186,7 @@ class IndexMap:
 
 
 def _factor_from_json(data: Json) -> Factor:
-    """Return the factor of a dim whose JSON form is `data`."""
+    """Return the factor of a dim, with its sizes in two models, whose JSON form is `data`."""
     if not isinstance(data, Mapping):
         return Tiling(*_pair_from_json(data))
     if "pad" in data:
@@ -195,7 +195,7 @@ def _factor_from_json(data: Json) -> Factor:
 
 
 def _pair_from_json(data: Json) -> tuple[int, int]:
-    """Return two whole numbers from their JSON form."""
+    """Return the pair (size in the small model, size in the large one) from its JSON form."""
     small, large = _sequence(data)
     assert isinstance(small, int) and isinstance(large, int)
     return small, large

@@ -127,7 +127,7 @@ class Step:
     """
 
     def __init__(self, factors: Factors, index: int) -> None:
-        """Look the call up in the runs of the small and of the large model."""
+        """Look up the aten call with this index in the runs of the small and of the large model."""
         self.factors, self.index = factors, index
         self.calls = factors.small.calls[index], factors.large.calls[index]
         self.call = self.calls[1]
@@ -245,7 +245,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     """
 
     def register(function: Rule) -> Rule:
-        """Register the function as the rule of each of the ops named."""
+        """Register the function as the rule of each of the aten ops that were named to the decorator."""
         RULES.update(dict.fromkeys(names, function))
         return function
 

@@ -62,7 +62,7 @@ class Diagram:
 
 
 def make_diagram(outcome: Outcome) -> Diagram:
-    """Make the boxes of a drawing from the layer DAG, and the edges between them."""
+    """Make the boxes of a drawing from the layer DAG (graph of layers and ops), and the edges between them."""
     dag = outcome.dag
     owner = _owners(dag)
     members: dict[str, list[str]] = {}
@@ -113,7 +113,7 @@ def _box(
 
     Args:
         nodes: names of the DAG nodes.
-        dag: the layer DAG.
+        dag: the layer DAG, a graph of the model's layers and other ops.
         plan: the planned numbers of each parameter.
         shapes: the shape of each parameter.
         taken: parameters of earlier boxes.

@@ -20,7 +20,7 @@ COLOURS = {
 
 
 def mermaid(outcome: Outcome) -> str:
-    """Write the layer DAG as the text of a Mermaid flowchart, with repeated blocks drawn once."""
+    """Write the graph of the model's layers as the text of a Mermaid flowchart, with repeated blocks drawn once."""
     diagram = make_diagram(outcome)
     drawn = view(diagram, find_runs(diagram))
     ids = {box.name: f"n{i}" for i, box in enumerate(drawn.boxes)}

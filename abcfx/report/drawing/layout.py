@@ -116,7 +116,7 @@ def _bend(
 
 
 def _inside(frames: Sequence[Sequence[str]]) -> list[list[int]]:
-    """Return, for each frame, the indices of the frames that lie directly inside it.
+    """Return, for each frame (a rectangle around nodes of a drawing), the indices of the frames directly inside it.
 
     `frames` holds the names of the nodes inside each frame.
     """
@@ -143,7 +143,7 @@ def _least_widths(inside: Sequence[Sequence[int]], titles: Sequence[float]) -> l
     least = list(titles)
 
     def widen(number: int) -> float:
-        """Widen a frame until the frames inside have room, and return its width."""
+        """Widen a frame (a rectangle around nodes) until the frames inside have room, and return its width."""
         least[number] = max([least[number], *(widen(inner) + 2 * FRAME_MARGIN for inner in inside[number])])
         return least[number]
 
@@ -267,7 +267,7 @@ def _keep_out(
     lane: Mapping[str, int],
     least: Sequence[float],
 ) -> None:
-    """Move nodes that do not belong to a frame out of it, in every row that the frame spans.
+    """Move nodes of a drawing that do not belong to a frame out of it, in every row that the frame spans.
 
     Args:
         rows: the nodes and bends of each row, from left to right.

@@ -104,7 +104,7 @@ class PageData(TypedDict):
         base_shapes: shape of each parameter in the base; None without a base.
         folds: groups of parameters that are alike.
         fold_of: index of each parameter's group.
-        binds: for each group, what keeps its c from being smaller.
+        binds: for each group, what keeps its c (learning rate ~ m^-c) from being smaller.
         explanations: the explanation of one parameter of each group.
         boxes: the boxes of the drawings.
         box_of: index of each parameter's first box; None if it has none.
@@ -285,5 +285,5 @@ def _opens(frame: Frame, frames: Sequence[Frame], expanded: Sequence[int], opene
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
-    """Return numbers rounded to one digit after the point."""
+    """Return pixel coordinates rounded to one digit after the point."""
     return [round(value, 1) for value in values]
