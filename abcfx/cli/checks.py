@@ -38,7 +38,7 @@ TUNE_HELP = """Find the base learning rate and a constant for each role at a sma
 
 
 class CommonOptions(TypedDict):
-    """The arguments that `coord_check`, `transfer_check` and `tune` have in common."""
+    """The keyword arguments that the command line hands to any of `coord_check`, `transfer_check` and `tune`."""
 
     loss: Loss | None
     optimizer: str | dict[str, str]
@@ -48,7 +48,7 @@ class CommonOptions(TypedDict):
 
 
 class SweepOptions(TypedDict):
-    """The arguments of `transfer_check` and `tune`, which train many models: how the work is spread over processes."""
+    """Keyword arguments of `transfer_check` and `tune`, which train many models: how to spread work over processes."""
 
     backend: str
     n_jobs: int

@@ -285,7 +285,10 @@ def _numbers_on_output(dag: LayerDag, node: str) -> list[Number]:
 
 
 def _table_row(table: Table, role: str, e_in: float, e_out: float) -> tuple[float, float]:
-    """Return exponents (a, b) of a layer from a table by role, times the growth exponent of its fan_in or fan_out.
+    """Return exponents (a, b) of a layer (multiplier m^-a, init ~ m^-b) by its role, from a table.
+
+    Those in the table are for a layer whose size grows like m (the width ratio); they are multiplied by the growth
+    exponent of the layer's own fan_in, or of its fan_out for an embedding.
 
     Args:
         table: (a, b) of each role.

@@ -169,7 +169,7 @@ class DagProgram:
     # -- rows
 
     def _row(self, name: RowName, out: tuple[str, str], node: str, bound: Bound) -> Row:
-        """Make a row of the linear program out of a bound on the variable `out`.
+        """Make a row (inequality) of the linear program out of an upper bound on one of its variables.
 
         Args:
             name: name of the row.

@@ -122,7 +122,7 @@ class FixedExponents:
         return self.parameters[parameter].learns
 
     def trained(self, parameters: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the names of parameters into all of which a factor may go, or () if one of them is frozen."""
+        """Return these parameters' names if a factor can be multiplied into all of them; () if one is frozen."""
         return () if any(self.parameters[name].frozen for name in parameters) else parameters
 
     def family(self, parameter: str) -> OptimizerFamily:

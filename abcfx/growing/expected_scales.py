@@ -85,7 +85,7 @@ class _Walk:
         return 1.0
 
     def _is_scaled(self, ref: Ref) -> bool:
-        """Whether a tensor is of floating point, so that it can have a scale."""
+        """Whether a tensor is floating-point, so that it can have a scale (large tensor over repeated small one)."""
         large = self.factors.large
         return large.dtypes[ref.index].is_floating_point and 0 not in large.shapes[ref.index]
 

@@ -194,11 +194,13 @@ class NetworkSolver(ABC, Generic[Exponents]):
 
     @abstractmethod
     def _by_layer(self, values: dict[Hashable, float]) -> Exponents:
-        """Return a value (c or r) for each layer as the user described the network: as a list or a dict."""
+        """Return the values (c or r) of all layers in the form in which the user gave the network: list or dict."""
 
     @abstractmethod
     def _listed(self, given: Collection[object], name: str) -> list[object]:
         """Return one alignment exponent for each layer or node, from a list (chain) or a dict by node (graph).
+
+        An alignment exponent says how strongly updates line up with inputs: 1/2 if independent, 1 if fully.
 
         Args:
             given: what the user gave.
@@ -220,14 +222,18 @@ class NetworkSolver(ABC, Generic[Exponents]):
         )
 
     def _alignment(self, alpha: NetworkAlignments, omega: NetworkAlignments, u: NetworkAlignments) -> Alignment:
-        """Return the alignment exponents (alpha, omega, u) of each layer for which they matter, by its label."""
+        """Return the alignment exponents (alpha, omega, u) of each layer for which they matter, by the layer's label.
+
+        They say how strongly updates line up with inputs: 1/2 if independent, 1 if fully.
+        """
         alphas, omegas, us = (self._by_node(*x) for x in ((alpha, "alpha"), (omega, "omega"), (u, "u")))
         return {label: (alphas[i], omegas[i], us[i]) for label, i in self._aligned}
 
     def _by_node(self, given: NetworkAlignments, name: str) -> list[float]:
         """Return one alignment exponent for each layer, from one number, a list (chain) or a dict by node (graph).
 
-        It is 0 for a node that needs none and was given none.
+        It says how strongly updates line up with inputs (1/2 if independent, 1 if fully), and is 0 for a node that
+        needs none and was given none.
 
         Args:
             given: what the user gave.
@@ -249,7 +255,9 @@ class ChainSolver(NetworkSolver[list[float]]):
         return list(values.values())
 
     def _listed(self, given: Collection[object], name: str) -> list[object]:
-        """Return one alignment exponent for each layer, from a list in layer order.
+        """Check a list of alignment exponents, one for each layer in order, and return it as a list.
+
+        An alignment exponent says how strongly updates line up with inputs: 1/2 if independent, 1 if fully.
 
         Raises:
             InvalidInputError: it is no list, or has another length.
@@ -270,7 +278,10 @@ class GraphSolver(NetworkSolver[dict[Hashable, float]]):
         return values
 
     def _listed(self, given: Collection[object], name: str) -> list[object]:
-        """Return one alignment exponent for each node, from a dict by node.
+        """Return the alignment exponents of all nodes as a list, in the order of the nodes, from a dict by node.
+
+        An alignment exponent says how strongly updates line up with inputs: 1/2 if independent, 1 if fully. It is 0 for
+        a node that needs none.
 
         Raises:
             InvalidInputError: it is no dict, a layer is missing, or there is no such node.

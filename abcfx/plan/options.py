@@ -138,12 +138,15 @@ class Schedule:
     tokens_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check that both ratios are positive, finite numbers."""
+        """Check that the ratios of batch sizes and of training tokens are positive, finite numbers."""
         for name in ("batch_ratio", "tokens_ratio"):
             check_number(name, getattr(self, name), above=0)
 
     def factors(self, family: OptimizerFamily) -> tuple[float, float]:
-        """Return the factors on learning rate and weight decay that follow from the ratios, for one optimizer."""
+        """Return the factors on learning rate and weight decay for a run with larger batches or more tokens.
+
+        They follow from `batch_ratio` and `tokens_ratio` by rules that depend on the kind of optimizer.
+        """
         power = 1.0 if family.update == "gradient" else 0.5
         lr = float(self.batch_ratio**power * self.tokens_ratio**-0.32)
         return lr, self.batch_ratio / self.tokens_ratio / lr

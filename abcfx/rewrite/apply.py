@@ -315,9 +315,9 @@ def _twins(dag: LayerDag, nodes: Iterable[str], of: LayerDag, others: Iterable[s
 
 
 def _common(values: Mapping[str, float], of: LayerDag, twin: str, otherwise: float) -> float:
-    """Return the value that a DAG node of eval mode takes from those of train mode that do the same work.
+    """Return the number (such as a factor on a tensor) for a DAG node of eval mode, by nodes of train mode.
 
-    `otherwise` is returned if there are none.
+    `values` has the numbers of those nodes of train mode that do the same work; without any, it is `otherwise`.
 
     Raises:
         InvalidInputError: they have different values, so that it cannot be told which one is right in eval mode.

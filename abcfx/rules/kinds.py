@@ -94,7 +94,11 @@ class Layer(Kind):
     normalised: bool = False
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s of y = m^-a W x ~ m^-s: a + b + s_x - e_in / 2, a sum over fan_in (~ m^e_in) with random signs."""
+        """Return s of the output of a layer at init, y = m^-a W x ~ m^-s (m, the width ratio).
+
+        That is a + b + s_x - e_in / 2, where W is ~ m^-b, x ~ m^-s_x, and fan_in ~ m^e_in: a sum over fan_in terms with
+        random signs.
+        """
         product = (
             context.a(node)
             + context.b(self.parameter)
@@ -180,7 +184,7 @@ class Vector(Kind):
     dims: tuple[Dim, ...] = ()
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s of the vector (entries ~ m^-s at init): b of its init."""
+        """Return s of the vector, whose entries are ~ m^-s at init (m, the width ratio)."""
         return context.b(self.parameter)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:

@@ -34,7 +34,9 @@ __all__ = [
 
 
 def leaves(tree: object, *, is_leaf: Callable[[object], bool] | None = None) -> list[object]:
-    """Return the leaves of a tree in order; `is_leaf` stops the descent at containers that count as one value.
+    """Return the leaves of a tree (nested containers) in order.
+
+    The descent stops at containers for which `is_leaf` is true: these count as one leaf.
 
     Example:
         >>> leaves(({"x": 1, "y": [2, 3]}, 4))
@@ -44,17 +46,17 @@ def leaves(tree: object, *, is_leaf: Callable[[object], bool] | None = None) -> 
 
 
 def leaves_of(kind: type[Kind], tree: object) -> list[Kind]:
-    """Return the leaves of a tree that are instances of a class, in order."""
+    """Return the leaves of a tree (nested containers) that are instances of a class, in order."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, kind)]
 
 
 def tensors(tree: object) -> list[torch.Tensor]:
-    """Return the tensors in a tree, in order."""
+    """Return the tensors in a tree (nested containers), in order."""
     return leaves_of(torch.Tensor, tree)
 
 
 def leaves_by_path(tree: object) -> dict[str, object]:
-    """Return the leaves of a tree by their paths, such as "['x'][0]".
+    """Return the leaves of a tree (nested containers) by their paths, such as "['x'][0]".
 
     Example:
         >>> leaves_by_path({"x": [1, 2]})
@@ -76,13 +78,13 @@ def map_leaves_by_path(function: Callable[[str, object], object], tree: Tree) ->
 
 
 def map_leaves_of(kind: type[Kind], function: Callable[[Kind], object], tree: Tree) -> Tree:
-    """Return a tree in which a function has replaced the leaves of one class; other leaves stay."""
+    """Return a tree (nested containers) in which a function has replaced the leaves of one class; others stay."""
     mapped: Tree = pytree.tree_map_only(kind, function, tree)
     return mapped
 
 
 def map_tensors(function: Callable[[torch.Tensor], object], tree: Tree) -> Tree:
-    """Return a tree in which a function has replaced the tensors; other leaves stay.
+    """Return a tree (nested containers) in which a function has replaced the tensors; other leaves stay.
 
     Example:
         >>> map_tensors(lambda tensor: tuple(tensor.shape), {"ids": torch.zeros(2, 3), "scale": 1.0})
@@ -92,12 +94,12 @@ def map_tensors(function: Callable[[torch.Tensor], object], tree: Tree) -> Tree:
 
 
 def flatten(tree: object) -> tuple[list[object], TreeSpec]:
-    """Return the leaves of a tree and its structure, from which `unflatten` builds such a tree over other leaves."""
+    """Return the leaves of a tree (nested containers) and its structure, by which `unflatten` nests leaves."""
     return pytree.tree_flatten(tree)
 
 
 def flatten_once(tree: object) -> tuple[list[object], TreeSpec]:
-    """Return the entries of a container as they are, without a descent into them, and the container's structure."""
+    """Return the entries of a container, which may be containers themselves, and the outer container's structure."""
     return pytree.tree_flatten(tree, is_leaf=lambda each: each is not tree)
 
 

@@ -51,7 +51,7 @@ def _summary(verification: Verification) -> str:
 
 
 def _section(section: Section, picture: str | None) -> str:
-    """Return one section of the page: what it tests, its tables, its claims; in "Figure" the picture too."""
+    """Return one section of the Markdown page on `verify`: what it tests, tables, claims, perhaps the picture."""
     parts = [f"## {section.number}. {section.name}", section.tested]
     for table in section.evidence.tables:
         parts.append(f"{table.caption}:\n\n{_markdown(table)}")

@@ -107,7 +107,7 @@ class NetworkRow(TypedDict, total=False):
 
 
 class Reference(TypedDict):
-    """All reference data of `verify`.
+    """The reference data of `verify`: results from papers and from another solver, with which it compares.
 
     Attributes:
         named: learning-rate exponents of named parametrizations, known from papers.

@@ -24,7 +24,7 @@ from abcfx.verification.widths import activation_magnitude, width_transfer
 
 
 class Part(NamedTuple):
-    """A section of `verify` before its run.
+    """A section of `verify`, which tests the package, before it has run: its title and the function that runs it.
 
     Attributes:
         number: position among all sections, from 1.

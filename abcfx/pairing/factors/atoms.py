@@ -267,7 +267,9 @@ def piece(dim: Sequence[AtomUse], start: SizePair, size: SizePair) -> Dim:
 
 
 def _segment(atom: Atom, start: SizePair, size: SizePair) -> Dim:
-    """Return the segment of an atom (a factor of a dim) at an offset; an atom without segments is cut there.
+    """Return a piece of a dim's factor (atom) by its offset: segments of the factor, or a part that is cut out of it.
+
+    A factor has a size in the small and in the large model; so have offset and length of the piece.
 
     Args:
         atom: the atom.

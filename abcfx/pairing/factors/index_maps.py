@@ -40,7 +40,10 @@ class Tiling:
         return self.small != self.large
 
     def indices(self) -> torch.Tensor:
-        """Return for each large index the small one that it is a copy of: (large,) of int64."""
+        """Return, for each index of the factor in the large model, the small model's index whose entry is copied there.
+
+        The tensor is (large,) of int64.
+        """
         return torch.arange(self.large) % self.small
 
     def to_json(self) -> Json:
@@ -71,7 +74,10 @@ class Padding:
         return True
 
     def indices(self) -> torch.Tensor:
-        """Return for each large index its small one, (large,) of int64; new entries point at the last old one."""
+        """Return, for each index of the factor in the large model, the small model's index that belongs to it.
+
+        The tensor is (large,) of int64. New entries, of which the small model has none, point at its last one.
+        """
         return torch.arange(self.large).clamp_max(self.small - 1)
 
     def to_json(self) -> Json:
@@ -101,7 +107,10 @@ class Segments:
         return any(part.grows for part in self.parts)
 
     def indices(self) -> torch.Tensor:
-        """Return for each large index the small one that it is a copy of: (large,) of int64."""
+        """Return, for each index of the factor in the large model, the small model's index whose entry is copied there.
+
+        The tensor is (large,) of int64.
+        """
         found, start = [], 0
         for part in self.parts:
             found.append(part.indices() + start)
@@ -174,14 +183,20 @@ class IndexMap:
         return self.grows and self.old_entries is None
 
     def indices(self) -> torch.Tensor:
-        """Return for each large index the small one that it is a copy of: (large,) of int64."""
+        """Return, for each index of the dim in the large model, the small model's index whose entry is copied there.
+
+        The tensor is (large,) of int64.
+        """
         found = torch.zeros(1, dtype=torch.int64)
         for factor in self.factors:
             found = (found[:, None] * factor.sizes[0] + factor.indices()[None, :]).reshape(-1)
         return found
 
     def copies(self) -> torch.Tensor:
-        """Return for each small index the number of large indices that are copies of it: (small,) of int64."""
+        """Return for each index of the dim in the small model in how many places of the large one its entry is copied.
+
+        The tensor is (small,) of int64.
+        """
         return torch.bincount(self.indices(), minlength=self.sizes[0])
 
 

@@ -155,7 +155,9 @@ def _least_widths(inside: Sequence[Sequence[int]], titles: Sequence[float]) -> l
 def _lanes(
     outer: Sequence[Sequence[str]], chains: Mapping[tuple[str, str], Sequence[str]], row_of: Mapping[str, int]
 ) -> dict[str, int]:
-    """Return for each node and bend the index of the outermost frame around it; those in no frame are missing.
+    """Return for each node and bend in a drawing the index of the outermost frame around it; others are missing.
+
+    A bend is a point in a row of the drawing that an edge crosses; a frame is a rectangle around nodes.
 
     Args:
         outer: the nodes of each outermost frame.

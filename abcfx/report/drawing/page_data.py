@@ -168,7 +168,7 @@ class _PlacedBox:
     """
 
     def __init__(self, box: Box, outcome: Outcome, in_frame: bool) -> None:
-        """Write the texts of a box that is drawn in the HTML report."""
+        """Write the texts of a box of the HTML report, which stands for a module or an op of the model."""
         self.box = box
         shown = short_label(box, in_frame)
         if len(shown) > LONGEST_LABEL:
