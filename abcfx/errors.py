@@ -51,7 +51,7 @@ class UncapturableError(CaptureError):
 
 
 class PairingError(AbcfxError):
-    """The error that the base and the target model are not instances of one architecture."""
+    """The error that two models, target and base (the same at a smaller width), are not of one architecture."""
 
 
 class GrowthError(AbcfxError):

@@ -252,7 +252,9 @@ def _refuse_transformed(argument: str, model: nn.Module) -> None:
 def _built_base(
     base: Instance | Shapes | None, init: InitMode | InitLike
 ) -> tuple[nn.Module | Shapes | None, tuple[str, ...]]:
-    """Return the base as a module without wrappers, as shapes of parameters by name, or None; and notes on wrappers.
+    """Return the base (smaller model to compare with) as a module, as shapes by name, or None; and notes.
+
+    The module is taken out of wrappers such as DDP; the notes say so.
 
     Raises:
         InvalidInputError: shapes were given, but nothing that says how the base is initialised; or no model.
@@ -340,7 +342,7 @@ def _own_numbers(
 
 
 def _own_init(captured: CapturedGraph, fixed: FixedExponents, init: InitMode | InitLike) -> dict[str, OwnInit] | None:
-    """Measure how the model's own init scales with width, by comparing its parameters with those of the base.
+    """Measure how a model's own init scales with width, by comparing its parameters with those of a smaller base.
 
     Returns:
         The own init of each parameter; None without a base, and where there are no weights to read it off.

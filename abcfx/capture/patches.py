@@ -254,7 +254,10 @@ def answers_as_eager(told: Container[str] | None) -> Iterator[list[str]]:
         """Return a stand-in for `torch.compiler.is_compiling` or `is_exporting`, given by its name."""
 
         def answer() -> bool:
-            """Return torch's true answer to torch and to the places listed for it; else False, and note who asked."""
+            """Return False, as outside of a compilation, to the model; to torch and to the places listed, the truth.
+
+            Who got False is noted.
+            """
             truth = originals[name]()
             place = _place(sys._getframe(2))  # above `_here`
             if not truth or not place or told is None or place in told:

@@ -53,9 +53,9 @@ class DepthExponents:
 
 @dataclass(frozen=True)
 class DepthScaling:
-    """The factors, rates and eps for a model that has more blocks than its base; empty for equal numbers.
+    """The factors, rates and eps for a model with more blocks than its base (a smaller instance of it).
 
-    `ratio` is the number of blocks over that of the base.
+    They are empty for equal numbers of blocks. `ratio` is the number of blocks over that of the base.
 
     Attributes:
         a: exponent of the factor ratio^-a on every residual branch.
@@ -77,7 +77,9 @@ class DepthScaling:
 
 
 def scale_depth(table: DepthTable, fixed: FixedExponents, decay: str) -> DepthScaling:
-    """Find factors on residual branches, rates and eps for a model with another number of blocks than its base.
+    """Find factors on residual branches, rates and eps for a model with other numbers of blocks than its base.
+
+    The base is a smaller instance of the model, for which the user's learning rate was tuned.
 
     Args:
         table: "none", "mup" or "completep".
@@ -147,15 +149,18 @@ def _inside_branch(a: float, family: OptimizerFamily, decay: str) -> DepthExpone
 
 
 def _described(ratios: Mapping[str, float], what: str) -> tuple[str, ...]:
-    """Return a sentence for the report on each ratio of depths: how many times the base's blocks there are.
+    """Return a sentence for the report on each ratio of depths: the model's blocks over those of its base.
 
-    `what` says what is done for it.
+    The base is a smaller instance of the model. `what` says what is done for it.
     """
     counts = Counter(ratios.values())
     return tuple(f"depth: {ratio:g} times the base's blocks ({n} branches): {what}" for ratio, n in counts.items())
 
 
 def _ratio(branch: Branch, blocks: Blocks) -> float:
-    """Return the target's number of blocks over the base's, in the container that a branch lies in."""
+    """Return the ratio of depths, blocks of the model over those of its base, in the container of a residual branch.
+
+    The base is a smaller instance of the model.
+    """
     ours, theirs = max((blocks.counts[container] for container in branch.containers), default=(1, 1))
     return ours / theirs

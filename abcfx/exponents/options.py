@@ -65,7 +65,7 @@ class Parametrization:
         return option if isinstance(option, Parametrization) else cls(table=option)
 
     def check_base(self, width_ratio: float) -> None:
-        """Raise an error for a base that is wider than the model, unless `wider_base` allows it.
+        """Raise an error for a base (instance to compare with) wider than the model, unless `wider_base` allows it.
 
         Args:
             width_ratio: width of the model over that of the base.

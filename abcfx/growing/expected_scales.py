@@ -39,7 +39,7 @@ def expected_scales(factors: Factors, of_weights: Mapping[str, float]) -> list[f
 
 
 class _Walk:
-    """A walk through the calls of a run that finds by which factor each large tensor is the repeated small one.
+    """A walk through the calls of a run that finds by which factor each large tensor is the small one, repeated.
 
     Args:
         factors: the dims of a run of both models, as products of shared factors.
@@ -117,9 +117,9 @@ def _numbers(call: Call) -> list[float]:
 
 
 def _product(small: Call, large: Call, scales: list[float]) -> float:
-    """Return the scale (large over repeated small tensor) of a product from those of its factors.
+    """Return the scale (large tensor over repeated small one) of x * y or of a matrix product from those of x and y.
 
-    A number among the factors counts by its ratio in the two models.
+    Where x or y is a number, its ratio in the two models counts. A longer sum in a matrix product is not counted here.
     """
     ours, theirs = _numbers(large), _numbers(small)
     by = ours[0] / theirs[0] if ours and theirs and theirs[0] else 1.0
@@ -127,9 +127,9 @@ def _product(small: Call, large: Call, scales: list[float]) -> float:
 
 
 def _quotient(small: Call, large: Call, scales: list[float]) -> float:
-    """Return the scale (large over repeated small tensor) of a quotient from those of its two sides.
+    """Return the scale (large tensor over repeated small one) of x / y from those of x and y.
 
-    A number that is divided by counts by its ratio in the two models.
+    Where x or y is a number, its ratio in the two models counts.
     """
     ours, theirs = _numbers(large), _numbers(small)
     by = theirs[0] / ours[0] if ours and theirs and ours[0] else 1.0

@@ -38,7 +38,7 @@ class GrowthPlan:
     noised: tuple[str, ...]
 
     def output_dims(self) -> list[list[IndexMap] | None]:
-        """Return for each dim of each output which small entry each large entry is a copy of.
+        """Return for each dim of each output of the large model which small model's entry each of its entries copies.
 
         None stands for an output that the model itself uses too, such as a cache.
         """
@@ -133,7 +133,9 @@ def padded_atoms(factors: Factors) -> Iterator[Atom]:
 
 
 def padded_index_map(dim: Dim, padded: set[int]) -> IndexMap:
-    """Return for a dim which small entry each large entry is a copy of, with new entries where it is padded.
+    """Return for a dim which entry in the small model each entry in the large one is a copy of.
+
+    Where the dim is padded, the large model has new entries instead.
 
     Args:
         dim: the dim, as a product of factors.

@@ -69,7 +69,7 @@ class Runs:
     """
 
     def __init__(self, plan: GrowthPlan, small: nn.Module, large: nn.Module) -> None:
-        """Find for each tensor of the two runs the number by which the large one should be the repeated small one."""
+        """Find for each tensor of two runs the number by which the large model's is the small one's, repeated."""
         self.factors = plan.factors
         of_weights = {name: mean_multiplier(widening) for name, widening in plan.widenings.items()}
         self.scales = expected_scales(self.factors, of_weights | _ratios_of_numbers(small, large))
@@ -89,7 +89,7 @@ class Runs:
                 yield ref, small, large
 
     def dims(self, ref: Ref) -> list[IndexMap]:
-        """Return for each dim of a tensor which small entry each large entry is a copy of."""
+        """Return for each dim of a tensor which small model's entry each entry of the large model's is a copy of."""
         return [padded_index_map(dim, self._padded) for dim in self.factors.of(ref)]
 
     def compared(self) -> Iterator[Compared]:

@@ -76,8 +76,8 @@ def clone_exponents(fixed: FixedExponents) -> dict[str, Fraction]:
 class _Scaling:
     """A solver for the factors on the parameters of a larger copy, made of repeated entries, of a network.
 
-    The tensor of each node is m^f times the repeated small one (m, the width ratio); f, its *form*, is a linear
-    expression in unknown exponents of the parameters.
+    Each node's tensor is m^f times the small network's tensor with its entries repeated (m, the width ratio); f, its
+    *form*, is a linear expression in unknown exponents of the parameters.
 
     Args:
         dag: the layer DAG, a graph of the model's layers and other ops.
@@ -118,9 +118,10 @@ class _Scaling:
         return Scales({name: self.equations.solution(name) for name in self.dag.uses()})
 
     def _form(self, node: str) -> Form:
-        """Return f of a DAG node, whose tensor is m^f times the repeated small one (m, the width ratio).
+        """Return f of a DAG node, whose tensor in a larger copy of a network is m^f times the repeated small one.
 
-        It is a linear expression in the unknown exponents of the parameters.
+        m is the width ratio; the copy is made of repeated entries. f is a linear expression in the unknown exponents of
+        the parameters.
         """
         kind = self.dag.kind(node)
         first = self._form_of(kind.inputs[0]) if kind.inputs else ZERO
@@ -192,17 +193,17 @@ class _Scaling:
         return [end for n in followers for end in self._ends(n)]
 
     def _form_of(self, node: str | None) -> Form:
-        """Return f of a DAG node, whose tensor is m^f (m, the width ratio) times the repeated small one.
+        """Return f of a DAG node, whose tensor in a larger copy of a network is m^f times the repeated small one.
 
-        It is 0 for a constant.
+        m is the width ratio; the copy is made of repeated entries. f is 0 for a constant.
         """
         return ZERO if node is None else self.forms[node]
 
     def _weight(self, node: str, layer: Layer) -> Form:
-        """Return what a layer adds to f, where its input is m^f times the repeated small one (m, the width ratio).
+        """Return what a layer adds to f, where its input in a larger copy is m^f times the small one, repeated.
 
-        That is the unknown exponent of its parameter, minus a of its multiplier m^-a, plus the growth exponents of the
-        dims that it sums over and of numbers in the model's own code.
+        m is the width ratio. It is the unknown exponent of the layer's parameter, minus a of its multiplier m^-a, plus
+        the growth exponents of the dims that it sums over and of numbers in the model's own code.
         """
         fan_in, own = self._extents(*layer.fan_in), self._extents(layer.factor)
         multiplier = self._multiplier(node, fan_in | self._extents(*layer.fan_out))

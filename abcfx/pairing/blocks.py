@@ -19,7 +19,9 @@ SAME_CODE = "  To fix: build `base` by the same code as the model, with the same
 
 @dataclass(frozen=True)
 class Blocks:
-    """The pairing of repeated blocks (layers.0, layers.1, ...) between two models, target and base, of different depth.
+    """The pairing of repeated blocks (layers.0, layers.1, ...) of a model, the target, with those of its base.
+
+    The base is a smaller instance of the model; it may have fewer blocks.
 
     Attributes:
         index: container of numbered submodules -> block of the target -> the block of the base that stands for it.
@@ -38,14 +40,17 @@ class Blocks:
         return ".".join(at)
 
     def last_of(self, container: str) -> tuple[str, str]:
-        """Return the numbers of the last block of a container such as "layers" in the target and in the base."""
+        """Return the numbers of the last block of a container such as "layers" in a model and in its smaller base."""
         renamed = self.index[container]
         last = max(renamed, key=int)
         return last, renamed[last]
 
     @property
     def ratio(self) -> float:
-        """The number of repeated blocks in the target over that in the base, all containers together; 1 without any."""
+        """The number of repeated blocks in the model over that in its smaller base, all containers together.
+
+        It is 1 for models without repeated blocks.
+        """
         ours, theirs = (sum(count[i] for count in self.counts.values()) for i in (0, 1))
         return ours / theirs if theirs else 1.0
 
@@ -93,10 +98,10 @@ def _twin_block(
     ours: Mapping[str, frozenset[tuple[str, int]]],
     theirs: Mapping[str, frozenset[tuple[str, int]]],
 ) -> str:
-    """Choose the base's block that stands for a block of the target, among those with the same parameters.
+    """Choose for a block of a model (target) the block of its smaller base that stands for it.
 
-    That is the block of the same number, else that at the same place of a repeating pattern, else the nearest; for the
-    last block, the last one.
+    Of those with the same parameters that is the block of the same number, else that at the same place of a repeating
+    pattern, else the nearest; for the last block, the last one.
 
     Args:
         container: path of the module that holds the blocks.
@@ -125,7 +130,7 @@ def _twin_block(
 def pair_parameters(
     target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor], blocks: Blocks | None = None
 ) -> dict[str, torch.Tensor]:
-    """Return the base's tensor for each parameter of the target, by the target's names.
+    """Return for each parameter of a model (target), by name, the tensor of it in the base, a smaller instance.
 
     Args:
         target: parameters of the target by name.

@@ -20,7 +20,7 @@ SizeChange = tuple[int, int]
 def fixed_sizes(
     dag: LayerDag, sizes: Mapping[str, tuple[SizeChange, ...]]
 ) -> tuple[frozenset[SizeChange], tuple[str, ...]]:
-    """Find the sizes that differ between base and target although they do not grow with the width.
+    """Find the sizes that differ between a model and its smaller base although they do not grow with the width.
 
     Examples are a vocabulary that was padded, or a position table that is longer.
 
@@ -55,12 +55,12 @@ def fixed_sizes(
 
 
 def _is_near(ratio: float, other: float) -> bool:
-    """Whether two ratios of sizes, in target and base, are equal up to 2 %."""
+    """Whether two ratios of sizes, each of a dim in a model over that in its smaller base, are equal up to 2 %."""
     return abs(ratio / other - 1) < 0.02
 
 
 def _change(dim: Dim, sizes: Mapping[str, tuple[SizeChange, ...]]) -> SizeChange | None:
-    """Return (size in the base, size in the target) of a dim of a parameter; None for a dim of an activation."""
+    """Return (size in the smaller base, size in the model) of a parameter's dim; None for an activation's dim."""
     return sizes[dim.parameter][dim.index] if isinstance(dim, ParameterDim) else None
 
 

@@ -46,7 +46,7 @@ class Doing(NamedTuple):
 
 
 def pair_graphs(target: CapturedGraph, base: CapturedGraph, blocks: Blocks = NO_BLOCKS) -> dict[fx.Node, fx.Node]:
-    """Return for each node of the target's graph the node of the base's graph that does the same work.
+    """Return for each graph node of a model (target) the node of its smaller base that does the same work.
 
     Subgraphs of no_grad blocks are included.
 
@@ -65,11 +65,11 @@ class _Pairing:
     """A walk over the graphs of two models side by side, block by block where one model has more blocks."""
 
     def __init__(self, target: CapturedGraph, base: CapturedGraph, blocks: Blocks) -> None:
-        """Keep target and base, and which of their numbered blocks belong together."""
+        """Keep the two models, target and base (a smaller instance), and which numbered blocks belong together."""
         self.target, self.base, self.blocks = target, base, blocks
 
     def run(self, our_graph: fx.Graph, their_graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-        """Return for each node of the target's graph the node of the base's graph that does the same work.
+        """Return for each node of the target's graph the node that does the same work in its base, a smaller instance.
 
         Args:
             our_graph: the target's graph, or a subgraph of it.
@@ -140,7 +140,8 @@ class _Pairing:
     def _between(self, container: str, ours: list[fx.Node], theirs: Mapping[Place, list[fx.Node]]) -> list[fx.Node]:
         """Return the nodes that the base's graph has between two blocks, as often as the target's has such nodes.
 
-        A base with one block runs them partly behind that block and partly before it.
+        Target and base are two instances of one model, the base the smaller one. A base with one block runs them partly
+        behind that block and partly before it.
 
         Args:
             container: path of the module that holds the blocks.
@@ -164,7 +165,7 @@ class _Pairing:
         return None if block is None else Place("block", block.container, block.number)
 
     def _zip(self, ours: list[fx.Node], theirs: list[fx.Node]) -> dict[fx.Node, fx.Node]:
-        """Pair nodes of the target with those of the base one by one, in order.
+        """Pair graph nodes of a model (target) one by one, in order, with those of its smaller base.
 
         Ops that torch.export leaves out at fixed sizes may be missing in one of the two.
 
@@ -196,7 +197,7 @@ class _Pairing:
 
     @staticmethod
     def _doing(captured: CapturedGraph, node: fx.Node, blocks: Blocks = NO_BLOCKS) -> Doing:
-        """Return the op that a graph node runs, with module names as the base has them."""
+        """Return the op that a graph node runs; names of modules are those in the base (the smaller of two models)."""
         if node.op == "placeholder":
             return Doing("placeholder")
         if node.op == "call_module":
@@ -223,7 +224,7 @@ def _is_alias(node: fx.Node) -> bool:
 
 
 def _differ(one: fx.Node, wanted: Doing | None, got: Doing | None, other: fx.Node | None) -> PairingError:
-    """Return the error that the graphs of target and base differ at a node.
+    """Return the error that the graphs of a model (target) and its smaller base differ at a node.
 
     Args:
         one: the node of the target's graph at which they do.

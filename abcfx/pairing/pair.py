@@ -56,7 +56,7 @@ class PairedModels:
         keeps_forward: bool = False,
         blocks: Blocks | None = None,
     ) -> None:
-        """Keep the target and the base model; nothing is computed yet."""
+        """Keep the model to be analysed (target) and a smaller one to compare it with (base); compute nothing yet."""
         check_keyword_inputs(kwargs)
         self.target = target
         self.base = base if isinstance(base, nn.Module) else None
@@ -80,7 +80,7 @@ class PairedModels:
 
     @cached_property
     def target_graph(self) -> CapturedGraph:
-        """The captured graphs of the target (the model that is scaled), in train and eval mode."""
+        """The captured graphs of the target (the model that is analysed), in train and eval mode."""
         kwargs = None if self._kwargs is None else dict(self._kwargs)
         method = self.options.method
         with self._equally_fresh():
@@ -92,7 +92,10 @@ class PairedModels:
             )
 
     def _equally_fresh(self) -> AbstractContextManager[None]:
-        """Return a context in which the caches that only one of the two models has filled earlier are empty."""
+        """Return a context in which the caches that only one of target and base has filled earlier are empty.
+
+        These are the model that is analysed and the one that it is compared with.
+        """
         if self.base is None:
             return nullcontext()
         return equally_fresh(self.target, self.base, self._args, self._kwargs)
@@ -115,7 +118,7 @@ class PairedModels:
 
     @cached_property
     def base_dag(self) -> LayerDag | None:
-        """The layer DAG (a graph of layers and other ops) of the base in train mode; None without a base model."""
+        """The layer DAG (a graph of layers and other ops) of the base, the model compared with; None without a base."""
         return None if self.base_graph is None else build_dag(self.base_graph, options=self.options)
 
     @cached_property
@@ -152,9 +155,10 @@ class PairedModels:
 
     @cached_property
     def growth(self) -> WidthGrowth:
-        """The growth exponent of every dim, from base to target: it grows like m^e, with m the width ratio.
+        """The growth exponent e of every dim of the model: its size grows like m^e, with m the width ratio.
 
-        Without a base, or with one of equal sizes, it is read off the structure of the graph.
+        It follows from the sizes in the model and in its base (the smaller model compared with). Without a base, or
+        with one of equal sizes, it is read off the structure of the graph.
 
         Raises:
             PairingError: base and target are not instances of one architecture.
@@ -169,7 +173,7 @@ class PairedModels:
 
     @cached_property
     def measured_growth(self) -> SizeGrowth | None:
-        """The growth exponent of every dim by its sizes in base and target; None without a base.
+        """The growth exponent of every dim by its sizes in the model and its smaller base; None without a base.
 
         The exponents are all 0 if the sizes are equal.
 
@@ -187,7 +191,10 @@ class PairedModels:
 
     @cached_property
     def _base_parameters(self) -> dict[str, torch.Tensor] | None:
-        """The base's parameters by name, as tensors without values where only shapes are known; None without a base."""
+        """The parameters of the base (the model compared with) by name; None without a base.
+
+        They are tensors without values where only shapes are known.
+        """
         if self.base is not None:
             return dict(self.base.named_parameters())
         if self.base_shapes is not None:
@@ -196,7 +203,7 @@ class PairedModels:
 
     @cached_property
     def _paired(self) -> tuple[CapturedGraph, PairedGrowth] | None:
-        """The base's graph, and the growth of every dim between the two graphs; None without a base model.
+        """The graph of the base (the model compared with), and the growth of every dim; None without a base model.
 
         An export at fixed sizes takes half the time. It leaves out ops that open sizes need; where the graphs then do
         not pair, another export is made.
@@ -215,7 +222,7 @@ class PairedModels:
     def _paired_at(
         self, sizes: OpenSizes, method: CaptureMethod, target: CapturedGraph
     ) -> tuple[CapturedGraph, PairedGrowth]:
-        """Capture the base, at open ("free") or fixed sizes of inputs, and compare its graph with the target's."""
+        """Capture the base (the model compared with) at open or fixed sizes of inputs; compare it with the target."""
         assert self.base is not None
         with self._equally_fresh():
             graph = capture(
@@ -224,5 +231,5 @@ class PairedModels:
         return graph, self._grown(target, graph)
 
     def _grown(self, target: CapturedGraph, base: CapturedGraph) -> PairedGrowth:
-        """Return the growth exponent of every dim (~ m^e, m the width ratio), by the graphs of target and base."""
+        """Return the growth exponent of every dim (~ m^e, m the width ratio), by the graphs of a model and its base."""
         return PairedGrowth(target, base, self.blocks, lambda: self.factors)

@@ -91,7 +91,7 @@ class WidthGrowth(ABC):
 
 
 class StructuralGrowth(WidthGrowth):
-    """Growth exponents read off the structure of a layer DAG, without a base to compare with.
+    """Growth exponents read off the structure of a layer DAG (graph of layers), where no smaller model is given.
 
     A dim of a weight grows (exponent 1) if another layer stands on that side of it. The few outputs of a layer that
     makes the weights by which residual streams are mixed do not grow, although layers follow.
@@ -155,7 +155,7 @@ class StructuralGrowth(WidthGrowth):
         return self._grows.get(dim, 0.0)
 
     def scalar(self, scalar: InGraph) -> float:
-        """Return 0, the growth exponent of a constant: without a base, no number in the graph is known to grow."""
+        """Return 0, the growth exponent of a constant: from one model alone, no number is known to grow."""
         return 0.0
 
 
@@ -182,7 +182,7 @@ def _is_wide(dag: LayerDag, node: str, beside: str, upstream: bool) -> bool:
 
 
 class SizeGrowth(WidthGrowth):
-    """Growth exponents read off the sizes of parameters alone, in a target and its base.
+    """Growth exponents of dims, read off the sizes of parameters alone, in a model (target) and its smaller base.
 
     Args:
         target: parameters of the target by name.
@@ -192,14 +192,14 @@ class SizeGrowth(WidthGrowth):
     has_base = True
 
     def __init__(self, target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor]) -> None:
-        """Compare the sizes of all parameters in target and base, and find the width ratio."""
+        """Compare the sizes of all parameters in a model and its smaller base, and find the ratio of their widths."""
         self.base_parameters = base
         self.sizes = {name: tuple(zip(base[name].shape, tensor.shape, strict=True)) for name, tensor in target.items()}
         self._fixed: frozenset[tuple[int, int]] = frozenset()
         self.width_ratio = self._largest_ratio()
 
     def with_fixed(self, fixed: frozenset[tuple[int, int]], notes: tuple[str, ...]) -> SizeGrowth:
-        """Return a copy in which some pairs of sizes, (in the base, in the target), count as no growth.
+        """Return a copy in which some pairs of sizes, (in the smaller base, in the model), count as no growth.
 
         Args:
             fixed: the pairs of sizes.
@@ -213,12 +213,12 @@ class SizeGrowth(WidthGrowth):
         return other
 
     def _largest_ratio(self) -> float:
-        """Return the width ratio m: the ratio of a size in the target to that in the base that is furthest from 1."""
+        """Return the width ratio m: the size in the model over that in its smaller base that is furthest from 1."""
         ratios = [self._ratio(*sizes) for of_dims in self.sizes.values() for sizes in of_dims]
         return max(ratios, key=lambda ratio: abs(math.log(ratio)), default=1.0)
 
     def _ratio(self, base_size: int, size: int) -> float:
-        """Return the ratio of a size in the target to that in the base; 1 for sizes that count as no growth."""
+        """Return the ratio of a size in the model to that in its smaller base; 1 for sizes that count as no growth."""
         return 1.0 if not base_size or (base_size, size) in self._fixed else size / base_size
 
     def _exponent(self, ratio: float) -> float:
@@ -237,7 +237,7 @@ class SizeGrowth(WidthGrowth):
 
 
 class PairedGrowth(SizeGrowth):
-    """Growth exponents read off the graphs of target and base: by the ratio of each size and number to the base's.
+    """Growth exponents from graphs of a model and its smaller base: by the ratios of their sizes and numbers.
 
     Args:
         target: the model that is analysed, with its graphs.
@@ -249,7 +249,7 @@ class PairedGrowth(SizeGrowth):
     def __init__(
         self, target: CapturedGraph, base: CapturedGraph, blocks: Blocks, factors: Callable[[], Factors]
     ) -> None:
-        """Walk the graphs of target and base side by side, to pair their nodes."""
+        """Walk the graphs of a model (target) and its smaller base side by side, to pair their nodes."""
         ours, theirs = (dict(each.model.named_parameters()) for each in (target, base))
         self.blocks = blocks
         super().__init__(ours, pair_parameters(ours, theirs, blocks))
@@ -258,7 +258,7 @@ class PairedGrowth(SizeGrowth):
         self._find_factors = factors
 
     def _both(self, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> tuple[object, object]:
-        """Return the two values of a number in the graph: in the target, and in the base."""
+        """Return the two values of a number in the graph: in the model, and in its smaller base."""
         ours, theirs = (each.module for each in self._captured)
         value = _value(ours, scalar.node, scalar)
         twin = self._twin.get(scalar.node)  # the base may have a constant in place of a computed number
@@ -290,7 +290,9 @@ class PairedGrowth(SizeGrowth):
         return self._exponent(float(largest_ratio(of_dim))) if has_segments(of_dim) else None
 
     def dim(self, dim: Dim) -> float:
-        """Return the growth exponent e of one dim, which grows as m^e (m, the width ratio), by its size in the base.
+        """Return the growth exponent e of a dim, which grows as m^e (m, the width ratio), by its size in the base.
+
+        The base is the smaller model that is compared with.
 
         Raises:
             InvalidInputError: the dim is one of an activation whose shape is not known.
@@ -313,6 +315,8 @@ class PairedGrowth(SizeGrowth):
 
     def scalar(self, scalar: InGraph) -> float:
         """Return the growth exponent e of a number in the graph, which grows as m^e, by its value in the base.
+
+        m is the width ratio, the base the smaller model that is compared with.
 
         Raises:
             PairingError: the number changes sign or vanishes between base and target.

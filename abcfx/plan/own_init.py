@@ -65,7 +65,7 @@ def measure_own_init(
     like: Mapping[str, Hashable],
     planned: Mapping[str, float],
 ) -> dict[str, OwnInit]:
-    """Measure how the model's own init scales with width, from one draw of the base and one of the target.
+    """Measure how a model's own init scales with width, from one draw of it and one of its smaller base.
 
     Args:
         target: the target's parameters by name.
@@ -169,7 +169,7 @@ def _is_random(draw: Draw) -> bool:
 
 
 def _drawn_pair(target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Tensor], name: str) -> tuple[Draw, Draw]:
-    """Return descriptions of how one parameter was drawn in the target and in the base."""
+    """Return descriptions of how one parameter was drawn at init in a model (target) and in its smaller base."""
     pair, weights = (target[name], base[name]), (weight_beside(target, name), weight_beside(base, name))
     ours, theirs = (Draw.of(tensor, weight) for tensor, weight in zip(pair, weights, strict=True))
     if ours.count == theirs.count == 1 and ours.constant != theirs.constant:

@@ -10,7 +10,7 @@ from abcfx.rules.extents import Dim, ParameterDim
 
 
 class DimGrowth(NamedTuple):
-    """A dim of a parameter: its sizes in base and model, and how it grows with the width.
+    """A dim of a parameter: its sizes in the smaller base model and in the model, and how it grows with the width.
 
     Attributes:
         dim: index of the dim.

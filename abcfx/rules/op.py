@@ -216,7 +216,7 @@ class Op(NodeMaker):
         return replace(y, statistic=replace(statistic, degree=statistic.degree * exponent))
 
     def scale(self, x: Value, factor: Number) -> Value:
-        """Multiply x by a number that may differ between the base and the target model."""
+        """Multiply x by a number that may differ between the model and the smaller base that it is compared with."""
         y = self._unary(x, lambda node: NumberFactor((node,), factor))
         return replace(y, terms=weight_terms.scaled(x, factor))
 

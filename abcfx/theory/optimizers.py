@@ -171,7 +171,7 @@ _BY_KEY = {name.replace("_", ""): each for name, each in FAMILIES.items()}
 
 
 def family(optimizer: Optimizer) -> OptimizerFamily:
-    """Find the family of an optimizer, which says how large its updates are and how they depend on width.
+    """Find the family of an optimizer: an object that says how its updates depend on gradient, weight and width.
 
     Args:
         optimizer: a name in any case, a class, an instance, or a family itself. Low-precision, fused and paged variants
@@ -212,7 +212,7 @@ def family(optimizer: Optimizer) -> OptimizerFamily:
 
 
 def _by_name(name: str) -> OptimizerFamily:
-    """Return the family of an optimizer by its name, in any spelling.
+    """Return the family of an optimizer (how its updates depend on width) by its name, in any spelling.
 
     Raises:
         InvalidInputError: the name is not known.
@@ -240,7 +240,7 @@ def _not_known(told: str, key: str) -> str:
 
 
 def _by_class(optimizer: type) -> OptimizerFamily:
-    """Return the family of an optimizer class that abcfx knows, or that declares its family.
+    """Return the family (how updates depend on width) of an optimizer class that is known or declares its family.
 
     Raises:
         InvalidInputError: the class is not known; one of the same name from elsewhere is another optimizer.
@@ -266,7 +266,7 @@ def _by_class(optimizer: type) -> OptimizerFamily:
 
 
 def _of_instance(optimizer: torch.optim.Optimizer, options: Mapping[str, object]) -> OptimizerFamily:
-    """Return the family of an optimizer instance for one of its groups, which has these options."""
+    """Return the family (how updates depend on width) of an optimizer instance, by the options of one group."""
     found = _by_class(type(optimizer))
     if found.name == "adafactor":
         return _adafactor(options)
@@ -281,11 +281,11 @@ def _of_instance(optimizer: torch.optim.Optimizer, options: Mapping[str, object]
 
 
 def _adafactor(options: Mapping[str, object]) -> OptimizerFamily:
-    """Return the family of an Adafactor by its options; torch's Adafactor always scales by the size of the weight.
+    """Return the family (how updates depend on width) of an Adafactor by its options.
 
-    torch: lr bounds a relative step, min(lr, 1 / sqrt(step)) times max(eps2, RMS of the weight), and weight decay is
-    lr x decay. transformers: the rate is lr if relative_step is off, times that size if scale_parameter is on, for the
-    update and for weight decay alike.
+    torch's Adafactor always scales by the size of the weight: lr bounds a relative step, min(lr, 1 / sqrt(step)) times
+    max(eps2, RMS of the weight), and weight decay is lr x decay. transformers: the rate is lr if relative_step is off,
+    times that size if scale_parameter is on, for the update and for weight decay alike.
     """
     if options.get("relative_step"):
         raise InvalidInputError(
@@ -335,7 +335,7 @@ def assign_optimizers(
 def assign_families(
     assigned: Mapping[str, Optimizer], parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, OptimizerFamily]:
-    """Return the family of the optimizer that trains each parameter.
+    """Return for each parameter the family (how updates depend on width) of the optimizer that trains it.
 
     Args:
         assigned: the optimizer of each parameter.

@@ -189,7 +189,9 @@ def _scale_nodes(result: Transformed) -> list[ScaleAt]:
 
 
 def _absorbed(model: torch.nn.Module, x: torch.Tensor) -> Transformed:
-    """Transform an MLP so that multipliers are moved into weights and learning rates (apply="absorb"), with a base.
+    """Transform an MLP so that multipliers are moved into weights and learning rates (apply="absorb").
+
+    A narrower MLP is given as the base, with which widths are compared.
 
     Args:
         model: the MLP.

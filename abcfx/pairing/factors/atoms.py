@@ -90,7 +90,10 @@ def root(atom: Atom) -> Atom:
 
 
 def expanded(dim: Sequence[AtomUse]) -> Dim:
-    """Return a dim as a product of factors none of which is itself a product: each is whole or a row of segments."""
+    """Return a dim as a product of factors none of which is itself a product of smaller ones.
+
+    A factor may still be a row of segments, pieces one behind another.
+    """
     found: list[AtomUse] = []
     for use in dim:
         atom = root(use.atom)
@@ -317,7 +320,7 @@ def joined(dims: Sequence[Dim]) -> Dim:
 
 
 def index_map(dim: Sequence[AtomUse]) -> IndexMap:
-    """Return for a dim which entry of the small dim each entry of the large one is a copy of, as plain data."""
+    """Return for a dim which entry in the small model each entry in the large one is a copy of, as plain data."""
     found: list[Factor] = []
     for use in expanded(dim):
         atom = root(use.atom)

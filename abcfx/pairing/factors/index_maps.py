@@ -127,7 +127,7 @@ Factor = Tiling | Padding | Segments
 
 @dataclass(frozen=True)
 class IndexMap:
-    """A dim as a row-major product of factors, which says which small entry every large entry is a copy of.
+    """A dim as a row-major product of factors: says which small model's entry each large model's entry copies.
 
     Attributes:
         factors: the factors.
@@ -154,7 +154,7 @@ class IndexMap:
 
     @classmethod
     def from_json(cls, data: Sequence[Json]) -> IndexMap:
-        """Return the IndexMap (which small entry each large entry copies) whose JSON form is `data`."""
+        """Return the IndexMap (which small entry each entry of a larger dim copies) whose JSON form is `data`."""
         return cls(tuple(map(_factor_from_json, data)))
 
     def to_json(self) -> list[Json]:

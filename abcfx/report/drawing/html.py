@@ -104,7 +104,7 @@ def _settings(outcome: Outcome) -> list[tuple[str, str]]:
 
 
 def _sizes(outcome: Outcome) -> str:
-    """List the sizes of parameters that differ from the base's, as "64 → 256", the most frequent ones first."""
+    """List sizes of parameters that differ from the smaller base model's, as "64 → 256", most frequent ones first."""
     base = outcome.fixed.widths.base_parameters
     pairs = Counter(
         (theirs, ours)
