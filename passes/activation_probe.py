@@ -53,7 +53,7 @@ def _needed(graph: fx.Graph, nodes: Sequence[fx.Node]) -> set[fx.Node]:
     found = set[fx.Node]()
 
     def add(node: fx.Node) -> None:
-        """Add a node of the graph, and all nodes that it depends on, to the set `found`."""
+        """Add a node of the graph, and all nodes that it depends on, to the set of nodes that are needed."""
         waiting = [node]
         while waiting:
             current = waiting.pop()

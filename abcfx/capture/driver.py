@@ -201,7 +201,7 @@ def _attempts(examples: _Examples, flags: tuple[bool, ...], sizes: OpenSizes) ->
         return attempts
 
     def running(way: _RunningWay, open_sizes: OpenSizes) -> Callable[[], Emitted]:
-        """Return a function that captures the model in a way that runs it, and leaves some sizes of inputs open."""
+        """Return a function that captures the model by running it in the given way, with some input sizes left open."""
         return lambda: _with_larger_batch(partial(way, model, modes=flags, sizes=open_sizes), args, kwargs)
 
     return [

@@ -70,7 +70,7 @@ def capture_export(
         modes = modes[:1]
 
     def export() -> fx.Graph:
-        """Export the model in its current mode with torch.export and return the graph."""
+        """Export the model in its present mode (train or eval) with torch.export and return the fx graph."""
         return _export(model, signature, examples, attributes, sizes, changes)
 
     train, evaluate = graphs_of_modes(model, modes, lambda: _as_trained(export, told))
@@ -185,7 +185,7 @@ class _FlatCall(nn.Module):
     """A module that calls the model with flat tensors, so that torch.export never sees its signature and containers."""
 
     def __init__(self, model: nn.Module, signature: Signature) -> None:
-        """Wrap the model, in its present train or eval mode, for an export."""
+        """Wrap a model, in its present train or eval mode, for an export with flat tensors as inputs."""
         super().__init__()
         self.model = model
         self.signature = signature

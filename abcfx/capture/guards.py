@@ -104,7 +104,7 @@ def _refusing(check: Callable[..., object], slots: Sequence[str], fixed: Sequenc
     """
 
     def guards(flat: Sequence[object]) -> None:
-        """Raise `SizesRefused` if the values of the graph's inputs have sizes that the graph is not right for."""
+        """Raise `SizesRefused` if a call's tensors have sizes for which the captured graph is not right."""
         try:
             check(*flat)
         except AssertionError as error:
@@ -150,7 +150,7 @@ def _range_checks(exported: fx.GraphModule, program: torch.export.ExportedProgra
     shapes = [tuple(map(str, node.meta["val"].shape)) for node in exported.graph.find_nodes(op="placeholder")]
 
     def check(*flat: torch.Tensor) -> None:
-        """Raise an AssertionError for a size that is out of its range, or differs from an equal symbol's."""
+        """Raise an AssertionError if an input's size is out of range, or sizes that should be equal differ."""
         seen: dict[str, int] = {}
         for number, (tensor, shape) in enumerate(zip(flat, shapes, strict=True)):
             for dim, (size, text) in enumerate(zip(tensor.shape, shape, strict=True)):

@@ -32,7 +32,7 @@ def _replaced(owner: type | ModuleType, **attributes: object) -> Undo:
     """Set attributes of a class or module of torch within the block; afterwards they are the same objects as before."""
 
     def put(values: dict[str, object]) -> None:
-        """Set attributes of the class or module, given by name and value."""
+        """Set attributes of the patched class or module of torch, given by name and value."""
         for name, value in values.items():
             setattr(owner, name, value)
 
@@ -51,7 +51,7 @@ def _here(function: Callable[..., object], elsewhere: Callable[..., object]) -> 
     thread = threading.get_ident()
 
     def choose(*args: object, **kwargs: object) -> object:
-        """Call the replacement in the thread that patched torch, and torch's own function in all others."""
+        """Call the stand-in in the thread that patched a function of torch, and torch's own function in all others."""
         return (function if threading.get_ident() == thread else elsewhere)(*args, **kwargs)
 
     return choose
@@ -64,15 +64,15 @@ class _TrueHere:
         self._thread = threading.get_ident()
 
     def __bool__(self) -> bool:
-        """Whether the flag is read in the thread that made it."""
+        """Whether the code that reads the flag runs in the thread that made it."""
         return threading.get_ident() == self._thread
 
     def __or__(self, other: object) -> bool:
-        """Whether the flag is read in the thread that made it or `other` is true, as in `flag |= ...`."""
+        """Whether the code that reads the flag runs in the thread that made it, or `other` is true (`flag |= ...`)."""
         return bool(self) or bool(other)
 
     def __and__(self, other: object) -> bool:
-        """Whether the flag is read in the thread that made it and `other` is true."""
+        """Whether the code that reads the flag runs in the thread that made it, and `other` is true."""
         return bool(self) and bool(other)
 
     __ror__, __rand__ = __or__, __and__

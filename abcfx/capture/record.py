@@ -71,7 +71,7 @@ def capture_record(
     changes: list[Change] = []
 
     def record() -> fx.Graph:
-        """Record the model in its current mode and return the graph; keep its constants and the checks it makes."""
+        """Record the model in its present mode (train or eval), return the graph, and keep its constants and checks."""
         recorder = _record(run)
         merge_constants(recorder.graph, recorder.constants, constants)
         checks.extend(recorder.places)
@@ -139,7 +139,7 @@ class _RaisedByModel(Exception):
     """
 
     def __init__(self, explained: CaptureError, taken: list[bool]) -> None:
-        """Store the source line of the error, and the truth values that `bool(tensor)` had given by then."""
+        """Store the source line of the model's error and the truth values that `bool(tensor)` had given by then."""
         super().__init__(str(explained))
         self.line = explained.line
         self.taken = taken

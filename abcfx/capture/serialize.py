@@ -83,7 +83,7 @@ def graph_to_data(graph: fx.Graph) -> GraphData:
     positions = {node: index for index, node in enumerate(graph.nodes)}
 
     def position(node: fx.Node) -> _Position:
-        """Return the stand-in, its position, for a node of the graph in plain data."""
+        """Return the stand-in for a node of an fx graph in plain data: its position in the graph."""
         return _Position(positions[node])
 
     nodes = []
@@ -102,7 +102,7 @@ def graph_from_data(data: GraphData) -> fx.Graph:
     made: list[fx.Node] = []
 
     def node_at(position: _Position) -> fx.Node:
-        """Return the new node at a position, which stands for it in the plain data."""
+        """Return the node of the graph that is being rebuilt which is at a position given in the plain data."""
         return made[position.index]
 
     for each in data.nodes:

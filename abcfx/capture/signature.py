@@ -81,7 +81,7 @@ class Signature:
     omitted: frozenset[str] = frozenset()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Signature:
-        """Return the signature itself: nothing in it ever changes, so that a copy of a graph can share it."""
+        """Return this call signature itself: nothing in it ever changes, so that a copy of a graph can share it."""
         return self  # nothing in it ever changes
 
     @property

@@ -74,7 +74,7 @@ def quiet_torch() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
 
     def disable(values: list[bool]) -> None:
-        """Turn each of torch's loggers off or on, as the list says."""
+        """Set for each of torch's loggers whether it is off, by a list of booleans in the loggers' order."""
         for logger, disabled in zip(loggers, values, strict=True):
             logger.disabled = disabled
 

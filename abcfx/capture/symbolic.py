@@ -66,7 +66,9 @@ def capture_symbolic(
     constants: dict[str, torch.Tensor] = {}
 
     def trace() -> fx.Graph:
-        """Trace the model in its current mode and return the graph; keep the constants that it refers to."""
+        """Trace the model in its present mode (train or eval), return the graph, and keep the constants it refers
+        to.
+        """
         graph, found, changed = _trace(model, signature)
         changes.extend(changed)
         merge_constants(graph, found, constants)
@@ -289,7 +291,7 @@ class _TensorMode(TorchFunctionMode):
     """
 
     def __init__(self, tracer: SymbolicTracer) -> None:
-        """Make a mode that records calls of torch into the graph of this tracer."""
+        """Make a mode that records calls of torch into the graph of the tracer that is given."""
         super().__init__()
         self.tracer = tracer
 

@@ -92,7 +92,7 @@ class ModelSweep:
     _results: dict[int, Transformed] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        """Raise InvalidInputError for options of `transform` that a check sets itself or cannot use."""
+        """Raise InvalidInputError for options of `transform` that a check over widths sets itself or cannot use."""
         if isinstance(self.make_model, nn.Module) or not callable(self.make_model):
             raise InvalidInputError(
                 f"make_model: expected a function of the width that builds a model, got "

@@ -138,7 +138,7 @@ class _Batches:
     beside: str
 
     def __call__(self, seed: int) -> Iterable[object]:
-        """Return the user's batches for a seed."""
+        """Return the user's training batches for a seed."""
         function = _value("--batches", self.given, self.beside)
         assert callable(function)
         batches: Iterable[object] = function(seed)

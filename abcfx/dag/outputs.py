@@ -109,7 +109,7 @@ class Outputs:
         )
 
     def _without(self, kept: list[str], path: str) -> list[str]:
-        """Return the paths without one of them, or as they are if a layer would then contribute to no output."""
+        """Return paths of returned tensors without one of them, or as they are if a layer then reached no output."""
         rest = [each for each in kept if each != path]
         node, nodes = self._node_of[path], self.nodes(rest)
         above = nodes.union(*(self._dag.ancestors(n) for n in nodes)) if nodes else nodes

@@ -80,7 +80,10 @@ def assign_exponents(
 
 
 def without_multipliers(found: ParameterExponents) -> ParameterExponents:
-    """Return a parameter's exponents with all multipliers 1: the first one's a is added to b, that of the init."""
+    """Return a parameter's exponents after its multiplier m^-a (m, the width ratio) has moved into its init m^-b.
+
+    The a of its first use is added to b; all multipliers are then 1.
+    """
     return replace(found, a=dict.fromkeys(found.a, 0.0), b=found.b + next(iter(found.a.values()), 0.0))
 
 

@@ -40,7 +40,7 @@ class Binding:
     rows: tuple[RowName, ...] = ()
 
     def __str__(self) -> str:
-        """Return the names of the rows of the linear program that bind, or the reason in words."""
+        """Return the names of the rows (inequalities) of the linear program that bind, or the reason in words."""
         return ", ".join(map(str, self.rows)) or _BINDINGS[self.kind]
 
 

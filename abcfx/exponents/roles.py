@@ -46,7 +46,7 @@ class WhyRole:
     inside_op: bool = False
 
     def __str__(self) -> str:
-        """Return in one sentence why the parameter has its role, as the spec and the report say it."""
+        """Return in one sentence why the parameter has its role (embedding, hidden, ...), as the report says it."""
         parts = [self.reason.value]
         if self.own:
             parts.append(f"the model's own factor m^{-self.own:g} takes the place of its multiplier")

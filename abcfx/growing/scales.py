@@ -87,7 +87,7 @@ class _Scaling:
     """
 
     def __init__(self, dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, float]) -> None:
-        """Start without equations for the exponents of the factors on parameters."""
+        """Keep the layer DAG, growth exponents and multipliers; set up no equations for the parameters' factors yet."""
         self.dag, self.growth, self.multipliers = dag, growth, multipliers
         self.equations = Equations()
         self.forms: dict[str, Form] = {}

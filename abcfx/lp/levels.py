@@ -166,7 +166,7 @@ class GreedyStart:
     """
 
     def __init__(self, levels: Levels, lower: Floats) -> None:
-        """Find, once for all right sides, in which order the rows (inequalities) determine levels and rates.
+        """Find in which order the rows (inequalities) determine levels and rates; it is the same for all right sides.
 
         A level is a variable that is the min of its rows, a rate one that is chosen.
         """

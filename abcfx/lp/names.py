@@ -78,12 +78,12 @@ class RowLabel(NamedTuple):
     other: str = ""
 
     def __str__(self) -> str:
-        """Return the label of the row as text, such as "change from add_1"."""
+        """Return the label of a row (inequality) of the linear program as text, such as "change from add_1"."""
         return f"{self.kind.value} from {self.other}" if self.other else self.kind.value
 
 
 class RowName(NamedTuple):
-    """The name of a row of the linear program.
+    """The name of a row (inequality) of the linear program.
 
     Attributes:
         node: the node whose change or gradient the row bounds.
@@ -95,11 +95,11 @@ class RowName(NamedTuple):
 
     @property
     def kind(self) -> RowKind:
-        """The kind of the row of the linear program, such as `RowKind.ALPHA`."""
+        """The kind of the row (inequality) of the linear program, such as `RowKind.ALPHA`."""
         return self.label.kind
 
     def __str__(self) -> str:
-        """Return the name of the row of the linear program as text, such as "head: alpha"."""
+        """Return the name of a row (inequality) of the linear program as text, such as "head: alpha"."""
         return f"{self.node}: {self.label}"
 
 
@@ -119,5 +119,5 @@ class BoundName(NamedTuple):
     value: float
 
     def __str__(self) -> str:
-        """Return the name of the bound on a variable as text, such as "head: c >= 0"."""
+        """Return the name of a bound on a variable of the linear program as text, such as "head: c >= 0"."""
         return f"{self.owner}: {self.variable} {self.relation} {self.value:g}"

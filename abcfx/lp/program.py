@@ -79,7 +79,7 @@ class Solver:
         alignment: Alignment,
         exact: Iterable[Hashable] = (),
     ) -> None:
-        """Check rows (inequalities), rates (exponents c, which are chosen) and bounds, and turn them into arrays."""
+        """Check rows (inequalities), rates (exponents c, which are minimised) and bounds; turn them into arrays."""
         self.rows, self.rates, exact = list(rows), dict(rates), list(dict.fromkeys(exact))
         self._check(lower, exact)
         self._names = [*self.rates, *dict.fromkeys(row.out for row in self.rows)]
@@ -106,7 +106,7 @@ class Solver:
         self._lp: tuple[Lp, GreedyStart] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        """Return what is pickled: everything but the program in HiGHS, which the next solve loads again."""
+        """Return what is pickled: all but the program in the solver HiGHS, into which the next solve loads it again."""
         return {**self.__dict__, "_lp": None}  # nothing in highspy can be pickled; the next solve loads the LP again
 
     @without_gc

@@ -145,12 +145,12 @@ class PairedModels:
 
     @property
     def target_trace(self) -> Trace:
-        """The aten calls of a run of the target, which the base's are compared with."""
+        """The aten calls of a run of the target (the model analysed), which those of the base are compared with."""
         return self.factors.large
 
     @property
     def base_trace(self) -> Trace:
-        """The aten calls of a run of the base, which the target's are compared with."""
+        """The aten calls of a run of the base (the smaller model that the target is compared with)."""
         return self.factors.small
 
     @cached_property

@@ -109,7 +109,7 @@ class StructuralGrowth(WidthGrowth):
         shapes: Mapping[str, tuple[int, ...]],
         base: WidthGrowth | None = None,
     ) -> None:
-        """Find the dims that grow: those of weights with a layer on that side."""
+        """Find the dims that grow with the width: those of weights with another layer on that side."""
         self.width_ratio, self.has_base = 1.0, base is not None
         if base is not None:
             self.blocks, self.base_parameters = base.blocks, base.base_parameters

@@ -199,8 +199,9 @@ class _Planner:
     def _shape_correction(self, name: str, parameter: torch.nn.Parameter, n: float) -> float:
         """Return the factor on lr by which a spectral update (Muon) has its planned size at the real shapes.
 
-        The exponent c counts the optimizer's own factor, such as sqrt(max(1, rows / columns)), as the power of m that
-        it follows in the limit. At real shapes its maximum may take the other side in the base, the target or both.
+        Muon itself multiplies updates by a factor such as sqrt(max(1, rows / columns)), which the exponent c counts as
+        a power of the width ratio m. In a real model and its base the maximum may be the other one; what then differs
+        is put right here.
 
         Args:
             name: name of the parameter.

@@ -157,7 +157,7 @@ class Spec(Mapping[str, SpecRow]):
         self._rows, self.version = dict(rows), version
 
     def __getitem__(self, name: str) -> SpecRow:
-        """Return the row of a parameter: its role, exponents, and numbers such as lr."""
+        """Return the row of a parameter by its name: role, exponents, and planned numbers such as lr."""
         return self._rows[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -48,7 +48,7 @@ class _Powers:
     """A writer of one parameter's numbers as powers of the width ratio m, or of its own width n without a base."""
 
     def __init__(self, outcome: Outcome, name: str) -> None:
-        """Look up the width ratio, or width, and the exponents of the ratio of depths that belong to the parameter."""
+        """Look up what a parameter's numbers are powers of: the width ratio or its width, and the ratio of depths."""
         header, depth, plan = outcome.header, outcome.depth, outcome.plan[name]
         self.symbol = "m" if header.has_base else "n"
         self.base = header.width_ratio if header.has_base else plan.width

@@ -71,7 +71,7 @@ class Loosened(NamedTuple):
 
 
 class Constraints:
-    """The constraints of a solved linear program over a layer DAG, to be looked up and told in words and formulas.
+    """The constraints of a solved linear program over a layer DAG, to be looked up and put in words and formulas.
 
     The rows are written anew; the linear program is not solved again for that.
 
@@ -82,7 +82,7 @@ class Constraints:
     """
 
     def __init__(self, fixed: FixedExponents, alignment: Mapping[str, Alignments], solved: SolvedDag) -> None:
-        """Write the rows of the linear program anew, and index them by name and by the variables in them."""
+        """Write the rows (inequalities) of the linear program anew; index them by name and by their variables."""
         self._fixed, self._alignment, self._solved = fixed, alignment, solved
         self._program = DagProgram(fixed, alignment)
         self._rows = {row.name: row for row in self._program.solver.rows if isinstance(row.name, RowName)}

@@ -76,7 +76,7 @@ def _sides(outcome: Outcome, name: str) -> dict[int, str]:
     first: Layer = layers[0]
 
     def own(dims: tuple[Dim, ...]) -> list[int]:
-        """Return the indices of those dims that belong to the parameter itself."""
+        """Return the indices of those of some dims of a layer that are dims of the parameter that is described."""
         return [dim.index for dim in dims if isinstance(dim, ParameterDim) and dim.parameter == name]
 
     return dict.fromkeys(own(first.fan_out), "fan_out") | dict.fromkeys(own(first.fan_in), "fan_in")

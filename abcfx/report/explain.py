@@ -39,7 +39,7 @@ class Explainer:
     """
 
     def __init__(self, outcome: Outcome) -> None:
-        """Write the rows of the linear program, and look up where each parameter is used in the model."""
+        """Write the rows (inequalities) of the linear program, and look up where the model uses each parameter."""
         self._outcome, self._dag = outcome, outcome.dag
         self._constraints = Constraints(outcome.fixed, outcome.alignments, outcome.solution)
         self._uses = self._dag.uses()

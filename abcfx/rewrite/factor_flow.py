@@ -134,7 +134,7 @@ class _Run(fx.Interpreter):
         readers: Sequence[Reader],
         factors: torch.Tensor | None,
     ) -> None:
-        """Prepare to run the graph of a module with random outputs of `layers`."""
+        """Prepare to run a module's graph with random tensors in the place of the outputs of `layers`."""
         super().__init__(module, garbage_collect_values=False)
         self.drawn: list[torch.Tensor] = []
         self._layers, self._factors = layers, factors

@@ -101,7 +101,10 @@ def vector_norm(op: Op, x: Value, ord: object = 2, dim: Dims = None, *_: object)
 
 @register_rule("norm_except_dim")
 def norm_except_dim(op: Op, x: Value, pow: int = 2, dim: int = 0) -> Value:
-    """Handle torch.norm_except_dim, the p-norm of a weight over all dims but one, by which weight norm divides."""
+    """Handle torch.norm_except_dim, the p-norm of a weight over all dims but one, by which weight norm divides.
+
+    Over n entries the result is n^(1/p) times as large as an entry.
+    """
     return vector_norm(op, x, pow, [i for i in range(x.ndim or 0) if i != dim])
 
 

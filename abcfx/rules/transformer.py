@@ -38,7 +38,10 @@ def _block(op: Op, module: Block, x: Value, memory: Value | None, path: str) -> 
     """
 
     def attend(y: Value, attention: nn.MultiheadAttention, name: str, other: Value | None = None) -> Value:
-        """Add attention of y to another tensor, or to itself, with the weights of one of the block's submodules."""
+        """Add attention of y to `other` (y itself if None) to the layer DAG, with the block's submodule `name`.
+
+        The layer DAG is a graph of the model's layers and ops.
+        """
         seen = y if other is None else other
         return attend_with(op, attention, y, seen, seen, None, f"{path}{name}.")
 

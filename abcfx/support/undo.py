@@ -47,13 +47,13 @@ class Undo:
         self.do = do
 
     def __enter__(self) -> None:
-        """Put the change on the stack of those to be undone, then make it."""
+        """Put this temporary change on the stack of those to be undone, then make it."""
         _changes.open.append(self)
         if self.do is not None:
             self.do()
 
     def __exit__(self, *exception: object) -> None:
-        """Undo the change, and all that were made within the block; do nothing if it has been undone already."""
+        """Undo this temporary change and all later ones in the block; do nothing if it has been undone already."""
         for depth, change in enumerate(_changes.open):
             if change is self:
                 _unwind(depth)

@@ -141,7 +141,7 @@ def own_numbers(
     learning: Collection[str],
     given: Collection[str] = (),
 ) -> dict[str, GroupNumbers]:
-    """Find the numbers that each parameter has in the optimizer instance that trains it.
+    """Find lr, weight decay, eps and options of each parameter in the optimizer instance that trains it.
 
     Args:
         assigned: the optimizer of each parameter; a name or a class gives no numbers.

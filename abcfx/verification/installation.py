@@ -63,7 +63,7 @@ def _is_older(version: str, least: str) -> bool:
     """Whether a version, such as "2.6.0+cpu", is older than another; what follows a plus is ignored."""
 
     def parts(text: str) -> list[int]:
-        """Return the numbers in the text of a version, in order."""
+        """Return the numbers in a version's text in order: [2, 6, 0] for "2.6.0"."""
         return [int(part) for part in re.findall(r"\d+", text.partition("+")[0])]
 
     return parts(version) < parts(least)

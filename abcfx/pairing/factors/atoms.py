@@ -83,7 +83,7 @@ def fresh(size: SizePair, origin: tuple[str, int] | None = None) -> Dim:
 
 
 def root(atom: Atom) -> Atom:
-    """Return the atom (factor of a dim) that stands for all atoms that this one was found to be the same as."""
+    """Return the atom (factor of a dim) that stands for the given one and for all found to be the same as it."""
     while atom.same is not None:
         atom = atom.same
     return atom

@@ -71,7 +71,7 @@ class Problem:
 
 @dataclass
 class Factors:
-    """The dims of every tensor of two runs, as products of factors (heads x head_dim) that both models share.
+    """The dims of every tensor in runs of a small and a large model, as products of factors (heads x head_dim).
 
     Attributes:
         small: the aten calls of a run of the small model.
@@ -98,7 +98,10 @@ class Factors:
     averaged: list[tuple[int, Dim]] = field(default_factory=list)
 
     def of(self, ref: Ref) -> Dims:
-        """Return the dims of a tensor as products of factors; new ones where nothing is known of the tensor."""
+        """Return the dims of a tensor as products of factors that both runs (of a small and a large model) share.
+
+        They are new ones where nothing is known of the tensor.
+        """
         found = self.dims[ref.index]
         if found is None:
             found = self.dims[ref.index] = tuple(map(fresh, self.shape(ref)))
@@ -109,7 +112,7 @@ class Factors:
         return list(zip(self.small.shapes[ref.index], self.large.shapes[ref.index], strict=True))
 
     def parameter(self, name: str) -> Dims:
-        """Return the dims of a parameter or buffer, as products of factors that both models share."""
+        """Return the dims of a parameter or buffer, as products of factors that the small and the large model share."""
         ref = self.large.parameters.get(name)
         return self.of(self.large.buffers[name] if ref is None else ref)
 
@@ -137,7 +140,7 @@ class Step:
         return self.call.inputs
 
     def dims(self, ref: Ref) -> Dims:
-        """Return the dims of a tensor, each as a product of factors that both models share."""
+        """Return the dims of a tensor, each as a product of factors that the small and the large model share."""
         return self.factors.of(ref)
 
     def shape(self, ref: Ref | None = None) -> list[SizePair]:
