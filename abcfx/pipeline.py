@@ -282,7 +282,10 @@ def _fixed_exponents(
     optimizer: Optimizer | Mapping[str, Optimizer],
     options: PlanOptions,
 ) -> tuple[FixedExponents, dict[str, Optimizer], tuple[str, ...]]:
-    """Decide what is fixed before the linear program: roles, exponents a and b, and factors on attention logits.
+    """Decide what is fixed before the linear program: roles, exponents, and factors on attention logits.
+
+    Roles are "embedding", "hidden" and so on; the exponents are a of multipliers m^-a and b of inits m^-b (m, the width
+    ratio).
 
     Args:
         pair: model and base side by side.

@@ -63,7 +63,7 @@ class Transformed:
 
     @property
     def solution(self) -> SolvedDag:
-        """The exponents that the linear program found, the constraints that bind, and their shadow prices."""
+        """The exponents that the linear program found, the constraints that keep rates down, and shadow prices."""
         return self.outcome.solution
 
     @property
@@ -166,7 +166,7 @@ class Transformed:
     # -- reports
 
     def explain(self, name: str) -> Explanation:
-        """Explain one parameter in words: its role, how it grows, what limits its learning rate, and what follows.
+        """Explain one parameter in words: role ("hidden", ...), growth, what limits its learning rate, what follows.
 
         Args:
             name: name of a parameter, a name tied to it, or the module whose weight it is ("blocks.3.attn.qkv").
@@ -177,13 +177,13 @@ class Transformed:
         return Explainer(self.outcome).explain(name)
 
     def to_dict(self) -> dict[str, object]:
-        """Return everything that was found as JSON-able values: header, rows, groups, shadow prices, notes."""
+        """Return everything that was found as JSON-able values: header, parameters, groups, shadow prices, notes."""
         return as_dict(self.outcome)
 
     def to_mermaid(self) -> str:
         """Return the graph of the model's layers as a Mermaid flowchart, which GitHub draws.
 
-        Repeated blocks are drawn once; the colour of a box is that of its weight's role.
+        Repeated blocks are drawn once; the colour of a box is that of its weight's role ("hidden", ...).
         """
         return mermaid(self.outcome)
 

@@ -66,9 +66,7 @@ def capture_symbolic(
     constants: dict[str, torch.Tensor] = {}
 
     def trace() -> fx.Graph:
-        """Trace the model in its present mode (train or eval), return the graph, and keep the constants it refers
-        to.
-        """
+        """Trace the model in its present mode (train or eval), return the graph, and keep its constants."""
         graph, found, changed = _trace(model, signature)
         changes.extend(changed)
         merge_constants(graph, found, constants)

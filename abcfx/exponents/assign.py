@@ -38,9 +38,9 @@ def assign_exponents(
     roles: Mapping[str, str] | None = None,
     exponents: GivenExponents | None = None,
 ) -> dict[str, ParameterExponents]:
-    """Assign to every parameter its role (embedding, hidden, ...), and the exponents of its multiplier and its init.
+    """Assign to every parameter its role (embedding, hidden, ...), and exponents of its multiplier and init.
 
-    The multiplier is m^-a, the init ~ m^-b.
+    The multiplier is m^-a, the init ~ m^-b, where m is the width ratio.
 
     Args:
         dag: the layer DAG, a graph of the model's layers and other ops.
@@ -105,7 +105,7 @@ def frozen_note(decided: Mapping[str, ParameterExponents]) -> tuple[str, ...]:
 def _vector(
     dag: LayerDag, growth: WidthGrowth, name: str, parameter: torch.nn.Parameter, node: str
 ) -> ParameterExponents:
-    """Return role and exponents of a bias, gain or other parameter that acts entry by entry.
+    """Return the role (kind) and exponents of a bias, gain or other parameter that acts entry by entry.
 
     Its role is "vector" if a dim of it grows with width, else "scalar". If the model multiplies it by m^x (m, the width
     ratio) and draws it ~ m^-x, as nGPT does with x = 1/2, then b, the exponent of its init m^-b, is x.
@@ -139,7 +139,7 @@ def _is_undone(growth: WidthGrowth, name: str, parameter: torch.Tensor, x: float
 
 @dataclass(frozen=True)
 class _Use:
-    """One use of a weight in the model: its role, and its multiplier and init if this were the only use.
+    """One use of a weight in the model: its role (hidden, ...), multiplier and init if this were the only use.
 
     Attributes:
         node: the layer node of the DAG.

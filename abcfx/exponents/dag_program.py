@@ -40,7 +40,7 @@ class Binding:
     rows: tuple[RowName, ...] = ()
 
     def __str__(self) -> str:
-        """Return the names of the rows (inequalities) of the linear program that bind, or the reason in words."""
+        """Return the names of the inequalities of the linear program that keep a rate down, or a reason in words."""
         return ", ".join(map(str, self.rows)) or _BINDINGS[self.kind]
 
 
@@ -96,7 +96,10 @@ class DagProgram:
     def __init__(
         self, fixed: FixedExponents, alignment: Mapping[str, Alignments], caps: Mapping[str, float] | None = None
     ) -> None:
-        """Write the rows (inequalities) that DAG nodes give and the lower bounds of r (outputs change by ~ m^-r)."""
+        """Write the rows (inequalities) that DAG nodes give and the lower bounds of r (outputs change by ~ m^-r).
+
+        m is the width ratio.
+        """
         self.fixed, self.dag = fixed, fixed.dag
         self.caps = dict(caps or {})
         self.alignment: dict[Hashable, Alignments] = dict(alignment.items())
@@ -139,7 +142,7 @@ class DagProgram:
         )
 
     def rates(self, alignment: Mapping[str, Alignments]) -> dict[str, float]:
-        """Solve at new alignments and return nothing but c of every trained weight, whose rate is m^-c.
+        """Solve at new alignments of updates with inputs, and return only c of every trained weight (rate m^-c).
 
         m is the width ratio. It takes less time than `solve`, for use in training.
 
@@ -181,14 +184,17 @@ class DagProgram:
         return Row(name, out, inputs, bound.constant, bound.alignment, node, bound.weight)
 
     def _change_rows(self, node: str) -> list[Row]:
-        """Return the rows of the linear program that bound r of a DAG node, whose output changes by ~ m^-r."""
+        """Return the rows (inequalities) that bound r of a DAG node, whose output changes by ~ m^-r.
+
+        They are rows of the linear program for learning rates; m is the width ratio.
+        """
         if not self.fixed.changes(node):
             return []
         bounds = dict.fromkeys(self.dag.kind(node).changes(node, self.fixed))  # once each: q k of one layer repeats
         return [self._row(RowName(node, bound.label), ("r", node), node, bound) for bound in bounds]
 
     def _gradient_rows(self, node: str) -> list[Row]:
-        """Return the rows of the linear program by which a DAG node bounds gradients.
+        """Return the rows (inequalities) of the linear program by which a DAG node bounds gradients.
 
         They are about G of its inputs (gradient ~ m^-G; m, the width ratio), and about g of its weight.
         """
@@ -212,7 +218,7 @@ class DagProgram:
 
         A fused weight costs as much as the pieces that its output is cut into, however often it is used. The rate of a
         weight none of whose dims grow does not rise with width: c is the least that the weight and its multipliers
-        allow, so that no other layer is slowed down for it.
+        allow, so that no other layer is slowed down for it. m is the width ratio.
         """
         distances = self.dag.distances()
         rates: dict[Hashable, Rate] = {}
@@ -295,7 +301,10 @@ class DagProgram:
         return found
 
     def _binding(self, solution: LpSolution) -> dict[str, Binding]:
-        """Return for each parameter why its c (rate m^-c) is not smaller: constraints, a rule, or the user's choice."""
+        """Return for each parameter why its c (rate m^-c) is not smaller: constraints, a rule, or the user's choice.
+
+        m is the width ratio.
+        """
         found = {}
         for name, decided in self.fixed.parameters.items():
             rows = tuple(row for row in solution.binding.get(name, ()) if isinstance(row, RowName))

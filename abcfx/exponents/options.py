@@ -108,7 +108,11 @@ class Parametrization:
 
 
 def _for_inner_and_readout(value: str | Sequence[float]) -> tuple[Alignments, Alignments]:
-    """Return the alignments (alpha, omega, u) of inner layers and of readouts that a value of the option stands for."""
+    """Return the alignments of inner layers and of readouts that a value of the option `alignment` stands for.
+
+    An alignment (alpha, omega or u) is the exponent with which a product of updates or weights and inputs sums up: from
+    1/2 to 1.
+    """
     if isinstance(value, str):
         return alignment_preset(value)
     if not isinstance(value, Sequence) or len(value) != 3:

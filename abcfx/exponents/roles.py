@@ -11,7 +11,7 @@ from abcfx.dag.routing import is_router
 
 
 class RoleReason(Enum):
-    """A reason for a parameter's role. The values are the words that the spec and the report use."""
+    """A reason for a parameter's role. The values are the words that the report uses."""
 
     UNUSED = "not used by the traced graph"
     GIVEN = "as given in `roles`"
@@ -29,7 +29,7 @@ class RoleReason(Enum):
 
 @dataclass(frozen=True)
 class WhyRole:
-    """The reasons for a parameter's role (embedding, hidden, ...) and exponents; its `str` stands in the spec.
+    """The reasons for a parameter's role (embedding, hidden, ...) and exponents; its `str` stands in reports.
 
     Attributes:
         reason: what decided the role.

@@ -186,13 +186,13 @@ class Lp:
         return np.asarray(np.bincount(self._row, self._value * x[self._column], self._num_rows), dtype=np.float64)
 
     def _count_priced(self) -> int:
-        """Return how many rows and columns have a price (dual value) that is not 0."""
+        """Return how many inequalities and variables of the linear program have a price (dual value) that is not 0."""
         solution = self._highs.getSolution()
         duals = np.concatenate([solution.row_dual, solution.col_dual])
         return int(np.count_nonzero(np.abs(duals) > 10 * TOLERANCE))
 
     def conflict(self, right: Floats, tight: Sequence[int]) -> tuple[list[int], list[tuple[int, bool]]]:
-        """Find a smallest set of rows and bounds of the linear program that cannot hold together.
+        """Find a smallest set of rows (inequalities) and bounds of the linear program that cannot hold together.
 
         Args:
             right: right sides of the rows.
@@ -212,7 +212,10 @@ class Lp:
         return list(iis.row_index_), [(j, is_upper[bound]) for j, bound in columns if bound in is_upper]
 
     def _start_from(self, basic: Mapping[int, int]) -> None:
-        """Give HiGHS, the LP solver, a basis to start from: for each column in `basic`, the row that determines it."""
+        """Give HiGHS, the LP solver, a basis to start from: for each variable in `basic` the row that determines it.
+
+        A row is an inequality of the linear program.
+        """
         status = highspy.HighsBasisStatus
         basis = highspy.HighsBasis()
         columns = [status.kLower if bounded else status.kZero for bounded in np.isfinite(self.lower).tolist()]
@@ -224,7 +227,7 @@ class Lp:
         _check(self._highs.setBasis(basis), "set the basis")
 
     def _set_bounds(self, floor: Floats, right: Floats, lower: Floats, upper: Floats) -> None:
-        """Set the bounds of all rows (floor, right) and of all columns (lower, upper)."""
+        """Set the bounds of all inequalities (floor, right) and of all variables (lower, upper)."""
         rows, columns = self._num_rows, self._num_columns
         _check(self._highs.changeRowsBounds(rows, self._every_row, floor, right), "change row bounds")
         _check(self._highs.changeColsBounds(columns, self._every_column, lower, upper), "change column bounds")

@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 class Levels:
-    """The rows (inequalities) of a linear program as arrays, to evaluate variables and find which rows bind.
+    """The rows (inequalities) of a linear program as arrays, to evaluate variables and find which rows are tight.
 
-    Variables are numbered columns: first the rates (learning-rate exponents, which are chosen), then the levels
-    (exponents of changes and gradients), each of which is the min of the rows that bound it.
+    Tight rows hold with equality. Variables are numbered columns: first the rates (learning-rate exponents, which are
+    chosen), then the levels (exponents of changes and gradients), each of which is the min of the rows that bound it.
 
     Args:
         num_rates: number of rates.
@@ -55,9 +55,10 @@ class Levels:
         self._level_inputs = [tuple([j for j in columns if j >= num_rates]) for columns in inputs]
 
     def find_cycle(self) -> list[int]:
-        """Find levels (variables that are each the min of their rows) that depend on each other in a cycle; else [].
+        """Find levels that depend on each other in a cycle; return [] if there are none.
 
-        Each depends on the next, and the last on the first.
+        A level is a variable that is the min of the rows (inequalities) that bound it. In the list each depends on the
+        next, and the last on the first.
         """
         stuck = set(range(self.num_rates, self.num_columns)) - {out for out, _ in self.order}
         path = [min(stuck)] if stuck else []
@@ -74,10 +75,10 @@ class Levels:
         return np.asarray(right + np.bincount(self.input_row, values[self.input], self.num_rows))
 
     def evaluate(self, right: Floats, rates: Floats, near: Floats) -> list[float]:
-        """Evaluate every level (a variable that is the min of its rows), given the rates; return both as one list.
+        """Evaluate every level for given rates (variables that are chosen), and return both as one list.
 
-        A level within 1e-9 of its value in `near` takes that value: the difference is rounding, and products of changes
-        would double it in every layer.
+        A level is a variable that is the min of the inequalities that bound it. A level within 1e-9 of its value in
+        `near` takes that value: the difference is rounding, and products of changes would double it in every layer.
 
         Args:
             right: constant of each row.
@@ -129,7 +130,7 @@ class Levels:
         return need
 
     def find_holding_rows(self, right: Floats, values: Floats, lower: Floats) -> list[list[int]]:
-        """Find, for each rate (a learning-rate exponent c), the rows that keep it from going lower.
+        """Find, for each rate (a learning-rate exponent c), the rows (inequalities) that keep it from going lower.
 
         Such a row holds with equality, and the level that it bounds cannot go lower: it is at its lower bound, or is an
         input of such a row itself.
@@ -156,9 +157,9 @@ class GreedyStart:
     """A first basis for the simplex method: levels as low as the levels that need them allow, then rates likewise.
 
     A rate is a learning-rate exponent c, a level the exponent of a change or gradient, which is the min of the rows
-    that bound it. Where no level has two users, as in a chain, this basis is optimal up to what gradients depend on,
-    because no rate can rise and lower two others. Elsewhere it is a good start. Levels without a lower bound
-    (gradients) are the min of their rows.
+    (inequalities) that bound it. Where no level has two users, as in a chain, this basis is optimal up to what
+    gradients depend on, because no rate can rise and lower two others. Elsewhere it is a good start. Levels without a
+    lower bound (gradients) are the min of their rows.
 
     Args:
         levels: the rows as arrays.
@@ -202,7 +203,8 @@ class GreedyStart:
     ) -> tuple[list[tuple[int, int, int, int, tuple[int, ...]]], NDArray[np.bool_]]:
         """Find the rows without rates, by which a level with a lower bound demands a least value of other levels.
 
-        A level is a variable that is the min of its rows.
+        Rows are inequalities; a level is a variable that is the min of the rows that bound it, a rate one that is
+        chosen.
 
         Args:
             lower: lower bound of each column (variable).
@@ -227,7 +229,10 @@ class GreedyStart:
         return demanding, np.array(demanded, dtype=bool)
 
     def basis(self, right: Floats) -> dict[int, int]:
-        """Return a first simplex basis for these constants of the rows: the row that determines each basic column."""
+        """Return a first simplex basis for these constants of the rows (inequalities), as a list.
+
+        It names the row that determines each basic variable.
+        """
         levels, value, bound = self._levels, self._lower.tolist(), right.tolist()
         basic: dict[int, int] = {}
         for out, k, first, times, others in self._demanding:

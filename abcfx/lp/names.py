@@ -31,12 +31,12 @@ class RowKind(str, Enum):  # str, because its hash is that of C: programs have m
 
     @property
     def bounds_gradient(self) -> bool:
-        """Whether a row of this kind bounds the exponent of a gradient: G of a tensor or g of a parameter."""
+        """Whether an inequality of this kind bounds the exponent of a gradient: G of a tensor or g of a parameter."""
         return self in _OF_GRADIENTS
 
     @property
     def sentence(self) -> str:
-        """The constraint that a row of this kind states, in words, for the message about constraints in conflict."""
+        """The constraint that a row (inequality) of this kind states, in words, for messages about conflicts."""
         return _SENTENCES[self]
 
 

@@ -61,7 +61,7 @@ def write_rows(nodes: list[Node], successors: Mapping[str, Sequence[str]], optim
 def _write_gradient_rows(
     rows: list[Row], nodes: list[Node], successors: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[Variable, ...]]:
-    """Add the rows about gradients, which SGD needs; return for each node the variables whose sum is its exponent G.
+    """Add the rows (inequalities) about gradients, which SGD needs; return by node what sums to its exponent G.
 
     A gradient is ~ m**-G (m, the width ratio). G is the min of (a + b, 2a + c) over the readouts that a node reaches.
     Nodes that reach the same readouts by the same way share one variable; a readout has none.

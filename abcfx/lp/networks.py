@@ -150,7 +150,7 @@ def find_c_dag(
 
 
 class NetworkSolver(ABC, Generic[Exponents]):
-    """The linear program of one network, kept to be solved again at other alignments.
+    """The linear program of one network, kept to be solved again at other alignments of updates with inputs.
 
     Args:
         nodes: the nodes, each after its predecessors.
@@ -185,11 +185,17 @@ class NetworkSolver(ABC, Generic[Exponents]):
         )
 
     def solve(self) -> Solution[Exponents]:
-        """Solve the linear program at the alignments of the last call, or at first of the constructor."""
+        """Solve the linear program at the alignments given last: to `resolve`, or else to the constructor.
+
+        An alignment says how strongly updates line up with inputs.
+        """
         return self._solution(self._program.solve())
 
     def resolve(self, alpha: NetworkAlignments, omega: NetworkAlignments, u: NetworkAlignments) -> Solution[Exponents]:
-        """Solve again at new alignments (alpha of dW x, omega of W dx, u of dW dx), starting at the last optimum."""
+        """Solve again at new alignments (alpha of dW x, omega of W dx, u of dW dx), starting at the last optimum.
+
+        Alignments say how strongly the factors of these products line up: 1/2 if independent, 1 if fully.
+        """
         return self._solution(self._program.resolve(self._alignment(alpha, omega, u)))
 
     @abstractmethod
@@ -248,7 +254,10 @@ class NetworkSolver(ABC, Generic[Exponents]):
 
 
 class ChainSolver(NetworkSolver[list[float]]):
-    """The linear program of a chain of layers, for which alignments and exponents are lists in layer order."""
+    """The linear program of a chain of layers, which takes alignments and returns exponents as lists.
+
+    The lists are in layer order; an alignment says how strongly updates line up with inputs.
+    """
 
     def _by_layer(self, values: dict[Hashable, float]) -> list[float]:
         """Return values (c or r) of the layers as a list in layer order."""
@@ -271,7 +280,10 @@ class ChainSolver(NetworkSolver[list[float]]):
 
 
 class GraphSolver(NetworkSolver[dict[Hashable, float]]):
-    """The linear program of a graph of layers, for which alignments and exponents are dicts by node."""
+    """The linear program of a graph of layers, which takes alignments and returns exponents as dicts by node.
+
+    An alignment says how strongly updates line up with inputs.
+    """
 
     def _by_layer(self, values: dict[Hashable, float]) -> dict[Hashable, float]:
         """Return values (c or r) of the nodes as a dict by the user's names of the nodes."""

@@ -27,7 +27,7 @@ class LpSolution:
     """The optimum of a linear program; it is unique.
 
     Its variables are rates (learning-rate exponents c), which are minimised, and levels (exponents of changes and
-    gradients), each of which is the min of the rows that bound it.
+    gradients), each of which is the min of the rows (inequalities) that bound it.
 
     Attributes:
         c: value of each rate.
@@ -55,9 +55,9 @@ class Solver:
     """The linear program that finds the smallest exponents c of learning rates m^-c at which training is stable.
 
     Its variables are rates (the exponents c), whose sum, weighted with costs, is minimised, and levels (exponents of
-    changes and gradients), each of which is the min of the rows that bound it and may not fall below its lower bound.
-    Of several optima it takes the one that is least by weights: larger for rates further upstream, with a small part
-    that is derived from the `repr` of a rate's name, which should thus be the same in every process.
+    changes and gradients), each of which is the min of the rows (inequalities) that bound it and may not fall below its
+    lower bound. Of several optima it takes the one that is least by weights: larger for rates further upstream, with a
+    small part that is derived from the `repr` of a rate's name, which should thus be the same in every process.
 
     Args:
         rows: the constraints.
@@ -111,7 +111,9 @@ class Solver:
 
     @without_gc
     def solve(self) -> LpSolution:
-        """Solve the linear program at the alignments of the last call; at first at those of the constructor.
+        """Solve the linear program at the alignments given last: to `resolve`, or else to the constructor.
+
+        An alignment says how strongly updates line up with inputs.
 
         Raises:
             InfeasibleError: no rates satisfy the rows; the message names a set in conflict, of which no row can be left
@@ -135,12 +137,12 @@ class Solver:
         )
 
     def resolve(self, alignment: Alignment) -> LpSolution:
-        """Solve again at new alignments (alpha, omega, u by layer), starting from the last optimal basis."""
+        """Solve again at new alignments of updates with inputs, starting from the last optimal basis."""
         self._right = self._right_hand_sides(alignment)
         return self.solve()
 
     def rates_at(self, alignment: Alignment) -> dict[Hashable, float]:
-        """Return the optimal rates (learning-rate exponents c) at new alignments, by name.
+        """Return the optimal rates (learning-rate exponents c) at new alignments of updates with inputs.
 
         That takes less time than `resolve` where the last basis of the simplex method is still optimal.
         """
@@ -172,7 +174,7 @@ class Solver:
     def required(self, solution: LpSolution) -> dict[Hashable, float]:
         """Find the least value that each level may take, all others fixed, with no level below its lower bound.
 
-        A level is a variable that is the min of its rows: r or G of a node.
+        A level is a variable that is the min of the inequalities that bound it: r or G of a node.
 
         Args:
             solution: the solution of the last solve.
@@ -186,7 +188,7 @@ class Solver:
         return dict(zip(self._names[self._count :], need[self._count :], strict=True))
 
     def _check(self, lower: Mapping[Hashable, float], exact: Sequence[Hashable]) -> None:
-        """Raise an error if a row, a rate (a variable that is minimised) or a bound of the linear program is invalid.
+        """Raise an error if a row (inequality), rate (variable to minimise) or bound of the program is invalid.
 
         Raises:
             InvalidInputError: names the one at fault.
@@ -228,7 +230,7 @@ class Solver:
     def _bound_rates(self) -> tuple[Hashable, ...]:
         """Set the lower and upper bounds of the rates, the variables that are minimised.
 
-        A rate that no row holds up would fall without end, and is kept within fixed bounds.
+        A rate that no inequality holds up would fall without end, and is kept within fixed bounds.
 
         Returns:
             Those rates that no row holds up.
@@ -262,7 +264,7 @@ class Solver:
         return Lp(matrix, cost, weight, self._lower, self._upper), GreedyStart(levels, self._lower)
 
     def _binding(self, values: Floats) -> dict[Hashable, tuple[Hashable, ...]]:
-        """Return, for each rate (learning-rate exponent c), the names of the rows and bounds that keep it up."""
+        """Return for each rate (learning-rate exponent c) the names of the inequalities and bounds that hold it up."""
         rows_of = self._levels.find_holding_rows(self._right, values, self._lower)
         at_bound = (values - self._lower <= TOLERANCE).tolist()
         names: list[list[Hashable]] = [[self._bound_name(j)] if at_bound[j] else [] for j in range(self._count)]
@@ -271,7 +273,7 @@ class Solver:
         return dict(zip(self.rates, map(tuple, names), strict=True))
 
     def _shadow_prices(self, point: Point) -> dict[Hashable, float]:
-        """Return the shadow prices, d(objective) / d(right side) by name of row or bound, where they are not 0."""
+        """Return the shadow prices, d(objective) / d(right side), that are not 0, by name of inequality or bound."""
         rows, columns = (np.flatnonzero(np.abs(dual) > TOLERANCE) for dual in (point.row_dual, point.column_dual))
         of_rows, of_columns = point.row_dual[rows].tolist(), point.column_dual[columns].tolist()
         prices = {self.rows[k].name: price for k, price in zip(rows.tolist(), of_rows, strict=True)}
@@ -289,7 +291,8 @@ class Solver:
     def _search(self, lp: Lp, basic: Mapping[int, int] | None) -> Point:
         """Find the best point of the linear program at which each variable in `exact` equals its lower bound.
 
-        Such a variable is the min of its rows. It is a best-first search over which rows hold with equality.
+        Such a variable is the min of the rows (inequalities) that bound it. It is a best-first search over which rows
+        hold with equality.
 
         Args:
             lp: the program in HiGHS.
@@ -325,9 +328,10 @@ class Solver:
         return best
 
     def _find_false_level(self, tight: tuple[int, ...], point: Point) -> int | None:
-        """Find a level (a variable that should be the min of its rows) whose value at a point is less than that min.
+        """Find a level whose value at a point is less than the least of its rows, which it should equal.
 
-        Only levels matter from which the value of one that must be exact follows. None if all are right.
+        A level is a variable that is the min of the rows (inequalities) that bound it. Only levels matter from which
+        the value of one that must be exact follows. None if all are right.
 
         Args:
             tight: rows that hold with equality.
@@ -346,7 +350,7 @@ class Solver:
         return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
     def _conflict(self, lp: Lp, tight: tuple[int, ...], tried: int) -> InfeasibleError:
-        """Return the error that no point satisfies the rows; it names a smallest set of rows that cannot hold together.
+        """Return the error that no point satisfies the inequalities; it names a smallest set that cannot hold together.
 
         Args:
             lp: the program in HiGHS.

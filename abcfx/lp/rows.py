@@ -13,9 +13,10 @@ Alignment: TypeAlias = Mapping[Hashable, tuple[float, float, float]]
 
 
 class Row(NamedTuple):
-    """A constraint `out <= sum(inputs) + constant - weight * alignment` of the linear program.
+    """A row: the constraint `out <= sum(inputs) + constant - weight * alignment` of the linear program.
 
-    A level, such as r of a node, is a variable that is the min of all rows that bound it.
+    A level, such as r of a node, is a variable that is the min of all rows that bound it. `alignment` is the exponent
+    (1/2 to 1) that says how strongly an update lines up with inputs.
 
     Attributes:
         name: any hashable, unique among the rows; binding rows, shadow prices and conflicts are told by it.

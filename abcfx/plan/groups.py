@@ -77,7 +77,7 @@ def groups_of(groups: Iterable[OptimizerGroup], spec: Spec, wanted: Optimizer) -
 
 
 def by_plain_name(module: nn.Module, spec: Spec) -> dict[str, nn.Parameter]:
-    """Return a module's parameters under their names in the spec, without the prefixes of wrappers such as DDP.
+    """Return a module's parameters by their names in the plan, without the prefixes of wrappers such as DDP.
 
     Raises:
         InvalidInputError: module and spec do not have the same parameters.

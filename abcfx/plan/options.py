@@ -26,12 +26,14 @@ DEFAULT_LR, DEFAULT_EPS = 1e-3, 1e-8
 
 
 def _of_role(value: ByRole, role: str, default: float) -> float:
-    """Return the number that an option has for a role: one number for all roles, or from a dict, or `default`."""
+    """Return the number that an option has for a role ("hidden", ...): its one number, or from a dict, or `default`."""
     return float(value.get(role, value.get("default", default)) if isinstance(value, Mapping) else value)
 
 
 def _check_constants(option: str, value: ByRole) -> None:
-    """Raise an error for an option whose numbers are not positive and finite, or are for roles that do not exist.
+    """Raise an error for an option with numbers that are not positive and finite, or for roles that do not exist.
+
+    Roles are "embedding", "hidden", "readout" and the like.
 
     Raises:
         InvalidInputError: names the option and the value.
@@ -191,7 +193,7 @@ class PlanOptions:
         return self.apply in ("absorb", "inplace")
 
     def lr_of(self, role: str, own: GroupNumbers) -> float:
-        """Return the user's learning rate for a parameter of a role, at the base width.
+        """Return the user's learning rate for a parameter of a role ("hidden", ...), at the base width.
 
         Args:
             role: the role. If a dict of rates leaves it out, the rate of the parameter's group holds.
@@ -209,5 +211,5 @@ class PlanOptions:
         return next((eps for eps in (self.eps, own.eps) if eps is not None), DEFAULT_EPS)
 
     def std_of(self, role: str) -> float:
-        """Return the constant by which the user multiplies the init of all parameters with this role."""
+        """Return the constant by which the user multiplies the init of all parameters with a role ("hidden", ...)."""
         return _of_role(self.overrides.std, role, 1.0)

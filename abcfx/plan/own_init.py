@@ -27,7 +27,9 @@ DEPTH_RESOLUTION = 0.1  # one more block among four changes 1/sqrt(L) by as much
 
 @dataclass(frozen=True)
 class OwnInit:
-    """A measurement of how the init in the model's own code scales with width m: random entries ~ m^-exponent.
+    """A measurement of how the init in the model's own code scales with width: random entries ~ m^-exponent.
+
+    m is the width ratio.
 
     Attributes:
         exponent: the exponent of the width ratio m by which the tensor is initialised: rounded where that lies within

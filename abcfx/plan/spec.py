@@ -18,14 +18,19 @@ SPEC_VERSION = 1
 
 
 class OwnInitRow(TypedDict):
-    """The part of a spec row on the model's own init, RMS entry ~ width^-exponent; `measured` is not rounded."""
+    """The part of a parameter's planned row on the model's own init: its RMS entry is ~ width^-exponent.
+
+    `measured` is the exponent before it is rounded.
+    """
 
     exponent: float
     measured: float
 
 
 class RequiredSpecRow(TypedDict):
-    """The part of a spec row that every parameter has. Exponents are of the width ratio; `lr` and `eps` are absolute.
+    """The part of a row in the plan (`Spec`) that every parameter has.
+
+    Exponents are of the width ratio; `lr` and `eps` are absolute.
 
     `a` and `multiplier` are one number, or a dict by DAG node where several uses of the parameter differ.
     """
@@ -52,7 +57,7 @@ class RequiredSpecRow(TypedDict):
 
 
 class SpecRow(RequiredSpecRow, total=False):
-    """The row of one parameter in the spec: its role, exponents, and numbers such as lr.
+    """The row of one parameter in the plan (`Spec`): its role ("hidden", ...), exponents, and numbers such as lr.
 
     `options` is there only where an optimizer instance gave some, such as betas.
     """
@@ -157,22 +162,22 @@ class Spec(Mapping[str, SpecRow]):
         self._rows, self.version = dict(rows), version
 
     def __getitem__(self, name: str) -> SpecRow:
-        """Return the row of a parameter by its name: role, exponents, and planned numbers such as lr."""
+        """Return the row of a parameter, by its name: role ("hidden", ...), exponents, and numbers such as lr."""
         return self._rows[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the names of the parameters in the spec."""
+        """Yield the names of the parameters in the spec, the planned numbers of a model."""
         return iter(self._rows)
 
     def __len__(self) -> int:
-        """Return the number of parameters in the spec."""
+        """Return the number of parameters in the spec, the planned numbers of a model."""
         return len(self._rows)
 
     def __repr__(self) -> str:
         return f"Spec({len(self)} parameters, version {self.version})"
 
     def to_dict(self) -> dict[str, object]:
-        """Return JSON-able values: `version`, and `parameters` with the rows by name."""
+        """Return JSON-able values: `version`, and `parameters` with a row of planned numbers for each."""
         return {"version": self.version, "parameters": dict(self._rows)}
 
     def to_json(self) -> str:

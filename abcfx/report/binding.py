@@ -59,14 +59,14 @@ def binding_tags(binding: Binding) -> tuple[str, ...]:
 
 
 def used_tags(outcome: Outcome) -> dict[str, str]:
-    """Return the words of the report's column `binds` that occur in it, and what each means."""
+    """Return the words in the report's column `binds` (what keeps a learning rate down), and their meanings."""
     found = dict.fromkeys(tag for plan in outcome.plan.values() for tag in binding_tags(plan.binding))
     found |= dict.fromkeys(price.tag for price in bottlenecks(outcome))
     return {tag: TAGS.get(tag, tag) for tag in found}
 
 
 def group_prices(prices: Mapping[Hashable, float]) -> list[Price]:
-    """Group the shadow prices of constraints by kind and price: alignments first, then the highest price first.
+    """Group shadow prices of constraints by kind and price: alignments of updates first, then the highest price.
 
     Args:
         prices: shadow price by name of the row; names of anything but rows are skipped.
@@ -82,5 +82,8 @@ def group_prices(prices: Mapping[Hashable, float]) -> list[Price]:
 
 
 def bottlenecks(outcome: Outcome) -> list[Price]:
-    """Return the shadow prices of constraints with alignments or gradients: which of them cost learning rate most."""
+    """Return the shadow prices of constraints with alignments or gradients: which cost learning rate most.
+
+    An alignment says how strongly updates line up with inputs.
+    """
     return [price for price in group_prices(outcome.solution.shadow_prices) if price.tag in PRICED]

@@ -25,7 +25,9 @@ WORDS = {
 
 
 class Constraint(NamedTuple):
-    """A constraint `out <= terms` of the linear program that holds with equality, and so keeps some learning rate down.
+    """A constraint of the linear program that holds with equality, and so keeps some learning rate down.
+
+    It says `out <= terms`: the exponent of an output's change, or of a gradient, is at most that of one of its causes.
 
     Attributes:
         name: name of its row in the linear program.
@@ -108,7 +110,8 @@ class Constraints:
     def loosened(self, parameter: str) -> Loosened | None:
         """Solve again with alignments of 1/2 at every use of one parameter: updates that do not line up with inputs.
 
-        None if the parameter's c (rate m^-c) is given or follows by rule, or if its constraints have no alignment.
+        None if the parameter's c (rate m^-c) is given or follows by rule, or if its constraints have no alignment. m is
+        the width ratio.
         """
         nodes = [node for node, kind in self._fixed.dag.layers() if kind.parameter == parameter]
         rows = [row for row in self._using.get(parameter, ()) if row.alignment and row.weight]
@@ -122,13 +125,13 @@ class Constraints:
         return Loosened(solution.c[parameter], solution.objective)
 
     def _constraint(self, name: RowName, row: Row, parameter: str) -> Constraint:
-        """Describe a row that keeps a parameter's c from being smaller: in words, as a formula, with its price."""
+        """Describe a row (inequality) that keeps a parameter's c from being smaller: words, formula, price."""
         price = abs(self._solved.shadow_prices.get(name, 0.0))
         because = tuple(map(self._formula, self._because(row.out)))
         return Constraint(name, _words(name, parameter), self._formula(row, parameter), price, because)
 
     def _formula(self, row: Row, parameter: str | None = None) -> str:
-        """Write a row of the linear program as `r(y) = 0 <= a + c - alpha = 0 + 1 - 1`: symbols, then values; no zeros.
+        """Write a row (inequality) as `r(y) = 0 <= a + c - alpha = 0 + 1 - 1`: symbols, then values; no zeros.
 
         `parameter` is the one whose c is written as "c"; that of another is written with its name.
         """
@@ -148,7 +151,7 @@ class Constraints:
         return float(getattr(self._alignment[str(row.layer)], row.alignment)) if row.alignment else 0.0
 
     def _constants(self, row: Row) -> list[tuple[str, float]]:
-        """Split the constant of a row of the linear program into symbols a, b and s(x), each with its value.
+        """Split the constant of an inequality of the linear program into symbols a, b and s(x), each with its value.
 
         A constant whose parts are not known is returned as it is.
         """
@@ -164,9 +167,10 @@ class Constraints:
         return [(f"{row.constant:.4g}", row.constant)] if row.constant else []
 
     def _because(self, level: Hashable) -> list[Row]:
-        """Find why an exponent (r or G of a node) may not be smaller: a shortest chain of rows that hold with equality.
+        """Find why an exponent (r or G of a node) may not be smaller: a shortest chain of rows with equality.
 
-        The chain leads to an exponent with a bound of its own, such as r >= 0; it is empty if `level` itself has one.
+        A row is an inequality of the linear program. The chain leads to an exponent with a bound of its own, such as r
+        >= 0; it is empty if `level` itself has one.
         """
         came_by: dict[Hashable, tuple[Hashable, Row] | None] = {level: None}
         waiting = deque([level])
@@ -196,7 +200,7 @@ class Constraints:
 
 
 def _words(name: RowName, parameter: str) -> str:
-    """Write in words the constraint that a row of the linear program sets on the learning rate of a parameter."""
+    """Write in words the constraint that an inequality of the linear program sets on a parameter's rate."""
     return WORDS.get(name.kind, name.kind.sentence).format(parameter=parameter, node=name.node, other=name.label.other)
 
 

@@ -47,7 +47,7 @@ class Explainer:
         self._group_of = {name: i for i, group in enumerate(outcome.param_groups) for name in group["param_names"]}
 
     def explain(self, name: str) -> Explanation:
-        """Explain one parameter in words: its role, how it grows, what limits its learning rate, and what follows.
+        """Explain one parameter in words: role ("hidden", ...), growth, what limits its learning rate, what follows.
 
         Args:
             name: name of the parameter, a name tied to it, or the module whose weight it is ("blocks.3.attn.qkv").
@@ -107,7 +107,7 @@ class Explainer:
     # -- role
 
     def _role_lines(self, name: str) -> list[str]:
-        """Write the lines about a parameter's role: the reason for it, its other names, and where it is used."""
+        """Write the lines about a parameter's role ("hidden", ...): the reason, other names, where it is used."""
         plan, decided = self._outcome.plan[name], self._outcome.fixed.parameters[name]
         is_both = plan.role == "embedding" and decided.e_in > 0
         lines = [f"The role is {plan.role}: {plan.why}. {MEANING_OF_TIED if is_both else MEANING[plan.role]}"]
@@ -125,7 +125,7 @@ class Explainer:
         return lines
 
     def _role_from_graph(self, name: str) -> ParameterExponents:
-        """Return the role and exponents that a parameter has by the graph alone, without what the user gave."""
+        """Return the role ("hidden", ...) and exponents of a parameter by the graph alone, without the user's own."""
         fixed, table = self._outcome.fixed, self._outcome.header.parametrization
         parameter = self._outcome.captured.model.get_parameter(name)
         return assign_exponents(self._dag, fixed.widths, {name: parameter}, table)[name]
@@ -143,7 +143,10 @@ class Explainer:
     # -- constraints
 
     def _binding_lines(self, name: str, constraints: tuple[Constraint, ...]) -> Sequence[str | Line]:
-        """Write the lines about what keeps a parameter's c (rate m^-c) from being smaller: constraints as formulas."""
+        """Write the lines about what keeps a parameter's c (rate m^-c) from being smaller: constraints as formulas.
+
+        m is the width ratio.
+        """
         plan = self._outcome.plan[name]
         if self._outcome.fixed.parameters[name].c is not None:
             r = "" if plan.r is None else f" With it, training changes the output by about m^-r with r = {plan.r:.4g}."

@@ -44,7 +44,9 @@ class Paragraph(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """An explanation why a parameter has its role, learning rate and other numbers; `print` it, or read the fields.
+    """An explanation why a parameter has its role ("hidden", ...), learning rate and other numbers.
+
+    `print` it, or read the fields.
 
     Attributes:
         name: name of the parameter, as in the spec.

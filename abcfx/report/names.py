@@ -52,7 +52,7 @@ def listed(names: Iterable[str], most: int = 6) -> str:
 
 
 def tied_names(module: nn.Module) -> list[list[str]]:
-    """Return lists of names that stand for one and the same (tied) parameter; the first of each is that in the spec."""
+    """Return lists of names that stand for one and the same (tied) parameter; the first of each is that in the plan."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)

@@ -80,7 +80,7 @@ def _header(outcome: Outcome) -> Section:
 
 
 def _roles(outcome: Outcome) -> Section:
-    """Write the section of the report that lists parameters by role, with the reason for each role."""
+    """Write the section of the report that lists parameters by role ("hidden", ...), with the reason for each role."""
     names: dict[tuple[str, str], list[str]] = {}
     for name, plan in outcome.plan.items():
         names.setdefault((plan.role, str(plan.why)), []).append(name)

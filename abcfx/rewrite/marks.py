@@ -37,12 +37,15 @@ class Scaled(nn.Module):
     """
 
     def __init__(self, module: nn.Module, a: float) -> None:
-        """Wrap a module whose outputs are to be multiplied by m^-a."""
+        """Wrap a module whose outputs are to be multiplied by m^-a, with m the width ratio."""
         super().__init__()
         self.module, self.a = module, a
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        """Run the module inside, and mark the tensors that it returns for a multiplication by m^-a."""
+        """Run the module inside, and mark the tensors that it returns: they are to be multiplied by m^-a later.
+
+        m is the width ratio; `transform` puts the multiplication in the place of the mark.
+        """
         return _marked(self.module(*args, **kwargs), self.a)
 
 

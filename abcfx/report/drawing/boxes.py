@@ -146,7 +146,10 @@ def _box(
 
 
 def _numbers(plan: ParameterPlan) -> Hashable:
-    """Return a key that is equal for parameters with the same role, exponents, multiplier and learning rate."""
+    """Return a key that is equal for parameters with the same role, exponents, multiplier and learning rate.
+
+    The role is "embedding", "hidden", "readout" or the like.
+    """
     numbers = (plan.b, plan.c, plan.r, plan.lr, *plan.growth)
     rounded = tuple(None if value is None else f"{value:.9g}" for value in numbers)
     return (plan.role, plan.void, plan.optimizer, multipliers_key(plan), rounded)

@@ -76,7 +76,7 @@ def _subgraph(
 
 
 def _class(box: Box) -> str:
-    """Return the name of a box's colour in the flowchart: the role of its weight, or "op" if it has no parameters."""
+    """Return the name of a box's colour in the flowchart: its weight's role ("hidden", ...), or "op" without any."""
     return box.role or "op"
 
 

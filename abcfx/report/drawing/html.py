@@ -73,7 +73,10 @@ def _summary(outcome: Outcome) -> str:
 
 
 def _rates(lr: ByRole | None) -> str:
-    """Return in words which base learning rates the user gave: one, one for each role, or those of an optimizer."""
+    """Return in words which base learning rates the user gave: one, one for each role, or an optimizer's.
+
+    A role is "embedding", "hidden", "readout" or the like.
+    """
     if lr is None:
         return "of its groups"
     return ", ".join(f"{role} {each:.4g}" for role, each in lr.items()) if isinstance(lr, Mapping) else f"{lr:.4g}"
