@@ -135,7 +135,10 @@ class Rebuild:
         return detached
 
     def _free_the_device(self) -> None:
-        """Replace the device that the export ran on, in arguments of nodes, by the first input's, for `.to`."""
+        """Make the captured graph independent of the device on which the model was exported.
+
+        In arguments of nodes, such as `.to(device)`, that device is replaced by the device of the first input.
+        """
         placeholders = self.graph.find_nodes(op="placeholder")
         inputs = [node for node in placeholders if isinstance(node.meta.get("val"), torch.Tensor)]
         device = inputs[0].meta["val"].device if inputs else None

@@ -44,7 +44,7 @@ def contents_preserved(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
 
     @torch.no_grad()
     def put_back() -> None:
-        """Write the former contents back into the tensors that have changed."""
+        """Write the former contents back into those of the preserved tensors that have changed."""
         for tensor, value in before:
             if tensor.grad_fn is not None:
                 tensor.detach_()

@@ -125,7 +125,7 @@ def _part(output: object, values: list[object], above: tuple[int, ...]) -> Part:
 
     Args:
         output: the part.
-        values: the tensors so far; grows.
+        values: the tensors so far, to which this adds.
         above: ids of the objects that contain this part, so that an object that contains itself ends the descent.
     """
     if isinstance(output, _VALUES):

@@ -127,7 +127,10 @@ def _vector(
 
 
 def _is_undone(growth: WidthGrowth, name: str, parameter: torch.Tensor, x: float) -> bool:
-    """Whether the model's own init of a parameter is ~ m^-x (m, the width ratio), by its values at both widths."""
+    """Whether the model's own init of a parameter is ~ m^-x (m, the width ratio), by its values here and in the base.
+
+    The base is the same model at a smaller width.
+    """
     base = growth.base_parameters.get(name) if growth.has_base and growth.width_ratio != 1.0 else None
     if base is None or base.is_meta or parameter.is_meta:
         return False

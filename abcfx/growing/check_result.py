@@ -47,11 +47,11 @@ class GrowthCheckRow(CheckRow):
     details: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
-        """Return the row of the check as a dict of plain data."""
+        """Return the row of this check of a grown model as a dict of plain data."""
         return asdict(self) | {"verdict": self.verdict.value, "details": list(self.details)}
 
     def __str__(self) -> str:
-        """Return the row of the check as text: verdict, name, place, reason and fix."""
+        """Return the row of this check of a grown model as text: verdict, name, place, reason and fix."""
         where = f" at {self.path}" if self.path else ""
         node = f" ({self.node})" if self.node else ""
         reason = f": {self.reason}" if self.reason else ""
@@ -96,24 +96,27 @@ class GrowthCheckResult(CheckResult[GrowthCheckRow]):
     TITLE: ClassVar[str] = "growth check"
 
     def __getitem__(self, check: str) -> GrowthCheckRow:
-        """Return the row of one check of the growth, such as "C4"."""
+        """Return the row of one check of a growth (a large model filled from a small one), by a name such as "C4"."""
         return next(row for row in self.rows if row.check == check)
 
     def __iter__(self) -> Iterator[GrowthCheckRow]:
-        """Yield the rows of the checks of the growth in order."""
+        """Yield the rows of the checks of a growth (a large model filled from a small one) in order."""
         return iter(self.rows)
 
     @property
     def first_failure(self) -> GrowthCheckRow | None:
-        """The row of the first check of the growth that failed; None where none did."""
+        """The row of the first check that failed of a growth (a large model filled from a small one), or None."""
         return next(iter(self.failed), None)
 
     def __str__(self) -> str:
-        """Return the printed report of the checks of the growth."""
+        """Return the printed report of the checks of a growth (a large model filled from a small one)."""
         return text_of(*self._lines(), width=100)
 
     def _lines(self) -> Iterator[RenderableType]:
-        """Yield the parts of the printed report of the checks: the details of each, then a table of all of them."""
+        """Yield the parts of the printed report on checks of a growth: the details of each, then a table of all.
+
+        A growth is a large model that was filled from a small one.
+        """
         for row in self.rows:
             yield Rule(f"{row.name}: {row.verdict}", align="left")
             for line in (*row.details, row.reason, f"To fix: {row.fix}" if row.fix else ""):

@@ -47,7 +47,10 @@ class Refusal:
     fix: str
 
     def __str__(self) -> str:
-        """Return the reason against growing as text: place, what is different, and what to change."""
+        """Return the reason against growing as text: place, what is different, and what to change.
+
+        Growing is filling a larger model with copies of a small one's entries.
+        """
         return f"{self.path or 'the model itself'}, {self.op}: {self.reason}.\n    To fix: {self.fix}"
 
 
@@ -73,7 +76,7 @@ def refusals(plan: GrowthPlan, small: nn.Module, large: nn.Module) -> list[Refus
 def _normalised(plan: GrowthPlan) -> Iterator[Refusal]:
     """Yield a reason against growing for each weight that forward divides by its own norm over a dim that grows.
 
-    No factor on such a weight has any effect.
+    No factor on such a weight has any effect. Growing is filling a larger model with copies of a small one's entries.
     """
     for _, layer in plan.dag.layers():
         dims = [plan.factors.parameter(layer.parameter)[d.index] for d in layer.fan_in if isinstance(d, ParameterDim)]
@@ -83,7 +86,10 @@ def _normalised(plan: GrowthPlan) -> Iterator[Refusal]:
 
 
 def _shrinking(factors: Factors) -> Iterator[Refusal]:
-    """Yield a reason against growing for each parameter with a dim, or a factor of a dim, that shrinks."""
+    """Yield a reason against growing for each parameter with a dim, or a factor of a dim, that shrinks.
+
+    Growing is filling a larger model with copies of a small one's entries.
+    """
     for name, ref in factors.large.parameters.items():
         for place, dim in enumerate(factors.of(ref)):
             for atom in plain_atoms(dim):
@@ -97,7 +103,10 @@ def _shrinking(factors: Factors) -> Iterator[Refusal]:
 
 
 def _constants(factors: Factors, small: nn.Module, large: nn.Module) -> Iterator[Refusal]:
-    """Yield a reason against growing for each constant buffer whose values are not the small model's repeated."""
+    """Yield a reason against growing for each constant buffer whose values are not the small model's repeated.
+
+    Growing is filling a larger model with copies of a small one's entries.
+    """
     ours, theirs = dict(large.named_buffers()), dict(small.named_buffers())
     saved = large.state_dict(keep_vars=True)
     shared = {id(atom) for ref in factors.large.parameters.values() for d in factors.of(ref) for atom in plain_atoms(d)}
@@ -136,7 +145,8 @@ def same_constant(one: torch.Tensor, other: torch.Tensor) -> bool:
 def _numbers(factors: Factors) -> Iterator[Refusal]:
     """Yield a reason against growing for each call with a number, such as eps, that differs between the models.
 
-    Numbers that the search for the factors of weights has read are left out.
+    Numbers that the search for the factors of weights has read are left out. Growing is filling a larger model with
+    copies of a small one's entries.
     """
     for one, other in zip(factors.small.calls, factors.large.calls, strict=True):
         if other.name in READ_BY_SOLVE:
@@ -153,7 +163,10 @@ def _numbers(factors: Factors) -> Iterator[Refusal]:
 
 
 def _structure(factors: Factors) -> Iterator[Refusal]:
-    """Yield a reason against growing for each op whose result changes when the entries of its inputs are repeated."""
+    """Yield a reason against growing for each op whose result changes when the entries of its inputs are repeated.
+
+    Growing is filling a larger model with copies of a small one's entries.
+    """
     padded = {id(atom) for atom in padded_atoms(factors)}
     chosen, alive = _chosen(factors), _alive(factors)
     for problem in factors.problems:
@@ -169,7 +182,10 @@ def _structure(factors: Factors) -> Iterator[Refusal]:
 
 
 def _refusal(problem: Problem) -> Refusal:
-    """Return the reason against growing for a call whose result changes if entries are repeated."""
+    """Return the reason against growing for a call whose result changes if entries are repeated.
+
+    Growing is filling a larger model with copies of a small one's entries.
+    """
     return Refusal(problem.path, problem.op, problem.reason, _FIXES[problem.kind])
 
 

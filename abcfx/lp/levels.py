@@ -229,9 +229,9 @@ class GreedyStart:
         return demanding, np.array(demanded, dtype=bool)
 
     def basis(self, right: Floats) -> dict[int, int]:
-        """Return a first simplex basis for these constants of the rows (inequalities), as a list.
+        """Return a first simplex basis, basic variable -> the row (inequality) that determines it.
 
-        It names the row that determines each basic variable.
+        It is the best guess for these constants (right sides) of the rows.
         """
         levels, value, bound = self._levels, self._lower.tolist(), right.tolist()
         basic: dict[int, int] = {}

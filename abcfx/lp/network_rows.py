@@ -63,11 +63,12 @@ def _write_gradient_rows(
 ) -> dict[str, tuple[Variable, ...]]:
     """Add the rows (inequalities) about gradients, which SGD needs; return by node what sums to its exponent G.
 
-    A gradient is ~ m**-G (m, the width ratio). G is the min of (a + b, 2a + c) over the readouts that a node reaches.
-    Nodes that reach the same readouts by the same way share one variable; a readout has none.
+    A gradient is ~ m**-G (m, the width ratio). With a, b, c the exponents of multiplier, init and learning rate, G is
+    the min of (a + b, 2a + c) over the readouts that a node reaches. Nodes that reach the same readouts by the same way
+    share one variable; a readout has none.
 
     Args:
-        rows: the rows so far; grows.
+        rows: the rows so far, to which this adds.
         nodes: the nodes, each after its predecessors.
         successors: by label, the nodes that read each node.
     """

@@ -106,7 +106,7 @@ class FactorFlow:
         return run
 
     def _between(self) -> set[fx.Node]:
-        """Return the graph nodes on the ways from the layers to the queries, both ends among them."""
+        """Return the graph nodes on the ways from the chosen layers to attention's queries, both ends included."""
         stops, found = set(self._layers), set(self._layers)
         waiting = [reader.query for reader in self._readers]
         ends = {reader.end for reader in self._readers}

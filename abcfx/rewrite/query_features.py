@@ -44,7 +44,7 @@ class FeatureScale:
 
         Args:
             parameters: the model's parameters by name.
-            done: names of parameters that were multiplied before, which are skipped; grows.
+            done: names of parameters multiplied before, which are skipped; this adds its own.
         """
         for name in self.dims.keys() - done:
             parameter, dim = parameters[name], self.dims[name]

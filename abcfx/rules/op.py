@@ -221,7 +221,10 @@ class Op(NodeMaker):
         return replace(y, terms=weight_terms.scaled(x, factor))
 
     def softmax(self, x: Value, dim: int, is_log: bool = False) -> Value:
-        """Take the softmax of x over one dim; with `is_log`, the logarithm of it."""
+        """Take the softmax of x over one dim: entries ~ 1 / n for a dim of n entries that grows with the width.
+
+        With `is_log` it is the logarithm of the softmax.
+        """
         over = x.dim(dim)
         if x.simplex is None or not x.simplex.is_log:
             x = replace(x, simplex=Simplex(is_log=True))  # the logarithms of exp(x)

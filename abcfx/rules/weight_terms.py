@@ -76,7 +76,7 @@ def multiplied(builder: DagBuilder, x: Value, y: Value, nodes: tuple[str | None,
 
 
 def scaled(x: Value, factor: Number) -> Terms:
-    """Return the terms, products of parameters whose sum it is, of a computed weight times a number."""
+    """Return the products of parameters (terms) whose sum is a computed weight, for that weight times a number."""
     return tuple(replace(term, factor=term.factor.times(factor)) for term in terms_of(x))
 
 

@@ -244,7 +244,7 @@ RULES: dict[str, Rule] = {}
 def rule(*names: str) -> Callable[[Rule], Rule]:
     """Register the decorated function as the rule of some aten ops, named without namespace and overload.
 
-    A rule gets a step (one call of both models) and returns the dims of the results.
+    A rule gets a step (the same call in a small and a large model) and returns the dims of the results.
     """
 
     def register(function: Rule) -> Rule:

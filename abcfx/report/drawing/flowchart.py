@@ -63,7 +63,7 @@ def _subgraph(
         boxes: the boxes by name.
         ids: the name of each box in the flowchart.
         indent: spaces in front of each line.
-        inside: names of boxes that are written already; grows.
+        inside: names of boxes that are written already; this adds its own.
     """
     lines = [f'{indent}subgraph g{frames.index(frame)}["{_quoted(frame.title)} x {frame.count}"]']
     for child in frames:
