@@ -11,7 +11,7 @@ from abcfx.dag.routing import is_router
 
 
 class RoleReason(Enum):
-    """A reason for a parameter's role. The values are the words that the report uses."""
+    """A reason for a parameter's role ("hidden", ...). The values are the words that the report uses."""
 
     UNUSED = "not used by the traced graph"
     GIVEN = "as given in `roles`"

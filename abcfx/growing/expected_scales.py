@@ -49,7 +49,7 @@ class _Walk:
     """
 
     def __init__(self, factors: Factors) -> None:
-        """Start a walk over a run of both models, with no scale (factor of a tensor) known."""
+        """Start a walk over a run of the small and the large model, with no scale (factor of a tensor) known."""
         self.factors = factors
         self.scales: dict[int, float | None] = {}
 

@@ -60,7 +60,7 @@ def constants(pair: GrownPair) -> GrowthCheckRow:
 
 
 def routers(pair: GrownPair) -> GrowthCheckRow:
-    """Check that every router of experts gives the same logits in both models on the batch (check C2)."""
+    """Check that every router of experts gives the same logits in small and large model (check C2)."""
     limit, compared = pair.tolerance, {each.call: each for each in pair.compared}
     found = list(_router_calls(pair))
     if not found:
@@ -177,7 +177,7 @@ def _weight_of(pair: GrownPair, at: Compared) -> str:
 
 
 def outputs(pair: GrownPair) -> GrowthCheckRow:
-    """Check that outputs of both models are equal for up to three other batch sizes and lengths (check C6).
+    """Check that small and large model give equal outputs for up to three other batch sizes and lengths (check C6).
 
     Only inputs that the small model takes are tried.
     """

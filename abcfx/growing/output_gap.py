@@ -20,10 +20,10 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.1, torc
 def tolerance(factors: Factors) -> float:
     """Return the largest difference of tensors that counts as rounding, relative to their RMS.
 
-    It is that of the coarsest dtype of the run, times sqrt(longest sum / 256) for longer sums.
+    It is that of the coarsest dtype in the large model's run, times sqrt(longest sum / 256) for longer sums.
 
     Args:
-        factors: the dims of a run of both models, as products of shared factors.
+        factors: the dims in runs of the small and the large model, as products of shared factors.
     """
     dtypes = {factors.large.dtypes[ref.index] for call in factors.large.calls for ref in call.outs}
     limit = max((TOLERANCES.get(dtype, 0.1) for dtype in dtypes if dtype.is_floating_point), default=1e-4)
@@ -44,7 +44,7 @@ def output_gap(
     kwargs: Mapping[str, object],
     dims: Sequence[Sequence[IndexMap] | None],
 ) -> float:
-    """Call both models in eval mode; return the largest difference of their outputs, relative to the RMS.
+    """Call small and large model in eval mode; return the largest difference of their outputs, relative to the RMS.
 
     Args:
         small: the small model.

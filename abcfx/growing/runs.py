@@ -43,7 +43,9 @@ class Compared:
 
 
 def run_and_factor(small: nn.Module, large: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> Factors:
-    """Run both models with all tensors kept, and write every dim as a product of factors (heads x head_dim).
+    """Run a small and a large model, keep all tensors, and write every dim as a product of factors.
+
+    An example is heads x head_dim, of which heads may grow.
 
     Args:
         small: the small model.
@@ -113,7 +115,7 @@ class Runs:
 
 
 def _ratios_of_numbers(small: nn.Module, large: nn.Module) -> dict[str, float]:
-    """Return the ratio of each number that both models keep in a buffer of one entry, such as sqrt(width)."""
+    """Return the ratio of each number that small and large model keep in a buffer of one entry, such as sqrt(width)."""
     theirs = {name: float(b) for name, b in small.named_buffers() if b.numel() == 1 and b.is_floating_point()}
     ours = {name: float(b) for name, b in large.named_buffers() if name in theirs and b.numel() == 1}
     return {name: number / theirs[name] for name, number in ours.items() if number * theirs[name] > 0}

@@ -307,7 +307,7 @@ def _refuse(models: _Models) -> None:
 
 
 def _copy_common(dense: nn.Module, mixture: nn.Module, match: _Match) -> None:
-    """Copy the parameters and buffers that both models have from the dense model into the mixture."""
+    """Copy into the mixture of experts those parameters and buffers that the dense model has under the same names."""
     ours, theirs = dict(mixture.named_parameters()), dict(dense.named_parameters())
     with torch.no_grad():
         for name in match.common:

@@ -130,7 +130,9 @@ class PairedModels:
 
     @cached_property
     def factors(self) -> Factors:
-        """The dims of all tensors in a run of both models, split into factors (heads x head_dim) that grow or stay.
+        """The dims of all tensors in runs of model and base, split into factors that grow or stay (heads x head_dim).
+
+        The base is the smaller model that is compared with.
 
         Raises:
             PairingError: the runs cannot be compared, or there is no base model.

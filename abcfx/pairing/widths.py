@@ -266,7 +266,11 @@ class PairedGrowth(SizeGrowth):
 
     @cached_property
     def _factors(self) -> Factors | None:
-        """All dims split into factors that grow or stay; None if each dim as a whole grows like m or stays."""
+        """All dims split into factors that grow with the width or stay; None if no dim has to be split.
+
+        That is so if each dim as a whole grows like the width ratio or stays. It is None, too, if runs of the two
+        models do not tell the factors.
+        """
         exponents = {self._exponent(self._ratio(*sizes)) for of_dims in self.sizes.values() for sizes in of_dims}
         if not exponents - {0.0, 1.0} or self._captured[0].args is None:
             return None

@@ -140,7 +140,7 @@ def _layer_before(dag: LayerDag, node: str) -> str:
 def _layer_features(
     captured: CapturedGraph, dag: LayerDag, nodes: Sequence[str], factors: Mapping[str, float]
 ) -> FeatureScale:
-    """Return the factor on the features of one layer that become the queries of the products `nodes`.
+    """Return the factor on those output features of one layer that become queries of the attention products `nodes`.
 
     They are found by runs of the graph, so any order of heads and of q, k, v is right.
     """

@@ -143,7 +143,7 @@ def unify(one: Sequence[AtomUse], other: Sequence[AtomUse]) -> None:
 
 
 def _covers(a: Atom, b: Atom) -> bool:
-    """Whether atom b may be a factor of atom a: in both models a's size is a multiple of b's."""
+    """Whether atom b may be a factor of atom a: in the small and in the large model a's size is a multiple of b's."""
     return a.small % b.small == 0 and a.large % b.large == 0
 
 
@@ -177,7 +177,7 @@ def _join(a: Atom, b: Atom) -> None:
 
 
 def _run_together(segments: Sequence[Dim]) -> list[Dim]:
-    """Return the segments of a dim, where neighbours that have one size in both models are joined into one."""
+    """Return the segments of a dim, where neighbours of one size in small and large model are joined into one."""
     found: list[Dim] = []
     for segment in segments:
         small, large = sizes(segment)

@@ -149,7 +149,7 @@ class IndexMap:
 
     @classmethod
     def unchanged(cls, size: int) -> IndexMap:
-        """Return the IndexMap of a dim that has the same size in both models, so that every entry stands for itself."""
+        """Return the IndexMap of a dim of one size in small and large model: every entry stands for itself."""
         return cls.tiling(size, size)
 
     @classmethod

@@ -206,7 +206,7 @@ class _PlacedBox:
 
 
 def _kinds_in_words(box: Box) -> str:
-    """Return in words what the ops in a box without parameters do."""
+    """Return in words what the ops in a box of the drawing do; the box has no parameters."""
     kinds = [kind for kind in dict.fromkeys(box.kinds) if kind != "vector" or not box.role]
     return "; ".join(KIND_WORDS.get(kind, kind) for kind in kinds)
 
