@@ -234,7 +234,10 @@ class _Scaling:
         return total
 
     def _contradiction(self, node: str, why: str, row: Form) -> InfeasibleError:
-        """Return the error that the condition of a DAG node (in words, `why`) contradicts those of earlier nodes."""
+        """Return the error that no factors on parameters make a larger copy compute the same as the small network.
+
+        The condition of this DAG node (in words, `why`) contradicts those of earlier nodes.
+        """
         left = known_value(self.equations.reduced(row))
         at = self.dag.node(node).fx_node
         return InfeasibleError(

@@ -97,9 +97,9 @@ class _Pairing:
         return pairs | self._numbers(pairs)
 
     def _numbers(self, pairs: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
-        """Pair the nodes that compute numbers out of sizes, starting from the paired nodes that read them.
+        """Pair nodes of two models' graphs that compute numbers out of sizes, from the paired nodes that read them on.
 
-        One of the two graphs may have constants in their place.
+        The nodes are found by walking upstream. One of the two graphs may have constants in their place.
         """
         found: dict[fx.Node, fx.Node] = {}
         waiting = list(pairs.items())

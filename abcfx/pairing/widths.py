@@ -175,7 +175,10 @@ def beside_layers(dag: LayerDag, upstream: bool) -> dict[str, bool]:
 
 
 def _is_wide(dag: LayerDag, node: str, beside: str, upstream: bool) -> bool:
-    """Whether a node next to `beside` has a width: a layer or, upstream, a tensor of parameters (learned latents)."""
+    """Whether a DAG node is one that gives its neighbour `beside` an inner side, whose width may grow: a layer.
+
+    Upstream a tensor made of parameters alone (learned latents), which `beside` reads, counts as well.
+    """
     if isinstance(dag.kind(node), Layer):
         return True
     return upstream and dag.node(node).is_parametric and node in dag.kind(beside).inputs

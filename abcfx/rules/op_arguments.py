@@ -36,7 +36,9 @@ class OpArguments:
         self._is_inside = is_inside
 
     def parameter(self, owner: torch.nn.Module, name: str) -> Value | None:
-        """Return the parameter `name` of the called module, or of one inside it, as a `Value`; None if it has none."""
+        """Return a parameter of the called module, or of one inside it, as a `Value`, a record of it; None
+        without it.
+        """
         return module_parameter(self._builder, owner, name, self.at)
 
     def attribute(self, key: str) -> Number:

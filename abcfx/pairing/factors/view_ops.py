@@ -95,7 +95,7 @@ def select(step: Step) -> Dims:
 
 @rule("slice")
 def cut(step: Step) -> Dims:
-    """Find the dims of a slice of a tensor: those of the tensor, of which one is a piece."""
+    """Find the dims of a slice of a tensor: those of the tensor, one of which is cut to a piece of it."""
     dims, at = list(step.dims(step.tensors()[0])), step.call.argument("dim", 0)
     if sizes(dims[at]) == step.shape()[at]:
         return tuple(dims)
