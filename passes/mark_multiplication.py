@@ -38,7 +38,9 @@ def multiply_marks(module: fx.GraphModule, marks: Sequence[fx.Node], width_ratio
 
 
 def _exponent(node: fx.Node) -> float:
-    """Return the exponent a of a node that calls `mark(x, a)`, a function that returns x and stands for a factor m^-a.
+    """Return the exponent a of a node that calls `mark(x, a)`, which returns x and stands for a factor m^-a.
+
+    m is the width of the model over a base width.
 
     Raises:
         PassError: the node has other arguments.

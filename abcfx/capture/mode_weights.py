@@ -84,7 +84,9 @@ def folding_modules(model: nn.Module) -> list[FoldingModule]:
 
 
 def refuse_unfollowed(model: nn.Module) -> None:
-    """Raise an error for a model that no graph can follow: its own `train` changes weights, or a module's makes some.
+    """Raise an error for a model whose modes (train and eval) no graph can follow.
+
+    Such are models whose own `train` changes weights, or with a module that has some parameter in one mode only.
 
     Raises:
         InvalidInputError: names the module and the parameter.

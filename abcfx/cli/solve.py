@@ -144,7 +144,7 @@ def _print(
 
 
 def _held_by(name: Hashable) -> str:
-    """Return the name of a constraint that keeps a layer's c (rate m^-c) from being smaller, without the layer.
+    """Return the name of a constraint that keeps a layer's c (rate ~ width^-c) from being smaller, without the layer.
 
     A fixed bound is named in full.
     """

@@ -368,7 +368,7 @@ def _tolerance(model: nn.Module) -> float:
 
 
 def _no_filling(match: _Match, best: tuple[float, dict[str, Filling]] | None) -> str:
-    """Return the message that no way of filling the mixture gives the same outputs; `best` is the nearest one."""
+    """Return the message that no way of filling the mixture of experts gives equal outputs; `best` is the nearest."""
     fix = (
         "renormalise the weights of the chosen experts so that they add up to 1 (norm_topk_prob=True), "
         "and give both models the same constants (norm eps, rope theta)"

@@ -85,7 +85,7 @@ def _marked(value: R, a: float) -> R:
     """Return a value whose tensors are marked, to be multiplied by m^-a (m, the width ratio) once transformed."""
 
     def mark(leaf: object) -> object:
-        """Mark one leaf of the returned value, if it is a tensor, as to be multiplied by m^-a once transformed."""
+        """Mark one leaf of the returned value, if it is a tensor, as to be multiplied by m^-a (m: width ratio)."""
         return torch.ops.abcfx.scaled(leaf, a) if isinstance(leaf, torch.Tensor | fx.Proxy) else leaf
 
     return trees.map_leaves(mark, value)

@@ -92,9 +92,7 @@ def conv_module(op: Op, module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Value) -> 
 def conv_transpose_module(
     op: Op, module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d, x: Value, output_size: object = None
 ) -> Value:
-    """Handle a call of nn.ConvTranspose1d to 3d: a layer with fan_in input channels x kernel, fan_out `out /
-    groups`.
-    """
+    """Handle a call of nn.ConvTranspose1d to 3d: a layer with fan_in channels x kernel, fan_out `out / groups`."""
     weight = op.parameter(module, "weight")
     assert weight is not None
     return _transposed(op, x, weight, op.parameter(module, "bias"), module.groups)

@@ -128,9 +128,7 @@ def glu(op: Op, x: Value, dim: int = -1) -> Value:
 
 @register_rule(nn.GLU)
 def glu_module(op: Op, module: nn.GLU, x: Value) -> Value:
-    """Handle a call of nn.GLU: the first half of x along a dim times the sigmoid of the second, as large as the
-    first.
-    """
+    """Handle a call of nn.GLU: one half of x along a dim times the sigmoid of the other, as large as the first."""
     return glu(op, x, module.dim)
 
 

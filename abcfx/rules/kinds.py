@@ -44,7 +44,7 @@ class Kind(ABC):
                 yield Bound(RowLabel(RowKind.CHANGE, vector), (("r", vector),), 0.0)
 
     def gradients(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield (input, upper bound on its G) for inputs and vectors; the gradient of an input is ~ m^-G."""
+        """Yield (input, upper bound on its G, where its gradient is ~ width^-G) for inputs, biases and gains."""
         yield from self.gradient(node, context)
         for vector in self.vectors:
             yield vector, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), 0.0)
@@ -60,11 +60,11 @@ class Kind(ABC):
 
     @abstractmethod
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
-        """Yield bounds on r of the output (change ~ m^-r) that come from inputs and the node's own parameter."""
+        """Yield bounds on r of the output (change ~ width^-r) that come from inputs and the node's own parameter."""
 
     @abstractmethod
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield (input, upper bound on its G, where its gradient is ~ m^-G) for all inputs but vectors."""
+        """Yield (input, upper bound on its G, where its gradient is ~ width^-G) for inputs but biases and gains."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Layer(Kind):
         return min(product, 0.0) if self.vectors else product
 
     def _update(self, context: ExponentContext) -> tuple[tuple[tuple[str, str], ...], float]:
-        """Return (variables, constant) that sum to x, where a step at rate m^-c changes the weight by ~ m^-x."""
+        """Return (variables, constant) that sum to x; a step at rate ~ width^-c changes the weight by ~ width^-x."""
         rate = ("c", self.parameter)
         update = context.family(self.parameter).update
         if update == "gradient":
@@ -157,7 +157,7 @@ class Layer(Kind):
             yield Bound(RowLabel(RowKind.OMEGA), (("r", x),), a + context.b(self.parameter), "omega", e_in)
 
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield the input and bounds on its G (gradient ~ m^-G): W sends gradients back, with SGD its update too."""
+        """Yield the input and bounds on its G (gradient ~ width^-G): W, and with SGD its update, send it back."""
         back = self.fan_out if self.fan_back is None else self.fan_back
         x, a, e_out = self.inputs[0], context.a(node), context.growth(*back)
         if x is None:
@@ -172,7 +172,7 @@ class Layer(Kind):
             yield x, Bound(RowLabel(RowKind.UPDATED_GRADIENT, node), update, 2 * a + context.size(x), "alpha", e_out)
 
     def parameter_gradient(self, node: str, context: ExponentContext) -> Bound:
-        """Return the upper bound that this use of the weight sets on g, where the gradient of the weight is ~ m^-g."""
+        """Return the upper bound that this use of the weight sets on g, where the weight's gradient is ~ width^-g."""
         return Bound(RowLabel(RowKind.WEIGHT_GRADIENT), (("G", node),), context.a(node) + context.size(self.inputs[0]))
 
 
@@ -203,7 +203,7 @@ class Merge(Kind):
         return min(context.size(x) for x in self.inputs if x is not None)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
-        """Yield one bound on r of the result (its change is ~ m^-r) for each input that changes: that input's r."""
+        """Yield one bound on r of the result (change ~ width^-r) for each input that changes: that input's r."""
         for x in dict.fromkeys(self.inputs):
             if x is not None and context.changes(x):
                 yield Bound(RowLabel(RowKind.INPUT, x), (("r", x),), 0.0)
@@ -229,12 +229,12 @@ class Product(Kind):
     broadcast: tuple[tuple[Extent, ...], tuple[Extent, ...]] = ((), ())
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s of x y (entries ~ m^-s at init): s of x plus s of y, less half the growth of what is summed over."""
+        """Return s of x y (entries ~ width^-s at init): s of x plus s of y, less half the growth of the dims summed."""
         x, y = self.inputs
         return context.size(x) + context.size(y) - context.growth(*self.contracted) / 2 + context.a(node)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
-        """Yield the bounds on r of x y (its change is ~ m^-r): x dy + y dx + dx dy, counted as aligned in a sum."""
+        """Yield the bounds on r of x y (change ~ width^-r): x dy + y dx + dx dy, counted as aligned in a sum."""
         x, y = self.inputs
         aligned = context.a(node) - context.growth(*self.contracted)
         if x is not None and context.changes(x):
@@ -245,7 +245,7 @@ class Product(Kind):
             yield Bound(RowLabel(RowKind.BOTH_CHANGES), (("r", x), ("r", y)), aligned)
 
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield x and y with bounds on G (gradient ~ m^-G): that of x y times the other, summed over dims it lacks."""
+        """Yield x and y with bounds on G (gradient ~ width^-G): that of x y times the other, over dims it lacks."""
         x, y = self.inputs
         for this, other, missing in ((x, y, self.broadcast[0]), (y, x, self.broadcast[1])):
             if this is not None:
@@ -260,11 +260,11 @@ class Mix(Product):
     """A product of weights, positive and summing to 1 along rows and columns, and x: never larger than x."""
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s (entries ~ m^-s at init) of x, the second input: weights that sum to one keep its size."""
+        """Return s (entries ~ width^-s at init) of x, the second input: weights that sum to one keep its size."""
         return context.size(self.inputs[1])
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
-        """Yield the bounds on r (change ~ m^-r): the change of x, and that of the weights times x, summed up."""
+        """Yield the bounds on r (change ~ width^-r): the change of x, and that of the weights times x, summed up."""
         weights, x = self.inputs
         if x is not None and context.changes(x):
             yield Bound(RowLabel(RowKind.CHANGE, x), (("r", x),), 0.0)
@@ -292,16 +292,16 @@ class Unary(Kind):
         """Return r of the output minus r of the input (a change is ~ m^-r; m, the width ratio)."""
 
     def gradient_shift(self, context: ExponentContext) -> float:
-        """Return G of the input minus G of the output (a gradient is ~ m^-G)."""
+        """Return G of the input minus G of the output, where a gradient is ~ width^-G."""
         return self.shift(context)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
-        """Yield the bound on r (change ~ m^-r): that of the input, shifted by a constant."""
+        """Yield the bound on r (change ~ width^-r) of the output: that of the input, shifted by a constant."""
         if context.changes(self.input):
             yield Bound(RowLabel(RowKind.INPUT, self.input), (("r", self.input),), self.shift(context))
 
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield the input and the bound on its G (gradient ~ m^-G): that of the result, shifted by a constant."""
+        """Yield the input and the bound on its G (gradient ~ width^-G): that of the result, shifted by a constant."""
         yield self.input, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), self.gradient_shift(context))
 
 
@@ -320,11 +320,11 @@ class Norm(Unary):
     power: float = 2.0
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s of a norm's result (entries ~ m^-s): 0, or more if it divides by a sum over dims that grow."""
+        """Return s of a norm's result (entries ~ width^-s): 0, or more if it divides by a sum over dims that grow."""
         return context.growth(*self.summed) / self.power
 
     def shift(self, context: ExponentContext) -> float:
-        """Return r of the output minus r of the input (changes ~ m^-r): a norm divides changes by the input's size."""
+        """Return r of the output minus r of the input (changes ~ width^-r): a norm divides by the input's size."""
         return self.size("", context) - context.size(self.input)
 
 
@@ -333,7 +333,7 @@ class Pointwise(Unary):
     """A function phi with phi(0) != 0 (sigmoid, exp, cos): its output is of order 1 for any input."""
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s of the result (entries ~ m^-s): 0 for an input of order 1 or less, else that of the input."""
+        """Return s of the result (entries ~ width^-s): 0 for an input of order 1 or less, else that of the input."""
         return min(0.0, context.size(self.input))
 
     def shift(self, context: ExponentContext) -> float:
@@ -342,7 +342,7 @@ class Pointwise(Unary):
 
 @dataclass(frozen=True)
 class Power(Unary):
-    """A power x ** exponent with a fixed exponent: entries of size m^-s become m^-(exponent * s)."""
+    """A power x ** exponent with a fixed exponent: entries ~ width^-s become ~ width^-(exponent * s)."""
 
     exponent: float
 
@@ -350,7 +350,7 @@ class Power(Unary):
         return self.exponent * context.size(self.input)
 
     def shift(self, context: ExponentContext) -> float:
-        """Return r of the output minus r of the input (changes ~ m^-r): the derivative is x ** (exponent - 1)."""
+        """Return r of the output minus r of the input (changes ~ width^-r): the derivative is x ** (exponent - 1)."""
         return (self.exponent - 1) * context.size(self.input)
 
 
@@ -377,7 +377,7 @@ class NumberFactor(Unary):
         return context.size(self.input) + self.shift(context)
 
     def shift(self, context: ExponentContext) -> float:
-        """Return r of the output minus r of the input (changes ~ m^-r): the exponent x of the factor m^-x."""
+        """Return r of the output minus r of the input (changes ~ width^-r): x, where the factor is ~ width^-x."""
         return -context.number(self.factor)
 
 
@@ -392,9 +392,9 @@ class Reduce(Unary):
         return context.size(self.input) + self.shift(context)
 
     def shift(self, context: ExponentContext) -> float:
-        """Return r of the output minus r of the input (changes ~ m^-r): 0 for a mean, less for a sum that grows."""
+        """Return r of the output minus r of the input (changes ~ width^-r): 0 for a mean, less for a growing sum."""
         return 0.0 if self.mean else -context.growth(*self.over)
 
     def gradient_shift(self, context: ExponentContext) -> float:
-        """Return G of the input minus G of the output (gradients ~ m^-G): a mean sends back smaller gradients."""
+        """Return G of the input minus G of the output (gradients ~ width^-G): a mean sends back smaller gradients."""
         return context.growth(*self.over) if self.mean else 0.0

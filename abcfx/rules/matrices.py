@@ -46,7 +46,7 @@ def of_order_one(op: Op, x: Value, *_: object) -> Value:
 
 @register_rule("linalg_inv_ex", "linalg_cholesky_ex")
 def with_info(op: Op, x: Value) -> tuple[Value, Value]:
-    """Handle inv_ex and cholesky_ex: a matrix, taken to be of order 1, and integers that say whether there is one."""
+    """Handle inv_ex and cholesky_ex: a matrix, taken to be of order 1, and integers that say whether it exists."""
     return of_order_one(op, x), op.constant()
 
 

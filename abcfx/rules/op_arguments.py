@@ -36,9 +36,7 @@ class OpArguments:
         self._is_inside = is_inside
 
     def parameter(self, owner: torch.nn.Module, name: str) -> Value | None:
-        """Return a parameter of the called module, or of one inside it, as a `Value`, a record of it; None
-        without it.
-        """
+        """Return a parameter of the called module, or of one inside it, as a `Value` (a record of it), or None."""
         return module_parameter(self._builder, owner, name, self.at)
 
     def attribute(self, key: str) -> Number:

@@ -31,15 +31,18 @@ class ScaledLayer(Layer):
         return (*super().sources, *self.cofactors)
 
     def _beside(self, context: ExponentContext) -> float:
-        """Return the exponent of all tensors that multiply the weight entry by entry; 0 if a norm divides it out."""
+        """Return s, where the tensors that multiply the weight entry by entry are ~ width^-s together.
+
+        It is 0 if a norm divides their size out.
+        """
         return 0.0 if self.normalised else sum(context.size(node) for node in self.cofactors)
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s of the output (entries ~ m^-s): that of a plain layer, plus those of what multiplies its weight."""
+        """Return s of the output (entries ~ width^-s): that of a plain layer, plus those of the weight's cofactors."""
         return super().size(node, context) + self._beside(context)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
-        """Yield bounds on r (the output changes by ~ m^-r) of a layer with weight W * s.
+        """Yield bounds on r (the output changes by ~ width^-r) of a layer with weight W * s.
 
         They come from the change of W and, for each s, from that of s: (W * ds) x.
         """
@@ -53,7 +56,7 @@ class ScaledLayer(Layer):
                 yield Bound(RowLabel(RowKind.CHANGE, cofactor), (("r", cofactor),), weight + others)
 
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield (node, bound on its G; gradient ~ m^-G) for the input and for each factor of the weight."""
+        """Yield (node, bound on its G; gradient ~ width^-G) for the input and for each factor of the weight."""
         beside, x = self._beside(context), self.inputs[0]
         for source, bound in super().gradient(node, context):
             yield source, bound._replace(constant=bound.constant + beside)
@@ -63,6 +66,6 @@ class ScaledLayer(Layer):
             yield cofactor, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), weight + others)
 
     def parameter_gradient(self, node: str, context: ExponentContext) -> Bound:
-        """Return the upper bound on g of the weight (gradient ~ m^-g), with the sizes of its factors added."""
+        """Return the upper bound on g of the weight (gradient ~ width^-g), with the sizes of its factors added."""
         bound = super().parameter_gradient(node, context)
         return bound._replace(constant=bound.constant + self._beside(context))

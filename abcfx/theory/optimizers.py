@@ -111,7 +111,7 @@ class OptimizerFamily:
         return (e_in - e_out) / 2 + self.shape_growth(*(stored or (e_out, e_in)))
 
     def shape_growth(self, rows: float, columns: float) -> float:
-        """Return x such that the optimizer's own factor on a matrix of m^rows rows and m^columns columns is ~ m^x."""
+        """Return x such that the optimizer's own factor on a matrix (m^rows, m^columns) is ~ m^x, m a width ratio."""
         return {"": 0.0, "tall": max(0.0, rows - columns) / 2, "rms": max(rows, columns) / 2}[self.shape]
 
     def shape_factor(self, rows: int, columns: int = 1) -> float:
