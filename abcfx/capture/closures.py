@@ -89,7 +89,10 @@ class Rebinder:
         return new
 
     def _twin(self, value: object) -> object:
-        """Return the copy of a value that refers to a part of the original model; any other value stays shared."""
+        """Return a copy of a value that refers to parts of the original model, made to refer to the copied model's.
+
+        Any other value is returned itself, and stays shared.
+        """
         if not self._reaches(value):
             return value
         if isinstance(value, types.FunctionType):
@@ -97,7 +100,7 @@ class Rebinder:
         return self._bound(copy.deepcopy(value, self._memo))
 
     def _reaches(self, value: object) -> bool:
-        """Whether a value is a module or tensor of the original model, or holds one."""
+        """Whether a value is a module or tensor of the model that was copied (the original), or holds one."""
         return any(id(part) in self._memo for part in reachable(value))
 
 

@@ -251,7 +251,9 @@ class Op(NodeMaker):
         return replace(self.nonlinear(x), simplex=None, log_total=tuple(x.from_end(i) for i in indices))
 
     def reduce(self, x: Value, dims: Dims, mean: bool, dims_of: Value | None = None) -> Value:
-        """Take the mean or sum of x over dims; a sum that is a dot product with a vector is recorded as a layer.
+        """Take the mean or sum of x over dims: as large as an entry or, for a sum, n times as large over n entries.
+
+        A sum that is a dot product with a vector is recorded as a layer.
 
         Args:
             x: a tensor.
