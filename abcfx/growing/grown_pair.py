@@ -83,9 +83,9 @@ class GrownPair:
 
     @property
     def tolerance(self) -> float:
-        """The largest difference that passes a check of the growth, relative to the RMS of the tensor that is compared.
+        """The largest difference that passes a check of a growth (a large model filled from a small one).
 
-        It is larger for models of over 32 blocks.
+        It is relative to the RMS of the tensor that is compared, and larger for models of over 32 blocks.
         """
         deepest = max((len(twins) for twins in self.blocks.index.values()), default=1)
         return tolerance(self.plan.factors) * max(1.0, math.sqrt(deepest / 32))

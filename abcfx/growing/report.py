@@ -33,7 +33,10 @@ def growth_text(module: nn.Module, steps: Sequence[GrowthStep], rates: Sequence[
 
 
 def _lines(module: nn.Module, steps: Sequence[GrowthStep], rates: Sequence[float]) -> Iterator[RenderableType]:
-    """Yield the parts of the report of a growth: the model, each pass with its details, the learning rates."""
+    """Yield the parts of the report of a growth: the model, each pass with its details, the learning rates.
+
+    A growth fills a large model from a small one.
+    """
     count = sum(parameter.numel() for parameter in module.parameters())
     yield f"grown: {type(module).__name__}, {count:,} parameters"
     for number, step in enumerate(steps, 1):
@@ -48,7 +51,10 @@ def _lines(module: nn.Module, steps: Sequence[GrowthStep], rates: Sequence[float
 
 
 def _details(step: GrowthStep) -> RenderableType:
-    """Return the part of the report that says what one pass of the growth (such as widening) did to the tensors."""
+    """Return the part of the report on what one pass of a growth (such as widening) did to the tensors.
+
+    A growth fills a large model from a small one.
+    """
     match step:
         case Widened():
             return _table(

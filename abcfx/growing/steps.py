@@ -14,7 +14,9 @@ from abcfx.pairing.factors.index_maps import Json
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthStep(ABC):
-    """A pass of a growth (widening, deepening, ...): what it did, and how far the outputs are off afterwards.
+    """A pass of a growth, which fills a large model from a small one: what it did, and how far outputs are off.
+
+    Passes are widening, deepening and filling experts.
 
     Attributes:
         name: name of the pass.
@@ -31,7 +33,7 @@ class GrowthStep(ABC):
     @property
     @abstractmethod
     def data(self) -> dict[str, Json]:
-        """Plain data from which this pass of the growth could be repeated."""
+        """Plain data from which this pass of a growth (filling a large model from a small one) could be repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,7 +107,7 @@ def verify_growth(
 
 
 def _rows(pair: GrownPair, checks: Sequence[CheckName]) -> tuple[GrowthCheckRow, ...]:
-    """Run the asked checks of a growth in order and return their rows.
+    """Run the asked checks of a growth (a large model filled from a small one) in order and return their rows.
 
     If the two models cannot be compared, C1 fails and the checks that compare them are skipped.
     """
@@ -133,7 +133,7 @@ def _why_unpaired(pair: GrownPair) -> str | None:
 
 
 def _run(name: CheckName, pair: GrownPair) -> GrowthCheckRow:
-    """Run one check of a growth and return its row; an error of abcfx counts as a failure."""
+    """Run one check of a growth (a large model filled from a small one); an error of abcfx counts as a failure."""
     try:
         return CHECKS[name](pair)
     except AbcfxError as error:  # the runs cannot be paired, or the loss does not fit

@@ -246,7 +246,7 @@ class Op(NodeMaker):
         return y if y.node is None else replace(y, simplex=Simplex())
 
     def log_total(self, x: Value, dims: Sequence[int] | int) -> Value:
-        """Take logsumexp of x over dims, and remember that x minus the result is a log-softmax."""
+        """Take logsumexp of x over dims: as large as entries of x; remember that x minus it is a log-softmax."""
         indices = [dims] if isinstance(dims, int) else dims
         return replace(self.nonlinear(x), simplex=None, log_total=tuple(x.from_end(i) for i in indices))
 
