@@ -181,7 +181,7 @@ class SymbolicTracer(fx.Tracer):
         return result
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module becomes one node of the graph: torch's own layers, and modules with a rule."""
+        """Whether a module becomes one node of the graph: torch's own layers, and types with a registered rule."""
         return stays_whole(m)
 
     def create_args_for_root(
