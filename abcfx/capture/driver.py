@@ -101,7 +101,8 @@ def capture(
     if not attempts:
         raise InvalidInputError(f"method={method!r} needs example inputs.\n  To fix: capture(model, args, kwargs)")
     with contents_preserved(model.buffers()):
-        return _first_correct(examples, attempts, flags if verify else (), notes, keeps_forward)
+        own = own_modes(model) if len(modes) > 1 else {}
+        return _first_correct(examples, attempts, flags if verify else (), notes, keeps_forward, own)
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ def _first_correct(
     verified_modes: tuple[bool, ...],
     notes: tuple[str, ...],
     keeps_forward: bool,
+    modes_of_train: Mapping[bool, Mapping[str, bool]],
 ) -> CapturedGraph:
     """Try ways of capturing in turn and return the first correct graph, if possible one that shows all layers.
 
@@ -145,6 +147,7 @@ def _first_correct(
         verified_modes: the modes in which a graph is compared with the model, True for train mode; none to skip that.
         notes: notes for the report, to which those of the capture are added.
         keeps_forward: whether the model's own forward goes on to run.
+        modes_of_train: the modes that the model's own `train` gives to its modules.
 
     Raises:
         CaptureError: every way failed, or gave a graph that computes something else than the model.
@@ -156,7 +159,7 @@ def _first_correct(
         try:
             with quiet_torch(), rare_collections(), quoted_names(), checkpoints_noticed() as checkpoints:
                 module, more, changes = attempt.run()
-            module.own_modes = own_modes(model)
+            module.own_modes = modes_of_train
             if not keeps_forward:
                 more += hook_notes(model, module, root=attempt.method != "symbolic")
                 more += (CHECKPOINTS,) if checkpoints else ()

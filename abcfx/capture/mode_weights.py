@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from abcfx.capture.python_state import same_numbers
 from abcfx.capture.state import contents_preserved, preserved
@@ -47,7 +49,7 @@ def folding_modules(model: nn.Module) -> list[FoldingModule]:
         InvalidInputError: the model was given in eval mode, so that its weights are folded now.
     """
     kinds = {path: type(module) for path, module in model.named_modules() if _switches(module)}
-    if not kinds:
+    if not kinds or not _switching_uses_tensors(model, kinds):
         return []
     given = _tensors(model, kinds)
     with preserved(model), contents_preserved(given.values()):
@@ -116,7 +118,8 @@ def own_modes(model: nn.Module) -> dict[bool, dict[str, bool]]:
     if not _switches(model):
         return {}
     found: dict[bool, dict[str, bool]] = {}
-    with preserved(model), contents_preserved([*model.parameters(), *model.buffers()]):
+    at_risk = [*model.parameters(), *model.buffers()] if _switching_uses_tensors(model, {"": type(model)}) else []
+    with preserved(model), contents_preserved(at_risk):
         for mode in (True, False):
             model.train(mode)
             found[mode] = {path: each.training for path, each in model.named_modules() if each.training is not mode}
@@ -127,6 +130,56 @@ def _switches(module: nn.Module) -> bool:
     """Whether a module's class has a `train` or `eval` of its own, which is not torch's."""
     methods = (getattr(type(module), name) for name in ("train", "eval"))
     return any(not (method.__module__ or "").startswith(("torch.", "abcfx.")) for method in methods)
+
+
+class _OpTriedError(Exception):
+    """A function of torch was called on a tensor, or would have made one."""
+
+
+class _NoOps(TorchFunctionMode):
+    """A mode of torch under which every function of torch raises an error before it does anything.
+
+    Attributes:
+        tried: whether a function was called; the error that it raised may have been caught.
+    """
+
+    tried = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Note that a function was called, and raise the error; torch calls this method."""
+        self.tried = True
+        raise _OpTriedError
+
+
+def _switching_uses_tensors(model: nn.Module, within: dict[str, type]) -> bool:
+    """Whether `train()` or `eval()` of a model computes with tensors, reads one or puts another one in its place.
+
+    Most change flags alone, and then nothing needs to be copied, which for all weights would take as long as a tenth
+    of a capture. No function of torch runs here; the model is left as it is.
+
+    Args:
+        model: the model.
+        within: paths of the modules whose tensors may be replaced.
+    """
+    before, mode = _tensors(model, within), _NoOps()
+    with preserved(model):
+        for switch in (model.train, model.eval, model.train):
+            try:
+                with mode:
+                    switch()
+            except Exception:  # the model's own train() may turn the error of the mode into any other
+                if not mode.tried:
+                    raise
+            after = _tensors(model, within)
+            if mode.tried or after.keys() != before.keys() or any(after[name] is not before[name] for name in before):
+                return True
+    return False
 
 
 def _tensors(model: nn.Module, within: dict[str, type]) -> dict[str, torch.Tensor]:

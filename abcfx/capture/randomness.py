@@ -241,5 +241,6 @@ class DefaultGenerator(TorchFunctionMode):
         kwargs: dict[str, object] | None = None,
     ) -> object:
         """Run a call of torch, without its argument `generator` if that is None."""
-        given = {key: value for key, value in (kwargs or {}).items() if key != "generator" or value is not None}
-        return func(*args, **given)
+        if kwargs and kwargs.get("generator", 0) is None:
+            kwargs = {key: value for key, value in kwargs.items() if key != "generator"}
+        return func(*args, **(kwargs or {}))

@@ -33,6 +33,8 @@ class Blocks:
 
     def twin(self, name: str) -> str:
         """Return the name in the base (the smaller model) of a module or parameter, given its name in the target."""
+        if not self.index:
+            return name
         parts, at = name.split("."), list[str]()
         for part in parts:
             renamed = self.index.get(".".join(at), {})
@@ -141,8 +143,9 @@ def pair_parameters(
         PairingError: a parameter has no partner of the same rank.
     """
     blocks = blocks or match_blocks(target, base)
-    pairs = {name: base.get(blocks.twin(name)) for name in target}
-    left = [name for name in base if name not in {blocks.twin(name) for name in target}] if not blocks.index else []
+    twins = {name: blocks.twin(name) for name in target}
+    pairs = {name: base.get(twin) for name, twin in twins.items()}
+    left = sorted(base.keys() - twins.values(), key=list(base).index) if not blocks.index else []
     for name in [*target, *left]:
         one, other = target.get(name), pairs.get(name, base.get(name))
         if one is None or other is None or one.ndim != other.ndim:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import abcfx
+from abcfx.capture import mode_weights
+from abcfx.capture.mode_weights import folding_modules
 from abcfx.errors import InvalidInputError
 from abcfx.plan.options import ApplyMode
 
@@ -141,6 +143,36 @@ def test_tensors_that_are_not_made_of_weights_do_not_count() -> None:
         return nn.Sequential(Cached(4, width), nn.Tanh(), Cached(width, 3))
 
     assert abcfx.transform(net(32), X, base=net(8)).plan["2.weight"].multiplier["2"] == 0.5
+
+
+def test_no_weight_is_copied_where_train_and_eval_only_change_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Flagged(nn.Linear):
+        calls = 0
+
+        def train(self, mode: bool = True) -> Flagged:
+            self.calls += 1
+            super().train(mode)
+            return self
+
+    class UpToDate(Stored):
+        """Folds its weights again only if they have changed since."""
+
+        seen: object = None
+
+        def train(self, mode: bool = True) -> UpToDate:
+            seen = self.left.weight._version
+            super().train(mode or self.seen == seen)
+            self.seen = seen
+            return self
+
+    def net(layer: nn.Module) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(4, 8), layer)
+
+    assert [each.path for each in folding_modules(net(UpToDate(8, 3, nn.Buffer)))] == ["1"]
+    monkeypatch.setattr(mode_weights, "_copied", lambda tensors: pytest.fail("weights were copied"))
+    model = net(Flagged(8, 3))
+    assert not folding_modules(model)
+    assert isinstance(model[1], Flagged) and model[1].calls == 0
 
 
 def test_norms_that_train_keeps_frozen_stay_frozen() -> None:
