@@ -108,6 +108,13 @@ def output_paths(part: Part | None) -> list[str]:
     return [""] if part is None else [path for _, path in sorted(_paths(part, ()))]
 
 
+def tensors_by_path(output: object) -> dict[str, torch.Tensor]:
+    """Return the tensors in a model's output by their paths in it, such as "logits"; "" for an output that is one."""
+    values, part = take_apart(output)
+    paths = output_paths(part)
+    return {path: value for path, value in zip(paths, values, strict=True) if isinstance(value, torch.Tensor)}
+
+
 def _paths(part: Part, above: tuple[str, ...]) -> Iterator[tuple[int, str]]:
     """Yield index and path of each tensor in a part of a model's output; `above` are the names above the part."""
     if isinstance(part, Value):

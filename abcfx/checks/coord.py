@@ -12,10 +12,11 @@ from abcfx.checks.coord_result import CoordCheck, layer_rows
 from abcfx.checks.coord_study import FORWARD_SEED, CoordStudy
 from abcfx.checks.sweep_models import MakeModel, ModelSweep, Prepare, checked_widths, seeds_of
 from abcfx.checks.variants import STANDARD, TRANSFORMED
+from abcfx.dag.output_loss import OutputLoss
 from abcfx.errors import InvalidInputError
 from abcfx.pipeline import TransformOptions
 from abcfx.plan.options import ByRole
-from abcfx.support.batch_loss import Loss, default_loss
+from abcfx.support.batch_loss import Loss
 from abcfx.support.numbers import check_whole
 from abcfx.support.running import call_with_batch, one_thread, seeded
 from abcfx.support.verdict import Verdict, worst
@@ -60,7 +61,7 @@ def coord_check(
 
     Other arguments:
         loss: function of (output, batch) that returns a scalar; by default the model's own loss if it returns one, else
-            cross entropy on targets, labels or the next token.
+            cross entropy of its outputs (as `transform` chooses them) on targets, labels or the next token.
         optimizer: name, such as "adamw", class or instance of an optimizer, or a dict of role or glob pattern to them.
         lr: base learning rate (absolute), or by role. Slopes are cleanest at small rates.
         steps: optimizer steps; two more if updates are still zero after them.
@@ -89,16 +90,13 @@ def coord_check(
     """
     checked, chosen = checked_widths(widths), seeds_of(seeds)
     check_whole("steps", steps, at_least=0)
-    if loss is not None and not callable(loss):
-        raise InvalidInputError(f"loss={loss!r}: expected a function of (output, batch), or None for cross entropy.")
     if not chosen or steps < 1:
         raise InvalidInputError(f"coord_check: steps={steps}, seeds={seeds}; expected at least one of each.")
-    loss = default_loss if loss is None else loss
     base = checked[0] if base_width is None else base_width
     models = ModelSweep(make_model, batch, base, optimizer, {"lr": lr, **transform_options}, prepare)
     with one_thread():
-        models.batch = _probe(models, loss)
-        study = CoordStudy(models, checked, loss, steps)
+        models.batch = _probe(models, OutputLoss() if loss is None else models.loss(loss))
+        study = CoordStudy(models, checked, models.loss(loss), steps)
         study.train_at_all_widths(TRANSFORMED, chosen)
         if control:
             study.train_at_all_widths(STANDARD, chosen)

@@ -16,7 +16,7 @@ from abcfx.checks.tune_result import Trial, Tuned
 from abcfx.checks.variants import TRANSFORMED
 from abcfx.errors import InvalidInputError
 from abcfx.pipeline import TransformOptions
-from abcfx.support.batch_loss import Loss, default_loss
+from abcfx.support.batch_loss import Loss
 from abcfx.support.choices import choose
 from abcfx.theory.optimizers import Optimizer
 from abcfx.theory.parametrizations import MATRIX_ROLES, ROLES
@@ -71,7 +71,7 @@ def tune(
         roles: which roles get a rate of their own; all other parameters take the base rate.
         method: "coordinate" (the search above, deterministic), or "optuna" (its TPE sampler; extra `tune`).
         loss: function of (output, batch) that returns a scalar; by default the model's own loss if it returns one, else
-            cross entropy on targets, labels or the next token.
+            cross entropy of its outputs (as `transform` chooses them) on targets, labels or the next token.
         optimizer: name, such as "adamw", class or instance of an optimizer, or a dict of role or glob pattern to them.
         lr: absolute rate around which the search starts.
         seeds: number of seeds, or the seeds themselves: the same ones for every setting.
@@ -105,8 +105,7 @@ def tune(
         )
     chosen = seeds_of(seeds)
     models = ModelSweep(make_model, None, base_width or width, optimizer, {"lr": lr, **transform_options})
-    sweep = Sweep(models, batches, default_loss if loss is None else loss, steps, backend, n_jobs, progress)
-    models.batch = sweep.first_batch()
+    sweep = Sweep(models, batches, loss, steps, backend, n_jobs, progress)
     search = RateSearch(sweep, width, tuple(roles), chosen, budget)
     common = search.best_common_rate()
     best = search.with_optuna(common) if method == "optuna" else search.by_coordinates(common)

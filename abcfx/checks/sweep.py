@@ -89,26 +89,28 @@ class Sweep:
         models: builds the model at each width, transformed or unchanged, with its optimizers.
         batches: a list of batches, of which each run takes the first `steps`; or a function of the seed that returns
             one.
-        loss: function of (output, batch) that returns a scalar.
+        loss: function of (output, batch) that returns a scalar; None for that of the outputs of the transformed model.
         steps: number of optimizer steps of each run; the learning rate rises over a tenth of them, then falls linearly
             to 0.
         backend: joblib's backend, such as "loky" (processes), or "sequential" for no joblib at all.
         jobs: number of workers; -1 for as many as there are cores.
         progress: whether to draw a progress bar; None draws it if stderr is a terminal.
         key: a unique id, by which a worker tells this sweep from others.
+        training_loss: the function of (output, batch) that every run trains on.
     """
 
     models: ModelSweep
     batches: Batches
-    loss: Loss
+    loss: Loss | None
     steps: int
     backend: str = "loky"
     jobs: int = -1
     progress: bool | None = None
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    training_loss: Loss = field(init=False)
 
     def __post_init__(self) -> None:
-        """Check the options and read `steps` batches, if an iterable was given.
+        """Check the options, read `steps` batches, if an iterable was given, and choose the loss.
 
         Raises:
             InvalidInputError: an option does not fit, or there are fewer batches than steps.
@@ -132,12 +134,14 @@ class Sweep:
                     f"batches: {len(self.batches)} for {self.steps} steps, so that runs would memorise them.\n"
                     f"  To fix: give as many as steps, or a function of the seed that returns them."
                 )
+        self.models.batch = self._first_batch()
+        self.training_loss = self.models.loss(self.loss)
 
     def batches_of(self, seed: int) -> Iterable[object]:
         """Return the batches for runs with a seed: the same for all seeds unless `batches` is a function."""
         return self.batches(seed) if callable(self.batches) else self.batches
 
-    def first_batch(self) -> object:
+    def _first_batch(self) -> object:
         """Return the first batch for seed 0; models are captured (traced) with it."""
         return next(iter(self.batches_of(0)))
 
@@ -198,7 +202,7 @@ def train(sweep: Sweep, job: Job) -> Run:
         module, optimizers = models.make(job.variant, job.width, job.seed, job.factor_of_role)
         batches = islice(sweep.batches_of(job.seed), sweep.steps)
         with seeded(job.seed):
-            losses = _losses(module, optimizers, batches, sweep.loss, sweep.steps)
+            losses = _losses(module, optimizers, batches, sweep.training_loss, sweep.steps)
     last = losses[-max(1, round(len(losses) * LAST)) :]
     complete = len(losses) == sweep.steps
     return Run(job, sum(last) / len(last) if complete else math.inf, losses[0])

@@ -12,12 +12,14 @@ from torch import nn
 from abcfx.capture.given_models import given_model
 from abcfx.capture.options import Capture
 from abcfx.checks.variants import TRANSFORMED, Variant
+from abcfx.dag.output_loss import OutputLoss
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.options import Parametrization
 from abcfx.pipeline import TransformOptions, transform
 from abcfx.plan.groups import OptimizerGroup, groups_of, param_groups
 from abcfx.plan.options import ByRole
 from abcfx.plan.spec import Spec
+from abcfx.support.batch_loss import Loss
 from abcfx.support.numbers import check_whole
 from abcfx.support.running import forward_arguments, seeded
 from abcfx.theory.optimizers import Optimizer, family
@@ -138,6 +140,18 @@ class ModelSweep:
             options: CheckOptions = {**self.options, "capture": capture, "parametrization": scaled}
             self._results[width] = transform(model, args, kwargs, base=base, optimizer=self.optimizer, **options)
         return self._results[width]
+
+    def loss(self, given: Loss | None) -> Loss:
+        """Return the loss that a user gave; else one on what the transformed model of the base width takes for outputs.
+
+        Raises:
+            InvalidInputError: it is no function.
+        """
+        if given is None:
+            return OutputLoss(self.result(self.base_width).outcome.dag.output_paths)
+        if not callable(given):
+            raise InvalidInputError(f"loss={given!r}: expected a function of (output, batch), or None.")
+        return given
 
     def make(
         self, variant: Variant, width: int, seed: int, factors: Factors | None = None

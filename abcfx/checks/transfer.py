@@ -15,7 +15,7 @@ from abcfx.checks.variants import STANDARD, TRANSFORMED
 from abcfx.errors import InvalidInputError
 from abcfx.pipeline import TransformOptions
 from abcfx.plan.options import ByRole
-from abcfx.support.batch_loss import Loss, default_loss
+from abcfx.support.batch_loss import Loss
 from abcfx.support.numbers import check_number
 from abcfx.theory.optimizers import Optimizer
 
@@ -61,7 +61,7 @@ def transfer_check(
 
     Other arguments:
         loss: function of (output, batch) that returns a scalar; by default the model's own loss if it returns one, else
-            cross entropy on targets, labels or the next token.
+            cross entropy of its outputs (as `transform` chooses them) on targets, labels or the next token.
         optimizer: name, such as "adamw", class or instance of an optimizer, or a dict of role or glob pattern to them.
         seeds: number of seeds, or the seeds themselves.
         steps: of each run: a tenth of warm-up, then linear decay to 0.
@@ -92,9 +92,7 @@ def transfer_check(
     base = checked[0] if base_width is None else base_width
     centre, grid = _grid(lr, lrs)
     models = ModelSweep(make_model, None, base, optimizer, {"lr": lr, **transform_options}, prepare)
-    loss = default_loss if loss is None else loss
     sweep = Sweep(models, batches, loss, steps, backend, n_jobs, progress)
-    models.batch = sweep.first_batch()
     variants = [TRANSFORMED, *([STANDARD] if control else [])]
     study = TransferStudy(sweep, checked, chosen, variants, base if prepare is None else None)
     study.train_grid(grid)

@@ -44,8 +44,9 @@ def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, options: C
     found = Outputs(dag, builder.shapes, values)
     # In eval mode a model may return other things: patterns that match something in train mode need not match there.
     chosen = found.matching(options.outputs, strict=graph is None or graph is module.graph)
-    notes = () if chosen else found.note(found.default())
-    return _frozen(builder, found.nodes(chosen or found.default()), dag.notes + notes)
+    kept = chosen or found.default()
+    notes = () if chosen else found.note(kept)
+    return replace(_frozen(builder, found.nodes(kept), dag.notes + notes), output_paths=tuple(dict.fromkeys(kept)))
 
 
 def _by_path(graph: fx.Graph, returned: object) -> list[tuple[str, Value]]:

@@ -23,6 +23,7 @@ class LayerDag:
         nodes: the nodes, in the order in which the model runs.
         outputs: names of the nodes whose tensors the model returns, without by-products such as key-value caches.
         pinned_parameters: parameters that a function f with f(kx) != k f(x) reads, or that a constant is added to.
+        output_paths: where these tensors are in what the model returns, such as "logits"; "" for a sole tensor.
         notes: sentences for the report, about ops that were guessed and returned tensors that are no outputs.
     """
 
@@ -30,6 +31,7 @@ class LayerDag:
     outputs: frozenset[str]
     pinned_parameters: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    output_paths: tuple[str, ...] = ()
 
     @cached_property
     def order(self) -> tuple[str, ...]:

@@ -98,7 +98,8 @@ class _Walk:
             weight = large.argument("weight")
             return self._ratio(weight, 0 if large.argument("transposed", False) else 1)
         if name in ("sum", "linalg_vector_norm"):
-            over = large.argument("dim") or range(len(self.factors.of(large.inputs[0])))
+            takes_dims = any(each.name == "dim" for each in large.op._schema.arguments)  # x.sum() has none
+            over = (large.argument("dim") if takes_dims else None) or range(len(self.factors.of(large.inputs[0])))
             over = [over] if isinstance(over, int) else over
             times = math.prod(self._ratio(large.inputs[0], dim) for dim in over)
             return times if name == "sum" else math.sqrt(times)

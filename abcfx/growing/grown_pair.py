@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from abcfx.capture.options import Capture
+from abcfx.dag.output_loss import OutputLoss
 from abcfx.growing.blocks import new_blocks
 from abcfx.growing.output_gap import tolerance
 from abcfx.growing.plan import GrowthPlan, plan_growth
@@ -33,7 +34,7 @@ class GrownPair:
         batch: real inputs with targets, as `loss` takes them.
         args: positional inputs of both models.
         kwargs: keyword inputs of both models.
-        loss: a function of (output, batch) that returns a scalar.
+        given_loss: a function of (output, batch) that returns a scalar, if the user gave one.
         blocks: which block of the small model each block of the large one is a copy of.
         optimizers: those of the small and of the large model, if they are to be checked.
         options: how both models are captured.
@@ -45,7 +46,7 @@ class GrownPair:
     batch: object
     args: tuple[object, ...]
     kwargs: dict[str, object]
-    loss: Loss
+    given_loss: Loss | None
     blocks: Blocks
     optimizers: tuple[torch.optim.Optimizer, torch.optim.Optimizer] | None = None
     options: Capture = Capture()
@@ -69,6 +70,11 @@ class GrownPair:
                 models = PairedModels.of_graphs(self.captured.target_graph, self.captured.base_graph)
             models.factors = run_and_factor(self.small, self.large, self.args, self.kwargs)
             return plan_growth(models)
+
+    @cached_property
+    def loss(self) -> Loss:
+        """A function of (output, batch) that returns a scalar: the user's, or one on the outputs, not by-products."""
+        return self.given_loss or OutputLoss(self.plan.dag.output_paths)
 
     @cached_property
     def runs(self) -> Runs:

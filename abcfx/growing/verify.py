@@ -19,7 +19,7 @@ from abcfx.growing.grown import Grown
 from abcfx.growing.grown_pair import GrownPair
 from abcfx.growing.symmetry import symmetry
 from abcfx.growing.trajectory import trajectory
-from abcfx.support.batch_loss import Loss, default_loss
+from abcfx.support.batch_loss import Loss
 from abcfx.support.choices import choose
 from abcfx.support.running import forward_arguments
 from abcfx.support.verdict import Verdict
@@ -57,7 +57,8 @@ def verify_growth(
         large: the model that it was grown into, before any further step; or the result of `grow`, whose captures of
             both models are used again.
         batch: real inputs: a tensor, a dict of keyword arguments, or (inputs, targets).
-        loss: loss(output, batch) -> scalar; by default cross entropy on targets, labels or the next token.
+        loss: loss(output, batch) -> scalar; by default the model's own, else cross entropy of its outputs (as
+            `transform` chooses them) on targets, labels or the next token.
         optimizers: of the small and of the large model, if their states and rates are to be checked too.
 
     Other arguments:
@@ -94,7 +95,7 @@ def verify_growth(
         batch,
         args,
         kwargs,
-        loss or default_loss,
+        loss,
         pair_blocks(small, module, order),
         optimizers,
         Capture.of(capture),

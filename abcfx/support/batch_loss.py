@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ Loss = Callable[..., torch.Tensor]
 """A function of (output, batch) that returns a scalar tensor."""
 
 
-def default_loss(output: object, batch: object) -> torch.Tensor:
+def default_loss(output: object, batch: object, outputs: Sequence[torch.Tensor] = ()) -> torch.Tensor:
     """Return the loss of a model's output on a batch, as a scalar tensor.
 
     It is the model's own loss if it returns one (Hugging Face, called with labels), else the mean cross entropy.
@@ -24,23 +24,65 @@ def default_loss(output: object, batch: object) -> torch.Tensor:
     Args:
         output: whatever the model returned.
         batch: the batch it was called with: (inputs, targets), a dict, or inputs alone.
+        outputs: those tensors of the output that are logits, or may be; the first that fits the targets is taken. A
+            single scalar is the loss. Without them: what the output calls "logits", else all its tensors.
 
     Raises:
         InvalidInputError: there are no logits, or no targets that fit them.
     """
-    own = _entry(output, "loss")
-    if isinstance(own, torch.Tensor) and own.ndim == 0:
+    own = _own_loss(output, outputs)
+    if own is not None:
         return own
-    logits = _logits(output)
+    candidates = [tensor for tensor in outputs or _tensors(output) if tensor.ndim >= 2 and tensor.is_floating_point()]
+    if not candidates:
+        raise InvalidInputError(
+            f"loss: expected logits (batch, ..., classes) from the model, got {type(output).__name__}.\n"
+            f"  To fix: pass loss=lambda output, batch: ..., which returns a scalar tensor."
+        )
+    for logits in candidates[:-1]:
+        try:
+            classes, targets = _aligned(logits, batch)
+        except InvalidInputError:
+            continue
+        if int(targets.max()) < classes.shape[1]:
+            return F.cross_entropy(classes, targets)
+    return F.cross_entropy(*_aligned(candidates[-1], batch))
+
+
+def _own_loss(output: object, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """Return the loss that a model itself returned: a scalar called "loss", or first in a tuple, or the only output.
+
+    Args:
+        output: whatever the model returned.
+        outputs: those tensors of the output that the loss is made of, if they are known.
+    """
+    first = output[0] if isinstance(output, tuple | list) and len(output) > 1 else None
+    sole = outputs[0] if len(outputs) == 1 else None
+    for each in (_entry(output, "loss"), first, sole):
+        if isinstance(each, torch.Tensor) and each.ndim == 0 and each.is_floating_point():
+            return each
+    return None
+
+
+def _aligned(logits: torch.Tensor, batch: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return logits and targets as cross entropy takes them: (..., classes, ...) and the index of a class for each.
+
+    Args:
+        logits: the logits (batch, ..., classes), or of images (batch, classes, height, width).
+        batch: the batch, with targets, or with token ids whose successors are the targets.
+
+    Raises:
+        InvalidInputError: the batch has no targets that fit.
+    """
     targets = _targets(batch)
     if targets is None:
         ids = _token_ids(batch, logits)
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten().to(logits.device))
+        return logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten().to(logits.device)
     targets = targets.to(logits.device)
     if not targets.is_floating_point() and logits.shape[:-1] == targets.shape:
-        return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten())
+        return logits.flatten(0, -2).float(), targets.flatten()
     if not targets.is_floating_point() and (logits.shape[0], *logits.shape[2:]) == tuple(targets.shape):
-        return F.cross_entropy(logits.float(), targets)
+        return logits.float(), targets
     raise InvalidInputError(
         f"loss: logits {tuple(logits.shape)} and targets {tuple(targets.shape)} of {targets.dtype} do not fit cross "
         f"entropy.\n  To fix: pass loss=lambda output, batch: ..., which returns a scalar tensor."
@@ -52,22 +94,10 @@ def _entry(output: object, name: str) -> object:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
-def _logits(output: object) -> torch.Tensor:
-    """Return the logits of a model's output: what it calls "logits", else its first tensor.
-
-    Raises:
-        InvalidInputError: there is no tensor of at least two dims there.
-    """
+def _tensors(output: object) -> list[torch.Tensor]:
+    """Return the tensors of a model's output that may be logits: those that it calls "logits", else all of them."""
     named = _entry(output, "logits")
-    found = output if named is None else named
-    if isinstance(found, tuple | list) and found:
-        found = found[0]
-    if isinstance(found, torch.Tensor) and found.ndim >= 2:
-        return found
-    raise InvalidInputError(
-        f"loss: expected logits (batch, ..., classes) from the model, got {type(output).__name__}.\n"
-        f"  To fix: pass loss=lambda output, batch: ..., which returns a scalar tensor."
-    )
+    return trees.tensors(output if named is None else named)
 
 
 def _targets(batch: object) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import abcfx
 from abcfx.capture.options import CaptureMethod
+from abcfx.dag.output_loss import OutputLoss
 from abcfx.errors import InvalidInputError
 
 
@@ -182,3 +183,74 @@ def test_eval_mode_may_return_other_things(evaluated: str, outputs: tuple[str, .
     if evaluated != "sum":
         torch.testing.assert_close(got["logits"] if evaluated == "logits" else got[0], trained)
     assert result.spec["first.q.weight"]["role"] == "hidden"
+
+
+def test_the_loss_of_checks_is_made_of_the_same_outputs() -> None:
+    ids = torch.randint(3, (2, 5), generator=torch.Generator().manual_seed(0))
+    model = Returns(16, "hidden")
+    logits, hidden = model(X)
+    by_logits = F.cross_entropy(logits.flatten(0, 1), ids.flatten())
+    for beside, output in (("hidden", (hidden, logits)), ("", logits)):
+        paths = _transformed(beside).outcome.dag.output_paths
+        loss = OutputLoss(tuple({"0": "1", "": ""}[path] for path in paths))
+        torch.testing.assert_close(loss(output, (X, ids)), by_logits)
+    named = OutputLoss(_transformed("features").outcome.dag.output_paths)
+    torch.testing.assert_close(named({"features": hidden, "scores": logits}, (X, ids)), by_logits)
+    chosen = _transformed("hidden", abcfx.Capture(outputs="1")).outcome.dag.output_paths
+    torch.testing.assert_close(
+        OutputLoss(chosen)((logits, hidden), (X, ids)), F.cross_entropy(hidden.flatten(0, 1), ids.flatten())
+    )
+
+
+def test_the_loss_of_a_model_that_returns_one_is_that() -> None:
+    own, logits = torch.tensor(2.5), torch.zeros(2, 3)
+    targets = (X, torch.tensor([0, 1]))
+    assert OutputLoss(("1",))((own, logits), targets) == 2.5
+    assert OutputLoss(("logits",))({"logits": logits, "loss": own}, targets) == 2.5
+    assert OutputLoss(("b",))({"b": own}, targets) == 2.5
+    assert OutputLoss(("0", "1"))((logits, own), targets) == pytest.approx(torch.tensor(3.0).log())
+    beside = {"aux_loss": own, "logits": logits}
+    assert OutputLoss(("logits",))(beside, targets) == pytest.approx(torch.tensor(3.0).log())
+    other = {"only_in_eval_mode": logits, "state": torch.zeros(4)}
+    assert OutputLoss(("logits",))(other, targets) == pytest.approx(torch.tensor(3.0).log())
+
+
+class Features(nn.Module):
+    """A model that returns its hidden features before the logits, which have more columns."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.emb, self.hidden, self.head = nn.Embedding(40, width), nn.Linear(width, width), nn.Linear(width, 40)
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        features = F.relu(self.hidden(self.emb(ids)))
+        return {"features": features, "scores": self.head(features)}
+
+
+@pytest.mark.parametrize("check", ["coord", "transfer", "tune", "verify_growth"])
+def test_every_check_trains_on_the_logits_and_not_on_what_stands_before_them(check: str) -> None:
+    ids = torch.arange(32).view(4, 8)
+    batch = (ids, ids.flip(0))
+    with torch.random.fork_rng():
+        if check == "coord":
+            coord = abcfx.coord_check(Features, batch, widths=(16, 32), seeds=1, steps=1, control=False)
+            assert {row.name: row.verdict.name for row in coord.rows}["head.weight"] == "PASS"
+            assert all(each.verdict is None or each.mean is not None for each in coord.slopes)
+        elif check == "transfer":
+            runs = abcfx.transfer_check(
+                Features,
+                [batch] * 5,
+                widths=(16, 32),
+                steps=5,
+                seeds=1,
+                control=False,
+                backend="sequential",
+                lrs=(1e-4, 1e-2, 1e-1),
+            ).runs
+            assert min(run.loss for run in runs) < 3.0 < max(run.loss for run in runs)
+        elif check == "tune":
+            assert abcfx.tune(Features, [batch] * 5, width=16, budget=10, seeds=1, steps=5, backend="sequential")
+        else:
+            small = Features(16)
+            checked = abcfx.verify_growth(small, abcfx.grow(small, Features(32), ids), batch, raises=False)
+            assert checked.verdict.name == "PASS", str(checked)

@@ -281,6 +281,25 @@ def test_a_learned_exponent_is_followed() -> None:
     assert abcfx.verify_growth(small, large, rows, loss=lambda y, _: (y - 1).pow(2).mean())
 
 
+class SumsAll(nn.Module):
+    """Returns its logits, and the sum of all entries of a tensor, as auxiliary losses have it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, width), nn.Linear(width, 5)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.last(torch.tanh(self.first(x)))
+        return logits, logits.softmax(-1).square().sum()
+
+
+def test_a_sum_over_all_dims_is_followed() -> None:
+    small, x = SumsAll(8), torch.randn(4, 8)
+    batch = (x, torch.tensor([0, 1, 2, 3]))
+    checked = abcfx.verify_growth(small, abcfx.grow(small, SumsAll(16), x), batch, raises=False)
+    assert checked, str(checked)
+
+
 def test_models_are_left_as_they_were() -> None:
     small, large, optimizers = gpt()
     before = copy.deepcopy((small.state_dict(), large.state_dict()))
