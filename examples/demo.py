@@ -49,10 +49,10 @@ class Task:
     head_dim: int = 16
 
     def __post_init__(self) -> None:
-        if not 0 < self.base_width <= self.width or self.base_width % self.head_dim or self.width % self.head_dim:
+        if not 0 < self.base_width < self.width or self.base_width % self.head_dim or self.width % self.head_dim:
             raise InvalidInputError(
                 f"widths {self.base_width} and {self.width}: expected multiples of {self.head_dim}, the width of an "
-                f"attention head, and a base that is no wider than the other."
+                f"attention head, and a base that is narrower than the other."
             )
         if self.steps < 1:
             raise InvalidInputError(f"steps={self.steps}; expected at least 1.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,46 @@ def _find_c(a: object, b: object = (0, 0, 0)) -> object:
     return _ANY.find_c(a, b, 1, 0.5, 1)
 
 
+def _row(**changed: object) -> object:
+    """Make groups from a spec in which one row was changed."""
+    spec = json.loads(abcfx.transform(mlp(), X, base=mlp(4)).spec.to_json())
+    spec["parameters"]["0.weight"] |= changed
+    return _ANY.param_groups(mlp(), spec)
+
+
+def _state(**changed: object) -> object:
+    """Load a saved state of dynamic alignment in which something was changed."""
+    made = abcfx.transform(mlp(), X, base=mlp(4))
+    dynamic = _ANY.DynamicAlignment(made, torch.optim.AdamW(made.groups(per_parameter=True)))
+    dynamic.capture_initial(X)
+    before = dynamic.state_dict()
+    try:
+        return dynamic.load_state_dict({**before, **changed})
+    finally:
+        after = dynamic.state_dict()
+        assert {key: after[key] for key in after if key != "probe"} == {
+            key: before[key] for key in before if key != "probe"
+        }
+
+
+def _override(target: object, rule: object) -> None:
+    with _ANY.rules.override(target, rule):
+        raise AssertionError("not refused")
+
+
+class Net(nn.Module):
+    """A model that needs an argument, given as a class by mistake."""
+
+    def __init__(self, width: int) -> None:
+        """Make one layer."""
+        super().__init__()
+        self.layer = nn.Linear(4, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply it."""
+        return self.layer(x)
+
+
 def _dynamic(result: object = None, optimizer: object = None, **options: object) -> object:
     made = abcfx.transform(mlp(), X, base=mlp(4))
     chosen = torch.optim.AdamW(made.param_groups) if optimizer is None else optimizer
@@ -67,6 +108,12 @@ CASES: dict[str, Callable[[], object]] = {
     "two inputs": lambda: _ANY.transform(mlp(), X, X),
     "base shape": lambda: _transform(base={"0.weight": "x"}, init="keep"),
     "base=3": lambda: _transform(base=3),
+    "model=class": lambda: _ANY.transform(Net, X),
+    "init like text": lambda: _ANY.transform(
+        mlp().to("meta"), X.to("meta"), base=mlp(4).to("meta"), init=_ANY.InitLike(3, "x")
+    ),
+    "make_model without a width": lambda: _check(make=lambda: mlp()),
+    "inputs without a model": lambda: _ANY.hyper_connections.diagnose((8, 16), args=X),
     "model=None": lambda: _ANY.transform(None, X),
     "explain=3": lambda: _ANY.transform(mlp(), X).explain(3),
     "html=3": lambda: _ANY.transform(mlp(), X).to_html(3),
@@ -106,6 +153,86 @@ CASES: dict[str, Callable[[], object]] = {
 }
 
 
+# One table of wrong values for arguments of one kind each: none of them may end in anything but an error of abcfx.
+WRONG: dict[str, object] = {
+    "None": None,
+    "text": "x",
+    "nan": NAN,
+    "object": object(),
+    "list": [],
+    "dict": {"a": 1},
+    "class": Net,
+    "no entries": torch.empty(0),
+    "meta": torch.empty(3, device="meta"),
+    "huge": 10**400,
+}
+ARGUMENTS: dict[str, tuple[Callable[[object], object], tuple[str, ...]]] = {
+    "model": (lambda v: _ANY.transform(v, X), ()),
+    "base": (lambda v: _transform(base=v), ("None",)),
+    "wider_base": (lambda v: _ANY.Parametrization(wider_base=v), ()),
+    "exponents": (lambda v: _transform(overrides=_ANY.Overrides(exponents=v)), ("None",)),
+    "family name": (lambda v: _ANY.OptimizerFamily(v, "sign"), ("text",)),
+    "family absorb": (lambda v: _ANY.OptimizerFamily("mine", "sign", absorb=v), ("None",)),
+    "unused optimizer": (lambda v: _transform(optimizer={"hidden": v, "default": "adam"}), ()),
+    "scaled": (lambda v: _ANY.scaled(v, 0.5), ()),
+    "scaled a": (lambda v: _ANY.scaled(nn.Linear(2, 2), v), ()),
+    "override": (lambda v: _override("abs", v), ("class",)),
+    "override target": (lambda v: _override(v, lambda op, x: op.same(x)), ("text", "class")),
+    "make_model returns": (lambda v: _check(make=lambda width: v), ()),
+    "batch": (lambda v: _check(batch=v), ()),
+    "batches": (lambda v: _transfer(batches=lambda seed: v, backend="sequential", steps=5), ()),
+    "loss returns": (lambda v: _check(loss=lambda output, batch: v), ()),
+    "control": (lambda v: _check(control=v), ()),
+    "base_width": (lambda v: _check(base_width=v), ("None",)),
+    "prepare": (lambda v: _check(prepare=v), ("None",)),
+    "prepare returns": (lambda v: _check(prepare=lambda result, width: v), ("None", "list", "no entries")),
+    "backend": (lambda v: _transfer(backend=v), ()),
+    "n_jobs": (lambda v: _transfer(n_jobs=v), ()),
+    "roles": (lambda v: _ANY.tune(mlp, [BATCH] * 150, width=8, roles=v), ()),
+    "budget": (lambda v: _ANY.tune(mlp, [BATCH] * 150, width=8, budget=v), ()),
+    "grow kwargs": (lambda v: _ANY.grow(mlp(4), mlp(), X, v), ("None",)),
+    "grow noise": (lambda v: _ANY.grow(mlp(4), mlp(), X, noise=v), ()),
+    "grow seed": (lambda v: _ANY.grow(mlp(4), mlp(), X, seed=v), ()),
+    "zero_output": (lambda v: _ANY.grow(mlp(4), mlp(), X, zero_output=v), ()),
+    "growth batch": (lambda v: _ANY.verify_growth(mlp(4), mlp(), v), ()),
+    "growth checks": (lambda v: _ANY.verify_growth(mlp(4), mlp(), BATCH, checks=v), ()),
+    "alpha": (lambda v: _ANY.find_c([-0.5, 0, 0.5], [0.5] * 3, v, 0.5, 1), ()),
+    "feature_learning": (
+        lambda v: _ANY.find_c([-0.5, 0, 0.5], [0.5] * 3, 1, 0.5, 1, feature_learning=v),
+        (),
+    ),
+    "module of groups": (lambda v: _ANY.param_groups(v, _ANY.transform(mlp(), X).spec), ()),
+    "spec": (lambda v: _ANY.param_groups(mlp(), v), ()),
+    "row": (lambda v: _row(lr=v), ()),
+    "row eps": (lambda v: _row(eps=v), ("None",)),
+    "row role": (lambda v: _row(role=v), ()),
+    "state": (lambda v: _state(alignment=v), ()),
+    "steps of a state": (lambda v: _state(steps=v), ()),
+    "probe of a state": (lambda v: _state(probe=v), ()),
+    "inputs": (lambda v: _ANY.hyper_connections.find_hyper_connections(mlp(), v), ()),
+    "streams": (lambda v: _ANY.hyper_connections.diagnose((8, 16), streams=v), ()),
+    "eps": (lambda v: _ANY.hyper_connections.diagnose((8, 16), eps=v), ()),
+    "mix": (lambda v: _ANY.hyper_connections.spectrum(v), ()),
+    "dim": (lambda v: _ANY.hyper_connections.HyperConnection(v), ()),
+    "measured": (lambda v: _ANY.dynamic.measure(v, torch.ones(3, 4), torch.ones(2, 4), torch.ones(3, 4), 4), ()),
+    "wsd": (lambda v: _ANY.dynamic.wsd(v, 10), ()),
+}
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_wrong_values(argument: str) -> None:
+    """Values of ten wrong kinds are refused for every argument, but for those that mean something there."""
+    call, allowed = ARGUMENTS[argument]
+    for name, value in WRONG.items():
+        if name in allowed:
+            continue
+        try:
+            call(value)
+        except AbcfxError:
+            continue
+        raise AssertionError(f"{argument}: {name} was taken")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_misuse(case: str) -> None:
     """Each misuse is refused by an error of abcfx."""
@@ -124,6 +251,13 @@ COMMANDS = (
     ["report", "model.py:f", "--html", "no/such/x.html"],
     ["report", "model.py:f", "--html", "link.html"],
     ["coord-check", "model.py:f", "--batch", "x", "--widths", "16"],
+    ["coord-check", "model.py:f", "--batch", "x", "--widths", "8,16", "--plot", "x.nosuch"],
+    ["coord-check", "model.py:f", "--batch", "x", "--widths", "8,16", "--kwargs", "nosuch=1"],
+    ["transfer-check", "model.py:f", "--batches", "[x] * 60", "--widths", "8,16", "--backend", "nosuch"],
+    ["transfer-check", "model.py:f", "--batches", "[x] * 60", "--widths", "8,16", "--lrs", "a,b"],
+    *(["hyper-connections", "model.py:f", "--inputs", "x", "--checkpoint", name] for name in FILES),
+    ["demo", "--out", "model.py"],
+    ["verify", "--write", "model.py"],
 )
 
 
@@ -143,6 +277,6 @@ def test_misuse_of_commands(
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert "--debug" not in said, said
-    named = command[1].partition(":")[0], command[-2].strip("-"), command[-1]
+    named = command[1].partition(":")[0], command[-2].strip("-"), command[-1].partition("=")[0]
     assert any(each in said for each in named), said
     assert not (tmp_path / "elsewhere.html").exists()

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from abcfx.errors import InvalidInputError
-from abcfx.support import trees
+from abcfx.support import arguments, trees
 
 # Sizes 0 and 1 are special to torch.export and 2 is a common constant in models; 3 is neither.
 MIN_BATCH = 3
@@ -26,8 +26,9 @@ def canonical(
     copied, since autograd refuses them.
 
     Raises:
-        InvalidInputError: an input is a NestedTensor, or empty.
+        InvalidInputError: an input is a NestedTensor, or empty; keyword inputs are no dict.
     """
+    arguments.keywords("kwargs", kwargs)
     if args is None and not kwargs:
         return None, None
     positional = () if args is None else tuple(args) if isinstance(args, (tuple, list)) else (args,)
@@ -37,19 +38,6 @@ def canonical(
             "  To fix: give inputs with a batch of at least one."
         )
     return trees.map_tensors(_usable, (positional, dict(kwargs or {})))
-
-
-def check_keyword_inputs(kwargs: object) -> None:
-    """Raise an error for keyword inputs that are not a dict, such as a second positional input.
-
-    Raises:
-        InvalidInputError: they are neither None nor a dict.
-    """
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise InvalidInputError(
-            f"kwargs: expected a dict of keyword inputs, got {type(kwargs).__name__}.\n"
-            f"  To fix: several positional inputs are given as one tuple: transform(model, (x, y))"
-        )
 
 
 def _usable(tensor: torch.Tensor) -> torch.Tensor:

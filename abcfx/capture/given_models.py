@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -139,6 +140,8 @@ def _called(argument: str, function: Callable[[], object]) -> object:
             f"{argument}: a function that calls a {type(wrapped).__name__} (torch.vmap or another functorch transform) "
             f"has no parameters of its own.\n  To fix: give the module itself, without the function around it."
         )
+    if isinstance(function, type):
+        _refuse_class(argument, function)
     try:
         return function()
     except TypeError as error:
@@ -148,6 +151,24 @@ def _called(argument: str, function: Callable[[], object]) -> object:
             f"{argument}: expected a module or a function without arguments that builds one: {error}.\n"
             f"  To fix: {argument}=lambda: Model(width=64)"
         ) from error
+
+
+def _refuse_class(argument: str, kind: type) -> None:
+    """Refuse a class in the place of a model: one that is no module, or that needs arguments.
+
+    Raises:
+        InvalidInputError: the class cannot stand for a function that builds a model.
+    """
+    call = f"{kind.__name__}()"
+    try:
+        inspect.signature(kind).bind()
+    except (TypeError, ValueError):  # it needs arguments; or it is written in C
+        call = f"{kind.__name__}(...)"
+    if call.endswith("(...)") or not issubclass(kind, nn.Module):
+        raise InvalidInputError(
+            f"{argument}: expected a module, got the class {kind.__name__}.\n"
+            f"  To fix: {argument}={call if issubclass(kind, nn.Module) else 'Model(width=64)'}, an instance of it."
+        )
 
 
 @dataclass

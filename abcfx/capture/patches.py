@@ -25,7 +25,8 @@ ModuleCall = Callable[[Callable[..., object], nn.Module, tuple[object, ...], dic
 FunctionApply = Callable[[Callable[..., object], type, tuple[object, ...], dict[str, object]], object]
 
 _FUNCTIONS = (FunctionType, MethodType, partial, nn.Module)
-_NON_REENTRANT = "_checkpoint_without_reentrant_generator"
+# What a non-reentrant checkpoint calls: the second from torch 2.14 on, where the first is still there.
+_NON_REENTRANT = ("_checkpoint_without_reentrant_generator", "_checkpoint_without_reentrant_generator_impl")
 
 
 def _replaced(owner: type | ModuleType, **attributes: object) -> Undo:
@@ -120,7 +121,11 @@ def function_applies(handler: FunctionApply) -> Iterator[None]:
         """Hand the `apply` of an autograd.Function to the handler; stands in for torch's own `apply`."""
         return handler(original.__get__(None, cls), cls, args, kwargs)
 
-    with _replaced(torch.autograd.Function, apply=classmethod(_here(apply, original.__func__))):
+    def unchanged(cls: type[torch.autograd.Function], /, *args: object, **kwargs: object) -> object:
+        """Call the `apply` of an autograd.Function as it was; from torch 2.14 on it is written in C."""
+        return original.__get__(None, cls)(*args, **kwargs)
+
+    with _replaced(torch.autograd.Function, apply=classmethod(_here(apply, unchanged))):
         yield
 
 
@@ -185,13 +190,17 @@ def checkpoints_noticed() -> Iterator[list[str]]:
     """
     module = torch.utils.checkpoint
     used: list[str] = []
-    generator, function = getattr(module, _NON_REENTRANT, None), module.CheckpointFunction
+    function = module.CheckpointFunction
 
-    def non_reentrant(*args: object, **kwargs: object) -> object:
-        """Note in the list that a non-reentrant checkpoint was used, and make it."""
-        used.append("non-reentrant")
-        assert generator is not None
-        return generator(*args, **kwargs)
+    def noticed(generator: Callable[..., object]) -> Callable[..., object]:
+        """Return torch's maker of a non-reentrant checkpoint, which notes each use in the list."""
+
+        def non_reentrant(*args: object, **kwargs: object) -> object:
+            """Note in the list that a non-reentrant checkpoint was used, and make it."""
+            used.append("non-reentrant")
+            return generator(*args, **kwargs)
+
+        return _here(non_reentrant, generator)
 
     def reentrant(*args: object) -> object:
         """Note in the list that a reentrant checkpoint was used, and make it."""
@@ -210,8 +219,9 @@ def checkpoints_noticed() -> Iterator[list[str]]:
 
     with ExitStack() as stack:
         stack.enter_context(_replaced(module, CheckpointFunction=Reentrant))
-        if generator is not None:
-            stack.enter_context(_replaced(module, **{_NON_REENTRANT: _here(non_reentrant, generator)}))
+        for name in _NON_REENTRANT:
+            if (generator := getattr(module, name, None)) is not None:
+                stack.enter_context(_replaced(module, **{name: noticed(generator)}))
         yield used
 
 

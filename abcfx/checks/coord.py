@@ -13,11 +13,10 @@ from abcfx.checks.coord_study import FORWARD_SEED, CoordStudy
 from abcfx.checks.sweep_models import MakeModel, ModelSweep, Prepare, checked_widths, seeds_of
 from abcfx.checks.variants import STANDARD, TRANSFORMED
 from abcfx.dag.output_loss import OutputLoss
-from abcfx.errors import InvalidInputError
 from abcfx.pipeline import TransformOptions
 from abcfx.plan.options import ByRole
+from abcfx.support import arguments
 from abcfx.support.batch_loss import Loss
-from abcfx.support.numbers import check_whole
 from abcfx.support.running import call_with_batch, one_thread, seeded
 from abcfx.support.verdict import Verdict, worst
 from abcfx.theory.optimizers import Optimizer
@@ -29,6 +28,7 @@ MOST_SEEDS, SEEDS_ADDED = 10, 3
 
 
 @torch.inference_mode(False)
+@arguments.checked(control=arguments.flag, steps=arguments.whole())
 def coord_check(
     make_model: MakeModel,
     batch: object,
@@ -89,9 +89,6 @@ def coord_check(
     Source: Yang et al. 2022, arXiv 2203.03466, appendix D.1, for the method; docs/checks.md for the intervals.
     """
     checked, chosen = checked_widths(widths), seeds_of(seeds)
-    check_whole("steps", steps, at_least=0)
-    if not chosen or steps < 1:
-        raise InvalidInputError(f"coord_check: steps={steps}, seeds={seeds}; expected at least one of each.")
     base = checked[0] if base_width is None else base_width
     models = ModelSweep(make_model, batch, base, optimizer, {"lr": lr, **transform_options}, prepare)
     with one_thread():
@@ -124,6 +121,8 @@ def _probe(models: ModelSweep, loss: Loss) -> object:
     def check_runs(part: object) -> None:
         """Run the model and the loss on a part of the batch, to see whether they raise."""
         with seeded(FORWARD_SEED), torch.no_grad():
-            loss(call_with_batch(model, part), part)
+            with arguments.run_on("batch", model):
+                output = call_with_batch(model, part)
+            loss(output, part)
 
     return few_tokens(models.batch, check_runs)

@@ -16,6 +16,7 @@ from abcfx.checks.tune_result import Trial, Tuned
 from abcfx.checks.variants import TRANSFORMED
 from abcfx.errors import InvalidInputError
 from abcfx.pipeline import TransformOptions
+from abcfx.support import arguments
 from abcfx.support.batch_loss import Loss
 from abcfx.support.choices import choose
 from abcfx.theory.optimizers import Optimizer
@@ -34,6 +35,9 @@ FRESH_SEEDS = 4  # on which the result is compared with one constant
 
 
 @torch.inference_mode(False)
+@arguments.checked(
+    width=arguments.whole(), roles=arguments.words, budget=arguments.whole(), lr=arguments.number(above=0)
+)
 def tune(
     make_model: MakeModel,
     batches: Batches,
@@ -98,13 +102,14 @@ def tune(
     """
     method = choose("method", method, get_args(SearchMethod))
     unknown = [role for role in roles if role not in ROLES]
-    if unknown or not roles or budget < len(COARSE) + 1 or not lr > 0:
+    if unknown or not roles or budget < len(COARSE) + 1:
         raise InvalidInputError(
             f"tune: roles={tuple(roles)}, budget={budget}, lr={lr}; expected roles among {', '.join(ROLES)}, a budget "
             f"above {len(COARSE)}, and a positive lr."
         )
     chosen = seeds_of(seeds)
-    models = ModelSweep(make_model, None, base_width or width, optimizer, {"lr": lr, **transform_options})
+    base = width if base_width is None else base_width
+    models = ModelSweep(make_model, None, base, optimizer, {"lr": lr, **transform_options})
     sweep = Sweep(models, batches, loss, steps, backend, n_jobs, progress)
     search = RateSearch(sweep, width, tuple(roles), chosen, budget)
     common = search.best_common_rate()

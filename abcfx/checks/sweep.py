@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -14,7 +15,9 @@ from abcfx.checks.sweep_models import Factors, ModelSweep, Optimizers
 from abcfx.checks.variants import Variant
 from abcfx.errors import InvalidInputError
 from abcfx.report.console import progress_bar
+from abcfx.support import arguments
 from abcfx.support.batch_loss import Loss
+from abcfx.support.choices import choose
 from abcfx.support.numbers import check_whole
 from abcfx.support.running import call_with_batch, one_thread, seeded
 
@@ -119,6 +122,7 @@ class Sweep:
             raise InvalidInputError(
                 "backend='threading': runs would share torch's random numbers.\n  To fix: backend='loky'"
             )
+        self._check_workers()
         check_whole("steps", self.steps)
         if self.steps < LEAST_STEPS:
             raise InvalidInputError(f"steps={self.steps}; expected at least {LEAST_STEPS}.")
@@ -127,19 +131,49 @@ class Sweep:
                 f"batches: expected a list of batches, or a function of the seed that returns them; got "
                 f"{type(self.batches).__name__}.\n  To fix: batches=[(inputs, targets), ...]"
             )
-        if not callable(self.batches):
-            self.batches = list(islice(self.batches, self.steps))
-            if len(self.batches) < self.steps:
-                raise InvalidInputError(
-                    f"batches: {len(self.batches)} for {self.steps} steps, so that runs would memorise them.\n"
-                    f"  To fix: give as many as steps, or a function of the seed that returns them."
-                )
+        if callable(self.batches):
+            arguments.refuse_call("batches", self.batches, "a function of the seed", 0)
+        else:
+            self.batches = self._enough(self.batches)
         self.models.batch = self._first_batch()
         self.training_loss = self.models.loss(self.loss)
 
+    def _check_workers(self) -> None:
+        """Check what says how runs are spread over workers, and how progress is shown.
+
+        Raises:
+            InvalidInputError: joblib has no such backend, or the number of workers is 0 or no whole number.
+        """
+        if not isinstance(self.backend, str):
+            raise arguments.wrong("backend", self.backend, "the name of a backend of joblib", "backend='sequential'")
+        with suppress(ImportError):  # without joblib the first run says so
+            from joblib.parallel import BACKENDS, EXTERNAL_BACKENDS
+
+            self.backend = choose("backend", self.backend, sorted({SEQUENTIAL, *BACKENDS, *EXTERNAL_BACKENDS}))
+        check_whole("n_jobs", self.jobs, at_least=-(2**31))
+        if self.jobs == 0:
+            raise InvalidInputError("n_jobs=0: expected a number of workers, or -1 for all cores.")
+        arguments.optional(arguments.flag)("progress", self.progress)
+
     def batches_of(self, seed: int) -> Iterable[object]:
         """Return the batches for runs with a seed: the same for all seeds unless `batches` is a function."""
-        return self.batches(seed) if callable(self.batches) else self.batches
+        return self._enough(self.batches(seed)) if callable(self.batches) else self.batches
+
+    def _enough(self, batches: object) -> list[object]:
+        """Return the first batches of an iterable, one for each step.
+
+        Raises:
+            InvalidInputError: there are fewer, or it is no iterable.
+        """
+        if not isinstance(batches, Iterable) or isinstance(batches, str | bytes):
+            raise arguments.wrong("batches", batches, "a list of batches from the function of the seed")
+        found = list(islice(batches, self.steps))
+        if len(found) < self.steps:
+            raise InvalidInputError(
+                f"batches: {len(found)} for {self.steps} steps, so that runs would memorise them.\n"
+                f"  To fix: give as many as steps, or a function of the seed that returns them."
+            )
+        return found
 
     def _first_batch(self) -> object:
         """Return the first batch for seed 0; models are captured (traced) with it."""

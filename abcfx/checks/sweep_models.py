@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -19,7 +20,8 @@ from abcfx.pipeline import TransformOptions, transform
 from abcfx.plan.groups import OptimizerGroup, groups_of, param_groups
 from abcfx.plan.options import ByRole
 from abcfx.plan.spec import Spec
-from abcfx.support.batch_loss import Loss
+from abcfx.support import arguments
+from abcfx.support.batch_loss import Loss, scalar_loss
 from abcfx.support.numbers import check_whole
 from abcfx.support.running import forward_arguments, seeded
 from abcfx.theory.optimizers import Optimizer, family
@@ -64,10 +66,16 @@ def checked_widths(widths: Sequence[int]) -> list[int]:
 
 
 def seeds_of(seeds: int | Sequence[int]) -> list[int]:
-    """Return a list of seeds: the given ones, or 0, 1, ... up to as many as the given number says."""
+    """Return a list of seeds: the given ones, or 0, 1, ... up to as many as the given number says.
+
+    Raises:
+        InvalidInputError: there are none.
+    """
     if not isinstance(seeds, Iterable):
         return list(range(check_whole("seeds", seeds)))
-    return [check_whole("seeds: each", seed, at_least=0) for seed in seeds]
+    if found := [check_whole("seeds: each", seed, at_least=0) for seed in seeds]:
+        return found
+    raise InvalidInputError("seeds: expected at least one, got none.")
 
 
 @dataclass
@@ -100,6 +108,11 @@ class ModelSweep:
                 f"make_model: expected a function of the width that builds a model, got "
                 f"{type(self.make_model).__name__}.\n  To fix: lambda width: Model(width)"
             )
+        arguments.refuse_call("make_model", self.make_model, "a function of the width alone", self.base_width)
+        check_whole("base_width", self.base_width)
+        if self.prepare is not None:
+            arguments.function("prepare", self.prepare)
+            arguments.refuse_call("prepare", self.prepare, "a function of (result, width)", None, self.base_width)
         for name in ("model", "args", "kwargs", "base", "optimizer"):
             if name in self.options:
                 raise InvalidInputError(
@@ -123,7 +136,7 @@ class ModelSweep:
             InvalidInputError: `make_model` returned something that is no torch module.
         """
         with seeded(seed):
-            model = given_model("make_model", lambda: self.make_model(width)).model
+            model = given_model("make_model", partial(self.make_model, width)).model
         return model.train()
 
     def result(self, width: int) -> Transformed:
@@ -147,11 +160,8 @@ class ModelSweep:
         Raises:
             InvalidInputError: it is no function.
         """
-        if given is None:
-            return OutputLoss(self.result(self.base_width).outcome.dag.output_paths)
-        if not callable(given):
-            raise InvalidInputError(f"loss={given!r}: expected a function of (output, batch), or None.")
-        return given
+        found = scalar_loss(given)
+        return OutputLoss(self.result(self.base_width).outcome.dag.output_paths) if found is None else found
 
     def make(
         self, variant: Variant, width: int, seed: int, factors: Factors | None = None
@@ -182,8 +192,9 @@ class ModelSweep:
         made = None if self.prepare is None else self.prepare(result, width)
         if made is None:
             return result.module, self._optimizers(result.module, result.spec, factors)
-        optimizers = [made] if isinstance(made, torch.optim.Optimizer) else list(made)
+        optimizers = list(made) if isinstance(made, Iterable) else [made]
         for optimizer in optimizers:
+            arguments.optimizer("prepare: each value that the function returns", optimizer)
             for group in optimizer.param_groups:
                 group["lr"] *= factors.get("default", 1.0)
         return result.module, optimizers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from abcfx.checks.variants import STANDARD, TRANSFORMED
 from abcfx.errors import InvalidInputError
 from abcfx.pipeline import TransformOptions
 from abcfx.plan.options import ByRole
+from abcfx.support import arguments
 from abcfx.support.batch_loss import Loss
 from abcfx.support.numbers import check_number
 from abcfx.theory.optimizers import Optimizer
@@ -26,6 +27,7 @@ OCTAVES = (-3, -2, -1, 0, 1, 2, 3)
 
 
 @torch.inference_mode(False)
+@arguments.checked(control=arguments.flag)
 def transfer_check(
     make_model: MakeModel,
     batches: Batches,
@@ -124,7 +126,9 @@ def _grid(lr: ByRole, lrs: Sequence[float] | None) -> tuple[float | None, list[f
     Raises:
         InvalidInputError: there are fewer than three different positive rates.
     """
-    centre = None if isinstance(lr, Mapping) else float(lr)
+    centre = None if isinstance(lr, Mapping) else check_number("lr", lr, above=0)
+    if lrs is not None and not isinstance(lrs, Iterable):
+        raise arguments.wrong("lrs", lrs, "a list of rates", "lrs=[0.001, 0.002, 0.004]")
     factors = (
         [2.0**k for k in OCTAVES]
         if lrs is None

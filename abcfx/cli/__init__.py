@@ -15,6 +15,7 @@ from abcfx.cli import checks, demo, growth_checks, hyper_connections, report, so
 from abcfx.cli.output import command_console
 from abcfx.cli.shared import Command
 from abcfx.errors import AbcfxError
+from abcfx.support.figures import check_target
 
 COMMANDS: tuple[Command, ...] = (
     report.COMMAND,
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command: Command = arguments.command
         with command_console(arguments.json) as console:
+            if getattr(arguments, "plot", None) is not None:
+                check_target("--plot", arguments.plot)  # now, not after a long run
             passed = command.run(arguments, console)
         return 1 if passed is False else 0
     except KeyboardInterrupt:

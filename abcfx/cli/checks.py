@@ -17,8 +17,8 @@ from torch import nn
 from abcfx.checks import coord_check, transfer_check, tune
 from abcfx.checks.rate_search import SearchMethod
 from abcfx.checks.sweep import Batches
-from abcfx.cli.load import FORMS, Named
-from abcfx.cli.options import add_choice, assignments, number, rates, whole_numbers, words
+from abcfx.cli.load import FORMS, Named, building
+from abcfx.cli.options import add_choice, assignments, number, numbers, rates, whole_numbers, words
 from abcfx.cli.report import transform_options
 from abcfx.cli.shared import Command, show_result
 from abcfx.errors import InvalidInputError
@@ -101,10 +101,11 @@ class _Factory:
             raise InvalidInputError(
                 f"MODEL: {self.given!r} is no function of the width.\n  To fix: 'models.py:lambda width: Model(width)'"
             )
-        if "width" in inspect.signature(factory).parameters:
-            built: nn.Module = factory(width=width, **dict(self.kwargs))
-        else:
-            built = factory(width, **dict(self.kwargs))
+        with building("MODEL", self.given):
+            if "width" in inspect.signature(factory).parameters:
+                built: nn.Module = factory(width=width, **dict(self.kwargs))
+            else:
+                built = factory(width, **dict(self.kwargs))
         return built
 
 
@@ -262,7 +263,7 @@ def _transfer(arguments: argparse.Namespace, console: Console) -> bool:
         widths=arguments.widths,
         control=not arguments.no_control,
         lr=rates("--lr", arguments.lr),
-        lrs=[float(part) for part in arguments.lrs.split(",")] if arguments.lrs else None,
+        lrs=numbers("--lrs", arguments.lrs) if arguments.lrs else None,
         **_common(arguments),
         **_sweep(arguments),
         **transform_options(arguments.set),

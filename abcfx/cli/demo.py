@@ -15,6 +15,7 @@ from abcfx.examples import demo
 from abcfx.examples.text import read_characters
 from abcfx.report.console import progress_bar
 from abcfx.report.text import render
+from abcfx.support.files import writable_folder
 
 SWEEP_SEEDS = 3
 HELP = "Train a GPT on Python's own sources at two widths, as written and transformed, with one learning rate."
@@ -71,9 +72,7 @@ def _picture(arguments: argparse.Namespace, console: Console) -> Path | None:
         if not arguments.json:
             print_text("No picture: matplotlib is missing. To fix: pip install 'abcfx[plot]'\n", console)
         return None
-    folder: Path = arguments.out
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / "demo.png"
+    return writable_folder("--out", arguments.out) / "demo.png"
 
 
 def _print_losses(task: demo.Task, runs: Sequence[demo.Run], console: Console) -> None:

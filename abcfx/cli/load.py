@@ -8,7 +8,8 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from keyword import iskeyword
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import nn
 
 from abcfx.capture.given_models import given_model
 from abcfx.capture.state_mark import has_mark
-from abcfx.errors import InvalidInputError
+from abcfx.errors import AbcfxError, InvalidInputError
 from abcfx.support.batch_loss import Loss
 from abcfx.support.location import user_line
 
@@ -105,7 +106,8 @@ class Named:
         if not isinstance(built, nn.Module) and callable(built):
             _check_call(self, built, kwargs)
             torch.manual_seed(SEED)
-            built = built(**kwargs)
+            with building(self.argument, self.given):
+                built = built(**kwargs)
         elif kwargs:
             raise InvalidInputError(
                 f"{self.argument}: {self.given!r} is a module already; it takes no keyword arguments"
@@ -115,6 +117,27 @@ class Named:
                 f"{self.argument}: {self.given!r} gives a {type(built).__name__}, expected a module"
             )
         return built
+
+
+@contextmanager
+def building(argument: str, given: str) -> Iterator[None]:
+    """Name a user's function that raises an error within the block, with the line if it is known.
+
+    Args:
+        argument: the option that names the function; it begins error messages.
+        given: the expression for it, as "models.py:make_gpt".
+
+    Raises:
+        InvalidInputError: the function raised something that is no error of abcfx.
+    """
+    try:
+        yield
+    except AbcfxError:
+        raise
+    except Exception as error:  # the user's function may raise anything
+        line = user_line(error.__traceback__)
+        where = f"\n    {line}" if line else ""
+        raise InvalidInputError(f"{argument}: {given!r} raises {type(error).__name__}: {error}{where}") from error
 
 
 def _check_call(named: Named, factory: Callable[..., object], kwargs: Mapping[str, object]) -> None:
@@ -198,8 +221,15 @@ def load_weights(argument: str, model: nn.Module, file: Path) -> None:
     """
     if not file.is_file():
         raise InvalidInputError(f"{argument}: there is no file {file}.")
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(state, Mapping):
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is cut, or no such file at all, raises anything from within pickle
+        first = str(error).partition("\n")[0].partition(". ")[0]
+        raise InvalidInputError(
+            f"{argument}: {file} cannot be read as a state_dict ({type(error).__name__}: {first}).\n"
+            f"  To fix: torch.save(model.state_dict(), {str(file)!r})"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise InvalidInputError(
             f"{argument}: {file} holds a {type(state).__name__}, expected a state_dict.\n"
             f"  To fix: torch.save(model.state_dict(), {str(file)!r})"

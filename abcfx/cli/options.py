@@ -111,6 +111,19 @@ def whole_numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def numbers(argument: str, given: str) -> list[float]:
+    """Read numbers that are separated by commas, as "0.001,0.002".
+
+    Args:
+        argument: name of the option, which begins error messages.
+        given: the text of the option.
+
+    Raises:
+        InvalidInputError: there is something else than numbers.
+    """
+    return [number(argument, part.strip()) for part in given.split(",")]
+
+
 def add_choice(parser: argparse.ArgumentParser, flag: str, choices: Sequence[str], default: str, help: str) -> None:
     """Add an option to a parser whose value is one of a few words, in any case; an error names the nearest one.
 

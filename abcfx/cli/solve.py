@@ -109,8 +109,11 @@ def _graph(problem: Problem) -> nx.DiGraph:
     graph = nx.DiGraph()
     for name, values in nodes.items():
         graph.add_node(name, **{**common, **values})
+    if not isinstance(edges, list):
+        raise InvalidInputError('"edges" must be a list, as [["in", "mid"], ["mid", "out"]]')
     for edge in edges:
-        if not isinstance(edge, list) or len(edge) not in (2, 3) or any(name not in nodes for name in edge[:2]):
+        ends = edge[:2] if isinstance(edge, list) and len(edge) in (2, 3) else [None]
+        if not all(isinstance(name, str) and name in nodes for name in ends):
             raise InvalidInputError(f"edge {edge}: expected [tail, head] or [tail, head, count], both ends among nodes")
         graph.add_edge(edge[0], edge[1], multiplicity=edge[2] if len(edge) == 3 else 1)
     return graph

@@ -11,6 +11,7 @@ from abcfx.cli.shared import Command, print_json, print_text
 from abcfx.errors import InvalidInputError
 from abcfx.report.console import progress_bar
 from abcfx.support.figures import new_figure
+from abcfx.support.files import writable_folder
 from abcfx.verification import PARTS, document, verify
 
 HELP = """Verify the system on this machine: sixteen sections, each PASS or FAIL; half a minute to two minutes.
@@ -41,8 +42,7 @@ def _run(arguments: argparse.Namespace, console: Console) -> bool | None:
         if only is not None:
             raise InvalidInputError("--write needs all sections; leave --only out")
         new_figure(1, 1)  # raises now, not after the run, if matplotlib is missing
-        arguments.write.mkdir(parents=True, exist_ok=True)
-        picture = arguments.write / PICTURE
+        picture = writable_folder("--write", arguments.write) / PICTURE
     with progress_bar("verifying", len(PARTS) if only is None else len(only)) as step:
         found = verify(only, picture=picture, on_section=step, raise_errors=arguments.debug)
     if arguments.write is not None:

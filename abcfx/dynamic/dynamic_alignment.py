@@ -17,7 +17,8 @@ from abcfx.dynamic.probe import Probe, ProbeState
 from abcfx.dynamic.probe_inputs import TOKENS
 from abcfx.dynamic.rate_factors import RateFactors
 from abcfx.dynamic.schedules import MultipliedRates, default_warmup
-from abcfx.errors import InvalidInputError
+from abcfx.errors import AbcfxError, InvalidInputError
+from abcfx.support import arguments
 from abcfx.support.choices import choose
 from abcfx.support.numbers import check_number, check_whole
 from abcfx.theory.parametrizations import Alignments
@@ -48,6 +49,19 @@ class DynamicState(TypedDict):
     alignment: dict[str, tuple[float, float, float]]
     probe: ProbeState
     rows: list[HistoryRow]
+
+
+def _check_scheduler(scheduler: object) -> None:
+    """Refuse what is no scheduler: LRSchedulers of torch, and objects of other packages with a `step`, are.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    is_instance = not isinstance(scheduler, type) and callable(getattr(scheduler, "step", None))
+    if scheduler is not None and not is_instance:
+        raise arguments.wrong(
+            "DynamicAlignment: scheduler", scheduler, "a learning-rate scheduler (an instance), or None"
+        )
 
 
 class DynamicAlignment:
@@ -125,6 +139,11 @@ class DynamicAlignment:
         first_weights: FirstWeightsMode = "sample",
         seed: int | None = None,
     ) -> None:
+        _check_scheduler(scheduler)
+        arguments.optional(arguments.whole())("DynamicAlignment: total_steps", total_steps)
+        arguments.optional(arguments.seed)("DynamicAlignment: seed", seed)
+        arguments.flag("DynamicAlignment: apply", apply)
+        arguments.flag("DynamicAlignment: center", center)
         self.warmup = default_warmup(scheduler, total_steps) if warmup is None else warmup
         check_whole("DynamicAlignment: warmup", self.warmup, at_least=0)
         check_whole("DynamicAlignment: every", every)
@@ -160,7 +179,8 @@ class DynamicAlignment:
             InvalidInputError: there are no inputs, or the model cannot be called with them.
         """
         probe = self._new_probe()
-        probe.take(args, kwargs, self.max_tokens)
+        with arguments.run_on("capture_initial: args", self.result.outcome.captured.model):
+            probe.take(args, kwargs, self.max_tokens)
         self._probe = probe
 
     @property
@@ -232,12 +252,24 @@ class DynamicAlignment:
         Raises:
             InvalidInputError: the state is of another model, or of another `first_weights`.
         """
-        probe = self._new_probe()
-        probe.load_state_dict(state["probe"])
-        self._probe, self.steps = probe, state["steps"]
-        self._smoothed = {node: Alignments(*terms) for node, terms in state["alignment"].items()}
-        self._history = [row.copy() for row in state["rows"]]
-        self._set_factors(dict(state["factors"]))
+        try:
+            steps = check_whole("steps", state["steps"], at_least=0)
+            smoothed = {node: Alignments(*map(float, terms)) for node, terms in state["alignment"].items()}
+            history = [row.copy() for row in state["rows"]]
+            factors = {name: check_number("factors", value, above=0) for name, value in state["factors"].items()}
+            probe = self._new_probe()
+            probe.load_state_dict(state["probe"])
+        except (TypeError, LookupError, ValueError, AttributeError, RuntimeError) as error:
+            if isinstance(error, AbcfxError):
+                raise
+            raise InvalidInputError(
+                f"load_state_dict: this is no state of a DynamicAlignment ({type(error).__name__}: {error}).\n"
+                f"  expected: what state_dict() returned, unchanged."
+            ) from error
+        if set(factors) - set(self._place) or set(smoothed) != set(self._smoothed):
+            raise InvalidInputError("load_state_dict: the state has other layers or parameters than this model.")
+        self._probe, self.steps, self._smoothed, self._history = probe, steps, smoothed, history
+        self._set_factors(factors)
 
     def plot(self, path: str | None = None) -> Figure:
         """Draw the alignments and learning rates of every layer over training steps; needs matplotlib.

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 import torch
 
 from abcfx.errors import InvalidInputError
+from abcfx.support import arguments
 from abcfx.support.choices import choose
 
 Norm: TypeAlias = Literal["rms", "spectral"]
@@ -73,6 +74,14 @@ class Moments(NamedTuple):
         return (math.log(self.product) - math.log(self.left) - math.log(self.right)) / (2 * math.log(fan_in))
 
 
+@arguments.checked(
+    z0=arguments.tensor(floating=False),
+    w0=arguments.tensor(),
+    z=arguments.tensor(floating=False),
+    w=arguments.tensor(),
+    fan_in=arguments.whole(),
+    multiply=arguments.optional(arguments.function),
+)
 def measure(
     z0: torch.Tensor,
     w0: torch.Tensor,

@@ -8,6 +8,8 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 from torch.utils.hooks import RemovableHandle
 
+from abcfx.support import arguments
+
 WARMUP, SHARE_OF_RUN = 100, 0.1
 
 
@@ -60,6 +62,12 @@ class MultipliedRates:
         self._changed = {}
 
 
+@arguments.checked(
+    optimizer=arguments.optimizer,
+    total=arguments.whole(),
+    warmup=arguments.whole(at_least=0),
+    decay=arguments.number(at_least=0, at_most=1),
+)
 def wsd(optimizer: torch.optim.Optimizer, total: int, *, warmup: int = 0, decay: float = 0.2) -> LambdaLR:
     """Make a learning-rate schedule of warm-up, stable phase and decay.
 
@@ -72,6 +80,9 @@ def wsd(optimizer: torch.optim.Optimizer, total: int, *, warmup: int = 0, decay:
         total: number of steps of the run.
         warmup: number of steps of the warm-up.
         decay: share of the run in which the rates fall.
+
+    Raises:
+        InvalidInputError: a number is beyond its limits, or `optimizer` is none.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

@@ -10,6 +10,7 @@ from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.depth import DepthTable
 from abcfx.exponents.fixed import ParameterExponents
+from abcfx.support.arguments import flag
 from abcfx.support.choices import choose
 from abcfx.support.numbers import check_number
 from abcfx.support.patterns import match_patterns
@@ -56,6 +57,7 @@ class Parametrization:
         object.__setattr__(self, "attention", choose("attention", self.attention, get_args(AttentionScaling)))
         object.__setattr__(self, "depth", choose("depth", self.depth, get_args(DepthTable)))
         values = self.alignment.values() if isinstance(self.alignment, Mapping) else [self.alignment]
+        flag("wider_base", self.wider_base)
         for value in values:
             _for_inner_and_readout(value)
 

@@ -11,7 +11,7 @@ from torch import nn
 from abcfx.capture.examples import canonical
 from abcfx.capture.given_models import given_model
 from abcfx.capture.options import Capture, CaptureMethod
-from abcfx.errors import GrowthError, InvalidInputError
+from abcfx.errors import GrowthError
 from abcfx.growing.blocks import adding_parameters, is_within, new_blocks, pair_blocks, refuse_parallel_blocks
 from abcfx.growing.fill.depth import BLOCK_ORDERS, BlockOrder, deepen
 from abcfx.growing.fill.width import widen
@@ -24,11 +24,19 @@ from abcfx.growing.steps import Deepened, GrowthStep, Widened
 from abcfx.pairing.blocks import NO_BLOCKS, Blocks
 from abcfx.pairing.factors import as_deep_as_base
 from abcfx.pairing.pair import PairedModels
+from abcfx.support import arguments
 from abcfx.support.choices import choose
 from abcfx.theory.optimizers import family
 
 
 @torch.inference_mode(False)
+@arguments.checked(
+    kwargs=arguments.keywords,
+    optimizer=arguments.optional(arguments.optimizer),
+    noise=arguments.number(at_least=0),
+    seed=arguments.seed,
+    zero_output=arguments.flag,
+)
 def grow(
     small: nn.Module,
     into: nn.Module | Callable[[], nn.Module],
@@ -83,14 +91,12 @@ def grow(
         True
     """
     order = choose("block_order", block_order, BLOCK_ORDERS)
-    if not noise >= 0.0:
-        raise InvalidInputError(f"noise={noise!r}; expected a number that is not negative.\n  To fix: noise=0.1")
     small = given_model("small", small, on_device=True).model
     large = given_model("into", into, on_device=True).model
     if optimizer is not None:
         family(optimizer)
         refuse_unknown_state(optimizer)
-    given, named = canonical(args, dict(kwargs or {}))
+    given, named = canonical(args, kwargs)
     models = _Models(small, large, given or (), named or {}, pair_blocks(small, large, order))
     paired = PairedModels(
         large, small, models.args, models.kwargs, Capture.of(capture), is_called=False, blocks=NO_BLOCKS

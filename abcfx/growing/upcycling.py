@@ -12,7 +12,7 @@ from torch import nn
 
 from abcfx.capture.examples import canonical
 from abcfx.capture.given_models import given_model
-from abcfx.errors import GrowthError, InvalidInputError
+from abcfx.errors import GrowthError
 from abcfx.growing.fill.experts import LAYOUTS, OF_ONE, TRANSPOSED, Filling, fill_experts
 from abcfx.growing.grown import Grown
 from abcfx.growing.optimizer_state import Group, plain_groups
@@ -20,12 +20,19 @@ from abcfx.growing.output_gap import TOLERANCES, difference, outputs_of
 from abcfx.growing.refusals import same_constant
 from abcfx.growing.steps import Upcycled
 from abcfx.pairing.factors.index_maps import IndexMap
+from abcfx.support import arguments
 from abcfx.support.running import evaluating
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 
 
 @torch.inference_mode(False)
+@arguments.checked(
+    kwargs=arguments.keywords,
+    optimizer=arguments.optional(arguments.optimizer),
+    noise=arguments.number(at_least=0),
+    seed=arguments.seed,
+)
 def upcycle(
     dense: nn.Module,
     into: nn.Module | Callable[[], nn.Module],
@@ -73,11 +80,9 @@ def upcycle(
         >>> torch.allclose(mixture(tokens), dense(tokens), atol=1e-4)
         True
     """
-    if not noise >= 0.0:
-        raise InvalidInputError(f"noise={noise!r}; expected a number that is not negative.\n  To fix: noise=0.0")
     dense = given_model("dense", dense, on_device=True).model
     mixture = given_model("into", into, on_device=True).model
-    given, named = canonical(args, dict(kwargs or {}))
+    given, named = canonical(args, kwargs)
     models = _Models(dense, mixture, given or (), named or {}, _match(dense, mixture))
     _refuse(models)
     gap, plan = _filled(models)

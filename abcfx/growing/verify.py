@@ -19,9 +19,10 @@ from abcfx.growing.grown import Grown
 from abcfx.growing.grown_pair import GrownPair
 from abcfx.growing.symmetry import symmetry
 from abcfx.growing.trajectory import trajectory
-from abcfx.support.batch_loss import Loss
+from abcfx.support import arguments
+from abcfx.support.batch_loss import Loss, scalar_loss
 from abcfx.support.choices import choose
-from abcfx.support.running import forward_arguments
+from abcfx.support.running import evaluating, forward_arguments
 from abcfx.support.verdict import Verdict
 
 CHECKS: dict[CheckName, Callable[[GrownPair], GrowthCheckRow]] = {
@@ -36,6 +37,19 @@ CHECKS: dict[CheckName, Callable[[GrownPair], GrowthCheckRow]] = {
 
 
 @torch.inference_mode(False)
+def _two_optimizers(option: str, value: object) -> None:
+    """Refuse what is not the optimizers of the small and of the large model.
+
+    Raises:
+        InvalidInputError: it is no pair of torch optimizers.
+    """
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise arguments.wrong(option, value, "the optimizers of both models", "optimizers=(of_small, of_large)")
+    for each in value:
+        arguments.optimizer(f"{option}: each", each)
+
+
+@arguments.checked(raises=arguments.flag, checks=arguments.words, optimizers=arguments.optional(_two_optimizers))
 def verify_growth(
     small: nn.Module,
     large: nn.Module | Grown,
@@ -89,13 +103,16 @@ def verify_growth(
     small = given_model("small", small, on_device=True).model
     module = given_model("large", module, on_device=True).model
     args, kwargs = forward_arguments(module, batch)
+    for name, each in (("small", small), ("large", module)):
+        with evaluating(each), arguments.run_on(f"batch ({name})", each):
+            each(*args, **kwargs)
     pair = GrownPair(
         small,
         module,
         batch,
         args,
         kwargs,
-        loss,
+        scalar_loss(loss),
         pair_blocks(small, module, order),
         optimizers,
         Capture.of(capture),

@@ -20,12 +20,22 @@ from torch import Tensor
 from abcfx.errors import InvalidInputError
 from abcfx.hyper_connections.module import StreamWeights, split_values
 from abcfx.hyper_connections.sinkhorn_iterations import gauge_basis, sinkhorn, sinkhorn_jacobian
+from abcfx.support import arguments
 from abcfx.support.choices import choose
 
 SATURATED = 0.05  # share of a gate's range at either end within which the gate counts as saturated
 
 
 _DIRECTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"sgd": lambda gradient: gradient, "adam": torch.sign}
+
+
+_PARAMETERS = {
+    "x": arguments.tensor(2),
+    "weight": arguments.tensor(2),
+    "scale": arguments.tensor(1),
+    "base": arguments.tensor(1),
+}
+_ITERATION = {"iters": arguments.whole(), "eps": arguments.number(at_least=0)}
 
 
 class SinkhornError(NamedTuple):
@@ -43,6 +53,7 @@ class SinkhornError(NamedTuple):
     rate: Tensor
 
 
+@arguments.checked(mix=arguments.tensor(2, square=True))
 def sinkhorn_error(mix: Tensor) -> SinkhornError:
     """Diagnostic 1: measure how far the sums of rows and columns of mixing matrices are from 1.
 
@@ -61,6 +72,7 @@ def sinkhorn_error(mix: Tensor) -> SinkhornError:
     return SinkhornError(torch.maximum(rows.amax(-1), columns.amax(-1)), rows.mean(-1), spectrum(mix).second.square())
 
 
+@arguments.checked(mix=arguments.tensor(2, square=True), tolerance=arguments.number(above=0))
 def iterations_needed(mix: Tensor, tolerance: float = 1e-3) -> Tensor:
     """Return how many Sinkhorn iterations bring the error of row and column sums below a tolerance, for each matrix.
 
@@ -87,6 +99,7 @@ class Spectrum(NamedTuple):
     second: Tensor
 
 
+@arguments.checked(mix=arguments.tensor(2, square=True))
 def spectrum(mix: Tensor) -> Spectrum:
     """Diagnostic 2: return the two largest singular values of mixing matrices (..., n, n), with n > 1.
 
@@ -154,6 +167,7 @@ class Sensitivity(NamedTuple):
     write_typical: Tensor
 
 
+@arguments.checked(**_PARAMETERS, **_ITERATION)
 def sensitivity(
     x: Tensor, weight: Tensor, scale: Tensor, base: Tensor, iters: int = 20, eps: float = 1e-6
 ) -> Sensitivity:
@@ -169,6 +183,7 @@ def sensitivity(
     Returns:
         Tensors (...,): change per relative change of x, for mix, read and write gates, worst and typical direction.
     """
+    _check_sizes(x, weight, scale, base)
     n, (values, gain) = x.shape[-2], _values(x, weight, eps)
     size = float(x.shape[-1] * n)
     square = x.flatten(-2).to(weight.dtype).square().sum(-1)
@@ -211,6 +226,12 @@ class LogitUpdate(NamedTuple):
     seen: Tensor
 
 
+@arguments.checked(
+    **_PARAMETERS,
+    **_ITERATION,
+    lr=arguments.number(at_least=0),
+    lr_weight=arguments.optional(arguments.number(at_least=0)),
+)
 def logit_update(
     x: Tensor,
     weight: Tensor,
@@ -243,6 +264,7 @@ def logit_update(
         InvalidInputError: there is no such optimizer, or the shapes do not fit.
     """
     direction = _DIRECTIONS[choose("optimizer", optimizer, _DIRECTIONS)]
+    _check_sizes(x, weight, scale, base)
     n, (values, gain) = x.shape[-2], _values(x, weight, eps)
     lr_weight = lr if lr_weight is None else lr_weight
     raw, logits = values[..., 2 * n :], split_values(values, scale, base, n).mix
@@ -283,6 +305,7 @@ class GateStatistics(NamedTuple):
     write_saturated: Tensor
 
 
+@arguments.checked(read=arguments.tensor(1), write=arguments.tensor(1))
 def gate_statistics(read: Tensor, write: Tensor) -> GateStatistics:
     """Diagnostic 6: summarise the read and write gates (..., n) of tokens: means, sums, and how many are saturated.
 
@@ -298,6 +321,7 @@ def gate_statistics(read: Tensor, write: Tensor) -> GateStatistics:
     )
 
 
+@arguments.checked(**_PARAMETERS, eps=arguments.number(at_least=0))
 def mixing_logits(x: Tensor, weight: Tensor, scale: Tensor, base: Tensor, eps: float = 1e-6) -> StreamWeights:
     """Compute for each token the logits of its read gates, its write gates and its mixing matrix.
 
@@ -310,7 +334,28 @@ def mixing_logits(x: Tensor, weight: Tensor, scale: Tensor, base: Tensor, eps: f
     Returns:
         Logits `read` and `write` (..., n) and `mix` (..., n, n).
     """
+    _check_sizes(x, weight, scale, base)
     return split_values(_values(x, weight, eps)[0], scale, base, x.shape[-2])
+
+
+def _check_sizes(x: Tensor, weight: Tensor, scale: Tensor, base: Tensor) -> None:
+    """Check that the parameters of a hyper-connection fit its streams.
+
+    Args:
+        x: the n residual streams of width d of each token, (..., n, d).
+        weight, scale, base: parameters: the generator ((2 + n) n, n d), scales (3,) and bases ((2 + n) n,).
+
+    Raises:
+        InvalidInputError: the shapes do not fit together.
+    """
+    n, d = x.shape[-2:]
+    k = (2 + n) * n
+    if weight.shape[-2:] != (k, n * d) or scale.shape != (3,) or base.shape != (k,):
+        shapes = ", ".join(str(tuple(each.shape)) for each in (x, weight, scale, base))
+        raise InvalidInputError(
+            f"hyper-connection: streams, generator, scales and bases of shapes {shapes} do not fit together.\n"
+            f"  expected: x (..., n, d), weight ((2 + n) n, n d), scale (3,) and base ((2 + n) n,)."
+        )
 
 
 def _values(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from abcfx.hyper_connections.measure import Sample
 from abcfx.hyper_connections.module import StreamWeights
 from abcfx.hyper_connections.rows import Diagnostic, DiagnosticRow, diagnostic_row
 from abcfx.hyper_connections.sinkhorn_iterations import normalised
-from abcfx.support import trees
+from abcfx.support import arguments, trees
 from abcfx.support.running import evaluating
 from abcfx.support.verdict import Verdict
 
@@ -92,6 +92,13 @@ class _Candidate:
     generator: _Generator
 
 
+@arguments.checked(
+    model=arguments.module,
+    kwargs=arguments.keywords,
+    samples=arguments.whole(),
+    iters=arguments.whole(),
+    seed=arguments.seed,
+)
 def find_hyper_connections(
     model: nn.Module,
     args: object = None,
@@ -236,7 +243,7 @@ def _run(
 
     hooks = [each.module.register_forward_hook(watch(each), with_kwargs=True) for each in candidates]
     try:
-        with evaluating(model):
+        with evaluating(model), arguments.run_on("args", model):
             model(*args, **kwargs)
     finally:
         for handle in hooks:

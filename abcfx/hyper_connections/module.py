@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from abcfx.errors import InvalidInputError
 from abcfx.hyper_connections.sinkhorn_iterations import normalised
+from abcfx.support.numbers import check_number, check_whole
 
 INIT_SCALE = 0.1
 
@@ -124,7 +124,7 @@ class HyperConnection(nn.Module):
 
     def __init__(self, dim: int, streams: int = 4, sinkhorn_iters: int = 20, eps: float = 1e-6) -> None:
         super().__init__()
-        _check(dim, streams, sinkhorn_iters)
+        _check(dim, streams, sinkhorn_iters, eps)
         self.dim, self.streams, self.sinkhorn_iters, self.eps = dim, streams, sinkhorn_iters, eps
         self.weight = nn.Parameter(torch.empty((2 + streams) * streams, streams * dim))
         self.scale = nn.Parameter(torch.empty(3))
@@ -185,7 +185,7 @@ class HyperHead(nn.Module):
 
     def __init__(self, dim: int, streams: int = 4, eps: float = 1e-6) -> None:
         super().__init__()
-        _check(dim, streams, 1)
+        _check(dim, streams, 1, eps)
         self.dim, self.streams, self.eps = dim, streams, eps
         self.weight = nn.Parameter(torch.empty(streams, streams * dim))
         self.scale = nn.Parameter(torch.empty(1))
@@ -216,9 +216,8 @@ def _reset(weight: Tensor, scale: Tensor, base: Tensor) -> None:
     nn.init.zeros_(base)
 
 
-def _check(dim: int, streams: int, iters: int) -> None:
-    """Raise InvalidInputError if the width of a stream, the number of streams or of Sinkhorn iterations is below 1."""
-    if dim < 1 or streams < 1 or iters < 1:
-        raise InvalidInputError(
-            f"hyper-connection: dim={dim}, streams={streams}, sinkhorn_iters={iters}; expected each to be at least 1."
-        )
+def _check(dim: int, streams: int, iters: int, eps: float) -> None:
+    """Raise InvalidInputError for sizes or numbers of iterations below 1, and for a negative eps."""
+    for name, value in (("dim", dim), ("streams", streams), ("sinkhorn_iters", iters)):
+        check_whole(f"hyper-connection: {name}", value)
+    check_number("hyper-connection: eps", eps, at_least=0)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from abcfx.errors import InvalidInputError
+from abcfx.support import arguments
+from abcfx.support.numbers import check_number, check_whole
 
 
 def sinkhorn(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Tensor:
@@ -31,7 +32,7 @@ def sinkhorn(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Tensor:
         >>> [round(float(total), 4) for total in sinkhorn(torch.randn(3, 3)).sum(0)]
         [1.0, 1.0, 1.0]
     """
-    check_logits(logits, iters)
+    check_logits(logits, iters, eps)
     return normalised(logits, iters, eps)
 
 
@@ -51,12 +52,11 @@ def normalised(logits: Tensor, iters: int, eps: float) -> Tensor:
     return mix
 
 
-def check_logits(logits: Tensor, iters: int) -> None:
-    """Raise InvalidInputError unless the logits are square matrices and iters is at least 1."""
-    if logits.ndim < 2 or logits.shape[-1] != logits.shape[-2]:
-        raise InvalidInputError(f"sinkhorn: expected logits of shape (..., n, n); got {tuple(logits.shape)}.")
-    if iters < 1:
-        raise InvalidInputError(f"sinkhorn: iters={iters}; expected at least 1.")
+def check_logits(logits: Tensor, iters: int, eps: float) -> None:
+    """Raise InvalidInputError unless the logits are square matrices, iters is at least 1 and eps not negative."""
+    arguments.tensor(2, square=True)("sinkhorn: logits", logits)
+    check_whole("sinkhorn: iters", iters)
+    check_number("sinkhorn: eps", eps, at_least=0)
 
 
 def sinkhorn_jacobian(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Tensor:
@@ -68,7 +68,7 @@ def sinkhorn_jacobian(logits: Tensor, iters: int = 20, eps: float = 1e-6) -> Ten
         logits: Z, (..., n, n).
         iters, eps: number of iterations, and what is added to entries and sums.
     """
-    check_logits(logits, iters)
+    check_logits(logits, iters, eps)
     n = logits.shape[-1]
     soft = torch.softmax(logits, -1)
     units = torch.eye(n * n, dtype=logits.dtype, device=logits.device).view(n * n, n, n)
@@ -98,6 +98,16 @@ def _divided(mix: Tensor, tangent: Tensor, dim: int, eps: float) -> tuple[Tensor
     return mix, (tangent - mix * tangent.sum(dim, keepdim=True)) / sums
 
 
+def _float_type(option: str, value: object) -> None:
+    """Refuse what is no floating-point dtype.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if not isinstance(value, torch.dtype) or not value.is_floating_point:
+        raise arguments.wrong(option, value, "a floating-point dtype such as torch.float64")
+
+
 def gauge_projector(streams: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
     """Return the projector (n^2, n^2) onto those n x n logits that change sinkhorn(logits): rows and columns sum to 0.
 
@@ -108,7 +118,12 @@ def gauge_projector(streams: int, *, dtype: torch.dtype | None = None, device: t
     Args:
         streams: n.
         dtype, device: of the result.
+
+    Raises:
+        InvalidInputError: there is no such number of streams, or no such dtype.
     """
+    check_whole("gauge_projector: streams", streams)
+    arguments.optional(_float_type)("gauge_projector: dtype", dtype)
     centred = torch.eye(streams, dtype=dtype, device=device) - 1 / streams
     return torch.kron(centred, centred)
 

@@ -16,6 +16,7 @@ from abcfx.hyper_connections.found import find_hyper_connections
 from abcfx.hyper_connections.judge import INIT_EXPONENTS, GeneratorInit, judge_drawn, judge_found, laws
 from abcfx.hyper_connections.measure import Sample, measure_mix, measure_sample, measure_spread, summarise
 from abcfx.hyper_connections.rows import SPREADS, DiagnosticRow, LawSlope, Measurement, Quantity
+from abcfx.support import arguments
 from abcfx.support.choices import choose
 from abcfx.support.numbers import check_whole
 
@@ -23,6 +24,19 @@ STD = 0.02  # of the generator at the smallest width
 MATRICES = 10  # drawn for each sample by the diagnostics that depend on no width, since these are cheap
 
 
+@arguments.checked(
+    model=arguments.optional(arguments.module),
+    kwargs=arguments.keywords,
+    streams=arguments.whole(at_least=2),
+    iters=arguments.whole(),
+    samples=arguments.whole(at_least=2),
+    eps=arguments.number(at_least=0),
+    scale=arguments.number(),
+    base=arguments.number(),
+    lr=arguments.number(above=0),
+    rate_exponent=arguments.number(),
+    seed=arguments.seed,
+)
 def diagnose(
     widths: Sequence[int] = (64, 128, 256, 512, 1024),
     *,
@@ -83,8 +97,12 @@ def diagnose(
     """
     if model is not None:
         return _diagnose_model(model, args, kwargs, samples=samples, iters=iters, lr=lr, seed=seed)
+    if args is not None or kwargs is not None:
+        raise InvalidInputError(
+            "diagnose: inputs were given without a model to run on them.\n  To fix: diagnose(model=model, args=...)"
+        )
     init = choose("init", init, get_args(GeneratorInit))
-    widths = _checked_widths(widths, streams, iters, samples)
+    widths = _checked_widths(widths)
     drawing = _Drawing(streams, iters, samples, init, eps, scale, base)
     generator = torch.Generator().manual_seed(seed)
     by_width: dict[int, dict[Quantity, Tensor]] = {}
@@ -144,16 +162,12 @@ class _Drawing:
         return Sample(x, weight, scales, torch.full((k,), self.base, dtype=torch.float64), self.iters, self.eps)
 
 
-def _checked_widths(widths: Sequence[int], streams: int, iters: int, samples: int) -> tuple[int, ...]:
+def _checked_widths(widths: Sequence[int]) -> tuple[int, ...]:
     """Return the widths sorted and without repeats.
 
     Raises:
-        InvalidInputError: fewer than two widths or streams, no iteration, or fewer than two samples.
+        InvalidInputError: there are fewer than two widths.
     """
-    if streams < 2 or iters < 1 or samples < 2:
-        raise InvalidInputError(
-            f"diagnose: streams={streams}, iters={iters}, samples={samples}; expected at least 2, 1 and 2."
-        )
     given = widths if isinstance(widths, Iterable) else (widths,)
     found = tuple(sorted({check_whole("diagnose: widths: each", width) for width in given}))
     if len(found) < 2 or found[0] < 1:

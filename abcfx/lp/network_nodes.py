@@ -15,6 +15,7 @@ from abcfx.support.choices import choose
 
 Merge: TypeAlias = Literal["min", "sum"]
 MERGES: tuple[Merge, ...] = get_args(Merge)
+MAX_USES = 2**31 - 1  # of one output by one node; the solver counts in 32 bits
 RELATIVE, ABSOLUTE = 1e-5, 1e-8  # tolerances of a + b, as in numpy.isclose
 
 
@@ -151,7 +152,9 @@ def finite_number(value: object, name: str, label: str) -> float:
     """
     number = math.nan
     if isinstance(value, (float, int, SupportsFloat)):  # the protocol last, since it takes long to check
-        with suppress(TypeError, OverflowError, ValueError):  # an array of several numbers; an int beyond 1e308
+        with suppress(
+            TypeError, OverflowError, ValueError, RuntimeError
+        ):  # an array of several numbers; an int beyond 1e308
             number = float(value)
     if not math.isfinite(number):
         raise InvalidInputError(f"{label}: {name} must be a finite number; got {value!r}")
@@ -172,7 +175,7 @@ def _node(key: Hashable, label: str, attributes: Mapping[str, object], inputs: M
         InvalidInputError: an attribute is malformed.
     """
     has_weight = attributes.get("has_weight", True)
-    if has_weight not in (True, False):
+    if not isinstance(has_weight, bool):
         raise InvalidInputError(f"{label}: has_weight must be True or False; got {has_weight!r}")
     merge = attributes.get("merge", "min")
     chosen: Merge = "min" if merge == "min" else choose(f"{label}: merge", merge, MERGES)
@@ -187,7 +190,7 @@ def _check_attributes(graph: nx.DiGraph, key: Hashable) -> None:
         InvalidInputError: names what is missing or does not fit.
     """
     values = graph.nodes[key]
-    for name in ("a", "b") if values.get("has_weight", True) else ("a",):
+    for name in ("a", "b") if values.get("has_weight", True) is not False else ("a",):
         if name not in values:
             edges = [f"{tail} -> {head}" for tail, head in [*graph.in_edges(key), *graph.out_edges(key)]]
             place = f", known only from the edge {edges[0]}," if edges and not values else ""
@@ -211,7 +214,10 @@ def _multiplicity(graph: nx.DiGraph, tail: Hashable, head: Hashable) -> int:
         InvalidInputError: the user gave something else than a whole number.
     """
     data = graph.get_edge_data(tail, head)
-    count = sum(edge.get("multiplicity", 1) for edge in (data.values() if graph.is_multigraph() else [data]))
-    if not (isinstance(count, int) and count >= 1):
-        raise InvalidInputError(f"edge {tail} -> {head}: multiplicity must be a whole number, 1 or more; got {count!r}")
-    return count
+    counts = [edge.get("multiplicity", 1) for edge in (data.values() if graph.is_multigraph() else [data])]
+    for count in counts:
+        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_USES:
+            raise InvalidInputError(
+                f"edge {tail} -> {head}: multiplicity must be a whole number, 1 or more; got {count!r:.60}"
+            )
+    return sum(counts)

@@ -169,6 +169,8 @@ class NetworkSolver(ABC, Generic[Exponents]):
     ) -> None:
         """Check the network, and write its linear program of learning-rate exponents."""
         optimizer = choose("optimizer", optimizer, OPTIMIZERS)
+        if not isinstance(feature_learning, bool):
+            raise InvalidInputError(f"feature_learning={feature_learning!r}: expected True or False.")
         self._nodes = nodes  # each after its predecessors
         self._aligned = [(node.label, i) for i, node in enumerate(nodes) if node.is_aligned]
         successors = find_successors(nodes)
@@ -246,7 +248,10 @@ class NetworkSolver(ABC, Generic[Exponents]):
             name: "alpha", "omega" or "u", for messages.
         """
         values = self._listed(given, name) if isinstance(given, Collection) else [given] * len(self._nodes)
-        array = np.asarray(values)
+        try:
+            array = np.asarray(values)
+        except (TypeError, ValueError, RuntimeError):  # lists of several lengths, tensors without values
+            array = np.empty(0, dtype=object)
         if array.dtype.kind in "fiu" and np.isfinite(array).all():
             numbers: list[float] = array.astype(np.float64).tolist()
             return numbers

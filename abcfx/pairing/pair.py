@@ -12,7 +12,7 @@ from torch import nn
 from abcfx.capture import CapturedGraph, capture
 from abcfx.capture.aten import Trace
 from abcfx.capture.caches import equally_fresh
-from abcfx.capture.examples import OpenSizes, check_keyword_inputs
+from abcfx.capture.examples import OpenSizes
 from abcfx.capture.options import Capture, CaptureMethod
 from abcfx.dag.building import build_dag
 from abcfx.dag.layer_dag import LayerDag
@@ -21,6 +21,7 @@ from abcfx.pairing.blocks import Blocks, match_blocks, pair_parameters
 from abcfx.pairing.factors import Factors, factor_models
 from abcfx.pairing.fixed_sizes import fixed_sizes
 from abcfx.pairing.widths import PairedGrowth, SizeGrowth, StructuralGrowth, WidthGrowth
+from abcfx.support import arguments
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -57,7 +58,7 @@ class PairedModels:
         blocks: Blocks | None = None,
     ) -> None:
         """Keep the model to be analysed (target) and a smaller one to compare it with (base); compute nothing yet."""
-        check_keyword_inputs(kwargs)
+        arguments.keywords("kwargs", kwargs)
         self.target = target
         self.base = base if isinstance(base, nn.Module) else None
         self.base_shapes = base if isinstance(base, Mapping) else None

@@ -9,6 +9,7 @@ from torch import nn
 
 from abcfx.errors import InvalidInputError
 from abcfx.plan.spec import Spec
+from abcfx.support import arguments
 from abcfx.support.patterns import plain_name
 from abcfx.theory.optimizer_groups import as_option
 from abcfx.theory.optimizers import Optimizer, family
@@ -17,6 +18,7 @@ from abcfx.theory.optimizers import Optimizer, family
 OptimizerGroup: TypeAlias = dict[str, Any]
 
 
+@arguments.checked(module=arguments.module, per_parameter=arguments.flag)
 def param_groups(
     module: nn.Module, spec: Spec | Mapping[str, object], per_parameter: bool = False
 ) -> list[OptimizerGroup]:

@@ -14,6 +14,7 @@ import torch
 
 from abcfx.errors import InvalidInputError
 from abcfx.plan.draws import Draw, Law, as_real, like_sharded
+from abcfx.support import arguments
 from abcfx.support.patterns import plain_name
 
 
@@ -141,6 +142,7 @@ def initialise(module: torch.nn.Module, inits: Mapping[str, Init]) -> None:
     Raises:
         InvalidInputError: a parameter was not planned, or its init is not known; nothing has been written then.
     """
+    arguments.module("init_weights: module", module)
     parameters = {plain_name(name, inits): parameter for name, parameter in module.named_parameters()}
     missing = next((name for name in inits if name not in parameters), None)
     if missing is not None and parameters.keys() <= inits.keys():

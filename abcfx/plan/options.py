@@ -10,6 +10,7 @@ from torch import nn
 
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.assign import GivenExponents
+from abcfx.support.arguments import wrong
 from abcfx.support.choices import choose
 from abcfx.support.numbers import check_number
 from abcfx.support.patterns import match_patterns
@@ -39,8 +40,10 @@ def _check_constants(option: str, value: ByRole) -> None:
         InvalidInputError: names the option and the value.
     """
     numbers = value if isinstance(value, Mapping) else {None: value}
-    if isinstance(value, Mapping) and (wrong := set(value) - {*ROLES, "default"}):
-        raise InvalidInputError(f"{option}: unknown role {sorted(wrong)[0]!r}; expected {', '.join(ROLES)} or default.")
+    if isinstance(value, Mapping) and (unknown := set(value) - {*ROLES, "default"}):
+        raise InvalidInputError(
+            f"{option}: unknown role {sorted(unknown, key=str)[0]!r}; expected {', '.join(ROLES)} or default."
+        )
     for role, number in numbers.items():
         check_number(option if role is None else f"{option}[{role!r}]", number, above=0)
 
@@ -82,6 +85,13 @@ class Overrides:
         roles = {pattern: choose(f"roles: {pattern!r}", role, ROLES) for pattern, role in (self.roles or {}).items()}
         object.__setattr__(self, "roles", roles if self.roles is not None else None)
         _check_constants("std", self.std)
+        if self.exponents is not None and not isinstance(self.exponents, Mapping | list | tuple):
+            raise wrong(
+                "exponents",
+                self.exponents,
+                "a dict of pattern to (a, b), or a list of those",
+                "exponents={'head': (0, 1)}",
+            )
         if isinstance(self.no_decay, str):
             raise InvalidInputError(
                 f"no_decay={self.no_decay!r}: expected a list of roles and patterns.\n"
@@ -89,6 +99,7 @@ class Overrides:
             )
         if not isinstance(self.no_decay, Collection) or not all(isinstance(each, str) for each in self.no_decay):
             raise InvalidInputError(f"no_decay={self.no_decay!r}: expected a list of roles and patterns.")
+        object.__setattr__(self, "no_decay", tuple(self.no_decay))
 
     def without_decay(self, roles: Mapping[str, str]) -> set[str]:
         """Return the names of the parameters that `no_decay` takes out of weight decay.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypedDict, cast
 
 from abcfx.errors import InvalidInputError
@@ -12,7 +13,11 @@ from abcfx.exponents.dag_program import Binding
 from abcfx.exponents.roles import WhyRole
 from abcfx.plan.init import Init
 from abcfx.plan.own_init import OwnInit
+from abcfx.support import arguments
+from abcfx.support.arguments import wrong
+from abcfx.support.choices import choose
 from abcfx.theory.optimizer_groups import GroupOption
+from abcfx.theory.parametrizations import ROLES
 
 SPEC_VERSION = 1
 
@@ -150,6 +155,109 @@ def _one_or_by_node(by_node: Mapping[str, float], unused: float) -> float | dict
     return dict(by_node) if len(values) > 1 else next(iter(values), unused)
 
 
+def _text(option: str, value: object) -> None:
+    """Refuse a value that is no text.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if not isinstance(value, str):
+        raise wrong(option, value, "text")
+
+
+def _by_node_or_one(option: str, value: object) -> None:
+    """Refuse what is neither a number nor a dict of numbers.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    for each in value.values() if isinstance(value, Mapping) else [value]:
+        _NUMBER(option, each)
+
+
+def _numbers(option: str, value: object) -> None:
+    """Refuse what is no list of numbers.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if not isinstance(value, list | tuple):
+        raise wrong(option, value, "a list of numbers")
+    for each in value:
+        _NUMBER(option, each)
+
+
+def _own_init(option: str, value: object) -> None:
+    """Refuse what is no pair of numbers by name, as `OwnInitRow` has them.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if not isinstance(value, Mapping) or set(value) != set(OwnInitRow.__annotations__):
+        raise wrong(option, value, "a dict with exponent and measured")
+    _by_node_or_one(option, value)
+
+
+def _options(option: str, value: object) -> None:
+    """Refuse options of an optimizer that are no dict by name, or no plain data.
+
+    Raises:
+        InvalidInputError: they are something else.
+    """
+    if not isinstance(value, Mapping):
+        raise wrong(option, value, "a dict of options")
+    for name, each in value.items():
+        _text(option, name)
+        if not isinstance(each, list | tuple | bool | str | None):
+            _NUMBER(f"{option}: {name}", each)
+
+
+_NUMBER = arguments.number()
+_POSITIVE = arguments.number(at_least=0)
+_ROW: dict[str, arguments.Check] = {
+    "role": partial(choose, choices=ROLES),
+    "why": _text,
+    "growth": _numbers,
+    "width": arguments.number(above=0),
+    "a": _by_node_or_one,
+    "b": _NUMBER,
+    "c": _NUMBER,
+    "g": _NUMBER,
+    "multiplier": _by_node_or_one,
+    "std": arguments.optional(_POSITIVE),
+    "lr": _POSITIVE,
+    "eps": arguments.optional(_POSITIVE),
+    "weight_decay": _POSITIVE,
+    "optimizer": _text,
+    "r": arguments.optional(_NUMBER),
+    "binding": _text,
+    "void": arguments.flag,
+    "init_factor": _NUMBER,
+    "own_init": arguments.optional(_own_init),
+    "options": _options,
+}
+
+
+def _check_row(name: object, row: object) -> None:
+    """Check the row of one parameter.
+
+    Args:
+        name: name of the parameter.
+        row: its row, as JSON may have it.
+
+    Raises:
+        InvalidInputError: the row lacks something, or has a value of another kind.
+    """
+    _text(f"spec: parameter {name!r}", name)
+    if not isinstance(row, Mapping):
+        raise wrong(f"spec: {name}", row, "a dict with lr, eps and the other numbers of the parameter")
+    if missing := SpecRow.__required_keys__ - set(row):
+        raise InvalidInputError(f"spec: the row of {name!r} lacks {', '.join(sorted(missing))}.")
+    for key, check in _ROW.items():
+        if key in row:
+            check(f"spec: {name}: {key}", row[key])
+
+
 class Spec(Mapping[str, SpecRow]):
     """The durable result of a transform: a row of planned numbers for each parameter, and the version of the format.
 
@@ -158,7 +266,17 @@ class Spec(Mapping[str, SpecRow]):
     """
 
     def __init__(self, rows: Mapping[str, SpecRow], version: int = SPEC_VERSION) -> None:
-        """Keep a row of planned numbers for each parameter, and the version of their format."""
+        """Check a row for each parameter and keep it, and the version of their format.
+
+        Raises:
+            InvalidInputError: a row lacks something, or has a value of another kind.
+        """
+        if not isinstance(version, int) or version != SPEC_VERSION:
+            raise InvalidInputError(f"spec: version {version!r} is not known; this abcfx reads version {SPEC_VERSION}.")
+        if not isinstance(rows, Mapping):
+            raise wrong("spec", rows, "a dict of parameter name to row", "Spec.from_json(text)")
+        for name, row in rows.items():
+            _check_row(name, row)
         self._rows, self.version = dict(rows), version
 
     def __getitem__(self, name: str) -> SpecRow:
@@ -191,9 +309,15 @@ class Spec(Mapping[str, SpecRow]):
         Raises:
             InvalidInputError: the text is no spec of a known version.
         """
+        if not isinstance(text, str | bytes):
+            raise wrong("spec", text, "the text of result.spec.to_json()")
         try:
             return cls.of(json.loads(text))
-        except json.JSONDecodeError as error:
+        except RecursionError:
+            raise InvalidInputError(
+                "spec: nested too deeply.\n  expected: the text of result.spec.to_json()."
+            ) from None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise InvalidInputError(
                 f"spec: not JSON ({error}).\n  expected: the text of result.spec.to_json()."
             ) from None
@@ -212,11 +336,4 @@ class Spec(Mapping[str, SpecRow]):
                 "spec: expected a Spec, or a dict with `version` and `parameters`.\n"
                 "  To fix: keep result.spec.to_json() and read it with Spec.from_json(text)."
             )
-        version, rows = given.get("version"), given["parameters"]
-        if version != SPEC_VERSION:
-            raise InvalidInputError(f"spec: version {version!r} is not known; this abcfx reads version {SPEC_VERSION}.")
-        for name, row in rows.items():
-            missing = SpecRow.__required_keys__ - set(row) if isinstance(row, Mapping) else {"every key"}
-            if missing:
-                raise InvalidInputError(f"spec: the row of {name!r} lacks {', '.join(sorted(missing))}.")
-        return cls(cast(Mapping[str, SpecRow], rows))
+        return cls(cast(Mapping[str, SpecRow], given["parameters"]), cast(int, given.get("version")))

@@ -17,6 +17,7 @@ from abcfx.report.explanation import Explanation, Line, Paragraph
 from abcfx.report.names import tied_names
 from abcfx.rules import Layer, Vector
 from abcfx.rules.kinds import Kind, Merge, Norm, Product
+from abcfx.support.arguments import wrong
 from abcfx.support.location import location
 
 USES_SHOWN = 3
@@ -89,9 +90,10 @@ class Explainer:
         known = {alias: first for first, aliases in self._tied.items() for alias in aliases}
         known |= {each: each for each in self._outcome.plan}
         short = {each.removesuffix(".weight"): first for each, first in known.items()}
+        if not isinstance(name, str):
+            raise wrong("explain", name, "the name of a parameter", f"result.explain({next(iter(known))!r})")
         found = known.get(name, short.get(name))
         if found is None:
-            name = str(name)  # users may give anything
             within = [each for each in known if each.startswith(f"{name}.")]
             close = within[:3] or get_close_matches(name, list(known), n=3, cutoff=0.3) or list(known)[:3]
             raise InvalidInputError(

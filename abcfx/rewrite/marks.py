@@ -14,6 +14,8 @@ from abcfx.rules.op import Op
 from abcfx.rules.registry import register_rule
 from abcfx.rules.values import Value
 from abcfx.support import trees
+from abcfx.support.arguments import wrong
+from abcfx.support.numbers import check_number
 
 NAME = "abcfx::scaled"
 
@@ -70,13 +72,19 @@ def scaled(function: nn.Module | Callable[P, R], a: float) -> Scaled | Callable[
 
     Returns:
         A callable of the same signature, or a module around the module.
+
+    Raises:
+        InvalidInputError: it is no function or module, or a is no finite number.
     """
+    exponent = check_number("scaled: a", a)
     if isinstance(function, nn.Module):
-        return Scaled(function, float(a))
+        return Scaled(function, exponent)
+    if isinstance(function, type) or not callable(function):
+        raise wrong("scaled", function, "a function or a module (an instance)", "abcfx.scaled(nn.Linear(8, 8), 0.5)")
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        return _marked(function(*args, **kwargs), float(a))
+        return _marked(function(*args, **kwargs), exponent)
 
     return call
 

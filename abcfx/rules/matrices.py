@@ -11,7 +11,13 @@ from abcfx.rules.registry import plain_name, register_rule
 from abcfx.rules.shape import count_results
 from abcfx.rules.values import Value
 
-_DEGREES = {"cholesky": 0.5, "linalg_eigvals": 1.0, "linalg_eigvalsh": 1.0, "linalg_svdvals": 1.0}
+_DEGREES = {
+    "cholesky": 0.5,
+    "linalg_matrix_sqrth": 0.5,
+    "linalg_eigvals": 1.0,
+    "linalg_eigvalsh": 1.0,
+    "linalg_svdvals": 1.0,
+}
 
 
 @register_rule(*_DEGREES)
@@ -76,9 +82,9 @@ def eig(op: Op, x: Value, UPLO: str = "L") -> tuple[Value, Value]:
     return op.nonlinear(held), op.norm(held)
 
 
-@register_rule("qr")
+@register_rule("qr", "linalg_polar")
 def qr(op: Op, x: Value, *_: object) -> tuple[Value, Value]:
-    """Handle a QR decomposition of matrices of a fixed size: Q has entries of order 1, R as large as those of x."""
+    """Handle QR and polar decompositions at a fixed size: the first has entries of order 1, the second those of x."""
     held = op.fixed(x, (-2, -1))
     return op.norm(held), op.nonlinear(held)
 

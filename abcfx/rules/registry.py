@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 import math
 import operator
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import TypeAlias, TypeVar
 
@@ -18,6 +18,7 @@ import torch
 from abcfx.capture.leaves import is_kept, keep_whole, open_up
 from abcfx.capture.registered import registered_name
 from abcfx.rules.values import Result
+from abcfx.support import arguments
 
 Rule: TypeAlias = Callable[..., Result]
 R = TypeVar("R", bound=Rule)
@@ -95,6 +96,7 @@ def register_rule(*targets: object) -> Callable[[R], R]:
 
         Captured graphs then call modules of the given classes as a whole, so that the rule sees the call.
         """
+        arguments.function("register_rule: rule", rule)
         for target in targets:
             rules, key = _place_of(target)
             rules[key] = rule
@@ -117,6 +119,7 @@ def override(target: object, rule: Rule) -> Iterator[None]:
         >>> with override("mylib::scan", lambda op, x: op.same(x)):
         ...     pass  # result = abcfx.transform(model, x)
     """
+    arguments.function("override: rule", rule)
     rules, key = _place_of(target)
     before = rules.get(key)
     was_whole = isinstance(key, type) and is_kept(key)
@@ -133,7 +136,17 @@ def override(target: object, rule: Rule) -> Iterator[None]:
 
 
 def _place_of(target: object) -> tuple[MutableMapping[object, Rule], object]:
-    """Return the table of rules to which a function, module type or name belongs, and its key in that table."""
+    """Return the table of rules to which a function, module type or name belongs, and its key in that table.
+
+    Raises:
+        InvalidInputError: it is none of these.
+    """
+    if not callable(target) and not (isinstance(target, str) and target):
+        expected = "a function, a class of modules, or the name of an op"
+        raise arguments.wrong("rule", target, expected, "@register_rule('mylib::scan')")
+    if isinstance(target, torch.nn.Module):
+        fix = f"@register_rule({type(target).__name__})"
+        raise arguments.wrong("rule", target, "a class of modules, not an instance", fix)
     if isinstance(target, str):
         return _BY_NAME, plain_name(target)
     if isinstance(target, type) and issubclass(target, torch.nn.Module):
@@ -147,6 +160,8 @@ def find_function_rule(target: object) -> Rule | None:
     For the `apply` of an autograd.Function it is the rule of its class.
     """
     target = getattr(target, "autograd_function", target)
+    if not isinstance(target, Hashable):
+        return None
     if not isinstance(target, str) and (rule := _BY_OBJECT.get(target)) is not None:
         return rule
     name = plain_name(target)

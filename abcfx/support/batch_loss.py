@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from abcfx.errors import InvalidInputError
 from abcfx.support import trees
+from abcfx.support.arguments import wrong
 from abcfx.support.running import LABELS
 
+_FIX = "loss=lambda output, batch: torch.nn.functional.mse_loss(output, batch[1])"
 Loss = Callable[..., torch.Tensor]
 """A function of (output, batch) that returns a scalar tensor."""
 
@@ -87,6 +90,53 @@ def _aligned(logits: torch.Tensor, batch: object) -> tuple[torch.Tensor, torch.T
         f"loss: logits {tuple(logits.shape)} and targets {tuple(targets.shape)} of {targets.dtype} do not fit cross "
         f"entropy.\n  To fix: pass loss=lambda output, batch: ..., which returns a scalar tensor."
     )
+
+
+@dataclass(frozen=True)
+class _ScalarLoss:
+    """A user's loss whose result is checked: one number in a tensor, which depends on the model.
+
+    Attributes:
+        function: the user's function of (output, batch).
+    """
+
+    function: Loss
+
+    def __call__(self, output: object, batch: object) -> torch.Tensor:
+        """Return the loss of a model's output on a batch.
+
+        Raises:
+            InvalidInputError: the function does not take (output, batch), or returns something else.
+        """
+        try:
+            found: object = self.function(output, batch)
+        except TypeError as error:
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                raise  # from within the user's function
+            raise InvalidInputError(
+                f"loss: expected a function of (output, batch): {error}.\n  To fix: {_FIX}"
+            ) from error
+        if not isinstance(found, torch.Tensor) or found.numel() != 1 or not found.is_floating_point():
+            raise wrong("loss", found, "a tensor with one number from the function", _FIX)
+        if torch.is_grad_enabled() and not found.requires_grad:
+            raise InvalidInputError(
+                "loss: what the function returns does not depend on the model's parameters (detached, or a number "
+                f"made anew).\n  To fix: {_FIX}"
+            )
+        return found
+
+
+def scalar_loss(loss: Loss | None) -> Loss | None:
+    """Return a user's loss with its result checked on every call; None if the user gave none.
+
+    Raises:
+        InvalidInputError: it is no function.
+    """
+    if loss is None:
+        return None
+    if isinstance(loss, type) or not callable(loss):
+        raise wrong("loss", loss, "a function of (output, batch), or None for cross entropy", _FIX)
+    return _ScalarLoss(loss)
 
 
 def _entry(output: object, name: str) -> object:

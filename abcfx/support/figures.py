@@ -35,10 +35,34 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def check_target(option: str, path: object) -> None:
+    """Refuse a file that no figure can be written to, before anything is computed for it.
+
+    Args:
+        option: what the path was given for; it begins the error message.
+        path: the user's path.
+
+    Raises:
+        InvalidInputError: its folder is missing, its ending is no format of pictures, or matplotlib is not installed.
+    """
+    target = writable_file(option, path)
+    known = new_figure(1, 1).canvas.get_supported_filetypes()
+    if target.suffix and target.suffix[1:].lower() not in known:
+        raise InvalidInputError(
+            f"{option}={str(target)!r}: no pictures are written as {target.suffix!r}.\n"
+            f"  expected: .png, .svg or .pdf.\n  To fix: {option}={str(target.with_suffix('.png'))!r}"
+        )
+
+
 def save(figure: Figure, path: str | None) -> Figure:
-    """Write a figure to a file, if a path is given, and return the figure."""
+    """Write a figure to a file, if a path is given, and return the figure.
+
+    Raises:
+        InvalidInputError: the path is none of a picture that can be written.
+    """
     if path is not None:
-        figure.savefig(writable_file("plot", path), dpi=DPI)
+        check_target("plot", path)
+        figure.savefig(path, dpi=DPI)
     return figure
 
 

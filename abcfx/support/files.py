@@ -8,6 +8,23 @@ from pathlib import Path
 from abcfx.errors import InvalidInputError
 
 
+def writable_folder(option: str, path: Path) -> Path:
+    """Make a folder if it is missing, and return it.
+
+    Args:
+        option: what the path was given for; it begins the error message.
+        path: the user's path.
+
+    Raises:
+        InvalidInputError: it cannot be made, since a file of that name is in the way, say.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{option}={str(path)!r}: this folder cannot be made ({error.strerror}).") from error
+    return path
+
+
 def writable_file(option: str, path: object) -> Path:
     """Return the path of a file to write; it is no symlink, so that nothing is written elsewhere than it says.
 

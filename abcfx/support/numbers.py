@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from contextlib import suppress
 from numbers import Integral, Real
 
@@ -61,7 +62,7 @@ def check_whole(option: str, value: object, *, at_least: int = 1) -> int:
     >>> check_whole("every", 10)
     10
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not at_least <= int(value) <= sys.maxsize:
         raise _refused(option, value, f"a whole number, at least {at_least}", None)
     return int(value)
 
@@ -81,7 +82,7 @@ def _float(value: object) -> float | None:
 
 def _refused(option: str, value: object, expected: str, number: float | None) -> InvalidInputError:
     """Make the error for an option with a wrong value; for a number in quotes it has the corrected line."""
-    shown = repr(value)
+    shown = repr(value) if not isinstance(value, Integral) or abs(int(value)) < 2**64 else "a number above 2**64"
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     message = f"{option}={shown}: expected {expected}."
     if number is None and isinstance(value, str):

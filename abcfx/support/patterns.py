@@ -34,6 +34,8 @@ def match_patterns(argument: str, patterns: Mapping[str, T], names: Iterable[str
     known = list(names)
     found: dict[str, T] = {}
     for pattern, value in patterns.items():
+        if not isinstance(pattern, str):
+            raise InvalidInputError(f"{argument}: expected patterns of parameter names as keys, got {pattern!r}.")
         matched = [
             name for name in known if fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".weight"), pattern)
         ]

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
+from abcfx.errors import InvalidInputError
 from abcfx.support.undo import Undo
 
 LABELS = ("labels", "label", "targets", "target")
@@ -106,6 +107,11 @@ def forward_arguments(model: nn.Module, batch: object) -> tuple[tuple[object, ..
         >>> forward_arguments(nn.Linear(2, 2), {"input": "features", "labels": "targets"})
         ((), {'input': 'features'})
     """
+    if batch is None or (isinstance(batch, tuple | list | dict) and not batch):
+        raise InvalidInputError(
+            f"batch={batch!r}: there is nothing to run the model on.\n"
+            f"  To fix: batch=(inputs, targets), a dict of keyword inputs, or a tensor"
+        )
     inputs = batch[0] if isinstance(batch, tuple | list) else batch
     if isinstance(inputs, Mapping):
         taken = inspect.signature(model.forward).parameters

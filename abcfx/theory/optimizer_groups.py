@@ -54,7 +54,10 @@ def as_number(value: object) -> float | None:
     if isinstance(value, torch.Tensor):
         return float(value.detach()) if value.numel() == 1 and not value.is_meta else None
     if isinstance(value, Real):
-        return None if isinstance(value, bool) else float(value)
+        try:
+            return None if isinstance(value, bool) else float(value)
+        except OverflowError:  # an int beyond 1e308
+            return None
     item = getattr(value, "item", None)  # a numpy array of one entry
     if callable(item) and getattr(value, "size", None) == 1:
         found = item()

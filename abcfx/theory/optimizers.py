@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from abcfx.errors import InvalidInputError
+from abcfx.support.arguments import flag, wrong
 from abcfx.support.choices import choose
+from abcfx.support.numbers import check_whole
 from abcfx.support.patterns import match_patterns
 from abcfx.theory.optimizer_classes import PACKED, decays_decoupled, inner_optimizer, known_name
 from abcfx.theory.parametrizations import ROLES
@@ -70,11 +72,15 @@ class OptimizerFamily:
 
     def __post_init__(self) -> None:
         """Check the options that are words ("sign", "decoupled", ...), and derive `absorb` if it was not given."""
+        if not isinstance(self.name, str) or not self.name:
+            raise wrong("OptimizerFamily: name", self.name, "a word")
+        flag("OptimizerFamily: has_eps", self.has_eps)
         object.__setattr__(self, "update", choose("update", self.update, get_args(UpdateSize)))
         object.__setattr__(self, "decay", choose("decay", self.decay, get_args(DecayWay)))
         object.__setattr__(self, "shape", choose("shape", self.shape, get_args(ShapeFactor)))
         if self.absorb is None:
             object.__setattr__(self, "absorb", _ABSORBED[self.update])
+        check_whole("OptimizerFamily: absorb", self.absorb, at_least=-2)
 
     def rate_shift(self, a: float) -> float:
         """Return what to add to c (rate m^-c; m, the width ratio) when a multiplier m^-a moves into the weight."""
@@ -321,6 +327,8 @@ def assign_optimizers(
     """
     if not isinstance(optimizer, Mapping):
         return dict.fromkeys(names, optimizer)
+    for each in optimizer.values():
+        family(each)  # also those that no parameter gets
     patterns = {key: each for key, each in optimizer.items() if key not in (*ROLES, "default")}
     matched = match_patterns("optimizer", patterns, names)
     missing = [n for n in names if n not in matched and roles[n] not in optimizer and "default" not in optimizer]

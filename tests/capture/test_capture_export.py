@@ -230,9 +230,10 @@ class OwnGradient(nn.Module):
 
 
 def test_custom_gradient_is_never_replaced() -> None:
+    before = vars(torch.autograd.Function)["apply"]
     with pytest.raises(CaptureError, match=r"Doubles is a custom autograd\.Function"):
         capture(OwnGradient(), torch.rand(3, 4), method="export")
-    assert vars(torch.autograd.Function)["apply"].__func__.__qualname__ == "Function.apply"
+    assert vars(torch.autograd.Function)["apply"] is before
 
 
 class BranchesOnData(nn.Module):

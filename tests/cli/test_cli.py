@@ -92,7 +92,7 @@ def test_the_default_rate_is_one_of_the_sweep() -> None:
     [
         (["--steps", "0"], "steps=0; expected at least 1"),
         (["--width", "40"], "expected multiples of 16"),
-        (["--base-width", "64", "--width", "32"], "no wider than the other"),
+        (["--base-width", "64", "--width", "32"], "narrower than the other"),
         (["--lr", "nan"], "expected a positive, finite number"),
         (["--steps", "1000000"], "steps see only fresh characters"),
     ],
@@ -106,12 +106,14 @@ def test_errors_are_one_message_on_stderr(
     assert "Traceback" not in captured.err
 
 
-def test_unexpected_errors_are_short_too_unless_debugging(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("a file, not a folder")
-    assert cli.main(["demo", *TINY, "--out", "taken"]) == 1
-    assert capsys.readouterr().err.startswith("abcfx: FileExistsError:")
-    with pytest.raises(FileExistsError):
-        cli.main(["demo", *TINY, "--out", "taken", "--debug"])
+def test_unexpected_errors_are_short_too_unless_debugging(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_demo, "read_characters", lambda: (_ for _ in ()).throw(FileNotFoundError("no sources")))
+    assert cli.main(["demo", *TINY, "--no-plot"]) == 1
+    assert capsys.readouterr().err.startswith("abcfx: FileNotFoundError:")
+    with pytest.raises(FileNotFoundError):
+        cli.main(["demo", *TINY, "--no-plot", "--debug"])
 
 
 def test_interrupt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,8 +150,9 @@ def test_errors_of_report_are_one_message(
 
 
 def test_debug_raises(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(abcfx.errors.InvalidInputError, match="broken' raises ZeroDivisionError") as raised:
         cli.main(["report", "cli_models.py:broken", "--debug"])
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
     with pytest.raises(abcfx.errors.InvalidInputError):
         cli.main(["report", "cli_models.py:number", "--debug"])
 

@@ -141,7 +141,7 @@ def test_the_projector_removes_what_sinkhorn_cannot_see(n: int) -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: sinkhorn(torch.zeros(4, 3)), "expected logits of shape"),
+        (lambda: sinkhorn(torch.zeros(4, 3)), "sinkhorn: logits: expected"),
         (lambda: sinkhorn(torch.zeros(4, 4), 0), "iters=0"),
         (lambda: HyperConnection(0), "dim=0"),
     ],

@@ -33,6 +33,14 @@ class Mlp(nn.Module):
         return torch.as_tensor(self.outer(torch.relu(self.inner(x))))
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt: a suite that a shell started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def _torch_state() -> list[dict[str, object]]:
     """Return all attributes of what a capture patches."""
     patched = (nn.Module, torch.autograd.Function, torch.compiler, torch.utils.checkpoint, torch.fx.graph)

@@ -1,0 +1,240 @@
+"""Arguments of public functions, checked by one decorator before the function does anything."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import nn
+
+from abcfx.errors import AbcfxError, InvalidInputError
+from abcfx.support.numbers import check_number, check_whole
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Check = Callable[[str, object], object]
+"""A function of an argument's name and value that raises an InvalidInputError for a wrong value."""
+
+
+def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Check arguments of a function before it runs; defaults are taken to be right.
+
+    Args:
+        checks: the check of each argument, by the argument's name.
+
+    >>> @checked(steps=whole(at_least=1))
+    ... def train(steps):
+    ...     return steps
+    >>> train(3)
+    3
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        """Return the function with its arguments checked."""
+        names = list(inspect.signature(function).parameters)
+
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            for name, check in checks.items():
+                if name in given:
+                    check(name, given[name])
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def optional(check: Check) -> Check:
+    """Return a check that lets None pass."""
+
+    def allow_none(option: str, value: object) -> None:
+        """Check the value unless it is None."""
+        if value is not None:
+            check(option, value)
+
+    return allow_none
+
+
+def whole(at_least: int = 1) -> Check:
+    """Return the check of a whole number that is not below a limit."""
+    return partial(check_whole, at_least=at_least)
+
+
+def number(*, at_least: float = -math.inf, above: float = -math.inf, at_most: float = math.inf) -> Check:
+    """Return the check of a finite number within limits."""
+    return partial(check_number, at_least=at_least, above=above, at_most=at_most)
+
+
+seed: Check = whole(at_least=-(2**63))
+
+
+def flag(option: str, value: object) -> None:
+    """Refuse a value that is neither True nor False.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if not isinstance(value, bool):
+        raise wrong(option, value, "True or False")
+
+
+def function(option: str, value: object) -> None:
+    """Refuse a value that cannot be called.
+
+    Raises:
+        InvalidInputError: it cannot.
+    """
+    if not callable(value):
+        raise wrong(option, value, "a function")
+
+
+def module(option: str, value: object) -> None:
+    """Refuse a value that is no module, such as its class.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    if not isinstance(value, nn.Module):
+        raise wrong(option, value, "a module (an instance)")
+
+
+def optimizer(option: str, value: object) -> None:
+    """Refuse a value that is no optimizer instance.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    if not isinstance(value, torch.optim.Optimizer):
+        raise wrong(option, value, "an instance of a torch optimizer")
+
+
+def words(option: str, value: object) -> None:
+    """Refuse a value that is not several texts.
+
+    Raises:
+        InvalidInputError: it is something else, or has none.
+    """
+    if isinstance(value, str | torch.Tensor) or not isinstance(value, Collection):
+        raise wrong(option, value, "a list of words", f"{option}=[{value!r}]" if isinstance(value, str) else "")
+    for each in value:
+        if not isinstance(each, str):
+            raise wrong(f"{option}: each", each, "a word")
+    if not value:
+        raise InvalidInputError(f"{option}: expected at least one word, got none.")
+
+
+def keywords(option: str, value: object) -> None:
+    """Refuse keyword inputs that are no dict with texts as keys, such as a second positional input.
+
+    Raises:
+        InvalidInputError: they are neither None nor such a dict.
+    """
+    if value is not None and not isinstance(value, Mapping):
+        raise InvalidInputError(
+            f"{option}: expected a dict of keyword inputs, got {type(value).__name__}.\n"
+            f"  To fix: several positional inputs are given as one tuple: transform(model, (x, y))"
+        )
+    for key in value or {}:
+        if not isinstance(key, str):
+            raise wrong(f"{option}: key {key!r}", key, "the name of an input")
+
+
+def tensor(dims: int = 0, *, square: bool = False, floating: bool = True) -> Check:
+    """Return the check of a tensor that has values.
+
+    Args:
+        dims: the least number of dims.
+        square: whether its last two dims are of one size.
+        floating: whether it holds floating-point numbers.
+    """
+
+    def check(option: str, value: object) -> None:
+        """Refuse what is no such tensor; a stand-in of torch.fx passes, whose shape is not known."""
+        if isinstance(value, torch.fx.Proxy):
+            return
+        expected = f"a {'floating-point ' * floating}tensor of at least {dims} dims" + (
+            ", the last two of one size" if square else ""
+        )
+        if (
+            not isinstance(value, torch.Tensor)
+            or (floating and not value.is_floating_point())
+            or value.is_meta
+            or value.ndim < dims
+            or not value.numel()
+            or (square and value.shape[-1] != value.shape[-2])
+        ):
+            raise wrong(option, value, expected)
+
+    return check
+
+
+def wrong(option: str, value: object, expected: str, fix: str = "") -> InvalidInputError:
+    """Make the error for a wrong value of an argument.
+
+    Args:
+        option: name of the argument; it begins the message.
+        value: the user's value.
+        expected: what it should be.
+        fix: what to write instead, if that is known.
+    """
+    if isinstance(value, torch.Tensor):
+        got = f"a tensor of shape {tuple(value.shape)} and {value.dtype}" + (" on the meta device" * value.is_meta)
+    elif isinstance(value, type):
+        got = f"the class {value.__name__}"
+    elif value is None or isinstance(value, bool | int | float | str | bytes):
+        shown = repr(value) if not isinstance(value, int) or abs(value) < 2**64 else "a very large number"
+        got = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    else:
+        got = f"a value of type {type(value).__name__}"
+    return InvalidInputError(f"{option}: expected {expected}, got {got}." + (f"\n  To fix: {fix}" if fix else ""))
+
+
+@contextmanager
+def run_on(argument: str, model: object) -> Iterator[None]:
+    """Turn an error that a user's model raises on its first run within the block into one that names the inputs.
+
+    Args:
+        argument: the option that the inputs were given for.
+        model: the model, for the message.
+
+    Raises:
+        InvalidInputError: the model raised anything but an error of abcfx.
+    """
+    try:
+        yield
+    except AbcfxError:
+        raise
+    except Exception as error:  # the user's forward may raise anything
+        raise InvalidInputError(
+            f"{argument}: {type(model).__name__} does not run on it: {type(error).__name__}: {error}\n"
+            f"  To fix: give inputs as its forward takes them: one tensor, a tuple, or a dict of keyword inputs."
+        ) from error
+
+
+def refuse_call(argument: str, function: Callable[..., object], expected: str, *args: object) -> None:
+    """Refuse a function that cannot be called with these positional arguments.
+
+    Args:
+        argument: the option that the function was given for.
+        function: the function.
+        expected: what it should be, for the message.
+        args: the arguments.
+
+    Raises:
+        InvalidInputError: its signature does not take them.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a builtin without a signature
+        return
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        raise InvalidInputError(f"{argument}: expected {expected}: {error}.") from None
