@@ -23,6 +23,7 @@ from abcfx.exponents.dag_program import DagProgram, SolvedDag, solution_notes
 from abcfx.exponents.depth import DepthScaling, scale_depth
 from abcfx.exponents.fixed import FixedExponents
 from abcfx.exponents.options import Parametrization
+from abcfx.exponents.segments import balanced
 from abcfx.outcome import Header, Outcome
 from abcfx.pairing.pair import PairedModels, Shapes
 from abcfx.passes import scale_nodes
@@ -139,7 +140,7 @@ def transform(
     clock = _Stopwatch()
     with clock("capture"):
         own_model = model if in_place else copied(model)
-        pair = PairedModels(own_model, built, args, kwargs, Capture.of(capture), keeps_forward=in_place)
+        pair = PairedModels(own_model, built, args, kwargs, Capture.of(capture), keeps_forward=in_place, splits=True)
         captured = pair.target_graph
     with clock("dag"):
         dag = pair.target_dag
@@ -301,11 +302,11 @@ def _fixed_exponents(
     parameters = dict(pair.target_graph.model.named_parameters())
     decided = assign_exponents(dag, growth, parameters, asked.table, overrides.roles, overrides.exponents)
     is_unscaled = options.apply == "off" or options.init == "keep"
-    if is_unscaled:
-        decided = {name: without_multipliers(each) for name, each in decided.items()}
+    decided = {name: without_multipliers(each) for name, each in decided.items()} if is_unscaled else decided
     assigned = assign_optimizers(optimizer, {name: each.role for name, each in decided.items()}, parameters)
     families = assign_families(assigned, parameters)
     fixed = FixedExponents(dag, growth, decided, families)
+    fixed = fixed if is_unscaled else balanced(fixed, asked.alignments)
     if is_unscaled or asked.attention == "keep":
         return fixed, assigned, frozen_note(decided)
     logits = find_attention(fixed) if growth.has_base else ()

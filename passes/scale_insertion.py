@@ -28,6 +28,8 @@ class ScaleInsertion:
         label: name of what is scaled, kept in the note on the new node.
         formula: the constant as a formula, kept in the note on the new node.
         everywhere: whether the operand is multiplied wherever it stands among the arguments, or where it stands first.
+        through: the argument of the op that concatenates the operand with others, if the operand is none itself. The op
+            then gets a concatenation of its own, so that other ops that read the first one see no factor.
     """
 
     node: fx.Node
@@ -36,6 +38,7 @@ class ScaleInsertion:
     label: str = ""
     formula: str = ""
     everywhere: bool = False
+    through: fx.Node | None = None
 
     def note(self, created_by: str, *, on_result: bool = False) -> ScaleNode:
         """Return the note for the node that will multiply by the constant: which pass makes it, and why.
@@ -71,7 +74,7 @@ def insert_scales(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> P
     wanted = [scale for scale in scales if scale.factor != 1.0]
     for scale in wanted:
         _check(scale)
-    touched = []
+    touched, copies = [], dict[tuple[fx.Node, fx.Node], fx.Node]()
     # Operands first: a scaled result then replaces the result everywhere, also as the input of its consumers' scales.
     for scale in sorted(wanted, key=lambda scale: scale.operand is None):
         base = scale.operand if scale.operand is not None else _first_result(scale.node)
@@ -80,12 +83,13 @@ def insert_scales(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> P
         if scale.operand is None:
             base.replace_all_uses_with(node, delete_user_cb=partial(operator.is_not, node))
         else:
+            op = scale.node if scale.through is None else _own_copy(scale.node, scale.through, copies)
             # Beside the op and not beside the tensor that is scaled: the graph then reads like the model.
-            scale.node.prepend(node)
+            op.prepend(node)
             if scale.everywhere:
-                scale.node.replace_input_with(base, node)
+                op.replace_input_with(base, node)
             else:
-                _replace_first(scale.node, base, node)
+                _replace_first(op, base, node)
         touched.append(node.name)
     return finish(module, [scale.node for scale in wanted], touched)
 
@@ -106,6 +110,26 @@ def _replace_first(op: fx.Node, old: fx.Node, new: fx.Node) -> None:
     op.args = args
 
 
+def _own_copy(op: fx.Node, joined: fx.Node, copies: dict[tuple[fx.Node, fx.Node], fx.Node]) -> fx.Node:
+    """Return the concatenation that an op alone reads, in place of one that other ops may read as well.
+
+    It stands where the first one does, since later ops may change the tensors that are concatenated.
+
+    Args:
+        op: the op.
+        joined: the concatenation.
+        copies: what was returned for other scales; grows.
+    """
+    if (op, joined) not in copies:
+        readers = [user for user in joined.users if user is not op]
+        copies[op, joined] = joined
+        if readers:
+            with joined.graph.inserting_after(joined):
+                copies[op, joined] = joined.graph.node_copy(joined)
+            _replace_first(op, joined, copies[op, joined])
+    return copies[op, joined]
+
+
 def _first_result(node: fx.Node) -> fx.Node:
     """Return the node of the tensor that an op computes; for an op with several results (embedding_bag), the first."""
     firsts = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
@@ -118,11 +142,12 @@ def _check(scale: ScaleInsertion) -> None:
     Raises:
         PassError: names the op and the reason.
     """
-    neighbours = list(scale.node.users) if scale.operand is None else scale.node.all_input_nodes
+    reader = scale.node if scale.through is None else scale.through
+    neighbours = list(scale.node.users) if scale.operand is None else reader.all_input_nodes
     if any((note := scale_note(each)) is not None and note.label == scale.label for each in neighbours):
         raise PassError(f"{NAME}: {scale.node.name} ({scale.label}) is scaled already; it would count twice.")
-    if scale.operand is not None and scale.operand not in scale.node.all_input_nodes:
+    if scale.operand is not None and scale.operand not in reader.all_input_nodes:
         raise PassError(
-            f"{NAME}: {scale.operand.name} is not an argument of {scale.node.name}, whose arguments are "
-            f"{[each.name for each in scale.node.all_input_nodes]}."
+            f"{NAME}: {scale.operand.name} is not an argument of {reader.name}, whose arguments are "
+            f"{[each.name for each in reader.all_input_nodes]}."
         )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import nn
 
 from abcfx.checks.expected_slopes import Intervals, expected_slopes, logits_names, shortfall
-from abcfx.checks.recorder import LOGITS, PRODUCT, Recorder, Seen, Use
+from abcfx.checks.recorder import LOGITS, PRODUCT, Columns, Recorder, Seen, Use
 from abcfx.checks.slopes import (
     CHANGE,
     INIT,
@@ -88,19 +88,34 @@ class CoordStudy:
             for seed in seeds:
                 first = not self._values
                 module, optimizers = self.models.make(variant, width, seed)
-                found = self._train(module, optimizers, RETESTS if first else 0)
+                found = self._train(module, optimizers, RETESTS if first else 0, self._columns(width))
                 if first:
                     self.steps = len(found) - 1
                 for step, seen in enumerate(found):
                     self._keep(variant, width, seed, step, seen, found[0])
 
-    def _train(self, module: nn.Module, optimizers: Optimizers, retests: int) -> list[dict[Use, Seen]]:
+    def _columns(self, width: int) -> dict[str, tuple[Columns, ...]]:
+        """Return for weights whose input is a concatenation, of which some tensors grow, the columns of each tensor.
+
+        At the base width nothing is told apart, so that the columns are looked up in the widest model's plan.
+        """
+        at_base = width == self.models.base_width
+        plan = self.models.result(self.widths[-1] if at_base else width).plan
+        parts = {name: [each.part for each in row.segments] for name, row in plan.items() if row.segments}
+        if at_base:
+            return {n: tuple(Columns(p.index, p.base_start, p.base_size) for p in each) for n, each in parts.items()}
+        return {n: tuple(Columns(p.index, p.start, p.size) for p in each) for n, each in parts.items()}
+
+    def _train(
+        self, module: nn.Module, optimizers: Optimizers, retests: int, columns: Mapping[str, tuple[Columns, ...]]
+    ) -> list[dict[Use, Seen]]:
         """Train a model on the study's batch and record what every layer computes.
 
         Args:
             module: the model, with its initial weights.
             optimizers: the optimizers that train it.
             retests: how many steps more than `steps` to train while some trainable weight has not changed at all.
+            columns: the columns of weights that are recorded apart.
 
         Returns:
             For each number of steps from 0 on, what every layer computed then; so one entry more than steps were taken.
@@ -109,7 +124,7 @@ class CoordStudy:
         trainable = {name for name, p in module.named_parameters() if p.requires_grad}
         found: list[dict[Use, Seen]] = []
         while True:
-            recorder = Recorder(module, before if found else None)
+            recorder = Recorder(module, before if found else None, columns)
             with seeded(FORWARD_SEED), recorder:
                 output = call_with_batch(module, self.models.batch)
             found.append(recorder.found)
@@ -263,9 +278,13 @@ class CoordStudy:
         kinds: dict[str, set[str]] = {}
         for use in self._terms:
             kinds.setdefault(use.parameter, set()).add(use.kind)
+        columns = self._columns(self.widths[-1])
         names = {}
         for use in self._terms:
-            if use.kind == LOGITS:
+            if use.kind == PRODUCT and use.parameter in columns:
+                _, start, size = columns[use.parameter][use.index]
+                names[use] = f"{use.parameter} columns {start}:{start + size}"
+            elif use.kind == LOGITS:
                 path = paths[use.index] if use.index < len(paths) else f"attention {use.index}"
                 names[use] = f"{path} ({LOGITS})"
             else:

@@ -17,6 +17,7 @@ from abcfx.exponents.dag_program import DagProgram, SolvedDag
 from abcfx.exponents.fixed import FixedExponents
 from abcfx.lp.names import RowKind
 from abcfx.outcome import Outcome
+from abcfx.plan.spec import SegmentPlan
 from abcfx.rules import Bound, Layer
 from abcfx.rules.kinds import NumberFactor, Product
 from abcfx.theory.parametrizations import Alignments, alignment_preset
@@ -74,6 +75,7 @@ class _Predictor:
         cautious: the same, solved with the alignments that the user asked for.
         fast: r of every node with full alignment: the fastest change to expect.
         slow: r of every node with no alignment: the slowest change to expect.
+        segments: for weights whose input is a concatenation, their columns for each of the tensors, in order.
     """
 
     fixed: FixedExponents
@@ -82,6 +84,7 @@ class _Predictor:
     cautious: SolvedDag
     fast: Mapping[str, float]
     slow: Mapping[str, float]
+    segments: Mapping[str, tuple[SegmentPlan, ...]]
 
     def of_layer(self, node: str, layer: Layer) -> Predicted:
         """Yield the predicted interval of each statistic ("init", "input", "change", "update") of one layer.
@@ -95,7 +98,9 @@ class _Predictor:
             out.
         """
         fixed = self.fixed
-        use = Use(layer.parameter, PRODUCT if layer.fan_in else LOOKUP)
+        parts = [each.part for each in self.segments.get(layer.parameter, ())]
+        index = 0 if layer.part is None else parts.index(layer.part)
+        use = Use(layer.parameter, PRODUCT if layer.fan_in else LOOKUP, index)
         after = 0.0 if layer.fan_in else _numbers_after(fixed, node)
         size = replace(layer, vectors=()).size(node, fixed) + after
         if math.isfinite(size) and not layer.normalised:
@@ -168,7 +173,9 @@ def _predictor(result: Transformed) -> _Predictor:
     solved = _solve(fixed, full, outcome.solution)
     cautious = _solve(fixed, outcome.alignments, outcome.solution)
     none = dict.fromkeys(full, Alignments(0.5, 0.5, 0.5))
-    return _Predictor(fixed, full, solved, cautious, fast=solved.r, slow=_changes(fixed, solved, none))
+    segments = {name: plan.segments for name, plan in outcome.plan.items() if plan.segments}
+    slow = _changes(fixed, solved, none)
+    return _Predictor(fixed, full, solved, cautious, fast=solved.r, slow=slow, segments=segments)
 
 
 def _interval(low: float, high: float) -> Interval:

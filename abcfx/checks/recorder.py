@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -37,12 +38,27 @@ class Use:
         parameter: name of the parameter; "" for attention logits.
         kind: "lookup" (table of an embedding), "product" (matrix) or "attention logits". A tied embedding occurs as
             both of the first two.
-        index: number of the attention, in the order in which they run; 0 for parameters.
+        index: number of the attention, in the order in which they run; of a weight whose input is a concatenation, the
+            number of the columns that meet one of the concatenated tensors; 0 for any other parameter.
     """
 
     parameter: str
     kind: str
     index: int = 0
+
+
+class Columns(NamedTuple):
+    """The columns of a weight that meet one of several concatenated tensors.
+
+    Attributes:
+        dim: the dim of the weight.
+        start: the first column.
+        size: how many they are.
+    """
+
+    dim: int
+    start: int
+    size: int
 
 
 @dataclass
@@ -145,13 +161,20 @@ class Recorder(CallWatcher):
     Args:
         module: the model; its parameters with more than one dim are watched.
         first: the parameters at init, by name; None in the run at init itself, where no dW exists.
+        columns: for weights whose input is a concatenation, the columns of each tensor, which are recorded apart.
 
     Attributes:
         found: what each layer computed, filled by everything that runs within the `with` block.
     """
 
-    def __init__(self, module: nn.Module, first: Mapping[str, torch.Tensor] | None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        first: Mapping[str, torch.Tensor] | None,
+        columns: Mapping[str, Sequence[Columns]] | None = None,
+    ) -> None:
         super().__init__()
+        self._columns = columns or {}
         self.found: dict[Use, Seen] = {}
         self._parameters = {name: each.detach() for name, each in module.named_parameters() if each.ndim > 1}
         self._names = {_place(each): name for name, each in self._parameters.items()}
@@ -208,7 +231,7 @@ class Recorder(CallWatcher):
     def _weight_op(
         self, op: AtenOp, args: Sequence[object], kwargs: Mapping[str, object], position: int, name: str, out: object
     ) -> None:
-        """Record a call that uses a watched weight W: output without bias, input, and output with the update dW for W.
+        """Record a call that uses a watched weight W: as one layer, or as one for each segment of the weight.
 
         Args:
             op: the aten op.
@@ -217,7 +240,52 @@ class Recorder(CallWatcher):
             name: name of the weight's parameter.
             out: result of the call.
         """
-        use = Use(name, LOOKUP if op in TABLES else PRODUCT)
+        pieces = self._pieces(op, args, position, name)
+        for index, piece in enumerate(pieces):
+            self._record(op, piece, kwargs, position, Use(name, PRODUCT, index), op(*piece, **kwargs))
+        if not pieces:
+            self._record(op, args, kwargs, position, Use(name, LOOKUP if op in TABLES else PRODUCT), out)
+
+    def _pieces(self, op: AtenOp, args: Sequence[object], position: int, name: str) -> list[list[object]]:
+        """Return the arguments of a call for each segment of its weight, cut to it; none for any other weight.
+
+        Args:
+            op: the aten op.
+            args: what it was called with.
+            position: where in `args` the weight stands.
+            name: name of the weight's parameter.
+        """
+        columns = self._columns.get(name, ())
+        tensors = {i: arg for i, arg in enumerate(args) if isinstance(arg, torch.Tensor) and i != ADDED.get(op)}
+        if not columns or op in TABLES or len(tensors) != 2:
+            return []
+        weight, parameter, dim = tensors.pop(position), self._parameters[name], columns[0].dim
+        ((place, x),) = tensors.items()
+        if op is ATEN.convolution.default:
+            of_weight, of_x = dim, 1
+        else:
+            of_weight, of_x = (-2, -1) if place < position else (-1, -min(2, x.ndim))
+        if (weight.shape[of_weight], weight.stride(of_weight)) != (parameter.shape[dim], parameter.stride(dim)):
+            return []
+        found = []
+        for _, start, size in columns:
+            piece = list(args)
+            piece[position], piece[place] = weight.narrow(of_weight, start, size), x.narrow(of_x, start, size)
+            found.append(piece)
+        return found
+
+    def _record(
+        self, op: AtenOp, args: Sequence[object], kwargs: Mapping[str, object], position: int, use: Use, out: object
+    ) -> None:
+        """Record a call as one of a layer: output without bias, input, and output with the update dW for W.
+
+        Args:
+            op: the aten op.
+            args, kwargs: what it was called with.
+            position: where in `args` the weight stands.
+            use: the layer.
+            out: result of the call.
+        """
         seen = self.found.setdefault(use, Seen())
         plain, added = list(args), ADDED.get(op)
         if added is not None and isinstance(bias := plain[added], torch.Tensor):
@@ -232,7 +300,7 @@ class Recorder(CallWatcher):
         if self._first is not None:
             view = args[position]
             assert isinstance(view, torch.Tensor)
-            plain[position] = self._change(name).as_strided(view.size(), view.stride(), view.storage_offset())
+            plain[position] = self._change(use.parameter).as_strided(view.size(), view.stride(), view.storage_offset())
             seen.updates.append(_mean_square(op(*plain, **kwargs)))
 
     def _look_at_input(self, seen: Seen, op: AtenOp, args: Sequence[object], position: int, out: torch.Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch.fx as fx
@@ -17,15 +18,23 @@ from abcfx.dag.layer_dag import LayerDag
 from abcfx.dag.outputs import Outputs
 from abcfx.rules import Value, Vector
 from abcfx.rules.builder import DagBuilder
+from abcfx.rules.extents import DimPart
 
 
-def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, options: Capture = Capture()) -> LayerDag:
+def build_dag(
+    captured: CapturedGraph,
+    graph: fx.Graph | None = None,
+    options: Capture = Capture(),
+    segments: Mapping[str, tuple[DimPart, ...]] | None = None,
+) -> LayerDag:
     """Build the layer DAG of a captured model, a graph of its layers, sums, norms and products, by the rules of ops.
 
     Args:
         captured: the model with its graphs.
         graph: the graph that is read; the train graph by default.
         options: what happens at an op without a rule, and which returned tensors are outputs.
+        segments: for weights that are to count as several layers, since their input is a concatenation, the columns
+            that each of the concatenated tensors meets.
 
     Raises:
         UnknownOpError: an op has no rule; names the op, the module, the source line and what to write.
@@ -33,7 +42,7 @@ def build_dag(captured: CapturedGraph, graph: fx.Graph | None = None, options: C
     """
     module = captured.module
     names = {parameter: name for name, parameter in module.named_parameters()}
-    builder = DagBuilder(names)
+    builder = DagBuilder(names, segments)
     interpreter = Interpreter(module, builder, guesses_unknown=options.unknown == "report")
     # A rule that asks for a weight that torch computes, such as a spectral norm's, makes torch compute it once more.
     with contents_preserved(module.buffers()):
@@ -82,4 +91,4 @@ def _frozen(builder: DagBuilder, outputs: frozenset[str], notes: tuple[str, ...]
         replace(node, is_pinned=node.is_pinned or (isinstance(node.kind, Vector) and node.parameter in pinned))
         for node in nodes
     ]
-    return LayerDag(tuple(marked), outputs, pinned, notes)
+    return LayerDag(tuple(marked), outputs, pinned, notes, concatenated=builder.concatenated)

@@ -256,7 +256,7 @@ class Interpreter:
             self._values[target] = written  # x.zero_(), x.fill_(1): nothing is left of what x was
         while isinstance(target, fx.Node) and isinstance(written, Value) and written.node is not None:
             if isinstance(held := self._values[target], Value):
-                self._values[target] = replace(held, node=written.node, parameter=None)
+                self._values[target] = replace(held, node=written.node, parameter=None, concatenation=None)
             is_view = target.op in ("call_function", "call_method") and plain_name(target.target) in VIEWS
             target = target.args[0] if is_view else None
 

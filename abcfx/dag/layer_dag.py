@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,6 +25,8 @@ class LayerDag:
         pinned_parameters: parameters that a function f with f(kx) != k f(x) reads, or that a constant is added to.
         output_paths: where these tensors are in what the model returns, such as "logits"; "" for a sole tensor.
         notes: sentences for the report, about ops that were guessed and returned tensors that are no outputs.
+        concatenated: for each weight whose input is a concatenation, by call: the index of the dim that meets it, and
+            the sizes of the concatenated tensors.
     """
 
     nodes: tuple[DagNode, ...] = field(repr=False)
@@ -32,6 +34,7 @@ class LayerDag:
     pinned_parameters: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     output_paths: tuple[str, ...] = ()
+    concatenated: Mapping[str, Sequence[tuple[int, ...]]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def order(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import networkx as nx
 
 from abcfx.dag.layer_dag import LayerDag
+from abcfx.rules.extents import DimPart
 from abcfx.rules.kinds import Layer, Merge, Norm, NumberFactor, Product, Reduce, Softmax, Vector
 
 # -- numbered blocks
@@ -175,11 +176,14 @@ def _lies_in_one_block(dag: LayerDag, nodes: Collection[str], containers: Collec
 
 
 def repeated_uses(dag: LayerDag) -> dict[str, list[str]]:
-    """Return, for each parameter that is the weight of several layer nodes (tied, or called twice), these nodes."""
-    uses: dict[str, list[str]] = {}
+    """Return, for each parameter that is the weight of several layer nodes (tied, or called twice), these nodes.
+
+    The segments of a weight whose input is a concatenation count apart.
+    """
+    uses: dict[tuple[str, DimPart | None], list[str]] = {}
     for node, layer in dag.layers():
-        uses.setdefault(layer.parameter, []).append(node)
-    return {name: nodes for name, nodes in uses.items() if len(nodes) > 1}
+        uses.setdefault((layer.parameter, layer.part), []).append(node)
+    return {name: nodes for (name, _), nodes in uses.items() if len(nodes) > 1}
 
 
 # -- attention

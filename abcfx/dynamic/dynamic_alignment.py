@@ -198,6 +198,8 @@ class DynamicAlignment:
     def left_out(self) -> tuple[str, ...]:
         """Names of the layers that are not measured, since their input cannot be seen (recurrent cells, say).
 
+        Those on concatenated inputs of which some grow and others do not are not measured either.
+
         They keep the alignment that `transform` assumed. Empty before `capture_initial`.
         """
         return tuple(self._probe.left_out) if self._probe is not None else ()
@@ -283,7 +285,8 @@ class DynamicAlignment:
 
     def _new_probe(self) -> Probe:
         """Make the object that runs the model on fixed inputs and measures its layers; it has no inputs yet."""
-        return Probe(self.result.outcome.captured, self.result.module, self._first_weights)
+        segmented = [name for name, plan in self.result.plan.items() if plan.segments]
+        return Probe(self.result.outcome.captured, self.result.module, self._first_weights, segmented)
 
     def _update(self, probe: Probe) -> None:
         """Measure every layer, solve for learning-rate exponents, set the factors on the rates and record it all.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TypedDict
 
 import torch
@@ -46,6 +46,7 @@ class Probe:
         captured: graphs of the transformed model.
         module: the module that is trained, as `transform` returned it; it may have been sharded by `fully_shard` since.
         first: remembers the first weights.
+        segmented: names of weights that are several layers with multipliers of their own, which are not measured.
 
     Attributes:
         layers: every layer whose input can be seen in the graph.
@@ -55,12 +56,15 @@ class Probe:
         inputs: first input of each layer, a sample of rows, by layer name.
     """
 
-    def __init__(self, captured: CapturedGraph, module: nn.Module, first: FirstWeights) -> None:
+    def __init__(
+        self, captured: CapturedGraph, module: nn.Module, first: FirstWeights, segmented: Collection[str] = ()
+    ) -> None:
         self.first = first
         self._emitted = captured.module
         self.graph = captured.module.graph if captured.module.eval_graph is None else captured.module.eval_graph
         dag = build_dag(captured, self.graph, Capture(unknown="report"))
-        self.layers, self.left_out = sample_layers(captured, dag, dict(module.named_parameters()), first.whole)
+        parameters = dict(module.named_parameters())
+        self.layers, self.left_out = sample_layers(captured, dag, parameters, first.whole, segmented)
         self.measured = list(self.layers)
         operands = list(dict.fromkeys(layer.operand for layer in self.layers))
         self._position = {operand: i for i, operand in enumerate(operands)}

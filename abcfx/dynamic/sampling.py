@@ -7,7 +7,7 @@ have a leading dim that counts the matrices.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -139,7 +139,11 @@ class SampledLayer:
 
 
 def sample_layers(
-    captured: CapturedGraph, dag: LayerDag, parameters: Mapping[str, torch.Tensor], whole: bool
+    captured: CapturedGraph,
+    dag: LayerDag,
+    parameters: Mapping[str, torch.Tensor],
+    whole: bool,
+    segmented: Collection[str] = (),
 ) -> tuple[list[SampledLayer], list[str]]:
     """Choose, for every layer of a model, which rows of its weight and which input are measured.
 
@@ -148,6 +152,7 @@ def sample_layers(
         dag: the graph of its layers.
         parameters: parameters of the model by name.
         whole: measure every row of a weight, not a sample of rows.
+        segmented: names of weights that are several layers with multipliers of their own, which are left out.
 
     Returns:
         (layers whose inputs can be seen in the graph, names of the layers whose inputs cannot).
@@ -155,6 +160,9 @@ def sample_layers(
     seen: list[SampledLayer] = []
     left_out: list[str] = []
     for node, layer in dag.layers():
+        if layer.parameter in segmented:
+            left_out.append(node)
+            continue
         sampled = _sampled(captured, dag, node, layer, parameters[layer.parameter], whole)
         if sampled is not None:
             seen.append(sampled)

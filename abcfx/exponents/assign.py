@@ -14,19 +14,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from abcfx.dag.layer_dag import LayerDag
-from abcfx.errors import InvalidInputError
-from abcfx.exponents.fixed import ParameterExponents
+from abcfx.exponents.fixed import ParameterExponents, SegmentExponents
+from abcfx.exponents.given import GivenExponents, given_exponents, overridden
 from abcfx.exponents.roles import RoleReason, WhyRole, role_of_layer
 from abcfx.pairing.widths import WidthGrowth
 from abcfx.rules import Kind, Layer, Number
 from abcfx.rules.kinds import Norm, NumberFactor
-from abcfx.support.numbers import check_number
 from abcfx.support.patterns import match_patterns
 from abcfx.theory.parametrizations import MATRIX_ROLES, named_exponents
 
-TOLERANCE = 1e-6
 UNDONE = 0.05  # how far the exponent of a vector's own init may be from that of the number that undoes it
-GivenExponents = Mapping[str, Sequence[float]] | Sequence[Sequence[float]]
 Table = Mapping[str, tuple[float, float]]
 
 
@@ -58,7 +55,7 @@ def assign_exponents(
     """
     table, uses = named_exponents(parametrization), dag.uses()
     role_of = match_patterns("roles", roles or {}, parameters)
-    given = _given_exponents(exponents, dag, parameters)
+    given = given_exponents(exponents, dag, parameters)
     decided = {}
     for name, parameter in parameters.items():
         nodes = uses.get(name, [])
@@ -70,7 +67,7 @@ def assign_exponents(
         else:
             found = _matrix([_use(dag, growth, table, node, role_of.get(name)) for node in layers], dag)
         if name in given:
-            found = _overridden(found, name, given[name])
+            found = overridden(found, name, given[name])
         elif not parameter.requires_grad:
             found = without_multipliers(found)
         frozen = not parameter.requires_grad
@@ -84,7 +81,9 @@ def without_multipliers(found: ParameterExponents) -> ParameterExponents:
 
     The a of its first use is added to b; all multipliers are then 1.
     """
-    return replace(found, a=dict.fromkeys(found.a, 0.0), b=found.b + next(iter(found.a.values()), 0.0))
+    segments = {node: each._replace(b=each.b + found.a[node]) for node, each in found.segments.items()}
+    b = found.b + next(iter(found.a.values()), 0.0)
+    return replace(found, a=dict.fromkeys(found.a, 0.0), b=b, segments=segments)
 
 
 def frozen_note(decided: Mapping[str, ParameterExponents]) -> tuple[str, ...]:
@@ -180,6 +179,8 @@ def _use(dag: LayerDag, growth: WidthGrowth, table: Table, node: str, wanted: st
     layer = dag.kind(node)
     assert isinstance(layer, Layer)
     e_in, e_out = growth.dims(*layer.fan_in), growth.dims(*layer.fan_out)
+    if wanted != "plain" and layer.part is not None and not layer.part.grows:
+        wanted = None  # a role that is given is that of the columns whose input grows
     role, reason = (wanted, RoleReason.GIVEN) if wanted else role_of_layer(dag, node, e_in, e_out)
     a, b = _table_row(table, role, e_in, e_out)
     own = 0.0 if role == "plain" else _own_factor(dag, growth, node, role)
@@ -197,6 +198,8 @@ def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
 
     The first embedding-like use decides b, or else the first use; the others keep their a + b.
     """
+    if uses[0].layer.part is not None:
+        return _segmented(uses)
     lead = next((use for use in uses if use.role == "embedding"), uses[0])
     a = {use.node: lead.a if use is lead else use.a + use.b - lead.b for use in uses}
     tied_roles = tuple(dict.fromkeys(use.role for use in uses if use is not lead and use.role != lead.role))
@@ -221,6 +224,29 @@ def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
         learns=lead.role != "plain",
         own=lead.own,
         normalised=normalised,
+    )
+
+
+def _segmented(uses: Sequence[_Use]) -> ParameterExponents:
+    """Combine the segments of a weight whose input is a concatenation; each keeps its own a and b.
+
+    Args:
+        uses: all layer nodes of the weight. The first is a segment that grows, and decides role and b of the weight.
+    """
+    lead, first = uses[0], {use.layer.part: use for use in reversed(uses)}
+    own = {use.node: first[use.layer.part] for use in uses}
+    fixed = [part for part in first if part is not None and not part.grows][::-1]
+    beside = tuple(f"columns {part} meet an input that stays, and count as {first[part].role}" for part in fixed)
+    return ParameterExponents(
+        lead.role,
+        WhyRole(lead.reason, lead.own, beside=beside),
+        lead.e_in,
+        lead.e_out,
+        {node: use.a for node, use in own.items()},
+        lead.b,
+        learns=lead.role != "plain",
+        own=lead.own,
+        segments={node: SegmentExponents(use.role, use.b) for node, use in own.items()},
     )
 
 
@@ -250,7 +276,7 @@ def _own_factor(dag: LayerDag, growth: WidthGrowth, node: str, role: str) -> flo
     if role == "readout" or (role == "hidden" and not growth.dims(*layer.fan_out)):
         numbers += _numbers_on_input(dag, growth, layer, role)
     if role in ("embedding", "readout") or dag.is_void(node, through_scales=True):
-        numbers += _numbers_on_output(dag, node)
+        numbers += _numbers_on_output(dag, node if layer.part is None else dag.successors(node)[0])
     return -sum(growth.number(number) for number in numbers) + 0.0
 
 
@@ -309,74 +335,3 @@ def _table_row(table: Table, role: str, e_in: float, e_out: float) -> tuple[floa
     a, b = table[role]
     e = e_out if role == "embedding" else e_in
     return a * e + 0.0, b * e + 0.0
-
-
-def _given_exponents(
-    exponents: GivenExponents | None, dag: LayerDag, parameters: Mapping[str, torch.nn.Parameter]
-) -> dict[str, tuple[float, ...]]:
-    """Return the exponents (a, b) or (a, b, c) that the user gave, by parameter.
-
-    Raises:
-        InvalidInputError: a pattern matches nothing, or a list has another length than the model has layers.
-    """
-    if exponents is None:
-        return {}
-    if isinstance(exponents, Mapping):
-        matched = match_patterns("exponents", exponents, parameters)
-        return {name: _numbers(name, values) for name, values in matched.items()}
-    names = list(dict.fromkeys(kind.parameter for _, kind in dag.layers()))
-    if len(exponents) != len(names):
-        raise InvalidInputError(
-            f"exponents: {len(exponents)} tuples were given for {len(names)} layers.\n"
-            f"  Layers, in the order in which they run: {', '.join(n.removesuffix('.weight') for n in names)}."
-        )
-    return {name: _numbers(name, values) for name, values in zip(names, exponents, strict=True)}
-
-
-def _numbers(name: str, values: object) -> tuple[float, ...]:
-    """Return the exponents that the user gave for the parameter `name`, as two or three finite floats.
-
-    Raises:
-        InvalidInputError: they are something else.
-    """
-    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) not in (2, 3):
-        raise InvalidInputError(f"exponents: {name!r} was given {values!r}; expected finite (a, b) or (a, b, c).")
-    return tuple(check_number(f"exponents[{name!r}]", x) for x in values)
-
-
-def _overridden(found: ParameterExponents, name: str, values: tuple[float, ...]) -> ParameterExponents:
-    """Return a parameter's exponents with those that the user gave put in.
-
-    Args:
-        found: the exponents without the user's.
-        name: name of the parameter.
-        values: (a, b) or (a, b, c).
-
-    Raises:
-        InvalidInputError: they make the layer's output unstable at init.
-    """
-    a, b, c = (*values, None)[:3]
-    assert a is not None and b is not None
-    total = a + b
-    _check_size(found, name, total)
-    return replace(found, a=dict.fromkeys(found.a, a), b=b, c=c, void=False)
-
-
-def _check_size(found: ParameterExponents, name: str, total: float) -> None:
-    """Raise an error unless the exponents that a user gave keep a layer's output O(1) at init, or a norm follows.
-
-    Multiplier and init are m^-a and m^-b (m, the width ratio); `total` is a + b.
-
-    Raises:
-        InvalidInputError: says what a + b has to be.
-    """
-    if found.void or found.role not in MATRIX_ROLES:
-        return
-    expected = (0.0 if found.role == "embedding" else found.e_in / 2) - found.own
-    wrong = total < expected - TOLERANCE if found.role == "readout" else abs(total - expected) > TOLERANCE
-    if wrong:
-        at_least = "at least " if found.role == "readout" else ""
-        raise InvalidInputError(
-            f"exponents: a + b of {name!r} ({found.role}) is {total:g}; its output is stable at init only if a + b is "
-            f"{at_least}{expected:g}.\n  To fix: exponents={{{name!r}: (a, {expected:g} - a)}}"
-        )

@@ -206,7 +206,7 @@ class DagProgram:
             rows.append(self._row(RowName(source, bound.label), ("G", source), node, bound))
         if isinstance(kind, Layer) and self._takes_gradient(kind.parameter):
             bound = kind.parameter_gradient(node, self.fixed)
-            rows.append(self._row(RowName(node, bound.label), ("g", kind.parameter), node, bound))
+            rows.append(self._row(RowName(node, bound.label), ("g", kind.gradient_name(node)), node, bound))
         return rows
 
     def _takes_gradient(self, parameter: str) -> bool:
@@ -287,13 +287,17 @@ class DagProgram:
     def _parameter_gradients(self, at_nodes: Mapping[str, float]) -> dict[str, float]:
         """Return g of each parameter, whose gradient is ~ m^-g (m, the width ratio).
 
+        A segment of a weight that meets an input which does not grow has larger gradients and does not count: an eps
+        that followed these would be too large for the others.
+
         Args:
             at_nodes: G of each node, whose gradient is ~ m^-G.
         """
         found: dict[str, float] = {}
         for node in self.dag.order:
             kind = self.dag.kind(node)
-            if node in at_nodes and isinstance(kind, Layer | Vector):
+            is_beside = isinstance(kind, Layer) and kind.part is not None and not kind.part.grows
+            if node in at_nodes and isinstance(kind, Layer | Vector) and not is_beside:
                 g = at_nodes[node]
                 if isinstance(kind, Layer):
                     g += kind.parameter_gradient(node, self.fixed).constant

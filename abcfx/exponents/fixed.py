@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.exponents.roles import WhyRole
 from abcfx.pairing.widths import WidthGrowth
 from abcfx.rules import Layer, Number
-from abcfx.rules.extents import Extent
+from abcfx.rules.extents import Extent, whole_dims
 from abcfx.theory.optimizers import OptimizerFamily
+
+
+class SegmentExponents(NamedTuple):
+    """The exponents of some columns of a weight whose input is a concatenation; `ParameterExponents` has the others.
+
+    Attributes:
+        role: the role that these columns would have as a weight of their own.
+        b: exponent of their init m^-b (m, the width ratio).
+    """
+
+    role: str
+    b: float
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,7 @@ class ParameterExponents:
         normalised: whether forward divides the parameter by a norm of itself, so that its size has no effect.
         keeps_init: whether its init stays what the model's own code makes it, since functions with sizes of their own
             read it.
+        segments: for a weight whose input is a concatenation, the role and init of the columns at each node.
     """
 
     role: str
@@ -51,6 +65,7 @@ class ParameterExponents:
     own: float = 0.0
     normalised: bool = False
     keeps_init: bool = False
+    segments: Mapping[str, SegmentExponents] = field(default_factory=dict)
 
 
 class FixedExponents:
@@ -117,6 +132,11 @@ class FixedExponents:
         """Return b of a parameter whose standard deviation at init is m^-b (m, the width ratio)."""
         return self.parameters[parameter].b
 
+    def init(self, node: str) -> float:
+        """Return b of the weight at a layer node: that of its parameter or, of a segment, of its columns."""
+        decided = self.parameters[self.dag.node(node).parameter or ""]
+        return decided.segments[node].b if node in decided.segments else decided.b
+
     def learns(self, parameter: str) -> bool:
         """Whether training changes a parameter, given by its name."""
         return self.parameters[parameter].learns
@@ -138,7 +158,7 @@ class FixedExponents:
         for _, layer in self.dag.layers():
             for node in found.keys() & set(layer.vectors):
                 found[node] = self.growth(*layer.fan_in)
-            found[layer.parameter] = self.growth(*layer.fan_in)
+            found[layer.parameter] = self.growth(*whole_dims(layer.fan_in))
         return found
 
     def with_vectors(self) -> FixedExponents:

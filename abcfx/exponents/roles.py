@@ -37,6 +37,7 @@ class WhyRole:
         tied_roles: roles of the other uses of a tied parameter, where they differ.
         normalised: whether forward divides the parameter by a norm of itself.
         inside_op: whether the multiplier would be needed inside one op, where no scale node can be placed.
+        beside: of a weight whose input is a concatenation, a sentence on each of its segments that does not grow.
     """
 
     reason: RoleReason
@@ -44,6 +45,7 @@ class WhyRole:
     tied_roles: tuple[str, ...] = ()
     normalised: bool = False
     inside_op: bool = False
+    beside: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return in one sentence why the parameter has its role (embedding, hidden, ...), as the report says it."""
@@ -56,7 +58,7 @@ class WhyRole:
             parts.append("forward divides it by a norm of itself, so it keeps its own init")
         if self.inside_op:
             parts.append("no scale node can be placed inside the op, so init and rate carry its multiplier")
-        return "; ".join(parts)
+        return "; ".join([*parts, *self.beside])
 
 
 def role_of_layer(dag: LayerDag, node: str, e_in: float, e_out: float) -> tuple[str, RoleReason]:

@@ -20,7 +20,9 @@ from abcfx.errors import CaptureError, PairingError
 from abcfx.pairing.blocks import Blocks, match_blocks, pair_parameters
 from abcfx.pairing.factors import Factors, factor_models
 from abcfx.pairing.fixed_sizes import fixed_sizes
+from abcfx.pairing.segments import find_segments
 from abcfx.pairing.widths import PairedGrowth, SizeGrowth, StructuralGrowth, WidthGrowth
+from abcfx.rules.extents import DimPart
 from abcfx.support import arguments
 
 Shapes = Mapping[str, Sequence[int]]
@@ -43,6 +45,8 @@ class PairedModels:
             sizes of the example inputs, and not verified, which takes a fraction of the time.
         keeps_forward: whether the target's own forward goes on to run; see `capture`.
         blocks: which block of the base stands for each block of the target; matched by names and shapes if not given.
+        splits: whether a weight counts as several layers in the DAGs of the target, where its input is a
+            concatenation of tensors of which some grow and others do not.
     """
 
     def __init__(
@@ -56,9 +60,11 @@ class PairedModels:
         is_called: bool = True,
         keeps_forward: bool = False,
         blocks: Blocks | None = None,
+        splits: bool = False,
     ) -> None:
         """Keep the model to be analysed (target) and a smaller one to compare it with (base); compute nothing yet."""
         arguments.keywords("kwargs", kwargs)
+        self._splits = splits
         self.target = target
         self.base = base if isinstance(base, nn.Module) else None
         self.base_shapes = base if isinstance(base, Mapping) else None
@@ -109,13 +115,32 @@ class PairedModels:
     @cached_property
     def target_dag(self) -> LayerDag:
         """The layer DAG (a graph of layers and other ops) of the target, the model that is analysed, in train mode."""
+        if not self.segments:
+            return self._plain_dag
+        return build_dag(self.target_graph, options=self.options, segments=self.segments)
+
+    @cached_property
+    def _plain_dag(self) -> LayerDag:
+        """The layer DAG of the target in train mode, in which each use of a weight is one layer."""
         return build_dag(self.target_graph, options=self.options)
+
+    @cached_property
+    def segments(self) -> Mapping[str, tuple[DimPart, ...]]:
+        """For each weight that counts as several layers, since its input is a concatenation, the columns of each.
+
+        Raises:
+            PairingError: base and target are not instances of one architecture.
+        """
+        if not self._splits or not self._plain_dag.concatenated or self.base is None:
+            return {}
+        assert self.base_dag is not None
+        return find_segments(self._plain_dag, self.base_dag, self.blocks)
 
     @cached_property
     def eval_dag(self) -> LayerDag | None:
         """The layer DAG (graph of layers and ops) of the target's eval mode; None if eval mode runs the train graph."""
         graph = self.target_graph.module.eval_graph
-        return None if graph is None else build_dag(self.target_graph, graph, self.options)
+        return None if graph is None else build_dag(self.target_graph, graph, self.options, self.segments)
 
     @cached_property
     def base_dag(self) -> LayerDag | None:
@@ -169,7 +194,7 @@ class PairedModels:
         shapes = {name: tuple(parameter.shape) for name, parameter in self.target.named_parameters()}
         measured = self.measured_growth
         if measured is not None and measured.width_ratio != 1.0:
-            measured = measured.with_fixed(*fixed_sizes(self.target_dag, measured.sizes))
+            measured = measured.with_fixed(*fixed_sizes(self._plain_dag, measured.sizes)).with_segments(self.segments)
         if measured is None or measured.width_ratio == 1.0:
             return StructuralGrowth(self.target_dag, shapes, measured)
         return measured

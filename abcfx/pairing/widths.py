@@ -12,11 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from copy import copy
 from functools import cached_property
-from operator import attrgetter
-from typing import Any
 
 import torch
-import torch.fx as fx
 
 from abcfx.capture import CapturedGraph
 from abcfx.dag.generators import generators
@@ -24,11 +21,13 @@ from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import InvalidInputError, PairingError
 from abcfx.pairing.blocks import NO_BLOCKS, Blocks, pair_parameters
 from abcfx.pairing.factors import Factors, has_segments, largest_ratio
+from abcfx.pairing.graph_numbers import value_of
 from abcfx.pairing.graphs import pair_graphs
 from abcfx.rules import Layer, Number, Vector
 from abcfx.rules.extents import (
     ConstantTensor,
     Dim,
+    DimPart,
     Extent,
     InGraph,
     ModuleAttribute,
@@ -37,11 +36,8 @@ from abcfx.rules.extents import (
     TensorDim,
     WidthScale,
 )
-from abcfx.rules.registry import plain_name
 from abcfx.rules.values import UNKNOWN_SIZE, shape_of
 from abcfx.support.location import location
-
-CASTS = frozenset({"to", "type", "type_as", "float", "double", "half", "bfloat16", "to_copy"})
 
 
 class WidthGrowth(ABC):
@@ -77,7 +73,7 @@ class WidthGrowth(ABC):
     def number(self, number: Number) -> float:
         """Return the growth exponent e of a product of powers of sizes: it grows as m^e, where m is the width ratio."""
         return sum(
-            power * (self.dim(what) if isinstance(what, ParameterDim | TensorDim) else self.scalar(what))
+            power * (self.dim(what) if isinstance(what, ParameterDim | TensorDim | DimPart) else self.scalar(what))
             for what, power in number.powers
         )
 
@@ -199,6 +195,7 @@ class SizeGrowth(WidthGrowth):
         self.base_parameters = base
         self.sizes = {name: tuple(zip(base[name].shape, tensor.shape, strict=True)) for name, tensor in target.items()}
         self._fixed: frozenset[tuple[int, int]] = frozenset()
+        self._segments: Mapping[str, tuple[DimPart, ...]] = {}
         self.width_ratio = self._largest_ratio()
 
     def with_fixed(self, fixed: frozenset[tuple[int, int]], notes: tuple[str, ...]) -> SizeGrowth:
@@ -213,6 +210,14 @@ class SizeGrowth(WidthGrowth):
         other = copy(self)
         other._fixed, other.notes = fixed, self.notes + notes
         other.width_ratio = other._largest_ratio()
+        return other
+
+    def with_segments(self, segments: Mapping[str, tuple[DimPart, ...]]) -> SizeGrowth:
+        """Return a copy in which the dims of segmented weights grow as the fastest of their segments does."""
+        if not segments:
+            return self
+        other = copy(self)
+        other._segments = segments
         return other
 
     def _largest_ratio(self) -> float:
@@ -230,8 +235,12 @@ class SizeGrowth(WidthGrowth):
 
     def dim(self, dim: Dim) -> float:
         """Return the growth exponent e of a parameter's dim, which grows as m^e (m, the width ratio); 0 for others."""
+        if isinstance(dim, DimPart):
+            return self._exponent(self._ratio(dim.base_size, dim.size))
         if not isinstance(dim, ParameterDim):
             return 0.0
+        if parts := [part for part in self._segments.get(dim.parameter, ()) if part.whole == dim]:
+            return max(map(self.dim, parts))
         return self._exponent(self._ratio(*self.sizes[dim.parameter][dim.index]))
 
     def scalar(self, scalar: InGraph) -> float:
@@ -263,9 +272,9 @@ class PairedGrowth(SizeGrowth):
     def _both(self, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> tuple[object, object]:
         """Return the two values of a number in the graph: in the model, and in its smaller base."""
         ours, theirs = (each.module for each in self._captured)
-        value = _value(ours, scalar.node, scalar)
+        value = value_of(ours, scalar.node, scalar)
         twin = self._twin.get(scalar.node)  # the base may have a constant in place of a computed number
-        return value, value if twin is None else _value(theirs, twin, scalar)
+        return value, value if twin is None else value_of(theirs, twin, scalar)
 
     @cached_property
     def _factors(self) -> Factors | None:
@@ -304,9 +313,9 @@ class PairedGrowth(SizeGrowth):
         Raises:
             InvalidInputError: the dim is one of an activation whose shape is not known.
         """
-        if isinstance(dim, ParameterDim):
+        if isinstance(dim, ParameterDim | DimPart):
             whole = super().dim(dim)
-            rows = self._rows(dim) if whole not in (0.0, 1.0) else None
+            rows = self._rows(dim) if isinstance(dim, ParameterDim) and whole not in (0.0, 1.0) else None
             return whole if rows is None else rows
         if self.width_ratio == 1.0:
             return 0.0
@@ -351,47 +360,3 @@ class PairedGrowth(SizeGrowth):
         """Whether the constants in a number, such as a tensor sqrt(width), could be read in both graphs."""
         constants = [what for what, _ in number.powers if isinstance(what, ConstantTensor)]
         return all(value is not None for what in constants for value in self._both(what))
-
-
-def _value(module: torch.nn.Module, node: fx.Node, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> object:
-    """Return the value of a number in a graph: a constant tensor, a module's attribute, or an argument of a node."""
-    if isinstance(scalar, ConstantTensor):
-        return _constant(module, node)
-    if isinstance(scalar, ModuleAttribute):
-        return attrgetter(scalar.key)(module.get_submodule(str(node.target)))
-    return node.kwargs.get(scalar.key) if isinstance(scalar.key, str) else node.args[scalar.key]
-
-
-def _constant(module: torch.nn.Module, node: fx.Node) -> float | None:
-    """Return the value of a graph node that depends on no input and no parameter; None where it does.
-
-    None also where it has no value yet, as on the meta device.
-    """
-
-    def run(at: fx.Node) -> Any:
-        """Return the value of a graph node, computed from constants alone.
-
-        Raises:
-            LookupError: it depends on an input or a parameter.
-        """
-        if at.op == "get_attr":
-            held = attrgetter(str(at.target))(module)
-            if isinstance(held, torch.nn.Parameter) or not isinstance(held, torch.Tensor) or held.is_meta:
-                raise LookupError
-            return held
-        if plain_name(at.target) in CASTS:  # perhaps to the dtype of a tensor that is not known yet
-            (cast, *_) = at.all_input_nodes
-            return run(cast)
-        args, kwargs = fx.node.map_arg((at.args, at.kwargs), run)
-        if at.op == "call_method":
-            return getattr(args[0], str(at.target))(*args[1:], **kwargs)
-        if at.op != "call_function" or not callable(at.target):
-            raise LookupError
-        return at.target(*args, **kwargs)
-
-    try:
-        with torch.no_grad():
-            value = run(node)
-            return float(value) if isinstance(value, int | float | torch.Tensor) else None
-    except Exception:  # any op of the model may run here: it raises where it needs what is not there before a run
-        return None

@@ -43,7 +43,8 @@ class AppliedExponents:
             family: the optimizer, which decides how its learning rate has to follow.
             left: exponents of the multipliers that then remain, by use.
         """
-        decided = replace(self.decided, a=left, b=self.decided.b + a)
+        segments = {node: each._replace(b=each.b + a) for node, each in self.decided.segments.items()}
+        decided = replace(self.decided, a=left, b=self.decided.b + a, segments=segments)
         return AppliedExponents(decided, self.c + family.rate_shift(a), self.g - a, self.decay + family.decay_shift(a))
 
 
@@ -90,7 +91,9 @@ def absorbed_exponents(fixed: FixedExponents, solved: SolvedDag, decay_mode: str
     for name, each in list(found.items()):
         for node, a in each.decided.a.items():
             vectors = (
-                fixed.trained(_vectors_before(fixed.dag, node)) if a and fixed.dag.node(node).weight is None else ()
+                fixed.trained(_vectors_before(fixed.dag, node))
+                if a and fixed.dag.node(node).weight is None and not each.decided.segments
+                else ()
             )
             for vector in vectors:
                 found[vector] = found[vector].moved(a, fixed.families[vector], {})

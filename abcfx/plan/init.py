@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
@@ -16,6 +17,24 @@ from abcfx.errors import InvalidInputError
 from abcfx.plan.draws import Draw, Law, as_real, like_sharded
 from abcfx.support import arguments
 from abcfx.support.patterns import plain_name
+
+
+class ColumnFactor(NamedTuple):
+    """A factor on some columns of a weight, beside what the rest of it is multiplied by.
+
+    Attributes:
+        dim: the dim of the weight that the columns are a part of.
+        start: the first of them.
+        size: how many they are.
+        factor: number that multiplies what is random in them.
+        whole: number that multiplies them where they are constant or structure.
+    """
+
+    dim: int
+    start: int
+    size: int
+    factor: float
+    whole: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,7 @@ class Init:
         whole: the part of `factor` that multiplies mean and structure as well: absorbed multipliers.
         values: the entries of a frozen tensor, which it always gets; else None.
         own: how the model drew the tensor; None where it has no values.
+        columns: further factors on some of the columns.
     """
 
     factor: float = 1.0
@@ -40,6 +60,7 @@ class Init:
     whole: float = 1.0
     values: torch.Tensor | None = field(default=None, repr=False, compare=False)
     own: Draw | None = field(default=None, repr=False)
+    columns: tuple[ColumnFactor, ...] = ()
 
     @classmethod
     def of_frozen(cls, parameter: torch.Tensor, own: Draw | None) -> Init:
@@ -85,6 +106,11 @@ class Init:
         std, fill = (None if value is None else value * factor for value in (self.std, self.fill))
         return replace(self, factor=self.factor * factor, std=std, fill=fill, whole=self.whole * factor)
 
+    def std_of(self, column: int) -> float | None:
+        """Return the RMS entry that a column has; None where it is not known."""
+        found = (each.factor for each in self.columns if each.start <= column < each.start + each.size)
+        return None if self.std is None else self.std * next(found, 1.0)
+
     def is_known_for(self, tensor: torch.Tensor) -> bool:
         """Whether the plan can fill a tensor of this shape that has no values yet."""
         if self.values is not None or self.fill is not None:
@@ -107,6 +133,24 @@ class Init:
         if self.redraw:
             self.draw(tensor)
             return
+        self._multiply_(tensor)
+        self._multiply_columns_(tensor)
+
+    def _multiply_columns_(self, tensor: torch.Tensor) -> None:
+        """Multiply the columns that have a factor of their own; nothing if the values are kept as they are."""
+        if self.values is not None:
+            return
+        is_random = self.redraw or self.own is None or self.own.law in (Law.RANDOM, Law.ORTHOGONAL)
+        for each in self.columns:
+            factor = each.factor if is_random else each.whole
+            if factor != 1.0:
+                along = torch.ones(tensor.shape[each.dim], dtype=tensor.dtype, device=tensor.device)
+                along[each.start : each.start + each.size] = factor
+                shaped = along.view([-1 if i == each.dim else 1 for i in range(tensor.ndim)])
+                tensor.mul_(like_sharded(shaped, tensor))
+
+    def _multiply_(self, tensor: torch.Tensor) -> None:
+        """Multiply what is random in the values by `factor`, and the rest by `whole`."""
         real, own = as_real(tensor), self.own
         if own is None or self.factor == self.whole or own.law is not Law.RANDOM:
             real.mul_(self.factor)
@@ -121,19 +165,24 @@ class Init:
 
     def draw(self, tensor: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """Fill a tensor with new values as planned, whatever it held before, and return it."""
+        self._fill_(tensor, generator)
+        self._multiply_columns_(tensor)
+        return tensor
+
+    def _fill_(self, tensor: torch.Tensor, generator: torch.Generator | None) -> None:
+        """Fill a tensor with new values, which are not yet multiplied by factors on columns."""
         real, own = as_real(tensor), self.own
         if self.values is not None:
-            return tensor.copy_(like_sharded(self.values, tensor)).mul_(self.factor)
-        if self.fill is not None:
-            return tensor.fill_(self.fill)
-        if own is None:
+            tensor.copy_(like_sharded(self.values, tensor)).mul_(self.factor)
+        elif self.fill is not None:
+            tensor.fill_(self.fill)
+        elif own is None:
             real.normal_(0.0, self.std or 0.0, generator=generator)
         elif self.redraw:
             real.normal_(own.mean * self.whole, self.std or 0.0, generator=generator)
             own.restore_(real, self.whole)
         else:
             own.fill_(real, self.factor, self.whole, generator)
-        return tensor
 
 
 def initialise(module: torch.nn.Module, inits: Mapping[str, Init]) -> None:

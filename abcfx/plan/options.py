@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from abcfx.errors import InvalidInputError
-from abcfx.exponents.assign import GivenExponents
+from abcfx.exponents.given import GivenExponents
 from abcfx.support.arguments import wrong
 from abcfx.support.choices import choose
 from abcfx.support.numbers import check_number

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -11,12 +12,12 @@ from abcfx.exponents.depth import DepthExponents, DepthScaling
 from abcfx.exponents.fixed import FixedExponents, ParameterExponents
 from abcfx.plan.absorb import AppliedExponents, absorbed_exponents, solved_exponents
 from abcfx.plan.draws import Draw, Law
-from abcfx.plan.init import Init
+from abcfx.plan.init import ColumnFactor, Init
 from abcfx.plan.options import PlanOptions
 from abcfx.plan.own_init import OwnInit, weight_beside
-from abcfx.plan.spec import ParameterPlan
+from abcfx.plan.spec import ParameterPlan, SegmentPlan
 from abcfx.rules import Layer
-from abcfx.rules.extents import ParameterDim
+from abcfx.rules.extents import DimPart, ParameterDim, whole_dims
 from abcfx.rules.values import shape_of
 from abcfx.theory.optimizer_groups import GroupNumbers
 
@@ -140,6 +141,9 @@ class _Planner:
         init = self._init(name, decided, own, n)
         if not decided.frozen:
             init = init.times(_power(ratio, -deep.b))
+        segments = self._segments(name, applied, absorbed, n)
+        if not self._keeps_init(decided):
+            init = replace(init, columns=_column_factors(applied.decided, segments, n))
         is_deep = name in self.depth.inserted and not decided.frozen
         if is_deep and own is not None and self.widths.width_ratio == 1.0:
             init = init.times(own.depth_factor)
@@ -165,10 +169,35 @@ class _Planner:
             own_init=own,
             trainable=parameter.requires_grad,
             fold=_power(n, decided.b - absorbed.decided.b) * _power(ratio, deep.b - deep_absorbed.b),
-            left=tuple(node for node, a in absorbed.decided.a.items() if a and n != 1.0),
+            left=() if segments else tuple(node for node, a in absorbed.decided.a.items() if a and n != 1.0),
             shape_correction=shape,
             options=numbers.options,
+            segments=tuple(replace(each, std=init.std_of(each.part.start)) for each in segments),
         )
+
+    def _keeps_init(self, decided: ParameterExponents) -> bool:
+        """Whether a parameter keeps the init that the model's own code gives it."""
+        is_kept = decided.role == "plain" or decided.frozen or decided.normalised or decided.keeps_init
+        return is_kept or self.options.init == "keep"
+
+    def _segments(
+        self, name: str, applied: AppliedExponents, absorbed: AppliedExponents, n: float
+    ) -> tuple[SegmentPlan, ...]:
+        """Compute the numbers of each segment of a weight whose input is a concatenation, still without its std.
+
+        Args:
+            name: its name.
+            applied: its exponents as they will be applied.
+            absorbed: its exponents with the multiplier of the first segment moved into init and rate.
+            n: the width ratio.
+        """
+        found: dict[DimPart, SegmentPlan] = {}
+        for node, own in applied.decided.segments.items():
+            kind, a = self.fixed.dag.kind(node), applied.decided.a[node]
+            if isinstance(kind, Layer) and kind.part is not None:
+                rest = _power(n, -absorbed.decided.a[node])
+                found[kind.part] = SegmentPlan(kind.part, own.role, a, own.b, _power(n, -a), None, rest)
+        return tuple(sorted(found.values(), key=lambda each: each.part.start))
 
     def _weight_decay(
         self,
@@ -228,7 +257,7 @@ class _Planner:
         for node in decided.a:
             kind = self.fixed.dag.kind(node)
             if isinstance(kind, Layer):
-                dims = kind.fan_out[:1] if decided.role == "embedding" else kind.fan_in
+                dims = whole_dims(kind.fan_out[:1] if decided.role == "embedding" else kind.fan_in)
                 sizes = [
                     parameter.shape[d.index]
                     if isinstance(d, ParameterDim)
@@ -256,7 +285,7 @@ class _Planner:
             drawn = Draw.of(parameter, weight_beside(self.parameters, name))
         if decided.frozen:
             return Init.of_frozen(parameter, drawn)
-        if self.options.init == "keep" or decided.role == "plain" or decided.normalised or decided.keeps_init:
+        if self._keeps_init(decided):
             return Init.scaled(drawn)
         is_matrix = any(isinstance(self.fixed.dag.kind(node), Layer) for node in decided.a)
         constant = self.options.std_of(decided.role) if is_matrix else 1.0
@@ -291,6 +320,23 @@ class _Planner:
         elif drawn is not None and is_bias and drawn.law is Law.RANDOM and not drawn.mean:
             factor = 0.0  # torch draws biases ~ fan_in^-1/2; the plan starts them at zero at every width
         return Init.scaled(drawn, factor, whole)
+
+
+def _column_factors(decided: ParameterExponents, segments: Sequence[SegmentPlan], n: float) -> tuple[ColumnFactor, ...]:
+    """Return the factor on the init of each segment, beside that on the whole parameter.
+
+    Args:
+        decided: the exponents of the parameter, as they will be applied.
+        segments: those of its segments.
+        n: the width ratio.
+    """
+    a = next(iter(decided.a.values()), 0.0)
+    found = []
+    for each in segments:
+        factor, whole = _power(n, decided.b - each.b), _power(n, each.a - a)
+        if factor != 1.0 or whole != 1.0:
+            found.append(ColumnFactor(each.part.index, each.part.start, each.part.size, factor, whole))
+    return tuple(found)
 
 
 def _power(n: float, exponent: float) -> float:

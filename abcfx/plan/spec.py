@@ -13,6 +13,7 @@ from abcfx.exponents.dag_program import Binding
 from abcfx.exponents.roles import WhyRole
 from abcfx.plan.init import Init
 from abcfx.plan.own_init import OwnInit
+from abcfx.rules.extents import DimPart
 from abcfx.support import arguments
 from abcfx.support.arguments import wrong
 from abcfx.support.choices import choose
@@ -30,6 +31,22 @@ class OwnInitRow(TypedDict):
 
     exponent: float
     measured: float
+
+
+class SegmentRow(TypedDict):
+    """A part of a spec row: the numbers of some columns of a weight whose input is a concatenation.
+
+    The columns are `start` to `stop` - 1 of the dim `dim`; the other keys mean what they mean for a whole weight.
+    """
+
+    dim: int
+    start: int
+    stop: int
+    role: str
+    a: float
+    b: float
+    multiplier: float
+    std: float | None
 
 
 class RequiredSpecRow(TypedDict):
@@ -64,10 +81,47 @@ class RequiredSpecRow(TypedDict):
 class SpecRow(RequiredSpecRow, total=False):
     """The row of one parameter in the plan (`Spec`): its role ("hidden", ...), exponents, and numbers such as lr.
 
-    `options` is there only where an optimizer instance gave some, such as betas.
+    `options` is there only where an optimizer instance gave some, such as betas; `segments` only for a weight whose
+    input is a concatenation of tensors that grow with the width and others that do not.
     """
 
     options: dict[str, GroupOption]
+    segments: list[SegmentRow]
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """Exponents and numbers of some columns of a weight whose input is a concatenation.
+
+    Attributes:
+        part: the columns.
+        role: the role that they would have as a weight of their own.
+        a: exponent of their multiplier m^-a (m, the width ratio); `multiplier` is its value.
+        b: exponent of their init m^-b; `std` is the RMS entry after init, None where it is not known.
+        fold: the factor by which folding multiplies these columns, beside that of the whole parameter.
+    """
+
+    part: DimPart
+    role: str
+    a: float
+    b: float
+    multiplier: float
+    std: float | None
+    fold: float
+
+    def row(self) -> SegmentRow:
+        """Return these numbers as JSON-able values."""
+        start = self.part.start
+        return {
+            "dim": self.part.index,
+            "start": start,
+            "stop": start + self.part.size,
+            "role": self.role,
+            "a": self.a,
+            "b": self.b,
+            "multiplier": self.multiplier,
+            "std": self.std,
+        }
 
 
 @dataclass(frozen=True)
@@ -93,6 +147,8 @@ class ParameterPlan:
         shape_correction: factor in `lr` beside the powers of width, where an optimizer's own factor on a matrix (Muon)
             differs at real shapes from the power of width that c counts.
         options: what the parameter's group of an optimizer instance says beside these numbers, such as betas.
+        segments: the numbers of the columns for each of the tensors that are concatenated to make its input, if only
+            some of them grow; `role`, `b` and `std` are then those of the columns whose input grows.
     """
 
     role: str
@@ -119,6 +175,7 @@ class ParameterPlan:
     left: tuple[str, ...] = ()
     shape_correction: float = 1.0
     options: Mapping[str, GroupOption] = field(default_factory=dict)
+    segments: tuple[SegmentPlan, ...] = ()
 
     def row(self) -> SpecRow:
         """Return the plan of this parameter as a JSON-able row of the spec, the plan that is kept in a checkpoint."""
@@ -146,6 +203,8 @@ class ParameterPlan:
         }
         if self.options:
             row["options"] = dict(self.options)
+        if self.segments:
+            row["segments"] = [each.row() for each in self.segments]
         return row
 
 

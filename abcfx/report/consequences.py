@@ -24,6 +24,9 @@ def consequences(outcome: Outcome, name: str, group: int | None) -> list[str]:
     plan = outcome.plan[name]
     power = _Powers(outcome, name)
     lines = [_multiplier(outcome, name, power), _init(plan, power)]
+    for each in plan.segments:
+        if not each.part.grows and each.std is not None:
+            lines.append(f"init of columns {each.part}: RMS entry {each.std:.4g}, which is {power.order(each.b)}")
     if not plan.trainable:
         return [*lines, "lr: none, since it is frozen"]
     rate = f"{plan.lr:.4g}: the base learning rate"
@@ -83,6 +86,9 @@ def _multiplier(outcome: Outcome, name: str, power: _Powers) -> str:
     plan = outcome.plan[name]
     if plan.void:
         return "No multiplier: a norm follows at once and would divide it out again."
+    if plan.segments:
+        by_columns = ", ".join(f"{each.multiplier:.4g} for {each.part}" for each in plan.segments)
+        return f"multiplier, by columns: {by_columns}"
     if len(set(plan.multiplier.values())) > 1:
         uses = ", ".join(f"{value:.4g} at {node}" for node, value in plan.multiplier.items())
         return f"multiplier, by use: {uses}"

@@ -157,7 +157,9 @@ class Constraints:
         """
         kind = self._fixed.dag.kind(str(row.layer))
         if isinstance(kind, Layer):
+            at_init = row.alignment == "omega"  # a relative update follows the size of the whole weight
             a, b = self._fixed.a(str(row.layer)), self._fixed.b(kind.parameter)
+            b = self._fixed.init(str(row.layer)) if at_init else b
             parts = [("a", a), ("b", b), ("s(x)", self._fixed.size(kind.inputs[0]))]
             wanted = {"alpha": (0, 2), "u": (0,), "omega": (0, 1)}.get(row.alignment or "", ())
             relative = self._fixed.family(kind.parameter).update == "relative" and row.alignment in ("alpha", "u")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from abcfx.outcome import Outcome
+from abcfx.plan.spec import ParameterPlan
 from abcfx.rules import Layer
-from abcfx.rules.extents import Dim, ParameterDim
+from abcfx.rules.extents import Dim, ParameterDim, whole_dims
 
 
 class DimGrowth(NamedTuple):
@@ -18,6 +19,7 @@ class DimGrowth(NamedTuple):
         base_size: its size in the base; None without a base.
         growth: growth exponent: the dim is m to this power times as large as in the base (m, the width ratio).
         side: "fan_in" if the layer sums over it, "fan_out" if the layer's output has it, "" if neither.
+        fixed: the columns that meet an input which does not grow, where others meet one that does.
     """
 
     dim: int
@@ -25,6 +27,7 @@ class DimGrowth(NamedTuple):
     base_size: int | None
     growth: float
     side: str
+    fixed: tuple[str, ...] = ()
 
 
 def dims_of(outcome: Outcome, name: str) -> tuple[DimGrowth, ...]:
@@ -34,7 +37,7 @@ def dims_of(outcome: Outcome, name: str) -> tuple[DimGrowth, ...]:
     base = widths.base_parameters[name].shape if widths.has_base else None
     sides = _sides(outcome, name)
     return tuple(
-        DimGrowth(i, size, None if base is None else base[i], plan.growth[i], sides.get(i, ""))
+        DimGrowth(i, size, None if base is None else base[i], plan.growth[i], sides.get(i, ""), _fixed(plan, i))
         for i, size in enumerate(shape)
     )
 
@@ -65,7 +68,14 @@ def _dim_line(each: DimGrowth, side_width: int) -> str:
         words = f"grows with the width, exponent {each.growth:.3g}"
     else:
         words = f"grows {each.size / each.base_size:.3g} times, exponent {each.growth:.3g}"
+    if each.fixed:
+        words = f"columns {', '.join(each.fixed)} stay, the others grow, exponent {each.growth:.3g}"
     return f"dim {each.dim}{side}  {size}: {words}"
+
+
+def _fixed(plan: ParameterPlan, dim: int) -> tuple[str, ...]:
+    """Return the columns of a dim that meet an input which does not grow, beside one that does."""
+    return tuple(str(each.part) for each in plan.segments if each.part.index == dim and not each.part.grows)
 
 
 def _sides(outcome: Outcome, name: str) -> dict[int, str]:
@@ -79,4 +89,4 @@ def _sides(outcome: Outcome, name: str) -> dict[int, str]:
         """Return the indices of those of some dims of a layer that are dims of the parameter that is described."""
         return [dim.index for dim in dims if isinstance(dim, ParameterDim) and dim.parameter == name]
 
-    return dict.fromkeys(own(first.fan_out), "fan_out") | dict.fromkeys(own(first.fan_in), "fan_in")
+    return dict.fromkeys(own(first.fan_out), "fan_out") | dict.fromkeys(own(whole_dims(first.fan_in)), "fan_in")

@@ -137,7 +137,8 @@ class Explainer:
         kind, place = self._dag.kind(node), location(self._dag.node(node).fx_node)
         if isinstance(kind, Layer):
             pieces = f"; its output is cut into {kind.pieces}, so it counts {kind.pieces} times in the sum of all c"
-            return f"as the weight of a layer, at {place}{pieces if kind.pieces > 1 else ''}"
+            columns = "" if kind.part is None else f" by its columns {kind.part}"
+            return f"as the weight of a layer{columns}, at {place}{pieces if kind.pieces > 1 else ''}"
         ways = [(after, self._dag.kind(after)) for after in self._dag.successors(node)]
         shown = [f"{_way_of_use(node, other)} {after}" for after, other in ways[:USES_SHOWN]]
         return f"{', '.join(shown) or 'as an output'}, at {place}"

@@ -22,6 +22,7 @@ from abcfx.passes import PassError, ScaleInsertion, insert_scales, multiply_mark
 from abcfx.plan.absorb import attention_left
 from abcfx.plan.options import ApplyMode
 from abcfx.plan.spec import ParameterPlan
+from abcfx.rewrite.column_hooks import can_hook_columns, columns_by_weight, hook_columns
 from abcfx.rewrite.folding import Fold
 from abcfx.rewrite.hooks import can_hook, hook_features, refuse_saving
 from abcfx.rewrite.marks import marked_nodes
@@ -75,7 +76,8 @@ def apply_plan(
         )
     left = [*_without_place(plan), *(f"abcfx.scaled at {location(node)}" for node in marks)]
     left += [f"the factor of the branch at {merge}" for merge in depth.left]
-    fold = Fold({name: row.fold for name, row in plan.items()}, left=left)
+    columns = [(each.part, each.fold) for row in plan.values() for each in row.segments if each.fold != 1.0]
+    fold = Fold({name: row.fold for name, row in plan.items()}, columns=columns, left=left)
     if inplace:
         notes = _hook(pair.target_graph, fixed, fold)
     else:
@@ -84,7 +86,7 @@ def apply_plan(
         multiply_marks(module, marks, fixed.widths.width_ratio)
         _mark_state(module, plan)
     _initialise(pair.target_graph.model, plan)
-    if fold.hooks or any(row.init.factor != 1.0 or row.fold != 1.0 for row in plan.values()):
+    if fold.hooks or any(row.init.factor != 1.0 or row.fold != 1.0 or row.init.columns for row in plan.values()):
         remember_transformed(pair.target if inplace else module)
     return Applied(fold, notes)
 
@@ -187,7 +189,8 @@ def _hook(captured: CapturedGraph, fixed: FixedExponents, fold: Fold) -> tuple[s
             f"  To fix: apply='absorb' or 'insert', and use result.module."
         )
     fold.features = _query_features(captured, fixed, attention_left(fixed))
-    if not fold.features:
+    columns = columns_by_weight(fold.columns)
+    if not fold.features and not columns:
         return ()
     for each in fold.features:
         if not can_hook(captured, each):
@@ -195,10 +198,25 @@ def _hook(captured: CapturedGraph, fixed: FixedExponents, fold: Fold) -> tuple[s
                 f"apply='inplace': the queries at {location(each.calls[0])} need a factor, and they are no\n"
                 f"  module's output, which a hook could multiply.\n  To fix: apply='absorb', and use result.module."
             )
+    for name in columns:
+        if not can_hook_columns(captured, fixed.dag, name):
+            raise InvalidInputError(
+                f"apply='inplace': some columns of {name} meet an input that does not grow, beside one that does.\n"
+                f"  It needs a factor, and no Linear or convolution is called where a hook could multiply it.\n"
+                f"  To fix: apply='absorb' or 'insert', and use result.module."
+            )
     fold.hooks += [hook_features(captured.model, each) for each in fold.features]
+    fold.hooks += [hook_columns(captured.model, name, each) for name, each in columns.items()]
     fold.hooks.append(refuse_saving(captured.model))
-    where = ", ".join(each.owner for each in fold.features)
-    return (f"hooks multiply the queries of fused layers ({where}): state_dict() is refused until result.fold()",)
+    hooked = {
+        "the queries of fused layers": [each.owner for each in fold.features],
+        "the parts that do not grow in the inputs of layers": list(columns),
+    }
+    return tuple(
+        f"hooks multiply {what} ({', '.join(where)}): state_dict() is refused until result.fold()"
+        for what, where in hooked.items()
+        if where
+    )
 
 
 def _scales(
@@ -227,7 +245,9 @@ def _scales(
         for a, factor in multipliers.items():
             formula = f"{n}^{-a:g}"
             if used.weight is None:
-                scales.append(ScaleInsertion(used.fx_node, used.operand, factor, node, formula))
+                scales.append(
+                    ScaleInsertion(used.fx_node, used.operand, factor, node, formula, through=used.concatenation)
+                )
             elif factor != 1.0:
                 scales += parameter_scales(
                     module, used.weight, layer.parameter, ScaleInsertion(used.weight, None, factor, node, formula)

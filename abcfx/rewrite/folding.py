@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from abcfx.errors import InvalidInputError
 from abcfx.rewrite.once import forget_transformed
 from abcfx.rewrite.query_features import FeatureScale
+from abcfx.rules.extents import DimPart
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Fold:
     Attributes:
         factors: the factor of each parameter, by name.
         features: factors on parts of fused parameters.
+        columns: for weights whose input is a concatenation, the columns of each tensor with their further factor.
         left: what no weight can take, for the error message; empty if the model can be folded.
         hooks: the hooks on the model's own object, which are removed when it is folded.
         find_features: computes `features` when they are first needed.
@@ -28,6 +30,7 @@ class Fold:
 
     factors: dict[str, float] = field(default_factory=dict)
     features: Sequence[FeatureScale] = ()
+    columns: Sequence[tuple[DimPart, float]] = ()
     left: Sequence[str] = ()
     hooks: list[RemovableHandle] = field(default_factory=list)
     find_features: Callable[[], Sequence[FeatureScale]] | None = None
@@ -49,11 +52,13 @@ class Fold:
             for name, factor in self.factors.items():
                 if factor != 1.0:
                     parameters[name].mul_(factor)
+            for part, factor in self.columns:
+                parameters[part.parameter].narrow(part.index, part.start, part.size).mul_(factor)
             done = set[str]()
             for each in features:
                 each.apply_to(parameters, done)
         if self.hooks:  # the model's own object: a second call finds plain weights
-            self.factors, self.features = {}, ()
+            self.factors, self.features, self.columns = {}, (), ()
         while self.hooks:
             self.hooks.pop().remove()
         forget_transformed(model)

@@ -51,6 +51,9 @@ class ExponentContext(Protocol):
     def b(self, parameter: str) -> float:
         """Return b of a parameter whose standard deviation at init is m^-b (m, the width ratio)."""
 
+    def init(self, node: str) -> float:
+        """Return b of the weight at a layer node: that of its parameter or, of a segment, of its columns."""
+
     def learns(self, parameter: str) -> bool:
         """Whether the linear program knows a parameter: False for a frozen one, and for one of the role "plain"."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.fx as fx
 
+from abcfx.rules.extents import DimPart
 from abcfx.rules.kinds import Kind, Layer, Vector
 
 
@@ -32,6 +33,7 @@ class DagNode:
         weight: of a layer whose weight is composed of several parameters, or is a nonlinear function of one, the fx
             node that returns the weight. A multiplier belongs to the parameter then, not to the input.
         is_curved: of a layer, whether its weight is not proportional to its parameter.
+        concatenation: of a layer that is one segment of a weight, the fx node that concatenates the inputs of all.
     """
 
     name: str
@@ -48,6 +50,7 @@ class DagNode:
     paired: Mapping[int, int] = field(default_factory=dict)
     weight: fx.Node | None = None
     is_curved: bool = False
+    concatenation: fx.Node | None = None
 
     @property
     def parameter(self) -> str | None:
@@ -63,11 +66,22 @@ class DagBuilder:
         shapes: shape of each parameter, by name.
         nodes: the nodes added so far, by name.
         pinned_parameters: parameters that a function f with f(kx) != k f(x) reads, or that a constant is added to.
+        segments: for weights that count as several layers, one for each of the tensors concatenated to make their
+            input, the columns of each.
+        concatenated: for each weight whose input is a concatenation, its dim and the sizes of the tensors, by call.
     """
 
-    def __init__(self, names: Mapping[torch.nn.Parameter, str]) -> None:
-        """Start a layer DAG (a graph of layers and ops) without nodes; `names` has the name of each parameter."""
-        self.names = names
+    def __init__(
+        self, names: Mapping[torch.nn.Parameter, str], segments: Mapping[str, tuple[DimPart, ...]] | None = None
+    ) -> None:
+        """Start a layer DAG (a graph of layers and ops) without nodes.
+
+        Args:
+            names: name of each parameter.
+            segments: for weights that count as several layers, the columns of each.
+        """
+        self.names, self.segments = names, segments or {}
+        self.concatenated: dict[str, list[tuple[int, ...]]] = {}
         self.shapes = {name: tuple(parameter.shape) for parameter, name in names.items()}
         self.nodes: dict[str, DagNode] = {}
         self.pinned_parameters: set[str] = set()

@@ -33,7 +33,8 @@ def _grouped(op: Op, x: Value, weight: Value, bias: Value | None, groups: Number
     """
     out = weight.dim(0)
     back = None if groups is None or out is None else (Number(((out, 1.0),)).times(groups.power(-1.0)),)
-    return op.layer(x, weight, range(1, weight.ndim or 2), [0], bias, fan_back=back)
+    channels = 1 - (weight.ndim or 2)
+    return op.layer(x, weight, range(1, weight.ndim or 2), [0], bias, fan_back=back, channels=channels)
 
 
 @register_rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -50,7 +51,7 @@ def _transposed(op: Op, x: Value, weight: Value, bias: Value | None, groups: obj
     kernel = range(2, weight.ndim or 2)
     if groups != 1 and weight.shape is not None and groups == weight.shape[0]:
         return op.layer(x, weight, kernel, [0, 1], bias, fan_back=weight.dims_at([1]))
-    return op.layer(x, weight, [0, *kernel], [1], bias)
+    return op.layer(x, weight, [0, *kernel], [1], bias, channels=1 - (weight.ndim or 2))
 
 
 @register_rule("convolution")

@@ -24,7 +24,47 @@ class TensorDim:
     index: int
 
 
-Dim = ParameterDim | TensorDim
+@dataclass(frozen=True)
+class DimPart:
+    """A part of a dim of a weight: the columns that meet one of several concatenated tensors.
+
+    Attributes:
+        parameter: name of the weight.
+        index: index of its dim.
+        start: the first of the columns in the model.
+        size: how many they are in the model.
+        base_start: the first of them in the base.
+        base_size: how many they are in the base.
+    """
+
+    parameter: str
+    index: int
+    start: int
+    size: int
+    base_start: int
+    base_size: int
+
+    @property
+    def grows(self) -> bool:
+        """Whether the base has fewer, or more, of these columns than the model."""
+        return self.size != self.base_size
+
+    @property
+    def whole(self) -> ParameterDim:
+        """The dim that this is a part of."""
+        return ParameterDim(self.parameter, self.index)
+
+    def __str__(self) -> str:
+        """Return the columns as Python slices them, such as `0:60`."""
+        return f"{self.start}:{self.start + self.size}"
+
+
+Dim = ParameterDim | TensorDim | DimPart
+
+
+def whole_dims(dims: tuple[Dim, ...]) -> tuple[ParameterDim | TensorDim, ...]:
+    """Return dims with each part of a dim replaced by the dim that it is a part of."""
+    return tuple(dim.whole if isinstance(dim, DimPart) else dim for dim in dims)
 
 
 class ScalarArgument(NamedTuple):

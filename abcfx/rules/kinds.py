@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from abcfx.lp.names import RowKind, RowLabel
 from abcfx.rules.bounds import Bound, ExponentContext
-from abcfx.rules.extents import Dim, Extent, Number, ParameterDim
+from abcfx.rules.extents import Dim, DimPart, Extent, Number, ParameterDim, whole_dims
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,9 @@ class Layer(Kind):
         fan_in: dims of the weight that are summed over; none for a lookup in a table.
         fan_out: dims of the weight that the result has.
         pieces: number of layers that it counts as in the linear program's objective: 3 for fused q, k, v.
-        inner: whether no scale node can be placed at it, since its input exists only inside an op; then a = 0, and init
-            and rate carry the multiplier.
+        inner: whether no scale node can be placed at it, inside an op; then a = 0: init and rate carry the multiplier.
         factor: a number that the model itself multiplies the weight with.
-        fan_back: dims that the gradient of the input sums over, if these are not all of `fan_out` (convolutions with
-            groups).
+        fan_back: dims that the gradient of the input sums over, if not all of `fan_out` (convolutions with groups).
         normalised: whether forward divides the weight by a norm of itself, so that its size is not the parameter's.
     """
 
@@ -99,20 +97,24 @@ class Layer(Kind):
         That is a + b + s_x - e_in / 2, where W is ~ m^-b, x ~ m^-s_x, and fan_in ~ m^e_in: a sum over fan_in terms with
         random signs.
         """
-        product = (
-            context.a(node)
-            + context.b(self.parameter)
-            + context.size(self.inputs[0])
-            - context.growth(*self.fan_in) / 2
-        )
+        product = context.a(node) + context.init(node) + context.size(self.inputs[0]) - context.growth(*self.fan_in) / 2
         return min(product, 0.0) if self.vectors else product
 
-    def _update(self, context: ExponentContext) -> tuple[tuple[tuple[str, str], ...], float]:
+    @property
+    def part(self) -> DimPart | None:
+        """The columns of the weight that this layer has, if it is one segment of a layer on concatenated tensors."""
+        return next((dim for dim in self.fan_in if isinstance(dim, DimPart)), None)
+
+    def gradient_name(self, node: str) -> str:
+        """Return the name of the variable g of the weight's gradient: for all uses, or for one segment alone."""
+        return self.parameter if self.part is None else node
+
+    def _update(self, node: str, context: ExponentContext) -> tuple[tuple[tuple[str, str], ...], float]:
         """Return (variables, constant) that sum to x; a step at rate ~ width^-c changes the weight by ~ width^-x."""
         rate = ("c", self.parameter)
         update = context.family(self.parameter).update
         if update == "gradient":
-            return (rate, ("g", self.parameter)), 0.0
+            return (rate, ("g", self.gradient_name(node))), 0.0
         return (rate,), context.b(self.parameter) if update == "relative" else 0.0
 
     def stored_growth(self, context: ExponentContext) -> tuple[float, float]:
@@ -121,9 +123,10 @@ class Layer(Kind):
         Rows are fan_out, except in a matrix that is stored the other way round: a table, or a weight of x @ w.
         """
         rows, columns = (ParameterDim(self.parameter, index) for index in (0, 1))
-        if self.fan_out == (columns,) and self.fan_in in ((), (rows,)):
+        fan_in = whole_dims(self.fan_in)
+        if self.fan_out == (columns,) and fan_in in ((), (rows,)):
             return context.growth(rows), context.growth(columns)
-        return context.growth(*self.fan_out), context.growth(*self.fan_in)
+        return context.growth(*self.fan_out), context.growth(*fan_in)
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
         """Yield the bounds on r of the output y of a layer: training changes y by dW x + W dx + dW dx, ~ m^-r.
@@ -149,12 +152,12 @@ class Layer(Kind):
             if x is not None and moved:
                 yield Bound(RowLabel(RowKind.U), (("c", self.parameter), ("r", x)), a - grown)
         elif context.learns(self.parameter):
-            update, q = self._update(context)
+            update, q = self._update(node, context)
             yield Bound(RowLabel(RowKind.ALPHA), update, a + q + context.size(x), "alpha", e_in)
             if x is not None and moved:
                 yield Bound(RowLabel(RowKind.U), (*update, ("r", x)), a + q, "u", e_in)
         if x is not None and moved:
-            yield Bound(RowLabel(RowKind.OMEGA), (("r", x),), a + context.b(self.parameter), "omega", e_in)
+            yield Bound(RowLabel(RowKind.OMEGA), (("r", x),), a + context.init(node), "omega", e_in)
 
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
         """Yield the input and bounds on its G (gradient ~ width^-G): W, and with SGD its update, send it back."""
@@ -162,10 +165,7 @@ class Layer(Kind):
         x, a, e_out = self.inputs[0], context.a(node), context.growth(*back)
         if x is None:
             return
-        yield (
-            x,
-            Bound(RowLabel(RowKind.INITIAL_GRADIENT, node), (("G", node),), a + context.b(self.parameter) - e_out / 2),
-        )
+        yield x, Bound(RowLabel(RowKind.INITIAL_GRADIENT, node), (("G", node),), a + context.init(node) - e_out / 2)
         if context.learns(self.parameter) and context.family(self.parameter).update == "gradient":
             # g of this use alone: with g over all uses, a tied embedding would feed its own gradient
             update = (("G", node), ("G", node), ("c", self.parameter))

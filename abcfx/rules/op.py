@@ -23,6 +23,7 @@ from abcfx.rules.kinds import (
 )
 from abcfx.rules.node_maker import NodeMaker
 from abcfx.rules.registry import plain_name
+from abcfx.rules.segments import features_dim, segment_nodes, segments_of
 from abcfx.rules.values import Dims, Simplex, Statistic, Value, index_from_end, is_discrete, shape_of
 from abcfx.rules.weights import dims_of, in_order_of_use, layer_kind, read_weight, vector_contraction
 from abcfx.support.location import location
@@ -79,6 +80,7 @@ class Op(NodeMaker):
         fan_back: tuple[Extent, ...] | None = None,
         over: Sequence[int] | None = None,
         paired: Mapping[int, int] | None = None,
+        channels: int | None = None,
     ) -> Value:
         """Multiply x by a weight, summed over the weight's fan_in dims, and add a bias: adds a layer to the layer DAG.
 
@@ -98,11 +100,14 @@ class Op(NodeMaker):
             over: dims of x that are summed over, where these are not its last ones; () where x has its rows in another
                 order each time.
             paired: dims of the weight that count matrices -> the dims of x that run along with them.
+            channels: of a convolution, the dim of x that meets the first dim of `fan_in`.
         """
         read = read_weight(self._builder, weight)
         if read is None:
             product = self.product(x if x is not None else Value(), weight, weight.dims_at(fan_in))
             return product if bias is None else self.merge([product, bias])
+        features = features_dim(fan_in, over, paired) if channels is None else channels
+        segments = () if inner else segments_of(self._builder, self.at, x, weight, read, fan_in, features)
         inner = inner or (x is not None and x.at not in self.at.all_input_nodes)
         inner = inner or (read.is_composed and weight.at not in self.at.all_input_nodes)
         outputs: list[Value] = []
@@ -135,6 +140,10 @@ class Op(NodeMaker):
                     weight=weight.at if read.is_composed else None,
                     is_curved=term.is_curved,
                 )
+                if segments:
+                    self.disregard(x)  # the tensors that it is a concatenation of are read in its place
+                    sources = [self._node(each.x) for each in segments]
+                    return self.merge(map(self._value_of, segment_nodes(node, segments, sources)))
                 y = self._value_of(node)
             assert y is not None
             outputs.append(y)

@@ -12,6 +12,7 @@ import torch.nn as nn
 from abcfx.rules.op import Op
 from abcfx.rules.op_properties import WRITES
 from abcfx.rules.registry import plain_name, register_rule
+from abcfx.rules.segments import concatenation_of
 from abcfx.rules.values import Result, Sizes, Value
 
 
@@ -165,7 +166,11 @@ def size(op: Op, x: Value, dim: int | None = None) -> Result:
 @register_rule("cat", "stack", "vstack", "dstack", "cartesian_prod")
 def cat(op: Op, *tensors: Value | Sequence[Value] | int) -> Value:
     """Handle cat([x, y], dim), stack and the like: the result is as large as the largest tensor, by its entries."""
-    return op.merge(_flat(tensors))
+    merged = op.merge(_flat(tensors))
+    if str(getattr(op.at.target, "__name__", "")).partition(".")[0] not in ("cat", "concat", "concatenate"):
+        return merged
+    dim = next((each for each in tensors if isinstance(each, int)), 0)
+    return replace(merged, concatenation=concatenation_of(op.at, _flat(tensors), dim))
 
 
 def _flat(tensors: Sequence[object]) -> list[Value]:

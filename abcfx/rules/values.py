@@ -98,6 +98,23 @@ class WeightTerm:
 
 
 @dataclass(frozen=True)
+class Concatenation:
+    """A record of which tensors were concatenated to make a tensor, along which dim.
+
+    Attributes:
+        at: the fx node that concatenates them.
+        dim: index of the dim, counted from the end.
+        parts: the tensors.
+        sizes: the size of each along the dim.
+    """
+
+    at: fx.Node
+    dim: int
+    parts: tuple[Value, ...]
+    sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Value:
     """An abstract tensor: a record of what is known of a tensor of the graph, while its layer DAG is built.
 
@@ -117,6 +134,7 @@ class Value:
         log_total: where the tensor is the logsumexp of another tensor with the same node, indices of its dims.
         is_curved: whether a parameter went through a function that is not homogeneous, such as tanh.
         terms: of a tensor that is computed from parameters, the products whose sum it is, where that is known.
+        concatenation: of what the tensor was concatenated, which holds as long as `at` is the node that did it.
     """
 
     node: str | None = None
@@ -131,6 +149,7 @@ class Value:
     log_total: tuple[int, ...] = ()
     is_curved: bool = False
     terms: tuple[WeightTerm, ...] = ()
+    concatenation: Concatenation | None = None
 
     @property
     def is_constant(self) -> bool:
