@@ -183,7 +183,11 @@ def repeated_uses(dag: LayerDag) -> dict[str, list[str]]:
     uses: dict[tuple[str, DimPart | None], list[str]] = {}
     for node, layer in dag.layers():
         uses.setdefault((layer.parameter, layer.part), []).append(node)
-    return {name: nodes for (name, _), nodes in uses.items() if len(nodes) > 1}
+    found: dict[str, list[str]] = {}
+    for (name, _), nodes in uses.items():
+        if len(nodes) > 1:
+            found.setdefault(name, nodes)
+    return found
 
 
 # -- attention
@@ -259,6 +263,8 @@ def absorbing_parameters(dag: LayerDag, node: str) -> tuple[str, ...]:
         vectors = [n for n in kind.sources if isinstance(dag.kind(n), Vector)]
         return next((names for n in (*vectors, *kind.sources) if (names := absorbing_parameters(dag, n))), ())
     if isinstance(kind, Merge):
+        if names := _absorbing_segments(dag, kind):
+            return names
         found = [absorbing_parameters(dag, source) for source in kind.sources]
         return tuple(name for names in found for name in names) if all(found) else ()
     nodes: tuple[str, ...] = ()
@@ -275,6 +281,21 @@ def absorbing_parameters(dag: LayerDag, node: str) -> tuple[str, ...]:
     names = tuple(name for n in nodes if (name := dag.node(n).parameter) is not None)
     are_free = all(len(uses[name]) == 1 for name in names) and all(_is_free(dag, n) for n in nodes)
     return names if len(names) == len(nodes) and are_free else ()
+
+
+def _absorbing_segments(dag: LayerDag, merge: Merge) -> tuple[str, ...]:
+    """Return weight and bias of a layer on concatenated tensors, given the sum of its segments; () for another sum."""
+    uses, layers = (
+        dag.uses(),
+        [kind for node in merge.sources if isinstance(kind := dag.kind(node), Layer) and kind.part],
+    )
+    weights = {layer.parameter for layer in layers}
+    if len(weights) != 1 or set(uses[layers[0].parameter]) != set(merge.sources):
+        return ()
+    biases = [name for layer in layers for name in layer.vectors]
+    names = [parameter for name in biases if (parameter := dag.node(name).parameter) is not None]
+    are_free = all(_is_free(dag, node) for node in (*merge.sources, *biases)) and all(len(uses[n]) == 1 for n in names)
+    return (*weights, *names) if len(names) == len(biases) and are_free else ()
 
 
 def _is_free(dag: LayerDag, node: str) -> bool:

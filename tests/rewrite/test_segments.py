@@ -13,6 +13,7 @@ from torch import nn
 import abcfx
 from abcfx.capture.options import CaptureMethod
 from abcfx.errors import InvalidInputError
+from abcfx.plan.options import ApplyMode
 
 RATIO = 4
 
@@ -96,6 +97,52 @@ def test_other_readers_of_a_concatenation_see_no_factor(capture: CaptureMethod) 
     torch.testing.assert_close(result.module(x), model(x))
     result = abcfx.transform(copy.deepcopy(model), x, base=base, optimizer="adam", capture=capture)
     assert [len(result.plan[f"{each}.weight"].segments) for each in ("gate", "new", "head")] == [2, 2, 2]
+    torch.testing.assert_close(result.fold()(x), result.module(x))
+
+
+class Residual(nn.Module):
+    """Every block reads the input beside the stream."""
+
+    def __init__(self, width: int, blocks: int, kept: int = 6) -> None:
+        super().__init__()
+        self.into, self.head = nn.Linear(kept, width), nn.Linear(width, 3)
+        self.blocks = nn.ModuleList(nn.Linear(kept + width, width) for _ in range(blocks))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.into(x)
+        for block in self.blocks:
+            h = h + block(torch.cat([x, torch.tanh(h)], 1))
+        return self.head(h)
+
+
+def test_factor_of_a_residual_branch_goes_into_all_segments_of_its_layer() -> None:
+    x, outputs = torch.randn(4, 6, dtype=torch.float64), []
+    depth = abcfx.Parametrization(depth="completep")
+    modes: tuple[ApplyMode, ...] = ("insert", "absorb", "inplace")
+    for apply in modes:
+        torch.manual_seed(0)
+        model, base = Residual(32, 4).double(), Residual(8, 2).double()
+        result = abcfx.transform(model, x, base=base, optimizer="adam", apply=apply, parametrization=depth)
+        outputs.append(result.module(x))
+        torch.testing.assert_close(result.fold()(x), outputs[-1])
+        assert len(result.plan["blocks.3.weight"].segments) == 2
+    torch.testing.assert_close(outputs[1], outputs[0])
+    torch.testing.assert_close(outputs[2], outputs[0])
+
+
+def test_layer_that_is_called_twice_has_the_same_factors_in_both_calls() -> None:
+    class Twice(Residual):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.into(x)
+            for block in (self.blocks[0], self.blocks[0]):
+                h = torch.tanh(block(torch.cat([x, h], 1)))
+            return self.head(h)
+
+    x = torch.randn(4, 6, dtype=torch.float64)
+    result = abcfx.transform(Twice(32, 1).double(), x, base=Twice(8, 1).double(), optimizer="adam")
+    assert sorted(result.plan["blocks.0.weight"].a.values()) == [-1.0, -1.0, 0.0, 0.0]
+    assert result.plan["blocks.0.weight"].c == 1.0
+    assert "used more than once: blocks.0.weight: 2 (blocks.0 a = 0" in str(result)
     torch.testing.assert_close(result.fold()(x), result.module(x))
 
 
