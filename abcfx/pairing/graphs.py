@@ -13,6 +13,8 @@ from abcfx.capture import CapturedGraph
 from abcfx.dag.queries import block_of
 from abcfx.errors import PairingError
 from abcfx.pairing.blocks import NO_BLOCKS, SAME_CODE, Blocks
+from abcfx.pairing.moves import align, chain_above, is_move, keeps_order, shape_if_run, tensors_read
+from abcfx.rules.values import shape_of
 from abcfx.support.location import location, module_path
 
 _NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool, type(None))
@@ -45,7 +47,36 @@ class Doing(NamedTuple):
         return f"{self.of_class} {self.target}" if self.of_class else f"{self.op} {self.target}".strip()
 
 
-def pair_graphs(target: CapturedGraph, base: CapturedGraph, blocks: Blocks = NO_BLOCKS) -> dict[fx.Node, fx.Node]:
+class PairedNodes(NamedTuple):
+    """Which node of a base's graph stands for which node of the target's, the larger of the two models.
+
+    Attributes:
+        twins: the base's node for each node of the target.
+        left_out: nodes of the target that move or repeat entries and that the base has not, with the shape that their
+            result would have in the base; None where that is not known.
+    """
+
+    twins: dict[fx.Node, fx.Node]
+    left_out: dict[fx.Node, tuple[int, ...] | None]
+
+    def base_shape(self, node: fx.Node) -> tuple[int, ...] | None:
+        """Return the shape, in the base (the smaller model), of the result of a node; None where it is not recorded.
+
+        Raises:
+            PairingError: the base leaves the op out, and what its result would be there cannot be told.
+        """
+        if node in self.twins:
+            return shape_of(self.twins[node])
+        shape = self.left_out.get(node)
+        if shape is None:
+            raise PairingError(
+                f"The base has no op for {location(node)}, and the sizes of its result there cannot be told.\n"
+                f"  expected: the same ops in both; a base may leave out ops that change nothing.\n{SAME_CODE}"
+            )
+        return shape
+
+
+def pair_graphs(target: CapturedGraph, base: CapturedGraph, blocks: Blocks = NO_BLOCKS) -> PairedNodes:
     """Return for each graph node of a model (target) the node of its smaller base that does the same work.
 
     Subgraphs of no_grad blocks are included.
@@ -58,7 +89,8 @@ def pair_graphs(target: CapturedGraph, base: CapturedGraph, blocks: Blocks = NO_
     Raises:
         PairingError: the graphs are not of one architecture; names the first node that differs.
     """
-    return _Pairing(target, base, blocks).run(target.module.graph, base.module.graph)
+    pairing = _Pairing(target, base, blocks)
+    return PairedNodes(pairing.run(target.module.graph, base.module.graph), pairing.left_out)
 
 
 class _Pairing:
@@ -67,6 +99,7 @@ class _Pairing:
     def __init__(self, target: CapturedGraph, base: CapturedGraph, blocks: Blocks) -> None:
         """Keep the two models, target and base (a smaller instance), and which numbered blocks belong together."""
         self.target, self.base, self.blocks = target, base, blocks
+        self.left_out: dict[fx.Node, tuple[int, ...] | None] = {}
 
     def run(self, our_graph: fx.Graph, their_graph: fx.Graph) -> dict[fx.Node, fx.Node]:
         """Return for each node of the target's graph the node that does the same work in its base, a smaller instance.
@@ -176,6 +209,24 @@ class _Pairing:
         Raises:
             PairingError: two nodes at the same place do not run the same op.
         """
+        try:
+            return self._one_by_one(ours, theirs)
+        except PairingError as error:
+            aligned = self._aligned(ours, theirs)
+            if aligned is None:
+                raise error
+            return aligned
+
+    def _one_by_one(self, ours: list[fx.Node], theirs: list[fx.Node]) -> dict[fx.Node, fx.Node]:
+        """Pair graph nodes as `_zip` does, where both models run the same ops.
+
+        Args:
+            ours: nodes of the target.
+            theirs: nodes of the base.
+
+        Raises:
+            PairingError: two nodes at the same place do not run the same op.
+        """
         pairs: dict[fx.Node, fx.Node] = {}
         others = iter(theirs)
         other = next(others, None)
@@ -195,6 +246,74 @@ class _Pairing:
             raise _differ(ours[-1] if ours else other, None, self._doing(self.base, other), other)
         return pairs
 
+    def _aligned(self, ours: list[fx.Node], theirs: list[fx.Node]) -> dict[fx.Node, fx.Node] | None:
+        """Pair graph nodes where one of two models moves or repeats entries once more than the other, its smaller base.
+
+        All other ops have to be the same in the same order. They have to read the results of paired ops, perhaps moved;
+        the moves between are aligned, and one that the base leaves out has a shape in `left_out`.
+
+        Args:
+            ours: nodes of the target.
+            theirs: nodes of the base.
+
+        Returns:
+            The pairs; None where the models differ in more than that.
+        """
+        working, others = (
+            [n for n in nodes if not (is_move(n) or _is_size(n) or _is_constant(each, n))]
+            for each, nodes in ((self.target, ours), (self.base, theirs))
+        )
+        if len(working) != len(others):
+            return None
+        pairs = dict(zip(working, others, strict=True))
+        here, there = set(ours), set(theirs)
+        for one, other in list(pairs.items()):
+            read, read_there = tensors_read(one, _is_size), tensors_read(other, _is_size)
+            if not self._run_alike(one, other) or len(read) != len(read_there):
+                return None
+            for x, y in zip(read, read_there, strict=True):
+                (source, moves), (source_there, moves_there) = chain_above(x), chain_above(y)
+                if source in pairs and source_there in there and pairs[source] is not source_there:
+                    return None
+                if _is_constant(self.target, source):
+                    pairs[source] = source_there
+                moves, moves_there = [n for n in moves if n in here], [n for n in moves_there if n in there]
+                if not self._align(moves, moves_there, y, pairs):
+                    return None
+        return pairs
+
+    def _align(self, ours: list[fx.Node], theirs: list[fx.Node], read: fx.Node, pairs: dict[fx.Node, fx.Node]) -> bool:
+        """Pair the ops of two chains that move entries, and keep the shapes of those that the base leaves out.
+
+        Return False if only one of the chains changes the order of dims.
+
+        Args:
+            ours: the chain in the graph of the target.
+            theirs: the chain in the graph of its base, the smaller model.
+            read: the node of the base at the end of its chain, which further ops read.
+            pairs: the pairs so far; grows.
+        """
+        for one, other in align(ours, theirs, self._run_alike):
+            pairs.setdefault(one, other)
+        theirs_paired = set(pairs.values())
+        if not all(n in theirs_paired or keeps_order(n, shape_of(n.all_input_nodes[0])) for n in theirs):
+            return False
+        for one in ours:
+            if one in pairs or one in self.left_out:
+                continue
+            source = one.all_input_nodes[0]
+            before = shape_of(pairs[source]) if source in pairs else self.left_out.get(source)
+            if not keeps_order(one, before):
+                return False
+            at_end = shape_of(read) or ()
+            is_end = one is ours[-1] and len(at_end) == len(shape_of(one) or ())
+            self.left_out[one] = at_end if is_end else shape_if_run(one, before)
+        return True
+
+    def _run_alike(self, one: fx.Node, other: fx.Node) -> bool:
+        """Whether a graph node of a model (target) and one of its smaller base run the same op."""
+        return self._doing(self.target, one, self.blocks) == self._doing(self.base, other)
+
     @staticmethod
     def _doing(captured: CapturedGraph, node: fx.Node, blocks: Blocks = NO_BLOCKS) -> Doing:
         """Return the op that a graph node runs; names of modules are those in the base (the smaller of two models)."""
@@ -206,6 +325,14 @@ class _Pairing:
         if node.op == "get_attr":
             return Doing("get_attr", blocks.twin(str(node.target)))
         return Doing(node.op, str(getattr(node.target, "autograd_function", node.target)))
+
+
+def _is_constant(captured: CapturedGraph, node: fx.Node) -> bool:
+    """Whether a node holds a tensor that the capture lifted out of the model's code; their order does not matter."""
+    if node.op != "get_attr" or _region(node) is not None:
+        return False
+    owners = captured.model.named_parameters(), captured.model.named_buffers()
+    return not any(str(node.target) == name for named in owners for name, _ in named)
 
 
 def _keeps_all(node: fx.Node) -> bool:
@@ -244,6 +371,11 @@ def _is_number(node: fx.Node) -> bool:
     if node.op == "call_method" and node.target in ("size", "dim"):
         return True
     return node.op in ("call_function", "call_method") and isinstance(node.meta.get("val", node), _NUMBERS)
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether a node returns a number or the shape of a tensor, out of which numbers are taken."""
+    return _is_number(node) or (node.target is getattr and node.args[1:] == ("shape",))
 
 
 def _region(node: fx.Node) -> fx.GraphModule | None:

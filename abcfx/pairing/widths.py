@@ -265,7 +265,7 @@ class PairedGrowth(SizeGrowth):
         ours, theirs = (dict(each.model.named_parameters()) for each in (target, base))
         self.blocks = blocks
         super().__init__(ours, pair_parameters(ours, theirs, blocks))
-        self._twin = pair_graphs(target, base, blocks)
+        self._nodes = pair_graphs(target, base, blocks)
         self._captured = target, base
         self._find_factors = factors
 
@@ -273,7 +273,7 @@ class PairedGrowth(SizeGrowth):
         """Return the two values of a number in the graph: in the model, and in its smaller base."""
         ours, theirs = (each.module for each in self._captured)
         value = value_of(ours, scalar.node, scalar)
-        twin = self._twin.get(scalar.node)  # the base may have a constant in place of a computed number
+        twin = self._nodes.twins.get(scalar.node)  # the base may have a constant in place of a computed number
         return value, value if twin is None else value_of(theirs, twin, scalar)
 
     @cached_property
@@ -319,7 +319,7 @@ class PairedGrowth(SizeGrowth):
             return whole if rows is None else rows
         if self.width_ratio == 1.0:
             return 0.0
-        sizes, base_sizes = shape_of(dim.node), shape_of(self._twin[dim.node])
+        sizes, base_sizes = shape_of(dim.node), self._nodes.base_shape(dim.node)
         if sizes is None or base_sizes is None:
             raise InvalidInputError(
                 f"How a dim grows cannot be read off without shapes: dim {dim.index} of {location(dim.node)}.\n"
