@@ -46,6 +46,10 @@ class CaptureError(AbcfxError):
         self.line = line
 
 
+class LeftBehindError(AbcfxError, AttributeError):
+    """The error that a method or attribute of the model's own class is asked of the module that its graph became."""
+
+
 class UncapturableError(CaptureError):
     """Raised when no way of capturing can keep what a model's forward does, such as a random draw in Python."""
 

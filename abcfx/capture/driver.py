@@ -17,7 +17,7 @@ from abcfx.capture.copying import refuse_lazy
 from abcfx.capture.emitted import Emitted, EmittedModule
 from abcfx.capture.examples import OpenSizes, canonical, tiled
 from abcfx.capture.export import capture_export
-from abcfx.capture.leaves import is_composite
+from abcfx.capture.leaves import hides_ops, is_composite
 from abcfx.capture.mode_weights import own_modes, refuse_unfollowed
 from abcfx.capture.options import CaptureMethod
 from abcfx.capture.patches import checkpoints_noticed
@@ -275,11 +275,12 @@ def _once(changes: Sequence[Change]) -> list[Change]:
 
 
 def _hides_layers(module: EmittedModule) -> bool:
-    """Whether a graph calls a whole block of torch's, such as nn.TransformerEncoderLayer, as a single node."""
+    """Whether a graph calls a whole block of torch's, or a function under `torch.fx.wrap`, as a single node."""
     return any(
-        is_composite(module.get_submodule(str(node.target)))
+        is_composite(module.get_submodule(str(node.target))) if node.op == "call_module" else hides_ops(node.target)
         for graph in module.graphs
-        for node in graph.find_nodes(op="call_module")
+        for node in graph.nodes
+        if node.op in ("call_module", "call_function")
     )
 
 

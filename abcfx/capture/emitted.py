@@ -16,7 +16,7 @@ from torch import fx, nn
 from abcfx.capture.serialize import GraphData, graph_from_data, graph_to_data
 from abcfx.capture.state_mark import MarkedState
 from abcfx.capture.state_spaces import Change
-from abcfx.errors import CaptureError, InvalidInputError, UncapturableError
+from abcfx.errors import CaptureError, InvalidInputError, LeftBehindError, UncapturableError
 from abcfx.passes.quoted_names import quoted_names
 from abcfx.support import trees
 from abcfx.support.location import location
@@ -28,6 +28,8 @@ Emitted: TypeAlias = "tuple[EmittedModule, tuple[str, ...], list[Change]]"
 ROOT_LEAF = "_root_leaf"
 # Attribute that holds the constants, also while the module is on the meta device.
 _CONSTANTS = "_constant_values"
+# Attribute with the names of the model's own methods and plain attributes, which this module does not have.
+_LEFT_BEHIND = "_left_behind"
 _counter = itertools.count()
 # What fx.GraphModule offers and neither torch nor this package needs: a model's own part of that name is found instead.
 _SPARE_NAMES = frozenset({
@@ -70,6 +72,7 @@ class EmittedModule(MarkedState, fx.GraphModule):
         """Take over the model's parameters, buffers and submodules, and generate code for the graphs."""
         super().__init__(nn.Module(), fx.Graph(), class_name or type(root).__name__)
         self._adopt(root)
+        self.__dict__[_LEFT_BEHIND] = _own_names(root)
         self.__dict__[_CONSTANTS] = dict(constants or {})
         for name, constant in (constants or {}).items():
             if constant.requires_grad:
@@ -108,6 +111,26 @@ class EmittedModule(MarkedState, fx.GraphModule):
                     if self._has_of_its_own(name):
                         raise CaptureError(_name_taken(root, name))
                     self.__dict__[name] = root.__dict__[name]
+
+    def __getattr__(self, name: str) -> torch.Tensor | nn.Module:
+        """Return a parameter, buffer or submodule; a method of the model's own class is refused by name.
+
+        Raises:
+            LeftBehindError: the model has such a method or attribute, and this module has only the model's graph.
+            AttributeError: there is no such attribute on the model either.
+        """
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in self.__dict__.get(_LEFT_BEHIND, ()):
+                raise
+        model = type(self).__name__
+        raise LeftBehindError(
+            f"{name!r} is an attribute of {model}, and result.module is the graph of its forward alone, without the "
+            f"other methods and attributes of the class.\n"
+            f"  To fix: transform(..., apply='inplace'), after which {model} itself is result.module; or, when the "
+            f"model has been trained, result.fold().{name}, a copy of {model} with plain weights."
+        )
 
     def _has_of_its_own(self, name: str) -> bool:
         """Whether an attribute name is taken by GraphModule itself, whatever model was captured."""
@@ -232,6 +255,14 @@ def unregistered(root: nn.Module, constant: torch.Tensor) -> UncapturableError:
         f"  To fix: register it (self.name = module, nn.ModuleList(modules), nn.Parameter), or freeze it with "
         f"requires_grad_(False) if it does not learn."
     )
+
+
+def _own_names(root: nn.Module) -> tuple[str, ...]:
+    """Return the names of the methods and plain attributes that a model has beside those of every module."""
+    if isinstance(root, EmittedModule):
+        inherited: tuple[str, ...] = root.__dict__.get(_LEFT_BEHIND, ())
+        return inherited
+    return tuple(sorted({*dir(type(root)), *root.__dict__} - {*dir(nn.Module), *nn.Module().__dict__}))
 
 
 def _name_taken(root: nn.Module, name: str) -> str:

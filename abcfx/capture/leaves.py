@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import FunctionType
+
 from torch import nn
 
 from abcfx.capture.closures import reachable
@@ -35,25 +37,36 @@ _CALL_ONE_FUNCTION = tuple(
 """Torch's layers whose forward is a call of one function, in train and eval mode: that function is the node."""
 NORMS = ("_WeightNorm", "_SpectralNorm", "_Orthogonal")
 """Classes of torch's own parametrizations, each of which divides a weight by a norm of it."""
-_KEPT: set[type[nn.Module]] = set()
+_KEPT: set[object] = set()
 
 
-def keep_whole(module_type: type[nn.Module]) -> None:
-    """Keep modules of this type as one node of captured graphs from now on, in every way of capturing but torch.export.
+def keep_whole(target: object) -> None:
+    """Keep a module type or a function as one node of captured graphs from now on: a rule is registered for it.
 
-    A module type for which a rule is registered is kept whole, so that the rule is asked.
+    That holds for module types in every way of capturing but torch.export, and for a function where `torch.fx.wrap`
+    hides what it computes.
     """
-    _KEPT.add(module_type)
+    _KEPT.add(target)
 
 
-def open_up(module_type: type[nn.Module]) -> None:
-    """Take back `keep_whole`: capture the ops inside modules of this type again, in place of one node."""
-    _KEPT.discard(module_type)
+def open_up(target: object) -> None:
+    """Take back `keep_whole`: capture the ops inside a module type or a function again, in place of one node."""
+    _KEPT.discard(target)
 
 
-def is_kept(module_type: type[nn.Module]) -> bool:
-    """Whether a module type was given to `keep_whole`, so that graphs have it as one node."""
-    return module_type in _KEPT
+def is_kept(target: object) -> bool:
+    """Whether a module type or function was given to `keep_whole`, so that graphs have it as one node."""
+    return target in _KEPT
+
+
+def hides_ops(function: object) -> bool:
+    """Whether a function that a symbolic trace calls as one node hides ops: Python code under `torch.fx.wrap`.
+
+    Functions of torch do not, and neither do functions with a rule of their own.
+    """
+    if not isinstance(function, FunctionType) or is_kept(function):
+        return False
+    return (function.__module__ or "").partition(".")[0] not in ("torch", "math", "operator", "abcfx")
 
 
 def stays_whole(module: nn.Module) -> bool:

@@ -100,7 +100,7 @@ def register_rule(*targets: object) -> Callable[[R], R]:
         for target in targets:
             rules, key = _place_of(target)
             rules[key] = rule
-            if isinstance(key, type) and rules is _BY_MODULE:
+            if rules is not _BY_NAME:
                 keep_whole(key)
         return rule
 
@@ -122,7 +122,7 @@ def override(target: object, rule: Rule) -> Iterator[None]:
     arguments.function("override: rule", rule)
     rules, key = _place_of(target)
     before = rules.get(key)
-    was_whole = isinstance(key, type) and is_kept(key)
+    was_whole = rules is not _BY_NAME and is_kept(key)
     register_rule(target)(rule)
     try:
         yield
@@ -131,7 +131,7 @@ def override(target: object, rule: Rule) -> Iterator[None]:
             del rules[key]
         else:
             rules[key] = before
-        if isinstance(key, type) and rules is _BY_MODULE and not was_whole:
+        if rules is not _BY_NAME and not was_whole:
             open_up(key)
 
 
