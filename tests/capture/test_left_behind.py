@@ -53,7 +53,7 @@ def test_methods_of_the_class_are_named(method: CaptureMethod) -> None:
         with pytest.raises(AttributeError, match="no attribute 'nothing'") as raised:
             _ = each.nothing
         assert not isinstance(raised.value, AbcfxError)
-    assert module.inner.weight.shape == (8, 4)
+    assert dict(module.named_parameters())["inner.weight"].shape == (8, 4)
 
 
 def test_the_ways_that_the_message_names() -> None:
