@@ -17,10 +17,11 @@ from abcfx.support.running import preserved_rng
 _CONTAINERS = (list, dict, set, tuple)
 
 
+Inputs = tuple[object, Mapping[str, object] | None]
+
+
 @contextmanager
-def equally_fresh(
-    first: nn.Module, second: nn.Module, args: object, kwargs: Mapping[str, object] | None
-) -> Iterator[None]:
+def equally_fresh(first: nn.Module, second: nn.Module, inputs: Inputs, of_second: Inputs) -> Iterator[None]:
     """Give two models of one architecture equally empty caches within the block, if one of them was never called.
 
     One of the two may have been called before and the other not: what forward keeps (a table for the length it saw) is
@@ -30,11 +31,11 @@ def equally_fresh(
     Args:
         first: one of the models.
         second: the other one.
-        args: example positional inputs, for a call that shows what forward fills.
-        kwargs: example keyword inputs.
+        inputs: example inputs of the first model, (positional, keyword), for a call that shows what forward fills.
+        of_second: those of the second model.
     """
     with ExitStack() as stack:
-        for owner, new in ((first, second), (second, first)):
+        for owner, new, (args, kwargs) in ((first, second, of_second), (second, first, inputs)):
             filled = _filled(owner, new)
             paths = _changed_by_call(new, args, kwargs) if filled else set()
             if not filled.keys() & paths:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from abcfx.errors import InvalidInputError
@@ -27,6 +27,9 @@ class Capture:
         outputs: which of the returned tensors a loss is made of: paths in the output or patterns of them, such as
             "logits", "0" or ("*.logits", "boxes"). By default all but key-value caches, hidden states, attention maps,
             auxiliary losses and the like, which the report names.
+        base_args: example positional inputs of the base (the smaller model), where those of the model do not fit it, as
+            where an image size or a number of features depends on the width.
+        base_kwargs: example keyword inputs of the base.
 
     Raises:
         InvalidInputError: a value is not one of these.
@@ -39,6 +42,8 @@ class Capture:
     verify: bool = True
     unknown: UnknownOps = "raise"
     outputs: str | tuple[str, ...] = ()
+    base_args: object = field(default=None, compare=False)
+    base_kwargs: Mapping[str, object] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Check every option of the capture, and bring names such as "Export" into their usual spelling."""
@@ -51,6 +56,26 @@ class Capture:
         object.__setattr__(self, "outputs", patterns)
         if not isinstance(self.verify, bool):
             raise InvalidInputError(f"Capture(verify={self.verify!r}): expected True or False.")
+        if self.base_kwargs is not None and not isinstance(self.base_kwargs, Mapping):
+            raise InvalidInputError(
+                f"Capture(base_kwargs={type(self.base_kwargs).__name__}): expected a dict of keyword inputs.\n"
+                f"  To fix: several positional inputs are given as one tuple: Capture(base_args=(x, y))"
+            )
+
+    def refuse_base_inputs(self, function: str) -> None:
+        """Raise an error if inputs of the base were given to a function that takes one batch for all models.
+
+        Args:
+            function: what the function does, for the message.
+
+        Raises:
+            InvalidInputError: they were given.
+        """
+        if self.base_args is not None or self.base_kwargs:
+            raise InvalidInputError(
+                f"Capture(base_args, base_kwargs) is not an option here: {function} calls all models with one batch.\n"
+                f"  To fix: leave them out, and let the models take inputs of one size."
+            )
 
     @classmethod
     def of(cls, option: Capture | CaptureMethod) -> Capture:

@@ -119,6 +119,7 @@ class ModelSweep:
                     f"{name}= is not an option here: make_model(width) gives model and base, the batch its inputs.\n"
                     f"  To fix: leave it out; base_width= says which width is the base."
                 )
+        Capture.of(self.options.get("capture", "auto")).refuse_base_inputs("a check over widths")
         if self.options.get("apply") == "inplace":
             raise InvalidInputError(
                 "apply='inplace' is not an option here, since the model as written is needed too.\n"

@@ -90,6 +90,7 @@ def grow(
         >>> torch.allclose(large(x), small(x), atol=1e-6)
         True
     """
+    Capture.of(capture).refuse_base_inputs("grow")
     order = choose("block_order", block_order, BLOCK_ORDERS)
     small = given_model("small", small, on_device=True).model
     large = given_model("into", into, on_device=True).model

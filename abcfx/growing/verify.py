@@ -97,6 +97,7 @@ def verify_growth(
         >>> print(checked.verdict)
         PASS
     """
+    Capture.of(capture).refuse_base_inputs("verify_growth")
     chosen = {choose("checks", each, CHECKS) for each in checks}
     order = choose("block_order", block_order, BLOCK_ORDERS)
     module, captured = (large.module, large.models) if isinstance(large, Grown) else (large, None)

@@ -12,7 +12,7 @@ from torch import nn
 from abcfx.capture import CapturedGraph, capture
 from abcfx.capture.aten import Trace
 from abcfx.capture.caches import equally_fresh
-from abcfx.capture.examples import OpenSizes
+from abcfx.capture.examples import OpenSizes, canonical
 from abcfx.capture.options import Capture, CaptureMethod
 from abcfx.dag.building import build_dag
 from abcfx.dag.layer_dag import LayerDag
@@ -105,7 +105,14 @@ class PairedModels:
         """
         if self.base is None:
             return nullcontext()
-        return equally_fresh(self.target, self.base, self._args, self._kwargs)
+        ours, options = (self._args, self._kwargs), self.options
+        given = options.base_args is not None or options.base_kwargs
+        return equally_fresh(self.target, self.base, ours, (options.base_args, options.base_kwargs) if given else ours)
+
+    def _base_inputs(self, target: CapturedGraph) -> tuple[tuple[object, ...] | None, dict[str, object] | None]:
+        """Return the example inputs, positional and by keyword, of the base (the smaller model): its own, if given."""
+        own = canonical(self.options.base_args, self.options.base_kwargs)
+        return (target.args, target.kwargs) if own == (None, None) else own
 
     @property
     def base_graph(self) -> CapturedGraph | None:
@@ -169,7 +176,8 @@ class PairedModels:
         target = self.target_graph
         pairs = (base.model, target.model), (base.module, target.module)
         with self._equally_fresh():
-            return factor_models(*pairs, args=target.args, kwargs=target.kwargs, blocks=self.blocks)
+            ours = target.args, target.kwargs
+            return factor_models(*pairs, inputs=(self._base_inputs(target), ours), blocks=self.blocks)
 
     @property
     def target_trace(self) -> Trace:
@@ -254,7 +262,7 @@ class PairedModels:
         assert self.base is not None
         with self._equally_fresh():
             graph = capture(
-                self.base, target.args, target.kwargs, method=method, verify=False, modes=("train",), sizes=sizes
+                self.base, *self._base_inputs(target), method=method, verify=False, modes=("train",), sizes=sizes
             )
         return graph, self._grown(target, graph)
 

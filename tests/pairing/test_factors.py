@@ -77,7 +77,7 @@ class Deep(nn.Module):
 
 def dims_of(small: nn.Module, large: nn.Module, *args: object, name: str) -> str:
     blocks = match_blocks(dict(large.named_parameters()), dict(small.named_parameters()))
-    factors = factor_models((small, large), args=args, kwargs=None, blocks=blocks)
+    factors = factor_models((small, large), inputs=((args, None), (args, None)), blocks=blocks)
     assert not [problem for problem in factors.problems if problem.fatal]
     return " , ".join(map(described, factors.parameter(name)))
 
@@ -168,7 +168,7 @@ def test_more_blocks_than_the_base_has() -> None:
 def test_two_architectures_are_told_where_they_differ() -> None:
     one, other = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Sequential(nn.Linear(4, 8), nn.Tanh())
     with pytest.raises(PairingError, match=r"differ in 1:\s+one runs relu, the other tanh"):
-        factor_models((one, other), args=(torch.zeros(2, 4),), kwargs=None)
+        factor_models((one, other), inputs=(((torch.zeros(2, 4),), None), ((torch.zeros(2, 4),), None)))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "lion"])

@@ -88,3 +88,40 @@ def test_shapes_alone_will_do_for_a_base() -> None:
         assert like.spec[name]["std"] == pytest.approx(own.spec[name]["std"], rel=0.2)
     with pytest.raises(abcfx.errors.InvalidInputError, match="InitLike"):
         abcfx.transform(model, X, base=shapes)
+
+
+class Framed(nn.Module):
+    """A model whose number of input features, or whose length, is that of the model."""
+
+    def __init__(self, width: int, features: int) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(features, width), nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor, *, scale: torch.Tensor) -> torch.Tensor:
+        return self.head(F.relu(self.second(F.relu(self.first(x * scale)))))
+
+
+@pytest.mark.parametrize("method", ["symbolic", "export", "record"])
+def test_a_base_with_inputs_of_its_own(method: CaptureMethod) -> None:
+    def inputs(features: int) -> tuple[torch.Tensor, dict[str, object]]:
+        return torch.randn(4, features), {"scale": torch.ones(features)}
+
+    (x, kwargs), (small, small_kwargs) = inputs(12), inputs(7)
+    capture = abcfx.Capture(method, base_args=small, base_kwargs=small_kwargs)
+    other = abcfx.transform(Framed(64, 12), x, kwargs, base=Framed(16, 7), optimizer="adamw", capture=capture)
+    same = abcfx.transform(Framed(64, 12), x, kwargs, base=Framed(16, 12), optimizer="adamw", capture=method)
+    for name, row in other.spec.items():
+        for key in ("role", "growth", "a", "b", "c"):
+            assert same.spec[name][key] == row[key], (name, key)
+    assert other.module(x, **kwargs).shape == (4, 3)
+
+
+def test_inputs_of_a_base_are_refused_where_one_batch_serves_all_models() -> None:
+    capture = abcfx.Capture(base_args=torch.ones(2, 6))
+    with pytest.raises(abcfx.errors.InvalidInputError, match="a check over widths calls all models with one batch"):
+        abcfx.coord_check(lambda width: Mixed(width, "m"), X, widths=(8, 16), capture=capture)
+    for grow in (abcfx.grow, abcfx.verify_growth):
+        with pytest.raises(abcfx.errors.InvalidInputError, match=r"calls all models with one batch"):
+            grow(Mixed(8, "m"), Mixed(16, "m"), X, capture=capture)
+    with pytest.raises(abcfx.errors.InvalidInputError, match="expected a dict of keyword inputs"):
+        abcfx.Capture(base_kwargs=X)  # type: ignore[arg-type]

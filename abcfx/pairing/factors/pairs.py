@@ -15,13 +15,12 @@ from abcfx.pairing.blocks import NO_BLOCKS, Blocks
 from abcfx.pairing.factors.factoring import factor
 from abcfx.pairing.factors.step import Factors
 
+Inputs = tuple[Sequence[object] | None, Mapping[str, object] | None]
 ModelPair = tuple[nn.Module, nn.Module]
 """The small and the large model, or a graph captured of each."""
 
 
-def factor_models(
-    *pairs: ModelPair, args: Sequence[object] | None, kwargs: Mapping[str, object] | None, blocks: Blocks = NO_BLOCKS
-) -> Factors:
+def factor_models(*pairs: ModelPair, inputs: tuple[Inputs, Inputs], blocks: Blocks = NO_BLOCKS) -> Factors:
     """Run a small and a large model and write the dims of all tensors as products of factors that grow or stay.
 
     Several pairs may be given; they are tried in turn until two runs make the same calls. Runs are on fake tensors, or
@@ -29,8 +28,7 @@ def factor_models(
 
     Args:
         pairs: (small, large): the models themselves, then graphs captured of them.
-        args: example positional inputs.
-        kwargs: example keyword inputs.
+        inputs: example inputs (positional, by keyword) of the small and of the large model.
         blocks: which block of the small model stands for each of the large one, where the large one has more of them.
             The factors are those of one large block for each small one, under the names of the small model.
 
@@ -43,8 +41,11 @@ def factor_models(
             break
         try:
             with as_deep_as_base(large, blocks):
-                runs = [trace(model, args or (), kwargs, fake=fake) for model in (small, large)]
-            return factor(*runs)
+                small_run, large_run = (
+                    trace(model, args or (), kwargs, fake=fake)
+                    for model, (args, kwargs) in zip((small, large), inputs, strict=True)
+                )
+            return factor(small_run, large_run)
         except Exception as error:  # any model's forward runs here, on fake tensors too: it may raise anything
             failures.append(error)
     first = failures[0]
