@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from abcfx.capture import CapturedGraph, EmittedModule
 from abcfx.dag.layer_dag import LayerDag
@@ -30,6 +30,7 @@ from abcfx.rewrite.mode_weights import refuse_folding
 from abcfx.rewrite.once import remember_transformed
 from abcfx.rewrite.parameter_scales import parameter_scales, without_repeats
 from abcfx.rewrite.query_features import FeatureScale, query_features
+from abcfx.rules.builder import DagNode
 from abcfx.support.location import location
 
 
@@ -245,14 +246,22 @@ def _scales(
         for a, factor in multipliers.items():
             formula = f"{n}^{-a:g}"
             if used.weight is None:
-                scales.append(
-                    ScaleInsertion(used.fx_node, used.operand, factor, node, formula, through=used.concatenation)
-                )
+                joined = used.concatenation
+                scales.append(ScaleInsertion(_reader(used), used.operand, factor, node, formula, through=joined))
             elif factor != 1.0:
                 scales += parameter_scales(
                     module, used.weight, layer.parameter, ScaleInsertion(used.weight, None, factor, node, formula)
                 )
     return without_repeats(scales)
+
+
+def _reader(used: DagNode) -> fx.Node:
+    """Return the op that reads what a layer's operand is a part of: the layer, or an op such as relu before it."""
+    joined = used.concatenation
+    if joined is None or joined in used.fx_node.all_input_nodes:
+        return used.fx_node
+    (reader,) = joined.users
+    return reader
 
 
 def _attention_scales(

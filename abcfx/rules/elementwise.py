@@ -9,6 +9,7 @@ import torch.nn as nn
 from abcfx.rules.op import Op
 from abcfx.rules.op_properties import FORGETS_SIZE, HOMOGENEOUS, KEEPS_ZERO
 from abcfx.rules.registry import plain_name, register_rule
+from abcfx.rules.segments import passed_on
 from abcfx.rules.values import Simplex, Value
 
 
@@ -18,7 +19,7 @@ def homogeneous(op: Op, x: Value, *_: object) -> Value:
 
     Entries keep their size and their change in training.
     """
-    return op.same(x)
+    return passed_on(x, op.same(x), op.at)
 
 
 @register_rule("to", "type_as", "float", "half")
@@ -49,7 +50,7 @@ def homogeneous_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value
 
     Entries keep their size and their change in training.
     """
-    return op.same(x)
+    return passed_on(x, op.same(x), op.at)
 
 
 @register_rule(*KEEPS_ZERO)

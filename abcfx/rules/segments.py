@@ -25,10 +25,12 @@ class Segment(NamedTuple):
     Attributes:
         x: the tensor.
         part: the columns of the weight that it meets.
+        joined: the fx node that concatenates it with the others.
     """
 
     x: Value
     part: DimPart
+    joined: fx.Node
 
 
 def concatenation_of(at: fx.Node, tensors: Sequence[Value], dim: int) -> Concatenation | None:
@@ -39,7 +41,7 @@ def concatenation_of(at: fx.Node, tensors: Sequence[Value], dim: int) -> Concate
     if any(each.at not in at.all_input_nodes for each in tensors):
         return None
     from_end = dim if dim < 0 else dim - len(shapes[0])
-    return Concatenation(at, from_end, tuple(tensors), tuple(shape[from_end] for shape in shapes))
+    return Concatenation(at, at, from_end, tuple(tensors), tuple(shape[from_end] for shape in shapes))
 
 
 def segments_of(
@@ -69,7 +71,12 @@ def segments_of(
         return ()
     (dim,) = dims_of(read.terms[0].chain[0], weight, fan_in[:1]) or (None,)
     is_direct = joined.at is x.at and joined.at in at.all_input_nodes
-    if not is_direct or x.from_end(features) != joined.dim or not isinstance(dim, ParameterDim):
+    if (
+        not is_direct
+        or (joined.at is not joined.joined and len(joined.at.users) > 1)
+        or x.from_end(features) != joined.dim
+        or not isinstance(dim, ParameterDim)
+    ):
         return ()
     if (sizes := _sizes(joined, builder.shapes[dim.parameter][dim.index])) is None:
         return ()
@@ -77,7 +84,7 @@ def segments_of(
     parts = builder.segments.get(dim.parameter, ())
     if tuple(part.size for part in parts) != sizes or any(part.whole != dim for part in parts):
         return ()
-    found = [Segment(tensor, part) for tensor, part in zip(joined.parts, parts, strict=True)]
+    found = [Segment(tensor, part, joined.joined) for tensor, part in zip(joined.parts, parts, strict=True)]
     return tuple(sorted(found, key=lambda each: not each.part.grows))  # what grows gives the layer its name and role
 
 
@@ -97,6 +104,22 @@ def _sizes(joined: Concatenation, total: int) -> tuple[int, ...] | None:
     return tuple(rest if size == UNKNOWN_SIZE else size for size in joined.sizes)
 
 
+def passed_on(x: Value, result: Value, at: fx.Node) -> Value:
+    """Return the result of an op such as relu or dropout, which commutes with factors, still as a concatenation.
+
+    It is one no more if other ops read x, since a factor on a part of x would reach them.
+
+    Args:
+        x: what the op is applied to.
+        result: the result.
+        at: the fx node of the op.
+    """
+    joined = x.concatenation
+    if joined is None or joined.at is not x.at or set(joined.at.users) != {at}:
+        return replace(result, concatenation=None)
+    return replace(result, concatenation=replace(joined, at=at))
+
+
 def segment_nodes(node: DagNode, segments: Sequence[Segment], sources: Sequence[str | None]) -> Iterator[DagNode]:
     """Yield a layer node for each segment of a layer; the first has its name and its bias.
 
@@ -107,11 +130,11 @@ def segment_nodes(node: DagNode, segments: Sequence[Segment], sources: Sequence[
     """
     kind = node.kind
     assert isinstance(kind, Layer)
-    for i, ((x, part), source) in enumerate(zip(segments, sources, strict=True)):
+    for i, ((x, part, joined), source) in enumerate(zip(segments, sources, strict=True)):
         vectors = kind.vectors if i == 0 else ()
         own = replace(kind, inputs=(source,), fan_in=(part, *kind.fan_in[1:]), vectors=vectors)
         name = node.name if i == 0 else f"{node.name}[{part}]"
-        yield replace(node, name=name, kind=own, operand=x.at, concatenation=node.operand)
+        yield replace(node, name=name, kind=own, operand=x.at, concatenation=joined)
 
 
 def _is_plain(read: ComputedWeight) -> bool:

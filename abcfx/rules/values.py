@@ -102,13 +102,15 @@ class Concatenation:
     """A record of which tensors were concatenated to make a tensor, along which dim.
 
     Attributes:
-        at: the fx node that concatenates them.
+        at: the fx node that returns the tensor: the one that concatenates, or a later one such as relu.
+        joined: the fx node that concatenates.
         dim: index of the dim, counted from the end.
         parts: the tensors.
         sizes: the size of each along the dim.
     """
 
     at: fx.Node
+    joined: fx.Node
     dim: int
     parts: tuple[Value, ...]
     sizes: tuple[int, ...]

@@ -10,6 +10,8 @@ from models_concatenated import CONCATENATED, NeRF
 from torch import nn
 
 import abcfx
+from abcfx.capture.options import CaptureMethod
+from abcfx.plan.options import ApplyMode
 
 # By optimizer: a of the columns whose input stays, and c of the weight, in muP with a = 0 and b = 1/2 where it grows.
 SHIFTS = {"adam": (-1.0, 1.0), "sgd": (-0.5, 0.0), "adafactor": (-1.0, 0.5), "muon": (-0.5, 0.0)}
@@ -106,6 +108,29 @@ def test_report_names_the_columns() -> None:
     assert "columns 0:60 meet an input that stays, and count as embedding" in " ".join(str(result).split())
 
 
+@pytest.mark.parametrize("apply", ["insert", "inplace"])
+@pytest.mark.parametrize("capture", ["symbolic", "export"])
+def test_relu_and_dropout_may_stand_between(capture: CaptureMethod, apply: ApplyMode) -> None:
+    class Between(NeRF):
+        def __init__(self, width: int) -> None:
+            super().__init__(width)
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.second(self.first(x))
+            return self.head(self.skip(self.dropout(torch.relu(torch.cat([x, h], -1)))))
+
+    x = torch.randn(3, 60)
+    result = abcfx.transform(Between(256), x, base=Between(64), optimizer="adam", capture=capture, apply=apply)
+    assert [each.role for each in result.plan["skip.weight"].segments] == ["embedding", "hidden"]
+    for train in (True, False):
+        torch.manual_seed(0)
+        given = result.module.train(train)(x)
+        if apply == "insert":
+            torch.manual_seed(0)
+            torch.testing.assert_close(result.fold()(x), given)
+
+
 def test_concatenations_that_are_no_plain_input_of_a_layer_count_as_before() -> None:
     class Between(NeRF):
         """A norm stands between the concatenation and the layer."""
@@ -125,6 +150,13 @@ def test_concatenations_that_are_no_plain_input_of_a_layer_count_as_before() -> 
             h = self.second(self.first(x))
             return self.head(self.skip(torch.cat([x, h], -1)) + self.skip(self.whole(x)))
 
-    for make in (Between, Twice):
+    class Forked(NeRF):
+        """Another op reads what relu makes of the concatenation."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            joined = torch.relu(torch.cat([x, self.second(self.first(x))], -1))
+            return self.head(self.skip(joined)) + joined.mean()
+
+    for make in (Between, Twice, Forked):
         plan = abcfx.transform(make(256), torch.randn(3, 60), base=make(64), optimizer="adam").plan["skip.weight"]
         assert not plan.segments and 0.6 < plan.c < 0.7
