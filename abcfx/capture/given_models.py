@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from abcfx.errors import InvalidInputError
 
+# Packages of peft whose tuner only calls the model that it put adapters into, and how the name of its class begins.
+_TUNERS = {"lora": "Lora", "ia3": "IA3", "loha": "LoHa", "lokr": "LoKr", "mixed": "Mixed"}
 # Wrappers that compute what the module in them does: the full name of the class, and the attribute with that module.
 # Classes are known by name, since importing some of them takes torch a second.
 _TAKEN_OFF = {
@@ -22,6 +24,9 @@ _TAKEN_OFF = {
     "torch.nn.parallel.data_parallel.DataParallel": "module",
     "torch.optim.swa_utils.AveragedModel": "module",
     "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": "_checkpoint_wrapped_module",
+    "peft.peft_model.PeftModel": "base_model",
+    "peft.mixed_model.PeftMixedModel": "base_model",
+    **{f"peft.tuners.{kind}.model.{name}Model": "model" for kind, name in _TUNERS.items()},
 }
 _BEFORE_SHARDING = (
     "call abcfx before sharding, on the plain model; shard result.module, then result.groups_for(module=...)"
@@ -69,6 +74,18 @@ _REFUSED = {
         "converted by torchao: its weights or its products have another precision",
         "give the model as it was before, and convert result.module",
     ),
+    "transformer_engine.": (
+        "a module of Transformer Engine: it computes in kernels that no graph shows, perhaps in FP8",
+        "transform the same model built of torch.nn layers with apply='absorb', load its state dict into this one, and "
+        "give the optimizer result.groups_for(optimizer, module=...)",
+    ),
+    **{
+        f"peft.tuners.{kind}.": (
+            f"adapted by peft's {kind}, which adds to the loss, or chooses weights by the inputs",
+            "give the model without adapters, or one with LoRA, IA3, LoHa or LoKr",
+        )
+        for kind in ("adalora", "xlora", "poly")
+    },
     "deepspeed.runtime.": (
         "a DeepSpeed engine: it partitions the parameters",
         "call abcfx on the plain model, and give result.module and result.param_groups to deepspeed.initialize",
@@ -236,9 +253,16 @@ class _Unwrapping:
                 f"{place} is a wrapper with forward hooks of its own, which would be lost when it is taken off.\n"
                 f"  To fix: register them on the module in it, .{attribute}."
             )
-        self._note(type(module).__name__, path)
         held = getattr(module, attribute)
         assert isinstance(held, nn.Module)
+        if attribute == "base_model" and not any(
+            kind.__module__.startswith("peft.tuners.") for kind in type(held).__mro__
+        ):
+            raise InvalidInputError(
+                f"{place} is a model of peft with a learned prompt or prefix, which its wrapper adds to the inputs.\n"
+                "  To fix: give the model within, .get_base_model(); its parameters are frozen."
+            )
+        self._note(type(module).__name__, path)
         return held
 
     def _refuse_around(self, module: nn.Module, place: str) -> None:

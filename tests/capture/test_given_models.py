@@ -36,7 +36,12 @@ def compiled_in_place(model: nn.Module) -> nn.Module:
     return model
 
 
-TAKEN_OFF: list[Wrap] = [compiled, compiled_in_place, nn.DataParallel, checkpoint_wrapper, AveragedModel]
+def adapted(model: nn.Module) -> nn.Module:
+    tuner = of_package("peft.tuners.lora.model", "LoraModel", attribute="model")
+    return of_package("peft.peft_model", "PeftModel", attribute="base_model")(tuner(model))
+
+
+TAKEN_OFF: list[Wrap] = [compiled, compiled_in_place, nn.DataParallel, checkpoint_wrapper, AveragedModel, adapted]
 
 
 def within(model: nn.Sequential, wrap: Wrap) -> nn.Sequential:
@@ -54,7 +59,8 @@ def test_wrapper_is_taken_off(wrap: Wrap, inner: bool) -> None:
     assert list(unmarked(result.module.state_dict())) == list(mlp(16).state_dict())
     torch.testing.assert_close(result.module(X), wanted.module(X))
     place = "on 2)" if inner else "on the model itself)"
-    assert [place in note for note in result.notes if "without its wrapper" in note] == [True, True]
+    told = [note for note in result.notes if "without its wrapper" in note]
+    assert len(told) == (4 if wrap is adapted else 2) and all(place in note for note in told)
     assert abcfx.check_optimizer(torch.optim.AdamW(result.param_groups), result)
 
 
@@ -144,6 +150,9 @@ OTHER_PACKAGES: list[tuple[Wrap, str]] = [
     (of_package("bitsandbytes.nn.modules", "Linear8bitLt"), "quantised by bitsandbytes"),
     (of_package("torchao.float8.float8_linear", "Float8Linear"), "converted by torchao"),
     (of_package("auto_gptq.nn_modules.qlinear", "QuantLinear"), "quantised by auto_gptq"),
+    (of_package("transformer_engine.pytorch.module.linear", "Linear"), "a module of Transformer Engine"),
+    (of_package("peft.tuners.adalora.model", "AdaLoraModel", attribute="model"), "adapted by peft's adalora"),
+    (of_package("peft.peft_model", "PeftModel", attribute="base_model"), "learned prompt or prefix"),
     (packed_parameters, "0.weight is a Params4bit of bitsandbytes"),
     (prepared, "prepared for quantisation"),
     (observed, "made by prepare"),
