@@ -91,7 +91,8 @@ class Interpreter:
         is_assertion = not node.users and node.meta.get("val") is None and not _writes(node)
         if is_assertion or is_discrete(node):
             return op.constant()
-        if all(isinstance(v, Value) and v.is_constant for v in values):
+        joins = plain_name(node.target) == "cat" and "out" not in node.kwargs  # a layer may meet the parts apart
+        if all(isinstance(v, Value) and v.is_constant for v in values) and not joins:
             has_number = any(isinstance(leaf, Number) for leaf in leaves((args, kwargs)))
             number = compute_number(node, args) if has_number else None
             return op.constant() if number is None else number

@@ -146,6 +146,31 @@ def test_layer_that_is_called_twice_has_the_same_factors_in_both_calls() -> None
     torch.testing.assert_close(result.fold()(x), result.module(x))
 
 
+def test_recurrent_cell_starts_from_a_state_of_zeros() -> None:
+    class Cell(nn.Module):
+        """Written out: the first call concatenates two constants, an input and the state before it."""
+
+        def __init__(self, width: int, kept: int = 5) -> None:
+            super().__init__()
+            self.width, self.gates, self.head = width, nn.Linear(kept + width, 3 * width), nn.Linear(width, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = x.new_zeros(x.shape[0], self.width)
+            for step in range(3):
+                keep, write, new = self.gates(torch.cat([x[:, step], h], 1)).chunk(3, 1)
+                h = torch.sigmoid(keep) * h + torch.sigmoid(write) * torch.tanh(new)
+            return self.head(h)
+
+    x = torch.randn(4, 3, 5, dtype=torch.float64)
+    modes: tuple[CaptureMethod, ...] = ("symbolic", "export")
+    for capture in modes:
+        result = abcfx.transform(Cell(32).double(), x, base=Cell(8).double(), optimizer="adam", capture=capture)
+        plan = result.plan["gates.weight"]
+        assert [(each.role, each.a) for each in plan.segments] == [("embedding", -1.0), ("hidden", 0.0)]
+        assert plan.c == 1.0
+        torch.testing.assert_close(result.fold()(x), result.module(x))
+
+
 def test_weight_without_a_module_to_hook_is_refused_in_place_before_anything_changed() -> None:
     class Raw(nn.Module):
         def __init__(self, width: int) -> None:
