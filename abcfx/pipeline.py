@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypedDict
 
 import torch
 from torch import nn
 
-from abcfx.capture import CapturedGraph, EmittedModule
+from abcfx.capture import CapturedGraph
 from abcfx.capture.copying import copied
 from abcfx.capture.given_models import given_model
 from abcfx.capture.options import Capture, CaptureMethod
-from abcfx.capture.uncalled import refusing_hooks
 from abcfx.dag.routing import routing_notes
-from abcfx.errors import InvalidInputError
 from abcfx.exponents.assign import assign_exponents, frozen_note, without_multipliers
 from abcfx.exponents.attention import describe, find_attention
 from abcfx.exponents.dag_program import DagProgram, SolvedDag, solution_notes
@@ -26,9 +24,7 @@ from abcfx.exponents.options import Parametrization
 from abcfx.exponents.segments import balanced
 from abcfx.outcome import Header, Outcome
 from abcfx.pairing.pair import PairedModels, Shapes
-from abcfx.passes import scale_nodes
 from abcfx.plan.options import (
-    DEFAULT_LR,
     ApplyMode,
     ByRole,
     InitLike,
@@ -40,11 +36,11 @@ from abcfx.plan.options import (
 )
 from abcfx.plan.own_init import OwnInit, carried_own_init, measure_own_init
 from abcfx.plan.parameters import init_note, make_plan
-from abcfx.rewrite.apply import apply_plan
-from abcfx.rewrite.once import was_transformed
+from abcfx.request import Request, built_base, given_apart_of, plan_options, refuse_transformed
+from abcfx.rewrite.apply import apply_plan, needs_nodes
 from abcfx.support.patterns import plain_name
 from abcfx.support.undo import interrupt_if_asked, one_at_a_time
-from abcfx.theory.optimizer_groups import GroupNumbers, own_numbers, shared_number
+from abcfx.theory.optimizer_groups import GroupNumbers, own_numbers
 from abcfx.theory.optimizers import Optimizer, assign_families, assign_optimizers
 from abcfx.transformed import Transformed
 
@@ -131,16 +127,49 @@ def transform(
         >>> [round(result.plan[name].c, 6) for name in ("0.weight", "2.weight")]
         [0.5, 0.5]
     """
-    asked = Parametrization.of(parametrization)
-    options = _plan_options(optimizer, lr, weight_decay, eps, apply, init, overrides, schedule)
+    options = plan_options(optimizer, lr, weight_decay, eps, apply, init, overrides, schedule)
     in_place = options.apply == "inplace"
-    given, (built, base_notes) = given_model("model", model, in_place=in_place), _built_base(base, init)
-    model = given.model
-    _refuse_transformed("model", model)
-    clock = _Stopwatch()
+    given, (built, base_notes) = given_model("model", model, in_place=in_place), built_base(base, init)
+    refuse_transformed("model", given.model)
+    given_apart = given_apart_of(lr=None if isinstance(lr, Mapping) else lr, weight_decay=weight_decay, eps=eps)
+    request = Request(
+        model=given.model,
+        base=built,
+        inputs=(args, kwargs),
+        optimizer=optimizer,
+        parametrization=Parametrization.of(parametrization),
+        options=options,
+        given_apart=given_apart,
+        init=init,
+        capture=Capture.of(capture),
+        notes=given.notes + base_notes,
+    )
+    # The user's own forward runs wherever no node has to be inserted; what only limits a graph is no error then.
+    result = None if options.apply == "insert" else _transformed(request, keeps_forward=True)
+    if result is None:
+        result = _transformed(request, keeps_forward=False)
+        assert result is not None
+    return result
+
+
+def _transformed(request: Request, *, keeps_forward: bool) -> Transformed | None:
+    """Carry out one transform, all from the capture to the rewritten module.
+
+    Args:
+        request: what is asked for.
+        keeps_forward: whether the forward of the user's own class goes on to run, in place of a graph.
+
+    Returns:
+        The result; None if the user's own forward cannot go on to run, since a node has to be inserted. Nothing has
+        been changed then.
+    """
+    options, asked, optimizer, init = request.options, request.parametrization, request.optimizer, request.init
+    clock, in_place = _Stopwatch(), options.apply == "inplace"
     with clock("capture"):
-        own_model = model if in_place else copied(model)
-        pair = PairedModels(own_model, built, args, kwargs, Capture.of(capture), keeps_forward=in_place, splits=True)
+        own_model = request.model if in_place else copied(request.model)
+        pair = PairedModels(
+            own_model, request.base, *request.inputs, request.capture, keeps_forward=keeps_forward, splits=True
+        )
         captured = pair.target_graph
     with clock("dag"):
         dag = pair.target_dag
@@ -152,15 +181,16 @@ def transform(
         alignments = asked.alignments(dag, fixed.parameters)
         solved = DagProgram(fixed, alignments).solve()
     with clock("plan"):
-        depth = scale_depth(asked.depth, fixed, overrides.decay_mode)
+        depth = scale_depth(asked.depth, fixed, options.overrides.decay_mode)
         own_init = _own_init(captured, fixed, init)
-        given_apart = _given_apart(lr=None if isinstance(lr, Mapping) else lr, weight_decay=weight_decay, eps=eps)
-        numbers = _own_numbers(model, pair, assigned, given_apart)
+        numbers = _own_numbers(request.model, pair, assigned, request.given_apart)
         plan = make_plan(fixed, solved, dict(captured.model.named_parameters()), own_init, options, depth, numbers)
+    if keeps_forward and not in_place and needs_nodes(pair, fixed, plan, depth):
+        return None
     with clock("rewrite"):
         told = (*captured.notes, *dag.notes, *routing_notes(captured.module.graph), *growth.notes)
-        notes = given.notes + base_notes + told + solution_notes(fixed, solved) + fixed_notes + depth.notes
-        applied = apply_plan(pair, fixed, plan, depth, options.apply)
+        notes = request.notes + told + solution_notes(fixed, solved) + fixed_notes + depth.notes
+        applied = apply_plan(pair, fixed, plan, depth, options.apply, keeps_forward=keeps_forward)
     outcome = Outcome(
         captured=captured,
         fixed=fixed,
@@ -173,7 +203,7 @@ def transform(
         notes=notes + applied.notes + init_note(plan),
         timings=clock.seconds,
     )
-    return Transformed(model if in_place else refusing_hooks(captured.module), outcome, applied.fold)
+    return Transformed(applied.module, outcome, applied.fold)
 
 
 class _Stopwatch:
@@ -192,89 +222,6 @@ class _Stopwatch:
         interrupt_if_asked()
         yield
         self.seconds[stage] = time.perf_counter() - start
-
-
-def _plan_options(
-    optimizer: Optimizer | Mapping[str, Optimizer],
-    lr: ByRole | None,
-    weight_decay: float | None,
-    eps: float | None,
-    apply: ApplyMode,
-    init: InitMode | InitLike,
-    overrides: Overrides,
-    schedule: Schedule,
-) -> PlanOptions:
-    """Check the options of `transform` that decide numbers, and return them as one object.
-
-    A learning rate or weight decay that was not given (None) is taken from optimizer instances, if there are any.
-
-    Raises:
-        InvalidInputError: `overrides` or `schedule` is no object of its class.
-    """
-    for option, value, wanted in (("overrides", overrides, Overrides), ("schedule", schedule, Schedule)):
-        if not isinstance(value, wanted):
-            raise InvalidInputError(
-                f"{option}={value!r}: expected an abcfx.{wanted.__name__}.\n"
-                f"  To fix: {option}=abcfx.{wanted.__name__}(...), or leave it out."
-            )
-    return PlanOptions(
-        lr=shared_number(optimizer, "lr", DEFAULT_LR) if lr is None else lr,
-        weight_decay=shared_number(optimizer, "weight_decay", 0.0) if weight_decay is None else weight_decay,
-        eps=eps,
-        apply=apply,
-        init="auto" if isinstance(init, InitLike) else init,
-        overrides=overrides,
-        schedule=schedule,
-    )
-
-
-def _refuse_transformed(argument: str, model: nn.Module) -> None:
-    """Raise an error for a model that an earlier `transform` changed: its multipliers would count twice.
-
-    Args:
-        argument: the option it was given for ("model", "base"), for the message.
-        model: the model.
-
-    Raises:
-        InvalidInputError: the model's weights, hooks or graph hold what a transform put there.
-    """
-    if was_transformed(model):
-        raise InvalidInputError(
-            f"{argument} was transformed before: its init factors and multipliers would count twice.\n"
-            f"  To fix: transform a model built anew; result.fold() of the earlier transform makes plain weights of it."
-        )
-    if isinstance(model, EmittedModule) and scale_nodes(model.graph):
-        raise InvalidInputError(
-            f"{argument} was transformed before: its graph has {len(scale_nodes(model.graph))} scale nodes, which "
-            f"would count twice.\n  To fix: transform the original model."
-        )
-
-
-def _built_base(
-    base: Instance | Shapes | None, init: InitMode | InitLike
-) -> tuple[nn.Module | Shapes | None, tuple[str, ...]]:
-    """Return the base (smaller model to compare with) as a module, as shapes by name, or None; and notes.
-
-    The module is taken out of wrappers such as DDP; the notes say so.
-
-    Raises:
-        InvalidInputError: shapes were given, but nothing that says how the base is initialised; or no model.
-    """
-    if base is None:
-        return None, ()
-    if isinstance(base, Mapping):
-        if init != "keep" and not isinstance(init, InitLike):
-            raise InvalidInputError(
-                "base: shapes do not say how the base is initialised.\n"
-                "  To fix: give a base model, or init=InitLike(small, large): two tiny instances; or init='keep'."
-            )
-        for name, shape in base.items():
-            if not isinstance(shape, Sequence) or not all(isinstance(size, int) for size in shape):
-                raise InvalidInputError(f"base: the shape of {name!r} is {shape!r}; expected whole numbers.")
-        return base, ()
-    given = given_model("base", base)
-    _refuse_transformed("base", given.model)
-    return given.model, given.notes
 
 
 def _fixed_exponents(
@@ -312,14 +259,6 @@ def _fixed_exponents(
     logits = find_attention(fixed) if growth.has_base else ()
     missing = {each.node: each.missing for each in logits if each.missing}
     return fixed.with_attention(missing), assigned, frozen_note(decided) + describe(logits)
-
-
-def _given_apart(**numbers: float | None) -> set[str]:
-    """Return the names of the numbers that are not None: lr, weight decay or eps that the user gave for all parameters.
-
-    These override the numbers of an optimizer instance.
-    """
-    return {key for key, value in numbers.items() if value is not None}
 
 
 def _own_numbers(

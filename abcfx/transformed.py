@@ -158,7 +158,7 @@ class Transformed:
             InvalidInputError: a tied parameter would need two factors and no norm can take one; nothing has changed.
         """
         source = self.outcome.captured.model
-        model = source if self.module is source else copied(source)
+        model = source if self.outcome.options.apply == "inplace" else copied(source)
         allow_hooks(model)
         self.folding.apply_to(model)
         return model.train(self.module.training)

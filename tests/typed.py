@@ -47,5 +47,6 @@ def graph_of(module: nn.Module) -> fx.Graph:
 
 
 def scales_in(module: nn.Module, label: str = "") -> list[fx.Node]:
-    """Return the scale nodes of a transformed module whose label contains some words."""
-    return [node for node, note in scale_nodes(graph_of(module)).items() if label in note.label]
+    """Return the scale nodes of a transformed module and its submodules whose label contains some words."""
+    graphs = [each.graph for each in module.modules() if isinstance(each, fx.GraphModule)]
+    return [node for graph in graphs for node, note in scale_nodes(graph).items() if label in note.label]

@@ -13,8 +13,13 @@ from abcfx.capture.python_state import weights_of_hooks
 from abcfx.errors import InvalidInputError
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copied(model: nn.Module, *, shares_tensors: bool = False) -> nn.Module:
     """Return a deep copy of the model, of which functions that close over parts of the model use the copied parts.
+
+    Args:
+        model: the model.
+        shares_tensors: whether the copy has the parameters and buffers of the model itself, and goes on to: each module
+            of the copy shares the dicts in which torch keeps them.
 
     Raises:
         InvalidInputError: the model cannot be copied; says why, and what to do.
@@ -22,6 +27,8 @@ def copied(model: nn.Module) -> nn.Module:
     refuse_lazy(model)
     _refuse_old_norms(model)
     memo: dict[int, object] = {id(tensor): tensor.detach().clone() for tensor in computed_tensors(model)}
+    if shares_tensors:
+        memo.update((id(held), held) for module in model.modules() for held in _dicts_of_tensors(module))
     try:
         new = copy.deepcopy(model, memo)
     except Exception as error:  # a __deepcopy__ or __reduce__ of the user's may raise anything
@@ -31,6 +38,11 @@ def copied(model: nn.Module) -> nn.Module:
         ) from error
     Rebinder(memo).rebind(new)
     return new
+
+
+def _dicts_of_tensors(module: nn.Module) -> tuple[dict[str, object], ...]:
+    """Return the dicts in which torch keeps the parameters and buffers of a module."""
+    return module.__dict__["_parameters"], module.__dict__["_buffers"]
 
 
 def refuse_lazy(model: nn.Module) -> None:

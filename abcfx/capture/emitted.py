@@ -6,13 +6,14 @@ import copy
 import inspect
 import itertools
 import linecache
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import fx, nn
 
+from abcfx.capture.calls import ModuleCall
 from abcfx.capture.serialize import GraphData, graph_from_data, graph_to_data
 from abcfx.capture.state_mark import MarkedState
 from abcfx.capture.state_spaces import Change
@@ -36,7 +37,8 @@ _SPARE_NAMES = frozenset({
     "code", "meta", "print_readable", "to_folder", "add_submodule", "delete_submodule", "delete_all_unused_submodules",
 })  # fmt: skip
 # Attributes that belong to a graph or to generated code, which copies and unpickled modules make anew.
-_NOT_COPIED = ("_graph", "eval_graph", "_code", "_compiled_call_impl")
+_CALLS = "_module_calls"
+_NOT_COPIED = ("_graph", "eval_graph", "_code", "_compiled_call_impl", _CALLS)
 
 
 class EmittedModule(MarkedState, fx.GraphModule):
@@ -147,6 +149,15 @@ class EmittedModule(MarkedState, fx.GraphModule):
             shell.__dict__[inner] = self.__dict__[inner]
         self.__dict__[ROOT_LEAF] = shell
 
+    def note_calls(self, calls: Mapping[fx.Graph, Sequence[ModuleCall]]) -> None:
+        """Keep the records of how the captured model called its submodules, for each graph; copies lose them."""
+        self.__dict__[_CALLS] = calls
+
+    def calls_in(self, graph: fx.Graph) -> Sequence[ModuleCall]:
+        """Return the records of how the captured model called its submodules, in the order in which calls ended."""
+        calls: Mapping[fx.Graph, Sequence[ModuleCall]] = self.__dict__.get(_CALLS, {})
+        return calls.get(graph, ())
+
     @property
     def graphs(self) -> tuple[fx.Graph, ...]:
         """The fx graphs that a pass has to edit: that of train mode, and that of eval mode where it differs."""
@@ -219,7 +230,7 @@ class EmittedModule(MarkedState, fx.GraphModule):
 
     def __deepcopy__(self, memo: dict[int, object]) -> EmittedModule:
         """Copy graphs, parameters and all other state; code is generated anew for the copy."""
-        new = _blank(type(self).__name__)
+        new = _blank(self)
         memo[id(self)] = new
         state = {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
         new.__dict__.update(copy.deepcopy(state, memo))
@@ -233,14 +244,19 @@ class EmittedModule(MarkedState, fx.GraphModule):
         state = {name: value for name, value in self.__dict__.items() if name not in _NOT_COPIED}
         state["_compiled_call_impl"] = None
         data = [graph and graph_to_data(graph) for graph in (self.graph, self.eval_graph)]
-        return _unpickle, (type(self).__name__, state, *data)
+        return _unpickle, (type(self).__name__, _class_of(self), state, *data)
 
     def __copy__(self) -> EmittedModule:
         """Make a shallow copy, which has a class, and so a generated forward, of its own."""
-        new = _blank(type(self).__name__)
+        new = _blank(self)
         new.__dict__.update(self.__dict__)
         new.recompile()
         return new
+
+
+def graphs_within(module: nn.Module) -> list[fx.Graph]:
+    """Return the graphs of a module that abcfx emitted and of those among its submodules, for each mode of each."""
+    return [graph for each in module.modules() if isinstance(each, EmittedModule) for graph in each.graphs]
 
 
 def unregistered(root: nn.Module, constant: torch.Tensor) -> UncapturableError:
@@ -280,23 +296,37 @@ def _part(module: nn.Module, name: str) -> object:
     return nn.Module.__getattr__(module, name)
 
 
-def _blank(class_name: str) -> EmittedModule:
-    """Make an empty EmittedModule whose class has the given name, for a copy or an unpickled module to fill in."""
-    new = EmittedModule.__new__(EmittedModule)
-    type(new).__name__ = class_name
+def _class_of(module: EmittedModule) -> type[EmittedModule]:
+    """Return the class of a module without the one that fx.GraphModule makes for each instance."""
+    found: type[EmittedModule] = type(module).__mro__[1]
+    return found
+
+
+def _blank(like: EmittedModule) -> EmittedModule:
+    """Make an empty EmittedModule of the class of another one, for a copy to fill in."""
+    return _named(type(like).__name__, _class_of(like))
+
+
+def _named(name: str, cls: type[EmittedModule]) -> EmittedModule:
+    """Make an empty EmittedModule of a class, whose own class has the given name."""
+    new = cls.__new__(cls)
+    type(new).__name__ = name
     return new
 
 
-def _unpickle(name: str, state: dict[str, object], train: GraphData, evaluate: GraphData | None) -> EmittedModule:
-    """Rebuild an EmittedModule, the module with captured graphs, from its pickled parts.
+def _unpickle(
+    name: str, cls: type[EmittedModule], state: dict[str, object], train: GraphData, evaluate: GraphData | None
+) -> EmittedModule:
+    """Rebuild a pickled EmittedModule.
 
     Args:
-        name: name of its class.
+        name: the name that it prints as its class.
+        cls: EmittedModule, or a subclass.
         state: its attributes.
         train: plain data of the graph of train mode.
         evaluate: plain data of the graph of eval mode, if it differs.
     """
-    new = _blank(name)
+    new = _named(name, cls)
     new.__dict__.update(state)
     new.eval_graph = graph_from_data(evaluate) if evaluate is not None else None
     new.graph = graph_from_data(train)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from contextlib import AbstractContextManager, ExitStack, redirect_stderr
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stderr
+from functools import partial
 
 import torch
 from torch import fx, nn
 
+from abcfx.capture.calls import MarkedCalls, ModuleCall
 from abcfx.capture.codegen import SignatureCodeGen
 from abcfx.capture.emitted import Emitted, EmittedModule
 from abcfx.capture.examples import OpenSizes, free_dims
@@ -66,12 +68,22 @@ def capture_export(
     attributes: dict[str, object] = {}
     told: set[str] = set()
     changes: list[Change] = []
+    calls: dict[fx.Graph, Sequence[ModuleCall]] = {}
     if len(modes) == 2 and modes_agree(model, signature, examples):
         modes = modes[:1]
 
     def export() -> fx.Graph:
         """Export the model in its present mode (train or eval) with torch.export and return the fx graph."""
-        return _export(model, signature, examples, attributes, sizes, changes)
+        marks = None if sizes == "fixed" else MarkedCalls(model)  # nobody calls a graph of fixed sizes
+        export_now = partial(_export, model, signature, examples, attributes, sizes, changes)
+        try:
+            graph, calls_now = export_now(marks)
+        except CaptureError:
+            if marks is None or not marks.failed:
+                raise
+            graph, calls_now = export_now(None)
+        calls[graph] = calls_now
+        return graph
 
     train, evaluate = graphs_of_modes(model, modes, lambda: _as_trained(export, told))
     constants = {name: value for name, value in attributes.items() if isinstance(value, torch.Tensor)}
@@ -79,6 +91,7 @@ def capture_export(
     for name, value in attributes.items():
         if isinstance(value, nn.Module):
             module.add_module(name, value)
+    module.note_calls(calls)
     return module, (), changes
 
 
@@ -121,8 +134,9 @@ def _export(
     attributes: MutableMapping[str, object],
     sizes: OpenSizes,
     changes: list[Change],
-) -> fx.Graph:
-    """Export a model in its current mode and return the graph, over the model's own names.
+    marks: MarkedCalls | None,
+) -> tuple[fx.Graph, Sequence[ModuleCall]]:
+    """Export a model in its current mode; return the graph, over the model's own names, and the calls of submodules.
 
     Args:
         model: the model.
@@ -131,12 +145,14 @@ def _export(
         attributes: tensors and sub-graphs that graphs refer to by name; those of this graph are added.
         sizes: which sizes of inputs the graph leaves open: "free", "batch" (only the first dim) or "fixed".
         changes: what forward changed in Python; what it changes in this export is added.
+        marks: watches the calls of submodules; None to watch none.
     """
-    wrapper = _FlatCall(model, signature)
+    wrapper = _FlatCall(model, signature, marks)
     flat = off_meta(_distinct(examples[name] for name in signature.slots))
     free = free_dims(examples, sizes=sizes)
     dims = tuple(dict.fromkeys(sorted(free[name]), torch.export.Dim.AUTO) for name in signature.slots)
     with (
+        nullcontext() if marks is None else marks.hooked(),
         preserved(model) as before,
         preserved_rng(),
         warnings.catch_warnings(),
@@ -164,7 +180,7 @@ def _export(
     guards = guards_of_export(exported, program, signature.slots)
     whole = signature.with_output(wrapper.own.recipe).with_guards(guards)
     rebuilt.graph.set_codegen(SignatureCodeGen(whole))
-    return rebuilt.graph
+    return rebuilt.graph, () if marks is None else marks.calls(rebuilt.graph, rebuilt.marked)
 
 
 class _OwnOfCall:
@@ -175,26 +191,31 @@ class _OwnOfCall:
     Attributes:
         recipe: builds the model's output from the flat outputs; None before the call.
         generators: random generators that the model has of its own, by path.
+        marks: watches the calls of submodules.
     """
 
     recipe: Part | None = None
     generators: Mapping[str, object] = {}
+    marks: MarkedCalls | None = None
 
 
 class _FlatCall(nn.Module):
     """A module that calls the model with flat tensors, so that torch.export never sees its signature and containers."""
 
-    def __init__(self, model: nn.Module, signature: Signature) -> None:
+    def __init__(self, model: nn.Module, signature: Signature, marks: MarkedCalls | None = None) -> None:
         """Wrap a model, in its present train or eval mode, for an export with flat tensors as inputs."""
         super().__init__()
         self.model = model
         self.signature = signature
         self.own = _OwnOfCall()
+        self.own.marks = marks
         self.training = model.training
 
     def forward(self, *flat: torch.Tensor) -> tuple[object, ...]:
         """Call the model on flat tensors; return the tensors in its output, and keep how they are nested there."""
         values = self.signature.rebuild(dict(zip(self.signature.slots, flat, strict=True)))
+        if self.own.marks is not None:
+            self.own.marks.start()
         with no_hidden_randomness(self.own.generators):
             outputs, self.own.recipe = take_apart(self.signature.call(self.model, values))
         return tuple(outputs)

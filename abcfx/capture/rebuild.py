@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import Argument
 
+from abcfx.capture.calls import Place, is_mark, place_of_mark
 from abcfx.errors import CaptureError
 
 # torch.export called the model as the submodule with this name of a wrapper.
@@ -30,6 +31,7 @@ class Rebuild:
     Attributes:
         graph: the new graph.
         found: by name, tensors and sub-graphs that the graph refers to and that the model does not hold.
+        marked: the nodes whose values enter or leave a submodule, by what the marks on them say.
     """
 
     def __init__(self, model: nn.Module, exported: fx.GraphModule, slots: Sequence[str]) -> None:
@@ -38,6 +40,7 @@ class Rebuild:
         self.names = {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
         self.graph = fx.Graph()
         self.found: dict[str, object] = {}
+        self.marked: dict[Place, fx.Node] = {}
         copies: dict[fx.Node, fx.Node] = {}
         for node, slot in zip(exported.graph.find_nodes(op="placeholder"), slots, strict=True):
             copies[node] = self.graph.placeholder(slot)
@@ -57,7 +60,11 @@ class Rebuild:
         for node in owner.graph.nodes:
             if node.op == "output":
                 return cast("Argument", node.args[0])
-            if node in copies or _is_bookkeeping(node):
+            if is_mark(node):
+                value = node.args[0]
+                assert isinstance(value, fx.Node)
+                self.marked[place_of_mark(node)] = copies[value]
+            if node in copies or is_mark(node) or _is_bookkeeping(node):
                 continue
             if _is_grad_region(node):
                 self._inline(owner, node, copies)

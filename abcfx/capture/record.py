@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from abcfx.capture.calls import ModuleCall
 from abcfx.capture.capture_notes import checks_note
 from abcfx.capture.codegen import SignatureCodeGen
 from abcfx.capture.emitted import Emitted, EmittedModule
@@ -69,6 +70,7 @@ def capture_record(
     constants: dict[str, torch.Tensor] = {}
     checks: list[str] = []
     changes: list[Change] = []
+    calls: dict[fx.Graph, list[ModuleCall]] = {}
 
     def record() -> fx.Graph:
         """Record the model in its present mode (train or eval), return the graph, and keep its constants and checks."""
@@ -76,13 +78,16 @@ def capture_record(
         merge_constants(recorder.graph, recorder.constants, constants)
         checks.extend(recorder.places)
         changes.extend(recorder.changes)
+        calls[recorder.graph] = recorder.calls
         return recorder.graph
 
     train, evaluate = graphs_of_modes(model, modes, record)
     notes = checks_note(checks)
     if values:
         notes += ("recorded on the example values: branches on tensor values are fixed as these inputs took them",)
-    return EmittedModule(model, train, evaluate, constants=constants), notes, changes
+    module = EmittedModule(model, train, evaluate, constants=constants)
+    module.note_calls(calls)
+    return module, notes, changes
 
 
 def _record(run: _Run) -> Recorder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import FrameType
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from torch import fx, nn
 from torch.fx.node import Argument, Target
 from torch.overrides import TorchFunctionMode
 
+from abcfx.capture.calls import ModuleCall, call_key, recorded
 from abcfx.capture.fake import VALUE_ERRORS, constant_of, recurrent_output
 from abcfx.capture.graphs import as_argument, at_front
 from abcfx.capture.leaves import is_composite, stays_whole
@@ -68,6 +70,7 @@ class Recorder(TorchFunctionMode):
         self.stand_in = stand_in
         self.used_stand_in = False
         self.changes: list[Change] = []
+        self.calls: list[ModuleCall] = []
         self.model = model
         self.graph = fx.Graph()
         self.constants: dict[str, torch.Tensor] = {}
@@ -114,7 +117,7 @@ class Recorder(TorchFunctionMode):
                 self.graph.call_method("copy_", (target, self.graph.call_method("detach", (source,))))
         self.graph.output(output)
         for node in reversed(list(self.graph.nodes)):
-            if not node.users and (node.op == "get_attr" or node.target in (operator.getitem, getattr)):
+            if not node.users and (node.op == "get_attr" or node.target in (operator.getitem, getattr, "size")):
                 self.graph.erase_node(node)
         self.graph.lint()
 
@@ -180,10 +183,13 @@ class Recorder(TorchFunctionMode):
             return original(module, *args, **kwargs)
         count = self._calls.get(path, 0)
         self._calls[path] = count + 1
-        self._stack.append((f"{path}@{count}" if count else path, path, type(module)))
+        self._stack.append((call_key(path, count), path, type(module)))
         try:
-            if not path or not self._is_leaf(module):
+            if not path:
                 return original(module, *args, **kwargs)
+            if not self._is_leaf(module):
+                call = partial(original, module)
+                return recorded(self._stack[-1][0], path, call, args, kwargs, self._known_node, self.calls)
             given, named = self._arguments(args), self._named_arguments(kwargs)
             out = self._whole(lambda: recurrent_output(module, args) or original(module, *args, **kwargs))
             node = self._create("call_module", path, given, named)
@@ -317,6 +323,13 @@ class Recorder(TorchFunctionMode):
                 node = self.graph.get_attr(name)
             self._bind(tensor, node)
         return self._nodes[id(tensor)]
+
+    def _known_node(self, value: object) -> fx.Node | None:
+        """Return the node that gives a tensor or a size of an input, if the graph has it; else None."""
+        if isinstance(value, SYMBOLIC):
+            return self.sizes.symbol_node(value)
+        known = isinstance(value, torch.Tensor) and (id(value) in self._nodes or id(value) in self.names)
+        return self._node(value) if isinstance(value, torch.Tensor) and known else None
 
     def _new_constant(self, tensor: torch.Tensor) -> str:
         """Store a tensor that no recorded call made and return its new name; refuse a fake one, which has no value."""

@@ -204,6 +204,23 @@ def signature_of(
     return signature, {name: value for name, value in examples.items() if isinstance(value, torch.Tensor)}
 
 
+def call_signature_of(
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], kind: type
+) -> tuple[Signature, dict[str, object]]:
+    """Return the call signature of a module, and what stands for every placeholder: the leaves of one class.
+
+    Args:
+        module: the module whose forward is called.
+        args: positional arguments of a call.
+        kwargs: keyword arguments of the call.
+        kind: the class of the leaves that become placeholders, such as `fx.Node`; all others become constants.
+
+    Raises:
+        InvalidInputError: forward does not take the arguments.
+    """
+    return _signature_of(module, args, kwargs, lambda leaf: isinstance(leaf, kind))
+
+
 def opaque_signature_of(
     model: nn.Module, args: tuple[object, ...] | None, kwargs: dict[str, object] | None
 ) -> tuple[Signature, dict[str, object]]:

@@ -58,6 +58,15 @@ def check_state(own: torch.Tensor | None, state: Mapping[str, object], prefix: s
         )
 
 
+def refuse_marked(module: nn.Module, state: Mapping[str, object], prefix: str, *_: object) -> None:
+    """Refuse weights that a graph multiplies, as a hook that a plain module calls before it loads a state dict.
+
+    Raises:
+        InvalidInputError: says whose weights these are, and what to load instead.
+    """
+    check_state(None, state, prefix)
+
+
 def has_mark(state: Mapping[str, object]) -> bool:
     """Whether a state dict, or one saved through a wrapper such as DDP, is marked as multiplied by a graph."""
     return any(name == MARK or name.endswith("." + MARK) for name in state)

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.fx.node import Argument, Target
 from torch.overrides import TorchFunctionMode
 
+from abcfx.capture.calls import ModuleCall, recorded
 from abcfx.capture.codegen import SignatureCodeGen
 from abcfx.capture.emitted import ROOT_LEAF, Emitted, EmittedModule
 from abcfx.capture.graphs import as_argument, graphs_of_modes, merge_constants
@@ -64,10 +65,13 @@ def capture_symbolic(
         return (_whole(model, signature), (), []), signature, examples
     changes: list[Change] = []
     constants: dict[str, torch.Tensor] = {}
+    calls: dict[fx.Graph, list[ModuleCall]] = {}
 
     def trace() -> fx.Graph:
-        """Trace the model in its present mode (train or eval), return the graph, and keep its constants."""
-        graph, found, changed = _trace(model, signature)
+        """Trace the model in its present mode (train or eval), and keep constants and calls of submodules."""
+        tracer = SymbolicTracer(signature)
+        graph, found, changed = _trace(model, tracer)
+        calls[graph] = tracer.calls
         changes.extend(changed)
         merge_constants(graph, found, constants)
         return graph
@@ -81,6 +85,7 @@ def capture_symbolic(
             if parameter.default is not inspect.Parameter.empty
         ]
     module = EmittedModule(model, train, evaluate, constants=constants)
+    module.note_calls(calls)
     return (module, tuple(notes), changes), signature, examples
 
 
@@ -110,13 +115,13 @@ def _whole(model: nn.Module, signature: Signature) -> EmittedModule:
     return module
 
 
-def _trace(model: nn.Module, signature: Signature) -> tuple[fx.Graph, dict[str, torch.Tensor], list[Change]]:
+def _trace(model: nn.Module, tracer: SymbolicTracer) -> tuple[fx.Graph, dict[str, torch.Tensor], list[Change]]:
     """Trace the model in its current mode with torch.fx.
 
     Returns:
         The graph; the tensors that tracing stored as attributes of the model, by name; what forward changed in Python.
     """
-    tracer = SymbolicTracer(signature)
+    signature = tracer.signature
     known = set(model.__dict__)
     with preserved(model) as before, preserved_rng():
         try:
@@ -157,6 +162,7 @@ class SymbolicTracer(fx.Tracer):
         """Prepare a trace, and remember the grad mode and autocast state, which must not change during it."""
         super().__init__()
         self.signature = signature
+        self.calls: list[ModuleCall] = []
         self.output: Part | None = None  # how the model's output is built, unless it is a single tensor
         # True while torch.fx still prepares the trace and the model's forward does not run yet.
         self.in_init = True
@@ -177,7 +183,13 @@ class SymbolicTracer(fx.Tracer):
         """Trace the call of a module; if another thread makes the call meanwhile, run it as if nothing were traced."""
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
-        result: object = super().call_module(m, forward, args, kwargs)
+
+        def noted(*given: object, **named: object) -> object:
+            """Run the forward of a module that is opened up, and note what goes in and comes out."""
+            key, (path, _) = next(reversed(self.module_stack.items()))
+            return recorded(key, path, forward, given, named, _node_of, self.calls)
+
+        result: object = super().call_module(m, noted, args, kwargs)
         return result
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -278,6 +290,11 @@ class SymbolicTracer(fx.Tracer):
             return f"{type(self.root).__name__} (the model itself)"
         path, kind = next(reversed(self.module_stack.values()))
         return f"{path} ({kind.__name__})"
+
+
+def _node_of(value: object) -> fx.Node | None:
+    """Return the graph node of a traced value; None for a tensor that is not traced."""
+    return value.node if isinstance(value, fx.Proxy) else None
 
 
 class _TensorMode(TorchFunctionMode):

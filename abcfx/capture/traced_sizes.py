@@ -72,6 +72,11 @@ class SizeNodes:
         """
         return self._argument(_expression(value))
 
+    def symbol_node(self, value: Symbolic) -> fx.Node | None:
+        """Return the node that gives a traced size which is a size of an input; None for any other."""
+        found = self._argument(_expression(value)) if _expression(value) in self._known else None
+        return found if isinstance(found, fx.Node) else None
+
     def _argument(self, expression: _Expression) -> Argument:
         """Return the node, or plain number, of a sympy expression; nodes for its operations are added as needed.
 
@@ -85,6 +90,7 @@ class SizeNodes:
             placeholder, dim = known
             with at_front(self.graph):
                 node = self.graph.call_method("size", (placeholder, dim))
+            node.meta["val"] = placeholder.meta["val"].shape[dim]
             self._known[expression] = node
             return node
         if expression.is_Boolean and not expression.args:

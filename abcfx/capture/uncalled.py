@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
@@ -29,31 +29,46 @@ class NoHooks(OrderedDict[int, Callable[..., object]]):
             InvalidInputError: always.
         """
         raise InvalidInputError(
-            f"{self.path}: a hook on this module would never run. The module of the result is one graph, which uses "
-            f"the parameters of {self.path} but does not call it.\n"
+            f"{self.path}: a hook on this module would never run. The graph of the result computes what it computes, "
+            f"with its parameters, but does not call it.\n"
             f"  To fix: abcfx.transform(..., apply='inplace') keeps your own model, with its calls and hooks; or "
             f"register the hook on the whole module of the result; or, if it changes values, on your model before "
             f"the transform: the graph then computes what it does."
         )
 
 
-def refusing_hooks(module: EmittedModule) -> EmittedModule:
-    """Return the module, with every submodule that no graph of it calls refusing hooks from now on.
+def refuse_hooks(module: EmittedModule, paths: Iterable[str]) -> None:
+    """Let submodules of an emitted module, which no graph calls, refuse hooks from now on.
 
     A submodule that has hooks of a kind already keeps those: the graph computes what they did while it was captured.
+
+    Args:
+        module: the module.
+        paths: paths of the submodules.
+    """
+    for path in paths:
+        part = module.get_submodule(path)
+        for kind in _HOOKS:
+            if not getattr(part, kind):
+                refusing = NoHooks()
+                refusing.path = path
+                setattr(part, kind, refusing)
+
+
+def uncalled(module: EmittedModule) -> list[str]:
+    """Return the paths of the submodules that the one graph of a module does not call, although its model may.
+
+    Lists and dicts of modules, which nobody can call, are not among them.
     """
     called = {str(node.target) for graph in module.graphs for node in graph.nodes if node.op == "call_module"}
     if ROOT_LEAF in called:
-        return module  # the model is itself one layer, which the graph calls
+        return []  # the model is itself one layer, which the graph calls
     running = {id(part) for path in called for part in module.get_submodule(path).modules()}
-    for path, part in module.named_modules():
-        if path and id(part) not in running:
-            for kind in _HOOKS:
-                if not getattr(part, kind):
-                    refusing = NoHooks()
-                    refusing.path = path
-                    setattr(part, kind, refusing)
-    return module
+    return [
+        path
+        for path, part in module.named_modules()
+        if path and id(part) not in running and not isinstance(part, nn.ModuleList | nn.ModuleDict)
+    ]
 
 
 def allow_hooks(model: nn.Module) -> None:

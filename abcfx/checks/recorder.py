@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from abcfx.capture import EmittedModule
 from abcfx.capture.dispatch import AtenOp, CallWatcher
+from abcfx.capture.emitted import graphs_within
 from abcfx.passes import scale_nodes
 
 ATEN = torch.ops.aten
@@ -367,7 +367,7 @@ def _factors_before_products(module: nn.Module) -> frozenset[float]:
     none.
     """
     before, behind = set[float](), set[float]()
-    for graph in module.graphs if isinstance(module, EmittedModule) else ():
+    for graph in graphs_within(module):
         for node, note in scale_nodes(graph).items():
             (behind if note.on_result else before).add(float(node.args[1]))  # type: ignore[arg-type]
     return frozenset(before - behind)

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import fx, nn
 
-from abcfx.capture import CapturedGraph, EmittedModule
+from abcfx.capture import CapturedGraph
+from abcfx.capture.state_mark import refuse_marked
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.dag.queries import attention_products, residual_branches
 from abcfx.errors import InvalidInputError
@@ -18,15 +19,17 @@ from abcfx.exponents.fixed import FixedExponents
 from abcfx.pairing.blocks import Blocks
 from abcfx.pairing.pair import PairedModels
 from abcfx.pairing.widths import WidthGrowth
-from abcfx.passes import PassError, ScaleInsertion, insert_scales, multiply_marks, scale_attention, scale_nodes
+from abcfx.passes import PassError, ScaleInsertion, insert_scales, multiply_marks, scale_attention
 from abcfx.plan.absorb import attention_left
 from abcfx.plan.options import ApplyMode
 from abcfx.plan.spec import ParameterPlan
 from abcfx.rewrite.column_hooks import can_hook_columns, columns_by_weight, hook_columns
 from abcfx.rewrite.folding import Fold
+from abcfx.rewrite.frames import GraphBefore
 from abcfx.rewrite.hooks import can_hook, hook_features, refuse_saving
 from abcfx.rewrite.marks import marked_nodes
 from abcfx.rewrite.mode_weights import refuse_folding
+from abcfx.rewrite.nesting import emit
 from abcfx.rewrite.once import remember_transformed
 from abcfx.rewrite.parameter_scales import parameter_scales, without_repeats
 from abcfx.rewrite.query_features import FeatureScale, query_features
@@ -40,10 +43,34 @@ class Applied:
 
     fold: Fold
     notes: tuple[str, ...]
+    module: nn.Module
+
+
+def needs_nodes(
+    pair: PairedModels, fixed: FixedExponents, plan: Mapping[str, ParameterPlan], depth: DepthScaling
+) -> bool:
+    """Whether a plan has multipliers that only nodes of a graph can hold, so that the user's own forward cannot run on.
+
+    Args:
+        pair: the model, with its graphs.
+        fixed: factors on attention logits.
+        plan: multiplier and init of every parameter.
+        depth: factors on residual branches.
+    """
+    marks = any(marked_nodes(graph) for graph in pair.target_graph.module.graphs)
+    factors = any(factor != 1.0 for row in plan.values() for factor in row.multiplier.values())
+    factors = factors or any(each.fold != 1.0 for row in plan.values() for each in row.segments)
+    return marks or factors or bool(_without_place(plan)) or bool(depth.left) or bool(attention_left(fixed))
 
 
 def apply_plan(
-    pair: PairedModels, fixed: FixedExponents, plan: Mapping[str, ParameterPlan], depth: DepthScaling, mode: ApplyMode
+    pair: PairedModels,
+    fixed: FixedExponents,
+    plan: Mapping[str, ParameterPlan],
+    depth: DepthScaling,
+    mode: ApplyMode,
+    *,
+    keeps_forward: bool,
 ) -> Applied:
     """Apply a plan to a model: put multipliers m^-a (m, the width ratio) in place, and initialise the weights.
 
@@ -54,6 +81,7 @@ def apply_plan(
         depth: factors on residual branches, for a model with more blocks than its base.
         mode: where multipliers go: "insert" (scale nodes), "absorb" (weights and rates), "inplace" (the same, in the
             model object that was given) or "off" (there are none).
+        keeps_forward: whether the result is a model of the user's class, whose own forward runs, and no graph.
 
     Raises:
         InvalidInputError: a multiplier has no place; nothing has been changed then.
@@ -79,17 +107,21 @@ def apply_plan(
     left += [f"the factor of the branch at {merge}" for merge in depth.left]
     columns = [(each.part, each.fold) for row in plan.values() for each in row.segments if each.fold != 1.0]
     fold = Fold({name: row.fold for name, row in plan.items()}, columns=columns, left=left)
+    before = {graph: GraphBefore(graph) for graph in module.graphs}
+    notes: tuple[str, ...] = ()
     if inplace:
         notes = _hook(pair.target_graph, fixed, fold)
-    else:
+    elif not keeps_forward:
         fold.find_features = partial(_query_features, pair.target_graph, fixed, attention_left(fixed))
         notes = _insert(pair, fixed, plan, depth, attention_left(fixed) if absorbs else fixed.attention, branches)
         multiply_marks(module, marks, fixed.widths.width_ratio)
-        _mark_state(module, plan)
     _initialise(pair.target_graph.model, plan)
+    emitted = pair.target if keeps_forward else emit(pair.target_graph, before, plan)
+    if keeps_forward and not inplace:
+        emitted.register_load_state_dict_pre_hook(refuse_marked)
     if fold.hooks or any(row.init.factor != 1.0 or row.fold != 1.0 or row.init.columns for row in plan.values()):
-        remember_transformed(pair.target if inplace else module)
-    return Applied(fold, notes)
+        remember_transformed(emitted)
+    return Applied(fold, notes, emitted)
 
 
 def _insert(
@@ -126,22 +158,6 @@ def _insert(
             f"  To fix: give example inputs and capture='export', which opens the op; or let the number of heads grow."
         ) from error
     return insert_scales(module, scales).notes
-
-
-def _mark_state(module: EmittedModule, plan: Mapping[str, ParameterPlan]) -> None:
-    """Mark the state dict of a module if scale nodes multiply its weights, so that no plain class loads them.
-
-    The mark is the same however the model was captured: names of nodes without a parameter do not count.
-    """
-    owners = {node: name for name, row in plan.items() for node in row.a}
-    found = {
-        f"{owners.get(note.label, '')}: {note.factor:.9g}"
-        for graph in module.graphs
-        for note in scale_nodes(graph).values()
-        if note.factor != 1.0
-    }
-    if found:
-        module.mark_state("\n".join(sorted(found)))
 
 
 def _initialise(model: nn.Module, plan: Mapping[str, ParameterPlan]) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from abcfx.capture import EmittedModule
+from abcfx.capture.emitted import graphs_within
 from abcfx.capture.state_mark import MARK
 from abcfx.passes import scale_nodes
 from abcfx.pipeline import transform
@@ -179,9 +179,8 @@ def _mlp(width: int) -> MLP:
 
 def _scale_nodes(result: Transformed) -> list[ScaleAt]:
     """Return the nodes of a transformed model's graph that multiply by a constant which `transform` put there."""
-    assert isinstance(result.module, EmittedModule)
     found = []
-    for node in scale_nodes(result.module.graph):
+    for node in (node for graph in graphs_within(result.module) for node in scale_nodes(graph)):
         operand, factor = node.args
         assert isinstance(factor, float)
         found.append(ScaleAt(node.name, factor, str(operand), ", ".join(user.name for user in node.users)))

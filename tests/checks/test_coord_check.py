@@ -12,6 +12,7 @@ from torch import nn
 from typed import given
 
 import abcfx
+from abcfx.capture import EmittedModule
 from abcfx.checks import CoordCheck
 from abcfx.checks.batches import few_tokens
 from abcfx.examples.gpt import GPT, GPTConfig
@@ -69,11 +70,11 @@ def factor_off(label: str, power: float) -> Prepare:
 
     def prepare(result: abcfx.Transformed, width: int) -> None:
         module: Any = result.module
-        for graph in module.graphs:
-            for node in scale_nodes(graph):
+        for each in [each for each in module.modules() if isinstance(each, EmittedModule)]:
+            for node in [node for graph in each.graphs for node in scale_nodes(graph)]:
                 if node.meta["abcfx"].label.startswith(label):
                     node.args = (node.args[0], node.meta["abcfx"].factor ** power)
-        module.recompile()
+            each.recompile()
 
     return prepare
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from typed import tensor
+from typed import scales_in, tensor
 
 import abcfx
 from abcfx.plan.options import ApplyMode
@@ -150,7 +150,7 @@ def test_base_width_is_left_alone() -> None:
 
 def test_the_multiplier_of_one_addend_falls_on_no_other() -> None:
     result = transformed("low rank", 32, "insert")
-    scaled = {str(node.args[0]) for node in result.module.graph.nodes if "scale" in node.name}  # type: ignore[union-attr]
+    scaled = {str(node.args[0]) for node in scales_in(result.module)}
     assert "b" in scaled and "w" not in scaled and "relu" not in scaled
 
 

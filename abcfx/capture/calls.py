@@ -1,0 +1,206 @@
+"""Records how a captured model calls its submodules: what goes in and comes out, and which graph nodes give it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import fx, nn
+
+from abcfx.capture.structure import Part, take_apart
+
+# Call, whether the value comes out of it, and the value's index: what a mark in an exported graph says of its tensor.
+Place: TypeAlias = tuple[int, bool, int]
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a submodule, as the captured graph has it.
+
+    Attributes:
+        key: name of the call: the path of the module, with "@1" for its second call, "@2" for the third.
+        path: path of the module.
+        given: how the arguments `(args, kwargs)` are built of the values in `inputs`.
+        inputs: the graph node of each tensor or size among the arguments; None where it is not known.
+        result: how the output is built of the values in `outputs`.
+        outputs: the graph node of each tensor or size in the output; None where it is not known.
+    """
+
+    key: str
+    path: str
+    given: Part
+    inputs: tuple[fx.Node | None, ...]
+    result: Part
+    outputs: tuple[fx.Node | None, ...]
+
+
+def call_key(path: str, earlier: int) -> str:
+    """Return the name of a call of the module at a path, which was called so many times before."""
+    return f"{path}@{earlier}" if earlier else path
+
+
+def recorded(
+    key: str,
+    path: str,
+    call: Callable[..., object],
+    args: tuple[object, ...],
+    kwargs: Mapping[str, object],
+    node_of: Callable[[object], fx.Node | None],
+    calls: list[ModuleCall],
+) -> object:
+    """Run a call of a submodule during a capture, and add a record of it to `calls`; return what it returns.
+
+    Args:
+        key: name of the call.
+        path: path of the module.
+        call: runs the module.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        node_of: returns the graph node of a traced value.
+        calls: the records so far; grows.
+    """
+    values, given = take_apart((args, dict(kwargs)))
+    inputs = tuple(map(node_of, values))
+    out = call(*args, **kwargs)
+    results, result = take_apart(out)
+    calls.append(ModuleCall(key, path, given, inputs, result, tuple(map(node_of, results))))
+    return out
+
+
+_LIBRARY = torch.library.Library("abcfx", "DEF")
+_LIBRARY.define("boundary(Tensor value, int call, bool comes_out, int index) -> ()")
+
+
+def _nothing(value: torch.Tensor, call: int, comes_out: bool, index: int) -> None:
+    """Do nothing: the op stands in exported graphs only to mark a value."""
+
+
+_LIBRARY.impl("boundary", _nothing, "CompositeExplicitAutograd")
+_BOUNDARY = torch.ops.abcfx.boundary.default
+fx.node.has_side_effect(_BOUNDARY)
+
+
+def is_mark(node: fx.Node) -> bool:
+    """Whether a node of an exported graph only marks a value that enters or leaves a submodule."""
+    return node.target is _BOUNDARY
+
+
+def place_of_mark(node: fx.Node) -> Place:
+    """Return what a mark says of the value it marks, its first argument."""
+    _, call, comes_out, index = node.args
+    assert isinstance(call, int) and isinstance(comes_out, bool) and isinstance(index, int)
+    return call, comes_out, index
+
+
+class MarkedCalls:
+    """Marks, in a graph that torch.export makes, every tensor that enters or leaves a submodule.
+
+    Args:
+        model: the model whose submodules are watched.
+
+    Attributes:
+        failed: whether an error came out of a mark, so that an export without marks may succeed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Watch no call yet."""
+        self._model = model
+        self.failed = False
+        self.start()
+
+    def start(self) -> None:
+        """Forget the calls so far: the model's forward starts anew."""
+        self._counts: Counter[str] = Counter()
+        self._calls: list[tuple[str, str, Part, Sequence[object]]] = []
+        self._results: dict[int, tuple[Part, Sequence[object]]] = {}
+        self._open: list[int] = []
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Mark values within the block, by hooks on the submodules that come before and after all of the user's."""
+        with ExitStack() as stack:
+            for path, module in self._model.named_modules():
+                if not path:
+                    continue
+                before = module.register_forward_pre_hook(self._entering(path), with_kwargs=True, prepend=True)
+                after = module.register_forward_hook(self._leaving(path), with_kwargs=True)
+                stack.callback(before.remove)
+                stack.callback(after.remove)
+            yield
+
+    def _entering(self, path: str) -> Callable[..., None]:
+        """Return the hook that runs before the forward of the module at a path."""
+
+        def hook(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+            """Mark the tensors among the arguments."""
+            values, given = take_apart((args, dict(kwargs)))
+            number = len(self._calls)
+            self._calls.append((call_key(path, self._counts[path]), path, given, _sizes(values)))
+            self._counts[path] += 1
+            self._open.append(number)
+            self._mark(values, number, comes_out=False)
+
+        return hook
+
+    def _leaving(self, path: str) -> Callable[..., None]:
+        """Return the hook that runs after the forward of the module at a path."""
+
+        def hook(module: nn.Module, args: object, kwargs: object, output: object) -> None:
+            """Mark the tensors in the output."""
+            values, result = take_apart(output)
+            number = self._open.pop()
+            self._results[number] = result, _sizes(values)
+            self._mark(values, number, comes_out=True)
+
+        return hook
+
+    def _mark(self, values: Sequence[object], call: int, *, comes_out: bool) -> None:
+        """Mark each tensor among the values of a call."""
+        for index, value in enumerate(values):
+            if isinstance(value, torch.Tensor):
+                try:
+                    torch.ops.abcfx.boundary(value, call, comes_out, index)
+                except Exception:  # torch.export may refuse the op anywhere, with any error; it is noted and goes on
+                    self.failed = True
+                    raise
+
+    def calls(self, graph: fx.Graph, marked: Mapping[Place, fx.Node]) -> tuple[ModuleCall, ...]:
+        """Return the records of the calls that ended.
+
+        Args:
+            graph: the graph, in which nodes that give sizes are looked up.
+            marked: the nodes that marks were found on.
+        """
+        sizes = {expression_of(node.meta.get("val")): node for node in graph.nodes}
+
+        def nodes(number: int, values: Sequence[object], *, comes_out: bool) -> tuple[fx.Node | None, ...]:
+            """Return the nodes of the values of a call."""
+            return tuple(
+                marked.get((number, comes_out, index)) if value is None else sizes.get(expression_of(value))
+                for index, value in enumerate(values)
+            )
+
+        found = []
+        for number, (key, path, given, values) in enumerate(self._calls):
+            if number in self._results:
+                result, results = self._results[number]
+                inputs, outputs = nodes(number, values, comes_out=False), nodes(number, results, comes_out=True)
+                found.append(ModuleCall(key, path, given, inputs, result, outputs))
+        return tuple(found)
+
+
+def expression_of(size: object) -> object:
+    """Return the symbolic expression of a traced size, which can be compared without a guard.
+
+    An object that equals nothing stands for other values.
+    """
+    return size.node.expr if isinstance(size, torch.SymInt) else object()
+
+
+def _sizes(values: Sequence[object]) -> Sequence[object]:
+    """Return the values with None in the place of tensors, which are marked."""
+    return [None if isinstance(value, torch.Tensor) else value for value in values]

@@ -1,0 +1,218 @@
+"""Which call of a submodule each node of a flat graph belongs to, also for nodes that a rewrite has added."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import TypeAlias
+
+import torch
+from torch import fx, nn
+
+from abcfx.capture.calls import ModuleCall, call_key
+from abcfx.capture.emitted import EmittedModule
+from abcfx.capture.leaves import is_torch_module
+from abcfx.passes import ScaleNode, scale_nodes
+
+Frame: TypeAlias = tuple[str, ...]
+"""Names of the calls that a node stands in, from the outermost to the innermost; () in the model's own forward."""
+
+_NO_CALL = ("get_attr", "placeholder", "output")
+_PLAIN = (bool, int, float, torch.SymInt, torch.SymFloat, torch.SymBool, torch.device, torch.dtype)
+
+
+class GraphBefore:
+    """What the nodes of a graph were before a rewrite, so that the nodes which it changed can be told afterwards."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        """Note target and arguments of every node."""
+        self._nodes = {node: (node.target, node.args, node.kwargs) for node in graph.nodes}
+
+    def has(self, node: fx.Node) -> bool:
+        """Whether a node was there before the rewrite."""
+        return node in self._nodes
+
+    def changed(self, graph: fx.Graph, scales: Mapping[fx.Node, ScaleNode]) -> list[fx.Node]:
+        """Return the nodes that were added or changed; reading a scaled value in place of the value is no change."""
+
+        def unscaled(node: fx.Node) -> fx.Node:
+            """Return the node whose value a scale node multiplies; any other node itself."""
+            while node in scales and node not in self._nodes and node.target is torch.mul:
+                base = node.args[0]
+                assert isinstance(base, fx.Node)
+                node = base
+            return node
+
+        found = []
+        for node in graph.nodes:
+            now = (node.target, fx.map_arg(node.args, unscaled), fx.map_arg(node.kwargs, unscaled))
+            if node not in self._nodes or now != self._nodes[node]:
+                found.append(node)
+        return found
+
+
+class Frames:
+    """The frame of every node of a rewritten flat graph, and the calls of submodules with their present values.
+
+    Args:
+        module: the module that owns the graph.
+        graph: the graph, after the rewrite.
+        before: what the graph was before.
+
+    Attributes:
+        of: the frame of each node that calls something.
+        calls: the record of each call, by its name.
+        nodes: the nodes within each call, in order.
+        touched: the frames in which the rewrite added or changed nodes.
+    """
+
+    def __init__(self, module: EmittedModule, graph: fx.Graph, before: GraphBefore) -> None:
+        """Place every node."""
+        self._module = module
+        self.graph = graph
+        self.calls: dict[str, ModuleCall] = {call.key: call for call in module.calls_in(graph)}
+        self.of: dict[fx.Node, Frame] = {node: _recorded_frame(node) for node in graph.nodes}
+        self._place_writes()
+        scales = scale_nodes(graph)
+        changed = [node for node in before.changed(graph, scales) if node.op not in _NO_CALL]
+        added = [node for node in changed if node in scales and not before.has(node)]
+        for node in added:
+            self._place(node, scales[node])
+        others = {self.of[node] for node in changed if node not in added or node.target is not torch.mul}
+        for node in added:
+            self._lift(node, scales[node], others)
+        for node, note in scales.items():
+            if note.on_result and node.target is torch.mul:
+                self._follow(node)
+        self.touched = {self.of[node] for node in changed}
+        self.nodes: dict[str, list[fx.Node]] = {}
+        for node, frame in self.of.items():
+            for key in frame:
+                self.nodes.setdefault(key, []).append(node)
+
+    def path(self, key: str) -> str:
+        """Return the path of the module that a call runs."""
+        return self.calls[key].path if key in self.calls else re.sub(r"@\d+$", "", key)
+
+    def _place(self, node: fx.Node, note: ScaleNode) -> None:
+        """Place a node that the rewrite added, with what it multiplies or with the op that reads it."""
+        base = node.args[0]
+        assert isinstance(base, fx.Node)
+        users = [self.of[user] for user in node.users if user.op != "output"]
+        frame = self.of[node]
+        if node.target is torch.mul and note.on_result:
+            frame = _common(users) if base.op == "get_attr" else self.of[base]
+        elif node.target is torch.mul or not frame:
+            frame = users[0] if users else ()
+        elif base.op == "get_attr" and self.path(frame[-1]) == str(base.target):
+            frame = frame[:-1]  # a function that runs an attention module, in place of the module's own call
+        self.of[node] = frame
+
+    def _lift(self, node: fx.Node, note: ScaleNode, graphed: Collection[Frame]) -> None:
+        """Move a factor on what a torch.nn layer takes or gives out of the layer, which then stays the user's own.
+
+        It stays within the layer if the caller of the layer would only for this factor have to become a graph.
+
+        Args:
+            node: the scale node.
+            note: says where it stands.
+            graphed: frames of calls that become graphs anyway, as the model itself does.
+        """
+        frame = self.of[node]
+        is_free = bool(frame) and node.target is torch.mul and (not frame[:-1] or frame[:-1] in graphed)
+        if is_free and self._leaves_layer(node, note, frame[-1]):
+            self.of[node] = frame[:-1]
+
+    def _leaves_layer(self, node: fx.Node, note: ScaleNode, key: str) -> bool:
+        """Whether a factor can stand outside of a call of a torch.nn layer; its record takes the new value then."""
+        call, base = self.calls.get(key), node.args[0]
+        if call is None or not isinstance(base, fx.Node) or not is_torch_module(self._get(call.path)):
+            return False
+        if note.on_result:
+            return base in call.outputs and all(user is node or key not in self.of[user] for user in base.users)
+        if base not in call.inputs or any(user is not node and key in self.of[user] for user in base.users):
+            return False
+        inputs = tuple(node if each is base else each for each in call.inputs)
+        self.calls[key] = replace(call, inputs=inputs)
+        return True
+
+    def _follow(self, node: fx.Node) -> None:
+        """Let records of calls have a scaled result where the graph reads it in place of the result itself."""
+        base, frame = node.args[0], self.of[node]
+        for key, call in self.calls.items():
+            inside = key in frame
+            swapped = [tuple(node if each is base else each for each in side) for side in (call.inputs, call.outputs)]
+            if not inside and base in call.inputs:
+                self.calls[key] = replace(call, inputs=swapped[0])
+            if inside and base in call.outputs:
+                self.calls[key] = replace(call, outputs=swapped[1])
+
+    def _place_writes(self) -> None:
+        """Place each write into a buffer at the end of the graph in the call that computed the value."""
+        for node in self.graph.nodes:
+            target = node.args[0] if node.args else None
+            if self.of[node] or _called(node) != "copy_" or not isinstance(target, fx.Node):
+                continue
+            source = node.args[1]
+            chain = [node]
+            while isinstance(source, fx.Node) and not self.of[source] and _called(source) == "detach":
+                chain.append(source)
+                source = source.args[0]
+            if target.op == "get_attr" and isinstance(source, fx.Node):
+                frame = self.of[source]
+                while frame and not str(target.target).startswith(self.path(frame[-1]) + "."):
+                    frame = frame[:-1]
+                self.of.update(dict.fromkeys(chain, frame))
+
+    def _get(self, path: str) -> nn.Module:
+        """Return the submodule at a path."""
+        return self._module.get_submodule(path)
+
+
+def is_plain(node: fx.Node) -> bool:
+    """Whether the value of a node is a size, a device or the like and no tensor."""
+    if "val" in node.meta:
+        return isinstance(node.meta["val"], _PLAIN)
+    # Operations on sizes alone that a capture has added.
+    return node.op == "call_function" and bool(node.all_input_nodes) and all(map(is_plain, node.all_input_nodes))
+
+
+def attribute_of(node: fx.Node) -> fx.Node | None:
+    """Return the get_attr node whose tensor a node gives: itself, or what an op in place wrote into; else None."""
+    while node.op in ("call_function", "call_method"):
+        name = _called(node)
+        if not name.endswith("_") or name.endswith("__") or not node.args or not isinstance(node.args[0], fx.Node):
+            return None
+        node = node.args[0]
+    return node if node.op == "get_attr" else None
+
+
+def _called(node: fx.Node) -> str:
+    """Return the name of the function or method that a node calls, such as "add_"."""
+    return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+
+
+def _recorded_frame(node: fx.Node) -> Frame:
+    """Return the frame that was recorded when a node was captured; a layer that is one node stands in its caller's."""
+    frame: list[str] = []
+    paths: list[str] = []
+    for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
+        if path:
+            again = re.search(r"@(\d+)$", key)
+            earlier = int(again.group(1)) if again and not path.endswith(again.group(0)) else 0
+            frame.append(call_key(path, earlier))
+            paths.append(path)
+    if node.op == "call_module" and paths and paths[-1] == str(node.target):
+        frame.pop()
+    return tuple(frame)
+
+
+def _common(frames: list[Frame]) -> Frame:
+    """Return the calls that all frames have in common, from the outermost on."""
+    shared: list[str] = []
+    for keys in zip(*frames, strict=False):
+        if len(set(keys)) > 1:
+            break
+        shared.append(keys[0])
+    return tuple(shared)

@@ -1,0 +1,265 @@
+"""Emits a rewritten flat graph as a module in the shape of the user's model: its own submodules, called by graphs.
+
+The root is a graph, and so is each submodule in whose forward the rewrite put a node; all others are the user's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import torch
+from torch import fx, nn
+
+from abcfx.capture import CapturedGraph, EmittedModule
+from abcfx.capture.copying import copied
+from abcfx.capture.emitted import ROOT_LEAF
+from abcfx.capture.graphs import same_graph
+from abcfx.capture.state import contents_preserved, preserved
+from abcfx.capture.structure import take_apart
+from abcfx.capture.uncalled import refuse_hooks, uncalled
+from abcfx.capture.verify import compare, has_no_values
+from abcfx.errors import CaptureError, InvalidInputError, UncapturableError
+from abcfx.passes import scale_nodes
+from abcfx.plan.spec import ParameterPlan
+from abcfx.rewrite.frames import Frames, GraphBefore
+from abcfx.rewrite.nested_graphs import CannotCall, NestedGraphs
+from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
+
+# A model in which so many submodules cannot be called is emitted as one graph.
+_MOST_INLINED = 64
+_SEED = 20_241
+# What belongs to every module, and not to the user's class.
+_OF_ANY_MODULE = frozenset(vars(nn.Module()))
+
+
+class Nested(NamedTuple):
+    """A model emitted in the shape of the user's.
+
+    Attributes:
+        module: the module.
+        inlined: why a submodule is not called, by its path: its nodes stand in the graph of its caller.
+    """
+
+    module: EmittedModule
+    inlined: Mapping[str, str]
+
+
+def emit(
+    captured: CapturedGraph, before: Mapping[fx.Graph, GraphBefore], plan: Mapping[str, ParameterPlan]
+) -> EmittedModule:
+    """Return the module for the user: the rewritten graphs in the shape of his model, with a marked state dict.
+
+    Args:
+        captured: the model with its rewritten flat graphs.
+        before: what each flat graph was before the rewrite.
+        plan: the multiplier of every parameter, for the mark.
+    """
+    module = nest(captured, before).module
+    _mark_state(captured.module, module, plan)
+    return module
+
+
+def nest(captured: CapturedGraph, before: Mapping[fx.Graph, GraphBefore]) -> Nested:
+    """Return the rewritten model in the shape of the user's; the flat module itself where that cannot be had.
+
+    Parameters and buffers are shared with the flat module, which goes on to serve analyses.
+
+    Args:
+        captured: the model with its rewritten flat graphs.
+        before: what each flat graph was before the rewrite.
+    """
+    flat = captured.module
+    if ROOT_LEAF in flat.__dict__:
+        return Nested(flat, {})
+    frames = [Frames(flat, graph, before[graph]) for graph in flat.graphs]
+    # A forward of the user's may go another way than it went while it was captured, and hand its submodules other
+    # arguments. Then the modules above a graph are graphs as well.
+    inlined: dict[str, str] = {}
+    for with_callers in (False, True):
+        module, inlined = _nested(captured, frames, with_callers=with_callers)
+        if module is not None and not _difference(captured, module):
+            refuse_hooks(module, inlined)
+            return Nested(module, inlined)
+    refuse_hooks(flat, uncalled(flat))
+    return Nested(flat, inlined)
+
+
+def _nested(
+    captured: CapturedGraph, frames: Sequence[Frames], *, with_callers: bool
+) -> tuple[EmittedModule | None, dict[str, str]]:
+    """Return the model in the shape of the user's, not compared with the flat one yet, or None where there is none.
+
+    Args:
+        captured: the model with its rewritten flat graphs.
+        frames: where the nodes of the graph of each mode belong.
+        with_callers: whether the modules that call a module with a graph get one too.
+
+    Returns:
+        The module, and why a submodule is not called, by its path.
+    """
+    flat, tree = captured.module, copied(captured.model, shares_tensors=True)
+    inlined: dict[str, str] = {}
+    while len(inlined) <= _MOST_INLINED:
+        graphed = _graphed(frames, inlined, with_callers=with_callers)
+        each = [NestedGraphs(tree, of_mode, graphed, inlined) for of_mode in frames]
+        try:
+            roots = [of_mode.root() for of_mode in each]
+            graphs = {path: [of_mode.of_module(path) for of_mode in each] for path in graphed}
+            return _assembled(flat, tree, roots, graphs), inlined
+        except CannotCall as refused:
+            if "" in refused.reasons or refused.reasons.keys() <= inlined.keys():
+                break
+            inlined |= refused.reasons
+    return None, inlined
+
+
+class EmittedSequential(EmittedModule):
+    """A module with a graph in place of an `nn.Sequential`: its parts are found by index, as they were."""
+
+    def __len__(self) -> int:
+        """Return the number of parts."""
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        """Yield the parts in order."""
+        return iter(module for module in self._modules.values() if module is not None)
+
+    def __getitem__(self, index: int) -> nn.Module:
+        """Return a part by its position.
+
+        Raises:
+            InvalidInputError: a slice was asked for, which would compute without the multipliers between parts.
+        """
+        if isinstance(index, slice):
+            raise InvalidInputError(
+                "This Sequential has multipliers between its parts, which a slice of it would leave out.\n"
+                "  To fix: take single parts, by whole numbers; or slice the model that result.fold() returns."
+            )
+        return list(self)[index]
+
+
+def _graphed(frames: Sequence[Frames], inlined: Collection[str], *, with_callers: bool) -> set[str]:
+    """Return the paths of the modules, the root aside, in whose own forward the rewrite changed something.
+
+    Args:
+        frames: where the nodes of the graph of each mode belong.
+        inlined: paths of the modules whose nodes stand in the graph of their caller.
+        with_callers: whether the modules that call these are returned too.
+    """
+    found = set[str]()
+    for of_mode in frames:
+        for frame in of_mode.touched:
+            paths = [of_mode.path(key) for key in frame]
+            own = [path for path in paths if path not in inlined]
+            found.update(own if with_callers else own[-1:])
+    return found
+
+
+def _assembled(
+    flat: EmittedModule,
+    tree: nn.Module,
+    roots: Sequence[fx.Graph],
+    graphs: Mapping[str, Sequence[fx.Graph | None]],
+) -> EmittedModule:
+    """Put graphs in the place of modules of a copy of the model, and return the root.
+
+    Args:
+        flat: the module with the flat graphs.
+        tree: the copy, which is changed.
+        roots: the graph of the root in each mode.
+        graphs: the graph of each module that gets one, in each mode, by its path.
+
+    Raises:
+        CannotCall: a module's names do not allow it to be a graph.
+    """
+    replaced: dict[nn.Module, EmittedModule] = {}
+    for path in sorted(graphs, key=len, reverse=True):
+        own = tree.get_submodule(path)
+        try:
+            replaced[own] = _emitted(flat, own, [graph for graph in graphs[path] if graph is not None])
+        except (CaptureError, UncapturableError) as error:
+            raise CannotCall({path: str(error).partition("\n")[0]}) from error
+    for owner in (*tree.modules(), *replaced.values()):
+        for name, child in owner._modules.items():
+            if child in replaced:
+                owner._modules[name] = replaced[child]
+    root = _emitted(flat, tree, roots)
+    root.own_modes = flat.own_modes
+    return root
+
+
+def _emitted(flat: EmittedModule, own: nn.Module, graphs: Sequence[fx.Graph]) -> EmittedModule:
+    """Return a module with graphs in place of the user's forward, and with all else that his module has.
+
+    Args:
+        flat: the module with the flat graphs, which holds their constants.
+        own: the user's module.
+        graphs: the graph of train mode, or of both modes, and perhaps that of eval mode.
+    """
+    constants: dict[str, torch.Tensor] = {}
+    bodies: dict[str, nn.Module] = {}
+    for graph in graphs:
+        for node in graph.find_nodes(op="get_attr"):
+            name = str(node.target)
+            if "." not in name and name not in own.__dict__ and not _holds(own, name):
+                held = getattr(flat, name)
+                (bodies if isinstance(held, nn.Module) else constants)[name] = held
+    both = len(graphs) > 1 and not same_graph(graphs[0], graphs[1])
+    kind = EmittedSequential if isinstance(own, nn.Sequential) else EmittedModule
+    module = kind(own, graphs[0], graphs[1] if both else None, constants=constants)
+    for name, body in bodies.items():
+        module.add_module(name, body)
+    for name, value in own.__dict__.items():
+        if name not in _OF_ANY_MODULE and name not in module.__dict__ and not hasattr(type(module), name):
+            module.__dict__[name] = value
+    return module
+
+
+def _holds(module: nn.Module, name: str) -> bool:
+    """Whether a module has a parameter, buffer or submodule of a name."""
+    return name in module._parameters or name in module._buffers or name in module._modules
+
+
+def _difference(captured: CapturedGraph, module: EmittedModule) -> str:
+    """Say where a nested module computes something else than the flat one on the example inputs; "" if nowhere."""
+    flat, args, kwargs = captured.module, captured.args, captured.kwargs
+    if args is None or kwargs is None or has_no_values(flat):
+        return ""
+    written = [*flat.buffers(), *flat.parameters()]
+    found = ""
+    with preserved_rng(), both_modes_restored(flat), both_modes_restored(module), torch.no_grad():
+        for training in (True, False):
+            outputs = []
+            for each in (flat, module):
+                set_mode(each, training)
+                with ExitStack() as stack:
+                    stack.enter_context(contents_preserved(written))
+                    stack.enter_context(preserved(each))
+                    torch.manual_seed(_SEED)
+                    try:
+                        outputs.append(take_apart(each(*args, **kwargs))[0])
+                    except Exception as error:  # the user's own modules run here, and may raise anything
+                        return f"{type(error).__name__}: {error}"
+            if len(outputs[0]) != len(outputs[1]):
+                return "another number of outputs"
+            texts = [compare(*pair) for pair in zip(*outputs, strict=True)]
+            found = found or next((text for text in texts if text), "")
+    return found
+
+
+def _mark_state(flat: EmittedModule, module: EmittedModule, plan: Mapping[str, ParameterPlan]) -> None:
+    """Mark the state dict of a module if scale nodes multiply its weights, so that no plain class loads them.
+
+    The mark is the same however the model was captured: names of nodes without a parameter do not count.
+    """
+    owners = {node: name for name, row in plan.items() for node in row.a}
+    found = {
+        f"{owners.get(note.label, '')}: {note.factor:.9g}"
+        for graph in flat.graphs
+        for note in scale_nodes(graph).values()
+        if note.factor != 1.0
+    }
+    if found:
+        module.mark_state("\n".join(sorted(found)))
