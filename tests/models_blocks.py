@@ -66,6 +66,7 @@ class GPT(nn.Module):
 
 def make(name: str, width: int) -> nn.Module:
     """Build a model."""
+    labels: dict[str, Any] = {"num_labels": VOCABULARY}
     sizes: dict[str, Any] = {"hidden_size": width, "num_hidden_layers": 2, "intermediate_size": 2 * width}
     if name == "gpt":
         return GPT(width)
@@ -77,9 +78,7 @@ def make(name: str, width: int) -> nn.Module:
         )
     if name == "vit":
         return transformers.ViTForImageClassification(
-            transformers.ViTConfig(
-                **sizes, num_attention_heads=width // 8, image_size=16, patch_size=8, num_labels=VOCABULARY
-            )
+            transformers.ViTConfig(**sizes, num_attention_heads=width // 8, image_size=16, patch_size=8, **labels)
         )
     return transformers.MixtralForCausalLM(
         transformers.MixtralConfig(

@@ -22,6 +22,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from typed import tensor
 
 import abcfx
+from abcfx.capture.emitted import graphs_within
 from abcfx.capture.options import CaptureMethod
 from abcfx.passes import scale_nodes
 from abcfx.plan.options import ApplyMode
@@ -48,8 +49,7 @@ def flat(result: abcfx.Transformed) -> nn.Module:
 
 def factors(module: nn.Module) -> list[float]:
     """Return the factors of all scale nodes in a module and its submodules."""
-    graphs = [graph for each in module.modules() if isinstance(each, fx.GraphModule) for graph in each.graphs]
-    return sorted(note.factor for graph in graphs for note in scale_nodes(graph).values())
+    return sorted(note.factor for graph in graphs_within(module) for note in scale_nodes(graph).values())
 
 
 @pytest.mark.parametrize("parametrization", ["mup", "ntk"])
