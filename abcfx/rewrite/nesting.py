@@ -178,25 +178,26 @@ def _assembled(
     for path in sorted(graphs, key=len, reverse=True):
         own = tree.get_submodule(path)
         try:
-            replaced[own] = _emitted(flat, own, [graph for graph in graphs[path] if graph is not None])
+            replaced[own] = _emitted(flat, own, [graph for graph in graphs[path] if graph is not None], is_inner=True)
         except (CaptureError, UncapturableError) as error:
             raise CannotCall({path: str(error).partition("\n")[0]}) from error
     for owner in (*tree.modules(), *replaced.values()):
         for name, child in owner._modules.items():
             if child in replaced:
                 owner._modules[name] = replaced[child]
-    root = _emitted(flat, tree, roots)
+    root = _emitted(flat, tree, roots, is_inner=False)
     root.own_modes = flat.own_modes
     return root
 
 
-def _emitted(flat: EmittedModule, own: nn.Module, graphs: Sequence[fx.Graph]) -> EmittedModule:
+def _emitted(flat: EmittedModule, own: nn.Module, graphs: Sequence[fx.Graph], *, is_inner: bool) -> EmittedModule:
     """Return a module with graphs in place of the user's forward, and with all else that his module has.
 
     Args:
         flat: the module with the flat graphs, which holds their constants.
         own: the user's module.
         graphs: the graph of train mode, or of both modes, and perhaps that of eval mode.
+        is_inner: whether the module is a part of a model, whose other modules may read its plain attributes.
     """
     constants: dict[str, torch.Tensor] = {}
     bodies: dict[str, nn.Module] = {}
@@ -211,7 +212,7 @@ def _emitted(flat: EmittedModule, own: nn.Module, graphs: Sequence[fx.Graph]) ->
     module = kind(own, graphs[0], graphs[1] if both else None, constants=constants)
     for name, body in bodies.items():
         module.add_module(name, body)
-    for name, value in own.__dict__.items():
+    for name, value in own.__dict__.items() if is_inner else ():
         if name not in _OF_ANY_MODULE and name not in module.__dict__ and not hasattr(type(module), name):
             module.__dict__[name] = value
     return module
