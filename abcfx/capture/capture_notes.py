@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -22,23 +22,33 @@ _NAMED = 3
 _LIBRARIES = ("torch.", "transformers.")
 
 
-def hook_notes(model: nn.Module, module: EmittedModule, *, root: bool) -> tuple[str, ...]:
-    """Return sentences for the report on user hooks of modules that the captured graphs do not call as modules.
+def uncalled_paths(model: nn.Module, module: EmittedModule, *, root: bool) -> list[str]:
+    """Return the paths of the modules that captured graphs do not call as modules: their operations stand there.
 
     Args:
         model: the model that was captured.
         module: the module with the graphs that were captured of it.
-        root: True if the model's own hooks ran while it was captured.
+        root: whether the model itself, of path "", is one of them.
     """
     called = {str(node.target) for graph in module.graphs for node in graph.find_nodes(op="call_module")}
     if ROOT_LEAF in called:
-        called = {""}
+        return []
+    paths = [path for path, _ in model.named_modules() if path or root]
+    return [path for path in paths if not any((path + ".").startswith(leaf + ".") for leaf in called)]
+
+
+def hook_notes(model: nn.Module, paths: Iterable[str]) -> tuple[str, ...]:
+    """Return sentences for the report on the hooks of the user's that graphs have in place of calls of modules.
+
+    Args:
+        model: the model that was captured.
+        paths: paths of the modules that no graph calls.
+    """
     forward: list[str] = []
     backward: list[str] = []
-    for path, each in model.named_modules():
-        if "" in called or any((path + ".").startswith(leaf + ".") for leaf in called):
-            continue
-        if _user_hooks(each, "_forward_hooks", "_forward_pre_hooks") and (path or root):
+    for path in paths:
+        each = model.get_submodule(path)
+        if _user_hooks(each, "_forward_hooks", "_forward_pre_hooks"):
             forward.append(path)
         if _user_hooks(each, "_backward_hooks", "_backward_pre_hooks"):
             backward.append(path)

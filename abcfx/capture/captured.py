@@ -23,6 +23,7 @@ class CapturedGraph:
         args: example positional inputs; None if there were no examples.
         kwargs: example keyword inputs; None if there were no examples.
         changes: what a call of the model's forward changes in Python.
+        opened: paths of the modules whose operations the graphs have in place of a call of the module.
     """
 
     model: nn.Module
@@ -32,3 +33,4 @@ class CapturedGraph:
     args: tuple[object, ...] | None = None
     kwargs: dict[str, object] | None = None
     changes: tuple[Change, ...] = ()
+    opened: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from typing import Literal, Protocol, get_args
 import torch
 from torch import nn
 
-from abcfx.capture.capture_notes import CHECKPOINTS, fixed_inputs_note, hook_notes, state_notes
+from abcfx.capture.capture_notes import CHECKPOINTS, fixed_inputs_note, state_notes, uncalled_paths
 from abcfx.capture.captured import CapturedGraph
 from abcfx.capture.copying import refuse_lazy
 from abcfx.capture.emitted import Emitted, EmittedModule
@@ -161,7 +161,6 @@ def _first_correct(
                 module, more, changes = attempt.run()
             module.own_modes = modes_of_train
             if not keeps_forward:
-                more += hook_notes(model, module, root=attempt.method != "symbolic")
                 more += (CHECKPOINTS,) if checkpoints else ()
             if verified_modes and args is not None and kwargs is not None:
                 noticed, changed = verify_graphs(model, module, args, kwargs, modes=verified_modes)
@@ -178,7 +177,8 @@ def _first_correct(
             failures.append((attempt, error))
             continue
         method: CaptureMethod = "record" if attempt.method == "record_values" else attempt.method
-        result = CapturedGraph(model, module, method, notes + more, args, kwargs, tuple(changes))
+        opened = () if keeps_forward else tuple(uncalled_paths(model, module, root=method != "symbolic"))
+        result = CapturedGraph(model, module, method, notes + more, args, kwargs, tuple(changes), opened)
         if not _hides_layers(module) or len(attempts) == 1:
             return result
         # torch.nn.Transformer and its like came out as single nodes: right, but another way may show their inside.

@@ -116,8 +116,11 @@ def apply_plan(
         notes = _insert(pair, fixed, plan, depth, attention_left(fixed) if absorbs else fixed.attention, branches)
         multiply_marks(module, marks, fixed.widths.width_ratio)
     _initialise(pair.target_graph.model, plan)
-    emitted = pair.target if keeps_forward else emit(pair.target_graph, before, plan)
-    if keeps_forward and not inplace:
+    emitted: nn.Module = pair.target
+    if not keeps_forward:
+        emitted, more = emit(pair.target_graph, before, plan)
+        notes += more
+    elif not inplace:
         emitted.register_load_state_dict_pre_hook(refuse_marked)
     if fold.hooks or any(row.init.factor != 1.0 or row.fold != 1.0 or row.init.columns for row in plan.values()):
         remember_transformed(emitted)

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from abcfx.capture import CapturedGraph, EmittedModule
+from abcfx.capture.capture_notes import hook_notes
 from abcfx.capture.copying import copied
 from abcfx.capture.emitted import ROOT_LEAF
 from abcfx.capture.graphs import same_graph
@@ -48,17 +49,39 @@ class Nested(NamedTuple):
 
 def emit(
     captured: CapturedGraph, before: Mapping[fx.Graph, GraphBefore], plan: Mapping[str, ParameterPlan]
-) -> EmittedModule:
-    """Return the module for the user: the rewritten graphs in the shape of his model, with a marked state dict.
+) -> tuple[EmittedModule, tuple[str, ...]]:
+    """Return the module for the user, which is the rewritten graphs in the shape of his model, and notes.
+
+    Its state dict is marked where the graphs multiply weights.
 
     Args:
         captured: the model with its rewritten flat graphs.
         before: what each flat graph was before the rewrite.
         plan: the multiplier of every parameter, for the mark.
     """
-    module = nest(captured, before).module
+    module, inlined = nest(captured, before)
     _mark_state(captured.module, module, plan)
-    return module
+    if module is captured.module:
+        return module, hook_notes(captured.model, captured.opened)
+    graphed = [path for path, each in module.named_modules() if isinstance(each, EmittedModule)]
+    hooked = [path for path in captured.opened if path in inlined or path in graphed]
+    return module, hook_notes(captured.model, hooked) + _inlined_note(inlined)
+
+
+def _inlined_note(inlined: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a sentence on the submodules that no graph calls; none if there are none.
+
+    Args:
+        inlined: why a submodule is not called, by its path.
+    """
+    if not inlined:
+        return ()
+    first, *others = inlined
+    more = f" and {len(others)} more" if others else ""
+    return (
+        f"{first}{more} cannot be called as a module: {inlined[first]}; the graph of the caller computes what it "
+        f"computes, and hooks on it are refused",
+    )
 
 
 def nest(captured: CapturedGraph, before: Mapping[fx.Graph, GraphBefore]) -> Nested:

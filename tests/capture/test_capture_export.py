@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from typed import given
 
 from abcfx.capture import capture
+from abcfx.capture.capture_notes import hook_notes
 from abcfx.capture.copying import copied
 from abcfx.capture.driver import Mode
 from abcfx.capture.guards import _range_checks
@@ -350,7 +351,8 @@ def test_hooks_and_checkpoints_that_are_left_out_are_noted() -> None:
     for module in model:
         module.register_forward_hook(lambda module, args, out: seen.append(type(module)))
     model[0].register_full_backward_hook(lambda module, given, got: None)
-    notes = "\n".join(capture(model, torch.rand(3, 4), method="record").notes)
+    captured = capture(model, torch.rand(3, 4), method="record")
+    notes = "\n".join((*captured.notes, *hook_notes(model, captured.opened)))
     assert "activation checkpointing" in notes
     assert "forward hooks on 0 ran once" in notes and "backward hooks on 0 are not part" in notes
 

@@ -233,6 +233,7 @@ def test_a_module_that_reads_more_than_its_arguments_is_part_of_its_caller() -> 
     x = torch.rand(4, 8)
     result = abcfx.transform(Model(64), x, base=Model(16))
     assert torch.equal(result.module(x), flat(result)(x)) and torch.allclose(result.fold()(x), result.module(x))
+    assert any(note.startswith("reader cannot be called as a module") for note in result.notes)
     with pytest.raises(abcfx.AbcfxError, match="reader"):
         result.module.get_submodule("reader").register_forward_hook(lambda *_: None)
 
