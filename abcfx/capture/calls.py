@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,8 @@ from torch import fx, nn
 
 from abcfx.capture.structure import Part, take_apart
 
-# Call, whether the value comes out of it, and the value's index: what a mark in an exported graph says of its tensor.
+# What a mark in an exported graph says of a tensor: the number of the call, whether the tensor comes out of it, and its
+# index among the tensors that go in, or come out.
 Place: TypeAlias = tuple[int, bool, int]
 
 
@@ -72,11 +74,11 @@ def recorded(
 
 
 _LIBRARY = torch.library.Library("abcfx", "DEF")
-_LIBRARY.define("boundary(Tensor value, int call, bool comes_out, int index) -> ()")
+_LIBRARY.define("boundary(Tensor[] values, int call, bool comes_out) -> ()")
 
 
-def _nothing(value: torch.Tensor, call: int, comes_out: bool, index: int) -> None:
-    """Do nothing: the op stands in exported graphs only to mark a value."""
+def _nothing(values: Sequence[torch.Tensor], call: int, comes_out: bool) -> None:
+    """Do nothing: the op stands in exported graphs only to mark values."""
 
 
 _LIBRARY.impl("boundary", _nothing, "CompositeExplicitAutograd")
@@ -85,15 +87,15 @@ fx.node.has_side_effect(_BOUNDARY)
 
 
 def is_mark(node: fx.Node) -> bool:
-    """Whether a node of an exported graph only marks a value that enters or leaves a submodule."""
+    """Whether a node of an exported graph only marks values that enter or leave a submodule."""
     return node.target is _BOUNDARY
 
 
-def place_of_mark(node: fx.Node) -> Place:
-    """Return what a mark says of the value it marks, its first argument."""
-    _, call, comes_out, index = node.args
-    assert isinstance(call, int) and isinstance(comes_out, bool) and isinstance(index, int)
-    return call, comes_out, index
+def marked_values(node: fx.Node) -> dict[Place, fx.Node]:
+    """Return the values that a mark in an exported graph marks, by what it says of each."""
+    values, call, comes_out = node.args
+    assert isinstance(values, list | tuple) and isinstance(call, int) and isinstance(comes_out, bool)
+    return {(call, comes_out, index): value for index, value in enumerate(values) if isinstance(value, fx.Node)}
 
 
 class MarkedCalls:
@@ -159,14 +161,15 @@ class MarkedCalls:
         return hook
 
     def _mark(self, values: Sequence[object], call: int, *, comes_out: bool) -> None:
-        """Mark each tensor among the values of a call."""
-        for index, value in enumerate(values):
-            if isinstance(value, torch.Tensor):
-                try:
-                    torch.ops.abcfx.boundary(value, call, comes_out, index)
-                except Exception:  # torch.export may refuse the op anywhere, with any error; it is noted and goes on
-                    self.failed = True
-                    raise
+        """Mark the tensors among the values of a call."""
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        if not tensors:
+            return
+        try:
+            _BOUNDARY(tensors, call, comes_out)
+        except Exception:  # torch.export may refuse the op anywhere, with any error; it is noted and goes on
+            self.failed = True
+            raise
 
     def calls(self, graph: fx.Graph, marked: Mapping[Place, fx.Node]) -> tuple[ModuleCall, ...]:
         """Return the records of the calls that ended.
@@ -179,9 +182,10 @@ class MarkedCalls:
 
         def nodes(number: int, values: Sequence[object], *, comes_out: bool) -> tuple[fx.Node | None, ...]:
             """Return the nodes of the values of a call."""
+            tensors = itertools.count()
             return tuple(
-                marked.get((number, comes_out, index)) if value is None else sizes.get(expression_of(value))
-                for index, value in enumerate(values)
+                marked.get((number, comes_out, next(tensors))) if value is None else sizes.get(expression_of(value))
+                for value in values
             )
 
         found = []

@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import Argument
 
-from abcfx.capture.calls import Place, is_mark, place_of_mark
+from abcfx.capture.calls import Place, is_mark, marked_values
 from abcfx.errors import CaptureError
 
 # torch.export called the model as the submodule with this name of a wrapper.
@@ -61,9 +61,7 @@ class Rebuild:
             if node.op == "output":
                 return cast("Argument", node.args[0])
             if is_mark(node):
-                value = node.args[0]
-                assert isinstance(value, fx.Node)
-                self.marked[place_of_mark(node)] = copies[value]
+                self.marked |= {place: copies[value] for place, value in marked_values(node).items()}
             if node in copies or is_mark(node) or _is_bookkeeping(node):
                 continue
             if _is_grad_region(node):

@@ -138,7 +138,12 @@ class Frames:
         return True
 
     def _follow(self, node: fx.Node) -> None:
-        """Let records of calls have a scaled result where the graph reads it in place of the result itself."""
+        """Replace a value by its scaled copy in the records of module calls, since the graph now reads the copy.
+
+        Args:
+            node: the scale node, which multiplies the value by a constant. Calls outside of which it stands get it as
+                an argument; calls within which it stands return it.
+        """
         base, frame = node.args[0], self.of[node]
         for key, call in self.calls.items():
             inside = key in frame

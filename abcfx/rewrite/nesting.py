@@ -20,7 +20,7 @@ from abcfx.capture.graphs import same_graph
 from abcfx.capture.state import contents_preserved, preserved
 from abcfx.capture.structure import take_apart
 from abcfx.capture.uncalled import refuse_hooks, uncalled
-from abcfx.capture.verify import compare, has_no_values
+from abcfx.capture.verify import compare, has_no_values, written_tensors
 from abcfx.errors import CaptureError, InvalidInputError, UncapturableError
 from abcfx.passes import scale_nodes
 from abcfx.plan.spec import ParameterPlan
@@ -251,7 +251,7 @@ def _difference(captured: CapturedGraph, module: EmittedModule) -> str:
     flat, args, kwargs = captured.module, captured.args, captured.kwargs
     if args is None or kwargs is None or has_no_values(flat):
         return ""
-    written = [*flat.buffers(), *flat.parameters()]
+    written = written_tensors(captured.model, flat)
     found = ""
     with preserved_rng(), both_modes_restored(flat), both_modes_restored(module), torch.no_grad():
         for training in (True, False):
