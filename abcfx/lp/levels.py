@@ -154,12 +154,12 @@ class Levels:
 
 
 class GreedyStart:
-    """A first basis for the simplex method: levels as low as the levels that need them allow, then rates likewise.
+    """A first basis for the simplex method, found by one walk from the output back to the inputs.
 
     A rate is a learning-rate exponent c, a level the exponent of a change or gradient, which is the min of the rows
-    (inequalities) that bound it. Where no level has two users, as in a chain, this basis is optimal up to what
-    gradients depend on, because no rate can rise and lower two others. Elsewhere it is a good start. Levels without a
-    lower bound (gradients) are the min of their rows.
+    (inequalities) that bound it. Each level gets the lowest value that the levels computed from it permit; then each
+    rate gets the value that its level permits. In a chain, where each level enters one other level at most, this is
+    optimal but for terms of gradients. Elsewhere it is a good start. Levels of gradients are the min of their rows.
 
     Args:
         levels: the rows as arrays.

@@ -201,12 +201,14 @@ def _pooled(draws: Sequence[tuple[Draw, Draw]], scale: float) -> tuple[float, fl
 
 
 def _of_constants(pair: tuple[Draw, Draw], scale: float, growth: tuple[float, ...], planned: float) -> float:
-    """Return the exponent of a constant such as d^-1/2 if it is a round power of the width ratio, else the planned one.
+    """Return the exponent e with which a constant that fills a tensor, such as d^-1/2, shrinks as width_ratio^-e.
+
+    It is read off the constants in the model and its smaller base; where it is no round number, `planned` is returned.
 
     Args:
-        pair: the draws of target and base.
+        pair: what the tensors of model and base hold, with the constant in each.
         scale: the width ratio.
-        growth: the growth exponents of the tensor's dims.
+        growth: for each dim of the tensor, the exponent g with which its size grows as width_ratio^g.
         planned: the exponent by which the tensor is to scale.
     """
     ours, theirs = pair

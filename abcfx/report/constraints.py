@@ -151,9 +151,10 @@ class Constraints:
         return float(getattr(self._alignment[str(row.layer)], row.alignment)) if row.alignment else 0.0
 
     def _constants(self, row: Row) -> list[tuple[str, float]]:
-        """Split the constant of an inequality of the linear program into symbols a, b and s(x), each with its value.
+        """Split the constant of an inequality of the linear program into named parts, each with its value, for print.
 
-        A constant whose parts are not known is returned as it is.
+        The parts are a (exponent of the multiplier), b (of the init's std) and s(x) (of the size of the input x). A
+        constant whose parts are not known is returned as one entry.
         """
         kind = self._fixed.dag.kind(str(row.layer))
         if isinstance(kind, Layer):

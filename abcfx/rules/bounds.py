@@ -10,16 +10,18 @@ from abcfx.theory.optimizers import OptimizerFamily
 
 
 class Bound(NamedTuple):
-    """An upper bound on an exponent of a node of the layer DAG (graph of layers and ops); the least bound counts.
+    """An upper bound on an exponent of a node of the layer DAG (graph of layers and ops).
 
-    It says `out <= sum(inputs) + constant - weight * alignment`, where `out` is r of the node (change in training ~
-    m^-r; m, the width ratio) or G (gradient ~ m^-G).
+    The exponent is the least of its bounds. A bound says `out <= sum(inputs) + constant - weight * alignment`, where
+    `out` is r of the node (change in training ~ m^-r; m, the width ratio) or G (gradient ~ m^-G).
 
     Attributes:
         label: name of the bound among those of its node.
-        inputs: variables: ("r", node), ("G", node), ("g", parameter) or ("c", parameter).
+        inputs: variables: r or G of another node, g of a parameter (its gradient ~ m^-g), or c of a parameter (its
+            learning rate ~ m^-c), as ("r", node), ("G", node), ("g", parameter), ("c", parameter).
         constant: the part that is known before the linear program is solved.
-        alignment: "alpha", "omega" or "u", where the bound depends on one.
+        alignment: the alignment exponent in the bound, if any: "alpha" (change of the weight with input at init),
+            "omega" (weight at init with change of the input) or "u" (change with change).
         weight: factor of the alignment.
     """
 

@@ -29,7 +29,9 @@ WINDOW = 10  # steps over which a noisy loss is averaged
 
 
 def figure(studies: Studies) -> Evidence:
-    """Check the numbers of six panels, and draw them if a file is given: section "Figure" of `verify`.
+    """Check the numbers behind a figure of six panels, such as loss against learning rate at each width, and draw it.
+
+    It is drawn only if `studies.picture` names a file.
 
     Args:
         studies: the training runs and solutions that sections share, and `picture`, the file to draw to (or None).
