@@ -58,7 +58,7 @@ def main(rank: int, world: int, address: str, name: str, apply: str, reshard: st
             loss.backward()
             total += loss.item()
         optimizer.step()
-        shared = torch.tensor(total)
+        shared = torch.tensor(total, dtype=torch.float64)
         torch.distributed.all_reduce(shared)
         losses.append(shared.item() / world)
     print(json.dumps(losses), flush=True)
