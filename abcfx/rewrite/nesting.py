@@ -103,7 +103,7 @@ def nest(captured: CapturedGraph, before: Mapping[fx.Graph, GraphBefore]) -> Nes
     for with_callers in (False, True):
         module, inlined = _nested(captured, frames, with_callers=with_callers)
         if module is not None and not _difference(captured, module):
-            refuse_hooks(module, inlined)
+            refuse_hooks(module, (*inlined, *_skipped(module, frames, inlined)))
             return Nested(module, inlined)
     refuse_hooks(flat, uncalled(flat))
     return Nested(flat, inlined)
@@ -161,6 +161,28 @@ class EmittedSequential(EmittedModule):
                 "  To fix: take single parts, by whole numbers; or slice the model that result.fold() returns."
             )
         return list(self)[index]
+
+
+def _skipped(module: EmittedModule, frames: Sequence[Frames], inlined: Collection[str]) -> list[str]:
+    """Return the paths of submodules that the user's forward calls and no graph does, since they compute nothing.
+
+    Such is an `nn.Identity` that torch.export captured.
+
+    Args:
+        module: the emitted module.
+        frames: where the nodes of the graph of each mode belong.
+        inlined: paths of the modules whose nodes stand in the graph of their caller.
+    """
+    running = {of_mode.path(key) for of_mode in frames for key in of_mode.nodes}
+    running |= {str(node.target) for of_mode in frames for node in of_mode.graph.find_nodes(op="call_module")}
+    found = []
+    for path in {call.path for of_mode in frames for call in of_mode.calls.values()} - running:
+        owner = path.rpartition(".")[0]
+        while owner and isinstance(module.get_submodule(owner), nn.ModuleList | nn.ModuleDict):
+            owner = owner.rpartition(".")[0]
+        if owner in inlined or isinstance(module.get_submodule(owner), EmittedModule):
+            found.append(path)
+    return sorted(found)
 
 
 def _graphed(frames: Sequence[Frames], inlined: Collection[str], *, with_callers: bool) -> set[str]:

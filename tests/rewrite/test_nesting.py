@@ -238,6 +238,23 @@ def test_a_module_that_reads_more_than_its_arguments_is_part_of_its_caller() -> 
         result.module.get_submodule("reader").register_forward_hook(lambda *_: None)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_module_that_computes_nothing_is_called_or_refuses_hooks(method: CaptureMethod) -> None:
+    def build(width: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(8, width), nn.Identity(), nn.ReLU(), nn.Linear(width, 2))
+
+    x, calls = torch.rand(4, 8), []
+    module = abcfx.transform(build(64), x, base=build(16), capture=method).module
+    try:
+        module.get_submodule("1").register_forward_hook(lambda *_: calls.append(1))
+    except abcfx.AbcfxError as error:
+        assert str(error).startswith("1: a hook on this module would never run") and method == "export"
+        calls.append(1)
+    else:
+        module(x)
+    assert calls == [1]
+
+
 def test_a_module_called_twice_is_one_module() -> None:
     class Twice(nn.Module):
         def __init__(self, width: int) -> None:
