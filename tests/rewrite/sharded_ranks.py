@@ -1,4 +1,4 @@
-"""Train one rank with every block and the root sharded by FSDP2, and print the losses, for test_nesting.py.
+"""Train one rank with every block and the root sharded by FSDP2, and print the losses, for test_nesting_sharded.py.
 
 python sharded_ranks.py RANK WORLD INIT_METHOD MODEL APPLY reshard|keep float32|bfloat16
 """
