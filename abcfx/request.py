@@ -26,6 +26,7 @@ from abcfx.plan.options import (
     Schedule,
 )
 from abcfx.rewrite.once import was_transformed
+from abcfx.support.arguments import wrong
 from abcfx.theory.optimizer_groups import shared_number
 from abcfx.theory.optimizers import Optimizer
 
@@ -78,10 +79,8 @@ def plan_options(
     """
     for option, value, wanted in (("overrides", overrides, Overrides), ("schedule", schedule, Schedule)):
         if not isinstance(value, wanted):
-            raise InvalidInputError(
-                f"{option}={value!r}: expected an abcfx.{wanted.__name__}.\n"
-                f"  To fix: {option}=abcfx.{wanted.__name__}(...), or leave it out."
-            )
+            name = f"abcfx.{wanted.__name__}"
+            raise wrong(option, value, f"an {name}", f"{option}={name}(...), or leave it out.")
     return PlanOptions(
         lr=shared_number(optimizer, "lr", DEFAULT_LR) if lr is None else lr,
         weight_decay=shared_number(optimizer, "weight_decay", 0.0) if weight_decay is None else weight_decay,

@@ -25,6 +25,8 @@ _LIBRARIES = ("torch.", "transformers.")
 def uncalled_paths(model: nn.Module, module: EmittedModule, *, root: bool) -> list[str]:
     """Return the paths of the modules that captured graphs do not call as modules: their operations stand there.
 
+    Lists and dicts of modules, which nobody can call, are not among them.
+
     Args:
         model: the model that was captured.
         module: the module with the graphs that were captured of it.
@@ -33,7 +35,8 @@ def uncalled_paths(model: nn.Module, module: EmittedModule, *, root: bool) -> li
     called = {str(node.target) for graph in module.graphs for node in graph.find_nodes(op="call_module")}
     if ROOT_LEAF in called:
         return []
-    paths = [path for path, _ in model.named_modules() if path or root]
+    lists = nn.ModuleList | nn.ModuleDict
+    paths = [path for path, each in model.named_modules() if (path or root) and not isinstance(each, lists)]
     return [path for path in paths if not any((path + ".").startswith(leaf + ".") for leaf in called)]
 
 

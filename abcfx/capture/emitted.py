@@ -36,8 +36,9 @@ _counter = itertools.count()
 _SPARE_NAMES = frozenset({
     "code", "meta", "print_readable", "to_folder", "add_submodule", "delete_submodule", "delete_all_unused_submodules",
 })  # fmt: skip
-# Attributes that belong to a graph or to generated code, which copies and unpickled modules make anew.
+# Attribute with the records of how the captured model called its submodules, for each graph.
 _CALLS = "_module_calls"
+# Attributes that belong to a graph or to generated code, which copies and unpickled modules make anew or lose.
 _NOT_COPIED = ("_graph", "eval_graph", "_code", "_compiled_call_impl", _CALLS)
 
 

@@ -127,7 +127,7 @@ def written_parameters(graphs: Iterable[fx.Graph]) -> set[str]:
     found: set[str] = set()
     for graph in graphs:
         for node in graph.nodes:
-            source = node.args[0] if node.args and _writes(node) else None
+            source = node.args[0] if node.args and writes(node) else None
             while isinstance(source, fx.Node) and source.op != "get_attr":
                 source = source.args[0] if source.args else None
             if isinstance(source, fx.Node):
@@ -135,11 +135,16 @@ def written_parameters(graphs: Iterable[fx.Graph]) -> set[str]:
     return found
 
 
-def _writes(node: fx.Node) -> bool:
+def called_name(node: fx.Node) -> str:
+    """Return the name of the function or method that a node calls, in any spelling of the op, such as "add_"."""
+    return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+
+
+def writes(node: fx.Node) -> bool:
     """Whether a node calls an op that writes into its first argument, such as `add_` or `x[i] = y`."""
     if node.op not in ("call_function", "call_method"):
         return False
-    name = str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+    name = called_name(node)
     return name in ("setitem", "setattr") or (name.endswith("_") and not name.endswith("__"))
 
 

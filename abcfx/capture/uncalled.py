@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
-from abcfx.capture.emitted import ROOT_LEAF, EmittedModule
+from abcfx.capture.emitted import EmittedModule
 from abcfx.errors import InvalidInputError
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -53,22 +53,6 @@ def refuse_hooks(module: EmittedModule, paths: Iterable[str]) -> None:
                 refusing = NoHooks()
                 refusing.path = path
                 setattr(part, kind, refusing)
-
-
-def uncalled(module: EmittedModule) -> list[str]:
-    """Return the paths of the submodules that the one graph of a module does not call, although its model may.
-
-    Lists and dicts of modules, which nobody can call, are not among them.
-    """
-    called = {str(node.target) for graph in module.graphs for node in graph.nodes if node.op == "call_module"}
-    if ROOT_LEAF in called:
-        return []  # the model is itself one layer, which the graph calls
-    running = {id(part) for path in called for part in module.get_submodule(path).modules()}
-    return [
-        path
-        for path, part in module.named_modules()
-        if path and id(part) not in running and not isinstance(part, nn.ModuleList | nn.ModuleDict)
-    ]
 
 
 def allow_hooks(model: nn.Module) -> None:

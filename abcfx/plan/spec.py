@@ -214,16 +214,6 @@ def _one_or_by_node(by_node: Mapping[str, float], unused: float) -> float | dict
     return dict(by_node) if len(values) > 1 else next(iter(values), unused)
 
 
-def _text(option: str, value: object) -> None:
-    """Refuse a value that is no text.
-
-    Raises:
-        InvalidInputError: it is something else.
-    """
-    if not isinstance(value, str):
-        raise wrong(option, value, "text")
-
-
 def _by_node_or_one(option: str, value: object) -> None:
     """Refuse what is neither a number nor a dict of numbers.
 
@@ -266,7 +256,7 @@ def _options(option: str, value: object) -> None:
     if not isinstance(value, Mapping):
         raise wrong(option, value, "a dict of options")
     for name, each in value.items():
-        _text(option, name)
+        arguments.text(option, name)
         if not isinstance(each, list | tuple | bool | str | None):
             _NUMBER(f"{option}: {name}", each)
 
@@ -275,7 +265,7 @@ _NUMBER = arguments.number()
 _POSITIVE = arguments.number(at_least=0)
 _ROW: dict[str, arguments.Check] = {
     "role": partial(choose, choices=ROLES),
-    "why": _text,
+    "why": arguments.text,
     "growth": _numbers,
     "width": arguments.number(above=0),
     "a": _by_node_or_one,
@@ -287,9 +277,9 @@ _ROW: dict[str, arguments.Check] = {
     "lr": _POSITIVE,
     "eps": arguments.optional(_POSITIVE),
     "weight_decay": _POSITIVE,
-    "optimizer": _text,
+    "optimizer": arguments.text,
     "r": arguments.optional(_NUMBER),
-    "binding": _text,
+    "binding": arguments.text,
     "void": arguments.flag,
     "init_factor": _NUMBER,
     "own_init": arguments.optional(_own_init),
@@ -307,7 +297,7 @@ def _check_row(name: object, row: object) -> None:
     Raises:
         InvalidInputError: the row lacks something, or has a value of another kind.
     """
-    _text(f"spec: parameter {name!r}", name)
+    arguments.text(f"spec: parameter {name!r}", name)
     if not isinstance(row, Mapping):
         raise wrong(f"spec: {name}", row, "a dict with lr, eps and the other numbers of the parameter")
     if missing := SpecRow.__required_keys__ - set(row):

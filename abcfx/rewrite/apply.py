@@ -39,7 +39,13 @@ from abcfx.support.location import location
 
 @dataclass(frozen=True)
 class Applied:
-    """The result of applying a plan to a model: how factors are folded into its trained weights, and notes."""
+    """The result of applying a plan to a model.
+
+    Attributes:
+        fold: how factors are put into the trained weights.
+        notes: sentences for the report.
+        module: the module for the user.
+    """
 
     fold: Fold
     notes: tuple[str, ...]

@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import TypeAlias
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from abcfx.capture.calls import ModuleCall, call_key
 from abcfx.capture.emitted import EmittedModule
+from abcfx.capture.graphs import called_name, writes
 from abcfx.capture.leaves import is_torch_module
 from abcfx.passes import ScaleNode, scale_nodes
 
@@ -72,7 +73,8 @@ class Frames:
         self._module = module
         self.graph = graph
         self.calls: dict[str, ModuleCall] = {call.key: call for call in module.calls_in(graph)}
-        self.of: dict[fx.Node, Frame] = {node: _recorded_frame(node) for node in graph.nodes}
+        self._paths = {call.key: call.path for call in self.calls.values()}
+        self.of: dict[fx.Node, Frame] = {node: self._recorded_frame(node) for node in graph.nodes}
         self._place_writes()
         scales = scale_nodes(graph)
         changed = [node for node in before.changed(graph, scales) if node.op not in _NO_CALL]
@@ -93,7 +95,20 @@ class Frames:
 
     def path(self, key: str) -> str:
         """Return the path of the module that a call runs."""
-        return self.calls[key].path if key in self.calls else re.sub(r"@\d+$", "", key)
+        return self._paths[key]
+
+    def _recorded_frame(self, node: fx.Node) -> Frame:
+        """Return the frame that was recorded when a node was captured; a layer that is one node is in its caller's."""
+        frame: list[str] = []
+        for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
+            if path:
+                again = re.search(r"@(\d+)$", key)
+                earlier = int(again.group(1)) if again and not path.endswith(again.group(0)) else 0
+                frame.append(call_key(path, earlier))
+                self._paths[frame[-1]] = path
+        if node.op == "call_module" and frame and self._paths[frame[-1]] == str(node.target):
+            frame.pop()
+        return tuple(frame)
 
     def _place(self, node: fx.Node, note: ScaleNode) -> None:
         """Place a node that the rewrite added, with what it multiplies or with the op that reads it."""
@@ -127,7 +142,7 @@ class Frames:
     def _leaves_layer(self, node: fx.Node, note: ScaleNode, key: str) -> bool:
         """Whether a factor can stand outside of a call of a torch.nn layer; its record takes the new value then."""
         call, base = self.calls.get(key), node.args[0]
-        if call is None or not isinstance(base, fx.Node) or not is_torch_module(self._get(call.path)):
+        if call is None or not isinstance(base, fx.Node) or not is_torch_module(self._module.get_submodule(call.path)):
             return False
         if note.on_result:
             return base in call.outputs and all(user is node or key not in self.of[user] for user in base.users)
@@ -157,11 +172,11 @@ class Frames:
         """Place each write into a buffer at the end of the graph in the call that computed the value."""
         for node in self.graph.nodes:
             target = node.args[0] if node.args else None
-            if self.of[node] or _called(node) != "copy_" or not isinstance(target, fx.Node):
+            if self.of[node] or called_name(node) != "copy_" or not isinstance(target, fx.Node):
                 continue
             source = node.args[1]
             chain = [node]
-            while isinstance(source, fx.Node) and not self.of[source] and _called(source) == "detach":
+            while isinstance(source, fx.Node) and not self.of[source] and called_name(source) == "detach":
                 chain.append(source)
                 source = source.args[0]
             if target.op == "get_attr" and isinstance(source, fx.Node):
@@ -169,10 +184,6 @@ class Frames:
                 while frame and not str(target.target).startswith(self.path(frame[-1]) + "."):
                     frame = frame[:-1]
                 self.of.update(dict.fromkeys(chain, frame))
-
-    def _get(self, path: str) -> nn.Module:
-        """Return the submodule at a path."""
-        return self._module.get_submodule(path)
 
 
 def is_plain(node: fx.Node) -> bool:
@@ -186,31 +197,11 @@ def is_plain(node: fx.Node) -> bool:
 def attribute_of(node: fx.Node) -> fx.Node | None:
     """Return the get_attr node whose tensor a node gives: itself, or what an op in place wrote into; else None."""
     while node.op in ("call_function", "call_method"):
-        name = _called(node)
-        if not name.endswith("_") or name.endswith("__") or not node.args or not isinstance(node.args[0], fx.Node):
+        source = node.args[0] if node.args else None
+        if not writes(node) or not isinstance(source, fx.Node):
             return None
-        node = node.args[0]
+        node = source
     return node if node.op == "get_attr" else None
-
-
-def _called(node: fx.Node) -> str:
-    """Return the name of the function or method that a node calls, such as "add_"."""
-    return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
-
-
-def _recorded_frame(node: fx.Node) -> Frame:
-    """Return the frame that was recorded when a node was captured; a layer that is one node stands in its caller's."""
-    frame: list[str] = []
-    paths: list[str] = []
-    for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
-        if path:
-            again = re.search(r"@(\d+)$", key)
-            earlier = int(again.group(1)) if again and not path.endswith(again.group(0)) else 0
-            frame.append(call_key(path, earlier))
-            paths.append(path)
-    if node.op == "call_module" and paths and paths[-1] == str(node.target):
-        frame.pop()
-    return tuple(frame)
 
 
 def _common(frames: list[Frame]) -> Frame:

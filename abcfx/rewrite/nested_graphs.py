@@ -11,9 +11,9 @@ from torch import fx, nn
 from torch.fx.node import Argument
 
 from abcfx.capture.calls import ModuleCall, expression_of
-from abcfx.capture.codegen import SignatureCodeGen
+from abcfx.capture.codegen import SignatureCodeGen, call_signature
 from abcfx.capture.graphs import as_argument, at_front, same_graph
-from abcfx.capture.signature import Signature, call_signature_of
+from abcfx.capture.signature import call_signature_of
 from abcfx.capture.structure import Container, Fixed, Instance, Part, Value, put_together
 from abcfx.rewrite.frames import Frames, attribute_of, is_plain
 from abcfx.support import trees
@@ -44,9 +44,10 @@ class NestedGraphs:
     def __init__(self, model: nn.Module, frames: Frames, graphed: Collection[str], inlined: Collection[str]) -> None:
         """Note names of tensors and modules, and what crosses the boundary of each call."""
         self._model = model
-        self._frames = frames
+        self.frames = frames
         self._graphed = graphed
         self._inlined = inlined
+        self._names: dict[str, dict[int, str]] = {}  # names below each module, by the ids of what they name
         self._position = {node: index for index, node in enumerate(frames.graph.nodes)}
 
     def root(self) -> fx.Graph:
@@ -55,7 +56,7 @@ class NestedGraphs:
         Raises:
             CannotCall: modules that it would call cannot be called.
         """
-        old = self._frames.graph
+        old = self.frames.graph
         building = _Building(self, "", (), list(old.nodes))
         for node in old.find_nodes(op="placeholder"):
             building.values[node] = new = building.graph.placeholder(str(node.target))
@@ -63,7 +64,7 @@ class NestedGraphs:
         building.run()
         output = old.output_node()
         building.graph.output(fx.map_arg(output.args[0], building.get))
-        building.graph.set_codegen(old._codegen)  # the model's own signature
+        building.graph.set_codegen(SignatureCodeGen(call_signature(old)))
         return building.finished()
 
     def of_module(self, path: str) -> fx.Graph | None:
@@ -72,7 +73,7 @@ class NestedGraphs:
         Raises:
             CannotCall: it or a module that it would call cannot be called.
         """
-        calls = [call for call in self._frames.calls.values() if call.path == path and call.key in self._frames.nodes]
+        calls = [call for call in self.frames.calls.values() if call.path == path and call.key in self.frames.nodes]
         graphs = [self._of_call(call) for call in calls]
         for other in graphs[1:]:
             if not same_graph(graphs[0], other) or not _same_signature(graphs[0], other):
@@ -81,9 +82,9 @@ class NestedGraphs:
 
     def _of_call(self, call: ModuleCall) -> fx.Graph:
         """Return the graph of one call of a module."""
-        nodes = self._frames.nodes[call.key]
-        depth = self._frames.of[nodes[0]].index(call.key) + 1
-        building = _Building(self, call.path, self._frames.of[nodes[0]][:depth], nodes)
+        nodes = self.frames.nodes[call.key]
+        depth = self.frames.of[nodes[0]].index(call.key) + 1
+        building = _Building(self, call.path, self.frames.of[nodes[0]][:depth], nodes)
         module = self._model.get_submodule(call.path)
         values = _known(call.inputs, call.path)
         args, kwargs = _arguments(call, values)
@@ -108,8 +109,8 @@ class NestedGraphs:
             node: a node of the flat graph.
             frame: the calls that the graph itself runs in.
         """
-        inner = self._frames.of[node][len(frame) :]
-        return next((key for key in inner if self._frames.path(key) not in self._inlined), None)
+        inner = self.frames.of[node][len(frame) :]
+        return next((key for key in inner if self.frames.path(key) not in self._inlined), None)
 
     def refusal(self, key: str, owner: str) -> str:
         """Return why the graph of a module cannot make a call; "" if it can.
@@ -118,10 +119,10 @@ class NestedGraphs:
             key: name of the call.
             owner: path of the module whose graph would make it.
         """
-        call = self._frames.calls.get(key)
+        call = self.frames.calls.get(key)
         if call is None:
             return "what it takes and gives was not recorded"
-        nodes = self._frames.nodes[key]
+        nodes = self.frames.nodes[key]
         inside = set(nodes)
         first = self._position[nodes[0]]
         for node in nodes:
@@ -136,7 +137,7 @@ class NestedGraphs:
                 return "one of its arguments is no value of the graph"
             if value.op not in ("get_attr", "placeholder") and self._position.get(value, -1) > first:
                 return "one of its arguments is made after its first operation"
-        if self.relative(call.path, owner, {}) is None:
+        if self.relative(call.path, owner) is None:
             return f"{owner} has no name for it"
         if any(not each.startswith(f"{call.path}.") for each in self._graphed_within(key)):
             return "a module that it calls is none of its own"
@@ -145,36 +146,35 @@ class NestedGraphs:
     def _graphed_within(self, key: str) -> set[str]:
         """Return the paths of the modules with a graph that run within a call."""
         found = set[str]()
-        for node in self._frames.nodes[key]:
-            frame = self._frames.of[node]
-            found.update(self._frames.path(inner) for inner in frame[frame.index(key) + 1 :])
+        for node in self.frames.nodes[key]:
+            frame = self.frames.of[node]
+            found.update(self.frames.path(inner) for inner in frame[frame.index(key) + 1 :])
         return found & set(self._graphed)
 
-    def relative(self, name: str, owner: str, ids: dict[str, dict[int, str]]) -> str | None:
+    def relative(self, name: str, owner: str) -> str | None:
         """Return the name, below a module, of a tensor or submodule of the model; None if the module does not hold it.
 
         Args:
             name: its name in the model.
             owner: path of the module.
-            ids: names below each module by the ids of what they name; a cache, which grows.
         """
         if not owner:
             return name
         if name.startswith(f"{owner}."):
             return name.removeprefix(f"{owner}.")
-        if owner not in ids:
+        if owner not in self._names:
             module = self._model.get_submodule(owner)
             named = (
                 *module.named_modules(remove_duplicate=False),
                 *module.named_parameters(remove_duplicate=False),
                 *module.named_buffers(remove_duplicate=False),
             )
-            ids[owner] = {id(each): inner for inner, each in reversed(named)}
+            self._names[owner] = {id(each): inner for inner, each in reversed(named)}
         try:
             held: object = operator.attrgetter(name)(self._model)
         except AttributeError:
             return None
-        return ids[owner].get(id(held))
+        return self._names[owner].get(id(held))
 
 
 class _Building:
@@ -190,14 +190,13 @@ class _Building:
     def __init__(self, nested: NestedGraphs, owner: str, frame: tuple[str, ...], nodes: Sequence[fx.Node]) -> None:
         """Start with an empty graph."""
         self._nested = nested
-        self._frames = nested._frames
+        self._frames = nested.frames
         self._owner = owner
         self._frame = frame
         self._nodes = nodes
         self.graph = fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
         self._results: dict[fx.Node, tuple[fx.Node, Sequence[tuple[Callable[..., object], object]]]] = {}
-        self._ids: dict[str, dict[int, str]] = {}
 
     def run(self) -> None:
         """Copy the module's own nodes, and add one node for each call of another module.
@@ -299,7 +298,7 @@ class _Building:
         Raises:
             CannotCall: the module does not hold it.
         """
-        found = self._nested.relative(name, self._owner, self._ids)
+        found = self._nested.relative(name, self._owner)
         if found is None:
             raise CannotCall({self._owner: f"it reads {name}, which it does not hold"})
         return found
@@ -343,15 +342,8 @@ def _known(values: Sequence[fx.Node | None], path: str) -> list[fx.Node]:
 
 def _same_signature(first: fx.Graph, second: fx.Graph) -> bool:
     """Whether two graphs of a module take and return the same kinds of values."""
-    left, right = (_signature(graph) for graph in (first, second))
+    left, right = (call_signature(graph) for graph in (first, second))
     return left.arguments == right.arguments and left.output == right.output
-
-
-def _signature(graph: fx.Graph) -> Signature:
-    """Return the signature that a graph was given."""
-    codegen = graph._codegen
-    assert isinstance(codegen, SignatureCodeGen)
-    return codegen.signature
 
 
 def _is_native(part: Part) -> bool:

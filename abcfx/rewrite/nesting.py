@@ -19,7 +19,7 @@ from abcfx.capture.emitted import ROOT_LEAF
 from abcfx.capture.graphs import same_graph
 from abcfx.capture.state import contents_preserved, preserved
 from abcfx.capture.structure import take_apart
-from abcfx.capture.uncalled import refuse_hooks, uncalled
+from abcfx.capture.uncalled import refuse_hooks
 from abcfx.capture.verify import compare, has_no_values, written_tensors
 from abcfx.errors import CaptureError, InvalidInputError, UncapturableError
 from abcfx.passes import scale_nodes
@@ -100,12 +100,13 @@ def nest(captured: CapturedGraph, before: Mapping[fx.Graph, GraphBefore]) -> Nes
     # A forward of the user's may go another way than it went while it was captured, and hand its submodules other
     # arguments. Then the modules above a graph are graphs as well.
     inlined: dict[str, str] = {}
-    for with_callers in (False, True):
+    # Where the two cannot be compared, they are from the start.
+    for with_callers in (False, True) if _is_comparable(captured) else (True,):
         module, inlined = _nested(captured, frames, with_callers=with_callers)
         if module is not None and not _difference(captured, module):
             refuse_hooks(module, (*inlined, *_skipped(module, frames, inlined)))
             return Nested(module, inlined)
-    refuse_hooks(flat, uncalled(flat))
+    refuse_hooks(flat, filter(None, captured.opened))
     return Nested(flat, inlined)
 
 
@@ -268,13 +269,19 @@ def _holds(module: nn.Module, name: str) -> bool:
     return name in module._parameters or name in module._buffers or name in module._modules
 
 
+def _is_comparable(captured: CapturedGraph) -> bool:
+    """Whether a captured model can be run: it has example inputs and is not on the meta device."""
+    return captured.args is not None and captured.kwargs is not None and not has_no_values(captured.module)
+
+
 def _difference(captured: CapturedGraph, module: EmittedModule) -> str:
-    """Say where a nested module computes something else than the flat one on the example inputs; "" if nowhere."""
+    """Say how outputs or buffers of a nested module differ from the flat one's on the example inputs; "" if not."""
     flat, args, kwargs = captured.module, captured.args, captured.kwargs
-    if args is None or kwargs is None or has_no_values(flat):
+    if not _is_comparable(captured):
         return ""
+    assert args is not None and kwargs is not None
+    names = [name for name, _ in captured.model.named_buffers()]
     written = written_tensors(captured.model, flat)
-    found = ""
     with preserved_rng(), both_modes_restored(flat), both_modes_restored(module), torch.no_grad():
         for training in (True, False):
             outputs = []
@@ -285,14 +292,16 @@ def _difference(captured: CapturedGraph, module: EmittedModule) -> str:
                     stack.enter_context(preserved(each))
                     torch.manual_seed(_SEED)
                     try:
-                        outputs.append(take_apart(each(*args, **kwargs))[0])
+                        found = take_apart(each(*args, **kwargs))[0]
                     except Exception as error:  # the user's own modules run here, and may raise anything
                         return f"{type(error).__name__}: {error}"
+                    outputs.append([*found, *(each.get_buffer(name).clone() for name in names)])
             if len(outputs[0]) != len(outputs[1]):
                 return "another number of outputs"
-            texts = [compare(*pair) for pair in zip(*outputs, strict=True)]
-            found = found or next((text for text in texts if text), "")
-    return found
+            for pair in zip(*outputs, strict=True):
+                if text := compare(*pair):
+                    return text
+    return ""
 
 
 def _mark_state(flat: EmittedModule, module: EmittedModule, plan: Mapping[str, ParameterPlan]) -> None:

@@ -72,17 +72,22 @@ def number(*, at_least: float = -math.inf, above: float = -math.inf, at_most: fl
     return partial(check_number, at_least=at_least, above=above, at_most=at_most)
 
 
+def instance_of(kind: type, expected: str) -> Check:
+    """Return the check of an instance of a class; `expected` is what the error says of it."""
+
+    def check(option: str, value: object) -> None:
+        """Refuse any other value."""
+        if not isinstance(value, kind):
+            raise wrong(option, value, expected)
+
+    return check
+
+
 seed: Check = whole(at_least=-(2**63))
-
-
-def flag(option: str, value: object) -> None:
-    """Refuse a value that is neither True nor False.
-
-    Raises:
-        InvalidInputError: it is something else.
-    """
-    if not isinstance(value, bool):
-        raise wrong(option, value, "True or False")
+flag: Check = instance_of(bool, "True or False")
+text: Check = instance_of(str, "text")
+module: Check = instance_of(nn.Module, "a module (an instance)")
+optimizer: Check = instance_of(torch.optim.Optimizer, "an instance of a torch optimizer")
 
 
 def function(option: str, value: object) -> None:
@@ -93,26 +98,6 @@ def function(option: str, value: object) -> None:
     """
     if not callable(value):
         raise wrong(option, value, "a function")
-
-
-def module(option: str, value: object) -> None:
-    """Refuse a value that is no module, such as its class.
-
-    Raises:
-        InvalidInputError: it is none.
-    """
-    if not isinstance(value, nn.Module):
-        raise wrong(option, value, "a module (an instance)")
-
-
-def optimizer(option: str, value: object) -> None:
-    """Refuse a value that is no optimizer instance.
-
-    Raises:
-        InvalidInputError: it is none.
-    """
-    if not isinstance(value, torch.optim.Optimizer):
-        raise wrong(option, value, "an instance of a torch optimizer")
 
 
 def words(option: str, value: object) -> None:
