@@ -172,8 +172,8 @@ class NestedGraphs:
             self._names[owner] = {id(each): inner for inner, each in reversed(named)}
         try:
             held: object = operator.attrgetter(name)(self._model)
-        except AttributeError:
-            return None
+        except AttributeError:  # a constant of the flat graph, which each graph that reads it holds under that name
+            return None if hasattr(self._model.get_submodule(owner), name) else name
         return self._names[owner].get(id(held))
 
 

@@ -283,6 +283,27 @@ def test_on_the_meta_device_callers_of_a_graph_are_graphs() -> None:
     assert logits_of(module(**inputs)).shape[-1] == VOCABULARY
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_constant_made_in_the_forward_of_a_part(method: CaptureMethod) -> None:
+    class Part(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(width, width), nn.Linear(width, width)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.two(self.one(x) * torch.tensor([[2.0]])))
+
+    def build(width: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(8, width), Part(width), nn.Linear(width, 2))
+
+    x = torch.rand(4, 8)
+    result = abcfx.transform(build(64), x, base=build(16), capture=method, parametrization="ntk")
+    assert not any("cannot be called" in note for note in result.notes)
+    assert torch.equal(result.module(x), flat(result)(x))
+    copied = copy.deepcopy(result.module).double()
+    assert copied(x.double()).dtype == torch.float64
+
+
 def test_a_module_called_twice_is_one_module() -> None:
     class Twice(nn.Module):
         def __init__(self, width: int) -> None:
