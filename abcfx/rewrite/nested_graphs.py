@@ -304,7 +304,11 @@ class _Building:
         return found
 
     def _size(self, node: fx.Node) -> fx.Node:
-        """Return a node that computes a size again, from values that the module has."""
+        """Return a node that computes a size, or asks for a device, again, from values that the module has."""
+        if node.target is getattr and node.args[1] == "device":
+            for old, new in list(self.values.items()):
+                if isinstance(held := old.meta.get("val"), torch.Tensor) and held.device == node.meta["val"]:
+                    return self.graph.call_function(getattr, (new, "device"))
         wanted = expression_of(node.meta.get("val"))
         for old, new in list(self.values.items()):
             held = old.meta.get("val")

@@ -284,14 +284,15 @@ def test_on_the_meta_device_callers_of_a_graph_are_graphs() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_constant_made_in_the_forward_of_a_part(method: CaptureMethod) -> None:
+def test_constants_and_devices_in_the_forward_of_a_part(method: CaptureMethod) -> None:
     class Part(nn.Module):
         def __init__(self, width: int) -> None:
             super().__init__()
-            self.one, self.two = nn.Linear(width, width), nn.Linear(width, width)
+            self.weight = nn.Parameter(torch.randn(width, width) * width**-0.5)  # its factor stands in this forward
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.relu(self.two(self.one(x) * torch.tensor([[2.0]])))
+            places = torch.arange(x.shape[0], device=x.device)
+            return torch.relu(F.linear(x * torch.tensor([[2.0]]), self.weight) + places[:, None])
 
     def build(width: int) -> nn.Sequential:
         return nn.Sequential(nn.Linear(8, width), Part(width), nn.Linear(width, 2))
@@ -299,6 +300,7 @@ def test_a_constant_made_in_the_forward_of_a_part(method: CaptureMethod) -> None
     x = torch.rand(4, 8)
     result = abcfx.transform(build(64), x, base=build(16), capture=method, parametrization="ntk")
     assert not any("cannot be called" in note for note in result.notes)
+    assert isinstance(result.module.get_submodule("1"), fx.GraphModule)
     assert torch.equal(result.module(x), flat(result)(x))
     copied = copy.deepcopy(result.module).double()
     assert copied(x.double()).dtype == torch.float64
