@@ -1,4 +1,4 @@
-"""Small models made of blocks: a GPT, a Llama, a ViT and a mixture of experts, with inputs, for test_nesting.py."""
+"""Small models made of blocks: a GPT, a Llama, a ViT and a mixture of experts, with inputs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import torch
 import transformers
 from torch import nn
 
+import abcfx
+from abcfx.capture.options import CaptureMethod
+
+METHODS: tuple[CaptureMethod, ...] = ("symbolic", "export", "record")
 VOCABULARY = 64
 
 # Where each model has its blocks.
@@ -103,3 +107,8 @@ def logits_of(output: object) -> torch.Tensor:
     logits = output if isinstance(output, torch.Tensor) else output.logits  # type: ignore[attr-defined]
     assert isinstance(logits, torch.Tensor)
     return logits if logits.ndim == 3 else logits[:, None]
+
+
+def flat(result: abcfx.Transformed) -> nn.Module:
+    """Return the module with the one flat graph that analyses see."""
+    return result.outcome.captured.module
