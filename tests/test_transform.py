@@ -287,8 +287,8 @@ def test_a_pattern_that_matches_nothing_raises(argument: str) -> None:
         (lambda: {"overrides": abcfx.Overrides(exponents={"hidden.0": (0.0, 0.7)})}, "hidden.0.*0.5"),
         (lambda: {"overrides": abcfx.Overrides(exponents=[(0, 0)])}, "1 tuples were given for 3 layers"),
         (lambda: {"base": 64}, "function that builds"),
-        (lambda: {"overrides": None}, r"overrides=None.*\n.*overrides=abcfx.Overrides"),
-        (lambda: {"schedule": 2.0}, r"schedule=2.0.*\n.*schedule=abcfx.Schedule"),
+        (lambda: {"overrides": None}, r"overrides: .*got None.*\n.*overrides=abcfx.Overrides"),
+        (lambda: {"schedule": 2.0}, r"schedule: .*got 2.0.*\n.*schedule=abcfx.Schedule"),
     ],
 )
 def test_bad_input_is_refused_by_name(make_options: Callable[[], dict[str, Any]], message: str) -> None:

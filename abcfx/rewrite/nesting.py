@@ -280,7 +280,7 @@ def _difference(captured: CapturedGraph, module: EmittedModule) -> str:
     if not _is_comparable(captured):
         return ""
     assert args is not None and kwargs is not None
-    names = [name for name, _ in captured.model.named_buffers()]
+    names = dict(flat.named_buffers()).keys() & dict(module.named_buffers()).keys()
     written = written_tensors(captured.model, flat)
     with preserved_rng(), both_modes_restored(flat), both_modes_restored(module), torch.no_grad():
         for training in (True, False):
@@ -295,7 +295,7 @@ def _difference(captured: CapturedGraph, module: EmittedModule) -> str:
                         found = take_apart(each(*args, **kwargs))[0]
                     except Exception as error:  # the user's own modules run here, and may raise anything
                         return f"{type(error).__name__}: {error}"
-                    outputs.append([*found, *(each.get_buffer(name).clone() for name in names)])
+                    outputs.append([*found, *(each.get_buffer(name).clone() for name in sorted(names))])
             if len(outputs[0]) != len(outputs[1]):
                 return "another number of outputs"
             for pair in zip(*outputs, strict=True):

@@ -340,8 +340,9 @@ class TestProperties:
     @given(chains(), st.sampled_from(["adam", "sgd"]))
     def test_optimum_of_chains(self, chain: Chain, optimizer: NetworkOptimizer) -> None:
         graph = with_all(chain_graph(**chain))
+        # HiGHS lets each row be off by 1e-7.
         assert find_c(**chain, optimizer=optimizer).objective == pytest.approx(
-            network_optimum(graph, optimizer, False, relaxed=True), abs=1e-7
+            network_optimum(graph, optimizer, False, relaxed=True), abs=1e-6
         )
 
     @given(chains(), st.lists(exponent, min_size=8, max_size=8), st.sampled_from([("adam", 1), ("sgd", 2)]))
