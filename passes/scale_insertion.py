@@ -111,14 +111,14 @@ def _replace_first(op: fx.Node, old: fx.Node, new: fx.Node) -> None:
 
 
 def _own_copy(op: fx.Node, joined: fx.Node, copies: dict[tuple[fx.Node, fx.Node], fx.Node]) -> fx.Node:
-    """Return the concatenation that an op alone reads, in place of one that other ops may read as well.
+    """Return the concatenation that an op alone reads; where other ops read it too, the op gets a copy of it.
 
-    It stands where the first one does, since later ops may change the tensors that are concatenated.
+    The copy stands where the first one does, since later ops may change the tensors that are concatenated.
 
     Args:
         op: the op.
-        joined: the concatenation.
-        copies: what was returned for other scales; grows.
+        joined: the node of the concatenation.
+        copies: by (op, concatenation), what was returned before; the new result is added.
     """
     if (op, joined) not in copies:
         readers = [user for user in joined.users if user is not op]

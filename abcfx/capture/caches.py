@@ -51,7 +51,15 @@ def equally_fresh(first: nn.Module, second: nn.Module, inputs: Inputs, of_second
 
 
 def _filled(owner: nn.Module, new: nn.Module) -> dict[str, object]:
-    """Find attributes that only the first of two models has filled; return by path what the new model has there."""
+    """Find attributes that the modules of `owner` have filled and the same modules of another model have not.
+
+    Args:
+        owner: a model that may have been called before.
+        new: a model of the same architecture.
+
+    Returns:
+        The value in `new` of each such attribute (None, 0, an empty container or `MISSING`), by its path.
+    """
     theirs = dict(new.named_modules())
     found: dict[str, object] = {}
     for path, module in owner.named_modules():

@@ -78,7 +78,13 @@ _LIBRARY.define("boundary(Tensor[] values, int call, bool comes_out) -> ()")
 
 
 def _nothing(values: Sequence[torch.Tensor], call: int, comes_out: bool) -> None:
-    """Do nothing: the op stands in exported graphs only to mark values."""
+    """Do nothing: this is the op whose calls stand in exported graphs only to mark tensors.
+
+    Args:
+        values: the tensors.
+        call: number of the call of a submodule that they belong to.
+        comes_out: True if they are its output, False if they are its arguments.
+    """
 
 
 _LIBRARY.impl("boundary", _nothing, "CompositeExplicitAutograd")
@@ -92,7 +98,10 @@ def is_mark(node: fx.Node) -> bool:
 
 
 def marked_values(node: fx.Node) -> dict[Place, fx.Node]:
-    """Return the values that a mark in an exported graph marks, by what it says of each."""
+    """Return the nodes whose values a mark in an exported graph names as entering or leaving a submodule.
+
+    The keys are (number of the submodule's call, True for its output and False for its arguments, index of the tensor).
+    """
     values, call, comes_out = node.args
     assert isinstance(values, list | tuple) and isinstance(call, int) and isinstance(comes_out, bool)
     return {(call, comes_out, index): value for index, value in enumerate(values) if isinstance(value, fx.Node)}
@@ -109,7 +118,7 @@ class MarkedCalls:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        """Watch no call yet."""
+        """Prepare to watch calls of the model's submodules, from the next `start` on."""
         self._model = model
         self.failed = False
         self.start()
@@ -138,7 +147,7 @@ class MarkedCalls:
         """Return the hook that runs before the forward of the module at a path."""
 
         def hook(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-            """Mark the tensors among the arguments."""
+            """Mark in the graph the tensors among the arguments of a submodule, whose call begins."""
             values, given = take_apart((args, dict(kwargs)))
             number = len(self._calls)
             self._calls.append((call_key(path, self._counts[path]), path, given, _sizes(values)))
@@ -152,7 +161,7 @@ class MarkedCalls:
         """Return the hook that runs after the forward of the module at a path."""
 
         def hook(module: nn.Module, args: object, kwargs: object, output: object) -> None:
-            """Mark the tensors in the output."""
+            """Mark in the graph the tensors in the output of a submodule, whose call ends."""
             values, result = take_apart(output)
             number = self._open.pop()
             self._results[number] = result, _sizes(values)
@@ -161,7 +170,13 @@ class MarkedCalls:
         return hook
 
     def _mark(self, values: Sequence[object], call: int, *, comes_out: bool) -> None:
-        """Mark the tensors among the values of a call."""
+        """Call, on the tensors among these values, the op that marks them in the graph which torch.export makes.
+
+        Args:
+            values: the arguments or the output of a submodule, flattened.
+            call: number of the submodule's call.
+            comes_out: True for the output, False for the arguments.
+        """
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
         if not tensors:
             return
@@ -172,16 +187,24 @@ class MarkedCalls:
             raise
 
     def calls(self, graph: fx.Graph, marked: Mapping[Place, fx.Node]) -> tuple[ModuleCall, ...]:
-        """Return the records of the calls that ended.
+        """Return a record of each call of a submodule that has ended, with the graph nodes of what went in and came
+        out.
 
         Args:
-            graph: the graph, in which nodes that give sizes are looked up.
-            marked: the nodes that marks were found on.
+            graph: the exported graph, in which nodes that give sizes are looked up.
+            marked: what `marked_values` found on all marks of the graph.
         """
         sizes = {expression_of(node.meta.get("val")): node for node in graph.nodes}
 
         def nodes(number: int, values: Sequence[object], *, comes_out: bool) -> tuple[fx.Node | None, ...]:
-            """Return the nodes of the values of a call."""
+            """Return the graph node of each value that enters or leaves one call of a submodule; None where it is
+            not known.
+
+            Args:
+                number: number of the call.
+                values: the sizes among these values, with None in the place of tensors.
+                comes_out: True for the output of the call, False for its arguments.
+            """
             tensors = itertools.count()
             return tuple(
                 marked.get((number, comes_out, next(tensors))) if value is None else sizes.get(expression_of(value))
@@ -206,5 +229,7 @@ def expression_of(size: object) -> object:
 
 
 def _sizes(values: Sequence[object]) -> Sequence[object]:
-    """Return the values with None in the place of tensors, which are marked."""
+    """Return the values that enter or leave a submodule with None in the place of tensors, which marks in the graph
+    name.
+    """
     return [None if isinstance(value, torch.Tensor) else value for value in values]

@@ -41,7 +41,9 @@ def uncalled_paths(model: nn.Module, module: EmittedModule, *, root: bool) -> li
 
 
 def hook_notes(model: nn.Module, paths: Iterable[str]) -> tuple[str, ...]:
-    """Return sentences for the report on the hooks of the user's that graphs have in place of calls of modules.
+    """Return sentences for the report on the user's hooks on modules that no graph calls.
+
+    Forward hooks ran once, during capture, so that graphs have their operations; backward hooks are not in the graphs.
 
     Args:
         model: the model that was captured.
@@ -164,7 +166,7 @@ def checks_note(places: list[str]) -> tuple[str, ...]:
 
 
 def _user_hooks(module: nn.Module, *kinds: str) -> list[object]:
-    """Return a module's hooks except those that torch and transformers register, which belong to the graph.
+    """Return a module's hooks except those whose code is torch's or transformers'.
 
     `kinds` are the names of the attributes that hold hooks, such as "_forward_hooks".
     """

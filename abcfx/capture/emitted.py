@@ -309,7 +309,7 @@ def _blank(like: EmittedModule) -> EmittedModule:
 
 
 def _named(name: str, cls: type[EmittedModule]) -> EmittedModule:
-    """Make an empty EmittedModule of a class, whose own class has the given name."""
+    """Make an empty EmittedModule: an instance of a new subclass of `cls`, which is called `name`."""
     new = cls.__new__(cls)
     type(new).__name__ = name
     return new

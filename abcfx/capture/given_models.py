@@ -268,6 +268,10 @@ class _Unwrapping:
     def _refuse_around(self, module: nn.Module, place: str) -> None:
         """Raise an error for a wrapper of another package than torch: what it does to parameters is not known.
 
+        Args:
+            module: a module of the given model.
+            place: where the module is, in words, for the message.
+
         Raises:
             InvalidInputError: the class has the name of such a wrapper, and one module in it.
         """
@@ -313,6 +317,11 @@ class _Unwrapping:
 
 def _refuse_tensors(argument: str, model: nn.Module, on_device: bool) -> None:
     """Raise an error if a parameter or buffer of the model cannot be trained or read.
+
+    Args:
+        argument: the option that the model was given for, for the message.
+        model: the model.
+        on_device: whether values are needed, so that tensors on the meta device are refused.
 
     Raises:
         InvalidInputError: a tensor was made in inference mode, is a tensor subclass such as DTensor, is quantised, or

@@ -134,7 +134,9 @@ def routes(roots: Sequence[torch.Tensor], wanted: Mapping[int, str]) -> dict[str
 
 
 def leaves_of(roots: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Yield the tensors to which a backward from the roots would hand gradient, some of them more than once."""
+    """Yield the leaf tensors to which a backward pass from the tensors `roots` would hand gradient, some more than
+    once.
+    """
     for _, following in _edges(roots):
         leaf = getattr(following, "variable", None)
         if isinstance(leaf, torch.Tensor):

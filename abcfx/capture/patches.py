@@ -264,9 +264,10 @@ def answers_as_eager(told: Container[str] | None) -> Iterator[list[str]]:
         """Return a stand-in for `torch.compiler.is_compiling` or `is_exporting`, given by its name."""
 
         def answer() -> bool:
-            """Return False, as outside of a compilation, to the model; to torch and to the places listed, the truth.
+            """Return False to a model's code that asks; to torch, and to the places in `told`, what torch itself
+            answers.
 
-            Who got False is noted.
+            A place that got False although torch says True is added to the list that the context yields.
             """
             truth = originals[name]()
             place = _place(sys._getframe(2))  # above `_here`

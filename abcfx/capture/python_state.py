@@ -180,7 +180,9 @@ class Snapshot:
                 self._add(f"{path}[{key!r}]", value, depth)
 
     def _is_known(self, value: object) -> bool:
-        """Whether this method was asked about the same object before; from now on it was."""
+        """Whether this snapshot has met the same object before, so that it is not looked into twice; from now on it
+        has.
+        """
         known = id(value) in self._seen
         self._seen.add(id(value))
         return known

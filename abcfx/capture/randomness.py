@@ -46,7 +46,7 @@ class DrawnInPython(UncapturableError):
     """The error that forward draws random numbers in Python, which no way of capturing can keep.
 
     Attributes:
-        used: what they are drawn from.
+        used: names of the generators that they are drawn from, as the message has them.
     """
 
     def __init__(self, used: tuple[str, ...], line: str = "", *, model: str = "") -> None:
@@ -122,7 +122,7 @@ class DrawFinder:
     """Finds the line of a user's code that draws random numbers, by looking at the generators after every line.
 
     Args:
-        used: the generators to look at, by what `DrawnInPython` calls them.
+        used: the generators to look at, by the names that the error `DrawnInPython` has for them.
         generators: generators that the model has of its own, by path.
 
     Attributes:

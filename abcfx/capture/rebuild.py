@@ -31,7 +31,7 @@ class Rebuild:
     Attributes:
         graph: the new graph.
         found: by name, tensors and sub-graphs that the graph refers to and that the model does not hold.
-        marked: the nodes whose values enter or leave a submodule, by what the marks on them say.
+        marked: the nodes whose values enter or leave a submodule, by (number of its call, whether it comes out, index).
     """
 
     def __init__(self, model: nn.Module, exported: fx.GraphModule, slots: Sequence[str]) -> None:

@@ -185,7 +185,9 @@ class SymbolicTracer(fx.Tracer):
             return forward(*args, **kwargs)
 
         def noted(*given: object, **named: object) -> object:
-            """Run the forward of a module that is opened up, and note what goes in and comes out."""
+            """Run the forward of a module whose operations go into the graph, and add its inputs and output to
+            `self.calls`.
+            """
             key, (path, _) = next(reversed(self.module_stack.items()))
             return recorded(key, path, forward, given, named, _node_of, self.calls)
 

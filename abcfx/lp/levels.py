@@ -71,7 +71,12 @@ class Levels:
         return []
 
     def right_sides(self, right: Floats, values: Floats) -> Floats:
-        """Return the right side of every row (inequality): its constant, from `right`, plus the sum of its inputs."""
+        """Return the right side of every row (inequality): its constant, plus the variables that are summed in it.
+
+        Args:
+            right: constant of each row.
+            values: value of each column (variable).
+        """
         return np.asarray(right + np.bincount(self.input_row, values[self.input], self.num_rows))
 
     def evaluate(self, right: Floats, rates: Floats, near: Floats) -> list[float]:

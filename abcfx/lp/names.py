@@ -12,7 +12,8 @@ Relation: TypeAlias = Literal["=", "<=", ">="]
 class RowKind(str, Enum):  # str, because its hash is that of C: programs have many thousands of rows
     """The kinds of rows (inequalities) of the linear program; each bounds an exponent of a node by one term.
 
-    The exponent is r (change ~ m^-r), G (gradient ~ m^-G) or g of a weight (gradient ~ m^-g); m is the width ratio.
+    The exponent is r (change of an output ~ m^-r), G (gradient ~ m^-G) or g of a weight (gradient ~ m^-g); m is
+    the width ratio.
     """
 
     ALPHA = "alpha"

@@ -168,7 +168,7 @@ def _node(key: Hashable, label: str, attributes: Mapping[str, object], inputs: M
         key: the user's name of it.
         label: the same as text.
         attributes: `a` and `b` (exponents of the layer's multiplier n^-a and init std n^-b), `has_weight`, and `merge`
-            (which of several inputs decides how large their sum is).
+            ("min" if its inputs are added or concatenated, "sum" if they are multiplied).
         inputs: how often it uses each predecessor, by label.
 
     Raises:

@@ -202,7 +202,7 @@ class NetworkSolver(ABC, Generic[Exponents]):
 
     @abstractmethod
     def _by_layer(self, values: dict[Hashable, float]) -> Exponents:
-        """Return the values (c or r) of all layers in the form in which the user gave the network: list or dict."""
+        """Return the values (c or r) of all layers as a list in layer order (chain) or a dict by node (graph)."""
 
     @abstractmethod
     def _listed(self, given: Collection[object], name: str) -> list[object]:
@@ -215,7 +215,7 @@ class NetworkSolver(ABC, Generic[Exponents]):
             name: "alpha", "omega" or "u", for messages.
 
         Raises:
-            InvalidInputError: it has another form, or a layer is missing.
+            InvalidInputError: it is no list (for a chain) or dict (for a graph), or has no entry for some layer.
         """
 
     def _solution(self, found: LpSolution) -> Solution[Exponents]:

@@ -174,7 +174,8 @@ class Solver:
     def required(self, solution: LpSolution) -> dict[Hashable, float]:
         """Find the least value that each level may take, all others fixed, with no level below its lower bound.
 
-        A level is a variable that is the min of the inequalities that bound it: r or G of a node.
+        A level is a variable that is the min of the inequalities that bound it: the exponent r of a node's change, which
+        is ~ m^-r, or G of a gradient, ~ m^-G (m, the width ratio).
 
         Args:
             solution: the solution of the last solve.
@@ -189,6 +190,10 @@ class Solver:
 
     def _check(self, lower: Mapping[Hashable, float], exact: Sequence[Hashable]) -> None:
         """Raise an error if a row (inequality), rate (variable to minimise) or bound of the program is invalid.
+
+        Args:
+            lower: lower bounds of levels (variables that are each the min of their rows).
+            exact: levels that must equal their lower bound.
 
         Raises:
             InvalidInputError: names the one at fault.
@@ -264,7 +269,10 @@ class Solver:
         return Lp(matrix, cost, weight, self._lower, self._upper), GreedyStart(levels, self._lower)
 
     def _binding(self, values: Floats) -> dict[Hashable, tuple[Hashable, ...]]:
-        """Return for each rate (learning-rate exponent c) the names of the inequalities and bounds that hold it up."""
+        """Return for each rate (learning-rate exponent c) the names of the inequalities and bounds that hold it up.
+
+        `values` are those of all variables of the linear program.
+        """
         rows_of = self._levels.find_holding_rows(self._right, values, self._lower)
         at_bound = (values - self._lower <= TOLERANCE).tolist()
         names: list[list[Hashable]] = [[self._bound_name(j)] if at_bound[j] else [] for j in range(self._count)]
@@ -369,7 +377,12 @@ class Solver:
         return InfeasibleError("\n  - ".join(lines), (*(self.rows[k].name for k in rows), *bounds))
 
     def _written(self, k: int, relation: Relation) -> str:
-        """Return a row (inequality) as text: its name, its formula at the current alignments, and its meaning."""
+        """Return a row (inequality) as text: its name, its formula at the current alignments, and its meaning.
+
+        Args:
+            k: number of the row.
+            relation: "=" or "<=", the sign in the formula.
+        """
         row = self.rows[k]
         terms = " + ".join([*map(written, row.inputs), f"{self._right[k]:g}"]).replace("+ -", "- ")
         meaning = f" ({row.name.kind.sentence})" if isinstance(row.name, RowName) else ""

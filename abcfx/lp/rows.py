@@ -15,7 +15,8 @@ Alignment: TypeAlias = Mapping[Hashable, tuple[float, float, float]]
 class Row(NamedTuple):
     """A row: the constraint `out <= sum(inputs) + constant - weight * alignment` of the linear program.
 
-    A level, such as r of a node, is a variable that is the min of all rows that bound it. `alignment` is the exponent
+    A level, such as the exponent r of a node's change, is a variable that is the min of all rows that bound it.
+    `alignment` is the exponent
     (1/2 to 1) that says how strongly an update lines up with inputs.
 
     Attributes:
@@ -25,7 +26,7 @@ class Row(NamedTuple):
         constant: a number.
         alignment: "alpha", "omega" or "u", the alignment exponent that is subtracted; None if there is none.
         layer: the layer whose alignment it is.
-        weight: growth exponent of the layer's fan_in.
+        weight: growth exponent e of the layer's fan_in, which is ~ m^e (m, the width ratio).
     """
 
     name: Hashable
@@ -88,7 +89,9 @@ class Rate(NamedTuple):
 
 
 def is_tagged(name: Hashable) -> TypeGuard[tuple[str, Hashable]]:
-    """Whether a variable's name is a pair of its kind and its owner, such as ("r", "layer 1")."""
+    """Whether a variable's name is a pair: a letter and the layer or node that it is about, such as ("r", "layer
+    1").
+    """
     return isinstance(name, tuple) and len(name) == 2
 
 

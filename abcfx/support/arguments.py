@@ -22,10 +22,12 @@ Check = Callable[[str, object], object]
 
 
 def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Check arguments of a function before it runs; defaults are taken to be right.
+    """Return a decorator that checks arguments each time the function is called; defaults that are used are not
+    checked.
 
     Args:
-        checks: the check of each argument, by the argument's name.
+        checks: by the argument's name, its check: a function of (name, value) that raises an InvalidInputError for a
+            wrong value.
 
     >>> @checked(steps=whole(at_least=1))
     ... def train(steps):
@@ -52,10 +54,12 @@ def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def optional(check: Check) -> Check:
-    """Return a check that lets None pass."""
+    """Return a check of an argument, a function of (name, value), that lets None pass and leaves all else to
+    `check`.
+    """
 
     def allow_none(option: str, value: object) -> None:
-        """Check the value unless it is None."""
+        """Call the outer `check` with the argument's name and value, unless the value is None."""
         if value is not None:
             check(option, value)
 
@@ -63,20 +67,29 @@ def optional(check: Check) -> Check:
 
 
 def whole(at_least: int = 1) -> Check:
-    """Return the check of a whole number that is not below a limit."""
+    """Return a function of an argument's name and value that raises unless the value is a whole number >=
+    `at_least`.
+    """
     return partial(check_whole, at_least=at_least)
 
 
 def number(*, at_least: float = -math.inf, above: float = -math.inf, at_most: float = math.inf) -> Check:
-    """Return the check of a finite number within limits."""
+    """Return a function of an argument's name and value that raises unless it is a finite number within these
+    limits.
+    """
     return partial(check_number, at_least=at_least, above=above, at_most=at_most)
 
 
 def instance_of(kind: type, expected: str) -> Check:
-    """Return the check of an instance of a class; `expected` is what the error says of it."""
+    """Return a function of an argument's name and value that raises unless the value is an instance of a class.
+
+    Args:
+        kind: the class.
+        expected: what the error says that it should be, such as "a module".
+    """
 
     def check(option: str, value: object) -> None:
-        """Refuse any other value."""
+        """Raise an InvalidInputError unless the value of the argument `option` is an instance of the class."""
         if not isinstance(value, kind):
             raise wrong(option, value, expected)
 
@@ -91,20 +104,20 @@ optimizer: Check = instance_of(torch.optim.Optimizer, "an instance of a torch op
 
 
 def function(option: str, value: object) -> None:
-    """Refuse a value that cannot be called.
+    """Raise an error unless the value of the argument `option` can be called.
 
     Raises:
-        InvalidInputError: it cannot.
+        InvalidInputError: it cannot be called.
     """
     if not callable(value):
         raise wrong(option, value, "a function")
 
 
 def words(option: str, value: object) -> None:
-    """Refuse a value that is not several texts.
+    """Raise an error unless the value of the argument `option` is a collection of strings that is not empty.
 
     Raises:
-        InvalidInputError: it is something else, or has none.
+        InvalidInputError: it is a single string, is something else than a collection of strings, or is empty.
     """
     if isinstance(value, str | torch.Tensor) or not isinstance(value, Collection):
         raise wrong(option, value, "a list of words", f"{option}=[{value!r}]" if isinstance(value, str) else "")
@@ -116,10 +129,10 @@ def words(option: str, value: object) -> None:
 
 
 def keywords(option: str, value: object) -> None:
-    """Refuse keyword inputs that are no dict with texts as keys, such as a second positional input.
+    """Raise an error unless the value of the argument `option` is None or a dict of keyword inputs by name.
 
     Raises:
-        InvalidInputError: they are neither None nor such a dict.
+        InvalidInputError: it is something else, such as a second positional input, or a key is no string.
     """
     if value is not None and not isinstance(value, Mapping):
         raise InvalidInputError(
@@ -132,16 +145,20 @@ def keywords(option: str, value: object) -> None:
 
 
 def tensor(dims: int = 0, *, square: bool = False, floating: bool = True) -> Check:
-    """Return the check of a tensor that has values.
+    """Return a function of an argument's name and value that raises unless the value is a tensor with entries.
+
+    A tensor on the meta device, which has no values, is refused, too.
 
     Args:
         dims: the least number of dims.
-        square: whether its last two dims are of one size.
-        floating: whether it holds floating-point numbers.
+        square: whether its last two dims have to be of one size.
+        floating: whether it has to hold floating-point numbers.
     """
 
     def check(option: str, value: object) -> None:
-        """Refuse what is no such tensor; a stand-in of torch.fx passes, whose shape is not known."""
+        """Raise an InvalidInputError unless the value is such a tensor; a torch.fx.Proxy, whose shape is unknown,
+        passes.
+        """
         if isinstance(value, torch.fx.Proxy):
             return
         expected = f"a {'floating-point ' * floating}tensor of at least {dims} dims" + (

@@ -81,7 +81,14 @@ def _float(value: object) -> float | None:
 
 
 def _refused(option: str, value: object, expected: str, number: float | None) -> InvalidInputError:
-    """Make the error for an option with a wrong value; for a number in quotes it has the corrected line."""
+    """Make the error for an option with a wrong value.
+
+    Args:
+        option: name of the option.
+        value: the user's value. For a number in quotes the message has the corrected line.
+        expected: what the value should be, in words.
+        number: the value as a float; None if it is no number.
+    """
     shown = repr(value) if not isinstance(value, Integral) or abs(int(value)) < 2**64 else "a number above 2**64"
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
     message = f"{option}={shown}: expected {expected}."

@@ -102,7 +102,10 @@ class _Held:
     handler: Callable[[int, FrameType | None], object] | None = None
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Handle a Ctrl-C while it is held back: remember the first one, and let a second one through."""
+        """Handle a Ctrl-C while it is held back: store the first one in `asked`, and let a second one through.
+
+        Python calls this as a signal handler, with the number of the signal and the frame that was interrupted.
+        """
         if self.asked:
             self.deliver()
         self.asked = True

@@ -29,7 +29,7 @@ class GroupNumbers:
     Attributes:
         lr: learning rate before any scheduler.
         weight_decay: weight decay.
-        eps: eps, for optimizers that have one beside the gradient.
+        eps: what is added to the root of the mean square of the gradient, for optimizers that do so.
         options: everything else that differs from the constructor's default (betas, momentum, adjust_lr_fn).
     """
 

@@ -117,7 +117,12 @@ class OptimizerFamily:
         return (e_in - e_out) / 2 + self.shape_growth(*(stored or (e_out, e_in)))
 
     def shape_growth(self, rows: float, columns: float) -> float:
-        """Return x such that the optimizer's own factor on a matrix (m^rows, m^columns) is ~ m^x, m a width ratio."""
+        """Return x, where the optimizer's own factor on updates of a matrix is ~ m^x (m, the width ratio).
+
+        Args:
+            rows: growth exponent of the matrix's number of rows, which is ~ m^rows.
+            columns: that of its number of columns.
+        """
         return {"": 0.0, "tall": max(0.0, rows - columns) / 2, "rms": max(rows, columns) / 2}[self.shape]
 
     def shape_factor(self, rows: int, columns: int = 1) -> float:
@@ -141,9 +146,10 @@ def _built_in(
 
 
 def _families() -> dict[str, OptimizerFamily]:
-    """List the optimizers that abcfx knows by name. From `update` follows c, the exponent of the learning rate m^-c.
+    """Return every optimizer that abcfx knows, by name, as an `OptimizerFamily`: what one step of it does to a weight.
 
-    The examples of c are those of an embedding, a hidden and a readout matrix in muP, with multipliers absorbed.
+    From `update` follows c, the exponent of the learning rate m^-c (m, the width ratio). The comments have as examples
+    the c of an embedding, a hidden and a readout matrix in muP, with multipliers absorbed.
     `Layer.change` in abcfx/rules/kinds.py writes for each layer the row from which c is solved.
     """
     found = [
