@@ -174,8 +174,8 @@ class Solver:
     def required(self, solution: LpSolution) -> dict[Hashable, float]:
         """Find the least value that each level may take, all others fixed, with no level below its lower bound.
 
-        A level is a variable that is the min of the inequalities that bound it: the exponent r of a node's change, which
-        is ~ m^-r, or G of a gradient, ~ m^-G (m, the width ratio).
+        A level is a variable that is the min of the inequalities that bound it: the exponent r of a node's change,
+        which is ~ m^-r, or G of a gradient, ~ m^-G (m, the width ratio).
 
         Args:
             solution: the solution of the last solve.
