@@ -55,7 +55,9 @@ def tensors(value: object) -> list[Value]:
 
 
 def positional(target: Callable[..., object] | str, args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments:
-    """Move keyword arguments of a torch function to their positions, and drop those that do not matter to sizes.
+    """Return the arguments of a torch function with keywords moved to their positions.
+
+    Those that do not matter to how large the result is are dropped.
 
     Defaults fill the gaps: F.batch_norm(x, mean, var, bias=b) becomes F.batch_norm(x, mean, var, None, b).
     """

@@ -13,7 +13,7 @@ from abcfx.rules.builder import DagBuilder
 def unread(builder: DagBuilder, nodes_before: int, given: Iterable[Value], returned: object) -> list[Value]:
     """Return those tensors among an op's arguments that the result of its rule does not depend on.
 
-    A rule says what an op does to sizes; a tensor that it does not look at would drop out of the layer DAG.
+    A rule says how large the result of an op is; a tensor that it does not look at would drop out of the layer DAG.
 
     Args:
         builder: the nodes of the layer DAG (graph of layers and ops) after the rule has run.
@@ -46,14 +46,21 @@ def _reached(builder: DagBuilder, nodes_before: int, results: list[str]) -> set[
 
 
 def _is_read(builder: DagBuilder, value: Value, reached: set[str], parameters: set[str]) -> bool:
-    """Whether an op's result depends on a tensor, given the DAG nodes and parameters that the result depends on."""
+    """Whether an op's result depends on a tensor among its arguments.
+
+    Args:
+        builder: the nodes of the layer DAG (graph of layers and ops).
+        value: the tensor.
+        reached: the DAG nodes that the result depends on.
+        parameters: names of the parameters that the result depends on.
+    """
     if value.node is None:
         return value.parameter in parameters
     return _is_made_of(builder, value.node, reached, parameters)
 
 
 def _is_made_of(builder: DagBuilder, node: str, reached: set[str], parameters: set[str]) -> bool:
-    """Whether a DAG node is reached from an op's result, or all that it is computed from is.
+    """Whether an op's result depends on a DAG node (it is in `reached`), or on all that the node is computed from.
 
     The second is so for x / |x|, which is a norm of x: |x| itself drops out.
     """

@@ -179,7 +179,15 @@ class Interpreter:
         kwargs: Mapping[str, object],
         given: Iterable[Value | Sizes],
     ) -> object:
-        """Call the rule of an op; raise an error if its result does not depend on all tensors that the op was given."""
+        """Return what the rule of an op returns; raise an error unless that depends on all tensors given to the op.
+
+        Args:
+            rule: the rule, a function that says what the op does.
+            op: what the rule gets, to speak about the op.
+            args: positional arguments, abstract where they are tensors.
+            kwargs: keyword arguments.
+            given: the abstract tensors and sizes among the arguments.
+        """
         try:
             inspect.signature(rule).bind(op, *args, **kwargs)
         except TypeError as error:
@@ -270,9 +278,9 @@ def _only(returned: object) -> object:
 
 
 def _returned_by(node: fx.Node, value: object) -> object:
-    """Return an abstract tensor with `node` noted as the fx node that returns it.
+    """Return an abstract tensor, a record of where a tensor of the graph comes from, with `node` as its `at`.
 
-    An abstract tensor records where a tensor of the graph comes from; its rule may have noted another node.
+    `at` is the fx node that returns the tensor; the rule may have set it to another node.
     """
     if not isinstance(value, Value):
         return value

@@ -67,7 +67,7 @@ class LayerDag:
         return self._by_name[name]
 
     def kind(self, name: str) -> Kind:
-        """Return the kind of the node with this name (Layer, Norm, ...), with the formulas for its size and change."""
+        """Return what the node with this name does (Layer, Norm, ...), with formulas for how large its output is."""
         return self._by_name[name].kind
 
     def successors(self, name: str) -> tuple[str, ...]:

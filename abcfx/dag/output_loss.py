@@ -12,7 +12,9 @@ from abcfx.support.batch_loss import default_loss
 
 @dataclass(frozen=True)
 class OutputLoss:
-    """A function of (output, batch): the model's own loss, else the cross entropy of the outputs, not of by-products.
+    """A function that returns the loss of a model's output on a batch: the model's own, else cross entropy.
+
+    Cross entropy is that of the outputs, and not of by-products such as attention maps.
 
     Attributes:
         paths: the paths of the outputs in what the model returns, as `LayerDag.output_paths` has them. Without any, and

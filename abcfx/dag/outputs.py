@@ -35,7 +35,7 @@ class Outputs:
     def __init__(
         self, dag: LayerDag, shapes: Mapping[str, tuple[int, ...]], returned: Iterable[tuple[str, Value]]
     ) -> None:
-        """Remember of the returned tensors those that depend on weights, with the DAG node that each comes from."""
+        """Keep those of the returned tensors that depend on weights, each with the DAG node that computes it."""
         self._dag, self._shapes = dag, shapes
         self._node_of: dict[str, str] = {}
         self._scalars: set[str] = set()

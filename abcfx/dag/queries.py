@@ -299,9 +299,9 @@ def _absorbing_segments(dag: LayerDag, merge: Merge) -> tuple[str, ...]:
 
 
 def _is_free(dag: LayerDag, node: str) -> bool:
-    """Whether the output of a DAG node may be rescaled: one node reads it, once, and nothing fixes its size.
+    """Whether the output of a DAG node may be rescaled: one node reads it, once, and nothing fixes how large it is.
 
-    A nonlinearity or a constant that is added would fix it.
+    A nonlinearity or a constant that is added would fix that.
     """
     is_pinned = dag.node(node).is_pinned or dag.node(node).parameter in dag.pinned_parameters
     readers = [source for after in dag.successors(node) for source in dag.kind(after).sources if source == node]

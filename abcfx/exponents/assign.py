@@ -126,9 +126,15 @@ def _vector(
 
 
 def _is_undone(growth: WidthGrowth, name: str, parameter: torch.Tensor, x: float) -> bool:
-    """Whether the model's own init of a parameter is ~ m^-x (m, the width ratio), by its values here and in the base.
+    """Whether the model's own init of a parameter is ~ m^-x (m, the width ratio).
 
-    The base is the same model at a smaller width.
+    The values in the model are compared with those in the base, the same model at a smaller width.
+
+    Args:
+        growth: knows the base and the growth exponent of each dim.
+        name: name of the parameter.
+        parameter: the tensor in the model.
+        x: the exponent.
     """
     base = growth.base_parameters.get(name) if growth.has_base and growth.width_ratio != 1.0 else None
     if base is None or base.is_meta or parameter.is_meta:

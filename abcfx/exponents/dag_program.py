@@ -19,7 +19,7 @@ TOLERANCE = 1e-6
 
 
 class BindingKind(Enum):
-    """A reason why a learning rate m^-c (m, the width ratio) cannot be larger, so that c is not smaller."""
+    """A kind of reason why a learning rate m^-c (m, the width ratio) cannot be larger, so that c is not smaller."""
 
     ROWS = "rows"  # rows of the linear program are tight
     RULE = "rule"  # c is not in the linear program: it is the smallest that the tensor it acts on allows
@@ -62,7 +62,7 @@ class SolvedDag:
         solution: the solution of the linear program, which weights alone are in.
         c: exponent of the learning rate, m^-c, by parameter, vectors included.
         r: exponent of the change of a tensor, m^-r, by DAG node.
-        s: exponent of its size at init, m^-s, by DAG node.
+        s: exponent of the magnitude (RMS entry) of a tensor at init, m^-s, by DAG node.
         g: exponent of the gradient's entries at init, m^-g, by parameter; eps follows it.
         binding: why c is not smaller, by parameter.
         shadow_prices: d(sum of all c) / d(right side) by name of row or bound.
@@ -186,7 +186,7 @@ class DagProgram:
     def _change_rows(self, node: str) -> list[Row]:
         """Return the rows (inequalities) that bound r of a DAG node, whose output changes by ~ m^-r.
 
-        They are rows of the linear program for learning rates; m is the width ratio.
+        They are inequalities of the linear program for learning rates; m is the width ratio.
         """
         if not self.fixed.changes(node):
             return []

@@ -44,8 +44,9 @@ class ParameterExponents:
         grows: whether a dim of it grows with width.
         is_bias: whether it is the bias of a layer.
         own: the model itself multiplies this layer by m^-own.
-        normalised: whether forward divides the parameter by a norm of itself, so that its size has no effect.
-        keeps_init: whether its init stays what the model's own code makes it, since functions with sizes of their own
+        normalised: whether forward divides the parameter by a norm of itself, so that it does not matter how large it
+            is.
+        keeps_init: whether its init stays what the model's own code makes it, since functions f with f(kx) != k f(x)
             read it.
         segments: for a weight whose input is a concatenation, the role and init of the columns at each node.
     """
@@ -71,8 +72,8 @@ class ParameterExponents:
 class FixedExponents:
     """The exponents of a whole model that are fixed before the linear program.
 
-    From them follows the size m^-s (m, the width ratio) of every tensor at init. The nodes of the layer DAG ask for all
-    these to write their constraints.
+    From them follows how large every tensor is at init: its RMS entry is ~ m^-s (m, the width ratio). The nodes of the
+    layer DAG ask for all these to write their constraints.
 
     Args:
         dag: the layer DAG, a graph of the model's layers and other ops.
@@ -92,7 +93,7 @@ class FixedExponents:
         vectors_change: bool = False,
         attention: Mapping[str, float] | None = None,
     ) -> None:
-        """Compute the size of each DAG node's output at init, and which of the outputs training changes."""
+        """Find s of each DAG node's output, ~ m^-s at init (m, the width ratio), and which outputs training changes."""
         self.dag, self.widths, self.parameters, self.families = dag, growth, parameters, families
         self.attention = dict(attention or {})
         self._a = self.attention | {node: a for p in parameters.values() for node, a in p.a.items()}
@@ -133,7 +134,10 @@ class FixedExponents:
         return self.parameters[parameter].b
 
     def init(self, node: str) -> float:
-        """Return b of the weight at a layer node: that of its parameter or, of a segment, of its columns."""
+        """Return b of the weight at a layer node, which is ~ m^-b at init (m, the width ratio).
+
+        For a node that stands for some columns of a parameter it is the b of these columns.
+        """
         decided = self.parameters[self.dag.node(node).parameter or ""]
         return decided.segments[node].b if node in decided.segments else decided.b
 

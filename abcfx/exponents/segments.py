@@ -23,6 +23,8 @@ def balanced(
 ) -> FixedExponents:
     """Return the exponents of a model in which all segments of each segmented weight need one learning rate.
 
+    A segment is the columns of a weight that meet one of several concatenated inputs.
+
     Args:
         fixed: exponents in which each segment has those of a weight of its own.
         alignments: returns how strongly updates line up with inputs at each layer node, given the roles of parameters.
@@ -37,7 +39,16 @@ def balanced(
 def _balanced(
     fixed: FixedExponents, name: str, decided: ParameterExponents, alignments: Mapping[str, Alignments]
 ) -> ParameterExponents:
-    """Return the exponents of one parameter, with the a of each segment chosen so that all need one learning rate."""
+    """Return the exponents of one parameter, with the a of each segment chosen so that all need one learning rate.
+
+    A segment is the columns that meet one of several concatenated inputs; its multiplier is m^-a (m, the width ratio).
+
+    Args:
+        fixed: exponents in which each segment has those of a weight of its own.
+        name: name of the parameter.
+        decided: the parameter's exponents in `fixed`.
+        alignments: how strongly updates line up with inputs at each layer node.
+    """
     if not decided.segments or not decided.learns:
         return decided
     lead = next(iter(decided.a))
@@ -52,8 +63,8 @@ def _balanced(
 def _room(fixed: FixedExponents, name: str, node: str, alignments: Mapping[str, Alignments]) -> float:
     """Return x for which an update moves the output of a layer by m^-(a + x) (m, the width ratio), at any rate.
 
-    It is the size of the input less the growth of the sum over fan_in. SGD's update shrinks by a as well, so that a
-    counts twice there.
+    m^-a is the layer's multiplier. x is s, where the input is ~ m^-s, less the growth of the sum over fan_in. For SGD,
+    a counts twice, since its update shrinks by m^-a as well.
 
     Args:
         fixed: the exponents, which say how large inputs are.

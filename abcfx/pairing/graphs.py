@@ -250,7 +250,8 @@ class _Pairing:
         """Pair graph nodes where one of two models moves or repeats entries once more than the other, its smaller base.
 
         All other ops have to be the same in the same order. They have to read the results of paired ops, perhaps moved;
-        the moves between are aligned, and one that the base leaves out has a shape in `left_out`.
+        the moves between are aligned, and the shape that one which the base leaves out would have there is kept for
+        `PairedNodes.left_out`.
 
         Args:
             ours: nodes of the target.
@@ -328,7 +329,7 @@ class _Pairing:
 
 
 def _is_constant(captured: CapturedGraph, node: fx.Node) -> bool:
-    """Whether a node holds a tensor that the capture lifted out of the model's code; their order does not matter."""
+    """Whether a node reads a tensor made in the model's code, which a capture keeps beside parameters and buffers."""
     if node.op != "get_attr" or _region(node) is not None:
         return False
     owners = captured.model.named_parameters(), captured.model.named_buffers()

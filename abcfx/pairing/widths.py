@@ -171,9 +171,15 @@ def beside_layers(dag: LayerDag, upstream: bool) -> dict[str, bool]:
 
 
 def _is_wide(dag: LayerDag, node: str, beside: str, upstream: bool) -> bool:
-    """Whether a DAG node is one that gives its neighbour `beside` an inner side, whose width may grow: a layer.
+    """Whether a DAG node is a layer, so that the width between it and its neighbour `beside` may grow.
 
     Upstream a tensor made of parameters alone (learned latents), which `beside` reads, counts as well.
+
+    Args:
+        dag: the layer DAG, a graph of the model's layers and other ops.
+        node: the node.
+        beside: a node next to it.
+        upstream: whether `node` comes before `beside`.
     """
     if isinstance(dag.kind(node), Layer):
         return True

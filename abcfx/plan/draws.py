@@ -178,10 +178,10 @@ class Draw:
         return math.sqrt(structure * whole**2 + share * ((self.mean * whole) ** 2 + (self.spread * factor) ** 2))
 
     def carried(self, spread: float, shape: torch.Size) -> Draw:
-        """Return the description of a tensor of another size that the same code draws.
+        """Return the description of a tensor of another shape that the same code draws.
 
         Zero rows keep their distance from the nearer end, other structure in random tensors its relative place. Few
-        entries count as drawn from a normal distribution. An order of the entries is not carried over.
+        entries count as drawn from a normal distribution. An order of the entries is left out.
 
         Args:
             spread: RMS of its random entries around their mean; of structure, RMS of all entries.

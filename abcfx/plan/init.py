@@ -27,7 +27,7 @@ class ColumnFactor(NamedTuple):
         start: the first of them.
         size: how many they are.
         factor: number that multiplies what is random in them.
-        whole: number that multiplies them where they are constant or structure.
+        whole: number that multiplies them where they are constant or not random, such as zero rows.
     """
 
     dim: int
@@ -47,7 +47,8 @@ class Init:
             (the meta device).
         fill: the value of all entries of a constant tensor, such as a gain; else None.
         redraw: whether the random part is drawn from a normal distribution with standard deviation `std` instead.
-        whole: the part of `factor` that multiplies mean and structure as well: absorbed multipliers.
+        whole: the part of `factor`, from absorbed multipliers, that also multiplies mean and structure (such as zero
+            rows).
         values: the entries of a frozen tensor, which it always gets; else None.
         own: how the model drew the tensor; None where it has no values.
         columns: further factors on some of the columns.
@@ -80,7 +81,7 @@ class Init:
         Args:
             own: how the model drew the tensor; None where it has no values, and then nothing is known.
             factor: number that multiplies the random part, or the constant.
-            whole: the part of it that multiplies mean and structure as well.
+            whole: the part of `factor` that also multiplies mean and structure (what is not random, such as zero rows).
         """
         if own is None:
             return cls()
@@ -150,7 +151,7 @@ class Init:
                 tensor.mul_(like_sharded(shaped, tensor))
 
     def _multiply_(self, tensor: torch.Tensor) -> None:
-        """Multiply what is random in the values by `factor`, and the rest by `whole`."""
+        """Multiply what is random in the values by `factor`, and mean, zero rows and the like by `whole`."""
         real, own = as_real(tensor), self.own
         if own is None or self.factor == self.whole or own.law is not Law.RANDOM:
             real.mul_(self.factor)

@@ -33,12 +33,13 @@ class OwnInit:
 
     Attributes:
         exponent: the exponent of the width ratio m by which the tensor is initialised: rounded where that lies within
-            the sampling error; the planned one for structure, and where too few draws tell.
+            the sampling error; the planned one for tensors without random entries, and where too few draws tell.
         measured: the exponent before rounding.
         error: its sampling error.
         snapped: whether it was rounded.
         draw: how the tensor was drawn in the model (the target).
-        base_spread: RMS of the random entries in the base, around their mean; of structure, RMS of all entries.
+        base_spread: RMS of the random entries in the base, around their mean; for a tensor that is not random, RMS of
+            all entries.
         depth_error: sampling error of the logarithm of the ratio of the spreads in base and target.
     """
 

@@ -24,7 +24,7 @@ SPEC_VERSION = 1
 
 
 class OwnInitRow(TypedDict):
-    """The part of a parameter's planned row on the model's own init: its RMS entry is ~ width^-exponent.
+    """The entry `own_init` of a parameter's row in the spec: the model's own init has RMS entries ~ width^-exponent.
 
     `measured` is the exponent before it is rounded.
     """
@@ -215,20 +215,20 @@ def _one_or_by_node(by_node: Mapping[str, float], unused: float) -> float | dict
 
 
 def _by_node_or_one(option: str, value: object) -> None:
-    """Refuse what is neither a number nor a dict of numbers.
+    """Raise an error unless the entry `option` of a row in the spec is a number or a dict of numbers.
 
     Raises:
-        InvalidInputError: it is something else.
+        InvalidInputError: the value is something else.
     """
     for each in value.values() if isinstance(value, Mapping) else [value]:
         _NUMBER(option, each)
 
 
 def _numbers(option: str, value: object) -> None:
-    """Refuse what is no list of numbers.
+    """Raise an error unless the entry `option` of a row in the spec is a list of numbers.
 
     Raises:
-        InvalidInputError: it is something else.
+        InvalidInputError: the value is something else.
     """
     if not isinstance(value, list | tuple):
         raise wrong(option, value, "a list of numbers")
@@ -237,10 +237,10 @@ def _numbers(option: str, value: object) -> None:
 
 
 def _own_init(option: str, value: object) -> None:
-    """Refuse what is no pair of numbers by name, as `OwnInitRow` has them.
+    """Raise an error unless the entry `option` of a row in the spec is a dict with the two numbers of `OwnInitRow`.
 
     Raises:
-        InvalidInputError: it is something else.
+        InvalidInputError: the value is something else.
     """
     if not isinstance(value, Mapping) or set(value) != set(OwnInitRow.__annotations__):
         raise wrong(option, value, "a dict with exponent and measured")
@@ -248,10 +248,10 @@ def _own_init(option: str, value: object) -> None:
 
 
 def _options(option: str, value: object) -> None:
-    """Refuse options of an optimizer that are no dict by name, or no plain data.
+    """Raise an error unless the entry `option` of a row in the spec is a dict of optimizer options by name.
 
     Raises:
-        InvalidInputError: they are something else.
+        InvalidInputError: the value is something else, or an option is no number, text or list.
     """
     if not isinstance(value, Mapping):
         raise wrong(option, value, "a dict of options")

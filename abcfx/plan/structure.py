@@ -18,12 +18,14 @@ PRECISION = 1e-3  # of products of orthogonal rows
 
 
 def shared_entries(values: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Return a mask of entries that are not random, such as zero rows or repeated values, and rows without zero rows.
-
-    The mask is None if there are none.
+    """Find the entries of a tensor that are not random since they are zero or equal to many others.
 
     Args:
         values: a tensor that is not constant.
+
+    Returns:
+        A mask of these entries, which broadcasts to the tensor, or None if there are none; and, for further tests, the
+        first rows that are not all zero, as a float64 matrix.
     """
     rows = values.flatten(1) if values.ndim > 1 else values.reshape(1, -1)
     empty = (rows[:, :1] == 0).flatten()

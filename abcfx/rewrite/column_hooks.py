@@ -59,7 +59,7 @@ def hook_columns(model: nn.Module, weight: str, columns: ColumnFactors) -> Remov
     shaped = features.view(-1, *[1] * (parameter.ndim - 2))  # a convolution has its channels before its places
 
     def multiply(_: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Return the arguments of the call, the input multiplied."""
+        """Return the arguments of the layer's call, with a part of the input multiplied by its factor."""
         return (args[0] * shaped.to(args[0]), *args[1:])
 
     return module.register_forward_pre_hook(multiply)

@@ -32,10 +32,10 @@ class Reader:
 
 
 def reader_of(product: fx.Node, query: fx.Node) -> Reader | None:
-    """Return where an attention product reads its queries; None if it reads them twice.
+    """Return at which fx nodes an attention product reads its queries; None if it reads them twice.
 
     Args:
-        product: the fx node of the product, which may read them through a scale node.
+        product: the fx node of the product, which may read them through a scale node (a multiplication by a constant).
         query: the fx node that returns the queries.
     """
     notes = scale_nodes(product.graph)
@@ -56,7 +56,7 @@ class FactorFlow:
     Args:
         captured: the model, with example inputs.
         layers: the fx nodes of the layers.
-        readers: where the queries are read.
+        readers: the pairs of fx nodes that give queries and read them.
     """
 
     def __init__(self, captured: CapturedGraph, layers: Sequence[fx.Node], readers: Sequence[Reader]) -> None:

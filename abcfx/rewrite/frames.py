@@ -27,15 +27,20 @@ class GraphBefore:
     """What the nodes of a graph were before a rewrite, so that the nodes which it changed can be told afterwards."""
 
     def __init__(self, graph: fx.Graph) -> None:
-        """Note target and arguments of every node."""
+        """Keep target and arguments of every node, to compare them with those after the rewrite."""
         self._nodes = {node: (node.target, node.args, node.kwargs) for node in graph.nodes}
 
     def has(self, node: fx.Node) -> bool:
-        """Whether a node was there before the rewrite."""
+        """Whether a node was in the graph before the rewrite."""
         return node in self._nodes
 
     def changed(self, graph: fx.Graph, scales: Mapping[fx.Node, ScaleNode]) -> list[fx.Node]:
-        """Return the nodes that were added or changed; reading a scaled value in place of the value is no change."""
+        """Return the nodes that a rewrite added or changed; to read a scaled value in place of the value is no change.
+
+        Args:
+            graph: the graph after the rewrite.
+            scales: the nodes that multiply a value by a constant, with the note on each.
+        """
 
         def unscaled(node: fx.Node) -> fx.Node:
             """Return the node whose value a scale node multiplies; any other node itself."""
@@ -54,7 +59,9 @@ class GraphBefore:
 
 
 class Frames:
-    """The frame of every node of a rewritten flat graph, and the calls of submodules with their present values.
+    """The frame of every node of a graph: the names of the calls of submodules that the node runs in, outermost first.
+
+    The graph has the operations of all submodules one by one, and a rewrite has added nodes that multiply by constants.
 
     Args:
         module: the module that owns the graph.
@@ -62,14 +69,14 @@ class Frames:
         before: what the graph was before.
 
     Attributes:
-        of: the frame of each node that calls something.
-        calls: the record of each call, by its name.
+        of: the frame of each node that calls something; () in the model's own forward.
+        calls: the record of each call of a submodule, with the values that it now takes and gives, by the call's name.
         nodes: the nodes within each call, in order.
         touched: the frames in which the rewrite added or changed nodes.
     """
 
     def __init__(self, module: EmittedModule, graph: fx.Graph, before: GraphBefore) -> None:
-        """Place every node."""
+        """Find for every node the calls of submodules that it runs in, also for nodes that the rewrite added."""
         self._module = module
         self.graph = graph
         self.calls: dict[str, ModuleCall] = {call.key: call for call in module.calls_in(graph)}
@@ -94,11 +101,14 @@ class Frames:
                 self.nodes.setdefault(key, []).append(node)
 
     def path(self, key: str) -> str:
-        """Return the path of the module that a call runs."""
+        """Return the path of the submodule that a call, given by its name, runs."""
         return self._paths[key]
 
     def _recorded_frame(self, node: fx.Node) -> Frame:
-        """Return the frame that was recorded when a node was captured; a layer that is one node is in its caller's."""
+        """Return the names of the calls of submodules that a node ran in when it was captured, outermost first.
+
+        A torch.nn layer that is one node counts as run by its caller.
+        """
         frame: list[str] = []
         for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
             if path:
@@ -111,7 +121,14 @@ class Frames:
         return tuple(frame)
 
     def _place(self, node: fx.Node, note: ScaleNode) -> None:
-        """Place a node that the rewrite added, with what it multiplies or with the op that reads it."""
+        """Set in `of` the calls of submodules that a node added by the rewrite runs in.
+
+        They are those of the node that it multiplies, or of the op that reads it.
+
+        Args:
+            node: the node.
+            note: says whether it multiplies the result of an op or an operand.
+        """
         base = node.args[0]
         assert isinstance(base, fx.Node)
         users = [self.of[user] for user in node.users if user.op != "output"]
@@ -125,14 +142,16 @@ class Frames:
         self.of[node] = frame
 
     def _lift(self, node: fx.Node, note: ScaleNode, graphed: Collection[Frame]) -> None:
-        """Move a factor on what a torch.nn layer takes or gives out of the layer, which then stays the user's own.
+        """Let a factor on what a torch.nn layer takes or gives stand outside of the layer's call.
 
-        It stays within the layer if the caller of the layer would only for this factor have to become a graph.
+        The layer then stays the user's own module. The factor stays within the call if the caller of the layer would
+        have to become a graph for it alone.
 
         Args:
-            node: the scale node.
-            note: says where it stands.
-            graphed: frames of calls that become graphs anyway, as the model itself does.
+            node: the scale node, which multiplies by a constant.
+            note: says whether it multiplies the result of an op or an operand.
+            graphed: for calls whose module becomes a graph anyway, as the model itself does: the names of the calls
+                around a node there.
         """
         frame = self.of[node]
         is_free = bool(frame) and node.target is torch.mul and (not frame[:-1] or frame[:-1] in graphed)
@@ -140,7 +159,13 @@ class Frames:
             self.of[node] = frame[:-1]
 
     def _leaves_layer(self, node: fx.Node, note: ScaleNode, key: str) -> bool:
-        """Whether a factor can stand outside of a call of a torch.nn layer; its record takes the new value then."""
+        """Whether a factor can stand outside of the call of a torch.nn layer; if so, the call takes the scaled value.
+
+        Args:
+            node: the scale node, which multiplies by a constant.
+            note: says whether it multiplies the result of an op or an operand.
+            key: name of the call.
+        """
         call, base = self.calls.get(key), node.args[0]
         if call is None or not isinstance(base, fx.Node) or not is_torch_module(self._module.get_submodule(call.path)):
             return False
@@ -169,7 +194,7 @@ class Frames:
                 self.calls[key] = replace(call, outputs=swapped[1])
 
     def _place_writes(self) -> None:
-        """Place each write into a buffer at the end of the graph in the call that computed the value."""
+        """Let each write into a buffer at the end of the graph count as run by the call that computed the value."""
         for node in self.graph.nodes:
             target = node.args[0] if node.args else None
             if self.of[node] or called_name(node) != "copy_" or not isinstance(target, fx.Node):
@@ -205,7 +230,10 @@ def attribute_of(node: fx.Node) -> fx.Node | None:
 
 
 def _common(frames: list[Frame]) -> Frame:
-    """Return the calls that all frames have in common, from the outermost on."""
+    """Return the calls that all of several nodes run in, from the outermost on.
+
+    `frames` has for each node the names of the calls that it runs in.
+    """
     shared: list[str] = []
     for keys in zip(*frames, strict=False):
         if len(set(keys)) > 1:

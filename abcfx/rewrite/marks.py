@@ -107,5 +107,8 @@ def marked_nodes(graph: fx.Graph) -> list[fx.Node]:
 
 @register_rule(NAME)
 def _scaled_rule(op: Op, x: Value, a: float) -> Value:
-    """Handle a mark of `abcfx.scaled` as a product of x with m^-a (m, the width ratio): sizes change by that power."""
+    """Handle a mark of `abcfx.scaled` as a product of x with m^-a (m, the width ratio), and return the abstract tensor.
+
+    An abstract tensor is a record of where a tensor of the graph comes from.
+    """
     return op.scale(x, Number(((WidthScale(), -a),)))

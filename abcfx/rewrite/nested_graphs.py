@@ -32,17 +32,17 @@ class CannotCall(Exception):
 
 
 class NestedGraphs:
-    """The graphs of some modules of a model in one mode, made of the flat graph.
+    """The graphs of some modules of a model in one mode, made of one flat graph, which has all operations one by one.
 
     Args:
         model: the model, whose modules the graphs call.
-        frames: the flat graph with the call that each of its nodes belongs to.
+        frames: the flat graph, with the calls of submodules that each of its nodes runs in.
         graphed: paths of the modules that get a graph; the model itself always does.
         inlined: paths of the modules that no graph calls: their nodes stand in the graph of their caller.
     """
 
     def __init__(self, model: nn.Module, frames: Frames, graphed: Collection[str], inlined: Collection[str]) -> None:
-        """Note names of tensors and modules, and what crosses the boundary of each call."""
+        """Prepare to make graphs of the modules in `graphed`."""
         self._model = model
         self.frames = frames
         self._graphed = graphed
@@ -81,7 +81,7 @@ class NestedGraphs:
         return graphs[0] if graphs else None
 
     def _of_call(self, call: ModuleCall) -> fx.Graph:
-        """Return the graph of one call of a module."""
+        """Return the graph of a module as one of its calls runs it, made of nodes of the flat graph."""
         nodes = self.frames.nodes[call.key]
         depth = self.frames.of[nodes[0]].index(call.key) + 1
         building = _Building(self, call.path, self.frames.of[nodes[0]][:depth], nodes)
@@ -103,11 +103,11 @@ class NestedGraphs:
         return building.finished()
 
     def called(self, node: fx.Node, frame: tuple[str, ...]) -> str | None:
-        """Return the call that a graph makes to run a node; None if the node stands in the graph itself.
+        """Return the name of the call by which a module's graph runs a node; None for a node of the graph itself.
 
         Args:
             node: a node of the flat graph.
-            frame: the calls that the graph itself runs in.
+            frame: names of the calls of submodules that the module itself runs in, outermost first.
         """
         inner = self.frames.of[node][len(frame) :]
         return next((key for key in inner if self.frames.path(key) not in self._inlined), None)
@@ -178,17 +178,17 @@ class NestedGraphs:
 
 
 class _Building:
-    """The graph of one module while it is made.
+    """The graph of one module while it is made of nodes of the flat graph, which has all operations one by one.
 
     Args:
         nested: knows the flat graph.
         owner: path of the module.
-        frame: the calls that the graph runs in.
+        frame: names of the calls of submodules that the module runs in, outermost first.
         nodes: the nodes of the flat graph that run within the module, in order.
     """
 
     def __init__(self, nested: NestedGraphs, owner: str, frame: tuple[str, ...], nodes: Sequence[fx.Node]) -> None:
-        """Start with an empty graph."""
+        """Start with an empty graph for the module."""
         self._nested = nested
         self._frames = nested.frames
         self._owner = owner
@@ -199,10 +199,10 @@ class _Building:
         self._results: dict[fx.Node, tuple[fx.Node, Sequence[tuple[Callable[..., object], object]]]] = {}
 
     def run(self) -> None:
-        """Copy the module's own nodes, and add one node for each call of another module.
+        """Add a copy of each node of the module's own forward, and one node for each call of another module.
 
         Raises:
-            CannotCall: some of these cannot be called.
+            CannotCall: some of these modules cannot be called; says why.
         """
         own = [node for node in self._nodes if node.op not in ("get_attr", "placeholder", "output")]
         called = {node: self._nested.called(node, self._frame) for node in own}
@@ -239,12 +239,12 @@ class _Building:
         return new
 
     def finished(self) -> fx.Graph:
-        """Return the graph, checked."""
+        """Check the finished graph and return it."""
         self.graph.lint()
         return self.graph
 
     def _copy(self, node: fx.Node) -> fx.Node:
-        """Copy a node of the flat graph."""
+        """Copy a node of the flat graph into this graph, and return the copy."""
         target = node.target if node.op != "call_module" else self._name(str(node.target))
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.get)
         new = self.graph.create_node(node.op, target, args, kwargs, node.name, node.type)
@@ -252,11 +252,11 @@ class _Building:
         return new
 
     def _call(self, call: ModuleCall, first: fx.Node) -> None:
-        """Add the call of a module, and note where in its result each value is found.
+        """Add a node that calls a module, and keep for `_taken` where in the module's result each value is found.
 
         Args:
             call: the call.
-            first: the first node of the flat graph within it, whose place in the user's source the call gets.
+            first: the first node of the flat graph within it, whose module path the call gets.
         """
         inputs = [self.get(value) for value in _known(call.inputs, self._owner)]
         args, kwargs = _arguments(call, inputs)
@@ -333,10 +333,10 @@ def _reachable(node: fx.Node) -> bool:
 
 
 def _known(values: Sequence[fx.Node | None], path: str) -> list[fx.Node]:
-    """Return the nodes of a call's values.
+    """Return the graph nodes of the values that a call of the module at `path` takes or gives.
 
     Raises:
-        CannotCall: one of them is not known.
+        CannotCall: the node of some value is not known, so that no graph can call the module.
     """
     found = [value for value in values if value is not None]
     if len(found) < len(values):
@@ -351,7 +351,7 @@ def _same_signature(first: fx.Graph, second: fx.Graph) -> bool:
 
 
 def _is_native(part: Part) -> bool:
-    """Whether a graph can hold arguments of this form: values, plain constants, and tuples, lists and dicts of them."""
+    """Whether a graph can hold arguments nested like this: values, constants, and tuples, lists and dicts of them."""
     if isinstance(part, Value):
         return True
     if isinstance(part, Fixed):

@@ -36,11 +36,12 @@ _OF_ANY_MODULE = frozenset(vars(nn.Module()))
 
 
 class Nested(NamedTuple):
-    """A model emitted in the shape of the user's.
+    """A rewritten model with the submodules of the user's model, some of them replaced by graphs.
 
     Attributes:
         module: the module.
-        inlined: why a submodule is not called, by its path: its nodes stand in the graph of its caller.
+        inlined: for submodules that no graph calls, by path, why not; their operations stand in the graph of the
+            caller.
     """
 
     module: EmittedModule
@@ -50,14 +51,18 @@ class Nested(NamedTuple):
 def emit(
     captured: CapturedGraph, before: Mapping[fx.Graph, GraphBefore], plan: Mapping[str, ParameterPlan]
 ) -> tuple[EmittedModule, tuple[str, ...]]:
-    """Return the module for the user, which is the rewritten graphs in the shape of his model, and notes.
+    """Make the module for the user of rewritten flat graphs: one with the submodules of his model, some of them graphs.
 
-    Its state dict is marked where the graphs multiply weights.
+    A flat graph has the operations of all submodules one by one. The module's state dict is marked where graphs
+    multiply weights.
 
     Args:
         captured: the model with its rewritten flat graphs.
         before: what each flat graph was before the rewrite.
         plan: the multiplier of every parameter, for the mark.
+
+    Returns:
+        The module, and notes for the report.
     """
     module, inlined = nest(captured, before)
     _mark_state(captured.module, module, plan)
@@ -69,7 +74,7 @@ def emit(
 
 
 def _inlined_note(inlined: Mapping[str, str]) -> tuple[str, ...]:
-    """Return a sentence on the submodules that no graph calls; none if there are none.
+    """Return a sentence for the report on the submodules that no graph calls; () if there are none.
 
     Args:
         inlined: why a submodule is not called, by its path.
@@ -85,9 +90,10 @@ def _inlined_note(inlined: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def nest(captured: CapturedGraph, before: Mapping[fx.Graph, GraphBefore]) -> Nested:
-    """Return the rewritten model in the shape of the user's; the flat module itself where that cannot be had.
+    """Return the rewritten model with the submodules of the user's model, those that the rewrite changed as graphs.
 
-    Parameters and buffers are shared with the flat module, which goes on to serve analyses.
+    Where such a module cannot be made, it is the flat module itself, whose graphs have all operations one by one. Both
+    share parameters and buffers, since analyses go on to read the flat module.
 
     Args:
         captured: the model with its rewritten flat graphs.
@@ -113,15 +119,15 @@ def nest(captured: CapturedGraph, before: Mapping[fx.Graph, GraphBefore]) -> Nes
 def _nested(
     captured: CapturedGraph, frames: Sequence[Frames], *, with_callers: bool
 ) -> tuple[EmittedModule | None, dict[str, str]]:
-    """Return the model in the shape of the user's, not compared with the flat one yet, or None where there is none.
+    """Return the rewritten model with the submodules of the user's model, not compared with the flat graphs yet.
 
     Args:
         captured: the model with its rewritten flat graphs.
-        frames: where the nodes of the graph of each mode belong.
+        frames: for the graph of each mode, the calls of submodules that each node runs in.
         with_callers: whether the modules that call a module with a graph get one too.
 
     Returns:
-        The module, and why a submodule is not called, by its path.
+        The module, or None where it cannot be made; and, by path, why a submodule is not called.
     """
     flat, tree = captured.module, copied(captured.model, shares_tensors=True)
     inlined: dict[str, str] = {}
@@ -143,18 +149,18 @@ class EmittedSequential(EmittedModule):
     """A module with a graph in place of an `nn.Sequential`: its parts are found by index, as they were."""
 
     def __len__(self) -> int:
-        """Return the number of parts."""
+        """Return the number of modules in the sequential."""
         return len(self._modules)
 
     def __iter__(self) -> Iterator[nn.Module]:
-        """Yield the parts in order."""
+        """Yield the modules of the sequential in order."""
         return iter(module for module in self._modules.values() if module is not None)
 
     def __getitem__(self, index: int) -> nn.Module:
-        """Return a part by its position.
+        """Return a module of the sequential by its position.
 
         Raises:
-            InvalidInputError: a slice was asked for, which would compute without the multipliers between parts.
+            InvalidInputError: a slice was asked for, which would compute without the multipliers between modules.
         """
         if isinstance(index, slice):
             raise InvalidInputError(
@@ -171,7 +177,7 @@ def _skipped(module: EmittedModule, frames: Sequence[Frames], inlined: Collectio
 
     Args:
         module: the emitted module.
-        frames: where the nodes of the graph of each mode belong.
+        frames: for the graph of each mode, the calls of submodules that each node runs in.
         inlined: paths of the modules whose nodes stand in the graph of their caller.
     """
     running = {of_mode.path(key) for of_mode in frames for key in of_mode.nodes}
@@ -190,7 +196,7 @@ def _graphed(frames: Sequence[Frames], inlined: Collection[str], *, with_callers
     """Return the paths of the modules, the root aside, in whose own forward the rewrite changed something.
 
     Args:
-        frames: where the nodes of the graph of each mode belong.
+        frames: for the graph of each mode, the calls of submodules that each node runs in.
         inlined: paths of the modules whose nodes stand in the graph of their caller.
         with_callers: whether the modules that call these are returned too.
     """

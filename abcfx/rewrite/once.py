@@ -11,7 +11,10 @@ _TRANSFORMED: WeakSet[nn.Module] = WeakSet()
 
 
 def remember_transformed(model: nn.Module) -> None:
-    """Remember that `transform` changed the weights or the graph of this model object, so that it is not done twice."""
+    """Add a model object whose weights or graph `transform` changed to a set, off which `was_transformed` reads it.
+
+    The set is a global of this module and holds models weakly.
+    """
     _TRANSFORMED.add(model)
 
 

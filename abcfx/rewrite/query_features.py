@@ -168,10 +168,10 @@ def _layer_features(
 
 
 def _reader(dag: LayerDag, node: str) -> Reader:
-    """Return where an attention product reads its queries.
+    """Return which fx node gives an attention product its queries, and which fx node reads them.
 
     Raises:
-        InvalidInputError: it reads them twice, or makes them itself.
+        InvalidInputError: the product reads the queries twice, or makes them inside its op.
     """
     product = dag.node(node)
     reader = None if product.operand is None else reader_of(product.fx_node, product.operand)

@@ -17,8 +17,17 @@ def _attend(
 ) -> Value:
     """Add attention, softmax(scale * query key + mask) value, to the layer DAG (graph of the model's layers and ops).
 
-    The result has entries as large as those of `value`. `head` is the dim that query times key is summed over, or a
-    number such as its size; None where it is not known.
+    Args:
+        op: the op of the traced graph for which nodes are added.
+        query: abstract tensor (a record of what is known of a tensor) of the queries.
+        key: that of the keys.
+        value: that of the values.
+        head: the dim that query times key is summed over, or a number such as its size; None where it is not known.
+        scale: the number that logits are multiplied by; None for none.
+        mask: a tensor that is added to the logits; other masks count for nothing.
+
+    Returns:
+        The abstract tensor of the result, whose entries are as large as those of `value`.
     """
     if op.is_weight(query) and not op.is_weight(key):  # learned queries: their weights are what the keys meet
         logits = op.layer(key, query, fan_in=[-1], fan_out=[], inner=True)
@@ -70,7 +79,8 @@ def multi_head_attention(
 ) -> tuple[Value, Value]:
     """Handle a call of nn.MultiheadAttention: four layers (query, key, value and output projection) around attention.
 
-    Returns the output, which has the size of the output projection's result, and the attention weights, of order 1.
+    Returns the output, which has entries as large as the output projection's result, and the attention weights, of
+    order 1.
     """
     out = attend_with(op, module, query, key, value, attn_mask)
     return out, op.pointwise(out)
@@ -140,7 +150,8 @@ def multi_head_attention_forward(
 ) -> tuple[Value, Value]:
     """Handle F.multi_head_attention_forward, by which nn.MultiheadAttention computes: four layers around attention.
 
-    Returns the output, which has the size of the output projection's result, and the attention weights, of order 1.
+    Returns the output, which has entries as large as the output projection's result, and the attention weights, of
+    order 1.
     """
     separate = [weight for weight in (q_proj_weight, k_proj_weight, v_proj_weight) if weight is not None]
     weights: Sequence[Value | None] = separate or [in_proj_weight] * 3

@@ -54,7 +54,10 @@ class ExponentContext(Protocol):
         """Return b of a parameter whose standard deviation at init is m^-b (m, the width ratio)."""
 
     def init(self, node: str) -> float:
-        """Return b of the weight at a layer node: that of its parameter or, of a segment, of its columns."""
+        """Return b of the weight at a layer node, which is ~ m^-b at init (m, the width ratio).
+
+        For a node that stands for some columns of a parameter it is the b of these columns.
+        """
 
     def learns(self, parameter: str) -> bool:
         """Whether the linear program knows a parameter: False for a frozen one, and for one of the role "plain"."""

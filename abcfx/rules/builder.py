@@ -18,7 +18,7 @@ class DagNode:
 
     Attributes:
         name: unique in the DAG; a layer is called as its module, any other node as its op.
-        kind: what the node does to sizes, changes and gradients; it names the nodes that it reads.
+        kind: what the node does to the magnitude, change and gradient of a tensor; it names the nodes that it reads.
         fx_node: the op of the traced graph that the node was made for.
         path: module path of that op; "" in the root.
         gains: those of `kind.vectors` (parameters) that multiply the result; the others are added to it.
@@ -92,7 +92,7 @@ class DagBuilder:
         return name in self.nodes
 
     def kind(self, name: str) -> Kind:
-        """Return the kind of a DAG node (Layer, Merge, Norm, ...), which has the formulas for its size and change."""
+        """Return what a DAG node does (Layer, Merge, Norm, ...), with the formulas for how large its output is."""
         return self.nodes[name].kind
 
     def add(self, node: DagNode) -> str:

@@ -46,7 +46,8 @@ def conv_transpose(op: Op, x: Value, weight: Value, bias: Value | None = None, *
 def _transposed(op: Op, x: Value, weight: Value, bias: Value | None, groups: object) -> Value:
     """Add a transposed convolution as a layer that sums over all but dim 1 of a weight (in, out / groups, *kernel).
 
-    With one group for each channel it sums over the kernel alone, and the weight is a vector along its channels.
+    The layer is added to the layer DAG (graph of layers and ops), and its result is returned. With one group for each
+    channel it sums over the kernel alone, and the weight is a vector along its channels.
     """
     kernel = range(2, weight.ndim or 2)
     if groups != 1 and weight.shape is not None and groups == weight.shape[0]:
@@ -115,7 +116,7 @@ def conv_transpose_module(
     "affine_grid", "affine_grid_generator", "avg_pool", "max_pool",
 )  # fmt: skip
 def pool(op: Op, x: Value, *_: object) -> Value | tuple[Value, ...]:
-    """Handle pooling and resizing: entries keep their size and their change in training.
+    """Handle pooling and resizing: entries, and their change in training, stay as they are.
 
     If the op returns the places of the largest entries as well, they are a second result, a constant.
     """
@@ -148,5 +149,5 @@ def grid_sample(op: Op, x: Value, grid: Value, *_: object) -> Value:
     nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle,
 )  # fmt: skip
 def pool_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value | tuple[Value, ...]:
-    """Handle a call of a pooling, resizing or padding module: entries keep their size and their change in training."""
+    """Handle a call of a pooling, resizing or padding module: entries and their change stay as large as they are."""
     return pool(op, x)

@@ -17,21 +17,21 @@ from abcfx.rules.values import Simplex, Value
 def homogeneous(op: Op, x: Value, *_: object) -> Value:
     """Handle a function phi with phi(kx) = k phi(x) for k > 0, such as relu or dropout.
 
-    Entries keep their size and their change in training.
+    Entries, and their change in training, stay as large as they are.
     """
     return passed_on(x, op.same(x), op.at)
 
 
 @register_rule("to", "type_as", "float", "half")
 def cast(op: Op, x: Value, *like: object) -> Value:
-    """Handle x.to(...) and x.type_as(y), x in another dtype or on another device: entries keep their size."""
+    """Handle x.to(...) and x.type_as(y), x in another dtype or on another device: entries stay as large as they are."""
     op.disregard(*like)  # of another tensor the dtype and device count
     return op.same(x)
 
 
 @register_rule("masked_fill")
 def masked_fill(op: Op, x: Value, mask: Value, value: object) -> Value:
-    """Handle masked_fill, x with some entries overwritten: it keeps the size of x.
+    """Handle masked_fill, x with some entries overwritten: entries are as large as those of x.
 
     If the value that is filled in is a tensor that training changes, the result is as large as the larger of the two.
     """
@@ -48,7 +48,7 @@ def native_dropout(op: Op, x: Value, *_: object) -> tuple[Value, Value]:
 def homogeneous_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value:
     """Handle a call of a module such as nn.ReLU or nn.Dropout that computes phi with phi(kx) = k phi(x) for k > 0.
 
-    Entries keep their size and their change in training.
+    Entries, and their change in training, stay as large as they are.
     """
     return passed_on(x, op.same(x), op.at)
 
@@ -57,7 +57,8 @@ def homogeneous_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value
 def keeps_zero(op: Op, x: Value, *_: object) -> Value:
     """Handle a function phi with phi(0) = 0 but phi(kx) != k phi(x), such as gelu.
 
-    Entries keep their size and their change in training, and a larger copy of the model must keep the size of x.
+    Entries, and their change in training, stay as large as they are. A larger copy of the model that is to compute the
+    same must keep the entries of x as large as they are here.
     """
     return op.nonlinear(x)
 
@@ -79,7 +80,7 @@ def clamp(op: Op, x: Value, *bounds: object) -> Value:
 def keeps_zero_module(op: Op, module: nn.Module, x: Value, *_: object) -> Value:
     """Handle a call of a module such as nn.GELU that computes phi with phi(0) = 0 but phi(kx) != k phi(x).
 
-    Entries keep their size and their change in training.
+    Entries, and their change in training, stay as large as they are.
     """
     return op.nonlinear(x)
 
@@ -110,7 +111,7 @@ def prelu(op: Op, x: Value, slope: Value) -> Value:
 
 @register_rule(nn.PReLU)
 def prelu_module(op: Op, module: nn.Module, x: Value) -> Value:
-    """Handle a call of nn.PReLU as the sum of x and x times its learned slope; the larger of the two sets the size."""
+    """Handle a call of nn.PReLU as the sum of x and x times its learned slope: as large as the larger of the two."""
     slope = op.parameter(module, "weight")
     assert slope is not None
     return prelu(op, x, slope)
@@ -182,7 +183,8 @@ def remainder(op: Op, x: object, y: object) -> Value:
 def lerp(op: Op, x: Value, y: Value, weight: object) -> Value:
     """Handle torch.lerp, x + weight * (y - x): entries as large as the larger of x and y.
 
-    If the weight is a tensor, its product with y - x is added, so that the weight's size and change count as well.
+    If the weight is a tensor, its product with y - x is added, so that it also counts how large the weight is and how
+    it changes.
     """
     if not isinstance(weight, Value):
         return op.merge([x, y])
@@ -276,7 +278,7 @@ def constant(op: Op, *values: object, **options: object) -> Value:
 
 @register_rule("as_tensor")
 def as_tensor(op: Op, data: object, dtype: object = None, device: object = None) -> Value:
-    """Handle torch.as_tensor: a tensor stays what it is, with its size and gradient; numbers become a constant."""
+    """Handle torch.as_tensor: a tensor stays what it is, and goes on to get gradients; numbers become a constant."""
     return op.view(data) if isinstance(data, Value) else op.constant()
 
 
@@ -284,7 +286,7 @@ def as_tensor(op: Op, data: object, dtype: object = None, device: object = None)
 def mul(op: Op, x: object, y: object) -> Value:
     """Handle x * y: a square if both are one tensor, a scaling if one is a number, else a product entry by entry.
 
-    The sizes of the two multiply.
+    The magnitudes of entries multiply.
     """
     if isinstance(x, Value) and isinstance(y, Value):
         if x.node is not None and x.node == y.node and x.statistic == y.statistic:
@@ -300,7 +302,7 @@ def mul(op: Op, x: object, y: object) -> Value:
 
 @register_rule("div")
 def div(op: Op, x: object, y: object) -> Value:
-    """Handle x / y: a scaling by 1 / y if y is a number, else a product with y ** -1; sizes are divided."""
+    """Handle x / y: a scaling by 1 / y if y is a number, else a product with y ** -1, which is large for small y."""
     if isinstance(y, Value) and isinstance(x, Value) and (number := op.constant_number(y)) is not None:
         return op.scale(x, number.power(-1.0))
     if isinstance(y, Value):
@@ -318,7 +320,7 @@ def rdiv(op: Op, x: Value, y: object) -> Value:
 
 @register_rule("pow")
 def power(op: Op, x: object, exponent: object) -> Value:
-    """Handle x ** exponent: entries of size n^s, n the width, become n^(s * exponent) if the exponent is a number.
+    """Handle x ** exponent: entries of magnitude n^s, n the width, become n^(s * exponent) if the exponent is a number.
 
     With a tensor as exponent the result is taken to be of order 1.
     """
@@ -335,25 +337,25 @@ def rpow(op: Op, exponent: Value, base: object) -> Value:
 
 @register_rule("square")
 def square(op: Op, x: Value) -> Value:
-    """Handle torch.square: entries of size n^s become n^(2 s), where n is the width."""
+    """Handle torch.square: entries of magnitude n^s become n^(2 s), where n is the width."""
     return op.power(x, 2.0)
 
 
 @register_rule("sqrt")
 def sqrt(op: Op, x: Value) -> Value:
-    """Handle torch.sqrt: entries of size n^s become n^(s/2), where n is the width."""
+    """Handle torch.sqrt: entries of magnitude n^s become n^(s/2), where n is the width."""
     return op.power(x, 0.5)
 
 
 @register_rule("rsqrt")
 def rsqrt(op: Op, x: Value) -> Value:
-    """Handle torch.rsqrt, 1 / sqrt(x): entries of size n^s become n^(-s/2), where n is the width."""
+    """Handle torch.rsqrt, 1 / sqrt(x): entries of magnitude n^s become n^(-s/2), where n is the width."""
     return op.power(x, -0.5)
 
 
 @register_rule("reciprocal")
 def reciprocal(op: Op, x: Value) -> Value:
-    """Handle torch.reciprocal, 1 / x: entries of size n^s become n^-s, where n is the width."""
+    """Handle torch.reciprocal, 1 / x: entries of magnitude n^s become n^-s, where n is the width."""
     return op.power(x, -1.0)
 
 

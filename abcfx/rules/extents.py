@@ -51,7 +51,7 @@ class DimPart:
 
     @property
     def whole(self) -> ParameterDim:
-        """The dim that this is a part of."""
+        """The whole dim of the weight that these columns are a part of."""
         return ParameterDim(self.parameter, self.index)
 
     def __str__(self) -> str:
@@ -109,7 +109,7 @@ class Number:
         return Number(tuple((factor, power * exponent) for factor, power in self.powers))
 
     def times(self, other: Number) -> Number:
-        """Return the product of this number, a product of powers of sizes in the model, and another one."""
+        """Return the product of this number and another one, both products of powers of dim sizes."""
         return Number(self.powers + other.powers)
 
 

@@ -75,7 +75,7 @@ def _transform(op: Op, x: Value, dims: Sequence[int], sizes: Sequence[object], n
 
 @register_rule("fft_fftshift", "fft_ifftshift")
 def shifted(op: Op, x: Value, dim: Dims = None) -> Value:
-    """Handle torch.fft.fftshift and its inverse, which move entries: these keep their size and their change."""
+    """Handle torch.fft.fftshift and its inverse: entries are moved, and stay as large as they are."""
     return op.view(x)
 
 
@@ -83,8 +83,8 @@ def shifted(op: Op, x: Value, dim: Dims = None) -> Value:
 def fourier_kernel(op: Op, x: Value, dim: Sequence[int], normalization: int, *_: object) -> Value:
     """Handle aten._fft_c2c and its kin: Fourier transforms over dims of n entries, as exported graphs have them.
 
-    The RMS entry becomes sqrt(n) times as large for `normalization` 0, keeps its size for 1, and shrinks by sqrt(n) for
-    2.
+    The RMS entry becomes sqrt(n) times as large for `normalization` 0, stays as large as it is for 1, and shrinks by
+    sqrt(n) for 2.
     """
     factor = Number(tuple((each, 0.5 * (1 - normalization)) for each in x.dims_at(dim)))
     return op.scale(x, factor) if factor.powers and normalization != 1 else op.same(x)
@@ -130,7 +130,12 @@ def istft(
 def _windowed(op: Op, x: Value, factor: Number, window: Value | None, is_divided: bool) -> Value:
     """Return x times the factor of a windowed Fourier transform, and times the window if training changes that.
 
-    With `is_divided` the transform divides the factor out itself, and x keeps its size.
+    Args:
+        op: the op of the traced graph.
+        x: the tensor that is transformed.
+        factor: the number by which the transform multiplies the RMS entry.
+        window: the window; None for none.
+        is_divided: True if the transform divides the factor out itself, so that entries stay as large as they are.
     """
     y = op.same(x) if is_divided else op.scale(x, factor)
     return y if window is None or window.is_constant else op.product(y, window)

@@ -20,7 +20,7 @@ from abcfx.rules.extents import Dim, DimPart, Extent, Number, ParameterDim, whol
 
 @dataclass(frozen=True)
 class Kind(ABC):
-    """The computation of a DAG node, with formulas for its size s, change r and gradient G, exponents of width.
+    """What a DAG node does, with formulas for s, r, G: entries ~ m^-s, change ~ m^-r, gradient ~ m^-G (m, width ratio).
 
     Attributes:
         inputs: names of the DAG nodes that are read; None stands for a constant (data, a mask, a buffer).
@@ -79,7 +79,7 @@ class Layer(Kind):
         inner: whether no scale node can be placed at it, inside an op; then a = 0: init and rate carry the multiplier.
         factor: a number that the model itself multiplies the weight with.
         fan_back: dims that the gradient of the input sums over, if not all of `fan_out` (convolutions with groups).
-        normalised: whether forward divides the weight by a norm of itself, so that its size is not the parameter's.
+        normalised: whether forward divides the weight by a norm of itself, so that it is not as large as the parameter.
     """
 
     parameter: str
@@ -106,7 +106,7 @@ class Layer(Kind):
         return next((dim for dim in self.fan_in if isinstance(dim, DimPart)), None)
 
     def gradient_name(self, node: str) -> str:
-        """Return the name of the variable g of the weight's gradient: for all uses, or for one segment alone."""
+        """Return the name of g (the weight's gradient is ~ m^-g): the parameter or, for some columns, this node."""
         return self.parameter if self.part is None else node
 
     def _update(self, node: str, context: ExponentContext) -> tuple[tuple[tuple[str, str], ...], float]:
@@ -196,7 +196,7 @@ class Vector(Kind):
 
 @dataclass(frozen=True)
 class Merge(Kind):
-    """A sum, concatenation or selection: the largest input decides size and change in training."""
+    """A sum, concatenation or selection: as large as the largest input, changing as the one that changes most."""
 
     def size(self, node: str, context: ExponentContext) -> float:
         """Return s of the result (entries ~ m^-s at init; m, the width ratio): that of the largest input."""
@@ -260,7 +260,7 @@ class Mix(Product):
     """A product of weights, positive and summing to 1 along rows and columns, and x: never larger than x."""
 
     def size(self, node: str, context: ExponentContext) -> float:
-        """Return s (entries ~ width^-s at init) of x, the second input: weights that sum to one keep its size."""
+        """Return s (entries ~ width^-s at init) of x, the second input: with weights that sum to one."""
         return context.size(self.inputs[1])
 
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
@@ -275,7 +275,7 @@ class Mix(Product):
 
 @dataclass(frozen=True)
 class Unary(Kind):
-    """A function of one input, whose exponents (size, change, gradient) are the input's plus constants."""
+    """A function of one input: each of its exponents s, r and G (see `Kind`) is the input's plus a constant."""
 
     @property
     def input(self) -> str:
@@ -324,7 +324,7 @@ class Norm(Unary):
         return context.growth(*self.summed) / self.power
 
     def shift(self, context: ExponentContext) -> float:
-        """Return r of the output minus r of the input (changes ~ width^-r): a norm divides by the input's size."""
+        """Return r of the output minus r of the input (changes ~ width^-r): a norm divides by the norm of its input."""
         return self.size("", context) - context.size(self.input)
 
 
@@ -356,7 +356,7 @@ class Power(Unary):
 
 @dataclass(frozen=True)
 class Softmax(Unary):
-    """A softmax: over a dim that grows with the width, each entry of the result is ~ 1 / size of the dim."""
+    """A softmax: over a dim of n entries, n growing with the width, each entry of the result is ~ 1 / n."""
 
     over: tuple[Dim, ...]
 

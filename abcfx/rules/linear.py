@@ -39,7 +39,7 @@ def embedding_bag(
 ) -> Value | tuple[Value, ...]:
     """Handle F.embedding_bag: the mean or sum of rows of a table, each times its own weight if weights are given.
 
-    The result has the columns of the table and the size of its entries: it is a lookup, a layer without fan_in.
+    The result has the columns of the table and entries as large as the table's: it is a lookup, a layer without fan_in.
     """
     out = embedding(op, x, y)
     position = 5 if x.is_constant else 3  # F.embedding_bag takes (ids, table), aten.embedding_bag (table, ids)
@@ -95,7 +95,7 @@ def weight_norm(op: Op, direction: Value, gain: Value, *_: object) -> Value:
 def matmul(op: Op, x: Value, y: Value) -> Value:
     """Handle x @ y of matrices or vectors: a layer if one of them is a weight, else a product of two activations.
 
-    Either is summed over n entries, the last dim of x; at init that multiplies sizes by sqrt(n).
+    Both sum over n entries, the last dim of x; at init that makes the RMS entry sqrt(n) times as large.
     """
     if op.is_weight(y) and not op.is_weight(x):
         vector = y.ndim == 1
@@ -190,7 +190,7 @@ def _batch_sum(op: Op, x: Value, y: Value) -> Value:
 
 @register_rule("outer", "kron")
 def outer(op: Op, x: Value, y: Value) -> Value:
-    """Handle torch.outer and the like, products of every entry of x with every entry of y: the two sizes multiply."""
+    """Handle torch.outer and the like, products of every entry of x with every entry of y: magnitudes multiply."""
     return op.product(x, y, broadcast=(y.all_dims(), x.all_dims()))
 
 

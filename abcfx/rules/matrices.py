@@ -22,16 +22,16 @@ _DEGREES = {
 
 @register_rule(*_DEGREES)
 def of_degree(op: Op, x: Value, *_: object) -> Value:
-    """Handle functions f of a matrix with f(k A) = k^degree f(A), such as cholesky: a size of n^s becomes n^(degree s).
+    """Handle functions f of a matrix with f(k A) = k^degree f(A), such as cholesky.
 
-    The matrix must keep its size when the model gets wider.
+    Entries ~ n^s become ~ n^(degree s). The matrix must keep its shape when the model gets wider.
     """
     return op.power(op.fixed(x, (-2, -1)), _DEGREES[str(plain_name(op.at.target))])
 
 
 @register_rule("cov")
 def cov(op: Op, x: Value, *_: object, fweights: Value | None = None, aweights: Value | None = None) -> Value:
-    """Handle torch.cov, the covariance of the rows of a matrix that keeps its size: entries as large as squares of x.
+    """Handle torch.cov, the covariance of the rows of a matrix of a fixed shape: as large as squares of entries of x.
 
     Weights of the observations, if given, are divided by their own sum and so are of order 1.
     """
@@ -45,7 +45,7 @@ def cov(op: Op, x: Value, *_: object, fweights: Value | None = None, aweights: V
 def of_order_one(op: Op, x: Value, *_: object) -> Value:
     """Handle inverses, matrix exponentials and the logarithm of determinants: taken to be of order 1.
 
-    The matrix must keep its size when the model gets wider.
+    The matrix must keep its shape when the model gets wider.
     """
     return op.pointwise(op.fixed(x, (-2, -1)))
 
@@ -65,26 +65,26 @@ def det(op: Op, x: Value) -> Value:
 
 @register_rule("linalg_cond", "corrcoef")
 def without_scale(op: Op, x: Value, p: object = None) -> Value:
-    """Handle condition numbers and correlations, which do not depend on the size of x: of order 1, as after a norm."""
+    """Handle condition numbers and correlations: of order 1, and the same if x is multiplied by a number."""
     return op.norm(op.fixed(x, (-2, -1)))
 
 
 @register_rule("slogdet")
 def slogdet(op: Op, x: Value) -> tuple[Value, Value]:
-    """Handle slogdet: the sign of the determinant, a constant, and the logarithm of its size, of order 1."""
+    """Handle slogdet: the sign of the determinant, a constant, and the logarithm of its absolute value, of order 1."""
     return op.constant(), of_order_one(op, x)
 
 
 @register_rule("linalg_eig", "linalg_eigh")
 def eig(op: Op, x: Value, UPLO: str = "L") -> tuple[Value, Value]:
-    """Handle eigh and the like, for matrices of a fixed size: eigenvalues as large as x, eigenvectors of order 1."""
+    """Handle eigh and the like, for matrices of a fixed shape: eigenvalues as large as x, eigenvectors of order 1."""
     held = op.fixed(x, (-2, -1))
     return op.nonlinear(held), op.norm(held)
 
 
 @register_rule("qr", "linalg_polar")
 def qr(op: Op, x: Value, *_: object) -> tuple[Value, Value]:
-    """Handle QR and polar decompositions at a fixed size: the first has entries of order 1, the second those of x."""
+    """Handle QR and polar decompositions of a fixed shape: the first has entries of order 1, the second those of x."""
     held = op.fixed(x, (-2, -1))
     return op.norm(held), op.nonlinear(held)
 

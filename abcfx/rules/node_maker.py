@@ -21,7 +21,10 @@ class NodeMaker(OpArguments):
     def _unary(self, x: Value, make: Callable[[str], Kind], gains: tuple[str, ...] = ()) -> Value:
         """Add to the layer DAG (graph of layers and ops) a node that reads x alone, and return its abstract tensor.
 
-        `make` makes the kind of node from the name of the node that computes x.
+        Args:
+            x: the tensor that is read.
+            make: makes what the node does, its `Kind`, from the name of the node that computes x.
+            gains: names of the nodes of those parameters that multiply the result.
         """
         node = self._node(x)
         if node is None:
@@ -41,7 +44,7 @@ class NodeMaker(OpArguments):
         return Value(self._builder.add(node), self.at, shape=shape_of(self.at))
 
     def _pin(self, x: Value, is_bent: bool = False) -> None:
-        """Mark a tensor (node or parameter) as one that must keep its size in a wider copy of the model.
+        """Mark a tensor (node or parameter) whose entries must stay as large as they are in a wider copy of the model.
 
         Args:
             x: the tensor.

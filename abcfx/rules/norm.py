@@ -16,13 +16,13 @@ from abcfx.rules.values import Dims, Value
 def layer_norm(
     op: Op, x: Value, shape_or_groups: object, weight: Value | None = None, bias: Value | None = None, *_: object
 ) -> Value:
-    """Handle layer_norm(x, shape, weight, bias) and group_norm: the result is of order 1, whatever the size of x."""
+    """Handle layer_norm(x, shape, weight, bias) and group_norm: the result is of order 1, however large x is."""
     return op.norm(x, weight, bias)
 
 
 @register_rule("rms_norm")
 def rms_norm(op: Op, x: Value, shape: object, weight: Value | None = None, eps: object = None) -> Value:
-    """Handle F.rms_norm, x divided by its RMS entry and multiplied by a gain: of order 1, whatever the size of x."""
+    """Handle F.rms_norm, x divided by its RMS entry and multiplied by a gain: of order 1, however large x is."""
     return op.norm(x, weight)
 
 
@@ -86,7 +86,7 @@ def cosine_similarity(op: Op, x: Value, y: Value, dim: int = 1, eps: float = 1e-
 def vector_norm(op: Op, x: Value, ord: object = 2, dim: Dims = None, *_: object) -> Value:
     """Handle torch.linalg.vector_norm and the like, (sum of |x|^p over dims)^(1/p), which for n entries is ~ n^(1/p).
 
-    Of the norms of matrices only the Frobenius norm is such a sum; others need matrices of a fixed size, and are as
+    Of the norms of matrices only the Frobenius norm is such a sum; others need matrices of a fixed shape, and are as
     large as their entries.
     """
     if plain_name(op.at.target) == "linalg_matrix_norm":
@@ -110,13 +110,13 @@ def norm_except_dim(op: Op, x: Value, pow: int = 2, dim: int = 0) -> Value:
 
 @register_rule("nuclear_norm")
 def nuclear_norm(op: Op, x: Value, *_: object) -> Value:
-    """Handle the nuclear norm of a matrix of a fixed size: as large as its entries."""
+    """Handle the nuclear norm of a matrix of a fixed shape: as large as its entries."""
     return op.nonlinear(op.fixed(x, (-2, -1)))
 
 
 @register_rule("renorm")
 def renorm(op: Op, x: Value, *_: object) -> Value:
-    """Handle torch.renorm, which shortens rows that are longer than a number: entries keep their size and change."""
+    """Handle torch.renorm, which shortens rows that are longer than a number: entries stay as large as they are."""
     return op.nonlinear(x)
 
 

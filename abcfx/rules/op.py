@@ -42,7 +42,7 @@ class Op(NodeMaker):
     # -- what the op does: every method returns the Value of a tensor
 
     def same(self, x: Value) -> Value:
-        """Return a tensor with the size and change of x, as for a reshape, dropout, relu or pooling.
+        """Return a tensor as large as x that changes as x does, as for a reshape, dropout, relu or pooling.
 
         A parameter is still known by its name afterwards; which of its dims is which is not.
         """
@@ -51,8 +51,8 @@ class Op(NodeMaker):
     def nonlinear(self, x: Value) -> Value:
         """Apply a function phi with phi(0) = 0 and phi(kx) != k phi(x), such as gelu or tanh.
 
-        Size and change are those of x, as with `same`. Besides, x is marked as pinned: a larger copy of the network can
-        compute the same function only if x stays as large as it was.
+        The result is as large as x and changes as x does, as with `same`. Besides, x is marked as pinned: a larger copy
+        of the network can compute the same function only if x stays as large as it was.
         """
         self._pin(x, is_bent=True)
         return replace(self.same(x), is_curved=True, terms=weight_terms.curved(x))
@@ -152,7 +152,8 @@ class Op(NodeMaker):
     def merge(self, values: Iterable[Value]) -> Value:
         """Add or concatenate tensors: the result is as large as the largest, and changes as the one that changes most.
 
-        A constant among the values changes nothing, but the others then must keep their size, unless it is zero.
+        A constant among the values changes nothing. But unless it is zero, a wider copy of the model must keep the
+        others as large as they are.
         """
         values = list(values)
         is_shifted = any(v.is_constant and not _is_zero(v) for v in values)
@@ -200,7 +201,7 @@ class Op(NodeMaker):
         return replace(self._contraction(x, Product((left, right), contracted, missing)), terms=terms)
 
     def norm(self, x: Value, gain: Value | None = None, bias: Value | None = None) -> Value:
-        """Divide x by its own statistics, multiply by a gain and add a bias: of order 1, whatever the size of x."""
+        """Divide x by its standard deviation or RMS, multiply by a gain, add a bias: of order 1, however large x is."""
         gains = self._vectors(gain)
         y = self._unary(x, lambda node: Norm((node,), vectors=gains + self._vectors(bias)), gains)
         if y.node is not None:
@@ -215,7 +216,7 @@ class Op(NodeMaker):
         return self._unary(x, lambda node: Pointwise((node,)))
 
     def power(self, x: Value, exponent: float) -> Value:
-        """Raise x to a power that does not change with width: entries of size n^s become n^(s * exponent)."""
+        """Raise x to a power that does not change with width: entries of magnitude n^s become n^(s * exponent)."""
         if exponent == 1:
             return self.same(x)
         y = self._unary(x, lambda node: Power((node,), exponent))
@@ -255,7 +256,7 @@ class Op(NodeMaker):
         return y if y.node is None else replace(y, simplex=Simplex())
 
     def log_total(self, x: Value, dims: Sequence[int] | int) -> Value:
-        """Take logsumexp of x over dims: as large as entries of x; remember that x minus it is a log-softmax."""
+        """Take logsumexp of x over dims: as large as entries of x, and marked so that x minus it is a log-softmax."""
         indices = [dims] if isinstance(dims, int) else dims
         return replace(self.nonlinear(x), simplex=None, log_total=tuple(x.from_end(i) for i in indices))
 
@@ -298,13 +299,13 @@ class Op(NodeMaker):
     def fixed(self, x: Value, dims: Sequence[int]) -> Value:
         """Return x for a function of whole matrices, and refuse models in which one of the dims grows with the width.
 
-        How such a function, for example an inverse, depends on the size of the matrix is not known.
+        How such a function, for example an inverse, depends on the number of rows is not known.
         """
         over = x.dims_at(dims)
         return self._unary(x, lambda node: FixedDims((node,), over, f"{self.at.target}", location(self.at)))
 
     def several(self, x: Value, count: int) -> tuple[Value, ...]:
-        """Return `count` abstract tensors (records of where tensors come from), with the size and change of x."""
+        """Return `count` abstract tensors (records of where tensors come from), each as large as x."""
         return tuple(replace(self.same(x), shape=None) for _ in range(count))
 
     def split(self, x: Value, count: int, dim: int) -> tuple[Value, ...]:
@@ -325,7 +326,7 @@ class Op(NodeMaker):
         Args:
             x: the tensor that is summed, perhaps a number times a product of activations.
             indices: the dims that are summed over, counted from the end.
-            over: the same dims.
+            over: the same dims, each as a record of what it is a dim of.
             mean: whether the sum is divided by its number of entries.
         """
         factor = Number(tuple((dim, -1.0) for dim in over)) if mean else Number()
@@ -344,7 +345,15 @@ class Op(NodeMaker):
         return self.scale(y, factor) if factor.powers else y
 
     def _simplex(self, x: Value, over: tuple[int, ...], dims: tuple[Dim, ...]) -> Value:
-        """Divide positive x by its sums over dims, as a softmax does; no node if sums over other dims are 1 already."""
+        """Divide positive x by its sums over dims, as a softmax does, and return its abstract tensor.
+
+        If sums over other dims are 1 already, no node is added to the layer DAG: entries stay as large as they are.
+
+        Args:
+            x: the tensor, marked as one of positive entries.
+            over: indices of the dims, counted from the end.
+            dims: the same dims, each as a record of what it is a dim of.
+        """
         assert x.simplex is not None
         y = self.same(x) if x.simplex.over else self._unary(x, lambda node: Softmax((node,), dims))
         return replace(y, simplex=x.simplex.divided(over))
@@ -359,7 +368,7 @@ class Op(NodeMaker):
         return self._normed(x.node, stat)
 
     def _normed(self, node: str, stat: Statistic) -> Value | None:
-        """Divide the tensor of a DAG node by a norm, which is described by `stat`.
+        """Divide the tensor of a DAG node by a norm, which `stat` describes; return the result's abstract tensor.
 
         None unless the node is `stat.node`, of which the norm was taken, or a product that contains it.
         """

@@ -28,7 +28,7 @@ def extremum_or_largest(op: Op, x: Value, y: object = None, *_: object) -> Value
 
 @register_rule("amax", "amin", "quantile", "nanquantile", "msort")
 def extremum(op: Op, x: Value, *_: object, dim: object = None) -> Value:
-    """Handle the largest, smallest or a middle entry along a dim: its size and change in training are those of x."""
+    """Handle the largest, smallest or a middle entry along a dim: as large as entries of x, and changing as they do."""
     return op.same(x)
 
 
@@ -42,14 +42,14 @@ def aminmax(op: Op, x: Value, *, dim: object = None) -> tuple[Value, Value]:
 def logsumexp(op: Op, x: Value, dim: Sequence[int] | int, *_: object) -> Value:
     """Handle torch.logsumexp: entries as large as those of x, and changing as they do in training.
 
-    Remember that x minus the result holds logarithms of entries that sum to 1 over `dim`, as a log_softmax does.
+    The result is marked, so that x minus it is recognised as a log_softmax: its exp sums to 1 over `dim`.
     """
     return op.log_total(x, dim)
 
 
 @register_rule("logcumsumexp")
 def logcumsumexp(op: Op, x: Value, dim: int) -> Value:
-    """Handle torch.logcumsumexp, log of the running sum of exp(x) along a dim: it keeps the size and change of x."""
+    """Handle torch.logcumsumexp, log of the running sum of exp(x) along a dim: as large as entries of x."""
     return op.nonlinear(x)
 
 

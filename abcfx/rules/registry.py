@@ -72,7 +72,7 @@ _SAME_NAME = {
 
 
 def register_rule(*targets: object) -> Callable[[R], R]:
-    """Register a rule, which says what an op does to a tensor's size and change in training.
+    """Register a rule, which says how large an op makes entries and how they change in training.
 
     It may be for an op that abcfx does not know, or take the place of a rule that it has. The rule gets an `Op`, for a
     module then the module, then the op's own arguments, where tensors are `Value`. It speaks by the methods of `Op`.

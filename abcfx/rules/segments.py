@@ -55,7 +55,8 @@ def segments_of(
 ) -> tuple[Segment, ...]:
     """Return the segments of a layer whose input is a concatenation; none where they are no layers of their own.
 
-    That a parameter meets a concatenation is noted in the builder, which knows for which parameters segments are asked.
+    `builder.concatenated` gets an entry for a parameter that meets a concatenation. Segments are returned for those
+    parameters alone that `builder.segments` has.
 
     Args:
         builder: collects the layer DAG.
@@ -91,11 +92,11 @@ def segments_of(
 def _sizes(joined: Concatenation, total: int) -> tuple[int, ...] | None:
     """Return the sizes of concatenated tensors; None if they are not known or do not fit, as with groups of channels.
 
-    One that is not known, as that of an input of an exported graph, is what is left of the whole.
+    A single size that is not known, as that of an input of an exported graph, is what is left of the whole.
 
     Args:
         joined: the tensors.
-        total: the size of all together.
+        total: the size of all together, along the dim of the concatenation.
     """
     unknown = joined.sizes.count(UNKNOWN_SIZE)
     rest = total - sum(size for size in joined.sizes if size != UNKNOWN_SIZE)

@@ -28,14 +28,14 @@ from abcfx.rules.values import Result, Sizes, Value
 def regroup(op: Op, x: Value, *_: object) -> Value:
     """Handle an op that moves, regroups, repeats or picks entries, such as view.
 
-    Entries keep their size and their change in training; the result has other dims.
+    Entries, and their change in training, stay as large as they are; the result has other dims.
     """
     return op.view(x)
 
 
 @register_rule("linalg_diagonal")
 def linalg_diagonal(op: Op, x: Value, *, offset: object = 0, dim1: object = -2, dim2: object = -1) -> Value:
-    """Handle torch.linalg.diagonal: entries that are picked keep their size and their change in training."""
+    """Handle torch.linalg.diagonal: entries that are picked, and their change in training, stay as they are."""
     return op.view(x)
 
 
@@ -43,7 +43,7 @@ def linalg_diagonal(op: Op, x: Value, *, offset: object = 0, dim1: object = -2, 
 def repeat_interleave(
     op: Op, x: Value, repeats: object = None, dim: object = None, *, output_size: object = None
 ) -> Value:
-    """Handle an op that repeats each entry: entries keep their size and their change in training."""
+    """Handle an op that repeats each entry: entries, and their change in training, stay as they are."""
     return op.view(x)
 
 
@@ -56,13 +56,13 @@ def regroup_as(op: Op, x: Value, other: Value) -> Value:
 
 @register_rule(nn.Flatten, nn.Unflatten, nn.ChannelShuffle)
 def regroup_module(op: Op, module: nn.Module, x: Value) -> Value:
-    """Handle a call of a module that regroups entries, such as nn.Flatten: they keep their size and change."""
+    """Handle a call of a module that regroups entries, such as nn.Flatten: they stay as large as they are."""
     return op.view(x)
 
 
 @register_rule("pad")
 def pad(op: Op, x: Value, widths: object, mode: str = "constant", value: object = None) -> Value:
-    """Handle F.pad in any mode, x with a number or copies of its entries around it: entries keep their size."""
+    """Handle F.pad in any mode, x with a number or copies of its entries around it: entries stay as they are."""
     return op.view(x)
 
 
@@ -100,7 +100,7 @@ def permute(op: Op, x: Value, *dims: int | Sequence[int]) -> Value:
 
 @register_rule("getitem", "select")
 def index(op: Op, x: Value | Sizes | Sequence[Result], item: object, *rest: object) -> Result:
-    """Handle x[item] and select(x, dim, index): entries keep their size and their change in training."""
+    """Handle x[item] and select(x, dim, index): entries, and their change in training, stay as they are."""
     if isinstance(x, Value):
         return op.view(x) if rest else _entries(op, x, item if isinstance(item, tuple) else (item,))
     if isinstance(x, Sizes):
@@ -130,14 +130,14 @@ def _entries(op: Op, x: Value, items: Sequence[object]) -> Value:
 
 @register_rule("index_select")
 def index_select(op: Op, x: Value, dim: int, index: Value) -> Value:
-    """Handle x.index_select(dim, index), x[index] for dim 0, x[:, index] for dim 1: entries keep their size."""
+    """Handle x.index_select(dim, index), x[index] for dim 0, x[:, index] for dim 1: entries stay as they are."""
     before = dim if dim >= 0 else dim + (x.ndim or 0)
     return _entries(op, x, [*[slice(None)] * before, index])
 
 
 @register_rule("index")
 def index_tensor(op: Op, x: Value, indices: Sequence[object]) -> Value:
-    """Handle aten.index(x, [i, None, j]), the form of x[i, :, j] in an exported graph: entries keep their size."""
+    """Handle aten.index(x, [i, None, j]), which is x[i, :, j] in an exported graph: entries stay as they are."""
     return _entries(op, x, tuple(slice(None) if i is None else i for i in indices))
 
 
@@ -180,25 +180,25 @@ def _flat(tensors: Sequence[object]) -> list[Value]:
 
 @register_rule("meshgrid", "broadcast_tensors")
 def one_by_one(op: Op, *tensors: Value | Sequence[Value]) -> tuple[Value, ...]:
-    """Handle meshgrid and broadcast_tensors, which return a view of each tensor: entries keep their size."""
+    """Handle meshgrid and broadcast_tensors, which return a view of each tensor: entries stay as large as they are."""
     return tuple(replace(op.view(x), shape=None) for x in _flat(tensors))
 
 
 @register_rule("atleast_1d", "atleast_2d", "atleast_3d")
 def at_least(op: Op, *tensors: Value | Sequence[Value]) -> Result:
-    """Handle atleast_1d to atleast_3d: a view of one tensor, or of each of several; entries keep their size."""
+    """Handle atleast_1d to atleast_3d: a view of one tensor, or of each of several; entries stay as they are."""
     return op.view(tensors[0]) if isinstance(tensors[0], Value) and len(tensors) == 1 else one_by_one(op, *tensors)
 
 
 @register_rule("diag")
 def diag(op: Op, x: Value, diagonal: int = 0) -> Value:
-    """Handle torch.diag, the diagonal of a matrix or a matrix with a given diagonal: entries keep their size."""
+    """Handle torch.diag, the diagonal of a matrix or a matrix with that diagonal: entries stay as large as they are."""
     return op.view(x) if x.ndim == 2 else diag_embed(op, x)
 
 
 @register_rule("diag_embed", "diagflat")
 def diag_embed(op: Op, x: Value, *_: object) -> Value:
-    """Handle torch.diag_embed, which puts a vector on the diagonal of a matrix: entries keep their size.
+    """Handle torch.diag_embed, which puts a vector on the diagonal of a matrix: entries stay as large as they are.
 
     The matrix must not grow with the width: all but a few entries would be zero, so that its RMS entry would shrink.
     """
@@ -228,7 +228,7 @@ def write(op: Op, x: Value, *args: object, reduce: object = None, alpha: object 
 
 @register_rule("split", "split_with_sizes", "chunk")
 def split(op: Op, x: Value, how: object, dim: int = 0) -> tuple[Value, ...]:
-    """Handle split and chunk, which cut x along `dim`: entries keep their size and their change in training."""
+    """Handle split and chunk, which cut x along `dim`: entries, and their change in training, stay as they are."""
     return op.split(x, len(how) if isinstance(how, list | tuple) else count_results(op), dim)
 
 
@@ -236,7 +236,7 @@ def split(op: Op, x: Value, how: object, dim: int = 0) -> tuple[Value, ...]:
 def split_at(op: Op, x: Value, where: object, dim: int | None = None) -> tuple[Value, ...]:
     """Handle torch.tensor_split, hsplit and the like, which cut x into equal parts or at the given places.
 
-    Entries keep their size and their change in training.
+    Entries, and their change in training, stay as large as they are.
     """
     name = str(plain_name(op.at.target))
     if dim is None:
@@ -261,7 +261,7 @@ def gradient(op: Op, x: Value, *_: object, spacing: object = 1, dim: object = No
 
 @register_rule("unbind")
 def unbind(op: Op, x: Value, dim: int = 0) -> tuple[Value, ...]:
-    """Handle unbind, which cuts x into its slices along `dim`: entries keep their size and their change in training."""
+    """Handle unbind, which cuts x into its slices along `dim`: entries and their change stay as large as they are."""
     return op.several(x, count_results(op))
 
 
@@ -275,6 +275,6 @@ def with_indices(op: Op, x: Value, *_: object, dim: object = -1) -> tuple[Value,
 def median(op: Op, x: Value, dim: int | None = None, *_: object) -> Result:
     """Handle torch.median: an entry of x or, with a `dim`, the entries along it and their indices.
 
-    Entries keep their size and their change in training; indices are constants.
+    Entries, and their change in training, stay as large as they are; indices are constants.
     """
     return op.same(x) if dim is None else (op.same(x), op.constant())

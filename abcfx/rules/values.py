@@ -123,7 +123,7 @@ class Value:
     The layer DAG is a graph of the model's layers and other ops.
 
     Attributes:
-        node: the DAG node whose size, change and gradient the tensor has; None for a constant (an input, a mask, a
+        node: the DAG node whose output the tensor is, or is as large as; None for a constant (an input, a mask, a
             buffer) and for a parameter.
         at: the fx node that returns the tensor; None for a tensor inside of a module's rule.
         parameter: name of the parameter that the tensor is, or is a plain view of.

@@ -33,7 +33,7 @@ class ScaledLayer(Layer):
     def _beside(self, context: ExponentContext) -> float:
         """Return s, where the tensors that multiply the weight entry by entry are ~ width^-s together.
 
-        It is 0 if a norm divides their size out.
+        It is 0 if forward divides the whole weight by a norm of it.
         """
         return 0.0 if self.normalised else sum(context.size(node) for node in self.cofactors)
 
@@ -66,6 +66,6 @@ class ScaledLayer(Layer):
             yield cofactor, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), weight + others)
 
     def parameter_gradient(self, node: str, context: ExponentContext) -> Bound:
-        """Return the upper bound on g of the weight (gradient ~ width^-g), with the sizes of its factors added."""
+        """Return the upper bound on g of the weight (gradient ~ width^-g), with the exponents of its factors added."""
         bound = super().parameter_gradient(node, context)
         return bound._replace(constant=bound.constant + self._beside(context))

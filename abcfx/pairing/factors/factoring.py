@@ -54,7 +54,7 @@ def factor(small: Trace, large: Trace) -> Factors:
 
 
 def _follow(step: Step) -> None:
-    """Find the dims, as products of factors, of the results of one aten call from those of its inputs."""
+    """Set the dims of the results of one aten call, as products of factors, in `step.factors`, by the op's rule."""
     results = step.call.outs
     each = _apply(_rule_of(step), step)
     if step.call.name in COPIES_COMPETE | COPIES_COUNT and step.tensors():
@@ -93,7 +93,7 @@ def _apply(rule: Rule | None, step: Step) -> list[Dims]:
     """Return the dims of each result of an aten call, as products of factors, by the rule of its op.
 
     A factor has a size in the small and in the large model. Where the rule does not fit, the result gets dims of which
-    nothing but the size is known; if such a dim grows, the problem is noted.
+    nothing but the size is known; if such a dim grows, a `Problem` is added to `step.factors.problems`.
     """
     results, kind = step.call.outs, ProblemKind.OTHER
     try:

@@ -125,7 +125,7 @@ def group_norm(step: Step) -> list[Dims]:
     "_batch_norm_with_update", "_batch_norm_no_update", "_native_batch_norm_legit_functional",
 )  # fmt: skip
 def batch_norm(step: Step) -> list[Dims]:
-    """Find the dims of a batch norm's result, those of x, and note which buffers are its running statistics."""
+    """Find the dims of a batch norm's result, those of x; add its running buffers to `step.factors.statistics`."""
     x = step.dims(step.call.argument("input"))
     _unify_vectors(step, ("weight", "bias", "running_mean", "running_var"), x[1])
     for name in ("running_mean", "running_var"):

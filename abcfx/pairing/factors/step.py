@@ -157,7 +157,10 @@ class Step:
         return tuple(map(self.unfollowed, self.shape(ref)))
 
     def unfollowed(self, size: SizePair) -> Dim:
-        """Return a new dim of this size in the two models, and note that it may grow otherwise than by copies."""
+        """Return a new dim of this size in the two models; if it grows, that is perhaps not by copies of its entries.
+
+        Such a dim is added to `factors.unfollowed`.
+        """
         dim = fresh(size)
         if size[0] != size[1]:
             self.factors.unfollowed.append(dim)
@@ -171,7 +174,7 @@ class Step:
             return None
 
     def report(self, reason: str, dim: Dim = (), kind: ProblemKind = ProblemKind.OTHER, fatal: bool = False) -> None:
-        """Note that a larger model made of copied entries would compute something else at this call.
+        """Add to `factors.problems` that a larger model made of copied entries computes something else at this call.
 
         Args:
             reason: why, in words.
@@ -182,7 +185,10 @@ class Step:
         self.factors.problems.append(Problem(self.index, self.call.path, self.call.name, kind, reason, dim, fatal))
 
     def reduced(self, dim: Dim) -> None:
-        """Note that the op sums over a dim or takes its mean; report where copied entries would change the result."""
+        """Record that the op sums or averages over a dim, and any problem of a larger model made of copied entries.
+
+        The dim is added to `factors.averaged`, a problem (the copies would change the result) to `factors.problems`.
+        """
         self.even(dim)
         name = self.call.name
         if name in ("var", "std", "var_mean", "std_mean") and grows(dim):
@@ -195,24 +201,30 @@ class Step:
             self.normed(dim)
 
     def check_copies(self, dim: Dim) -> None:
-        """Report a dim that grows, for an op such as softmax whose result changes if entries along it are repeated."""
+        """Add a problem to `factors.problems` if repeated entries along a dim that grows would change the op's result.
+
+        A softmax is such an op.
+        """
         name = self.call.name
         if name in COPIES_COMPETE | COPIES_COUNT and grows(dim):
             kind = ProblemKind.COMPETING if name in COPIES_COMPETE else ProblemKind.OTHER
             self.report(f"{name} over a dim that grows", dim, kind)
 
     def normed(self, dim: Dim) -> None:
-        """Note that a weight is divided by a norm over one of its dims, and so shrinks as that dim grows."""
+        """Add a problem to `factors.problems` if a dim grows over which a weight is divided by a norm of itself.
+
+        The weight then shrinks as the dim grows.
+        """
         if grows(dim):
             reason = "a weight is divided by a norm of itself, over a dim that grows"
             self.report(reason, dim, ProblemKind.NORMED_WEIGHT)
 
     def even(self, dim: Dim) -> None:
-        """Note that the op averages over a dim: a larger model must then copy each of its entries equally often."""
+        """Add a dim to `factors.averaged`: the op averages over it, so its entries must be copied equally often."""
         self.factors.averaged.append((self.index, dim))
 
     def contracted(self, dim: Dim) -> None:
-        """Note that a product sums over a dim, if that is a dim of a parameter."""
+        """Add a dim that a product sums over to `factors.contracted`, if it is a dim of a parameter."""
         self.factors.contracted.update(use.origin for use in dim if use.origin is not None)
 
     def check_broadcast(self, dims: Dims, onto: Dims) -> None:

@@ -154,7 +154,7 @@ def cat(step: Step) -> Dims:
 
 @rule("stack")
 def stack(step: Step) -> Dims:
-    """Find the dims of a stack of tensors, which must all have the same dims, and of which there is one more."""
+    """Find the dims of a stack of tensors: those of each tensor, which must be the same, and a new one."""
     tensors = [step.dims(ref) for ref in step.tensors()]
     for other in tensors[1:]:
         for one, two in zip(tensors[0], other, strict=True):
