@@ -138,6 +138,14 @@ def test_the_page_on_using_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Optimizer group" in capsys.readouterr().out
 
 
+def test_the_page_of_recipes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "docs"}
+    for snippet in snippets(ROOT / "docs" / "recipes.md"):
+        exec(compile(snippet, "recipes.md", "exec"), namespace)
+    namespace["test_every_layer_starts_and_learns_alike_at_every_width"]()
+
+
 def test_the_page_on_checks_runs(capsys: pytest.CaptureFixture[str]) -> None:
     namespace: dict[str, Any] = {"__name__": "docs"}
     for snippet in snippets(ROOT / "docs" / "checks.md"):

@@ -60,8 +60,9 @@ def coord_check(
         widths: at least two; three octaves tell more.
 
     Other arguments:
-        loss: function of (output, batch) that returns a scalar; by default the model's own loss if it returns one, else
-            cross entropy of its outputs (as `transform` chooses them) on targets, labels or the next token.
+        loss: function of (output, batch) that returns a scalar, or a loss of torch (`nn.MSELoss()`, `F.mse_loss`),
+            which is called with output and targets; by default the model's own loss if it returns one, else cross
+            entropy of its outputs (as `transform` chooses them) on targets, labels or the next token.
         optimizer: name, such as "adamw", class or instance of an optimizer, or a dict of role or glob pattern to them.
         lr: base learning rate (absolute), or by role. Slopes are cleanest at small rates.
         steps: optimizer steps; two more if updates are still zero after them.

@@ -74,8 +74,9 @@ def tune(
     Other arguments:
         roles: which roles get a rate of their own; all other parameters take the base rate.
         method: "coordinate" (the search above, deterministic), or "optuna" (its TPE sampler; extra `tune`).
-        loss: function of (output, batch) that returns a scalar; by default the model's own loss if it returns one, else
-            cross entropy of its outputs (as `transform` chooses them) on targets, labels or the next token.
+        loss: function of (output, batch) that returns a scalar, or a loss of torch (`nn.MSELoss()`, `F.mse_loss`),
+            which is called with output and targets; by default the model's own loss if it returns one, else cross
+            entropy of its outputs (as `transform` chooses them) on targets, labels or the next token.
         optimizer: name, such as "adamw", class or instance of an optimizer, or a dict of role or glob pattern to them.
         lr: absolute rate around which the search starts.
         seeds: number of seeds, or the seeds themselves: the same ones for every setting.

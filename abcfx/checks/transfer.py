@@ -62,8 +62,9 @@ def transfer_check(
         lrs: the grid: absolute rates, or factors on `lr` if that is a dict. By default `lr` times 1/8 to 8 by twos.
 
     Other arguments:
-        loss: function of (output, batch) that returns a scalar; by default the model's own loss if it returns one, else
-            cross entropy of its outputs (as `transform` chooses them) on targets, labels or the next token.
+        loss: function of (output, batch) that returns a scalar, or a loss of torch (`nn.MSELoss()`, `F.mse_loss`),
+            which is called with output and targets; by default the model's own loss if it returns one, else cross
+            entropy of its outputs (as `transform` chooses them) on targets, labels or the next token.
         optimizer: name, such as "adamw", class or instance of an optimizer, or a dict of role or glob pattern to them.
         seeds: number of seeds, or the seeds themselves.
         steps: of each run: a tenth of warm-up, then linear decay to 0.

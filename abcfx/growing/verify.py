@@ -71,7 +71,8 @@ def verify_growth(
         large: the model that it was grown into, before any further step; or the result of `grow`, whose captures of
             both models are used again.
         batch: real inputs: a tensor, a dict of keyword arguments, or (inputs, targets).
-        loss: loss(output, batch) -> scalar; by default the model's own, else cross entropy of its outputs (as
+        loss: function of (output, batch) that returns a scalar, or a loss of torch (`nn.MSELoss()`, `F.mse_loss`),
+            which is called with output and targets; by default the model's own, else cross entropy of its outputs (as
             `transform` chooses them) on targets, labels or the next token.
         optimizers: of the small and of the large model, if their states and rates are to be checked too.
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from abcfx.errors import InvalidInputError
+from abcfx.errors import AbcfxError, InvalidInputError
 from abcfx.support import trees
 from abcfx.support.arguments import wrong
 from abcfx.support.running import LABELS
 
 _FIX = "loss=lambda output, batch: torch.nn.functional.mse_loss(output, batch[1])"
 Loss = Callable[..., torch.Tensor]
-"""A function of (output, batch) that returns a scalar tensor."""
+"""A function of (output, batch) that returns a scalar tensor; or a loss of torch, which takes (output, targets)."""
 
 
 def default_loss(output: object, batch: object, outputs: Sequence[torch.Tensor] = ()) -> torch.Tensor:
@@ -97,7 +99,7 @@ class _ScalarLoss:
     """A user's loss whose result is checked: one number in a tensor, which depends on the model.
 
     Attributes:
-        function: the user's function of (output, batch).
+        function: the user's function of (output, batch), or a loss of torch, which takes (output, targets).
     """
 
     function: Loss
@@ -106,15 +108,24 @@ class _ScalarLoss:
         """Return the loss of a model's output on a batch.
 
         Raises:
-            InvalidInputError: the function does not take (output, batch), or returns something else.
+            InvalidInputError: the function raises, or returns something else than one number that depends on the model.
         """
-        try:
-            found: object = self.function(output, batch)
-        except TypeError as error:
-            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-                raise  # from within the user's function
+        takes_targets = _takes_targets(self.function)
+        second = _targets(batch) if takes_targets else batch
+        if second is None:
             raise InvalidInputError(
-                f"loss: expected a function of (output, batch): {error}.\n  To fix: {_FIX}"
+                f"loss: {_name(self.function)} takes (output, targets), and the batch has no targets.\n"
+                f"  To fix: batch=(inputs, targets), or {_FIX}"
+            )
+        try:
+            found: object = self.function(output, second)
+        except AbcfxError:
+            raise
+        except Exception as error:  # the user's loss may raise anything
+            raise InvalidInputError(
+                f"loss: {_name(self.function)}, called with output and {'targets' if takes_targets else 'batch'}, "
+                f"raised {type(error).__name__}: {error}. The output is {_kinds(output)}; the second argument is "
+                f"{_kinds(second)}.\n  To fix: {_FIX}"
             ) from error
         if not isinstance(found, torch.Tensor) or found.numel() != 1 or not found.is_floating_point():
             raise wrong("loss", found, "a tensor with one number from the function", _FIX)
@@ -126,6 +137,30 @@ class _ScalarLoss:
         return found
 
 
+def _takes_targets(function: Loss) -> bool:
+    """Whether a loss takes (output, targets), as modules and torch.nn.functional do, and not (output, batch)."""
+    inner = function.func if isinstance(function, partial) else function
+    return isinstance(inner, nn.Module) or getattr(inner, "__module__", None) == F.__name__
+
+
+def _name(function: Loss) -> str:
+    """Return the name of a loss for a message: of a function, of a partial's function, or of an object's class."""
+    inner = function.func if isinstance(function, partial) else function
+    name: str = getattr(inner, "__name__", type(inner).__name__)
+    return "the function" if name == "<lambda>" else name
+
+
+def _kinds(value: object) -> str:
+    """Describe a nested value in a few words: tensors by shape, containers by what they hold."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"{type(value).__name__} of " + ", ".join(f"{key!r}: {_kinds(each)}" for key, each in value.items())
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of (" + ", ".join(map(_kinds, value)) + ")"
+    return f"a {type(value).__name__}"
+
+
 def scalar_loss(loss: Loss | None) -> Loss | None:
     """Return a user's loss with its result checked on every call; None if the user gave none.
 
@@ -135,7 +170,8 @@ def scalar_loss(loss: Loss | None) -> Loss | None:
     if loss is None:
         return None
     if isinstance(loss, type) or not callable(loss):
-        raise wrong("loss", loss, "a function of (output, batch), or None for cross entropy", _FIX)
+        made = f"loss={loss.__name__}()" if isinstance(loss, type) and issubclass(loss, nn.Module) else _FIX
+        raise wrong("loss", loss, "a function of (output, batch), or None for cross entropy", made)
     return _ScalarLoss(loss)
 
 
