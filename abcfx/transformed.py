@@ -86,8 +86,8 @@ class Transformed:
         """The layer DAG (a graph of the model's layers and other ops) as a networkx graph of its own.
 
         Nodes carry `kind`, `path` (module path), `parameter` (None for what is no weight), `role` (of the parameter,
-        else the name of the kind), `weight` (whether it is a layer), `output`, and the exponents `s` (size) and `r`
-        (change; None where nothing changes).
+        else the name of the kind), `weight` (whether it is a layer), `output`, and the exponents `s` (rms
+        of the output at init ~ m^-s; m, the width ratio) and `r` (its change ~ m^-r; None where nothing changes).
         """
         graph, solved = self.outcome.dag.to_networkx(), self.solution
         for node, data in graph.nodes.items():

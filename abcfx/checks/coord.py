@@ -44,12 +44,12 @@ def coord_check(
     prepare: Prepare | None = None,
     **transform_options: Unpack[TransformOptions],
 ) -> CoordCheck:
-    """Check that every layer of the transformed model starts and learns at a size that does not depend on width.
+    """Check that the rms of every layer's output, and of its change in training, does not depend on width.
 
-    At every width and seed the model is transformed and trained for a few steps on one small batch. Three statistics of
-    each layer y = W x (W0 and x0 at init) are followed over width: its size at init; rms((W - W0) x), which shows a
+    At every width and seed the model is transformed and trained for a few steps on one small batch. Three numbers of
+    each layer y = W x (W0 and x0 at init) are followed over width: its rms at init; rms((W - W0) x), which shows a
     learning rate that is too large as well as one that is too small; and rms(W x - W0 x0), the change that the next
-    layer sees. Of attention the change of its logits is followed. The slopes of log2 of each statistic over log2 width
+    layer sees. Of attention the change of its logits is followed. The slopes of log2 of each number over log2 width
     are compared with the slopes that the solved exponents predict.
 
     Main arguments:

@@ -31,8 +31,8 @@ class LayerRow(CheckRow):
     A row also has `name` (the layer's parameter, or an attention), `verdict`, `reason` (why it is not PASS) and `fix`.
 
     Attributes:
-        cause: name of an earlier layer, if this layer fails only because that one feeds it an input of the wrong size;
-            else None.
+        cause: name of an earlier layer, if this layer fails only because the input that it gets from there is too large
+            or small; else None.
     """
 
     cause: str | None = None
@@ -50,8 +50,8 @@ class CoordCheck(CheckResult[LayerRow]):
         base_width: the width at which `transform` changes nothing.
         seeds: the seeds with which the transformed model was trained.
         steps: number of optimizer steps after which updates and changes are judged.
-        slopes: for each layer and statistic, the exponent with which it grows with width; those of the transformed
-            model come first, then those of the user's unchanged model.
+        slopes: for each layer the exponents with which its rms at init, its update and its change grow with width;
+            those of the transformed model come first, then those of the user's unchanged model.
         measurements: every value that the slopes are fitted to.
     """
 
@@ -83,16 +83,16 @@ class CoordCheck(CheckResult[LayerRow]):
         return tuple(row for row in super().failed if row.cause is None)
 
     def slope(self, node: str, statistic: str = UPDATE, model: Variant = TRANSFORMED) -> Slope:
-        """Return the slope over width of one statistic of one layer, at the training step that is judged.
+        """Return the exponent with which one measured number of one layer grows with width, at the step that is judged.
 
         Args:
             node: name of the layer, as in the printed table.
-            statistic: "init" (size of the output at init), "update" (size of dW x) or "change" (of the output since
+            statistic: "init" (rms of the output at init), "update" (rms of dW x) or "change" (of the output since
                 init).
             model: "transformed", or "standard" for the user's unchanged model.
 
         Raises:
-            KeyError: the layer or the statistic was not measured for that model.
+            KeyError: this was not measured for that model.
         """
         found = self._find(node, statistic, model)
         if found is None:
@@ -100,11 +100,11 @@ class CoordCheck(CheckResult[LayerRow]):
         return found
 
     def _find(self, node: str, statistic: str, model: Variant = TRANSFORMED) -> Slope | None:
-        """Return the slope over width of a layer's statistic at the step that is judged; None if it was not measured.
+        """Return the exponent with which a number of a layer grows with width, or None if it was not measured.
 
         Args:
             node: name of the layer.
-            statistic: "init" (judged at step 0), "update" or "change" (judged at the last step).
+            statistic: the number: the rms "init" (of the output at step 0), or "update" or "change" at the last step.
             model: "transformed", or "standard" for the user's unchanged model.
         """
         step = 0 if statistic == INIT else self.steps
@@ -114,9 +114,9 @@ class CoordCheck(CheckResult[LayerRow]):
     def to_dict(self) -> dict[str, object]:
         """Return the result as plain data: verdict, failed layers, settings, verdict by layer and all slopes.
 
-        A slope is the exponent with which a statistic of a layer grows with width. The keys beside those of every check
-        ("check", "verdict", "failed", "rows") are "control" (worst verdict of the user's unchanged model, or None),
-        "widths", "base_width", "seeds", "steps", "nodes" and "slopes".
+        A slope is the exponent with which the rms of a layer's output at init, update or change grows with width. The
+        keys beside those of every check ("check", "verdict", "failed", "rows") are "control" (worst verdict of the
+        user's unchanged model, or None), "widths", "base_width", "seeds", "steps", "nodes" and "slopes".
         """
         return super().to_dict() | {
             "control": self.control,
@@ -216,7 +216,7 @@ def layer_rows(slopes: Iterable[Slope]) -> tuple[LayerRow, ...]:
 
 
 def _layer_row(node: str, slopes: list[Slope]) -> LayerRow:
-    """Make the row of one layer from its slopes over width: the worst verdict, the reasons for it, and the cause.
+    """Make the row of one layer from its slopes (exponents of width): worst verdict, the reasons for it, and the cause.
 
     Args:
         node: name of the layer.
@@ -236,7 +236,7 @@ def _layer_row(node: str, slopes: list[Slope]) -> LayerRow:
 
 
 def _verdicts(slopes: Iterable[Slope]) -> list[Verdict]:
-    """Return the verdicts of the slopes over width that were judged, leaving out those that were only measured."""
+    """Return the verdicts of those slopes (exponents of width) that were judged, without those that were only measured."""
     return [each.verdict for each in slopes if each.verdict is not None]
 
 

@@ -39,7 +39,8 @@ class Series(NamedTuple):
     Attributes:
         model: "transformed", or "standard" for the user's unchanged model.
         use: the layer: a parameter used as matrix or lookup table, or one attention's logits.
-        statistic: "init", "update", "change", "input" or "output".
+        statistic: which rms it is: "init" (of the output at init), "update" (of dW x), "change" (of the output since
+            init), "input" or "output".
         step: number of optimizer steps taken when the number was measured.
     """
 
@@ -54,7 +55,7 @@ Values = Mapping[tuple[int, int], float]  # by (width, seed)
 
 @dataclass
 class CoordStudy:
-    """The runs of a coordinate check: trains a model at several widths and fits slopes to each layer's statistics.
+    """The runs of a coordinate check: trains a model at several widths and fits exponents of width to each layer.
 
     Call `train_at_all_widths` for the transformed model and perhaps for the unchanged one, then `slopes`.
 
@@ -64,7 +65,7 @@ class CoordStudy:
         loss: function of (output of the model, batch) that returns a scalar.
         steps: optimizer steps of each run; the first run raises it by up to 2 if some weight has not moved by then.
         _values: what was measured: for each number that is followed, its value by (width, seed).
-        _terms: for each layer and width, (rows of its input, fan_in).
+        _terms: for each layer and width, (number of rows, that is tokens or samples, of its input, fan_in).
     """
 
     models: ModelSweep
@@ -75,10 +76,10 @@ class CoordStudy:
     _terms: dict[Use, dict[int, tuple[int, int]]] = field(default_factory=dict)  # (rows, fan_in) by width
 
     def train_at_all_widths(self, variant: Variant, seeds: Sequence[int]) -> None:
-        """Train one variant of the model at every width and seed, and keep every layer's statistics at each step.
+        """Train one variant of the model at every width and seed, and keep what every layer did at each step.
 
-        The very first run of the study finds out after how many steps all trainable layers have moved, and sets
-        `steps`.
+        That is the rms of its input, output, update and change. The very first run of the study finds out after how
+        many steps all trainable layers have moved, and sets `steps`.
 
         Args:
             variant: "transformed", or "standard" for the user's unchanged model.
@@ -141,7 +142,7 @@ class CoordStudy:
     def _keep(
         self, variant: Variant, width: int, seed: int, step: int, found: Mapping[Use, Seen], first: Mapping[Use, Seen]
     ) -> None:
-        """Store the statistics of all layers, seen at one step of one training run.
+        """Store the rms of each layer's input, output, update and change at one step of one training run.
 
         Args:
             variant: "transformed", or "standard" for the user's unchanged model.
@@ -165,7 +166,7 @@ class CoordStudy:
                     self._values.setdefault(Series(variant, use, statistic, step), {})[width, seed] = value
 
     def measurements(self) -> tuple[Measurement, ...]:
-        """Return every measured statistic (size of a layer's output, input, update or change) of all training runs.
+        """Return every number that was measured, rms of a layer's output, input, update or change, in all runs.
 
         Each stands with its model variant, width, seed, step and layer name.
         """
@@ -177,7 +178,7 @@ class CoordStudy:
         )
 
     def slopes(self) -> tuple[Slope, ...]:
-        """Fit a slope over width to every stored statistic, and judge it against what the solved exponents predict.
+        """Fit an exponent of width to every measured rms of a layer; judge it against what solved exponents predict.
 
         Returns:
             The slopes: those of the transformed model first, then layers in the order in which they run, then by step.
@@ -197,14 +198,14 @@ class CoordStudy:
         return [math.log2(width) for width in self.widths]
 
     def _interval(self, expected: Intervals, series: Series) -> Interval | None:
-        """Return the interval of slopes over width that is predicted for one statistic; None if nothing is predicted.
+        """Return the interval that is predicted for the exponent of width of one measured rms; None if none is.
 
         The lower end for an update (rms of dW x) is moved down, since a batch with few rows of input shows less than
         the full growth with fan_in.
 
         Args:
-            expected: predicted interval by (layer, statistic).
-            series: the layer and the statistic.
+            expected: predicted interval by (layer, "init", "update", ...).
+            series: the layer, and which rms of it.
         """
         interval, terms = expected.get((series.use, series.statistic)), self._terms[series.use]
         is_update = series.statistic == UPDATE and series.use.kind == PRODUCT
@@ -215,14 +216,14 @@ class CoordStudy:
         return replace(interval, low=interval.low - shortfall(rows, fan_in, self._log_widths))
 
     def _slope(self, name: str, series: Series, values: Values, interval: Interval | None) -> Slope:
-        """Fit and judge the slope over width of one statistic of one layer.
+        """Fit and judge the slope over width, in log2, of one measured rms of one layer: its exponent of width.
 
         A slope is SKIP if its values are zero or missing at some width, FAIL if a value is not finite. "input" and
-        "output" statistics and steps before the last are fitted and not judged (verdict None).
+        "output" and steps before the last are fitted and not judged (verdict None).
 
         Args:
             name: name of the layer for the report.
-            series: model variant, layer, statistic and step.
+            series: model variant, layer, which rms of it, and step.
             values: measured values by (width, seed).
             interval: slopes that the exponents predict; None to judge nothing.
         """
@@ -248,10 +249,10 @@ class CoordStudy:
         return replace(slope, verdict=verdict, reason=reason)
 
     def _why_zero(self, series: Series, widths: Sequence[int]) -> str:
-        """Say why a statistic is exactly zero at given widths: weight starts at zero, is frozen, or got no gradient.
+        """Say why a measured rms is exactly zero at given widths: weight starts at zero, is frozen, or got no gradient.
 
         Args:
-            series: model, layer, statistic and training step.
+            series: model, layer, which rms of it, and training step.
             widths: the widths at which it is zero.
         """
         where = "at every width" if set(widths) == set(self.widths) else f"at width {min(widths)}"

@@ -28,7 +28,7 @@ Predicted = Iterator[tuple[tuple[Use, str], Interval]]
 
 
 def expected_slopes(result: Transformed) -> Intervals:
-    """Predict in which interval the slope over log2 width of each layer's statistic should lie, if all is scaled right.
+    """Predict in which interval the slopes of log2 rms of each layer over log2 width lie, if all is scaled right.
 
     The slopes follow from the exponents that `transform` solved: a quantity planned as m^-s (m: width / base width) has
     slope -s. For a layer with weight W, input x, and change dW of the weight since init:
@@ -44,8 +44,8 @@ def expected_slopes(result: Transformed) -> Intervals:
         result: a transformed model.
 
     Returns:
-        (parameter and how it is used, statistic) -> interval. For a parameter used in several places, the smallest
-        interval that holds the intervals of all of them.
+        (parameter and how it is used, one of these names) -> interval. For a parameter used in several places, the
+        smallest interval that holds the intervals of all of them.
     """
     predictor = _predictor(result)
     found: dict[tuple[Use, str], Interval] = {}
@@ -60,7 +60,9 @@ def expected_slopes(result: Transformed) -> Intervals:
 
 @dataclass(frozen=True)
 class _Predictor:
-    """Predicts slopes over log2 width of layer statistics from solved exponents; m is the ratio of width to base width.
+    """Predicts, from solved exponents, with which power of the width the rms of a layer's input, update, ... grows.
+
+    m is the ratio of width to base width.
 
     In the mappings below, a node is a place in the graph of the model's layers, and r is the exponent of its change in
     training, which is of order m^-r.
@@ -87,14 +89,14 @@ class _Predictor:
     segments: Mapping[str, tuple[SegmentPlan, ...]]
 
     def of_layer(self, node: str, layer: Layer) -> Predicted:
-        """Yield the predicted interval of each statistic ("init", "input", "change", "update") of one layer.
+        """Yield the predicted interval of the exponent of each rms ("init", "input", "change", "update") of one layer.
 
         Args:
             node: name of the layer in the graph of layers.
             layer: the layer: its parameter, and whether that is used as a matrix or as a lookup table.
 
         Yields:
-            ((parameter and use, statistic), interval of slopes over log2 width). Statistics that do not apply are left
+            ((parameter and use, "init" or another), interval of exponents of width). Those that do not apply are left
             out.
         """
         fixed = self.fixed
@@ -115,7 +117,7 @@ class _Predictor:
             yield (use, UPDATE), _interval(min(-rate, -cautious), -rate)
 
     def of_attention(self, index: int, node: str, logits: str) -> Predicted:
-        """Yield the intervals predicted for slopes over width of one attention's logits.
+        """Yield the intervals predicted for the exponents with which the rms of an attention's logits grows with width.
 
         Args:
             index: number of the attention, in the order in which they run.
@@ -123,8 +125,7 @@ class _Predictor:
             logits: last node before the softmax, after scaling and masking.
 
         Yields:
-            ((key of the attention, statistic), interval): "init" is the size of the logits at init, "change" that of
-            their change since then.
+            ((key of the attention, "init" or "change"), interval): for the logits at init, and their change since then.
         """
         use, growth = Use("", LOGITS, index), _head_growth(self.fixed, node)
         if growth:  # else biases that are added to them may depend on the number of heads, as in ALiBi

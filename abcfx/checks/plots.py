@@ -69,7 +69,7 @@ def _draw_curves(axis: Axes, measurements: Sequence[Measurement], colours: Mappi
 
     Args:
         axis: where to draw.
-        measurements: values of one statistic of one model.
+        measurements: for one model, values of one rms of each layer, such as that of its update.
         colours: colour of each layer.
     """
     by_node: dict[str, dict[int, list[float]]] = {}

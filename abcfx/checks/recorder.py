@@ -304,7 +304,7 @@ class Recorder(CallWatcher):
             seen.updates.append(_mean_square(op(*plain, **kwargs)))
 
     def _look_at_input(self, seen: Seen, op: AtenOp, args: Sequence[object], position: int, out: torch.Tensor) -> None:
-        """Record a call's input x: mean square, number of rows, fan_in, and at init the expected size of W x.
+        """Record a call's input x: mean square, number of rows, fan_in, and at init the expected rms of W x.
 
         Args:
             seen: where to record it.

@@ -23,7 +23,7 @@ _WORDS = {INIT: "size at init", UPDATE: "update dW x", CHANGE: "change since ini
 
 @dataclass(frozen=True)
 class Interval:
-    """An interval of slopes over width that theory predicts for a statistic which grows like width^slope.
+    """An interval that theory predicts for a slope, where a measured rms grows like width^slope.
 
     Attributes:
         low, high: its ends, before any tolerance for errors of measurement.
@@ -33,7 +33,7 @@ class Interval:
     high: float
 
     def joined(self, other: Interval) -> Interval:
-        """Return the smallest interval of slopes that holds this one and another one."""
+        """Return the smallest interval of slopes (exponents of width) that holds this one and another one."""
         return Interval(min(self.low, other.low), max(self.high, other.high))
 
     def __str__(self) -> str:
@@ -43,15 +43,15 @@ class Interval:
 
 
 class Measurement(NamedTuple):
-    """One measured number: a statistic of one layer in one training run.
+    """One measured number: the rms of what one layer computed in one training run.
 
     Attributes:
         model: "transformed", or "standard" for the user's unchanged model.
         width, seed: of the run.
         step: number of optimizer steps taken before.
         node: name of the layer.
-        statistic: "init" (size of the output at init), "update" (size of dW x), "change" (of the output since init),
-            "input" or "output" (their sizes).
+        statistic: of what: "init" (the output at init), "update" (dW x), "change" (of the output since init), "input"
+            or "output".
         value: the number, an rms.
     """
 
@@ -66,7 +66,7 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Slope:
-    """The measured slope of a layer's statistic over width (it grows like width^slope), with the verdict on it.
+    """A measured slope: an rms of a layer (of its update, say) grows like width^slope; with the verdict on it.
 
     Attributes:
         model: "transformed", or "standard" for the user's unchanged model.
@@ -75,7 +75,7 @@ class Slope:
             weight W, input x, values at init W0 and x0, dW = W - W0; shown and not judged: "input" (rms of x,
             multiplier included) and "output" (rms of W x).
         step: number of optimizer steps taken.
-        mean: slope of log2(statistic) over log2(width), mean over seeds; None if a value was zero or not finite.
+        mean: slope of log2 of the rms over log2(width), mean over seeds; None if a value was zero or not finite.
         error: standard error of `mean` over seeds; 0 with one seed.
         seeds: number of seeds.
         tail: slope between the two largest widths.
@@ -84,7 +84,7 @@ class Slope:
         verdict: PASS inside the predicted interval, else FAIL, WEAK or INCONCLUSIVE; SKIP if a value was zero or
             missing; None if the slope is not judged.
         reason: why it did not pass.
-        cause: name of an earlier layer, if this one fails only because that one feeds it an input of the wrong size.
+        cause: name of an earlier layer, if this one fails only because the input from there is too large or small.
     """
 
     model: Variant
@@ -112,7 +112,7 @@ class Slope:
 
 
 class Fit(NamedTuple):
-    """A line fitted to log2 of a statistic over log2 width.
+    """A line fitted to log2 of a measured rms over log2 width.
 
     Attributes:
         mean: slope, mean over seeds.
@@ -126,11 +126,11 @@ class Fit(NamedTuple):
 
 
 def fit(log_widths: Sequence[float], by_seed: Mapping[int, Sequence[float]]) -> Fit:
-    """Fit a line to log2 of a statistic over log2 width for each seed, and return the mean slope with its error.
+    """Fit a line to log2 of a measured rms over log2 width for each seed; return the mean slope with its error.
 
     Args:
         log_widths: log2 of each width, in increasing order.
-        by_seed: for each seed, the positive values of the statistic at these widths.
+        by_seed: for each seed, the rms at these widths, which is positive.
     """
     slopes = [linear_regression(log_widths, list(map(math.log2, values))).slope for values in by_seed.values()]
     step = log_widths[-1] - log_widths[-2]
@@ -144,7 +144,7 @@ def standard_error(values: Sequence[float]) -> float:
 
 
 def judge(mean: float, error: float, expected: Interval, statistic: str) -> tuple[Verdict, str]:
-    """Judge the slope of a statistic over width against the interval that theory predicts.
+    """Judge a measured slope (an rms of a layer grows like width^slope) against the interval that theory predicts.
 
     PASS: the slope with two standard errors is inside the interval widened by the tolerance. FAIL: it is outside with
     two standard errors to spare. WEAK: as FAIL, but below the interval, for a "change" since init, to which several
@@ -154,7 +154,7 @@ def judge(mean: float, error: float, expected: Interval, statistic: str) -> tupl
         mean: the measured slope.
         error: its standard error.
         expected: the predicted interval.
-        statistic: "init", "update" or "change"; each has a tolerance of its own.
+        statistic: which rms it is, "init", "update" or "change"; each has a tolerance of its own.
 
     Returns:
         (verdict, reason); the reason is "" for PASS.

@@ -39,7 +39,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace, console: Console) -> None:
-    """Run `abcfx demo`: train a GPT at two widths, as written and transformed, and print the losses."""
+    """Run `abcfx demo`: train a GPT at two widths, untransformed and transformed, and print the losses."""
     task = demo.Task(arguments.base_width, arguments.width, arguments.lr, arguments.steps, arguments.seed)
     if arguments.sweep:
         _sweep(task, arguments.json, console)

@@ -40,7 +40,7 @@ class DynamicState(TypedDict):
         steps: number of optimizer steps counted so far.
         factors: number that multiplies the scheduled learning rate of each matrix, by parameter name.
         alignment: smoothed alignment exponents (alpha, omega, u) of each layer.
-        probe: the fixed inputs on which the model is measured, and what was remembered of its first state.
+        probe: the fixed inputs on which the model is measured, and the first inputs and weights of its layers.
         rows: the history: a row for each layer and measurement.
     """
 
@@ -52,7 +52,7 @@ class DynamicState(TypedDict):
 
 
 def _check_scheduler(scheduler: object) -> None:
-    """Refuse what is no scheduler: LRSchedulers of torch, and objects of other packages with a `step`, are.
+    """Raise an error unless an object is a scheduler: an LRScheduler of torch, or an object with a method `step`.
 
     Raises:
         InvalidInputError: it is something else.
@@ -167,7 +167,7 @@ class DynamicAlignment:
         self._reduction: distributed.Work | None = None  # of the last measurement: see _mean_over_ranks
 
     def capture_initial(self, args: object = None, kwargs: Mapping[str, object] | None = None) -> None:
-        """Remember the inputs and weights of every layer as they are now; call this before the first step of training.
+        """Store the inputs and weights of every layer as they are now; call this before the first step of training.
 
         A part of the given inputs is kept: the model is run on it at each measurement.
 

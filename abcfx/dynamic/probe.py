@@ -129,7 +129,7 @@ class Probe:
             self._compare_with_first(parameters)
 
     def _compare_with_first(self, parameters: Mapping[str, torch.Tensor]) -> None:
-        """Find out which layers can be measured, and compute the RMS of their first inputs and first weights.
+        """Set `measured` to the layers that can be measured, and keep the RMS of their first inputs and weights.
 
         Args:
             parameters: the model's parameters by name.

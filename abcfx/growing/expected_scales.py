@@ -90,7 +90,10 @@ class _Walk:
         return large.dtypes[ref.index].is_floating_point and 0 not in large.shapes[ref.index]
 
     def _sum(self, large: Call, name: str) -> float:
-        """Return how many times as many terms an op of the large model sums over as the same op of the small one."""
+        """Return how many times as many terms a call in the large model sums over as the same call in the small one.
+
+        `name` is that of the op.
+        """
         if name in ("mm", "bmm", "mv", "dot", "addmm", "baddbmm"):
             factor = large.inputs[-2:]
             return self._ratio(factor[0], -1)

@@ -179,7 +179,7 @@ class _Scaling:
         return bool(self.dag.successors(node))
 
     def _ends(self, node: str) -> list[str]:
-        """Return the DAG nodes that should keep their size in a larger copy so that this layer does.
+        """Return the DAG nodes whose tensors should stay as large in a larger copy, so that the output of a layer does.
 
         That is the layer itself, or its products with numbers if nothing else reads it.
         """

@@ -285,7 +285,7 @@ def _refuse(models: _Models) -> None:
     """Raise an error unless the mixture of experts has routers, none is zero, and constants equal the dense model's.
 
     Raises:
-        GrowthError: they are not.
+        GrowthError: it has no router, a router is zero, or a constant differs.
     """
     dense, mixture, match = models.dense, models.mixture, models.match
     ours = dict(mixture.named_parameters())

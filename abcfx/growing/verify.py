@@ -38,7 +38,7 @@ CHECKS: dict[CheckName, Callable[[GrownPair], GrowthCheckRow]] = {
 
 @torch.inference_mode(False)
 def _two_optimizers(option: str, value: object) -> None:
-    """Refuse what is not the optimizers of the small and of the large model.
+    """Raise an error unless the value of an option is a pair: the optimizers of the small and of the large model.
 
     Raises:
         InvalidInputError: it is no pair of torch optimizers.

@@ -76,7 +76,7 @@ def judge_drawn(
     Args:
         by_width: measured numbers of every token, by width and quantity.
         by_spread: numbers measured on random logits of several standard deviations, by quantity.
-        slopes: slopes over width, measured and predicted.
+        slopes: for each quantity, the slope of its log2 over log2 width, measured and predicted.
         iters: number of Sinkhorn iterations (each scales rows, then columns, to the sum 1).
     """
 
@@ -197,7 +197,7 @@ def _judge_sensitivity(slopes: Sequence[LawSlope]) -> DiagnosticRow:
     A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
 
     Args:
-        slopes: slopes over width of the sensitivity, measured and predicted.
+        slopes: slopes of log2 of the sensitivity over log2 width, measured and predicted.
     """
     if off := _first_off(slopes):
         return diagnostic_row(Diagnostic.SENSITIVITY, Verdict.FAIL, off)
@@ -228,7 +228,7 @@ def _judge_updates(slopes: Sequence[LawSlope]) -> DiagnosticRow:
     A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
 
     Args:
-        slopes: slopes over width of the step, by parameter and optimizer, measured and predicted.
+        slopes: slopes of log2 of the step over log2 width, by parameter and optimizer, measured and predicted.
     """
     if off := _first_off(slopes):
         return diagnostic_row(Diagnostic.LOGIT_UPDATE, Verdict.FAIL, off)
@@ -284,7 +284,9 @@ def _grade_two(fails: tuple[float, float], is_weak: tuple[float, float]) -> Verd
 
 
 def _first_off(slopes: Sequence[LawSlope]) -> str:
-    """Say which slope over width is the first to differ from its predicted value; "" if none does."""
+    """Say in words which measured slope (a quantity grows like width^slope) is the first off its prediction; "" if
+    none.
+    """
     off = next((slope for slope in slopes if not slope.agrees), None)
     if off is None:
         return ""
@@ -292,5 +294,5 @@ def _first_off(slopes: Sequence[LawSlope]) -> str:
 
 
 def _text(slope: LawSlope) -> str:
-    """Format a measured slope with its sign; "zero" if the quantity was zero and has no slope."""
+    """Format a measured slope (a quantity grows like width^slope) with its sign; "zero" if the quantity was zero."""
     return "zero" if slope.mean is None else f"{slope.mean:+.2f}"

@@ -99,7 +99,7 @@ def _divided(mix: Tensor, tangent: Tensor, dim: int, eps: float) -> tuple[Tensor
 
 
 def _float_type(option: str, value: object) -> None:
-    """Refuse what is no floating-point dtype.
+    """Raise an error unless the value of the argument `option` is a floating-point dtype.
 
     Raises:
         InvalidInputError: it is something else.

@@ -54,12 +54,13 @@ def diagnose(
     rate_exponent: float = 1.0,
     seed: int = 0,
 ) -> Diagnosis:
-    """Run six diagnostics of dynamic hyper-connections: does what they compute keep its size as the width grows?
+    """Run six diagnostics of dynamic hyper-connections: does what they compute stay as large as the width grows?
 
     A hyper-connection is a residual connection over n streams, which weights computed from the streams read, write and
-    mix. Without a model, hyper-connections are drawn at every width (streams from N(0, 1)), and slopes over width are
-    compared with those that the scaling of the initial weights predicts. With a model, each of its hyper-connections is
-    run on the streams that really flow through it; `widths` and the options of drawing then play no part.
+    mix. Without a model, hyper-connections are drawn at every width (streams from N(0, 1)), and slopes (log2 of each
+    number over log2 width) are compared with those that the scaling of the initial weights predicts. With a model, each
+    of its hyper-connections is run on the streams that really flow through it; `widths` and the options of drawing then
+    play no part.
 
     Args:
         widths: widths d of a stream, at least two.

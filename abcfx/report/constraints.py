@@ -153,8 +153,8 @@ class Constraints:
     def _constants(self, row: Row) -> list[tuple[str, float]]:
         """Split the constant of an inequality of the linear program into named parts, each with its value, for print.
 
-        The parts are a (exponent of the multiplier), b (of the init's std) and s(x) (of the size of the input x). A
-        constant whose parts are not known is returned as one entry.
+        The parts are a (exponent of the multiplier), b (of the init's std) and s(x) (the input x is ~ m^-s; m, the
+        width ratio). A constant whose parts are not known is returned as one entry.
         """
         kind = self._fixed.dag.kind(str(row.layer))
         if isinstance(kind, Layer):
@@ -170,9 +170,10 @@ class Constraints:
         return [(f"{row.constant:.4g}", row.constant)] if row.constant else []
 
     def _because(self, level: Hashable) -> list[Row]:
-        """Find why an exponent (r or G of a node) may not be smaller: a shortest chain of rows with equality.
+        """Find why an exponent may not be smaller: a shortest chain of rows that hold with equality.
 
-        A row is an inequality of the linear program. The chain leads to an exponent with a bound of its own, such as r
+        The exponent `level` is r or G of a node (change ~ m^-r, gradient ~ m^-G; m, the width ratio). A row is an
+        inequality of the linear program. The chain leads to an exponent with a bound of its own, such as r
         >= 0; it is empty if `level` itself has one.
         """
         came_by: dict[Hashable, tuple[Hashable, Row] | None] = {level: None}
@@ -192,7 +193,10 @@ class Constraints:
         return []
 
     def _is_at_bound(self, level: Hashable) -> bool:
-        """Whether an exponent (r or G of a DAG node) has the smallest value that it may have."""
+        """Whether the exponent `level` has the smallest value that it may have.
+
+        It is r or G of a DAG node (change ~ m^-r, gradient ~ m^-G; m, the width ratio).
+        """
         lower = self._program.lower.get(level)
         return lower is not None and self._values[level] - lower <= TOLERANCE
 

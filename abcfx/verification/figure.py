@@ -124,7 +124,7 @@ def _draw_exponents(axis: Axes, studies: Studies) -> None:
 
 
 def _draw_rates(axis: Axes, studies: Studies) -> None:
-    """Draw the planned learning rate of each role (embedding, hidden, readout) over width, with its slope.
+    """Draw the planned learning rate of each role (embedding, hidden, readout) over width, with the slope of the line.
 
     Args:
         axis: where to draw.
@@ -150,7 +150,7 @@ def _draw_sizes(axis: Axes, studies: Studies) -> None:
 
     Args:
         axis: where to draw.
-        studies: holds the measured sizes.
+        studies: holds the measured RMS values.
     """
     last = max(step for _, step in studies.magnitudes)
     for model, colour, label in ((STANDARD, "#c44e52", "as written"), (TRANSFORMED, "#1f6fb2", "transformed")):

@@ -91,7 +91,7 @@ def chain_graph(a: Sequence[float], b: Sequence[float], **alignments: Sequence[f
 def random_graph(rng: random.Random, size: int, *, ties: bool = False, weights: float = 0.6) -> nx.DiGraph:
     """Draw a random graph of layers, additions and products, as `find_c_dag` takes it.
 
-    Its multiplier and init exponents are such that outputs keep their size at init, whatever the width; those of the
+    Its multiplier and init exponents are such that the RMS of outputs at init does not depend on the width; that of the
     last layers may shrink.
 
     Args:

@@ -63,8 +63,8 @@ class Expected(TypedDict, total=False):
     """Another solver's answer for a network: learning-rate exponents c (a rate is n^-c, n: width), if there are any.
 
     Attributes:
-        status: "optimal", "infeasible" (no stable learning rates) or "invalid" (multipliers and inits that do not keep
-            outputs at their size).
+        status: "optimal", "infeasible" (no stable learning rates) or "invalid" (multipliers and inits with which
+            outputs at init grow or shrink with the width).
         objective: sum of the exponents.
         c: exponent of each layer where the solution is unique.
         c_min, c_max: range of each exponent where it is not; None for no bound.

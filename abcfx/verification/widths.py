@@ -94,7 +94,7 @@ def _check_transfer(evidence: Evidence, transfer: TransferCheck) -> None:
 
 
 def activation_magnitude(studies: Studies) -> Evidence:
-    """Compare the sizes of a GPT's layers at widths 64 to 1024: section "Activation magnitude" of `verify`.
+    """Compare the RMS outputs of a GPT's layers at widths 64 to 1024: section "Activation magnitude" of `verify`.
 
     They must not depend on width, at init and after training, in the transformed model; in the unchanged one some must
     grow.
@@ -147,12 +147,12 @@ def activation_magnitude(studies: Studies) -> Evidence:
 
 
 def _within(evidence: Evidence, claim: str, slopes: Mapping[str, float], expected: float) -> None:
-    """Add the claim that all layers' slopes over width are within 0.15 of the expected one; the furthest is named.
+    """Add the claim that the slope of each layer is within 0.15 of the expected one; the furthest is named.
 
     Args:
         evidence: where the claim is added.
         claim: the claim as a sentence.
-        slopes: slope of each layer's size over width.
+        slopes: for each layer, the slope of log2 of its output's RMS over log2 width.
         expected: what it should be.
     """
     worst = max(slopes, key=lambda node: abs(slopes[node] - expected))
