@@ -236,7 +236,7 @@ def _layer_row(node: str, slopes: list[Slope]) -> LayerRow:
 
 
 def _verdicts(slopes: Iterable[Slope]) -> list[Verdict]:
-    """Return the verdicts of those slopes (exponents of width) that were judged, without those that were only measured."""
+    """Return the verdicts of those slopes (exponents of width) that were judged, not only measured."""
     return [each.verdict for each in slopes if each.verdict is not None]
 
 

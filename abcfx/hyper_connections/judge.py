@@ -284,9 +284,7 @@ def _grade_two(fails: tuple[float, float], is_weak: tuple[float, float]) -> Verd
 
 
 def _first_off(slopes: Sequence[LawSlope]) -> str:
-    """Say in words which measured slope (a quantity grows like width^slope) is the first off its prediction; "" if
-    none.
-    """
+    """Say in words which measured slope (a quantity grows like width^slope) is the first off its prediction, or ""."""
     off = next((slope for slope in slopes if not slope.agrees), None)
     if off is None:
         return ""

@@ -167,8 +167,9 @@ class LawSlope:
         return self.mean is None or abs(self.mean - self.law) <= TOLERANCE + SIGMAS * self.error
 
     def to_dict(self) -> dict[str, object]:
-        """Return the slope (the quantity grows like width^slope) as a dict: diagnostic, quantity, mean, error, law
-        (predicted slope), agrees.
+        """Return the measured slope (the quantity grows like width^slope) as a dict.
+
+        Its keys are diagnostic, quantity, mean, error, law (the predicted slope) and agrees.
         """
         names = {"diagnostic": self.diagnostic.value, "quantity": self.quantity}
         return names | {"mean": self.mean, "error": self.error, "law": self.law, "agrees": self.agrees}
