@@ -146,7 +146,7 @@ class Transformed:
         return target
 
     def fold(self) -> nn.Module:
-        """Turn the trained model into plain weights for inference, without scale nodes or hooks, in its original class.
+        """Turn the trained model into plain weights for inference, without extra ops or hooks, in its original class.
 
         It computes what `module` computes now (to rounding).
 

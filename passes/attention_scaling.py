@@ -129,7 +129,7 @@ def _scale_function(node: fx.Node, factor: float, note: ScaleNode) -> fx.Node:
     args, kwargs = list(node.args), dict(node.kwargs)
 
     def insert(function: Callable[..., object], *arguments: Argument) -> fx.Node:
-        """Insert a call of a function in front of the rewritten fx node, note that a pass made it, and return it."""
+        """Insert a call of a function in front of the rewritten fx node, with the note in its meta; return its node."""
         with node.graph.inserting_before(node):
             made = node.graph.call_function(function, arguments)
         set_scale_note(made, note)

@@ -187,8 +187,7 @@ class MarkedCalls:
             raise
 
     def calls(self, graph: fx.Graph, marked: Mapping[Place, fx.Node]) -> tuple[ModuleCall, ...]:
-        """Return a record of each call of a submodule that has ended, with the graph nodes of what went in and came
-        out.
+        """Return a record of each call of a submodule that has ended, with the graph nodes of inputs and output.
 
         Args:
             graph: the exported graph, in which nodes that give sizes are looked up.
@@ -197,8 +196,7 @@ class MarkedCalls:
         sizes = {expression_of(node.meta.get("val")): node for node in graph.nodes}
 
         def nodes(number: int, values: Sequence[object], *, comes_out: bool) -> tuple[fx.Node | None, ...]:
-            """Return the graph node of each value that enters or leaves one call of a submodule; None where it is
-            not known.
+            """Return the graph node of each value that enters or leaves a submodule's call; None where it is unknown.
 
             Args:
                 number: number of the call.
@@ -229,7 +227,8 @@ def expression_of(size: object) -> object:
 
 
 def _sizes(values: Sequence[object]) -> Sequence[object]:
-    """Return the values that enter or leave a submodule with None in the place of tensors, which marks in the graph
-    name.
+    """Return the values that enter or leave a submodule, with None in the place of tensors, which marks name.
+
+    A mark is an op in the exported graph that only names the tensors that enter or leave a submodule.
     """
     return [None if isinstance(value, torch.Tensor) else value for value in values]

@@ -87,8 +87,10 @@ class EmittedModule(MarkedState, fx.GraphModule):
         self.graph = graph
 
     def _adopt(self, root: nn.Module) -> None:
-        """Take over the parameters, buffers and submodules of the captured model, also those that are called `code`
-        or `meta`, which `register_parameter` and `add_module` refuse on a GraphModule.
+        """Take over the parameters, buffers and submodules of the captured model, under the same names.
+
+        Also those that are called `code` or `meta`, which `register_parameter` and `add_module` refuse on a
+        GraphModule.
 
         Raises:
             UncapturableError: a part of the model is called as an attribute that a GraphModule cannot do without.
@@ -102,9 +104,7 @@ class EmittedModule(MarkedState, fx.GraphModule):
         self._modules.update(root._modules)
 
     def _take_plain_tensors(self, root: nn.Module, *graphs: fx.Graph | None) -> None:
-        """Take over, as plain attributes, the tensors that the graphs read and that the model keeps as plain
-        attributes.
-        """
+        """Take over, as plain attributes, those tensors in plain attributes of the model that the graphs read."""
         for graph in graphs:
             for node in graph.nodes if graph is not None else ():
                 if node.op in ("get_attr", "call_module"):

@@ -194,7 +194,7 @@ class _Unwrapping:
 
     Attributes:
         argument: the option that the model was given for.
-        in_place: whether the given object itself will be changed.
+        in_place: whether the model object that the user gave will itself be changed.
         found: class name and module path of each wrapper.
         done: the plain module for each module that was visited, by its id.
     """
@@ -285,14 +285,15 @@ class _Unwrapping:
         )
 
     def _note(self, name: str, path: str) -> None:
-        """Remember that a wrapper was taken off, for the report.
+        """Add a wrapper that was taken off to `found`, of which the report is told.
 
         Args:
             name: class name of the wrapper.
             path: module path of what is in it.
 
         Raises:
-            InvalidInputError: the given object itself will be changed.
+            InvalidInputError: the model object that the user gave will itself be changed, which a wrapper does not
+                allow.
         """
         if self.in_place:
             raise InvalidInputError(

@@ -54,8 +54,7 @@ class Gradients:
 
     @contextmanager
     def collected(self) -> Iterator[None]:
-        """Replace each gradient of a backward pass within the block by a few random projections, as soon as it is
-        there.
+        """Replace each gradient of a backward pass within the block, when it is there, by a few random projections.
 
         On exit every `.grad` is as it was before.
         """
@@ -134,9 +133,7 @@ def routes(roots: Sequence[torch.Tensor], wanted: Mapping[int, str]) -> dict[str
 
 
 def leaves_of(roots: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Yield the leaf tensors to which a backward pass from the tensors `roots` would hand gradient, some more than
-    once.
-    """
+    """Yield the leaf tensors to which a backward pass from `roots` would hand gradient, some of them more than once."""
     for _, following in _edges(roots):
         leaf = getattr(following, "variable", None)
         if isinstance(leaf, torch.Tensor):

@@ -152,7 +152,7 @@ class _NoOps(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        """Note that a function was called, and raise the error; torch calls this method."""
+        """Set `tried` and raise the error instead of a call; torch calls this method for each of its functions."""
         self.tried = True
         raise _OpTriedError
 

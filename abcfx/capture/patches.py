@@ -153,7 +153,7 @@ def _forward_with_gradients(cls: type, args: tuple[object, ...]) -> object:
     """Run the forward of an autograd.Function as plain code; functions among its arguments run with gradients on."""
 
     def with_gradients(function: Callable[..., object]) -> Callable[..., object]:
-        """Return a function that calls the given one with gradients switched on."""
+        """Return a function that calls `function` with gradients switched on."""
 
         def call(*args: object, **kwargs: object) -> object:
             """Call the function with gradients switched on."""
@@ -264,8 +264,7 @@ def answers_as_eager(told: Container[str] | None) -> Iterator[list[str]]:
         """Return a stand-in for `torch.compiler.is_compiling` or `is_exporting`, given by its name."""
 
         def answer() -> bool:
-            """Return False to a model's code that asks; to torch, and to the places in `told`, what torch itself
-            answers.
+            """Return False to a model's code that asks; to torch and the places in `told`, torch's own answer.
 
             A place that got False although torch says True is added to the list that the context yields.
             """

@@ -180,9 +180,7 @@ class Snapshot:
                 self._add(f"{path}[{key!r}]", value, depth)
 
     def _is_known(self, value: object) -> bool:
-        """Whether this snapshot has met the same object before, so that it is not looked into twice; from now on it
-        has.
-        """
+        """Whether this snapshot has looked into the same object before; from now on it counts as looked into."""
         known = id(value) in self._seen
         self._seen.add(id(value))
         return known

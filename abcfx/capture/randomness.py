@@ -87,14 +87,14 @@ def no_hidden_randomness(generators: Mapping[str, object], *, torch_too: bool = 
 
 
 class _Draws(CallWatcher):
-    """A torch mode that notes whether this thread draws random numbers with torch."""
+    """A torch mode that finds out whether this thread draws random numbers with torch."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen = False
 
     def watch(self, op: AtenOp, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        """Run an aten call, and note if it draws random numbers."""
+        """Run an aten call and return its result; if it draws random numbers, the mode keeps that in a flag."""
         self.seen = self.seen or torch.Tag.nondeterministic_seeded in op.tags
         return op(*args, **kwargs)
 
@@ -204,7 +204,7 @@ def values_drawn(model: str, line: str) -> UncapturableError:
 
 
 class _DrawnValues(TorchFunctionMode):
-    """A torch mode that knows which tensors come from random draws alone, and notes the first line that reads one."""
+    """A torch mode that knows which tensors come from random draws alone, and keeps the first line that reads one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ class _DrawnValues(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        """Make a call; note a result that comes from random draws alone, and a line that reads its value."""
+        """Make a call and return its result; keep which results come from random draws alone, and where one is read."""
         name = getattr(func, "__name__", "")
         given = trees.tensors((args, kwargs))
         drawn = bool(given) and all(id(tensor) in self._drawn for tensor in given)

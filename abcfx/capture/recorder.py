@@ -246,7 +246,7 @@ class Recorder(TorchFunctionMode):
         kwargs: dict[str, object],
         out: object,
     ) -> None:
-        """Write a call of `func` with result `out` down as a node, and remember which node gives each tensor of it."""
+        """Write a call of `func` with result `out` down as a node, and keep which node gives each tensor of it."""
         op, target, given, named = graph_call(func, self._arguments(args), self._named_arguments(kwargs))
         self._bind(out, self._create(op, target, given, named))
 
@@ -272,7 +272,7 @@ class Recorder(TorchFunctionMode):
         return self._create("call_method", "detach", (node,), {})
 
     def _bind(self, out: object, node: fx.Node) -> None:
-        """Remember that a node of the graph gives this result; add a getitem node for each tensor in a container."""
+        """Keep, for later calls, that a node of the graph gives a result; tensors in a container get getitem nodes."""
         node.meta.setdefault("val", out)
         if isinstance(out, torch.Tensor):
             self._nodes[id(out)] = node

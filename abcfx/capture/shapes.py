@@ -22,7 +22,7 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _ShapeInterpreter(fx.Interpreter):
-    """An interpreter that runs a graph on meta tensors, which have shapes only, and notes them on the nodes.
+    """An interpreter that runs a graph on meta tensors, which have shapes only, and puts each in its `node.meta`.
 
     torch.nn layers run as copies whose parameters are meta tensors too.
 

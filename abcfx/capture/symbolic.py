@@ -159,7 +159,7 @@ class SymbolicTracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, signature: Signature) -> None:
-        """Prepare a trace, and remember the grad mode and autocast state, which must not change during it."""
+        """Prepare a trace, and keep the grad mode and autocast state, which must not change during it."""
         super().__init__()
         self.signature = signature
         self.calls: list[ModuleCall] = []
@@ -185,9 +185,7 @@ class SymbolicTracer(fx.Tracer):
             return forward(*args, **kwargs)
 
         def noted(*given: object, **named: object) -> object:
-            """Run the forward of a module whose operations go into the graph, and add its inputs and output to
-            `self.calls`.
-            """
+            """Run the forward of a module whose operations go into the graph; add inputs and output to `self.calls`."""
             key, (path, _) = next(reversed(self.module_stack.items()))
             return recorded(key, path, forward, given, named, _node_of, self.calls)
 
@@ -334,9 +332,7 @@ class _TensorMode(TorchFunctionMode):
     def _computes_with_own(
         self, func: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
     ) -> bool:
-        """Whether a call computes with parameters or buffers, nothing traced among them, and makes or changes a
-        tensor.
-        """
+        """Whether a call computes with parameters or buffers, with nothing traced, and makes or changes a tensor."""
         leaves = trees.leaves((args, kwargs))
         if any(isinstance(leaf, fx.Proxy) for leaf in leaves):
             return False  # torch.fx records the call

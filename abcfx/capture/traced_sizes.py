@@ -47,13 +47,13 @@ class SizeNodes:
         self._known: dict[_Expression, fx.Node | tuple[fx.Node, int]] = {}
 
     def add_input(self, node: fx.Node, tensor: torch.Tensor) -> None:
-        """Note that the symbols in the shape of an input tensor can be read off its placeholder `node`."""
+        """Let the symbols in the shape of an input tensor be read off its placeholder `node` from now on."""
         for dim, size in enumerate(tensor.shape):
             if isinstance(size, torch.SymInt):
                 self._known.setdefault(_expression(size), (node, dim))
 
     def add_value(self, value: Symbolic, node: fx.Node) -> None:
-        """Note that `node` gives a number that a call read out of a tensor, as `.item()` does."""
+        """Let `node` stand, from now on, for a number that a call read out of a tensor, as `.item()` does."""
         if _is_symbol(value):
             self._known.setdefault(_expression(value), node)
 

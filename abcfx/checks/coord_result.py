@@ -129,7 +129,7 @@ class CoordCheck(CheckResult[LayerRow]):
         }
 
     def plot(self, path: str | None = None) -> Figure:
-        """Draw each layer's update and change over width, in the transformed and the unchanged model, and their slopes.
+        """Draw each layer's update and change over width, in the transformed and the unchanged model, with slopes.
 
         Args:
             path: where to write the figure; its ending chooses the format (.png, .svg, .pdf).
@@ -146,7 +146,7 @@ class CoordCheck(CheckResult[LayerRow]):
         return text_of(self.__rich__())
 
     def __rich__(self) -> RenderableType:
-        """Return what is printed: a headline, a table of the layers, and a line for each slope that did not pass."""
+        """Return what is printed: a headline, a table of the layers, and a line for each layer that did not pass."""
         reasons = [Text(f"  {line}", overflow="fold") for line in self._reasons()]
         return Group(self._headline(), Text(), self._table(), Text(), *reasons)
 
@@ -163,7 +163,7 @@ class CoordCheck(CheckResult[LayerRow]):
         )
 
     def _table(self) -> Table:
-        """Return the printed table, with a line for each layer: slopes over width and the verdict.
+        """Return the printed table, with a line for each layer: slopes (exponents of width) and the verdict.
 
         Columns: the measured slopes, the expected slope of the update, and the update's slope in the user's unchanged
         model.
@@ -186,7 +186,7 @@ class CoordCheck(CheckResult[LayerRow]):
         return table
 
     def _reasons(self) -> list[str]:
-        """Return a printed line for each slope of the transformed model that did not pass.
+        """Return a printed line for each slope (exponent of width) of the transformed model that did not pass.
 
         Layers that were skipped for the same reason share one line.
         """
@@ -204,7 +204,7 @@ class CoordCheck(CheckResult[LayerRow]):
 
 
 def layer_rows(slopes: Iterable[Slope]) -> tuple[LayerRow, ...]:
-    """Sum up the slopes of the transformed model into one row for each layer, with its worst verdict and the reasons.
+    """Sum up measured slopes, exponents of width, into one row for each layer, with its worst verdict and the reasons.
 
     Slopes of the user's unchanged model are left out. Layers keep the order in which their first slope comes.
     """
@@ -241,7 +241,7 @@ def _verdicts(slopes: Iterable[Slope]) -> list[Verdict]:
 
 
 def _shown(slope: Slope | None) -> str:
-    """Format a measured slope for the table: "+0.50 ± 0.02", "zero" if its values were all zero, "" for None."""
+    """Format a measured slope (exponent of width) for the table: "+0.50 ± 0.02", "zero" for values of 0, "" for None."""
     if slope is None:
         return ""
     if slope.mean is None:
@@ -250,5 +250,5 @@ def _shown(slope: Slope | None) -> str:
 
 
 def _interval(slope: Slope | None) -> str:
-    """Format the interval of slopes that is expected, such as "-0.50 to +0.00"; "" where nothing is expected."""
+    """Format the expected interval of a slope (exponent of width), such as "-0.50 to +0.00"; "" if none is expected."""
     return "" if slope is None or slope.interval is None else str(slope.interval)

@@ -294,7 +294,7 @@ class CoordStudy:
 
 
 def _with_causes(slopes: Sequence[Slope]) -> list[Slope]:
-    """Return all slopes, those that fail only because of a wrong input with the earlier layer that is to blame.
+    """Return all slopes (exponents of width), those that fail only for a wrong input with the layer that is to blame.
 
     The earlier layer is the first one that fails by itself. A later layer is excused (its `cause` is set) if it would
     not fail once its slope is corrected by how far the slope of its input lies above the predicted interval.

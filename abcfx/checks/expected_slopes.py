@@ -180,7 +180,7 @@ def _predictor(result: Transformed) -> _Predictor:
 
 
 def _interval(low: float, high: float) -> Interval:
-    """Make an interval of slopes, turning -0.0 into 0.0 so that no minus is printed before a zero."""
+    """Make an interval of slopes (exponents of width), with 0.0 for -0.0 so that no minus is printed before a zero."""
     return Interval(low + 0.0, high + 0.0)  # no minus before zero
 
 

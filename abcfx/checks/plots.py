@@ -24,7 +24,7 @@ Colour = tuple[float, float, float]
 def plot_coord(
     title: str, verdicts: Mapping[str, Verdict], slopes: Sequence[Slope], measurements: Sequence[Measurement]
 ) -> Figure:
-    """Draw a coordinate check: curves of each layer's update and change over width, and a chart of their slopes.
+    """Draw a coordinate check: curves of each layer's update and change over width, and a chart of the curves' slopes.
 
     Curves are relative to the value at the smallest width; a row of panels for each model, transformed and unchanged.
 
@@ -57,7 +57,7 @@ def plot_coord(
 
 
 def _judged(slopes: Sequence[Slope]) -> dict[tuple[Variant, str], Slope]:
-    """Return (model, layer) -> the slope of the layer's update; for attention logits, of their change since init."""
+    """Return (model, layer) -> the exponent of width of the layer's update; for attention logits, of their change."""
     found = {(each.model, each.node): each for each in slopes if each.statistic == CHANGE}
     return found | {(each.model, each.node): each for each in slopes if each.statistic == UPDATE}
 
@@ -96,7 +96,7 @@ def _draw_curves(axis: Axes, measurements: Sequence[Measurement], colours: Mappi
 def _draw_bars(
     axis: Axes, nodes: Sequence[str], slopes: Mapping[tuple[Variant, str], Slope], verdicts: Mapping[str, Verdict]
 ) -> None:
-    """Draw one line for each layer: a grey bar for allowed slopes over width, and a point for the measured slope.
+    """Draw one line for each layer: a grey bar for the allowed exponents of width, a point for the measured one.
 
     The point has error bars of two standard errors and the colour of the layer's verdict; a cross marks the slope of
     the user's unchanged model.

@@ -196,8 +196,7 @@ class Recorder(CallWatcher):
     def _look(self, op: AtenOp, args: tuple[object, ...], kwargs: Mapping[str, object], out: object) -> None:
         """Record one aten call of the run: an op with a weight, a number times a lookup, or attention logits.
 
-        Outputs of products of two activations are remembered, and followed through elementwise ops, until they reach a
-        softmax.
+        Outputs of products of two activations are followed through elementwise ops until they reach a softmax.
 
         Args:
             op: the aten op.
@@ -231,7 +230,7 @@ class Recorder(CallWatcher):
     def _weight_op(
         self, op: AtenOp, args: Sequence[object], kwargs: Mapping[str, object], position: int, name: str, out: object
     ) -> None:
-        """Record a call that uses a watched weight W: as one layer, or as one for each segment of the weight.
+        """Record a call that uses a watched weight W: as one layer, or as one for each of the groups in `columns`.
 
         Args:
             op: the aten op.
@@ -247,7 +246,7 @@ class Recorder(CallWatcher):
             self._record(op, args, kwargs, position, Use(name, LOOKUP if op in TABLES else PRODUCT), out)
 
     def _pieces(self, op: AtenOp, args: Sequence[object], position: int, name: str) -> list[list[object]]:
-        """Return the arguments of a call for each segment of its weight, cut to it; none for any other weight.
+        """Return the arguments of a call, cut to each group of columns of its weight that `columns` has; else [].
 
         Args:
             op: the aten op.

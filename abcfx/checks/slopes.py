@@ -103,11 +103,11 @@ class Slope:
 
     @property
     def interval(self) -> Interval | None:
-        """The interval of slopes that theory predicts; None if it predicts nothing."""
+        """The interval that theory predicts for this slope (exponent of width); None if it predicts nothing."""
         return None if self.low is None or self.high is None else Interval(self.low, self.high)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the slope as a dict with its attributes as keys."""
+        """Return the slope (measured exponent of width) as a dict with its attributes as keys."""
         return asdict(self)
 
 

@@ -217,7 +217,8 @@ def load_weights(argument: str, model: nn.Module, file: Path) -> None:
         file: the file.
 
     Raises:
-        InvalidInputError: there is no such file, or the state_dict in it is another model's, or not folded.
+        InvalidInputError: there is no such file, or the state_dict in it is another model's, or that of a transformed
+            one whose graph multiplies weights.
     """
     if not file.is_file():
         raise InvalidInputError(f"{argument}: there is no file {file}.")

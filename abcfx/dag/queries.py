@@ -178,7 +178,7 @@ def _lies_in_one_block(dag: LayerDag, nodes: Collection[str], containers: Collec
 def repeated_uses(dag: LayerDag) -> dict[str, list[str]]:
     """Return, for each parameter that is the weight of several layer nodes (tied, or called twice), these nodes.
 
-    The segments of a weight whose input is a concatenation count apart.
+    The columns of a weight that meet each of several concatenated inputs count as weights of their own.
     """
     uses: dict[tuple[str, DimPart | None], list[str]] = {}
     for node, layer in dag.layers():

@@ -64,7 +64,7 @@ class FirstWeights:
         return self.mode != "sample"
 
     def take(self, layers: Sequence[SampledLayer], parameters: Mapping[str, torch.Tensor]) -> None:
-        """Remember the weights as they are now: some rows, all rows, or only that the seed draws them (mode "redraw").
+        """Keep the weights as they are now: some rows, all rows, or only that the seed draws them (mode "redraw").
 
         Args:
             layers: the layers whose weights are needed later.

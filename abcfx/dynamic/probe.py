@@ -46,7 +46,8 @@ class Probe:
         captured: graphs of the transformed model.
         module: the module that is trained, as `transform` returned it; it may have been sharded by `fully_shard` since.
         first: remembers the first weights.
-        segmented: names of weights that are several layers with multipliers of their own, which are not measured.
+        segmented: names of weights whose columns have several multipliers, since their input is a concatenation; they
+            are not measured.
 
     Attributes:
         layers: every layer whose input can be seen in the graph.
@@ -77,7 +78,7 @@ class Probe:
         self._sizes: dict[str, tuple[float, float]] = {}
 
     def take(self, args: object, kwargs: Mapping[str, object] | None, max_tokens: int) -> None:
-        """Choose a part of the model's given inputs, run it, and remember the layers' inputs and weights as they are.
+        """Choose a part of the model's inputs, run it, and keep the layers' inputs and weights as they are then.
 
         Args:
             args: positional inputs of the model; a bare tensor counts as one argument.

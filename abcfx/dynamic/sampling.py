@@ -152,7 +152,8 @@ def sample_layers(
         dag: the graph of its layers.
         parameters: parameters of the model by name.
         whole: measure every row of a weight, not a sample of rows.
-        segmented: names of weights that are several layers with multipliers of their own, which are left out.
+        segmented: names of weights whose columns have several multipliers, since their input is a concatenation; they
+            are left out.
 
     Returns:
         (layers whose inputs can be seen in the graph, names of the layers whose inputs cannot).

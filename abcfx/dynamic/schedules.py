@@ -42,7 +42,7 @@ class MultipliedRates:
             self._handles.pop().remove()
 
     def _multiply(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        """Multiply the groups' learning rates before an optimizer step, remembering them; a hook of the optimizer."""
+        """Multiply the groups' learning rates before an optimizer step and keep the old ones; an optimizer hook."""
         self.restore()  # a step that raised an exception has not run the hook after it
         for index, (name, group) in enumerate(zip(self.names, optimizer.param_groups, strict=True)):
             if name in self.factors:

@@ -287,8 +287,8 @@ class DagProgram:
     def _parameter_gradients(self, at_nodes: Mapping[str, float]) -> dict[str, float]:
         """Return g of each parameter, whose gradient is ~ m^-g (m, the width ratio).
 
-        A segment of a weight that meets an input which does not grow has larger gradients and does not count: an eps
-        that followed these would be too large for the others.
+        Columns of a weight that meet an input which does not grow have larger gradients and do not count: an eps that
+        followed these would be too large for the others.
 
         Args:
             at_nodes: G of each node, whose gradient is ~ m^-G.

@@ -46,7 +46,7 @@ def sanity(pair: GrownPair) -> GrowthCheckRow:
 
 
 def constants(pair: GrownPair) -> GrowthCheckRow:
-    """Check that structure and constants (rotary tables, eps, ...) let the large model compute the same (check C1)."""
+    """Check that no op or constant (rotary table, eps, ...) keeps the large model from computing the same: check C1."""
     with pair.equally_deep():
         found = refusals(pair.plan, pair.small, pair.large)
     trace = pair.plan.factors.large

@@ -47,7 +47,7 @@ class _Deviation:
 def symmetry(pair: GrownPair) -> GrowthCheckRow:
     """Check that copies of entries get different gradients, so that they can become different (check C3).
 
-    Noise on them must add up to zero over each input.
+    It also fails if noise that was added to copies changes the sum over the copies of an input of a layer.
     """
     uneven = _not_zero_sum(pair)
     if uneven is not None:
@@ -150,7 +150,10 @@ def _whole(dim: IndexMap) -> IndexMap:
 
 
 def _deviation(tensor: torch.Tensor, dims: list[IndexMap]) -> float:
-    """Return |T - M| / |T| for a tensor T of the large model, with M the mean over the copies of each entry."""
+    """Return |T - M| / |T| for a tensor T of the large model, with M the mean over the copies of each entry.
+
+    `dims` says, for each dim, which entries are copies of one entry of the small model; |.| is the Frobenius norm.
+    """
     tensor = tensor.double()
     gap = tensor - tiled(averaged(tensor, dims), dims)
     return float(gap.norm() / tensor.norm().clamp_min(torch.finfo(torch.float64).tiny))
@@ -169,7 +172,7 @@ def _not_zero_sum(pair: GrownPair) -> tuple[str, float, float] | None:
     """Find a parameter whose noise changes the sum over the copies of an input, although it should add up to zero.
 
     Returns:
-        (name, relative size of what the noise adds up to, tolerance); None where all noise is zero-sum.
+        (name, what the noise adds up to relative to the weight, tolerance); None where all noise is zero-sum.
     """
     theirs, ours = dict(pair.small.named_parameters()), pair.parameters()
     for name, widening in pair.plan.widenings.items():

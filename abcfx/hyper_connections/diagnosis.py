@@ -69,7 +69,7 @@ class Diagnosis(CheckResult[DiagnosticRow]):
         return {each.place: each.mean for each in found}
 
     def to_dict(self) -> dict[str, object]:
-        """Return the result as plain data: verdict, failed rows, all rows, settings, slopes and measurements."""
+        """Return the result as plain data: verdict, rows, failed rows, settings, exponents of width, measurements."""
         return super().to_dict() | {
             "settings": dict(self.settings),
             "slopes": [each.to_dict() for each in self.slopes],
@@ -92,7 +92,7 @@ class Diagnosis(CheckResult[DiagnosticRow]):
         return text_of(self.__rich__())
 
     def __rich__(self) -> RenderableType:
-        """Return what is printed: a headline, tables of numbers and slopes, and a line for each diagnostic."""
+        """Return what is printed: a headline, tables of numbers and exponents of width, a line per diagnostic."""
         head = Text(f"{self.TITLE}: ").append(verdict_text(self.verdict))
         shown = ", ".join(f"{key} {_setting(value)}" for key, value in self.settings.items())
         head.append(f"\n{shown}\n")

@@ -173,7 +173,7 @@ def _judge_leak(leak: Tensor, smallest: Tensor, module: str | None, where: str) 
     A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
 
     Args:
-        leak: size of this response, for each token.
+        leak: magnitude of this response, for each token.
         smallest: smallest response to all other parts, for the message.
         module: path of the hyper-connection in a user's model; None for drawn ones.
         where: words for the message that say where it was measured.

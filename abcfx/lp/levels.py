@@ -137,12 +137,12 @@ class Levels:
     def find_holding_rows(self, right: Floats, values: Floats, lower: Floats) -> list[list[int]]:
         """Find, for each rate (a learning-rate exponent c), the rows (inequalities) that keep it from going lower.
 
-        Such a row holds with equality, and the level that it bounds cannot go lower: it is at its lower bound, or is an
-        input of such a row itself.
+        Such a row holds with equality, and the level that it bounds (a variable that is the min of its rows) cannot go
+        lower: it is at its lower bound, or is an input of such a row itself.
 
         Args:
             right: constant of each row.
-            values: value of each column.
+            values: value of each column (variable).
             lower: lower bound of each column.
         """
         is_tight = (self.right_sides(right, values) - values[self.out] <= TOLERANCE).tolist()

@@ -32,7 +32,7 @@ class RowKind(str, Enum):  # str, because its hash is that of C: programs have m
 
     @property
     def bounds_gradient(self) -> bool:
-        """Whether an inequality of this kind bounds the exponent of a gradient: G of a tensor or g of a parameter."""
+        """Whether an inequality of this kind bounds the exponent of a gradient: of a tensor (G) or parameter (g)."""
         return self in _OF_GRADIENTS
 
     @property

@@ -16,8 +16,7 @@ class Row(NamedTuple):
     """A row: the constraint `out <= sum(inputs) + constant - weight * alignment` of the linear program.
 
     A level, such as the exponent r of a node's change, is a variable that is the min of all rows that bound it.
-    `alignment` is the exponent
-    (1/2 to 1) that says how strongly an update lines up with inputs.
+    `alignment` is the exponent (1/2 to 1) that says how strongly an update lines up with inputs.
 
     Attributes:
         name: any hashable, unique among the rows; binding rows, shadow prices and conflicts are told by it.
@@ -89,9 +88,7 @@ class Rate(NamedTuple):
 
 
 def is_tagged(name: Hashable) -> TypeGuard[tuple[str, Hashable]]:
-    """Whether a variable's name is a pair: a letter and the layer or node that it is about, such as ("r", "layer
-    1").
-    """
+    """Whether a variable's name is a pair of a letter and the layer or node that it is about: ("r", "layer 1")."""
     return isinstance(name, tuple) and len(name) == 2
 
 

@@ -219,7 +219,7 @@ class SizeGrowth(WidthGrowth):
         return other
 
     def with_segments(self, segments: Mapping[str, tuple[DimPart, ...]]) -> SizeGrowth:
-        """Return a copy in which the dims of segmented weights grow as the fastest of their segments does."""
+        """Return a copy in which the dims of the weights in `segments` grow as their fastest-growing columns do."""
         if not segments:
             return self
         other = copy(self)

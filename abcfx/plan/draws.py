@@ -130,7 +130,7 @@ class Draw:
             drawn: its random entries, or a sample of them.
             rms: RMS entry of the whole tensor.
             blocks: number of orthogonal blocks of rows; 0 if there are none.
-            kept: True at entries that are structure.
+            kept: True at entries that are not random, such as zero rows.
             values: their values; None if they are zero.
         """
         count = len(drawn)
@@ -161,7 +161,7 @@ class Draw:
 
     @property
     def has_structure(self) -> bool:
-        """Whether the tensor has more structure beside its random entries than zeros and one mean."""
+        """Whether what is not random in the tensor is more than zeros and one mean, such as a mean for each row."""
         return self.values is not None or self.centre is not None
 
     def rms_after(self, factor: float, whole: float) -> float:
@@ -180,8 +180,8 @@ class Draw:
     def carried(self, spread: float, shape: torch.Size) -> Draw:
         """Return the description of a tensor of another shape that the same code draws.
 
-        Zero rows keep their distance from the nearer end, other structure in random tensors its relative place. Few
-        entries count as drawn from a normal distribution. An order of the entries is left out.
+        Zero rows keep their distance from the nearer end, other entries that are not random keep their relative place.
+        Few entries count as drawn from a normal distribution. An order of the entries is left out.
 
         Args:
             spread: RMS of its random entries around their mean; of structure, RMS of all entries.
@@ -239,7 +239,7 @@ class Draw:
         self.restore_(tensor, whole)
 
     def restore_(self, tensor: torch.Tensor, whole: float) -> None:
-        """Add the structure of the described tensor, such as a mean or zero rows, times a factor to a random one."""
+        """Add what is not random in the described tensor, such as a mean or zero rows, times a factor to a tensor."""
         if self.centre is not None:
             tensor.add_(like_sharded(self.centre, tensor), alpha=whole)
         if self.kept is None:

@@ -123,8 +123,8 @@ class _Planner:
         Args:
             name: its name.
             parameter: the tensor.
-            applied: its exponents as they will be applied.
-            absorbed: its exponents with the multiplier moved into init and rate, as folding will need them.
+            applied: its exponents (multiplier, init, rate, ...) as the model and its optimizer will have them.
+            absorbed: its exponents with the multiplier moved into init and rate, as plain weights would need them.
             own: how the model's own init of it scales, where that is known.
             decays: whether it gets weight decay.
         """
@@ -183,12 +183,12 @@ class _Planner:
     def _segments(
         self, name: str, applied: AppliedExponents, absorbed: AppliedExponents, n: float
     ) -> tuple[SegmentPlan, ...]:
-        """Compute the numbers of each segment of a weight whose input is a concatenation, still without its std.
+        """Compute the numbers of a weight's columns for each of several concatenated inputs, still without their std.
 
         Args:
-            name: its name.
-            applied: its exponents as they will be applied.
-            absorbed: its exponents with the multiplier of the first segment moved into init and rate.
+            name: name of the weight.
+            applied: its exponents (multiplier, init, rate, ...) as the model and its optimizer will have them.
+            absorbed: its exponents with the multiplier of the first columns moved into init and rate.
             n: the width ratio.
         """
         found: dict[DimPart, SegmentPlan] = {}
@@ -275,7 +275,7 @@ class _Planner:
 
         Args:
             name: name of the parameter.
-            applied: its role and the exponent b of its init, as it will be applied.
+            applied: its role and the exponent b of its init (std ~ m^-b) as the model will have them.
             own: how the model's own init of it scales, where that is known.
             n: the width or width ratio that exponents are powers of.
         """
@@ -323,11 +323,11 @@ class _Planner:
 
 
 def _column_factors(decided: ParameterExponents, segments: Sequence[SegmentPlan], n: float) -> tuple[ColumnFactor, ...]:
-    """Return the factor on the init of each segment, beside that on the whole parameter.
+    """Return the factor on the init of some columns of a parameter, beside that on the whole parameter.
 
     Args:
-        decided: the exponents of the parameter, as they will be applied.
-        segments: those of its segments.
+        decided: the exponents of the parameter, as the model will have them.
+        segments: exponents and numbers of the columns that meet each of several concatenated inputs.
         n: the width ratio.
     """
     a = next(iter(decided.a.values()), 0.0)

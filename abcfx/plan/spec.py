@@ -98,7 +98,7 @@ class SegmentPlan:
         role: the role that they would have as a weight of their own.
         a: exponent of their multiplier m^-a (m, the width ratio); `multiplier` is its value.
         b: exponent of their init m^-b; `std` is the RMS entry after init, None where it is not known.
-        fold: the factor by which folding multiplies these columns, beside that of the whole parameter.
+        fold: the factor that `fold()` puts into these columns for good, beside that of the whole parameter.
     """
 
     part: DimPart
@@ -142,7 +142,7 @@ class ParameterPlan:
         init: what is done to the tensor.
         own_init: how the model's own init scales, where that is known.
         trainable: whether it requires a gradient.
-        fold: the factor by which folding multiplies the parameter.
+        fold: the factor that `fold()` puts into the parameter for good, for plain weights without multipliers.
         left: the nodes whose multiplier cannot be folded into the parameter.
         shape_correction: factor in `lr` beside the powers of width, where an optimizer's own factor on a matrix (Muon)
             differs at real shapes from the power of width that c counts.

@@ -103,7 +103,7 @@ class Explainer:
         return found
 
     def _c(self, name: str) -> float:
-        """Return c of a parameter before its multiplier was absorbed: its rate is m^-c (m, the width ratio)."""
+        """Return c of a parameter (rate m^-c; m, the width ratio) with its multiplier still apart from the weight."""
         return self._outcome.solution.c.get(name, self._outcome.plan[name].c) + 0.0
 
     # -- role

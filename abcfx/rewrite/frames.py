@@ -43,7 +43,7 @@ class GraphBefore:
         """
 
         def unscaled(node: fx.Node) -> fx.Node:
-            """Return the node whose value a scale node multiplies; any other node itself."""
+            """Return the node whose value `node` multiplies by a constant; for any other node, the node itself."""
             while node in scales and node not in self._nodes and node.target is torch.mul:
                 base = node.args[0]
                 assert isinstance(base, fx.Node)

@@ -56,7 +56,7 @@ def refuse_saving(model: nn.Module) -> RemovableHandle:
     """Make `state_dict()` raise until the returned handle is removed: hooks multiply what the weights do not hold."""
 
     def refuse(*_: object) -> None:
-        """Raise the error that a model whose hooks multiply outputs has to be folded before it is saved."""
+        """Raise the error that `fold()` has to put the factors of hooks into the weights before the model is saved."""
         raise InvalidInputError(
             "This model computes with multipliers in hooks, which its weights do not hold: a model that loads them\n"
             "  would compute something else. To fix: result.fold() first, which puts them into the weights."

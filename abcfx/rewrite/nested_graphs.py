@@ -54,7 +54,7 @@ class NestedGraphs:
         """Return the graph of the model itself.
 
         Raises:
-            CannotCall: modules that it would call cannot be called.
+            CannotCall: modules that it would call cannot be called by a graph; says why.
         """
         old = self.frames.graph
         building = _Building(self, "", (), list(old.nodes))
@@ -70,8 +70,10 @@ class NestedGraphs:
     def of_module(self, path: str) -> fx.Graph | None:
         """Return the graph of a module, which all its calls share; None if the flat graph never calls it.
 
+        The flat graph has all operations of the model one by one.
+
         Raises:
-            CannotCall: it or a module that it would call cannot be called.
+            CannotCall: the graph of a caller cannot hold a call of this module or of one inside it; says why.
         """
         calls = [call for call in self.frames.calls.values() if call.path == path and call.key in self.frames.nodes]
         graphs = [self._of_call(call) for call in calls]
@@ -81,7 +83,7 @@ class NestedGraphs:
         return graphs[0] if graphs else None
 
     def _of_call(self, call: ModuleCall) -> fx.Graph:
-        """Return the graph of a module as one of its calls runs it, made of nodes of the flat graph."""
+        """Return the graph of a module as one of its calls runs it, made of the whole model's nodes."""
         nodes = self.frames.nodes[call.key]
         depth = self.frames.of[nodes[0]].index(call.key) + 1
         building = _Building(self, call.path, self.frames.of[nodes[0]][:depth], nodes)
@@ -106,7 +108,7 @@ class NestedGraphs:
         """Return the name of the call by which a module's graph runs a node; None for a node of the graph itself.
 
         Args:
-            node: a node of the flat graph.
+            node: a node of the flat graph, which has all operations one by one.
             frame: names of the calls of submodules that the module itself runs in, outermost first.
         """
         inner = self.frames.of[node][len(frame) :]
@@ -220,10 +222,10 @@ class _Building:
                 self._call(self._frames.calls[key], node)
 
     def get(self, node: fx.Node) -> fx.Node:
-        """Return the node of this graph that gives the value of a node of the flat graph.
+        """Return the node of this module's graph that gives the value of a node of the whole model's graph.
 
         Raises:
-            CannotCall: the value is not known within the module.
+            CannotCall: the value is neither computed within the module nor among its arguments.
         """
         if node in self.values:
             return self.values[node]
@@ -244,7 +246,7 @@ class _Building:
         return self.graph
 
     def _copy(self, node: fx.Node) -> fx.Node:
-        """Copy a node of the flat graph into this graph, and return the copy."""
+        """Copy a node of the whole model's graph into this module's graph, and return the copy."""
         target = node.target if node.op != "call_module" else self._name(str(node.target))
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.get)
         new = self.graph.create_node(node.op, target, args, kwargs, node.name, node.type)
@@ -256,7 +258,7 @@ class _Building:
 
         Args:
             call: the call.
-            first: the first node of the flat graph within it, whose module path the call gets.
+            first: the first node of the whole model's graph within it, whose module path the call gets.
         """
         inputs = [self.get(value) for value in _known(call.inputs, self._owner)]
         args, kwargs = _arguments(call, inputs)
@@ -277,7 +279,10 @@ class _Building:
                 self._results.setdefault(value, (new, steps))
 
     def _taken(self, node: fx.Node) -> fx.Node:
-        """Return a node that takes a value out of what a called module returned."""
+        """Return a node that takes a value out of what a called module returned.
+
+        `node` gives that value in the graph of the whole model.
+        """
         new, steps = self._results[node]
         for function, key in steps:
             new = self.graph.call_function(function, (new, as_argument(key)))

@@ -119,10 +119,10 @@ def nest(captured: CapturedGraph, before: Mapping[fx.Graph, GraphBefore]) -> Nes
 def _nested(
     captured: CapturedGraph, frames: Sequence[Frames], *, with_callers: bool
 ) -> tuple[EmittedModule | None, dict[str, str]]:
-    """Return the rewritten model with the submodules of the user's model, not compared with the flat graphs yet.
+    """Return the rewritten model with the submodules of the user's model, not compared with what it was made of.
 
     Args:
-        captured: the model with its rewritten flat graphs.
+        captured: the model with its rewritten flat graphs, which have all operations one by one.
         frames: for the graph of each mode, the calls of submodules that each node runs in.
         with_callers: whether the modules that call a module with a graph get one too.
 
@@ -218,7 +218,7 @@ def _assembled(
     """Put graphs in the place of modules of a copy of the model, and return the root.
 
     Args:
-        flat: the module with the flat graphs.
+        flat: the module with the graphs that have all operations of the model one by one.
         tree: the copy, which is changed.
         roots: the graph of the root in each mode.
         graphs: the graph of each module that gets one, in each mode, by its path.
@@ -246,7 +246,7 @@ def _emitted(flat: EmittedModule, own: nn.Module, graphs: Sequence[fx.Graph], *,
     """Return a module with graphs in place of the user's forward, and with all else that his module has.
 
     Args:
-        flat: the module with the flat graphs, which holds their constants.
+        flat: the module with the graphs that have all operations of the model one by one; it holds their constants.
         own: the user's module.
         graphs: the graph of train mode, or of both modes, and perhaps that of eval mode.
         is_inner: whether the module is a part of a model, whose other modules may read its plain attributes.

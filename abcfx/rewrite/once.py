@@ -19,7 +19,7 @@ def remember_transformed(model: nn.Module) -> None:
 
 
 def was_transformed(model: nn.Module) -> bool:
-    """Whether an earlier `transform` changed this model object, and it was not folded since."""
+    """Whether an earlier `transform` changed this model object, and `fold()` has not made plain weights of it since."""
     return model in _TRANSFORMED
 
 

@@ -54,7 +54,7 @@ def _attribute(module: nn.Module, path: str) -> object:
 
 
 def without_repeats(scales: Iterable[ScaleInsertion]) -> list[ScaleInsertion]:
-    """Return the scale nodes without repeats, as where two layers share one computed weight.
+    """Return scale nodes (multiplications by a constant) without repeats, as where two layers share a computed weight.
 
     Raises:
         InvalidInputError: two layers need different factors on a parameter at one place.

@@ -44,7 +44,7 @@ class Kind(ABC):
                 yield Bound(RowLabel(RowKind.CHANGE, vector), (("r", vector),), 0.0)
 
     def gradients(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield (input, upper bound on its G, where its gradient is ~ width^-G) for inputs, biases and gains."""
+        """Yield (input, upper bound on its G; gradient ~ width^-G) for each input, bias and gain."""
         yield from self.gradient(node, context)
         for vector in self.vectors:
             yield vector, Bound(RowLabel(RowKind.GRADIENT, node), (("G", node),), 0.0)
@@ -64,7 +64,7 @@ class Kind(ABC):
 
     @abstractmethod
     def gradient(self, node: str, context: ExponentContext) -> Iterator[tuple[str, Bound]]:
-        """Yield (input, upper bound on its G, where its gradient is ~ width^-G) for inputs but biases and gains."""
+        """Yield (input, upper bound on its G; gradient ~ width^-G) for each input, but not for biases and gains."""
 
 
 @dataclass(frozen=True)

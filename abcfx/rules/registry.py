@@ -88,7 +88,7 @@ def register_rule(*targets: object) -> Callable[[R], R]:
     Example:
         >>> @register_rule("mylib::swiglu")
         ... def swiglu(op, gate, x):
-        ...     return op.product(op.nonlinear(gate), x)  # silu(0) = 0: size and change of its input
+        ...     return op.product(op.nonlinear(gate), x)  # silu(0) = 0: as large as its input
     """
 
     def register(rule: R) -> R:

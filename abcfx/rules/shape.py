@@ -110,7 +110,7 @@ def index(op: Op, x: Value | Sizes | Sequence[Result], item: object, *rest: obje
 
 
 def _entries(op: Op, x: Value, items: Sequence[object]) -> Value:
-    """Return x[items], whose entries keep their size and their change in training.
+    """Return x[items], whose entries, and their change in training, are as large as those of x.
 
     A parameter indexed by a tensor is a lookup in a table, a layer; a slice of a parameter is still that parameter.
     """

@@ -76,7 +76,7 @@ def multiplied(builder: DagBuilder, x: Value, y: Value, nodes: tuple[str | None,
 
 
 def scaled(x: Value, factor: Number) -> Terms:
-    """Return the products of parameters (terms) whose sum is a computed weight, for that weight times a number."""
+    """Return the terms of a computed weight x times a number: the products of parameters whose sum that is."""
     return tuple(replace(term, factor=term.factor.times(factor)) for term in terms_of(x))
 
 

@@ -73,7 +73,7 @@ def layer_kind(source: str | None, matrix: Value, term: WeightTerm, is_last: boo
         source: the DAG node of the layer's input.
         matrix: the matrix, a parameter.
         term: the product that it is a factor of.
-        is_last: whether the matrix makes the output of the product; it then carries the product's number and its
+        is_last: whether the matrix makes the output of the product; it then gets the product's number and its
             cofactors.
     """
     assert matrix.parameter is not None

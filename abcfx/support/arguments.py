@@ -22,8 +22,7 @@ Check = Callable[[str, object], object]
 
 
 def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return a decorator that checks arguments each time the function is called; defaults that are used are not
-    checked.
+    """Return a decorator that checks arguments whenever the function is called; defaults are taken to be right.
 
     Args:
         checks: by the argument's name, its check: a function of (name, value) that raises an InvalidInputError for a
@@ -54,9 +53,7 @@ def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def optional(check: Check) -> Check:
-    """Return a check of an argument, a function of (name, value), that lets None pass and leaves all else to
-    `check`.
-    """
+    """Return a check, a function of an argument's name and value, that lets None pass, else does what `check` does."""
 
     def allow_none(option: str, value: object) -> None:
         """Call the outer `check` with the argument's name and value, unless the value is None."""
@@ -67,16 +64,12 @@ def optional(check: Check) -> Check:
 
 
 def whole(at_least: int = 1) -> Check:
-    """Return a function of an argument's name and value that raises unless the value is a whole number >=
-    `at_least`.
-    """
+    """Return a function of an argument's name and value that raises unless it is a whole number >= `at_least`."""
     return partial(check_whole, at_least=at_least)
 
 
 def number(*, at_least: float = -math.inf, above: float = -math.inf, at_most: float = math.inf) -> Check:
-    """Return a function of an argument's name and value that raises unless it is a finite number within these
-    limits.
-    """
+    """Return a function of an argument's name and value that raises unless it is a finite number in these limits."""
     return partial(check_number, at_least=at_least, above=above, at_most=at_most)
 
 
@@ -156,9 +149,7 @@ def tensor(dims: int = 0, *, square: bool = False, floating: bool = True) -> Che
     """
 
     def check(option: str, value: object) -> None:
-        """Raise an InvalidInputError unless the value is such a tensor; a torch.fx.Proxy, whose shape is unknown,
-        passes.
-        """
+        """Raise an InvalidInputError unless the value is such a tensor; a torch.fx.Proxy has no shape, and passes."""
         if isinstance(value, torch.fx.Proxy):
             return
         expected = f"a {'floating-point ' * floating}tensor of at least {dims} dims" + (

@@ -83,7 +83,7 @@ def format_frames(frames: Iterable[FrameType]) -> str:
 
 
 def frame_line(frame: FrameType, number: int) -> str:
-    """Return `path/file.py:12: text` of a line of the file that a frame runs."""
+    """Return `path/file.py:12: text` for line `number` of the file whose code a Python frame runs."""
     filename = frame.f_code.co_filename
     return f"{filename}:{number}: {linecache.getline(filename, number).strip()}"
 

@@ -99,7 +99,7 @@ def flatten(tree: object) -> tuple[list[object], TreeSpec]:
 
 
 def flatten_once(tree: object) -> tuple[list[object], TreeSpec]:
-    """Return the entries of a container, which may be containers themselves, and the outer container's structure."""
+    """Return the entries of a container, which may be containers themselves, and how they make up the container."""
     return pytree.tree_flatten(tree, is_leaf=lambda each: each is not tree)
 
 

@@ -191,7 +191,7 @@ def family(optimizer: Optimizer) -> OptimizerFamily:
             comes from: another package's Muon is another optimizer.
 
     Raises:
-        InvalidInputError: the size of its update is not known, or it takes no learning rate.
+        InvalidInputError: how large its update is is not known, or it takes no learning rate.
 
     >>> family("AdamW").update
     'sign'
@@ -295,7 +295,7 @@ def _of_instance(optimizer: torch.optim.Optimizer, options: Mapping[str, object]
 def _adafactor(options: Mapping[str, object]) -> OptimizerFamily:
     """Return the family (how updates depend on width) of an Adafactor by its options.
 
-    torch's Adafactor always scales by the size of the weight: lr bounds a relative step, min(lr, 1 / sqrt(step)) times
+    torch's Adafactor always scales by the RMS of the weight: lr bounds a relative step, min(lr, 1 / sqrt(step)) times
     max(eps2, RMS of the weight), and weight decay is lr x decay. transformers: the rate is lr if relative_step is off,
     times that size if scale_parameter is on, for the update and for weight decay alike.
     """

@@ -83,7 +83,7 @@ def fresh(size: SizePair, origin: tuple[str, int] | None = None) -> Dim:
 
 
 def root(atom: Atom) -> Atom:
-    """Return the atom (factor of a dim) that stands for the given one and for all found to be the same as it."""
+    """Return the atom (factor of a dim) that stands for `atom` and for all found to be the same as it."""
     while atom.same is not None:
         atom = atom.same
     return atom
@@ -151,7 +151,7 @@ def _cut(atom: Atom, size: SizePair) -> None:
     """Turn an atom (a factor of a dim) into a product whose first factor has the given size in the two models.
 
     Raises:
-        UnfitError: the atom is no multiple of that size, or consists of segments.
+        UnfitError: the atom is no multiple of that size, or consists of dims one behind another.
     """
     if atom.segments or atom.small % size[0] or atom.large % size[1]:
         raise UnfitError(f"{atom!r} cannot be cut into {Atom(*size)!r} and a rest")
@@ -159,7 +159,9 @@ def _cut(atom: Atom, size: SizePair) -> None:
 
 
 def _join(a: Atom, b: Atom) -> None:
-    """Make two atoms (factors of dims) of equal size one; where both have segments, these are made the same in pairs.
+    """Make two atoms (factors of dims) of equal size one; if both have segments, these are made the same in pairs.
+
+    Segments are dims that lie one behind another and make up the factor.
 
     Raises:
         UnfitError: the segments of the two do not fit.
@@ -177,7 +179,7 @@ def _join(a: Atom, b: Atom) -> None:
 
 
 def _run_together(segments: Sequence[Dim]) -> list[Dim]:
-    """Return the segments of a dim, where neighbours of one size in small and large model are joined into one."""
+    """Return dims that lie one behind another, with neighbours of one size in small and large model joined into one."""
     found: list[Dim] = []
     for segment in segments:
         small, large = sizes(segment)
@@ -270,7 +272,7 @@ def piece(dim: Sequence[AtomUse], start: SizePair, size: SizePair) -> Dim:
 
 
 def _segment(atom: Atom, start: SizePair, size: SizePair) -> Dim:
-    """Return a piece of a dim's factor (atom) by its offset: segments of the factor, or a part that is cut out of it.
+    """Return a piece of a dim's factor (atom) by its offset: some of the dims that it consists of, or a part cut out.
 
     A factor has a size in the small and in the large model; so have offset and length of the piece.
 
@@ -329,7 +331,10 @@ def index_map(dim: Sequence[AtomUse]) -> IndexMap:
 
 
 def largest_ratio(dim: Sequence[AtomUse]) -> Fraction:
-    """Return the size of a dim in the large model over that in the small one; of segments, the largest such ratio."""
+    """Return the size of a dim in the large model over that in the small one.
+
+    Of a dim that consists of segments, dims one behind another, it is the largest such ratio of any of them.
+    """
     ratio = Fraction(1)
     for use in expanded(dim):
         atom = root(use.atom)
@@ -344,7 +349,7 @@ def has_segments(dim: Sequence[AtomUse]) -> bool:
 
 
 def plain_atoms(dim: Sequence[AtomUse]) -> list[Atom]:
-    """Return every factor of a dim that is not a product or a row of segments itself, also those inside segments."""
+    """Return every factor of a dim that neither is a product nor consists of dims one behind another, at any depth."""
     found: list[Atom] = []
     for use in expanded(dim):
         atom = root(use.atom)
@@ -358,7 +363,10 @@ def grows(dim: Sequence[AtomUse]) -> bool:
 
 
 def described(dims: Sequence[AtomUse] | Sequence[Dim]) -> str:
-    """Write dims as text for a message: `3 x 4->8 x 8` with sizes small->large, segments as `[64->256 | 16 | 16]`."""
+    """Write dims as text for a message: `3 x 4->8 x 8` with sizes small->large.
+
+    Dims that lie one behind another and make up one dim are written as `[64->256 | 16 | 16]`.
+    """
     words = []
     for each in dims:
         if isinstance(each, tuple):

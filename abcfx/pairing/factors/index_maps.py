@@ -97,13 +97,13 @@ class Segments:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Number of entries of this factor of a dim, all segments together, in the small and in the large model."""
+        """Number of entries of this factor of a dim, all dims in it together, in the small and in the large model."""
         of_parts = [part.sizes for part in self.parts]
         return sum(small for small, _ in of_parts), sum(large for _, large in of_parts)
 
     @property
     def grows(self) -> bool:
-        """Whether some of the segments has different sizes in the two models."""
+        """Whether some of the dims that make up this factor has different sizes in the two models."""
         return any(part.grows for part in self.parts)
 
     def indices(self) -> torch.Tensor:
@@ -118,7 +118,7 @@ class Segments:
         return torch.cat(found)
 
     def to_json(self) -> Json:
-        """Return the JSON form of this factor of a dim, `{"segments": [...]}` with that of each segment."""
+        """Return the JSON form of this factor of a dim, `{"segments": [...]}` with that of each dim in it."""
         return {"segments": [part.to_json() for part in self.parts]}
 
 

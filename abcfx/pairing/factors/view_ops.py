@@ -118,7 +118,7 @@ def _offset(start: int, total: int) -> int:
 
 @rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk")
 def split(step: Step) -> list[Dims]:
-    """Find the dims of each piece into which a split along one dim cuts a tensor: that dim becomes a segment of it."""
+    """Find the dims of each piece into which a split along one dim cuts a tensor: that dim becomes a piece of it."""
     dims, at = step.dims(step.tensors()[0]), step.call.argument("dim", 0)
     found, start = [], (0, 0)
     for ref in step.call.outs:

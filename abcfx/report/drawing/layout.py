@@ -49,7 +49,7 @@ def lay_out(
     Args:
         sizes: (width, height) of each node, in an order in which no edge leads backwards.
         edges: (tail, head), each once.
-        frames: the nodes inside each frame; two frames are apart, or one is inside the other.
+        frames: the nodes inside each frame, a rectangle; two frames are apart, or one is inside the other.
         titles: width of each frame's title, which the frame is at least as wide as.
     """
     rows_of = _rows(sizes, edges)
@@ -386,7 +386,7 @@ def _rectangle(
     first, last = spans[number]
 
     def depth(at: int, row: int | None, end: int) -> int:
-        """Count how many frames lie inside one another from frame `at` inwards, itself included.
+        """Count how many frames (rectangles) lie inside one another from number `at` inwards, itself included.
 
         Only frames that begin (end 0) or stop (end 1) in `row` count; all of them if it is None.
         """
