@@ -287,6 +287,11 @@ def _own_numbers(
 def _own_init(captured: CapturedGraph, fixed: FixedExponents, init: InitMode | InitLike) -> dict[str, OwnInit] | None:
     """Measure how a model's own init scales with width, by comparing its parameters with those of a smaller base.
 
+    Args:
+        captured: the model with its graphs.
+        fixed: has growth exponents of dims, the base's parameters, and the exponent b of each planned init m^-b.
+        init: what the user wants; an `InitLike` has instances with weights in place of model and base.
+
     Returns:
         The own init of each parameter; None without a base, and where there are no weights to read it off.
     """

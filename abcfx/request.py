@@ -122,6 +122,10 @@ def built_base(
 
     The module is taken out of wrappers such as DDP; the notes say so.
 
+    Args:
+        base: a model, a function that builds it, a dict of parameter name to shape, or None.
+        init: what is to be done to the weights, which says whether shapes alone will do.
+
     Raises:
         InvalidInputError: shapes were given, but nothing that says how the base is initialised; or no model.
     """

@@ -119,7 +119,13 @@ class CallLogger(CallWatcher):
     """
 
     def __init__(self, model: nn.Module, *, values: bool = False, copies: bool = False) -> None:
-        """Start an empty trace whose first tensors are the model's parameters and buffers."""
+        """Start an empty trace whose first tensors are the model's parameters and buffers.
+
+        Args:
+            model: the model that will run.
+            values: keep copies of the tensors that calls return.
+            copies: write copies (clone, detach) down as calls, and not as the tensor that is copied.
+        """
         super().__init__()
         self.trace = Trace(values=[] if values else None)
         self.paths = [""]

@@ -97,6 +97,8 @@ def line_that_sets(model: nn.Module, change: Change) -> str:
     """Return the first line of the model's classes that seems to set an attribute; "" for none.
 
     The line is given as `file.py:12: text`.
+
+    `change` says which attribute a call of forward changed.
     """
     name = re.escape(change.name.partition("[")[0])
     writes = re.compile(

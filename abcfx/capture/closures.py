@@ -107,7 +107,7 @@ class Rebinder:
 def reachable(value: object, seen: set[int] | None = None) -> Iterator[torch.Tensor | nn.Module]:
     """Yield the tensors and modules that a value is or holds, also in closures and defaults of functions.
 
-    Modules are not looked into.
+    Modules are not looked into. `seen` has the ids of objects that were visited already.
     """
     seen = set() if seen is None else seen
     if isinstance(value, _ATOMS) or id(value) in seen:

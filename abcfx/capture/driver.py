@@ -204,7 +204,10 @@ def _attempts(examples: _Examples, flags: tuple[bool, ...], sizes: OpenSizes) ->
         return attempts
 
     def running(way: _RunningWay, open_sizes: OpenSizes) -> Callable[[], Emitted]:
-        """Return a function that captures the model by running it in the given way, with some input sizes left open."""
+        """Return a function that captures the model in this way, export or record, on its example inputs.
+
+        `open_sizes` says which sizes of inputs the graph leaves open: "free", "batch" (only the first dim) or "fixed".
+        """
         return lambda: _with_larger_batch(partial(way, model, modes=flags, sizes=open_sizes), args, kwargs)
 
     return [
@@ -238,7 +241,10 @@ class _RunningWay(Protocol):
 
 
 def _symbolic(examples: _Examples) -> Emitted:
-    """Trace a model with torch.fx and, where there are example inputs, put the shape of each value on its node."""
+    """Trace a model with torch.fx and, where there are example inputs, put the shape of each value on its node.
+
+    Returns the module with the graphs, notes for the report, and what forward changed in Python.
+    """
     emitted, signature, slot_values = capture_symbolic(examples.model, examples.args, examples.kwargs)
     if examples.args is None or examples.kwargs is None:
         return emitted
@@ -258,6 +264,14 @@ def _with_larger_batch(
     """Capture on inputs whose batch of 1 or 2 is repeated to 3, since torch takes 1, and models take 2, for a constant.
 
     Where that fails, the first dim was perhaps no batch: then capture on the inputs as they are.
+
+    Args:
+        capture_on: captures the model on positional and keyword inputs.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+
+    Returns:
+        What `capture_on` returns: the module with the graphs, notes, and what forward changed in Python.
     """
     larger = tiled(args, kwargs)
     try:
@@ -303,7 +317,10 @@ def _dummy_inputs(model: nn.Module) -> dict[str, object] | None:
 def _no_run(examples: _Examples, failures: Sequence[tuple[_Attempt, CaptureError]], own: str) -> CaptureError:
     """Return the error that a model does not run on its example inputs, with the source lines at which attempts failed.
 
-    `own` is the error that the model itself raises.
+    Args:
+        examples: the model and its example inputs.
+        failures: the ways of capturing that were tried, each with its error.
+        own: the error that the model itself raises, as text.
     """
     lines = list(dict.fromkeys(error.line for _, error in failures if error.line))
     text = "".join(f"\n    {line}" for line in lines)
@@ -316,6 +333,11 @@ def _drawn(examples: _Examples, attempt: _Attempt, error: DrawnInPython) -> Capt
     """Return the error that forward draws random numbers in Python, with the line at which it does.
 
     To find the line, the capture is run again while the random generators are compared after every line.
+
+    Args:
+        examples: the model and its example inputs.
+        attempt: the way of capturing that raised `error`.
+        error: says which generators were used.
     """
     model = examples.model
     with quiet_torch(), preserved(model) as before:

@@ -72,7 +72,15 @@ class EmittedModule(MarkedState, fx.GraphModule):
         class_name: str | None = None,
         constants: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Take over the model's parameters, buffers and submodules, and generate code for the graphs."""
+        """Take over the model's parameters, buffers and submodules, and generate code for the graphs.
+
+        Args:
+            root: the model.
+            graph: the graph of train mode, or of both modes.
+            eval_graph: the graph of eval mode, if it differs.
+            class_name: name of the generated class; by default that of the model.
+            constants: tensors, by name, that the graphs refer to and that the model does not hold.
+        """
         super().__init__(nn.Module(), fx.Graph(), class_name or type(root).__name__)
         self._adopt(root)
         self.__dict__[_LEFT_BEHIND] = _own_names(root)
@@ -87,7 +95,7 @@ class EmittedModule(MarkedState, fx.GraphModule):
         self.graph = graph
 
     def _adopt(self, root: nn.Module) -> None:
-        """Take over the parameters, buffers and submodules of the captured model, under the same names.
+        """Take over the parameters, buffers and submodules of the captured model `root`, under the same names.
 
         Also those that are called `code` or `meta`, which `register_parameter` and `add_module` refuse on a
         GraphModule.
@@ -104,7 +112,7 @@ class EmittedModule(MarkedState, fx.GraphModule):
         self._modules.update(root._modules)
 
     def _take_plain_tensors(self, root: nn.Module, *graphs: fx.Graph | None) -> None:
-        """Take over, as plain attributes, those tensors in plain attributes of the model that the graphs read."""
+        """Take over, as plain attributes, those tensors in plain attributes of `root` that the graphs read."""
         for graph in graphs:
             for node in graph.nodes if graph is not None else ():
                 if node.op in ("get_attr", "call_module"):
@@ -151,7 +159,7 @@ class EmittedModule(MarkedState, fx.GraphModule):
         self.__dict__[ROOT_LEAF] = shell
 
     def note_calls(self, calls: Mapping[fx.Graph, Sequence[ModuleCall]]) -> None:
-        """Keep the records of how the captured model called its submodules, for each graph; copies lose them."""
+        """Keep, for `calls_in`, the records of how each graph calls submodules of the model; copies lose them."""
         self.__dict__[_CALLS] = calls
 
     def calls_in(self, graph: fx.Graph) -> Sequence[ModuleCall]:
@@ -261,7 +269,12 @@ def graphs_within(module: nn.Module) -> list[fx.Graph]:
 
 
 def unregistered(root: nn.Module, constant: torch.Tensor) -> UncapturableError:
-    """Return the error that forward uses a weight which is none of the model's own, so that a graph would freeze it."""
+    """Return the error that forward uses a weight which is none of the model's own, so that a graph would freeze it.
+
+    Args:
+        root: the model.
+        constant: the weight.
+    """
     kind = (
         f"a {'Parameter' if constant.is_leaf else 'tensor computed from Parameters'} of shape {tuple(constant.shape)}"
     )

@@ -203,7 +203,13 @@ class _FlatCall(nn.Module):
     """A module that calls the model with flat tensors, so that torch.export never sees its signature and containers."""
 
     def __init__(self, model: nn.Module, signature: Signature, marks: MarkedCalls | None = None) -> None:
-        """Wrap a model, in its present train or eval mode, for an export with flat tensors as inputs."""
+        """Wrap a model, in its present train or eval mode, for an export with flat tensors as inputs.
+
+        Args:
+            model: the model.
+            signature: how flat tensors become the model's arguments.
+            marks: watches the calls of submodules; None to watch none.
+        """
         super().__init__()
         self.model = model
         self.signature = signature

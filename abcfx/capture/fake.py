@@ -42,7 +42,12 @@ class FakeInputs:
     """
 
     def __init__(self, examples: Mapping[str, torch.Tensor], free: Mapping[str, frozenset[int]]) -> None:
-        """Make a fake copy, a tensor with a shape and no values, of each example input."""
+        """Make a fake copy, a tensor with a shape and no values, of each example input.
+
+        Args:
+            examples: the inputs by name.
+            free: for each input the dims that get a symbol; the others keep the size that they have.
+        """
         self.shapes = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
         self.mode = FakeTensorMode(shape_env=self.shapes, allow_non_fake_inputs=True)
         self.tensors = {name: self._fake(tensor, free[name]) for name, tensor in examples.items()}

@@ -173,6 +173,10 @@ def _called(argument: str, function: Callable[[], object]) -> object:
 def _refuse_class(argument: str, kind: type) -> None:
     """Refuse a class in the place of a model: one that is no module, or that needs arguments.
 
+    Args:
+        argument: the option that the class was given for.
+        kind: the class.
+
     Raises:
         InvalidInputError: the class cannot stand for a function that builds a model.
     """

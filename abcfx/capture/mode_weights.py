@@ -216,7 +216,10 @@ def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _differ(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], name: str) -> bool:
-    """Whether a tensor, by its name, exists in only one of two modes (train and eval), or has other values in them."""
+    """Whether a tensor, by its name, exists in only one of two modes (train and eval), or has other values in them.
+
+    `left` and `right` are the model's tensors by name in the two modes.
+    """
     if name not in left or name not in right:
         return (name in left) != (name in right)
     return left[name].shape != right[name].shape or not same_numbers(left[name], right[name])

@@ -193,28 +193,31 @@ def checkpoints_noticed() -> Iterator[list[str]]:
     function = module.CheckpointFunction
 
     def noticed(generator: Callable[..., object]) -> Callable[..., object]:
-        """Return torch's maker of a non-reentrant checkpoint, which notes each use in the list."""
+        """Return a stand-in for torch's maker of a non-reentrant checkpoint that adds each use to the list.
+
+        `generator` is torch's own.
+        """
 
         def non_reentrant(*args: object, **kwargs: object) -> object:
-            """Note in the list that a non-reentrant checkpoint was used, and make it."""
+            """Add to the list that a non-reentrant checkpoint was used, and make it."""
             used.append("non-reentrant")
             return generator(*args, **kwargs)
 
         return _here(non_reentrant, generator)
 
     def reentrant(*args: object) -> object:
-        """Note in the list that a reentrant checkpoint was used, and make it."""
+        """Add to the list that a reentrant checkpoint was used, and make it."""
         used.append("reentrant")
         return function.apply(*args)
 
     note_reentrant = _here(reentrant, function.apply)
 
     class Reentrant:
-        """A stand-in for torch's autograd.Function of reentrant checkpoints, which notes each use."""
+        """A stand-in for torch's autograd.Function of reentrant checkpoints, which adds each use to the list."""
 
         @staticmethod
         def apply(*args: object) -> object:
-            """Note a reentrant checkpoint that this thread uses, and make it."""
+            """Add a reentrant checkpoint that this thread uses to the list, and make it."""
             return note_reentrant(*args)
 
     with ExitStack() as stack:
@@ -282,9 +285,9 @@ def answers_as_eager(told: Container[str] | None) -> Iterator[list[str]]:
 
 
 def _place(frame: FrameType) -> str:
-    """Return file and line of the code that asks a question, and of its caller; "" if torch itself asks.
+    """Return file and line of the code that asks whether it is compiled, and of its caller; "" if torch itself asks.
 
-    A helper may ask for several callers, so that its own line does not tell them apart.
+    `frame` runs that code. A helper may ask for several callers, so that its own line does not tell them apart.
     """
     if str(frame.f_globals.get("__name__", "")).partition(".")[0] == "torch":
         return ""

@@ -129,7 +129,7 @@ class Snapshot:
             self._add(f"{module}.{name}", namespace[name], depth - 1)
 
     def _add_cell(self, path: str, cell: types.CellType, depth: int) -> None:
-        """Record a closure variable of a function, and what its value holds."""
+        """Record a closure variable of a function, and what its value holds, `depth` levels deep."""
         try:
             value = cell.cell_contents
         except ValueError:  # it is empty
@@ -155,7 +155,10 @@ class Snapshot:
             self._add_object(path, value, depth)
 
     def _add_object(self, path: str, value: object, depth: int) -> None:
-        """Record what an object holds, by its kind: state of a generator, numbers of a tensor, items, or attributes."""
+        """Record what an object holds, by its kind: state of a generator, numbers of a tensor, items, or attributes.
+
+        `depth` is how many levels of objects are still looked into.
+        """
         attributes = getattr(value, "__dict__", None)
         if is_generator(value):
             self.generators[path] = value
@@ -172,7 +175,7 @@ class Snapshot:
                 self._add(f"{path}.{name}", each, depth - 1)
 
     def _add_items(self, path: str, values: object, depth: int) -> None:
-        """Record what each item of a container or tuple holds, unless there are very many."""
+        """Record what each item of a container or tuple holds, `depth` levels deep, unless there are very many."""
         assert isinstance(values, (*CONTAINERS, tuple))
         if len(values) <= _MANY:
             items = values.items() if isinstance(values, dict) else enumerate(values)

@@ -35,7 +35,10 @@ class Rebuild:
     """
 
     def __init__(self, model: nn.Module, exported: fx.GraphModule, slots: Sequence[str]) -> None:
-        """Copy the exported graph, with the model's own names for parameters and modules."""
+        """Copy the exported graph, with the model's own names for parameters and modules.
+
+        `slots` are names for the placeholders, in order.
+        """
         self.model = model
         self.names = {id(tensor): name for name, tensor in [*model.named_buffers(), *model.named_parameters()]}
         self.graph = fx.Graph()
@@ -73,7 +76,10 @@ class Rebuild:
         raise CaptureError("the exported graph has no output")
 
     def _copy(self, node: fx.Node, copies: Mapping[fx.Node, fx.Node]) -> fx.Node:
-        """Copy one node, with arguments mapped to new nodes, and module paths without the wrapper around the model."""
+        """Return a copy of one node, with arguments mapped to new nodes by `copies`.
+
+        Its module paths leave out the wrapper that is around the model for the export.
+        """
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda each: copies[each])
         name = node.name.removeprefix(WRAPPED + "_")
         new = self.graph.create_node(node.op, node.target, args, kwargs, name, node.type)
@@ -86,7 +92,8 @@ class Rebuild:
     def _resolve(self, node: fx.Node, owner: fx.GraphModule) -> None:
         """Point a get_attr node at the model's own name for its tensor, which is found by identity if it is tied.
 
-        A value that the model does not hold goes to `found` under a new name.
+        `owner` is the exported module whose graph has the node. A value that the model does not hold goes to `found`
+        under a new name.
         """
         target = str(node.target)
         own = target.removeprefix(WRAPPED + ".")

@@ -95,6 +95,9 @@ def _record(run: _Run) -> Recorder:
 
     A number that forward takes from a fake tensor is a stand-in; the graph must not depend on which one it is.
 
+    Args:
+        run: the model in its mode, with its signature and example inputs.
+
     Raises:
         CaptureError: the model cannot be recorded, or its graph depends on the number in a tensor.
     """
@@ -111,6 +114,12 @@ def _past_checks(run: _Run) -> Recorder:
     """Record a forward that checks tensor values, such as `assert not x.isnan().any()`, as if the checks pass.
 
     A truth value of a tensor counts as a check if forward raises for the other truth value.
+
+    Args:
+        run: the model in its mode, with its signature and example inputs.
+
+    Returns:
+        The recorder, with its graph.
 
     Raises:
         CaptureError: forward branches on a tensor's value and goes on in both branches, in different ways.
@@ -144,7 +153,10 @@ class _RaisedByModel(Exception):
     """
 
     def __init__(self, explained: CaptureError, taken: list[bool]) -> None:
-        """Store the source line of the model's error and the truth values that `bool(tensor)` had given by then."""
+        """Store the source line of the model's error and the truth values that `bool(tensor)` had given by then.
+
+        These are `taken`; `explained` is the error of the capture, which has the line.
+        """
         super().__init__(str(explained))
         self.line = explained.line
         self.taken = taken

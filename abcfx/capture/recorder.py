@@ -62,7 +62,14 @@ class Recorder(TorchFunctionMode):
         stand_in: float | None = None,
         decisions: Sequence[bool] | None = None,
     ) -> None:
-        """Start a recording of the model's torch calls, with an empty graph."""
+        """Start a recording of the model's torch calls, with an empty graph.
+
+        Args:
+            model: the model that will run.
+            names: names of its parameters and buffers by the ids of other tensors in their place.
+            stand_in: the number that `float(tensor)` gives; None to let it raise.
+            decisions: the truth values that `bool(tensor)` gives, in order; None to let it raise.
+        """
         super().__init__()
         self.decisions = decisions
         self.taken: list[bool] = []

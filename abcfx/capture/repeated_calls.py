@@ -112,12 +112,18 @@ def _counters(model: nn.Module, module: EmittedModule, inputs: Inputs) -> list[C
 
 
 def _differ(theirs: list[list[object]], ours: list[list[object]]) -> bool:
-    """Whether the outputs of any call differ between two series of calls, over as many calls as both have."""
+    """Whether the outputs of any call differ between two series of calls, over as many calls as both have.
+
+    `theirs` are the outputs of each call of the model, `ours` those of its graph.
+    """
     return any(_differences(theirs, ours))
 
 
 def _differences(theirs: list[list[object]], ours: list[list[object]]) -> Iterator[bool]:
-    """Yield, for each call that two series of calls both have, whether its outputs differ."""
+    """Yield, for each call that two series of calls both have, whether its outputs differ.
+
+    `theirs` are the outputs of each call of the model, `ours` those of its graph.
+    """
     for left, right in zip(theirs, ours, strict=False):
         yield len(left) != len(right) or any(compare(*pair) for pair in zip(left, right, strict=True))
 

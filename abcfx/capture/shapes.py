@@ -32,7 +32,10 @@ class _ShapeInterpreter(fx.Interpreter):
     """
 
     def __init__(self, module: EmittedModule, graph: fx.Graph, shadows: dict[int, torch.Tensor]) -> None:
-        """Prepare to run one graph of a captured module on meta tensors, by which its shapes are found."""
+        """Prepare to run one graph of a captured module on meta tensors, by which its shapes are found.
+
+        `shadows` has the meta tensor of each parameter, buffer and constant by the id of the real one; it grows.
+        """
         super().__init__(module, graph=graph)
         self.shadows = shadows
         self.failed: fx.Node | None = None

@@ -104,7 +104,10 @@ def put_together(part: Part, values: Sequence[object]) -> object:
 
 
 def output_paths(part: Part | None) -> list[str]:
-    """Return the path of each tensor in a model's output, such as "logits" or "cache.0.1"; "" for a sole tensor."""
+    """Return the path of each tensor in a model's output, such as "logits" or "cache.0.1"; "" for a sole tensor.
+
+    `part` is the recipe that builds such an output; None for outputs that are flat already.
+    """
     return [""] if part is None else [path for _, path in sorted(_paths(part, ()))]
 
 
@@ -152,7 +155,7 @@ def _part(output: object, values: list[object], above: tuple[int, ...]) -> Part:
 
 
 def _names(container: object, count: int) -> tuple[str, ...]:
-    """Return the entries' names of a container in a model's output: keys, fields of its class, or else indices."""
+    """Return the names of the `count` entries of a container: keys, fields of its class, or else indices."""
     names: list[object] = []
     if isinstance(container, Mapping):
         names = list(container)

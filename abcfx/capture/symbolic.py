@@ -95,7 +95,10 @@ def _root_hooks(model: nn.Module) -> list[str]:
 
 
 def _whole(model: nn.Module, signature: Signature) -> EmittedModule:
-    """Return a captured module whose graph is a single call, for a model that is itself one torch.nn layer."""
+    """Return a captured module whose graph is a single call, for a model that is itself one torch.nn layer.
+
+    `signature` says which arguments of the call are placeholders of the graph.
+    """
     graph = fx.Graph()
     placeholders: dict[str, object] = {name: graph.placeholder(name) for name in signature.slots}
     values = signature.rebuild(placeholders)
@@ -117,6 +120,10 @@ def _whole(model: nn.Module, signature: Signature) -> EmittedModule:
 
 def _trace(model: nn.Module, tracer: SymbolicTracer) -> tuple[fx.Graph, dict[str, torch.Tensor], list[Change]]:
     """Trace the model in its current mode with torch.fx.
+
+    Args:
+        model: the model.
+        tracer: traces it, by the signature of its forward.
 
     Returns:
         The graph; the tensors that tracing stored as attributes of the model, by name; what forward changed in Python.
@@ -159,7 +166,10 @@ class SymbolicTracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, signature: Signature) -> None:
-        """Prepare a trace, and keep the grad mode and autocast state, which must not change during it."""
+        """Prepare a trace, and keep the grad mode and autocast state, which must not change during it.
+
+        `signature` says which arguments of the model become placeholders.
+        """
         super().__init__()
         self.signature = signature
         self.calls: list[ModuleCall] = []

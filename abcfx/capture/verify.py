@@ -231,7 +231,8 @@ def _run(
 def _refuse_foreign(model: nn.Module, outputs: Sequence[object], inputs: object) -> None:
     """Raise an error if outputs depend on a weight that learns and is not the model's own, which a graph would freeze.
 
-    Such are modules in plain lists, and those of another model that a function of this one still refers to.
+    Such are weights of modules in plain lists, and those of another model that a function of this one still refers to,
+    but none that is among the inputs.
     """
     own = {id(tensor) for tensor in (*model.parameters(), *model.buffers(), *trees.tensors(inputs))}
     for leaf in leaves_of(output for output in outputs if isinstance(output, torch.Tensor)):

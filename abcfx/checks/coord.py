@@ -116,7 +116,10 @@ def coord_check(
 
 
 def _probe(models: ModelSweep, loss: Loss) -> object:
-    """Return the small part of the user's batch on which the check trains: as few tokens as model and loss take."""
+    """Return the small part of the user's batch on which the check trains: as few tokens as model and loss take.
+
+    `models` builds the model at each width, and has the batch.
+    """
     model = models.build(models.base_width, 0)
 
     def check_runs(part: object) -> None:

@@ -241,7 +241,7 @@ def _verdicts(slopes: Iterable[Slope]) -> list[Verdict]:
 
 
 def _shown(slope: Slope | None) -> str:
-    """Format a measured slope (exponent of width) for the table: "+0.50 ± 0.02", "zero" for values of 0, "" for None."""
+    """Format a measured slope (exponent of width) for the table: "+0.50 ± 0.02", "zero" for values of 0, or ""."""
     if slope is None:
         return ""
     if slope.mean is None:

@@ -76,7 +76,13 @@ def _picture(arguments: argparse.Namespace, console: Console) -> Path | None:
 
 
 def _print_losses(task: demo.Task, runs: Sequence[demo.Run], console: Console) -> None:
-    """Print the last loss of every run of the demo, and its difference to the same kind of model at the base width."""
+    """Print the last loss of every run of the demo, and its difference to the same kind of model at the base width.
+
+    Args:
+        task: the text, model and training of the demo.
+        runs: the training runs.
+        console: where to print.
+    """
     table = make_table("model", "width", "lr", "loss", f"against width {task.base_width}", left=("model",))
     base = {run.name: run.loss for run in runs if run.width == task.base_width}
     for run in runs:

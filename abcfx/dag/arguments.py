@@ -90,7 +90,7 @@ def _signatures(target: Callable[..., object] | str) -> Sequence[inspect.Signatu
 
 
 def _in_place(signature: inspect.Signature, args: Sequence[object], kwargs: Mapping[str, object]) -> Arguments | None:
-    """Return a call's arguments with each keyword in its position, as far as it has one; None if they do not fit."""
+    """Return a call's arguments with keywords moved to their positions in a signature; None if they do not fit it."""
     try:
         signature.bind(*args, **kwargs)
     except TypeError:

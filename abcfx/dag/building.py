@@ -61,7 +61,8 @@ def build_dag(
 def _by_path(graph: fx.Graph, returned: object) -> list[tuple[str, Value]]:
     """Return abstract tensors (records of where tensors come from) for what a graph returns, each with its path.
 
-    The path is that in the model's output, such as "logits".
+    `returned` is what the graph returned when it was run on abstract tensors. The path is that in the model's output,
+    such as "logits".
     """
     signature = signature_of_graph(graph)
     if signature is None or signature.output is None:

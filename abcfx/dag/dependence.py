@@ -33,7 +33,13 @@ def unread(builder: DagBuilder, nodes_before: int, given: Iterable[Value], retur
 
 
 def _reached(builder: DagBuilder, nodes_before: int, results: list[str]) -> set[str]:
-    """Return the DAG nodes of an op's results and all nodes that these read, as far as its rule has added them."""
+    """Return the DAG nodes of an op's results and all nodes that these read, as far as its rule has added them.
+
+    Args:
+        builder: the nodes of the layer DAG (graph of layers and ops) after the rule has run.
+        nodes_before: how many nodes there were before.
+        results: the nodes of the results.
+    """
     new = set(islice(reversed(builder.nodes), len(builder.nodes) - nodes_before))
     reached, waiting = set(results), list(results)
     while waiting:

@@ -299,7 +299,10 @@ def _writes(node: fx.Node) -> bool:
 
 
 def _loses(op: Op, lost: Sequence[str]) -> UnknownOpError:
-    """Return the error that the rule of an op made its result of fewer tensors than the op is given."""
+    """Return the error that the rule of an op made its result of fewer tensors than the op is given.
+
+    `lost` says which tensors the result does not depend on.
+    """
     return UnknownOpError(
         f"The rule for {op.at.target} loses {', '.join(lost)}, which training changes.\n"
         f"  in {location(op.at)}\n"

@@ -148,7 +148,7 @@ class LayerDag:
             return True
 
         def between(n: str) -> bool:
-            """Whether a DAG node may lie between the node and the model's output: it is no layer and no norm."""
+            """Whether the DAG node `n` may lie between `node` and the model's output: it is no layer and no norm."""
             return not isinstance(self.kind(n), Layer | Norm)
 
         return self._reaches(node, lambda n: n in self.outputs and between(n), between)
@@ -175,7 +175,7 @@ class LayerDag:
             return False
 
         def voids(n: str) -> bool:
-            """Whether a node that reads the layer divides its multiplier out: a norm, also behind a constant factor."""
+            """Whether the node `n`, which reads the layer, divides its multiplier out: a norm, or a number before one."""
             if through_scales and isinstance(self.kind(n), NumberFactor):
                 return self.is_void(n, through_scales=True)
             return isinstance(self.kind(n), Norm) and node in self.kind(n).inputs

@@ -92,7 +92,10 @@ class Outputs:
         return frozenset(self._node_of[path] for path in paths)
 
     def note(self, kept: Collection[str]) -> tuple[str, ...]:
-        """Return a sentence for the report on returned tensors that do not count as outputs; () if all do."""
+        """Return a sentence for the report on returned tensors that do not count as outputs; () if all do.
+
+        `kept` are the paths of those that do.
+        """
         left_out: dict[str, int] = {}
         for path in self._node_of:
             if path not in kept:
@@ -109,7 +112,7 @@ class Outputs:
         )
 
     def _without(self, kept: list[str], path: str) -> list[str]:
-        """Return paths of returned tensors without one of them, or as they are if a layer then reached no output."""
+        """Return the paths in `kept` without `path`, or with it if a layer would then reach no output."""
         rest = [each for each in kept if each != path]
         node, nodes = self._node_of[path], self.nodes(rest)
         above = nodes.union(*(self._dag.ancestors(n) for n in nodes)) if nodes else nodes

@@ -169,7 +169,10 @@ def _first(nodes: Sequence[str], among: Set[str]) -> str | None:
 
 
 def _lies_in_one_block(dag: LayerDag, nodes: Collection[str], containers: Collection[str]) -> bool:
-    """Whether all parameters of some DAG nodes belong to one numbered block of the model, such as blocks.3."""
+    """Whether all parameters of some DAG nodes belong to one numbered block of the model, such as blocks.3.
+
+    `containers` are the paths of modules with numbered blocks, such as "blocks".
+    """
     names = [kind.parameter for node in nodes if isinstance(kind := dag.kind(node), Layer | Vector)]
     blocks = [block_of(name, containers) for name in names]
     return bool(blocks) and None not in blocks and len({block.number for block in blocks if block}) == 1
@@ -284,7 +287,10 @@ def absorbing_parameters(dag: LayerDag, node: str) -> tuple[str, ...]:
 
 
 def _absorbing_segments(dag: LayerDag, merge: Merge) -> tuple[str, ...]:
-    """Return weight and bias of a layer on concatenated tensors, given the sum of its segments; () for another sum."""
+    """Return weight and bias of a layer on concatenated tensors, of which a sum node is the result; else ().
+
+    Such a layer is one layer node for each of the concatenated tensors, and `merge`, the sum of these.
+    """
     uses, layers = (
         dag.uses(),
         [kind for node in merge.sources if isinstance(kind := dag.kind(node), Layer) and kind.part],

@@ -102,7 +102,7 @@ def _refuse_unread(fixed: FixedExponents, node: str, after: list[str]) -> None:
 
 
 def describe(found: tuple[AttentionLogits, ...]) -> tuple[str, ...]:
-    """Return notes for the report that say by which factor attention logits are multiplied, and why."""
+    """Return notes for the report that say by which factor the attention logits in `found` are multiplied, and why."""
     if not found:
         return ()
     grown = [each for each in found if each.growth > TOLERANCE or each.missing]

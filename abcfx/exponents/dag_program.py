@@ -98,7 +98,11 @@ class DagProgram:
     ) -> None:
         """Write the rows (inequalities) that DAG nodes give and the lower bounds of r (outputs change by ~ m^-r).
 
-        m is the width ratio.
+        Args:
+            fixed: roles and the exponents a (multiplier m^-a; m, the width ratio) and b (init m^-b), with the layer
+                DAG.
+            alignment: how strongly updates line up with inputs, as exponents (alpha, omega, u), of each layer node.
+            caps: largest c (rate m^-c) that a parameter may get, by name.
         """
         self.fixed, self.dag = fixed, fixed.dag
         self.caps = dict(caps or {})
@@ -163,7 +167,7 @@ class DagProgram:
             return False
 
         def scales(n: str) -> bool:
-            """Whether a DAG node that reads the output multiplies it by a number, or is a sum that is then scaled."""
+            """Whether the node `n`, which reads the output, multiplies it by a number, or is a sum that is scaled then."""
             kind = self.dag.kind(n)
             return isinstance(kind, NumberFactor) or (isinstance(kind, Merge) and self._is_scaled(n))
 
@@ -335,7 +339,12 @@ def _changes(levels: Mapping[Hashable, float]) -> dict[str, float]:
 
 
 def solution_notes(fixed: FixedExponents, solved: SolvedDag) -> tuple[str, ...]:
-    """Return notes for the report: products that slow learning, outputs that grow with width, unused parameters."""
+    """Return notes for the report: products that slow learning, outputs that grow with width, unused parameters.
+
+    Args:
+        fixed: the exponents that were fixed before the linear program, with the layer DAG.
+        solved: the solution.
+    """
     notes = []
     for node in fixed.dag.order:
         kind = fixed.dag.kind(node)

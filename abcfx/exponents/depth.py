@@ -151,7 +151,8 @@ def _inside_branch(a: float, family: OptimizerFamily, decay: str) -> DepthExpone
 def _described(ratios: Mapping[str, float], what: str) -> tuple[str, ...]:
     """Return a sentence for the report on each ratio of depths: the model's blocks over those of its base.
 
-    The base is a smaller instance of the model. `what` says what is done for it.
+    The base is a smaller instance of the model. `ratios` has the ratio by the node that adds a branch, `what` says what
+    is done for it.
     """
     counts = Counter(ratios.values())
     return tuple(f"depth: {ratio:g} times the base's blocks ({n} branches): {what}" for ratio, n in counts.items())

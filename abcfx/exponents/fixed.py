@@ -93,7 +93,16 @@ class FixedExponents:
         vectors_change: bool = False,
         attention: Mapping[str, float] | None = None,
     ) -> None:
-        """Find s of each DAG node's output, ~ m^-s at init (m, the width ratio), and which outputs training changes."""
+        """Find s of each DAG node's output, ~ m^-s at init (m, the width ratio), and which outputs training changes.
+
+        Args:
+            dag: the layer DAG, a graph of the model's layers and other ops.
+            growth: growth exponents of its dims.
+            parameters: role, multiplier and init of each parameter.
+            families: the optimizer family of each parameter.
+            vectors_change: count biases, gains and other vectors among what changes.
+            attention: exponent x of a factor m^-x on attention logits, by product node.
+        """
         self.dag, self.widths, self.parameters, self.families = dag, growth, parameters, families
         self.attention = dict(attention or {})
         self._a = self.attention | {node: a for p in parameters.values() for node, a in p.a.items()}

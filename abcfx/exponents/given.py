@@ -72,7 +72,8 @@ def overridden(found: ParameterExponents, name: str, values: tuple[float, ...]) 
 def _check_size(found: ParameterExponents, name: str, total: float) -> None:
     """Raise an error unless the exponents that a user gave keep a layer's output O(1) at init, or a norm follows.
 
-    Multiplier and init are m^-a and m^-b (m, the width ratio); `total` is a + b.
+    Multiplier and init are m^-a and m^-b (m, the width ratio); `total` is a + b, `found` has the layer's role and the
+    growth of its dims.
 
     Raises:
         InvalidInputError: says what a + b has to be.

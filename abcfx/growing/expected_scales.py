@@ -123,7 +123,8 @@ def _numbers(call: Call) -> list[float]:
 def _product(small: Call, large: Call, scales: list[float]) -> float:
     """Return the scale (large tensor over repeated small one) of x * y or of a matrix product from those of x and y.
 
-    Where x or y is a number, its ratio in the two models counts. A longer sum in a matrix product is not counted here.
+    `scales` are those of the tensors among x and y, in order. Where x or y is a number, its ratio in the two models
+    counts. A longer sum in a matrix product is not counted here.
     """
     ours, theirs = _numbers(large), _numbers(small)
     by = ours[0] / theirs[0] if ours and theirs and theirs[0] else 1.0
@@ -133,7 +134,8 @@ def _product(small: Call, large: Call, scales: list[float]) -> float:
 def _quotient(small: Call, large: Call, scales: list[float]) -> float:
     """Return the scale (large tensor over repeated small one) of x / y from those of x and y.
 
-    Where x or y is a number, its ratio in the two models counts.
+    `scales` are those of the tensors among x and y, in order. Where x or y is a number, its ratio in the two models
+    counts.
     """
     ours, theirs = _numbers(large), _numbers(small)
     by = theirs[0] / ours[0] if ours and theirs and ours[0] else 1.0
@@ -141,7 +143,7 @@ def _quotient(small: Call, large: Call, scales: list[float]) -> float:
 
 
 def _power(small: Call, large: Call, scales: list[float]) -> float | None:
-    """Return the scale (large over repeated small tensor) of x ** exponent from that of x; None for a tensor."""
+    """Return the scale (large over repeated small tensor) of x ** exponent from that of x; None if it is not known."""
     exponent = large.args[1] if len(large.args) > 1 else 2.0
     return scales[0] ** float(exponent) if isinstance(exponent, int | float) else None
 

@@ -169,7 +169,7 @@ def layers(pair: GrownPair) -> GrowthCheckRow:
 
 
 def _weight_of(pair: GrownPair, at: Compared) -> str:
-    """Return the name of the parameter that a compared call reads, directly or through views; "" for none."""
+    """Return the name of the parameter that the call `at` reads, directly or through views; "" for none."""
     factors = pair.runs.factors
     inputs = factors.large.calls[at.call].inputs
     origins = {use.origin[0] for ref in inputs for dim in factors.of(ref) for use in dim if use.origin}

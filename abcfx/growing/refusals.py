@@ -190,7 +190,7 @@ def _refusal(problem: Problem) -> Refusal:
 
 
 def _alive(factors: Factors) -> set[int]:
-    """Return the indices of the calls of a run that the outputs depend on."""
+    """Return the indices of the calls, in runs of small and large model, that the outputs depend on."""
     needed, found = set(factors.large.outputs), set[int]()
     for index in range(len(factors.large.calls) - 1, -1, -1):
         call = factors.large.calls[index]

@@ -236,7 +236,8 @@ class _Scaling:
     def _contradiction(self, node: str, why: str, row: Form) -> InfeasibleError:
         """Return the error that no factors on parameters make a larger copy compute the same as the small network.
 
-        The condition of this DAG node (in words, `why`) contradicts those of earlier nodes.
+        The condition of this DAG node (in words, `why`) contradicts those of earlier nodes: `row`, a linear expression
+        in the exponents of factors, would have to be 0 and cannot.
         """
         left = known_value(self.equations.reduced(row))
         at = self.dag.node(node).fx_node

@@ -119,8 +119,8 @@ def _after_two_steps(
 ) -> tuple[dict[str, nn.Parameter], Mapping[str, Widening], dict[str, torch.Tensor]]:
     """Train a copy of the large model for two steps; return its parameters, how they were filled, and its gradients.
 
-    A difference at one end of the model is everywhere after two steps. The last layer before a tied head, whose table
-    has no noise, becomes different only when the table has.
+    `recipes` say how each parameter was filled. A difference at one end of the model is everywhere after two steps. The
+    last layer before a tied head, whose table has no noise, becomes different only when the table has.
     """
     with pair.equally_deep():
         model = copy.deepcopy(pair.large)
@@ -136,7 +136,7 @@ def _after_two_steps(
 def _output_side(widening: Widening) -> list[IndexMap] | None:
     """Return how a parameter's dims grow by copies, with only those dims growing that no product sums over.
 
-    None if there is no such dim.
+    `widening` says how the parameter was filled. None if there is no such dim.
     """
     open_ = [i for i, dim in enumerate(widening.dims) if i not in widening.contracted and dim.repeats]
     if not open_:

@@ -352,7 +352,7 @@ def _like(source: str, names: tuple[str, ...]) -> str:
 
 
 def _options(expert: _Expert, theirs: Mapping[str, torch.Tensor]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (names of dense tensors, layout) for each way to make a tensor of one expert's shape of dense tensors."""
+    """Yield (names of dense tensors, layout) for each way to make a tensor of one expert's shape of `theirs`."""
     for count in (1, 2):
         for sources in itertools.permutations(expert.sources, count):
             parts = [theirs[source] for source in sources]
@@ -373,7 +373,7 @@ def _tolerance(model: nn.Module) -> float:
 
 
 def _no_filling(match: _Match, best: tuple[float, dict[str, Filling]] | None) -> str:
-    """Return the message that no way of filling the mixture of experts gives equal outputs; `best` is the nearest."""
+    """Return the message that no way of filling the mixture of experts gives equal outputs; `best` comes nearest."""
     fix = (
         "renormalise the weights of the chosen experts so that they add up to 1 (norm_topk_prob=True), "
         "and give both models the same constants (norm eps, rope theta)"

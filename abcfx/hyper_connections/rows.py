@@ -163,7 +163,7 @@ class LawSlope:
 
     @property
     def agrees(self) -> bool:
-        """Whether the measured exponent of width is within 0.1 plus two standard errors of the prediction, or missing."""
+        """Whether the measured exponent of width is within 0.1 plus two standard errors of its prediction, or None."""
         return self.mean is None or abs(self.mean - self.law) <= TOLERANCE + SIGMAS * self.error
 
     def to_dict(self) -> dict[str, object]:

@@ -86,7 +86,13 @@ class Lp:
     """
 
     def __init__(self, matrix: Matrix, cost: Floats, weight: Floats, lower: Floats, upper: Floats) -> None:
-        """Load the linear program into a new object of the solver HiGHS."""
+        """Load the linear program into a new object of the solver HiGHS.
+
+        Args:
+            matrix: the coefficients, by rows.
+            cost, weight: what is minimised first, and then among the optima, for each column (variable).
+            lower, upper: bounds of each column.
+        """
         self.cost, self.lower, self.upper = cost, lower, upper
         self.weight = weight * 100 / max(1.0, weight.max(initial=0.0))  # larger ones end in numerical trouble
         # with this little weight its optimum nearly always is the lexicographic one, and both stages take no pivot

@@ -42,6 +42,12 @@ class Levels:
         """Turn the rows (inequalities) into arrays, and sort the levels so that each comes after those it depends on.
 
         A level is a variable that is the min of the rows that bound it.
+
+        Args:
+            num_rates: number of rates, the variables that are chosen.
+            num_columns: number of all variables.
+            out: the level that each row bounds.
+            inputs: the variables on the right side of each row.
         """
         self.num_rates, self.num_columns, self.num_rows = num_rates, num_columns, len(inputs)
         self.out, self.inputs = np.array(out, dtype=np.int64), inputs
@@ -175,6 +181,8 @@ class GreedyStart:
         """Find in which order the rows (inequalities) determine levels and rates; it is the same for all right sides.
 
         A level is a variable that is the min of its rows, a rate one that is chosen.
+
+        `lower` has the lower bound of each variable.
         """
         self._levels, self._lower = levels, lower
         row, column = levels.input_row, levels.input

@@ -109,7 +109,10 @@ def find_successors(nodes: Sequence[Node]) -> dict[str, list[str]]:
 
 
 def measure_distances(nodes: Sequence[Node], successors: Mapping[str, Sequence[str]]) -> dict[str, int]:
-    """Return for each node, by label, the number of weights on the longest path from it to an output."""
+    """Return for each node, by label, the number of weights on the longest path from it to an output.
+
+    `successors` has, by label, the nodes that read each node.
+    """
     has_weight = {node.label: node.has_weight for node in nodes}
     distances: dict[str, int] = {}
     for node in reversed(nodes):

@@ -167,7 +167,14 @@ class NetworkSolver(ABC, Generic[Exponents]):
         optimizer: NetworkOptimizer,
         feature_learning: bool,
     ) -> None:
-        """Check the network, and write its linear program of learning-rate exponents."""
+        """Check the network, and write its linear program of learning-rate exponents.
+
+        Args:
+            nodes: the nodes, each after its predecessors.
+            alignments: how strongly dW x, W dx and dW dx add up: (alpha, omega, u).
+            optimizer: "adam" or "sgd".
+            feature_learning: demand that the inputs of readouts change by O(1).
+        """
         optimizer = choose("optimizer", optimizer, OPTIMIZERS)
         if not isinstance(feature_learning, bool):
             raise InvalidInputError(f"feature_learning={feature_learning!r}: expected True or False.")
@@ -219,7 +226,7 @@ class NetworkSolver(ABC, Generic[Exponents]):
         """
 
     def _solution(self, found: LpSolution) -> Solution[Exponents]:
-        """Return the solution of the linear program by the user's names of layers."""
+        """Return a solution of the linear program, `found`, with the user's names of layers."""
         return Solution(
             c=self._by_layer({node.key: found.c["c", node.label] for node in self._nodes if node.has_weight}),
             r=self._by_layer({node.key: found.levels["r", node.label] for node in self._nodes}),

@@ -79,7 +79,10 @@ class Solver:
         alignment: Alignment,
         exact: Iterable[Hashable] = (),
     ) -> None:
-        """Check rows (inequalities), rates (exponents c, which are minimised) and bounds; turn them into arrays."""
+        """Check rows (inequalities), rates (exponents c, which are minimised) and bounds; turn them into arrays.
+
+        `lower` and `exact` bound levels (exponents of changes), `alignment` has (alpha, omega, u) of each layer.
+        """
         self.rows, self.rates, exact = list(rows), dict(rates), list(dict.fromkeys(exact))
         self._check(lower, exact)
         self._names = [*self.rates, *dict.fromkeys(row.out for row in self.rows)]

@@ -60,7 +60,7 @@ def _is_near(ratio: float, other: float) -> bool:
 
 
 def _change(dim: Dim, sizes: Mapping[str, tuple[SizeChange, ...]]) -> SizeChange | None:
-    """Return (size in the smaller base, size in the model) of a parameter's dim; None for an activation's dim."""
+    """Return (size in the smaller base, size in the model) of a dim, by `sizes`; None for an activation's dim."""
     return sizes[dim.parameter][dim.index] if isinstance(dim, ParameterDim) else None
 
 
@@ -73,7 +73,10 @@ def _inner_dims(dag: LayerDag) -> Iterator[Dim]:
 
 
 def _row_dims(dag: LayerDag, sizes: Mapping[str, tuple[SizeChange, ...]]) -> Iterator[Dim]:
-    """Yield the dims of tables along which rows are looked up: neither summed over nor passed on."""
+    """Yield the dims of tables along which rows are looked up: neither summed over nor passed on.
+
+    `sizes` has an entry for each dim of every parameter.
+    """
     for _, layer in dag.layers():
         if not layer.fan_in:
             passed_on = {dim.index for dim in layer.fan_out if isinstance(dim, ParameterDim)}

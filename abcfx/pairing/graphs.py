@@ -132,7 +132,8 @@ class _Pairing:
     def _numbers(self, pairs: Mapping[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
         """Pair nodes of two models' graphs that compute numbers out of sizes, from the paired nodes that read them on.
 
-        The nodes are found by walking upstream. One of the two graphs may have constants in their place.
+        `pairs` has the base's node for each node of the target. Those that compute numbers are found by walking
+        upstream. One of the two graphs may have constants in their place.
         """
         found: dict[fx.Node, fx.Node] = {}
         waiting = list(pairs.items())

@@ -61,7 +61,10 @@ def chain_above(node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
 
 
 def tensors_read(node: fx.Node, is_number: Callable[[fx.Node], bool]) -> list[fx.Node]:
-    """Return the graph nodes whose tensors a node reads, in the order of its arguments, repeated ones too."""
+    """Return the graph nodes whose tensors a node reads, in the order of its arguments, repeated ones too.
+
+    `is_number` says whether a node returns a number or a size and no tensor.
+    """
     read = [each for each in trees.leaves((node.args, dict(node.kwargs))) if isinstance(each, fx.Node)]
     return [each for each in read if not is_number(each)]
 

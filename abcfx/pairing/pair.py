@@ -62,7 +62,18 @@ class PairedModels:
         blocks: Blocks | None = None,
         splits: bool = False,
     ) -> None:
-        """Keep the model to be analysed (target) and a smaller one to compare it with (base); compute nothing yet."""
+        """Keep the model to be analysed (target) and a smaller one to compare it with (base); compute nothing yet.
+
+        Args:
+            target: the model.
+            base: the same architecture at another width, shapes of its parameters, or None.
+            args, kwargs: example inputs.
+            options: how both are captured.
+            is_called: whether the target's graphs will be called later.
+            keeps_forward: whether the target's own forward goes on to run.
+            blocks: which block of the base stands for each block of the target; matched by names if not given.
+            splits: whether a weight counts as several layers where only some of its concatenated inputs grow.
+        """
         arguments.keywords("kwargs", kwargs)
         self._splits = splits
         self.target = target
@@ -258,7 +269,16 @@ class PairedModels:
     def _paired_at(
         self, sizes: OpenSizes, method: CaptureMethod, target: CapturedGraph
     ) -> tuple[CapturedGraph, PairedGrowth]:
-        """Capture the base (the model compared with) at open or fixed sizes of inputs; compare it with the target."""
+        """Capture the base (the model compared with) at open or fixed sizes of inputs; compare it with the target.
+
+        Args:
+            sizes: "free" or "fixed": whether the graph leaves sizes of inputs open.
+            method: way of capturing, such as "export".
+            target: the target with its graphs.
+
+        Returns:
+            The base with its graph, and the growth of every dim.
+        """
         assert self.base is not None
         with self._equally_fresh():
             graph = capture(

@@ -105,7 +105,13 @@ class StructuralGrowth(WidthGrowth):
         shapes: Mapping[str, tuple[int, ...]],
         base: WidthGrowth | None = None,
     ) -> None:
-        """Find the dims that grow with the width: those of weights with another layer on that side."""
+        """Find the dims that grow with the width: those of weights with another layer on that side.
+
+        Args:
+            dag: the layer DAG, a graph of the model's layers and other ops.
+            shapes: the shape of each parameter.
+            base: the growth measured with a base of the same sizes, if there is one.
+        """
         self.width_ratio, self.has_base = 1.0, base is not None
         if base is not None:
             self.blocks, self.base_parameters = base.blocks, base.base_parameters
@@ -267,7 +273,11 @@ class PairedGrowth(SizeGrowth):
     def __init__(
         self, target: CapturedGraph, base: CapturedGraph, blocks: Blocks, factors: Callable[[], Factors]
     ) -> None:
-        """Walk the graphs of a model (target) and its smaller base side by side, to pair their nodes."""
+        """Walk the graphs of a model (target) and its smaller base side by side, to pair their nodes.
+
+        `blocks` says which block of the base stands for each of the target. `factors` finds the factors of all dims
+        (heads x head_dim) when they are needed.
+        """
         ours, theirs = (dict(each.model.named_parameters()) for each in (target, base))
         self.blocks = blocks
         super().__init__(ours, pair_parameters(ours, theirs, blocks))

@@ -239,7 +239,7 @@ class Draw:
         self.restore_(tensor, whole)
 
     def restore_(self, tensor: torch.Tensor, whole: float) -> None:
-        """Add what is not random in the described tensor, such as a mean or zero rows, times a factor to a tensor."""
+        """Add what is not random in the described tensor, such as a mean or zero rows, times `whole`, to a tensor."""
         if self.centre is not None:
             tensor.add_(like_sharded(self.centre, tensor), alpha=whole)
         if self.kept is None:
@@ -277,7 +277,7 @@ def like_sharded(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _moved_rows(kept: torch.Tensor, height: int) -> torch.Tensor:
-    """Return a mask of rows for a tensor of another height: marked rows lie as far from the nearer end as before."""
+    """Return a mask of rows for `height` rows: those that `kept` marks lie as far from the nearer end as there."""
     moved = torch.zeros(height, *kept.shape[1:], dtype=torch.bool, device=kept.device)
     for row in kept.flatten().nonzero().flatten().tolist():
         moved[row if 2 * row < len(kept) else row - len(kept)] = True
@@ -317,7 +317,10 @@ def _fan_in(weight: torch.Tensor) -> int:
 
 
 def _family(kurtosis: float, count: int) -> tuple[bool, bool]:
-    """Return whether a kurtosis is that of a normal, and of a uniform distribution, within its sampling error."""
+    """Return whether a kurtosis, of `count` entries, is that of a normal, and of a uniform distribution.
+
+    It is allowed its sampling error.
+    """
     reach = 5.0 * math.sqrt(24.0 / count)
     from_normal, from_uniform = abs(kurtosis - 3.0), abs(kurtosis - 1.8)
     is_uniform = from_uniform < min(reach, from_normal)

@@ -104,7 +104,16 @@ class _Planner:
         numbers: Mapping[str, GroupNumbers],
         parameters: Mapping[str, torch.Tensor],
     ) -> None:
-        """Keep the exponents, options and numbers from which the plan of each parameter follows."""
+        """Keep the exponents, options and numbers from which the plan of each parameter follows.
+
+        Args:
+            fixed: roles and the exponents a (multiplier m^-a; m, the width ratio) and b (init m^-b).
+            solved: exponents c (learning rate), r (change) and of gradients.
+            options: the user's constants, and how the plan will be applied.
+            depth: factors on residual branches.
+            numbers: what an optimizer instance says of a parameter.
+            parameters: the model's parameters by name.
+        """
         self.numbers, self.parameters = numbers, parameters
         self.fixed, self.solved, self.options, self.depth = fixed, solved, options, depth
         self.widths = fixed.widths

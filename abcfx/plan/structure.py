@@ -71,7 +71,7 @@ def centres(values: torch.Tensor, block: torch.Tensor) -> Iterator[torch.Tensor]
 
 
 def is_ordered(block: torch.Tensor) -> bool:
-    """Whether the entries are no random draw: equal, rising or falling all along, or like their neighbours."""
+    """Whether a matrix of entries is no random draw: equal, rising or falling all along, or like their neighbours."""
     steps = block.flatten().diff()
     if bool((steps >= 0).all()) or bool((steps <= 0).all()):
         return True

@@ -82,7 +82,10 @@ class _Powers:
 
 
 def _multiplier(outcome: Outcome, name: str, power: _Powers) -> str:
-    """Write one line about a parameter's multiplier m^-a (m, the width ratio): its value, or why there is none."""
+    """Write one line about a parameter's multiplier m^-a (m, the width ratio): its value, or why there is none.
+
+    `power` writes numbers as powers of the width.
+    """
     plan = outcome.plan[name]
     if plan.void:
         return "No multiplier: a norm follows at once and would divide it out again."
@@ -103,7 +106,10 @@ def _multiplier(outcome: Outcome, name: str, power: _Powers) -> str:
 
 
 def _init(plan: ParameterPlan, power: _Powers) -> str:
-    """Write one line about how a parameter is initialised, and how that scales with width."""
+    """Write one line about how a parameter is initialised, and how that scales with width.
+
+    `power` writes numbers as powers of the width.
+    """
     init, now = plan.init, power.order(plan.b)
     if init.std is None:
         return "init: unknown, since the model is on the meta device; give init=InitLike(small, large)"

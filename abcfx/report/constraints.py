@@ -84,7 +84,13 @@ class Constraints:
     """
 
     def __init__(self, fixed: FixedExponents, alignment: Mapping[str, Alignments], solved: SolvedDag) -> None:
-        """Write the rows (inequalities) of the linear program anew; index them by name and by their variables."""
+        """Write the rows (inequalities) of the linear program anew; index them by name and by their variables.
+
+        Args:
+            fixed: the exponents a and b that were fixed before the linear program, with the layer DAG.
+            alignment: how strongly updates line up with inputs, as exponents (alpha, omega, u), of each layer node.
+            solved: the solution.
+        """
         self._fixed, self._alignment, self._solved = fixed, alignment, solved
         self._program = DagProgram(fixed, alignment)
         self._rows = {row.name: row for row in self._program.solver.rows if isinstance(row.name, RowName)}

@@ -100,7 +100,7 @@ def _spread(values: Sequence[float]) -> str:
 def _titles(parts: Sequence[CollapsedName], room: int) -> list[list[str]]:
     """Return the name in the first cell of each row of the table as lines; a block's pattern stands above its first.
 
-    `room` is the number of columns that a name may take.
+    `parts` are the names of all rows, `room` is the number of columns that a name may take.
     """
     prefixes = Counter(_block_prefix(part.shown) for part in parts)
     titles, above = [], ""

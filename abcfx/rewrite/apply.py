@@ -281,7 +281,7 @@ def _scales(
 
 
 def _reader(used: DagNode) -> fx.Node:
-    """Return the op that reads what a layer's operand is a part of: the layer, or an op such as relu before it."""
+    """Return the op that reads the concatenation of which a layer node gets a part: the layer, or a relu before it."""
     joined = used.concatenation
     if joined is None or joined in used.fx_node.all_input_nodes:
         return used.fx_node
@@ -371,7 +371,8 @@ def _twins(dag: LayerDag, nodes: Iterable[str], of: LayerDag, others: Iterable[s
 def _common(values: Mapping[str, float], of: LayerDag, twin: str, otherwise: float) -> float:
     """Return the number (such as a factor on a tensor) for a DAG node of eval mode, by nodes of train mode.
 
-    `values` has the numbers of those nodes of train mode that do the same work; without any, it is `otherwise`.
+    `twin` is the node in `of`, the layer DAG of eval mode. `values` has the numbers of those nodes of train mode that
+    do the same work; without any, it is `otherwise`.
 
     Raises:
         InvalidInputError: they have different values, so that it cannot be told which one is right in eval mode.

@@ -134,7 +134,14 @@ class _Run(fx.Interpreter):
         readers: Sequence[Reader],
         factors: torch.Tensor | None,
     ) -> None:
-        """Prepare to run a module's graph with random tensors in the place of the outputs of `layers`."""
+        """Prepare to run a module's graph with random tensors in the place of the outputs of `layers`.
+
+        Args:
+            module: owns the graph.
+            layers: the fx nodes of the layers.
+            readers: the pairs of fx nodes that give queries and read them.
+            factors: what the random tensors are multiplied by; None for nothing.
+        """
         super().__init__(module, garbage_collect_values=False)
         self.drawn: list[torch.Tensor] = []
         self._layers, self._factors = layers, factors

@@ -76,7 +76,10 @@ class Frames:
     """
 
     def __init__(self, module: EmittedModule, graph: fx.Graph, before: GraphBefore) -> None:
-        """Find for every node the calls of submodules that it runs in, also for nodes that the rewrite added."""
+        """Find for every node the calls of submodules that it runs in, also for nodes that the rewrite added.
+
+        `before` has the nodes and arguments from before the rewrite.
+        """
         self._module = module
         self.graph = graph
         self.calls: dict[str, ModuleCall] = {call.key: call for call in module.calls_in(graph)}

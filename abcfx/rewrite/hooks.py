@@ -30,7 +30,8 @@ def hook_features(model: nn.Module, scale: FeatureScale) -> RemovableHandle:
 def can_hook(captured: CapturedGraph, scale: FeatureScale) -> bool:
     """Whether `hook_features` multiplies what a layer computes: its module must return it, in all calls of the layer.
 
-    An nn.MultiheadAttention will do too: its hook multiplies the weights of the queries.
+    `scale` names the module and the calls of the layer. An nn.MultiheadAttention will do too: its hook multiplies the
+    weights of the queries.
     """
     module = captured.model.get_submodule(scale.owner)
     if isinstance(module, nn.MultiheadAttention):
@@ -40,7 +41,7 @@ def can_hook(captured: CapturedGraph, scale: FeatureScale) -> bool:
 
 
 def _is_returned(call: fx.Node, owner: str) -> bool:
-    """Whether the module at the path `owner` returns what a node of the graph computes, apart from views."""
+    """Whether the module at the path `owner` returns what the graph's node `call` computes, apart from views."""
     if call.op == "call_module":
         return str(call.target) == owner
     waiting = [call]

@@ -42,7 +42,10 @@ class NestedGraphs:
     """
 
     def __init__(self, model: nn.Module, frames: Frames, graphed: Collection[str], inlined: Collection[str]) -> None:
-        """Prepare to make graphs of the modules in `graphed`."""
+        """Prepare to make graphs of the modules whose paths are in `graphed`; those in `inlined` are never called.
+
+        `frames` has the flat graph (all operations one by one), with the calls of submodules that each node runs in.
+        """
         self._model = model
         self.frames = frames
         self._graphed = graphed
@@ -190,7 +193,11 @@ class _Building:
     """
 
     def __init__(self, nested: NestedGraphs, owner: str, frame: tuple[str, ...], nodes: Sequence[fx.Node]) -> None:
-        """Start with an empty graph for the module."""
+        """Start with an empty graph for the module at the path `owner`, of the nodes that run within it.
+
+        `frame` has the names of the calls of submodules that the module runs in; `nested` knows the whole model's
+        graph.
+        """
         self._nested = nested
         self._frames = nested.frames
         self._owner = owner
@@ -372,7 +379,10 @@ def _is_native(part: Part) -> bool:
 def _steps(
     part: Part, above: tuple[tuple[Callable[..., object], object], ...]
 ) -> Iterator[tuple[tuple[Callable[..., object], object], ...] | None]:
-    """Yield, for each value of a result in order, the calls that take it out of the result; None where none can."""
+    """Yield, for each tensor in a module's result, the calls (function, key) that take it out of it; None if none can.
+
+    `part` says how the result is nested, `above` has the calls that lead to it.
+    """
     if isinstance(part, Value):
         yield above
     elif isinstance(part, Container):

@@ -311,7 +311,9 @@ def _difference(captured: CapturedGraph, module: EmittedModule) -> str:
 
 
 def _mark_state(flat: EmittedModule, module: EmittedModule, plan: Mapping[str, ParameterPlan]) -> None:
-    """Mark the state dict of a module if scale nodes multiply its weights, so that no plain class loads them.
+    """Mark the state dict of a module whose graphs multiply weights by constants, so that no plain class loads them.
+
+    `flat` is the module with one graph of all operations, off which the multiplications are read.
 
     The mark is the same however the model was captured: names of nodes without a parameter do not count.
     """

@@ -93,6 +93,13 @@ def _module_features(
     """Return the factor on the rows of an attention module's parameters that make queries.
 
     All uses of these parameters must need the same factor.
+
+    Args:
+        captured: the model with its graphs.
+        dag: its layer DAG.
+        owner: path of the attention module.
+        node: name of its attention product in the DAG.
+        factors: for each product of queries and keys, what its queries are to be multiplied by.
     """
     module = captured.model.get_submodule(owner)
     assert isinstance(module, nn.MultiheadAttention)
@@ -113,7 +120,7 @@ def _module_features(
 
 
 def _readers_of(dag: LayerDag, use: str) -> Sequence[str]:
-    """Return the DAG nodes that compute with a parameter: the layer itself, or the nodes that read a bias."""
+    """Return the DAG nodes that compute with the parameter at the node `use`: that layer, or the readers of a bias."""
     return [use] if isinstance(dag.kind(use), Layer) else dag.successors(use)
 
 
@@ -142,7 +149,8 @@ def _layer_features(
 ) -> FeatureScale:
     """Return the factor on those output features of one layer that become queries of the attention products `nodes`.
 
-    They are found by runs of the graph, so any order of heads and of q, k, v is right.
+    `factors` has what the queries of each product are to be multiplied by. The features are found by runs of the graph,
+    so any order of heads and of q, k, v is right.
     """
     at = _layer_before(dag, nodes[0])
     layer, gains = dag.kind(at), dag.node(at).gains

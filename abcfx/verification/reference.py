@@ -145,7 +145,7 @@ def reference_chains(hidden: int = 2) -> list[tuple[str, NetworkOptimizer, Chain
 
 
 def graph_of(row: NetworkRow) -> nx.DiGraph:
-    """Make the graph of a network from the packaged reference data, as `find_c_dag` takes it."""
+    """Make the graph, as `find_c_dag` takes it, of a network that the packaged reference data describe."""
     graph = nx.DiGraph()
     for node in row["nodes"]:
         graph.add_node(node["name"], **{key: value for key, value in node.items() if key != "name"})

@@ -210,7 +210,7 @@ def _solved_apart(rows: Sequence[HistoryRow]) -> list[float]:
     """
 
     def values(term: AlignmentTerm, preset: float) -> list[float]:
-        """Return one alignment exponent of each layer, clipped to [1/2, 1]; `preset` where it is None."""
+        """Return the alignment exponent `term` ("alpha", ...) of each layer, clipped to [1/2, 1]; `preset` for None."""
         return [preset if (value := row[term]) is None else min(max(value, 0.5), 1.0) for row in rows]
 
     alpha, omega, u = values("alpha", 1.0), values("omega", 0.5), values("u", 1.0)

@@ -43,7 +43,7 @@ class Widening:
 
 
 def multiplier(widening: Widening) -> torch.Tensor | float:
-    """Return what the copied entries of a tensor are multiplied with: a number, or a tensor that broadcasts."""
+    """Return what the entries that a recipe copies are multiplied with: a number, or a tensor that broadcasts."""
     found: torch.Tensor | float = widening.factor
     for place in widening.contracted:
         dim = widening.dims[place]
@@ -56,13 +56,13 @@ def multiplier(widening: Widening) -> torch.Tensor | float:
 
 
 def mean_multiplier(widening: Widening) -> float:
-    """Return the mean, over all entries of a tensor, of what the copied entries are multiplied with."""
+    """Return the mean, over all entries of a tensor, of what the entries that a recipe copies are multiplied with."""
     found = multiplier(widening)
     return float(found.mean()) if isinstance(found, torch.Tensor) else found
 
 
 def widened(tensor: torch.Tensor, widening: Widening) -> torch.Tensor:
-    """Make the large model's tensor by repeating and multiplying the entries of the small model's tensor."""
+    """Make the large model's tensor from the small one's: repeat entries and multiply them, as the recipe says."""
     by = multiplier(widening)
     large = tiled(tensor, widening.dims)
     if isinstance(by, torch.Tensor):

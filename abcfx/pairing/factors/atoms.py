@@ -236,7 +236,7 @@ def _take(rest: list[AtomUse], size: SizePair) -> tuple[Dim, list[AtomUse]]:
 
 
 def _merged(rest: list[AtomUse]) -> list[AtomUse]:
-    """Replace the factors in front of a dim that do not grow by one factor, so that a view may cut across them."""
+    """Return the factors `rest` with those in front that do not grow as one, so that a view may cut across them."""
     count, size = 0, 1
     while count < len(rest) and not rest[count].atom.grows:
         size *= rest[count].atom.small

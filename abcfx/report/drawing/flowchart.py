@@ -81,7 +81,13 @@ def _class(box: Box) -> str:
 
 
 def _node(box: Box, ids: dict[str, str], frame: str) -> str:
-    """Write a box as a line of a Mermaid flowchart; `frame` is the title of the frame around it, "" for none."""
+    """Write a box as a line of a Mermaid flowchart.
+
+    Args:
+        box: the box.
+        ids: the name of each box in the flowchart.
+        frame: the title of the frame around it, "" for none.
+    """
     label = _quoted(short_label(box, bool(frame)))
     if not box.role:
         return f'{ids[box.name]}(["{label}"]):::op'

@@ -163,7 +163,7 @@ def view(diagram: Diagram, runs: Sequence[Run], expanded: Collection[int] = ()) 
 
 
 def _last(name: str, shown_as: Mapping[str, str]) -> str:
-    """Return the box that is drawn in the place of a given box, which stands for it."""
+    """Return the box that is drawn in place of the box `name`, followed through `shown_as` to one that shows itself."""
     while shown_as[name] != name:
         name = shown_as[name]
     return name
