@@ -114,7 +114,7 @@ def _parameters(module: nn.Module, result: Transformed) -> dict[str, nn.Paramete
     """
 
     def named(part: nn.Module) -> dict[str, nn.Parameter]:
-        """Return the module's parameters by name; those of a part of it, the transformed model, by planned names."""
+        """Return the parameters of `module` by name; those that are inside `part` by the names they have there."""
         own = {id(each): plain_name(name, result.plan) for name, each in part.named_parameters()}
         return {own.get(id(each), name): each for name, each in module.named_parameters()}
 

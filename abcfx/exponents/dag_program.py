@@ -167,7 +167,7 @@ class DagProgram:
             return False
 
         def scales(n: str) -> bool:
-            """Whether the node `n`, which reads the output, multiplies it by a number, or is a sum that is scaled then."""
+            """Whether the node `n`, which reads the output, multiplies it by a number, or is a sum that then is."""
             kind = self.dag.kind(n)
             return isinstance(kind, NumberFactor) or (isinstance(kind, Merge) and self._is_scaled(n))
 

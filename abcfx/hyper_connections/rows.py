@@ -21,7 +21,7 @@ class Diagnostic(str, Enum):
 
     SINKHORN_ERROR: error of the sums of a mixing matrix. SPECTRUM: its singular values. QUOTIENT_JACOBIAN: its response
     to its logits. SENSITIVITY: how gates and matrix respond to the streams. LOGIT_UPDATE: how far an optimizer step
-    moves the logits. GATES: size and saturation of the gates.
+    moves the logits. GATES: means and saturation of the gates.
     """
 
     SINKHORN_ERROR = "sinkhorn_error"

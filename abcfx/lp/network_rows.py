@@ -23,8 +23,8 @@ def write_rows(nodes: list[Node], successors: Mapping[str, Sequence[str]], optim
     """Write the rows of the linear program of a network: each is one inequality that bounds the change r of an output.
 
     An output changes by ~ m**-r (m, the width ratio): r is the min of the terms dW x (row "alpha"), dW dx ("u") and W
-    dx ("omega"). The rate is m**-c. Entries of an update are m**-(c + q), with q = 0 for Adam and the exponent of the
-    gradient, a + G, for SGD.
+    dx ("omega"). The rate is m**-c. Entries of an update are m**-(c + q), with q = 0 for Adam and, for SGD, the
+    exponent of the weight's gradient: a + G, where the multiplier is m**-a and the gradient of the output ~ m**-G.
 
     Args:
         nodes: the nodes, each after its predecessors.

@@ -123,7 +123,7 @@ def keeps_order(node: fx.Node, source: Shape | None) -> bool:
 
     Args:
         node: the op.
-        source: shape of what it moves, in the model where the op would change nothing; True is returned for None.
+        source: shape of what it moves, in the one of two models that lacks the op; True is returned for None.
     """
     is_reorder = plain_name(node.target) in _REORDER
     return not is_reorder or source is None or _reordered(node, source) is not None

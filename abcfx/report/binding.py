@@ -41,9 +41,9 @@ class Price(NamedTuple):
 
 
 def tag_of(name: RowName) -> str:
-    """Return the kind of a constraint as reports name it: "alpha" (dW x), "u" (dW dx), "omega" (W dx) or "gradient".
+    """Return the kind of a constraint as reports name it: "alpha", "u", "omega", "gradient", or another kind's name.
 
-    Constraints of other kinds have their own names.
+    For a layer y = W x the first three bound the change of y by dW x, dW dx and W dx.
     """
     return "gradient" if name.kind.bounds_gradient else name.kind.value
 
@@ -82,8 +82,8 @@ def group_prices(prices: Mapping[Hashable, float]) -> list[Price]:
 
 
 def bottlenecks(outcome: Outcome) -> list[Price]:
-    """Return the shadow prices of constraints with alignments or gradients: which cost learning rate most.
+    """Return shadow prices of constraints with alignments or gradients: how much each keeps learning rates down.
 
-    An alignment says how strongly updates line up with inputs.
+    Those with alignments (how strongly updates line up with inputs) come first, then the highest price.
     """
     return [price for price in group_prices(outcome.solution.shadow_prices) if price.tag in PRICED]

@@ -281,7 +281,7 @@ def _scales(
 
 
 def _reader(used: DagNode) -> fx.Node:
-    """Return the op that reads the concatenation of which a layer node gets a part: the layer, or a relu before it."""
+    """Return the op that reads the concatenation of which a layer node gets a part: its own, or a relu in between."""
     joined = used.concatenation
     if joined is None or joined in used.fx_node.all_input_nodes:
         return used.fx_node

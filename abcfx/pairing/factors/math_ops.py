@@ -94,7 +94,8 @@ def embedding_bag(step: Step) -> list[Dims]:
 def layer_norm(step: Step) -> list[Dims]:
     """Find the dims of a layer norm's result, those of x.
 
-    If x grows by copies of its entries, all entries of the normalised dims must be copied equally often.
+    If x grows by copies of its entries, all entries of the normalised dims must be copied equally often; else the
+    larger model would compute something else.
     """
     x = step.dims(step.call.argument("input"))
     count = len(step.call.argument("normalized_shape"))
@@ -110,7 +111,8 @@ def layer_norm(step: Step) -> list[Dims]:
 def group_norm(step: Step) -> list[Dims]:
     """Find the dims of a group norm's result, those of x.
 
-    If x grows by copies of its entries, all channels of a group must be copied equally often.
+    If x grows by copies of its entries, all channels of a group must be copied equally often; else the larger model
+    would compute something else.
     """
     x = step.dims(step.call.argument("input"))
     groups: SizePair = (step.calls[0].argument("group"), step.calls[1].argument("group"))
