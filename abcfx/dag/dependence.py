@@ -69,6 +69,12 @@ def _is_made_of(builder: DagBuilder, node: str, reached: set[str], parameters: s
     """Whether an op's result depends on a DAG node (it is in `reached`), or on all that the node is computed from.
 
     The second is so for x / |x|, which is a norm of x: |x| itself drops out.
+
+    Args:
+        builder: the nodes of the layer DAG (graph of layers and ops).
+        node: the node.
+        reached: the DAG nodes that the result depends on.
+        parameters: names of the parameters that the result depends on.
     """
     waiting, seen = [node], set(reached)
     while waiting:

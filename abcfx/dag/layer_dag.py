@@ -175,7 +175,7 @@ class LayerDag:
             return False
 
         def voids(n: str) -> bool:
-            """Whether the node `n`, which reads the layer, divides its multiplier out: a norm, or factors and a norm."""
+            """Whether the node `n`, which reads the layer, divides its multiplier out, as a norm does."""
             if through_scales and isinstance(self.kind(n), NumberFactor):
                 return self.is_void(n, through_scales=True)
             return isinstance(self.kind(n), Norm) and node in self.kind(n).inputs

@@ -35,7 +35,10 @@ class Outputs:
     def __init__(
         self, dag: LayerDag, shapes: Mapping[str, tuple[int, ...]], returned: Iterable[tuple[str, Value]]
     ) -> None:
-        """Keep those of the returned tensors that depend on weights, each with the DAG node that computes it."""
+        """Keep those of the returned tensors that depend on weights, each with the DAG node that computes it.
+
+        `returned` has (path, abstract tensor) of each, `shapes` the shape of each parameter by name.
+        """
         self._dag, self._shapes = dag, shapes
         self._node_of: dict[str, str] = {}
         self._scalars: set[str] = set()

@@ -202,7 +202,8 @@ def _use(dag: LayerDag, growth: WidthGrowth, table: Table, node: str, wanted: st
 def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
     """Combine the uses of one weight (tied, or called twice): one init exponent b, a multiplier exponent a for each.
 
-    The first embedding-like use decides b, or else the first use; the others keep their a + b.
+    The first embedding-like use (its fan_in does not grow with the width) decides b, or else the first use; the others
+    keep their a + b.
     """
     if uses[0].layer.part is not None:
         return _segmented(uses)
@@ -234,10 +235,12 @@ def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
 
 
 def _segmented(uses: Sequence[_Use]) -> ParameterExponents:
-    """Combine the segments of a weight whose input is a concatenation; each keeps its own a and b.
+    """Combine the layer nodes of a weight whose input is a concatenation: one for the columns that each part meets.
+
+    Each keeps its own exponents a and b.
 
     Args:
-        uses: all layer nodes of the weight. The first is a segment that grows, and decides role and b of the weight.
+        uses: these nodes. The first has an input that grows, and decides role and b of the weight.
     """
     lead, first = uses[0], {use.layer.part: use for use in reversed(uses)}
     own = {use.node: first[use.layer.part] for use in uses}
@@ -325,7 +328,7 @@ def _numbers_on_output(dag: LayerDag, node: str) -> list[Number]:
 def _table_row(table: Table, role: str, e_in: float, e_out: float) -> tuple[float, float]:
     """Return exponents (a, b) of a layer (multiplier m^-a, init ~ m^-b) by its role, from a table.
 
-    Those in the table are for a layer whose size grows like m (the width ratio); they are multiplied by the growth
+    Those in the table are for a layer whose dims grow like m (the width ratio); they are multiplied by the growth
     exponent of the layer's own fan_in, or of its fan_out for an embedding.
 
     Args:

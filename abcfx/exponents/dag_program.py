@@ -33,7 +33,7 @@ class Binding:
 
     Attributes:
         kind: the kind of reason.
-        rows: names of the rows of the linear program that hold with equality and have c in them.
+        rows: names of the inequalities of the linear program that hold with equality and have c in them.
     """
 
     kind: BindingKind

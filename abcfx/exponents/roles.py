@@ -36,8 +36,8 @@ class WhyRole:
         own: the model itself multiplies the layer by m^-own (m, the width ratio), in place of a multiplier.
         tied_roles: roles of the other uses of a tied parameter, where they differ.
         normalised: whether forward divides the parameter by a norm of itself.
-        inside_op: whether the multiplier would be needed inside one op, where no scale node can be placed.
-        beside: of a weight whose input is a concatenation, a sentence on each of its segments that does not grow.
+        inside_op: whether the multiplier would be needed inside one op, where no node can multiply.
+        beside: of a weight whose input is a concatenation, a sentence on the columns of each input that does not grow.
     """
 
     reason: RoleReason

@@ -348,7 +348,7 @@ def _keeps_all(node: fx.Node) -> bool:
 
 
 def _is_alias(node: fx.Node) -> bool:
-    """Whether a node is the alias that torch.export writes for x[:, :] at fixed sizes, to have another tensor."""
+    """Whether a node is the alias (the same values as another tensor object) that torch.export writes for x[:, :]."""
     return node.target is torch.ops.aten.alias.default
 
 

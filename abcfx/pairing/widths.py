@@ -309,10 +309,10 @@ class PairedGrowth(SizeGrowth):
             return None
 
     def _rows(self, dim: ParameterDim) -> float | None:
-        """Return the growth exponent of the fastest-growing segment of a parameter's dim; None without segments.
+        """Return the growth exponent of the fastest-growing part of a parameter's dim; None if it has no parts.
 
-        The rows of a fused projection are several layers side by side. A dim that some product sums over has no such
-        segments.
+        Parts lie one behind another, as the rows of a fused projection, which is several layers side by side. A dim
+        that some product sums over has no such parts.
         """
         name = self.blocks.twin(dim.parameter)
         factors = self._factors

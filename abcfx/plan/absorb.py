@@ -114,7 +114,7 @@ def attention_left(fixed: FixedExponents) -> dict[str, float]:
 def _taking_queries(fixed: FixedExponents, node: str) -> tuple[str, ...]:
     """Return the parameters into which the factor on attention logits goes: those that make the queries, or the keys.
 
-    There are none if the values of one of them are fixed.
+    There are none if one of them is frozen.
 
     Args:
         fixed: has the layer DAG and the roles of parameters.

@@ -49,7 +49,8 @@ class Draw:
         blocks: number of blocks of rows, each of which is orthogonal.
         centre: tensor around which random entries scatter, if that is more than one number; it broadcasts.
         kept: True at entries of a random tensor that are structure, such as zero rows; it broadcasts to the tensor.
-        values: the entries at `kept`, or all entries where the law is FIXED or FEW; None if they are zero.
+        values: the entries at `kept`, or all entries of a tensor that is not random or has too few entries to tell;
+            None if they are zero.
         quantiles: sorted entries minus mean over spread, where they are neither normal nor uniform; else None.
     """
 
@@ -165,7 +166,7 @@ class Draw:
         return self.values is not None or self.centre is not None
 
     def rms_after(self, factor: float, whole: float) -> float:
-        """Return the tensor's RMS entry once its random part is multiplied by one factor, its structure by another.
+        """Return the tensor's RMS entry once its random part is multiplied by one factor, the rest by another.
 
         Args:
             factor: number that multiplies the random part.

@@ -108,7 +108,7 @@ class Init:
         return replace(self, factor=self.factor * factor, std=std, fill=fill, whole=self.whole * factor)
 
     def std_of(self, column: int) -> float | None:
-        """Return the RMS entry that a column has; None where it is not known."""
+        """Return the RMS entry that column number `column` of the weight gets; None where it is not known."""
         found = (each.factor for each in self.columns if each.start <= column < each.start + each.size)
         return None if self.std is None else self.std * next(found, 1.0)
 

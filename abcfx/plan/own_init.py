@@ -113,7 +113,7 @@ def carried_own_init(
     """Measure how a model's own init scales on two tiny instances with weights, for a model that has none.
 
     Layers are matched by name up to numbers, so the instances may have fewer of them. The RMS entry at the base width
-    follows from the small instance's by the same law.
+    follows from the small instance's by the measured exponents.
 
     Args:
         like: the parameters of a small and of a larger instance.

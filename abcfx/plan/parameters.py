@@ -235,7 +235,7 @@ class _Planner:
         return given * own * _power(n, applied.decay) * _power(ratio, deep.decay)
 
     def _shape_correction(self, name: str, parameter: torch.nn.Parameter, n: float) -> float:
-        """Return the factor on lr by which a spectral update (Muon) has its planned size at the real shapes.
+        """Return the factor on lr with which a spectral update (Muon) is as large as planned at the real shapes.
 
         Muon itself multiplies updates by a factor such as sqrt(max(1, rows / columns)), which the exponent c counts as
         a power of the width ratio m. In a real model and its base the maximum may be the other one; what then differs

@@ -143,7 +143,7 @@ class ParameterPlan:
         own_init: how the model's own init scales, where that is known.
         trainable: whether it requires a gradient.
         fold: the factor that `fold()` puts into the parameter for good, for plain weights without multipliers.
-        left: the nodes whose multiplier cannot be folded into the parameter.
+        left: the nodes whose multiplier cannot go into the parameter.
         shape_correction: factor in `lr` beside the powers of width, where an optimizer's own factor on a matrix (Muon)
             differs at real shapes from the power of width that c counts.
         options: what the parameter's group of an optimizer instance says beside these numbers, such as betas.
@@ -288,7 +288,7 @@ _ROW: dict[str, arguments.Check] = {
 
 
 def _check_row(name: object, row: object) -> None:
-    """Check the row of one parameter.
+    """Raise an error unless the row of one parameter in a spec is complete, with values of the right kinds.
 
     Args:
         name: name of the parameter.

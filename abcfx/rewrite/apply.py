@@ -85,12 +85,12 @@ def apply_plan(
         fixed: factors on attention logits, and the growth of dims.
         plan: multiplier and init of every parameter.
         depth: factors on residual branches, for a model with more blocks than its base.
-        mode: where multipliers go: "insert" (scale nodes), "absorb" (weights and rates), "inplace" (the same, in the
-            model object that was given) or "off" (there are none).
+        mode: where multipliers go: "insert" (nodes of the graph), "absorb" (weights and rates), "inplace" (the same, in
+            the model object that was given) or "off" (there are none).
         keeps_forward: whether the result is a model of the user's class, whose own forward runs, and no graph.
 
     Raises:
-        InvalidInputError: a multiplier has no place; nothing has been changed then.
+        InvalidInputError: no node or parameter can hold some multiplier; nothing has been changed then.
     """
     module, inplace = pair.target_graph.module, mode == "inplace"
     if not inplace:
@@ -177,7 +177,7 @@ def _initialise(model: nn.Module, plan: Mapping[str, ParameterPlan]) -> None:
 
 
 def _without_place(plan: Mapping[str, ParameterPlan]) -> list[str]:
-    """Return, in words, the multipliers that no parameter can take, for the error that a model cannot be folded."""
+    """Return, in words, the multipliers that no parameter can take, for the error of `fold()`, which needs that."""
     return [f"the multiplier of {node}" for row in plan.values() for node in row.left]
 
 

@@ -63,7 +63,7 @@ def scaled(function: nn.Module | Callable[P, R], a: float) -> Scaled | Callable[
     """Mark a function or module: in the transformed model every tensor that it returns is multiplied by m^-a.
 
     m is the width ratio. The model as it is multiplies nothing, since m is 1 there. `transform(..., base=...)` puts a
-    scale node in the place of the mark, which takes part in the linear program like any number of the model that
+    multiplication in the place of the mark, which takes part in the linear program like any number of the model that
     changes with width.
 
     Args:

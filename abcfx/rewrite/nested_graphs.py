@@ -20,7 +20,7 @@ from abcfx.support import trees
 
 
 class CannotCall(Exception):
-    """Modules that a graph cannot call, so that their nodes belong into the graph of their caller.
+    """The error that a graph cannot call some modules, so that their nodes belong into the graph of their caller.
 
     Attributes:
         reasons: why, by the path of the module.
@@ -149,7 +149,7 @@ class NestedGraphs:
         return "" if _is_native(call.given) else "it takes arguments that a graph cannot hold"
 
     def _graphed_within(self, key: str) -> set[str]:
-        """Return the paths of the modules with a graph that run within a call."""
+        """Return the paths of the modules with a graph of their own that run within the call of the name `key`."""
         found = set[str]()
         for node in self.frames.nodes[key]:
             frame = self.frames.of[node]

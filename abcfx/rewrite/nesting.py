@@ -281,7 +281,7 @@ def _is_comparable(captured: CapturedGraph) -> bool:
 
 
 def _difference(captured: CapturedGraph, module: EmittedModule) -> str:
-    """Say how outputs or buffers of a nested module differ from the flat one's on the example inputs; "" if not."""
+    """Say how outputs or buffers of `module` differ from those of the captured graphs on example inputs; "" if not."""
     flat, args, kwargs = captured.module, captured.args, captured.kwargs
     if not _is_comparable(captured):
         return ""
