@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import torch
 from abcfx.checks.batches import few_tokens
 from abcfx.checks.coord_result import CoordCheck, layer_rows
 from abcfx.checks.coord_study import FORWARD_SEED, CoordStudy
+from abcfx.checks.slopes import what_would_decide
 from abcfx.checks.sweep_models import MakeModel, ModelSweep, Prepare, checked_widths, seeds_of
 from abcfx.checks.variants import STANDARD, TRANSFORMED
 from abcfx.dag.output_loss import OutputLoss
@@ -18,17 +20,18 @@ from abcfx.plan.options import ByRole
 from abcfx.support import arguments
 from abcfx.support.batch_loss import Loss
 from abcfx.support.running import call_with_batch, one_thread, seeded
-from abcfx.support.verdict import Verdict, worst
+from abcfx.support.verdict import Verdict
 from abcfx.theory.optimizers import Optimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-MOST_SEEDS, SEEDS_ADDED = 10, 3
+MOST_SEEDS, SEEDS_ADDED = 60, 3
+SEEDS_OF_A_FAILURE = 12  # after as many, a layer that fails is worth more than the verdict on those behind it
 
 
 @torch.inference_mode(False)
-@arguments.checked(control=arguments.flag, steps=arguments.whole())
+@arguments.checked(control=arguments.flag, steps=arguments.whole(), budget=arguments.number(at_least=0.0))
 def coord_check(
     make_model: MakeModel,
     batch: object,
@@ -39,6 +42,7 @@ def coord_check(
     lr: ByRole = 1e-3,
     steps: int = 3,
     seeds: int | Sequence[int] = 3,
+    budget: float = 30.0,
     control: bool = True,
     base_width: int | None = None,
     prepare: Prepare | None = None,
@@ -66,7 +70,8 @@ def coord_check(
         optimizer: name, such as "adamw", class or instance of an optimizer, or a dict of role or glob pattern to them.
         lr: base learning rate (absolute), or by role. Slopes are cleanest at small rates.
         steps: optimizer steps; two more if updates are still zero after them.
-        seeds: number of seeds, or the seeds themselves. More are added, up to ten, while a slope is inconclusive.
+        seeds: number of seeds to begin with, or the seeds themselves.
+        budget: seconds. While a slope is inconclusive and they are not spent, more seeds are run, up to 60 in all.
         control: also train the user's unchanged model, with the hyperparameters of the base width, for comparison.
         base_width: the width at which `transform` changes nothing; the smallest of `widths` by default.
         prepare: function of (result, width), called with the `Transformed` of each width and the weights of a seed. It
@@ -90,29 +95,59 @@ def coord_check(
     Source: Yang et al. 2022, arXiv 2203.03466, appendix D.1, for the method; docs/checks.md for the intervals.
     """
     checked, chosen = checked_widths(widths), seeds_of(seeds)
+    first = len(chosen)
     base = checked[0] if base_width is None else base_width
     models = ModelSweep(make_model, batch, base, optimizer, {"lr": lr, **transform_options}, prepare)
     with one_thread():
         models.batch = _probe(models, OutputLoss() if loss is None else models.loss(loss))
         study = CoordStudy(models, checked, models.loss(loss), steps)
-        study.train_at_all_widths(TRANSFORMED, chosen)
+        seconds = _until_decided(study, chosen, budget)
         if control:
-            study.train_at_all_widths(STANDARD, chosen)
-        rows = layer_rows(study.slopes())
-        while len(chosen) < MOST_SEEDS and worst(row.verdict for row in rows) is Verdict.INCONCLUSIVE:
-            more = [max(chosen) + 1 + i for i in range(min(SEEDS_ADDED, MOST_SEEDS - len(chosen)))]
-            study.train_at_all_widths(TRANSFORMED, more)
-            chosen += more
-            rows = layer_rows(study.slopes())
+            study.train_at_all_widths(STANDARD, chosen[:first])
+    slopes = study.slopes()
     return CoordCheck(
-        rows=rows,
+        rows=layer_rows(slopes),
         widths=tuple(checked),
         base_width=base,
         seeds=tuple(chosen),
         steps=study.steps,
-        slopes=study.slopes(),
+        slopes=slopes,
         measurements=study.measurements(),
+        advice=what_would_decide(slopes, checked, seconds),
     )
+
+
+def _until_decided(study: CoordStudy, seeds: list[int], budget: float) -> float:
+    """Train the transformed model with the seeds, and with more until every slope is decided or the time is spent.
+
+    After a layer has failed by itself, 12 seeds in all are enough.
+
+    Args:
+        study: the training runs of the check.
+        seeds: the seeds to begin with; those that are run beside them are added to it.
+        budget: seconds for all runs; the first seeds are run in any case.
+
+    Returns:
+        The seconds that one seed takes, at all widths together.
+    """
+    for width in study.widths:
+        study.models.result(width)  # planned once, and no part of what a seed takes
+    start, new = time.monotonic(), list(seeds)
+    while True:
+        began = time.monotonic()
+        study.train_at_all_widths(TRANSFORMED, new)
+        now = time.monotonic()
+        each = (now - began) / len(new)
+        rows = layer_rows(study.slopes())
+        undecided = any(row.verdict is Verdict.INCONCLUSIVE for row in rows)
+        failed = any(row.verdict is Verdict.FAIL and row.cause is None for row in rows)
+        affordable = int((budget - (now - start)) / each)
+        most = SEEDS_OF_A_FAILURE if failed else MOST_SEEDS
+        count = min(max(SEEDS_ADDED, len(seeds) // 2), most - len(seeds), affordable)
+        if not undecided or count < 1:
+            return each
+        new = [max(seeds) + 1 + i for i in range(count)]
+        seeds += new
 
 
 def _probe(models: ModelSweep, loss: Loss) -> object:

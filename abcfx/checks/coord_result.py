@@ -53,6 +53,7 @@ class CoordCheck(CheckResult[LayerRow]):
         slopes: for each layer the exponents with which its rms at init, its update and its change grow with width;
             those of the transformed model come first, then those of the user's unchanged model.
         measurements: every value that the slopes are fitted to.
+        advice: what would decide the layers that are INCONCLUSIVE; "" if there are none.
     """
 
     TITLE: ClassVar[str] = "coordinate check"
@@ -62,6 +63,7 @@ class CoordCheck(CheckResult[LayerRow]):
     steps: int
     slopes: tuple[Slope, ...]
     measurements: tuple[Measurement, ...] = field(repr=False)
+    advice: str = ""
 
     @property
     def control(self) -> Verdict | None:
@@ -116,7 +118,8 @@ class CoordCheck(CheckResult[LayerRow]):
 
         A slope is the exponent with which the rms of a layer's output at init, update or change grows with width. The
         keys beside those of every check ("check", "verdict", "failed", "rows") are "control" (worst verdict of the
-        user's unchanged model, or None), "widths", "base_width", "seeds", "steps", "nodes" and "slopes".
+        user's unchanged model, or None), "widths", "base_width", "seeds", "steps", "nodes", "advice" (what would
+        decide it) and "slopes".
         """
         return super().to_dict() | {
             "control": self.control,
@@ -125,6 +128,7 @@ class CoordCheck(CheckResult[LayerRow]):
             "seeds": self.seeds,
             "steps": self.steps,
             "nodes": self.nodes,
+            "advice": self.advice,
             "slopes": [each.to_dict() for each in self.slopes],
         }
 
@@ -200,7 +204,7 @@ class CoordCheck(CheckResult[LayerRow]):
         for reason, nodes in skipped.items():
             more = f" and {len(nodes) - NAMES_SHOWN} more" if len(nodes) > NAMES_SHOWN else ""
             lines.append(f"{Verdict.SKIP} {', '.join(nodes[:NAMES_SHOWN])}{more}: {reason}")
-        return lines
+        return [*lines, self.advice] if self.advice else lines
 
 
 def layer_rows(slopes: Iterable[Slope]) -> tuple[LayerRow, ...]:

@@ -231,7 +231,7 @@ class CoordStudy:
         judged = step == (0 if statistic == INIT else self.steps) and statistic not in (INPUT, OUTPUT)
         seeds = sorted({seed for _, seed in values})
         low, high = (None, None) if interval is None else (interval.low, interval.high)
-        slope = Slope(series.model, name, statistic, step, None, 0.0, len(seeds), None, low, high)
+        slope = Slope(series.model, name, statistic, step, None, 0.0, len(seeds), None, 0.0, low, high)
         if len(values) < len(seeds) * len(self.widths):
             reason = f"{statistic}: not measured at every width, since other rows came in"
             return replace(slope, verdict=Verdict.SKIP, reason=reason)
@@ -241,11 +241,11 @@ class CoordStudy:
             verdict = Verdict.SKIP if judged else None
             return replace(slope, verdict=verdict, reason=self._why_zero(series, zero))
         by_seed = {seed: [values[width, seed] for width in self.widths] for seed in seeds}
-        mean, error, tail = fit(self._log_widths, by_seed)
-        slope = replace(slope, mean=mean, error=error, tail=tail)
+        found = fit(self._log_widths, by_seed)
+        slope = replace(slope, mean=found.mean, error=found.error, tail=found.tail, tail_error=found.tail_error)
         if not judged or interval is None:
             return slope
-        verdict, reason = judge(mean, error, interval, statistic)
+        verdict, reason = judge(found, interval, statistic)
         return replace(slope, verdict=verdict, reason=reason)
 
     def _why_zero(self, series: Series, widths: Sequence[int]) -> str:
@@ -307,13 +307,13 @@ def _with_causes(slopes: Sequence[Slope]) -> list[Slope]:
     found = []
     for slope in slopes:
         cause = first_failure.get(slope.model)
-        if slope.verdict is Verdict.FAIL and slope.mean is not None and cause not in (None, slope.node):
+        if slope.verdict is Verdict.FAIL and (fitted := slope.fit) is not None and cause not in (None, slope.node):
             entering = inputs.get((slope.model, slope.node, slope.step))
             excess = 0.0
             if entering is not None and entering.mean is not None and entering.high is not None:
                 excess = entering.mean - entering.high
             assert slope.interval is not None
-            own, _ = judge(slope.mean - excess, slope.error, slope.interval, slope.statistic)
+            own, _ = judge(fitted.lowered(excess), slope.interval, slope.statistic)
             if own is not Verdict.FAIL:
                 reason = f"{slope.reason}; what comes in is off already, see {cause}"
                 slope = replace(slope, cause=cause, reason=reason)

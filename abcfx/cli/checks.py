@@ -184,6 +184,7 @@ def _add_coord(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `abcfx coord-check`."""
     _add_common(parser, 1e-3, 3, 3)
     _add_widths(parser)
+    parser.add_argument("--budget", type=float, default=30.0, help="seconds for more seeds if in doubt (default: 30)")
     parser.add_argument("--batch", required=True, help="a batch, or a function that returns one; in MODEL's file")
 
 
@@ -249,6 +250,7 @@ def _coord(arguments: argparse.Namespace, console: Console) -> bool:
         widths=arguments.widths,
         control=not arguments.no_control,
         lr=rates("--lr", arguments.lr),
+        budget=arguments.budget,
         **_common(arguments),
         **transform_options(arguments.set),
     )
