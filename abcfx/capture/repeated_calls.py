@@ -76,7 +76,10 @@ def _calls(
     """Return the outputs of some calls of the model or of its graph, each from a seed; it ends with a call that raises.
 
     Args:
+        model: the user's model.
+        module: the module with its graph.
         function: the one of both that is called.
+        inputs: example inputs.
         counter: a number that is set before a single call; several calls in a row without one.
         count: the value that it is set to.
     """

@@ -20,7 +20,7 @@ _FIX = "load result.fold().state_dict() of that transform into the model's own c
 def multipliers_mark(multipliers: str) -> torch.Tensor:
     """Return a tensor by which a state dict says that its weights belong to a graph with certain multipliers.
 
-    Its entries are the digits of a hash of the text, as floats from 0 to 15. These survive bfloat16, averages of
+    Its entries are the digits of a hash of `multipliers`, as floats from 0 to 15. These survive bfloat16, averages of
     checkpoints and moving averages of buffers.
     """
     digest = hashlib.sha256(multipliers.encode()).hexdigest()[:_DIGITS]

@@ -56,7 +56,7 @@ def refuse_hooks(module: EmittedModule, paths: Iterable[str]) -> None:
 
 
 def allow_hooks(model: nn.Module) -> None:
-    """Let every module of a model take hooks again: one that calls its modules, although a graph took them over."""
+    """Let hooks be registered on every module of a model again, after `refuse_hooks`: its forward calls them all."""
     for part in model.modules():
         for kind in _HOOKS:
             if isinstance(getattr(part, kind), NoHooks):

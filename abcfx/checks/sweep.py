@@ -139,7 +139,7 @@ class Sweep:
         self.training_loss = self.models.loss(self.loss)
 
     def _check_workers(self) -> None:
-        """Check what says how runs are spread over workers, and how progress is shown.
+        """Check the options `backend` and `jobs`, by which runs are spread over workers, and `progress`.
 
         Raises:
             InvalidInputError: joblib has no such backend, or the number of workers is 0 or no whole number.

@@ -207,7 +207,10 @@ class Interpreter:
         return result
 
     def _guess(self, op: Op, node: fx.Node, target: object, values: Iterable[Value | Sizes]) -> object:
-        """Handle an op without a rule: raise an error or, if guesses are allowed, merge its inputs and add a note.
+        """Handle an op without a rule: raise an error or, if guesses are allowed, return its inputs merged.
+
+        The result, one for each tensor that the op returns, is as large and changes as much as the largest input;
+        `notes` gets a sentence for the report.
 
         Args:
             op: records what the op does.

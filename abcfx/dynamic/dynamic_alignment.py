@@ -67,11 +67,11 @@ def _check_scheduler(scheduler: object) -> None:
 class DynamicAlignment:
     """Measures, during training, how far each layer's weights and inputs line up, and lets learning rates follow.
 
-    The alignment of dW and x is an exponent: 1/2 if they are independent, 1 if dW x is as large as their sizes allow.
-    `transform` assumes a preset; here it is measured, and the exponent c of each learning rate n^-c (n: the layer's
-    fan_in) is solved again. The rate of a parameter is then the scheduled one times n^-(c - planned c). This factor is
-    applied around each optimizer step, so schedulers never see it, and `step` may come before or after the scheduler's.
-    With `apply=False` rates stay as they are.
+    The alignment of dW and x is an exponent: 1/2 if they are independent, 1 if dW x is as large as their RMS entries
+    allow. `transform` assumes a preset; here it is measured, and the exponent c of each learning rate n^-c (n: the
+    layer's fan_in) is solved again. The rate of a parameter is then the scheduled one times n^-(c - planned c). This
+    factor is applied around each optimizer step, so schedulers never see it, and `step` may come before or after the
+    scheduler's. With `apply=False` rates stay as they are.
 
     Args:
         result: what `transform` returned.

@@ -61,10 +61,10 @@ def _balanced(
 
 
 def _room(fixed: FixedExponents, name: str, node: str, alignments: Mapping[str, Alignments]) -> float:
-    """Return x for which an update moves the output of a layer by m^-(a + x) (m, the width ratio), at any rate.
+    """Return x for which an update at learning rate 1 moves the output of a layer by m^-(a + x) (m, the width ratio).
 
     m^-a is the layer's multiplier. x is s, where the input is ~ m^-s, less the growth of the sum over fan_in. For SGD,
-    a counts twice, since its update shrinks by m^-a as well.
+    whose update is ~ m^-(a + s) itself, the output moves by m^-2(a + x), and x counts half of that growth.
 
     Args:
         fixed: the exponents, which say how large inputs are.

@@ -21,7 +21,7 @@ def expected_scales(factors: Factors, of_weights: Mapping[str, float]) -> list[f
     The large model is filled from the small one by repeating entries of its weights and multiplying them.
 
     Args:
-        factors: the dims of a run of both models, as products of shared factors.
+        factors: the dims of all tensors in runs of both models, as products of factors that both share.
         of_weights: that number for parameters by name, or the ratio of a number kept in a buffer; 1 for names left out.
 
     Returns:
@@ -42,7 +42,7 @@ class _Walk:
     """A walk through the calls of a run that finds by which factor each large tensor is the small one, repeated.
 
     Args:
-        factors: the dims of a run of both models, as products of shared factors.
+        factors: the dims of all tensors in runs of both models, as products of factors that both share.
 
     Attributes:
         scales: the scales found so far, by the number of the tensor.

@@ -23,7 +23,8 @@ def tolerance(factors: Factors) -> float:
     It is that of the coarsest dtype in the large model's run, times sqrt(longest sum / 256) for longer sums.
 
     Args:
-        factors: the dims in runs of the small and the large model, as products of shared factors.
+        factors: the dims of all tensors in runs of the small and the large model, as products of factors that both
+            share.
     """
     dtypes = {factors.large.dtypes[ref.index] for call in factors.large.calls for ref in call.outs}
     limit = max((TOLERANCES.get(dtype, 0.1) for dtype in dtypes if dtype.is_floating_point), default=1e-4)

@@ -78,7 +78,7 @@ def _widenings(factors: Factors, scales: Scales, width_ratio: float) -> dict[str
     """Return for every parameter, and every buffer that training changes, how it is filled.
 
     Args:
-        factors: the dims of a run of both models, as products of shared factors.
+        factors: the dims of all tensors in runs of both models, as products of factors that both share.
         scales: the factor of each parameter, as powers of the width ratio.
         width_ratio: width of the large model over that of the small one.
     """

@@ -66,7 +66,8 @@ def solve_scales(dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, f
 def clone_exponents(fixed: FixedExponents) -> dict[str, Fraction]:
     """Return c of each parameter, where with lr multiplied by m^-c a larger copy trains as the small network does.
 
-    m is the width ratio; the copy is made of repeated entries and trained with Adam.
+    m is the width ratio; the copy is made of repeated entries and trained with Adam. `fixed` has the layer DAG, the
+    growth exponents of its dims, and multipliers.
     """
     multipliers = fixed.attention | {node: a for p in fixed.parameters.values() for node, a in p.a.items()}
     scales = solve_scales(fixed.dag, fixed.widths, multipliers)

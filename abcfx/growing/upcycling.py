@@ -352,7 +352,10 @@ def _like(source: str, names: tuple[str, ...]) -> str:
 
 
 def _options(expert: _Expert, theirs: Mapping[str, torch.Tensor]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (names of dense tensors, layout) for each way to make a tensor of one expert's shape of `theirs`."""
+    """Yield (names of dense tensors, layout) for each way to put dense tensors together in the shape of one expert.
+
+    `theirs` has the dense model's tensors by name.
+    """
     for count in (1, 2):
         for sources in itertools.permutations(expert.sources, count):
             parts = [theirs[source] for source in sources]

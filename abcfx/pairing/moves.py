@@ -96,7 +96,7 @@ def align(
 def shape_if_run(node: fx.Node, source: Shape | None) -> Shape | None:
     """Return the shape that the result of an op that moves entries would have in a base that leaves the op out.
 
-    Repeating is taken to be once there. Sizes that are not known are -1.
+    An op that repeats entries is taken to repeat them once there. Sizes that are not known are -1.
 
     Args:
         node: the op in the graph of the target.

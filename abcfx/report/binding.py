@@ -29,7 +29,8 @@ class Price(NamedTuple):
     """Rows of the linear program that are of one kind and have one shadow price (what a constraint costs).
 
     Attributes:
-        tag: the kind of the rows: "alpha", "u", "omega" or "gradient".
+        tag: what the rows bound: a change of an output by dW x ("alpha"), dW dx ("u") or W dx ("omega"), or a
+            "gradient".
         price: how much the sum of all c (learning rates m^-c; m, the width ratio) falls per unit by which such a row is
             relaxed.
         nodes: names of the DAG nodes whose rows they are; names that differ in numbers only are collapsed into one.
@@ -51,7 +52,8 @@ def tag_of(name: RowName) -> str:
 def binding_tags(binding: Binding) -> tuple[str, ...]:
     """Return in words, for a column of a table, what keeps a parameter's learning rate from being larger.
 
-    The words are kinds of constraints ("alpha", "u", "gradient"), or "rule", "given" or "free" in place of any.
+    The words are kinds of constraints ("alpha", "u", "gradient"); or "rule" (it is in no linear program), "given" (by
+    the user) or "free" (nothing does).
     """
     if binding.kind is not BindingKind.ROWS:
         return (binding.kind.value,)

@@ -116,9 +116,9 @@ def conv_transpose_module(
     "affine_grid", "affine_grid_generator", "avg_pool", "max_pool",
 )  # fmt: skip
 def pool(op: Op, x: Value, *_: object) -> Value | tuple[Value, ...]:
-    """Handle pooling and resizing: entries, and their change in training, stay as they are.
+    """Handle pooling and resizing: entries, and their change in training, stay as large as they are.
 
-    If the op returns the places of the largest entries as well, they are a second result, a constant.
+    If the op returns the indices of the largest entries as well, they are a second result, a constant.
     """
     named = str(plain_name(op.at.target)).endswith("with_indices")
     return (op.same(x), op.constant()) if named or count_results(op) > 1 else op.same(x)

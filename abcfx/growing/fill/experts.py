@@ -34,7 +34,7 @@ class Filling:
 
     Attributes:
         sources: names of the dense tensors that it is made of.
-        layout: how they are put together, one of LAYOUTS.
+        layout: how they are put together, such as "transposed" or "row by row"; a key of LAYOUTS.
         stacked: whether all experts are in one tensor, along its first dim.
     """
 

@@ -169,7 +169,7 @@ class IndexMap:
 
     @property
     def grows(self) -> bool:
-        """Whether some factor of the dim has different sizes in the two models."""
+        """Whether some factor of the dim (such as heads, of heads x head_dim) has different sizes in the two models."""
         return any(factor.grows for factor in self.factors)
 
     @property

@@ -168,7 +168,10 @@ class _PlacedBox:
     """
 
     def __init__(self, box: Box, outcome: Outcome, in_frame: bool) -> None:
-        """Write the texts of a box of the HTML report, which stands for a module or an op of the model."""
+        """Write the texts of a box of the HTML report, which stands for a module or an op of the model.
+
+        `in_frame` says whether a frame, whose title says which block it is, stands around the box.
+        """
         self.box = box
         shown = short_label(box, in_frame)
         if len(shown) > LONGEST_LABEL:
