@@ -144,7 +144,7 @@ class MarkedCalls:
             yield
 
     def _entering(self, path: str) -> Callable[..., None]:
-        """Return the hook that runs before the forward of the module at a path."""
+        """Return a hook for the module at a path, run before forward, that marks the start of its call in the graph."""
 
         def hook(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
             """Mark in the graph the tensors among the arguments of a submodule, whose call begins."""
@@ -158,7 +158,7 @@ class MarkedCalls:
         return hook
 
     def _leaving(self, path: str) -> Callable[..., None]:
-        """Return the hook that runs after the forward of the module at a path."""
+        """Return a hook for the module at a path, run after forward, that marks the end of its call in the graph."""
 
         def hook(module: nn.Module, args: object, kwargs: object, output: object) -> None:
             """Mark in the graph the tensors in the output of a submodule, whose call ends."""

@@ -65,15 +65,15 @@ class _TrueHere:
         self._thread = threading.get_ident()
 
     def __bool__(self) -> bool:
-        """Whether the code that reads the flag runs in the thread that made it."""
+        """Whether the code that reads this flag of torch runs in the thread that set it."""
         return threading.get_ident() == self._thread
 
     def __or__(self, other: object) -> bool:
-        """Whether the code that reads the flag runs in the thread that made it, or `other` is true (`flag |= ...`)."""
+        """Whether the code that reads this flag of torch runs in the thread that set it, or `other` is true."""
         return bool(self) or bool(other)
 
     def __and__(self, other: object) -> bool:
-        """Whether the code that reads the flag runs in the thread that made it, and `other` is true."""
+        """Whether the code that reads this flag of torch runs in the thread that set it, and `other` is true."""
         return bool(self) and bool(other)
 
     __ror__, __rand__ = __or__, __and__

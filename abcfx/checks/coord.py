@@ -118,7 +118,7 @@ def coord_check(
 
 
 def _until_decided(study: CoordStudy, seeds: list[int], budget: float) -> float:
-    """Train the transformed model with the seeds, and with more until every slope is decided or the time is spent.
+    """Train the transformed model with the seeds, and with more until no slope is INCONCLUSIVE or time is up.
 
     After a layer has failed by itself, 12 seeds in all are enough.
 

@@ -140,7 +140,7 @@ class Fit(NamedTuple):
     seeds: int
 
     def lowered(self, by: float) -> Fit:
-        """Return the fit with both slopes lowered by a number."""
+        """Return the fit with its slopes, over all widths and between the two largest, lowered by the number `by`."""
         return self._replace(mean=self.mean - by, tail=self.tail - by)
 
 
@@ -166,8 +166,8 @@ def judge(found: Fit, expected: Interval, statistic: str) -> tuple[Verdict, str]
     """Judge measured slopes (an rms of a layer grows like width^slope) against the interval that theory predicts.
 
     The narrowest models of a check are the furthest from what theory says of large widths. The slope between the two
-    largest widths may therefore clear a statistic whose slope over all widths lies outside, and a statistic fails only
-    if both lie outside on the same side.
+    largest widths may therefore clear a layer whose slope over all widths lies outside the interval: it fails only if
+    both lie outside on the same side.
 
     PASS: one of the two slopes with two standard errors is inside the interval widened by the tolerance. FAIL: both are
     outside, by more than chance explains (the 95 % interval of Student's t for this number of seeds, so that one seed
@@ -227,7 +227,7 @@ def what_would_decide(slopes: Sequence[Slope], widths: Sequence[int], seconds: f
 
 
 def _seeds_needed(slope: Slope) -> int:
-    """Return how many seeds would tell on which side of the nearest end of what is expected a slope lies."""
+    """Return how many seeds would tell on which side of the nearest end of the expected interval a slope lies."""
     assert slope.mean is not None and slope.low is not None and slope.high is not None
     tolerance = TOLERANCE[slope.statistic]
     margin = min(abs(slope.mean - slope.low + tolerance), abs(slope.mean - slope.high - tolerance))

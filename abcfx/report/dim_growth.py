@@ -19,7 +19,7 @@ class DimGrowth(NamedTuple):
         base_size: its size in the base; None without a base.
         growth: growth exponent: the dim is m to this power times as large as in the base (m, the width ratio).
         side: "fan_in" if the layer sums over it, "fan_out" if the layer's output has it, "" if neither.
-        fixed: the columns that meet an input which does not grow, where others meet one that does.
+        fixed: the columns, such as "0:60", that meet an input which does not grow, where others meet one that does.
     """
 
     dim: int
@@ -74,7 +74,10 @@ def _dim_line(each: DimGrowth, side_width: int) -> str:
 
 
 def _fixed(plan: ParameterPlan, dim: int) -> tuple[str, ...]:
-    """Return the columns of a dim that meet an input which does not grow, beside one that does."""
+    """Return, as text such as "0:60", those columns along a dim of a weight that meet an input which does not grow.
+
+    There are none unless other columns along the dim meet an input that grows.
+    """
     return tuple(str(each.part) for each in plan.segments if each.part.index == dim and not each.part.grows)
 
 

@@ -253,6 +253,12 @@ def _scales(
     A use of a weight in eval mode that train mode does not have gets the multiplier of the weight's other uses. A
     weight of eval mode alone, which nothing trains, gets none.
 
+    Args:
+        module: the module that owns the graph.
+        dag: the layer DAG of the graph (train or eval).
+        plan: the multiplier of every parameter.
+        growth: has the width ratio m.
+
     Raises:
         InvalidInputError: the other uses of such a weight have different multipliers.
     """

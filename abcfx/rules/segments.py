@@ -55,6 +55,8 @@ def segments_of(
 ) -> tuple[Segment, ...]:
     """Return the segments of a layer whose input is a concatenation; none where they are no layers of their own.
 
+    A segment is one of the concatenated tensors, with the columns of the weight that meet it.
+
     `builder.concatenated` gets an entry for a parameter that meets a concatenation. Segments are returned for those
     parameters alone that `builder.segments` has.
 

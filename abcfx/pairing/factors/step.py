@@ -121,7 +121,8 @@ class Step:
     """A step of two runs side by side: the same call in the small and in the large model, as a rule sees it.
 
     Args:
-        factors: the factors of dims found so far.
+        factors: the factors, such as heads and head_dim, found so far as whose products the dims of both runs are
+            written.
         index: index of the call in the runs.
 
     Attributes:
