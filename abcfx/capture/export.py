@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, redirect_stderr
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,7 +19,7 @@ from abcfx.capture.examples import OpenSizes, free_dims
 from abcfx.capture.fake import off_meta, replace_weights
 from abcfx.capture.graphs import graphs_of_modes, merge_constants
 from abcfx.capture.guards import guards_of_export
-from abcfx.capture.modes import modes_agree
+from abcfx.capture.modes import ModeDifference, mode_difference
 from abcfx.capture.patches import (
     answers_as_eager,
     conversions_that_change_nothing,
@@ -69,8 +70,9 @@ def capture_export(
     told: set[str] = set()
     changes: list[Change] = []
     calls: dict[fx.Graph, Sequence[ModuleCall]] = {}
-    if len(modes) == 2 and modes_agree(model, signature, examples):
-        modes = modes[:1]
+    difference = mode_difference(model, signature, examples) if len(modes) == 2 else None
+    if difference is not None and difference.is_none:
+        modes, difference = modes[:1], None
 
     def export() -> fx.Graph:
         """Export the model in its present mode (train or eval) with torch.export and return the fx graph."""
@@ -85,7 +87,17 @@ def capture_export(
         calls[graph] = calls_now
         return graph
 
-    train, evaluate = graphs_of_modes(model, modes, lambda: _as_trained(export, told))
+    def graph_now() -> fx.Graph:
+        """Return the graph of the model's present mode: that of the other mode with dropout switched, or an export."""
+        other = None
+        if difference is not None and calls and not told:
+            other = _other_mode(difference, calls, training=model.training)
+        if other is None:
+            return _as_trained(export, told)
+        changes.extend(difference.changes[model.training] if difference is not None else ())
+        return other
+
+    train, evaluate = graphs_of_modes(model, modes, graph_now)
     constants = {name: value for name, value in attributes.items() if isinstance(value, torch.Tensor)}
     module = EmittedModule(model, train, evaluate, constants=constants)
     for name, value in attributes.items():
@@ -93,6 +105,30 @@ def capture_export(
             module.add_module(name, value)
     module.note_calls(calls)
     return module, (), changes
+
+
+def _other_mode(
+    difference: ModeDifference, calls: MutableMapping[fx.Graph, Sequence[ModuleCall]], *, training: bool
+) -> fx.Graph | None:
+    """Return the graph of one mode, made of that of the other, which differs in dropout only; None if it cannot be.
+
+    Args:
+        difference: the calls of dropout in both modes.
+        calls: the calls of submodules in the graph of the other mode, the only one; those in the new graph are added.
+        training: the mode of the new graph, True for train mode.
+    """
+    ((graph, of_modules),) = calls.items()
+    other = difference.other_graph(graph, training=training)
+    if other is None:
+        return None
+    twin = dict(zip(graph.nodes, other.nodes, strict=True))
+
+    def there(nodes: Iterable[fx.Node | None]) -> tuple[fx.Node | None, ...]:
+        """Return the nodes of the new graph that stand for nodes of the other one."""
+        return tuple(None if node is None else twin[node] for node in nodes)
+
+    calls[other] = [replace(each, inputs=there(each.inputs), outputs=there(each.outputs)) for each in of_modules]
+    return other
 
 
 def _as_trained(export: Callable[[], fx.Graph], told: set[str]) -> fx.Graph:

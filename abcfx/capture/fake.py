@@ -120,6 +120,11 @@ def off_meta(inputs: _Inputs) -> _Inputs:
     return trees.map_tensors(real, inputs)
 
 
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has a shape and no values."""
+    return isinstance(tensor, FakeTensor)
+
+
 def constant_of(tensor: torch.Tensor) -> torch.Tensor | None:
     """Return the value of a tensor that no recorded call made; None for a fake tensor, which has no value."""
     return tensor.constant if isinstance(tensor, FakeTensor) else tensor

@@ -145,7 +145,7 @@ def _part(output: object, values: list[object], above: tuple[int, ...]) -> Part:
     if not spec.is_leaf():
         parts = tuple(_part(leaf, values, above) for leaf in leaves)
         return Container(spec, parts, _names(output, len(parts)))
-    attributes, entries = _attributes(output), _entries(output)
+    attributes, entries = attributes_of(output), _entries(output)
     if isinstance(output, (nn.Module, type)) or id(output) in above or callable(output):
         return Fixed(output)
     before, above = len(values), (*above, id(output))
@@ -166,7 +166,7 @@ def _names(container: object, count: int) -> tuple[str, ...]:
     return tuple(map(str, names if len(names) == count else range(count)))
 
 
-def _attributes(value: object) -> dict[str, object]:
+def attributes_of(value: object) -> dict[str, object]:
     """Return the attributes of an object, those in slots included."""
     slots = [name for cls in type(value).__mro__ for name in _as_tuple(cls.__dict__.get("__slots__", ()))]
     named = {name: getattr(value, name) for name in slots if name != "__dict__" and hasattr(value, name)}

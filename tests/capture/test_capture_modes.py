@@ -79,3 +79,84 @@ def test_modes_that_differ_have_a_graph_each(kind: str, graphs: int) -> None:
     assert len(module.graphs) == graphs
     for training in (True, False):
         assert torch.equal(module.train(training)(x), model.train(training)(x))
+
+
+class Block(nn.Module):
+    """A layer whose caller may say how much it drops, beside what `how` says."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.linear, self.dropout, self.how = nn.Linear(8, 8), nn.Dropout(0.5, inplace=how == "in place"), how
+
+    def forward(self, x: torch.Tensor, share: float = 0.0) -> torch.Tensor:
+        y = self.dropout(self.linear(x))
+        if self.how == "function":
+            y = torch.dropout(y, 0.5, self.training)
+        if self.how == "given":
+            y = nn.functional.dropout(y, share)
+        if self.how == "attention":
+            z = y.unflatten(-1, (2, 4)).transpose(1, 2)
+            z = nn.functional.scaled_dot_product_attention(z, z, z, dropout_p=0.5 if self.training else 0.0)
+            y = z.transpose(1, 2).reshape(y.shape)
+        if self.how == "constant":
+            y = y * torch.tensor(2.0 if self.training else 3.0)
+        if self.how == "written":
+            y += 1
+        return x + y
+
+
+class Blocks(nn.Module):
+    """Two blocks, which are called with arguments that may depend on the mode."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.blocks, self.how = nn.ModuleList((Block(how), Block(how))), how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x, 0.5 if self.training else 0.0) if self.how == "given" else block(x)
+        return x
+
+
+@pytest.fixture
+def exports(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """A list that gets one entry for each call of torch.export."""
+    made: list[object] = []
+    export = torch.export.export
+
+    def counted(module: nn.Module, args: tuple[object, ...], **options: object) -> object:
+        made.append(module)
+        return export(module, args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.export, "export", counted)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("how", "count"),
+    [("module", 1), ("function", 1), ("attention", 1), ("written", 2), ("in place", 2), ("constant", 2)],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_modes_that_differ_in_dropout_alone_cost_one_export(
+    how: str, count: int, training: bool, exports: list[object]
+) -> None:
+    model, x = Blocks(how).train(training), torch.randn(3, 5, 8)
+    module = capture(model, x, method="export").module
+    assert (len(exports), len(module.graphs)) == (count, 2)
+    for mode in (True, False):
+        torch.manual_seed(0)
+        expected = model.train(mode)(x)
+        torch.manual_seed(0)
+        assert torch.equal(module.train(mode)(x), expected)
+
+
+def test_mode_that_is_an_argument_of_a_submodule_costs_two_exports(exports: list[object]) -> None:
+    """In each mode the emitted module calls submodules with the arguments that they get there."""
+    module = capture(Blocks("given"), torch.randn(3, 5, 8), method="export").module
+    train, evaluate = (module.calls_in(graph) for graph in module.graphs)
+    assert len(exports) == 2
+    assert [call.path for call in train] == [call.path for call in evaluate]
+    assert {call.path for call, other in zip(train, evaluate, strict=True) if call.given != other.given} == {
+        "blocks.0",
+        "blocks.1",
+    }
