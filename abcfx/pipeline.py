@@ -20,6 +20,7 @@ from abcfx.exponents.attention import describe, find_attention
 from abcfx.exponents.dag_program import DagProgram, SolvedDag, solution_notes
 from abcfx.exponents.depth import DepthScaling, scale_depth
 from abcfx.exponents.fixed import FixedExponents
+from abcfx.exponents.narrow import narrow_notes
 from abcfx.exponents.options import Parametrization
 from abcfx.exponents.segments import balanced
 from abcfx.outcome import Header, Outcome
@@ -189,7 +190,7 @@ def _transformed(request: Request, *, keeps_forward: bool) -> Transformed | None
         return None
     with clock("rewrite"):
         told = (*captured.notes, *dag.notes, *routing_notes(captured.module.graph), *growth.notes)
-        notes = request.notes + told + solution_notes(fixed, solved) + fixed_notes + depth.notes
+        notes = request.notes + told + solution_notes(fixed, solved) + narrow_notes(fixed) + fixed_notes + depth.notes
         applied = apply_plan(pair, fixed, plan, depth, options.apply, keeps_forward=keeps_forward)
     outcome = Outcome(
         captured=captured,

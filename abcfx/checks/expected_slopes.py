@@ -114,7 +114,8 @@ class _Predictor:
         if fixed.learns(layer.parameter):
             rate = self._update(self.solved, node, layer) + after
             cautious = self._update(self.cautious, node, layer) + after
-            yield (use, UPDATE), _interval(min(-rate, -cautious), -rate)
+            starts_smaller = max(0.0, fixed.size(layer.inputs[0]) - fixed.trained_size(layer.inputs[0]))
+            yield (use, UPDATE), _interval(min(-rate, -cautious) - starts_smaller, -rate)
 
     def of_attention(self, index: int, node: str, logits: str) -> Predicted:
         """Yield the intervals predicted for the exponents with which the rms of an attention's logits grows with width.
@@ -170,7 +171,7 @@ def _predictor(result: Transformed) -> _Predictor:
     """
     outcome = result.outcome
     fixed = _without_user_rates(outcome.fixed)
-    full = _full_alignment(fixed)
+    full = fixed.aligned(alignment_preset("full"))
     solved = _solve(fixed, full, outcome.solution)
     cautious = _solve(fixed, outcome.alignments, outcome.solution)
     none = dict.fromkeys(full, Alignments(0.5, 0.5, 0.5))
@@ -264,18 +265,6 @@ def _solve(fixed: FixedExponents, alignment: Mapping[str, Alignments], otherwise
         return DagProgram(fixed, alignment).solve()
     except InfeasibleError:  # a and b given by the user, which only the rates given with them fit
         return otherwise
-
-
-def _full_alignment(fixed: FixedExponents) -> dict[str, Alignments]:
-    """Return, for each layer, the alignment exponents of the preset "full": updates line up fully with inputs.
-
-    Alignment is 1/2 if updates and inputs (the factors of dW x) are independent, and 1 if they line up fully.
-    """
-    inner, readout = alignment_preset("full")
-    return {
-        node: readout if fixed.parameters[layer.parameter].role == "readout" else inner
-        for node, layer in fixed.dag.layers()
-    }
 
 
 def _value(bound: Bound, solved: SolvedDag, r: Mapping[str, float], alignment: Alignments | None) -> float:

@@ -31,11 +31,7 @@ class RateFactors:
     def __init__(self, outcome: Outcome, *, cap: str | None, trust: float, center: bool) -> None:
         self.cap, self.trust, self.center = cap, trust, center
         self._parameters = outcome.fixed.parameters
-        inner, readout = alignment_preset("full")
-        self._full = {
-            node: readout if self._parameters[layer.parameter].role == "readout" else inner
-            for node, layer in outcome.fixed.dag.layers()
-        }
+        self._full = outcome.fixed.aligned(alignment_preset("full"))
         planned = DagProgram(outcome.fixed, outcome.alignments).solve().c
         self._planned = {name: round(c, DECIMALS) for name, c in planned.items()}
         caps = DagProgram(outcome.fixed, self._full).solve().c if cap == "full" else None

@@ -1,8 +1,10 @@
 """Assigns role, multiplier exponent a and init exponent b to every parameter, before the linear program.
 
 On a DAG a named table means: a + b = 0 for embedding-like layers, a + b = e_in / 2 for hidden ones, and what the table
-says for outputs of the graph and softmax routers (muP: e_in). An inner layer whose output does not grow keeps the
-hidden rule. Vectors have a = b = 0, unless the model itself multiplies one by what its init divides it by.
+says for outputs of the graph and softmax routers (muP: e_in). A hidden layer whose fan_out grows less than its fan_in
+lies between hidden layer and readout: muP's a + b = e_in / 2 + n / 2, where min(1, fan_out / fan_in) shrinks like m^-n.
+That is the spectral condition (Yang, Simon, Bernstein 2023, arXiv 2310.17813). Vectors have a = b = 0, unless the model
+itself multiplies one by what its init divides it by.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.exponents.fixed import ParameterExponents, SegmentExponents
 from abcfx.exponents.given import GivenExponents, given_exponents, overridden
+from abcfx.exponents.narrow import narrowing_of
 from abcfx.exponents.roles import RoleReason, WhyRole, role_of_layer
 from abcfx.pairing.widths import WidthGrowth
 from abcfx.rules import Kind, Layer, Number
@@ -65,7 +68,7 @@ def assign_exponents(
         elif not layers:
             found = _vector(dag, growth, name, parameter, nodes[0])
         else:
-            found = _matrix([_use(dag, growth, table, node, role_of.get(name)) for node in layers], dag)
+            found = _matrix([_use(dag, growth, parameters, table, node, role_of.get(name)) for node in layers], dag)
         if name in given:
             found = overridden(found, name, given[name])
         elif not parameter.requires_grad:
@@ -159,6 +162,7 @@ class _Use:
         own: the model itself multiplies this use by m^-own.
         a: exponent of the multiplier m^-a.
         b: exponent of the init m^-b.
+        narrowing: fan_out / fan_in, at most 1, shrinks like m^-narrowing; 0 unless it is an inner layer.
     """
 
     node: str
@@ -170,14 +174,23 @@ class _Use:
     own: float
     a: float
     b: float
+    narrowing: float
 
 
-def _use(dag: LayerDag, growth: WidthGrowth, table: Table, node: str, wanted: str | None) -> _Use:
+def _use(
+    dag: LayerDag,
+    growth: WidthGrowth,
+    parameters: Mapping[str, torch.Tensor],
+    table: Table,
+    node: str,
+    wanted: str | None,
+) -> _Use:
     """Find role (embedding, hidden, readout), multiplier and init of one use of a weight.
 
     Args:
         dag: the layer DAG, a graph of the model's layers and other ops.
         growth: growth exponent of each dim: 0 if it keeps its size in a wider model, 1 if it grows with the width.
+        parameters: the model's parameters by name.
         table: exponents (a, b) of each role.
         node: the layer node that uses the weight.
         wanted: the role that the user gave, if any.
@@ -188,7 +201,8 @@ def _use(dag: LayerDag, growth: WidthGrowth, table: Table, node: str, wanted: st
     if wanted != "plain" and layer.part is not None and not layer.part.grows:
         wanted = None  # a role that is given is that of the columns whose input grows
     role, reason = (wanted, RoleReason.GIVEN) if wanted else role_of_layer(dag, node, e_in, e_out)
-    a, b = _table_row(table, role, e_in, e_out)
+    narrowing = narrowing_of(dag, growth, parameters, node, reason)
+    a, b = _table_row(table, role, e_in, e_out, narrowing)
     own = 0.0 if role == "plain" else _own_factor(dag, growth, node, role)
     if own:  # the model's own factor takes the place of a
         a, b = 0.0, a + b - own
@@ -196,7 +210,7 @@ def _use(dag: LayerDag, growth: WidthGrowth, table: Table, node: str, wanted: st
         a -= growth.dims(*source.summed) / 2  # what an L2 norm returns is ~ d^-1/2 already
     if layer.normalised and role != "plain":  # rows of norm O(1): entries are ~ fan_in^-1/2 whatever the init
         a, b = a + b - e_in / 2, e_in / 2
-    return _Use(node, layer, role, reason, e_in, e_out, own, a, b)
+    return _Use(node, layer, role, reason, e_in, e_out, own, a, b, narrowing)
 
 
 def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
@@ -215,7 +229,9 @@ def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
         if tied_roles and (use.role == "readout" or contracts):
             a[use.node] = use.e_in - use.own - lead.b  # one c for a table and what contracts it: a + b = e_in
     normalised, inner = any(use.layer.normalised for use in uses), any(use.layer.inner for use in uses)
-    why = WhyRole(lead.reason, lead.own, tied_roles, normalised, inside_op=inner and bool(lead.a))
+    why = WhyRole(
+        lead.reason, lead.own, tied_roles, normalised, inside_op=inner and bool(lead.a), narrowing=lead.narrowing
+    )
     b, void = lead.b, len(uses) == 1 and lead.role != "plain" and dag.is_void(lead.node)
     if void or inner:  # before a norm any a will do; a = 0 keeps the norm's eps negligible
         a, b = dict.fromkeys(a, 0.0), lead.a + lead.b
@@ -230,6 +246,7 @@ def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
         void=void,
         learns=lead.role != "plain",
         own=lead.own,
+        narrowing=lead.narrowing,
         normalised=normalised,
     )
 
@@ -248,13 +265,14 @@ def _segmented(uses: Sequence[_Use]) -> ParameterExponents:
     beside = tuple(f"columns {part} meet an input that stays, and count as {first[part].role}" for part in fixed)
     return ParameterExponents(
         lead.role,
-        WhyRole(lead.reason, lead.own, beside=beside),
+        WhyRole(lead.reason, lead.own, beside=beside, narrowing=lead.narrowing),
         lead.e_in,
         lead.e_out,
         {node: use.a for node, use in own.items()},
         lead.b,
         learns=lead.role != "plain",
         own=lead.own,
+        narrowing=lead.narrowing,
         segments={node: SegmentExponents(use.role, use.b) for node, use in own.items()},
     )
 
@@ -325,7 +343,7 @@ def _numbers_on_output(dag: LayerDag, node: str) -> list[Number]:
     return found
 
 
-def _table_row(table: Table, role: str, e_in: float, e_out: float) -> tuple[float, float]:
+def _table_row(table: Table, role: str, e_in: float, e_out: float, narrowing: float) -> tuple[float, float]:
     """Return exponents (a, b) of a layer (multiplier m^-a, init ~ m^-b) by its role, from a table.
 
     Those in the table are for a layer whose dims grow like m (the width ratio); they are multiplied by the growth
@@ -336,6 +354,7 @@ def _table_row(table: Table, role: str, e_in: float, e_out: float) -> tuple[floa
         role: the role.
         e_in: growth exponent of fan_in.
         e_out: growth exponent of fan_out, which counts for embeddings.
+        narrowing: growth exponent by which a hidden layer is a readout.
     """
     if role == "plain":
         return 0.0, e_in / 2  # its own fan-in init, no multiplier
@@ -343,4 +362,6 @@ def _table_row(table: Table, role: str, e_in: float, e_out: float) -> tuple[floa
         return 0.0, 0.0
     a, b = table[role]
     e = e_out if role == "embedding" else e_in
-    return a * e + 0.0, b * e + 0.0
+    (hidden_a, hidden_b), (readout_a, readout_b) = table["hidden"], table["readout"]
+    more_a, more_b = narrowing * (readout_a - hidden_a), narrowing * (readout_b - hidden_b)
+    return a * e + more_a + 0.0, b * e + more_b + 0.0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from abcfx.dag.queries import attention_products
 from abcfx.errors import InvalidInputError
 from abcfx.exponents.fixed import FixedExponents
-from abcfx.rules.kinds import Layer, Merge, NumberFactor, Product
+from abcfx.rules.kinds import NumberFactor, Product
 from abcfx.support.location import location
 
 TOLERANCE = 1e-6
@@ -58,24 +58,10 @@ def find_attention(fixed: FixedExponents) -> tuple[AttentionLogits, ...]:
         if e > TOLERANCE:
             _refuse_unread(fixed, node, after)
         on_the_way = sum(each.shift(fixed) for n in after if isinstance(each := fixed.dag.kind(n), NumberFactor))
-        scale = sum(_trained_size(fixed, n) for n in kind.inputs) + on_the_way
+        scale = sum(map(fixed.trained_size, kind.inputs)) + on_the_way
         missing = e - scale if abs(e - scale) > TOLERANCE else 0.0
         found.append(AttentionLogits(node, e, scale, missing))
     return tuple(found)
-
-
-def _trained_size(fixed: FixedExponents, node: str | None) -> float:
-    """Return s of a DAG node's output, which is ~ m^-s (m, the width ratio) once layers have learnt outputs of O(1)."""
-    if node is None:
-        return 0.0
-    kind, size = fixed.dag.kind(node), fixed.size(node)
-    if isinstance(kind, Layer) and fixed.learns(kind.parameter):
-        return min(0.0, size)
-    if isinstance(kind, NumberFactor):
-        return _trained_size(fixed, kind.input) + kind.shift(fixed)
-    if isinstance(kind, Merge):
-        return min(_trained_size(fixed, source) for source in kind.inputs)
-    return size
 
 
 def _refuse_unread(fixed: FixedExponents, node: str, after: list[str]) -> None:

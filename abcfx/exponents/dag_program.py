@@ -209,7 +209,7 @@ class DagProgram:
         for source, bound in dict.fromkeys(kind.gradients(node, self.fixed)):
             rows.append(self._row(RowName(source, bound.label), ("G", source), node, bound))
         if isinstance(kind, Layer) and self._takes_gradient(kind.parameter):
-            bound = kind.parameter_gradient(node, self.fixed)
+            bound = kind.parameter_gradient(node, self.fixed.once_trained)
             rows.append(self._row(RowName(node, bound.label), ("g", kind.gradient_name(node)), node, bound))
         return rows
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from abcfx.dag.layer_dag import LayerDag
@@ -12,6 +14,7 @@ from abcfx.pairing.widths import WidthGrowth
 from abcfx.rules import Layer, Number
 from abcfx.rules.extents import Extent, whole_dims
 from abcfx.theory.optimizers import OptimizerFamily
+from abcfx.theory.parametrizations import Alignments, PresetAlignments
 
 
 class SegmentExponents(NamedTuple):
@@ -44,6 +47,8 @@ class ParameterExponents:
         grows: whether a dim of it grows with width.
         is_bias: whether it is the bias of a layer.
         own: the model itself multiplies this layer by m^-own.
+        narrowing: of an inner layer, the share of its inputs that it has as outputs, at most 1, shrinks like
+            m^-narrowing; 0 where a norm takes the size of the layer out again.
         normalised: whether forward divides the parameter by a norm of itself, so that it does not matter how large it
             is.
         keeps_init: whether its init stays what the model's own code makes it, since functions f with f(kx) != k f(x)
@@ -64,9 +69,19 @@ class ParameterExponents:
     grows: bool = True
     is_bias: bool = False
     own: float = 0.0
+    narrowing: float = 0.0
     normalised: bool = False
     keeps_init: bool = False
     segments: Mapping[str, SegmentExponents] = field(default_factory=dict)
+
+    @property
+    def starts_smaller(self) -> bool:
+        """Whether the layer starts with outputs that shrink with width, and learns outputs that do not."""
+        return self.learns and (self.role == "readout" or self.narrowing > 0)
+
+    def alignments(self, preset: PresetAlignments) -> Alignments:
+        """Return the alignments (alpha, omega, u) that a preset gives to the layers that use the parameter."""
+        return preset.of(self.role, self.narrowing / self.e_in if self.narrowing else 0.0)
 
 
 class FixedExponents:
@@ -128,6 +143,25 @@ class FixedExponents:
         """Return s of a DAG node, whose output is ~ m^-s at init (m, the width ratio); 0 for a constant (None)."""
         return 0.0 if node is None else self._sizes[node]
 
+    def trained_size(self, node: str | None) -> float:
+        """Return s of a node's tensor, ~ m^-s, once layers that start smaller make outputs of order 1; 0 for None.
+
+        A readout starts with outputs that shrink with m, the width ratio, and learns outputs of order 1.
+        """
+        return self.once_trained.size(node)
+
+    @cached_property
+    def once_trained(self) -> FixedExponents:
+        """The same exponents, with the sizes of tensors once layers that start smaller make outputs of order 1."""
+        other = copy(self)
+        other._sizes = {}
+        for node in self.dag.order:
+            kind = self.dag.kind(node)
+            size = kind.size(node, other)
+            grows = isinstance(kind, Layer) and self.parameters[kind.parameter].starts_smaller
+            other._sizes[node] = min(0.0, size) if grows else size
+        return other
+
     def changes(self, node: str | None) -> bool:
         """Whether training changes the output of a DAG node; None stands for a constant, which it does not change."""
         return node in self._changing
@@ -161,6 +195,10 @@ class FixedExponents:
     def family(self, parameter: str) -> OptimizerFamily:
         """Return the optimizer that trains a parameter, as its `OptimizerFamily` (how large its updates are)."""
         return self.families[parameter]
+
+    def aligned(self, preset: PresetAlignments) -> dict[str, Alignments]:
+        """Return the alignments (alpha, omega, u) that a preset gives to each layer node."""
+        return {node: self.parameters[layer.parameter].alignments(preset) for node, layer in self.dag.layers()}
 
     def fan_in_growth(self) -> dict[str, float | None]:
         """Return e_in for each parameter: the fan_in of its layer grows like m^e_in (m, the width ratio).

@@ -81,9 +81,10 @@ def _check_size(found: ParameterExponents, name: str, total: float) -> None:
     if found.void or found.role not in MATRIX_ROLES:
         return
     expected = (0.0 if found.role == "embedding" else found.e_in / 2) - found.own
-    wrong = total < expected - TOLERANCE if found.role == "readout" else abs(total - expected) > TOLERANCE
+    may_shrink = found.role == "readout" or bool(found.narrowing)
+    wrong = total < expected - TOLERANCE if may_shrink else abs(total - expected) > TOLERANCE
     if wrong:
-        at_least = "at least " if found.role == "readout" else ""
+        at_least = "at least " if may_shrink else ""
         raise InvalidInputError(
             f"exponents: a + b of {name!r} ({found.role}) is {total:g}; its output is stable at init only if a + b is "
             f"{at_least}{expected:g}.\n  To fix: exponents={{{name!r}: (a, {expected:g} - a)}}"

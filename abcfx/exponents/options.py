@@ -14,7 +14,7 @@ from abcfx.support.arguments import flag
 from abcfx.support.choices import choose
 from abcfx.support.numbers import check_number
 from abcfx.support.patterns import match_patterns
-from abcfx.theory.parametrizations import Alignments, alignment_preset, named_exponents
+from abcfx.theory.parametrizations import Alignments, PresetAlignments, alignment_preset, named_exponents
 
 _TERMS = Alignments._fields
 AttentionScaling = Literal["scale", "keep"]
@@ -59,7 +59,7 @@ class Parametrization:
         values = self.alignment.values() if isinstance(self.alignment, Mapping) else [self.alignment]
         flag("wider_base", self.wider_base)
         for value in values:
-            _for_inner_and_readout(value)
+            _for_all_layers(value)
 
     @classmethod
     def of(cls, option: Parametrization | str) -> Parametrization:
@@ -98,19 +98,18 @@ class Parametrization:
         layers = dag.layers()
         if isinstance(self.alignment, Mapping):
             matched = match_patterns("alignment", self.alignment, [layer.parameter for _, layer in layers])
-            of_parameter = {name: _for_inner_and_readout(value) for name, value in matched.items()}
-            default = _for_inner_and_readout("full")
+            of_parameter = {name: _for_all_layers(value) for name, value in matched.items()}
+            default = alignment_preset("full")
         else:
-            of_parameter, default = {}, _for_inner_and_readout(self.alignment)
-        found = {}
-        for node, layer in layers:
-            inner, readout = of_parameter.get(layer.parameter, default)
-            found[node] = readout if decided[layer.parameter].role == "readout" else inner
-        return found
+            of_parameter, default = {}, _for_all_layers(self.alignment)
+        return {
+            node: decided[layer.parameter].alignments(of_parameter.get(layer.parameter, default))
+            for node, layer in layers
+        }
 
 
-def _for_inner_and_readout(value: str | Sequence[float]) -> tuple[Alignments, Alignments]:
-    """Return the alignments of inner layers and of readouts that a value of the option `alignment` stands for.
+def _for_all_layers(value: str | Sequence[float]) -> PresetAlignments:
+    """Return the alignments of each kind of layer that a value of the option `alignment` stands for.
 
     An alignment (alpha, omega or u) is the exponent with which a product of updates or weights and inputs sums up: from
     1/2 to 1.
@@ -122,4 +121,4 @@ def _for_inner_and_readout(value: str | Sequence[float]) -> tuple[Alignments, Al
     given = Alignments(
         *(check_number(f"alignment {name}", x, at_least=0, at_most=1) for name, x in zip(_TERMS, value, strict=True))
     )
-    return given, given
+    return PresetAlignments.same(given)

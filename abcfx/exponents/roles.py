@@ -38,6 +38,7 @@ class WhyRole:
         normalised: whether forward divides the parameter by a norm of itself.
         inside_op: whether the multiplier would be needed inside one op, where no node can multiply.
         beside: of a weight whose input is a concatenation, a sentence on the columns of each input that does not grow.
+        narrowing: of an inner layer, fan_out / fan_in, at most 1, shrinks like m^-narrowing.
     """
 
     reason: RoleReason
@@ -46,10 +47,13 @@ class WhyRole:
     normalised: bool = False
     inside_op: bool = False
     beside: tuple[str, ...] = ()
+    narrowing: float = 0.0
 
     def __str__(self) -> str:
         """Return in one sentence why the parameter has its role (embedding, hidden, ...), as the report says it."""
         parts = [self.reason.value]
+        if self.narrowing:
+            parts.append(f"it makes few outputs of many inputs, so it starts smaller by m^-{self.narrowing / 2:.3g}")
         if self.own:
             parts.append(f"the model's own factor m^{-self.own:g} takes the place of its multiplier")
         if self.tied_roles:

@@ -77,6 +77,10 @@ class WidthGrowth(ABC):
             for what, power in number.powers
         )
 
+    def narrowing(self, fan_in: tuple[Dim, ...], fan_out: tuple[Dim, ...]) -> float:
+        """Return e such that fan_out / fan_in of a weight, at most 1, shrinks like m^-e (m, the width ratio)."""
+        return max(0.0, self.dims(*fan_in) - self.dims(*fan_out))
+
     def is_known(self, number: Number) -> bool:
         """Whether the value of a number in the graph could be read; if not, it counts as constant."""
         return True
@@ -254,6 +258,24 @@ class SizeGrowth(WidthGrowth):
         if parts := [part for part in self._segments.get(dim.parameter, ()) if part.whole == dim]:
             return max(map(self.dim, parts))
         return self._exponent(self._ratio(*self.sizes[dim.parameter][dim.index]))
+
+    def narrowing(self, fan_in: tuple[Dim, ...], fan_out: tuple[Dim, ...]) -> float:
+        """Return e for a layer: 0 where it has more outputs than inputs in both models, and where sizes are unknown."""
+        at_most = super().narrowing(fan_in, fan_out)
+        if not all(isinstance(dim, ParameterDim | DimPart) for dim in (*fan_in, *fan_out)):
+            return 0.0  # a view has regrouped the weight's dims, perhaps with those of the batch
+        base, target = (max(1.0, self._total(fan_in, i) / self._total(fan_out, i)) for i in (0, 1))
+        return min(at_most, self._exponent(target / base))
+
+    def _total(self, dims: tuple[Dim, ...], model: int) -> int:
+        """Return the product of sizes of a weight's dims, or parts of dims, in the base (model 0) or the target (1)."""
+        total = 1
+        for dim in dims:
+            if isinstance(dim, DimPart):
+                total *= (dim.base_size, dim.size)[model]
+            elif isinstance(dim, ParameterDim):
+                total *= self.sizes[dim.parameter][dim.index][model]
+        return total
 
     def scalar(self, scalar: InGraph) -> float:
         """Return 0, the growth exponent of a constant: sizes of parameters say nothing about numbers in the graph."""

@@ -124,7 +124,7 @@ class Constraints:
         is_free = self._fixed.parameters[parameter].c is None
         if not rows or not is_free or parameter not in self._solved.solution.c:
             return None
-        independent, _ = alignment_preset("no")
+        independent = alignment_preset("no").inner
         alignments: dict[Hashable, tuple[float, float, float]] = dict(self._alignment.items())
         alignments.update(dict.fromkeys(nodes, independent))
         solution = self._program.solver.resolve(alignments)
@@ -167,7 +167,7 @@ class Constraints:
             at_init = row.alignment == "omega"  # a relative update follows the size of the whole weight
             a, b = self._fixed.a(str(row.layer)), self._fixed.b(kind.parameter)
             b = self._fixed.init(str(row.layer)) if at_init else b
-            parts = [("a", a), ("b", b), ("s(x)", self._fixed.size(kind.inputs[0]))]
+            parts = [("a", a), ("b", b), ("s(x)", self._fixed.trained_size(kind.inputs[0]))]
             wanted = {"alpha": (0, 2), "u": (0,), "omega": (0, 1)}.get(row.alignment or "", ())
             relative = self._fixed.family(kind.parameter).update == "relative" and row.alignment in ("alpha", "u")
             chosen = [parts[i] for i in sorted({*wanted, *((1,) if relative else ())})]

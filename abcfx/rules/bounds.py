@@ -44,6 +44,9 @@ class ExponentContext(Protocol):
     def size(self, node: str | None) -> float:
         """Return s for a DAG node whose output has entries ~ m^-s at init (m, the width ratio); 0 for a constant."""
 
+    def trained_size(self, node: str | None) -> float:
+        """Return s for a node as `size` does, but once layers that start smaller (readouts) make outputs of order 1."""
+
     def changes(self, node: str | None) -> bool:
         """Whether training changes the output of a DAG node; None stands for a constant, which does not change."""
 

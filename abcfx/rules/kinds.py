@@ -131,29 +131,29 @@ class Layer(Kind):
     def change(self, node: str, context: ExponentContext) -> Iterator[Bound]:
         """Yield the bounds on r of the output y of a layer: training changes y by dW x + W dx + dW dx, ~ m^-r.
 
-        The learning rate is m^-c, and entries of the update at rate 1 are ~ m^-q: q is 0 for Adam, g for SGD (gradient
-        of the weight ~ m^-g), b for Adafactor (weight ~ m^-b). Then the rows are
+        The rate is m^-c, and entries of the update at rate 1 are ~ m^-q: q is 0 for Adam, g for SGD (gradient of the
+        weight ~ m^-g), b for Adafactor (weight ~ m^-b). Then the rows are
 
             r <= a + c + q + s_x - e_in alpha    dW x,   `RowKind.ALPHA`: the row that mostly decides c
             r <= a + c + q + r_x - e_in u        dW dx,  `RowKind.U`
             r <= a + b     + r_x - e_in omega    W dx,   `RowKind.OMEGA`
 
-        with a, the exponent of the multiplier m^-a; s_x and r_x, those of the input (size m^-s_x, change m^-r_x); e_in,
-        the growth exponent of fan_in; and alpha, u, omega, the alignments: a sum over n = fan_in terms grows like
-        n^alpha, from n^1/2 (random signs) to n^1 (one sign). For example, Adam (q = 0) at a hidden layer (e_in = 1,
-        a = s_x = 0) with alpha = 1 keeps r >= 0 if c >= 1. Muon has two rows of its own, by the operator norm.
+        with a of the multiplier m^-a; s_x and r_x of the input (size m^-s_x, once trained; change m^-r_x); e_in, the
+        growth exponent of fan_in; and alpha, u, omega, the alignments: a sum over n = fan_in terms grows like n^alpha,
+        from n^1/2 (random signs) to n^1 (one sign). For example, Adam (q = 0) at a hidden layer (e_in = 1, a = s_x = 0)
+        with alpha = 1 keeps r >= 0 if c >= 1. Muon has two rows of its own, by the operator norm.
         """
         x, a, e_in = self.inputs[0], context.a(node), context.growth(*self.fan_in)
         moved = x is not None and context.changes(x)
         if context.learns(self.parameter) and (family := context.family(self.parameter)).update == "spectral":
             # an operator norm bounds dW x for every x, so there is no alignment to choose
             grown = family.spectral_growth(e_in, context.growth(*self.fan_out), self.stored_growth(context))
-            yield Bound(RowLabel(RowKind.ALPHA), (("c", self.parameter),), a + context.size(x) - grown)
+            yield Bound(RowLabel(RowKind.ALPHA), (("c", self.parameter),), a + context.trained_size(x) - grown)
             if x is not None and moved:
                 yield Bound(RowLabel(RowKind.U), (("c", self.parameter), ("r", x)), a - grown)
         elif context.learns(self.parameter):
             update, q = self._update(node, context)
-            yield Bound(RowLabel(RowKind.ALPHA), update, a + q + context.size(x), "alpha", e_in)
+            yield Bound(RowLabel(RowKind.ALPHA), update, a + q + context.trained_size(x), "alpha", e_in)
             if x is not None and moved:
                 yield Bound(RowLabel(RowKind.U), (*update, ("r", x)), a + q, "u", e_in)
         if x is not None and moved:
@@ -168,8 +168,8 @@ class Layer(Kind):
         yield x, Bound(RowLabel(RowKind.INITIAL_GRADIENT, node), (("G", node),), a + context.init(node) - e_out / 2)
         if context.learns(self.parameter) and context.family(self.parameter).update == "gradient":
             # g of this use alone: with g over all uses, a tied embedding would feed its own gradient
-            update = (("G", node), ("G", node), ("c", self.parameter))
-            yield x, Bound(RowLabel(RowKind.UPDATED_GRADIENT, node), update, 2 * a + context.size(x), "alpha", e_out)
+            update, sent = (("G", node), ("G", node), ("c", self.parameter)), 2 * a + context.trained_size(x)
+            yield x, Bound(RowLabel(RowKind.UPDATED_GRADIENT, node), update, sent, "alpha", e_out)
 
     def parameter_gradient(self, node: str, context: ExponentContext) -> Bound:
         """Return the upper bound that this use of the weight sets on g, where the weight's gradient is ~ width^-g."""

@@ -36,6 +36,38 @@ class Alignments(NamedTuple):
     u: float
 
 
+class PresetAlignments(NamedTuple):
+    """The alignments that a named preset gives to each kind of layer.
+
+    Attributes:
+        inner: those of an inner layer.
+        readout: those of a readout.
+        narrow: those of an inner layer that has few outputs however many inputs it has. Updates of the layers before it
+            come through its few rows, so that the changes of its input line up with them.
+    """
+
+    inner: Alignments
+    readout: Alignments
+    narrow: Alignments
+
+    @classmethod
+    def same(cls, alignments: Alignments) -> PresetAlignments:
+        """Return a preset that gives the same alignments to every layer."""
+        return cls(alignments, alignments, alignments)
+
+    def of(self, role: str, narrowing: float) -> Alignments:
+        """Return the alignments of a layer.
+
+        Args:
+            role: its role.
+            narrowing: 0 where fan_out grows as fan_in does, 1 where it does not grow, or a number in between.
+        """
+        if role == "readout":
+            return self.readout
+        omega = self.inner.omega + narrowing * (self.narrow.omega - self.inner.omega)
+        return self.inner._replace(omega=omega)
+
+
 class _Table(TypedDict):
     """A named parametrization as it is stored: exponents a and b of embedding, hidden and readout, in that order."""
 
@@ -44,12 +76,13 @@ class _Table(TypedDict):
 
 
 class _Preset(TypedDict):
-    """A preset of alignment exponents as it is stored: alpha, omega and u of every layer, and omega of a readout."""
+    """An alignment preset as it is stored: exponents of every layer, and omega of a readout and of a narrow layer."""
 
     alpha: float
     omega: float
     u: float
     omega_readout: float
+    omega_narrow: float
 
 
 class _Data(TypedDict):
@@ -88,7 +121,7 @@ def named_exponents(parametrization: str) -> dict[str, tuple[float, float]]:
     return {role: (table["a"][i], table["b"][i]) for i, role in enumerate(MATRIX_ROLES)}
 
 
-def alignment_preset(preset: str) -> tuple[Alignments, Alignments]:
+def alignment_preset(preset: str) -> PresetAlignments:
     """Look up a named preset of alignments: how strongly updates line up with inputs.
 
     Source: Everett et al. 2024, arXiv 2407.05872.
@@ -97,11 +130,12 @@ def alignment_preset(preset: str) -> tuple[Alignments, Alignments]:
         preset: "full", "no" or "worst".
 
     Returns:
-        The exponents (alpha, omega, u) of an inner layer, and those of a readout.
+        The exponents (alpha, omega, u) of an inner layer, of a readout, and of an inner layer with few outputs.
 
     Raises:
         InvalidInputError: the name is not known.
     """
     row = _data()["alignment_presets"][choose("alignment", preset, ALIGNMENT_PRESETS)]
     inner = Alignments(row["alpha"], row["omega"], row["u"])
-    return inner, inner._replace(omega=row["omega_readout"])
+    readout, narrow = (inner._replace(omega=row[name]) for name in ("omega_readout", "omega_narrow"))
+    return PresetAlignments(inner, readout, narrow)

@@ -40,9 +40,9 @@ def named_chain(parametrization: str, alignment: str, hidden: int) -> Chain:
         alignment: preset of alignment exponents, such as "full".
         hidden: number of hidden layers.
     """
-    table, (inner, readout) = named_exponents(parametrization), alignment_preset(alignment)
+    table, preset = named_exponents(parametrization), alignment_preset(alignment)
     roles = ["embedding", *["hidden"] * hidden, "readout"]
-    alignments = [readout if role == "readout" else inner for role in roles]
+    alignments = [preset.of(role, narrowing=0.0) for role in roles]
     return Chain(
         a=[table[role][0] for role in roles],
         b=[table[role][1] for role in roles],

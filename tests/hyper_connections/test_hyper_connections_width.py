@@ -202,7 +202,7 @@ def test_sgd_takes_the_sum_over_the_width_into_account_that_a_gate_sends_back() 
     assert sgd.spec["blocks.0.attn_hc.base"]["c"] == 0.0
 
 
-def test_a_bottleneck_and_a_gate_that_do_not_weigh_their_own_input_keep_the_fan_in_init() -> None:
+def test_a_bottleneck_and_a_gate_that_do_not_weigh_their_own_input_are_no_generators() -> None:
     class Other(nn.Module):
         def __init__(self, width: int) -> None:
             super().__init__()

@@ -76,7 +76,7 @@ def test_a_weight_computed_from_parameters_is_a_layer(how: str) -> None:
     if how == "gained":
         assert (spec["gain"]["role"], spec["gain"]["c"]) == ("vector", 0.0)
     if how == "merged":
-        assert (number(spec["up"]["a"]) + spec["up"]["c"], spec["down"]["c"]) == (0.0, 1.0)
+        assert [number(spec[name]["a"]) + spec[name]["c"] for name in ("up", "down")] == [0.0, 1.0]
     assert abcfx.transform(Computed(64, how), x).spec["w"]["role"] == "hidden"
 
 

@@ -81,11 +81,7 @@ def compare(
     decided = assign_exponents(dag, growth, parameters, parametrization)
     setting = FixedExponents(dag, growth, decided, dict.fromkeys(parameters, family("adam")))
     setting = setting.with_attention({each.node: each.missing for each in find_attention(setting) if each.missing})
-    inner, readout = alignment_preset("full")
-    kinds = {node: decided[kind.parameter].role for node, kind in dag.layers()}
-    solved = DagProgram(
-        setting, {node: readout if role == "readout" else inner for node, role in kinds.items()}
-    ).solve()
+    solved = DagProgram(setting, setting.aligned(alignment_preset("full"))).solve()
     clones = clone_exponents(setting)
     for parameter, c in solved.c.items():
         row.compared += 1
