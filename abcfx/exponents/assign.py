@@ -18,10 +18,11 @@ import torch
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.exponents.fixed import ParameterExponents, SegmentExponents
 from abcfx.exponents.given import GivenExponents, given_exponents, overridden
-from abcfx.exponents.narrow import narrowing_of
+from abcfx.exponents.narrow import narrow_rows, narrowing_of
 from abcfx.exponents.roles import RoleReason, WhyRole, role_of_layer
 from abcfx.pairing.widths import WidthGrowth
 from abcfx.rules import Kind, Layer, Number
+from abcfx.rules.extents import DimPart
 from abcfx.rules.kinds import Norm, NumberFactor
 from abcfx.support.patterns import match_patterns
 from abcfx.theory.parametrizations import MATRIX_ROLES, named_exponents
@@ -163,6 +164,7 @@ class _Use:
         a: exponent of the multiplier m^-a.
         b: exponent of the init m^-b.
         narrowing: fan_out / fan_in, at most 1, shrinks like m^-narrowing; 0 unless it is an inner layer.
+        rows: rows that are narrow layers beside others that grow, with x: their init is ~ m^-(b + x).
     """
 
     node: str
@@ -175,6 +177,7 @@ class _Use:
     a: float
     b: float
     narrowing: float
+    rows: Mapping[DimPart, float]
 
 
 def _use(
@@ -203,14 +206,16 @@ def _use(
     role, reason = (wanted, RoleReason.GIVEN) if wanted else role_of_layer(dag, node, e_in, e_out)
     narrowing = narrowing_of(dag, growth, parameters, node, reason)
     a, b = _table_row(table, role, e_in, e_out, narrowing)
-    own = 0.0 if role == "plain" else _own_factor(dag, growth, node, role)
+    total, own = a + b, 0.0 if role == "plain" else _own_factor(dag, growth, node, role)
     if own:  # the model's own factor takes the place of a
         a, b = 0.0, a + b - own
     if role == "readout" and isinstance(source := _input(dag, layer), Norm):
         a -= growth.dims(*source.summed) / 2  # what an L2 norm returns is ~ d^-1/2 already
     if layer.normalised and role != "plain":  # rows of norm O(1): entries are ~ fan_in^-1/2 whatever the init
         a, b = a + b - e_in / 2, e_in / 2
-    return _Use(node, layer, role, reason, e_in, e_out, own, a, b, narrowing)
+    rows = {} if layer.normalised else narrow_rows(dag, growth, parameters, node, reason)
+    smaller = {part: x for part, e in rows.items() if (x := sum(_table_row(table, role, e_in, e_out, e)) - total)}
+    return _Use(node, layer, role, reason, e_in, e_out, own, a, b, narrowing, smaller)
 
 
 def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
@@ -229,9 +234,8 @@ def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
         if tied_roles and (use.role == "readout" or contracts):
             a[use.node] = use.e_in - use.own - lead.b  # one c for a table and what contracts it: a + b = e_in
     normalised, inner = any(use.layer.normalised for use in uses), any(use.layer.inner for use in uses)
-    why = WhyRole(
-        lead.reason, lead.own, tied_roles, normalised, inside_op=inner and bool(lead.a), narrowing=lead.narrowing
-    )
+    beside = tuple(f"rows {part} are few, and start smaller by m^-{x:.3g}" for part, x in lead.rows.items())
+    why = WhyRole(lead.reason, lead.own, tied_roles, normalised, inner and bool(lead.a), beside, lead.narrowing)
     b, void = lead.b, len(uses) == 1 and lead.role != "plain" and dag.is_void(lead.node)
     if void or inner:  # before a norm any a will do; a = 0 keeps the norm's eps negligible
         a, b = dict.fromkeys(a, 0.0), lead.a + lead.b
@@ -248,6 +252,7 @@ def _matrix(uses: list[_Use], dag: LayerDag) -> ParameterExponents:
         own=lead.own,
         narrowing=lead.narrowing,
         normalised=normalised,
+        rows=lead.rows,
     )
 
 

@@ -12,7 +12,7 @@ from abcfx.dag.layer_dag import LayerDag
 from abcfx.exponents.roles import WhyRole
 from abcfx.pairing.widths import WidthGrowth
 from abcfx.rules import Layer, Number
-from abcfx.rules.extents import Extent, whole_dims
+from abcfx.rules.extents import DimPart, Extent, whole_dims
 from abcfx.theory.optimizers import OptimizerFamily
 from abcfx.theory.parametrizations import Alignments, PresetAlignments
 
@@ -54,6 +54,8 @@ class ParameterExponents:
         keeps_init: whether its init stays what the model's own code makes it, since functions f with f(kx) != k f(x)
             read it.
         segments: for a weight whose input is a concatenation, the role and init of the columns at each node.
+        rows: for a weight whose rows are several layers side by side (fused queries, keys and values), the rows that
+            are narrow layers, with x: their init is ~ m^-(b + x).
     """
 
     role: str
@@ -73,6 +75,7 @@ class ParameterExponents:
     normalised: bool = False
     keeps_init: bool = False
     segments: Mapping[str, SegmentExponents] = field(default_factory=dict)
+    rows: Mapping[DimPart, float] = field(default_factory=dict)
 
     @property
     def starts_smaller(self) -> bool:

@@ -66,7 +66,7 @@ def overridden(found: ParameterExponents, name: str, values: tuple[float, ...]) 
     assert a is not None and b is not None
     total = a + b
     _check_size(found, name, total)
-    return replace(found, a=dict.fromkeys(found.a, a), b=b, c=c, void=False, segments={})
+    return replace(found, a=dict.fromkeys(found.a, a), b=b, c=c, void=False, segments={}, rows={})
 
 
 def _check_size(found: ParameterExponents, name: str, total: float) -> None:

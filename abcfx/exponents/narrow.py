@@ -16,7 +16,8 @@ from abcfx.exponents.fixed import FixedExponents
 from abcfx.exponents.roles import RoleReason
 from abcfx.pairing.widths import WidthGrowth
 from abcfx.rules import Layer
-from abcfx.rules.kinds import Unary
+from abcfx.rules.extents import DimPart
+from abcfx.rules.kinds import Norm, Unary
 
 TOLERANCE = 1e-6
 _INNER = (RoleReason.BOTTLENECK, RoleReason.BOTH_SIDES)
@@ -47,6 +48,33 @@ def narrowing_of(
     if not narrowing or not _input_learns(dag, parameters, layer) or _meets_zeros(dag, parameters, node):
         return 0.0
     return narrowing
+
+
+def narrow_rows(
+    dag: LayerDag, growth: WidthGrowth, parameters: Mapping[str, torch.Tensor], node: str, reason: RoleReason
+) -> dict[DimPart, float]:
+    """Return the rows of a weight that are narrow layers beside others that grow, each with e as `narrowing_of` does.
+
+    So are fused queries, keys and values of which only the queries grow. There are none where a norm reads the layer,
+    since it may be these rows that it divides by their size.
+
+    Args:
+        dag: the layer DAG, a graph of the model's layers and other ops.
+        growth: growth exponent of each dim: 0 if it keeps its size in a wider model, 1 if it grows with the width.
+        parameters: the model's parameters by name.
+        node: the layer node.
+        reason: why the layer has its role.
+    """
+    layer = dag.kind(node)
+    assert isinstance(layer, Layer)
+    if reason not in _INNER or len(layer.fan_out) != 1 or layer.part is not None:
+        return {}
+    parts = [part for part in growth.row_parts(layer.fan_out[0]) if not part.grows]
+    is_normed = any(isinstance(dag.kind(n), Norm) for n in dag.successors(node))
+    if not parts or is_normed or not _input_learns(dag, parameters, layer) or _meets_zeros(dag, parameters, node):
+        return {}
+    found = {part: growth.narrowing(layer.fan_in, (part,)) for part in parts}
+    return {part: narrowing for part, narrowing in found.items() if narrowing}
 
 
 def _input_learns(dag: LayerDag, parameters: Mapping[str, torch.Tensor], layer: Layer) -> bool:

@@ -20,9 +20,11 @@ from abcfx.dag.generators import generators
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import InvalidInputError, PairingError
 from abcfx.pairing.blocks import NO_BLOCKS, Blocks, pair_parameters
+from abcfx.pairing.factors import Dim as FactoredDim
 from abcfx.pairing.factors import Factors, has_segments, largest_ratio
 from abcfx.pairing.graph_numbers import value_of
 from abcfx.pairing.graphs import pair_graphs
+from abcfx.pairing.row_parts import narrowing_ratio, row_parts
 from abcfx.rules import Layer, Number, Vector
 from abcfx.rules.extents import (
     ConstantTensor,
@@ -80,6 +82,10 @@ class WidthGrowth(ABC):
     def narrowing(self, fan_in: tuple[Dim, ...], fan_out: tuple[Dim, ...]) -> float:
         """Return e such that fan_out / fan_in of a weight, at most 1, shrinks like m^-e (m, the width ratio)."""
         return max(0.0, self.dims(*fan_in) - self.dims(*fan_out))
+
+    def row_parts(self, dim: Dim) -> tuple[DimPart, ...]:
+        """Return the parts of a weight's dim, if they grow differently, as rows of a fused layer do; else ()."""
+        return ()
 
     def is_known(self, number: Number) -> bool:
         """Whether the value of a number in the graph could be read; if not, it counts as constant."""
@@ -261,21 +267,8 @@ class SizeGrowth(WidthGrowth):
 
     def narrowing(self, fan_in: tuple[Dim, ...], fan_out: tuple[Dim, ...]) -> float:
         """Return e for a layer: 0 where it has more outputs than inputs in both models, and where sizes are unknown."""
-        at_most = super().narrowing(fan_in, fan_out)
-        if not all(isinstance(dim, ParameterDim | DimPart) for dim in (*fan_in, *fan_out)):
-            return 0.0  # a view has regrouped the weight's dims, perhaps with those of the batch
-        base, target = (max(1.0, self._total(fan_in, i) / self._total(fan_out, i)) for i in (0, 1))
-        return min(at_most, self._exponent(target / base))
-
-    def _total(self, dims: tuple[Dim, ...], model: int) -> int:
-        """Return the product of sizes of a weight's dims, or parts of dims, in the base (model 0) or the target (1)."""
-        total = 1
-        for dim in dims:
-            if isinstance(dim, DimPart):
-                total *= (dim.base_size, dim.size)[model]
-            elif isinstance(dim, ParameterDim):
-                total *= self.sizes[dim.parameter][dim.index][model]
-        return total
+        ratio = narrowing_ratio(fan_in, fan_out, self.sizes)
+        return 0.0 if ratio is None else min(super().narrowing(fan_in, fan_out), self._exponent(ratio))
 
     def scalar(self, scalar: InGraph) -> float:
         """Return 0, the growth exponent of a constant: sizes of parameters say nothing about numbers in the graph."""
@@ -330,18 +323,24 @@ class PairedGrowth(SizeGrowth):
             self.notes += (f"fused rows that grow in part count with the ratio of their sizes: {error}",)
             return None
 
-    def _rows(self, dim: ParameterDim) -> float | None:
-        """Return the growth exponent of the fastest-growing part of a parameter's dim; None if it has no parts.
-
-        Parts lie one behind another, as the rows of a fused projection, which is several layers side by side. A dim
-        that some product sums over has no such parts.
-        """
-        name = self.blocks.twin(dim.parameter)
-        factors = self._factors
+    def _factors_of(self, dim: ParameterDim) -> FactoredDim | None:
+        """Return a parameter's dim as factors, if they are known and no product sums over the dim; else None."""
+        name, factors = self.blocks.twin(dim.parameter), self._factors
         if factors is None or (name, dim.index) in factors.contracted or name not in factors.large.parameters:
             return None
-        of_dim = factors.parameter(name)[dim.index]
-        return self._exponent(float(largest_ratio(of_dim))) if has_segments(of_dim) else None
+        return factors.parameter(name)[dim.index]
+
+    def _rows(self, dim: ParameterDim) -> float | None:
+        """Return the growth exponent of the fastest-growing part of the rows of a fused weight; None for one part."""
+        of_dim = self._factors_of(dim)
+        return None if of_dim is None or not has_segments(of_dim) else self._exponent(float(largest_ratio(of_dim)))
+
+    def row_parts(self, dim: Dim) -> tuple[DimPart, ...]:
+        """Return the parts of a fused weight's rows, if some grow with the width and others do not; () for others."""
+        if not isinstance(dim, ParameterDim) or super().dim(dim) in (0.0, 1.0):
+            return ()
+        of_dim = self._factors_of(dim)
+        return () if of_dim is None else row_parts(dim, of_dim)
 
     def dim(self, dim: Dim) -> float:
         """Return the growth exponent e of a dim, which grows as m^e (m, the width ratio), by its size in the base.

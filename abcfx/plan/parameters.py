@@ -332,7 +332,7 @@ class _Planner:
 
 
 def _column_factors(decided: ParameterExponents, segments: Sequence[SegmentPlan], n: float) -> tuple[ColumnFactor, ...]:
-    """Return the factor on the init of some columns of a parameter, beside that on the whole parameter.
+    """Return the factor on the init of some columns or rows of a parameter, beside that on the whole parameter.
 
     Args:
         decided: the exponents of the parameter, as the model will have them.
@@ -345,7 +345,8 @@ def _column_factors(decided: ParameterExponents, segments: Sequence[SegmentPlan]
         factor, whole = _power(n, decided.b - each.b), _power(n, each.a - a)
         if factor != 1.0 or whole != 1.0:
             found.append(ColumnFactor(each.part.index, each.part.start, each.part.size, factor, whole))
-    return tuple(found)
+    rows = ((part, _power(n, -x)) for part, x in decided.rows.items() if n != 1.0)
+    return (*found, *(ColumnFactor(part.index, part.start, part.size, factor, 1.0) for part, factor in rows))
 
 
 def _power(n: float, exponent: float) -> float:

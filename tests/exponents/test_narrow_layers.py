@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from typed import number
 
 import abcfx
+from abcfx.plan.options import InitMode
 
 X = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(5))
 
@@ -127,6 +128,59 @@ def test_narrow_layers_one_behind_another_are_all_stable_once_trained(optimizer:
     assert all(result.solution.r[node] == 0.0 for node, _ in result.outcome.dag.layers())
     rates = [number(result.spec[f"{name}.weight"]["c"]) for name in ("ups.0", "ups.1", "downs.0", "downs.1")]
     assert rates[0] == rates[1] and rates[2] == rates[3], "a smaller start of the input is no reason for a higher rate"
+
+
+class Attention(nn.Module):
+    """Grouped-query attention of a growing number of heads on 2 key-value heads, fused in one layer or not."""
+
+    def __init__(self, width: int, how: str) -> None:
+        super().__init__()
+        self.sizes, self.how, fused = (width, 16, 16), how, how != "apart"
+        self.stem, self.norm, self.out = nn.Linear(6, width), nn.LayerNorm(width), nn.Linear(width, width)
+        self.last, self.head, self.key_norm = nn.LayerNorm(width), nn.Linear(width, 3), nn.LayerNorm(16)
+        self.layers = nn.ModuleList(nn.Linear(width, n) for n in ([width + 32] if fused else self.sizes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.stem(x)
+        y = self.norm(h)
+        if self.how == "apart":
+            q, k, v = (layer(y) for layer in self.layers)
+        elif self.how == "sliced":
+            z = self.layers[0](y)
+            q, k, v = z[..., :-32], z[..., -32:-16], z[..., -16:]
+        else:
+            q, k, v = self.layers[0](y).split(self.sizes, -1)
+        k = self.key_norm(k) if self.how == "normed" else k
+        q, k, v = (each.unflatten(-1, (-1, 8)).transpose(1, 2) for each in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.head(self.last(h + self.out(y.transpose(1, 2).flatten(2))))
+
+
+@pytest.mark.parametrize("how", ["split", "sliced"])
+@pytest.mark.parametrize("init", ["auto", "redraw"])
+def test_rows_of_a_fused_layer_that_stay_start_as_a_layer_of_their_own_does(how: str, init: InitMode) -> None:
+    """At width 256, fused queries, keys and values have the init that they have apart, multipliers included."""
+
+    def stds(how: str) -> list[float]:
+        torch.manual_seed(0)
+        result = abcfx.transform(Attention(256, how), X, base=Attention(64, how), init=init)
+        of_rows = []
+        for name, row in result.spec.items():
+            if name.startswith("layers.") and name.endswith("weight"):
+                weight = result.module.get_parameter(name).detach() * 4 ** -number(row["a"])
+                assert number(row["a"]) + row["c"] == 1.0
+                of_rows += [float(part.std()) for part in weight.split([256, 16, 16] if len(weight) == 288 else 256)]
+        return of_rows
+
+    fused, apart = stds(how), stds("apart")
+    assert fused == pytest.approx(apart, rel=0.1)
+    assert fused[1] == pytest.approx(fused[0] / 2, rel=0.1)
+
+
+def test_rows_in_front_of_a_norm_keep_their_init() -> None:
+    result = abcfx.transform(Attention(256, "normed"), X, base=Attention(64, "normed"))
+    rows = result.module.get_parameter("layers.0.weight").detach().split([256, 32])
+    assert float(rows[1].std()) == pytest.approx(float(rows[0].std()), rel=0.05)
 
 
 def test_a_norm_behind_a_narrow_layer_makes_its_init_void_and_that_is_told() -> None:
