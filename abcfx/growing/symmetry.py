@@ -25,6 +25,7 @@ DIFFERENT = 1e-4
 DIFFERENT_LATER = 1e-6
 """The same after two steps, over all copies."""
 RATE = 1e-3
+"""Root mean square of the change of a parameter's entries in a step."""
 LIKE_NOISE = 0.9
 """Cosine between averaged and expected weight above which a deviation is noise, and not another order of copies."""
 
@@ -120,16 +121,20 @@ def _after_two_steps(
     """Train a copy of the large model for two steps; return its parameters, how they were filled, and its gradients.
 
     `recipes` say how each parameter was filled. A difference at one end of the model is everywhere after two steps. The
-    last layer before a tied head, whose table has no noise, becomes different only when the table has.
+    last layer before a tied head, whose table has no noise, becomes different only when the table has. Each parameter
+    moves along its gradient, as far as Adam would move it. It must not move by Adam's first update, the sign of the
+    gradient: copies whose gradients have the same signs and unequal sizes, as most do behind a ReLU, move alike there,
+    and become different only much later.
     """
     with pair.equally_deep():
         model = copy.deepcopy(pair.large)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.Adam(parameters.values(), lr=RATE)
     for _ in range(2):
         for name, gradient in _gradients(pair, model, parameters).items():
-            parameters[name].grad = gradient
-        optimizer.step()
+            reached = gradient[gradient != 0].double()  # few rows of an embedding are
+            if reached.numel():
+                with torch.no_grad():
+                    parameters[name].sub_(gradient, alpha=RATE / float(reached.square().mean().sqrt()))
     return parameters, recipes, _gradients(pair, model, parameters)
 
 

@@ -180,6 +180,18 @@ def test_a_planted_fault_fails_its_check_first_and_is_named(
     assert found.fix
 
 
+@pytest.mark.parametrize("noise", (0.0, 0.1))
+def test_copies_behind_a_relu_are_told_apart_by_noise(noise: float) -> None:
+    """Adam's first updates are signs, which two copies behind a ReLU mostly share: sizes must count as well."""
+    for seed in range(6):
+        torch.manual_seed(seed)
+        small, large = (nn.Sequential(nn.Linear(4, w), nn.ReLU(), nn.Linear(w, 2)) for w in (4, 8))
+        x, targets = torch.randn(5, 4), torch.randint(0, 2, (5,))
+        abcfx.grow(small, large, x, noise=noise)
+        checked = abcfx.verify_growth(small, large, (x, targets), checks=("C3",), raises=False)
+        assert checked.verdict is (Verdict.PASS if noise else Verdict.FAIL), (seed, checked.rows)
+
+
 def test_without_noise_copies_stay_equal() -> None:
     small, large, _ = gpt(noise=0.0)
     found = abcfx.verify_growth(small, large, models.tokens(3, 6), loss=loss, raises=False).first_failure
