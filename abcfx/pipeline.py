@@ -39,6 +39,7 @@ from abcfx.plan.own_init import OwnInit, carried_own_init, measure_own_init
 from abcfx.plan.parameters import init_note, make_plan
 from abcfx.request import Request, built_base, given_apart_of, plan_options, refuse_transformed
 from abcfx.rewrite.apply import apply_plan, needs_nodes
+from abcfx.support import arguments
 from abcfx.support.patterns import plain_name
 from abcfx.support.undo import interrupt_if_asked, one_at_a_time
 from abcfx.theory.optimizer_groups import GroupNumbers, own_numbers
@@ -59,6 +60,7 @@ class TransformOptions(TypedDict, total=False):
     capture: Capture | CaptureMethod
 
 
+@arguments.checked()
 @one_at_a_time
 @torch.inference_mode(False)  # which enables gradients as well
 def transform(

@@ -21,7 +21,7 @@ from abcfx.report.explain import Explainer
 from abcfx.report.explanation import Explanation
 from abcfx.report.text import as_dict, render
 from abcfx.rewrite.folding import Fold
-from abcfx.support.files import writable_file
+from abcfx.support.files import writable_file, write_text
 from abcfx.theory.optimizers import Optimizer
 
 
@@ -195,7 +195,8 @@ class Transformed:
         Raises:
             InvalidInputError: the folder is missing, or the path is a folder or a symlink.
         """
-        writable_file("to_html", path).write_text(page(self.outcome), encoding="utf-8")
+        writable_file("to_html", path)  # before the page is made
+        write_text("to_html", path, page(self.outcome))
 
     def __str__(self) -> str:
         """Return the printed report of the transform."""

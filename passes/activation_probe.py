@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import fx
+from torch import fx, nn
 
 from abcfx.passes.quoted_names import quoted_names
-from abcfx.passes.result import PassError, PassResult
+from abcfx.passes.result import PassError, PassResult, checked_nodes
 
 NAME = "probe_activations"
 
@@ -29,10 +29,10 @@ def probe_activations(module: fx.GraphModule, graph: fx.Graph, nodes: Sequence[f
     Raises:
         PassError: a node is not in the graph.
     """
-    known = set(graph.nodes)
-    for node in nodes:
-        if node not in known:
-            raise PassError(f"{NAME}: {node.name} is not a node of the graph.")
+    if not isinstance(module, nn.Module) or not isinstance(graph, fx.Graph):
+        got = " and ".join(type(each).__name__ for each in (module, graph))
+        raise PassError(f"{NAME}: expected a module and one of its graphs, got {got}.")
+    nodes = checked_nodes(NAME, nodes, graph)
     probe = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     needed = _needed(graph, nodes)

@@ -10,8 +10,8 @@ from torch.func import functional_call
 from torch.fx.node import Argument
 
 from abcfx.passes.nodes import ScaleNode, create_after, set_scale_note
-from abcfx.passes.result import PassError, PassResult, finish
-from abcfx.passes.scale_insertion import ScaleInsertion, insert_scales
+from abcfx.passes.result import PassError, PassResult, check_module, finish
+from abcfx.passes.scale_insertion import ScaleInsertion, checked_scales, insert_scales
 
 NAME = "scale_attention"
 _FUNCTIONAL = nn.functional.multi_head_attention_forward
@@ -35,7 +35,8 @@ def scale_attention(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) ->
     Raises:
         PassError: an op makes its queries in a way that is out of reach. Nothing has been changed then.
     """
-    wanted = [scale for scale in scales if scale.factor != 1.0]
+    check_module(NAME, module)
+    wanted = [scale for scale in checked_scales(NAME, scales) if scale.factor != 1.0]
     inside = [scale for scale in wanted if scale.operand is None]
     for scale in inside:
         if not (_is_attention_module(module, scale.node) or scale.node.target is _FUNCTIONAL):

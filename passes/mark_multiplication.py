@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from abcfx.passes.nodes import ScaleNode, set_scale_note
-from abcfx.passes.result import PassError, PassResult, finish
+from abcfx.passes.result import PassError, PassResult, check_factor, check_module, checked_nodes, finish
 
 NAME = "multiply_marks"
 
@@ -29,7 +29,11 @@ def multiply_marks(module: fx.GraphModule, marks: Sequence[fx.Node], width_ratio
     Raises:
         PassError: a node does not have these arguments. Nothing has been changed then.
     """
-    exponents = [_exponent(node) for node in marks]
+    check_module(NAME, module)
+    check_factor(f"{NAME}: width_ratio", width_ratio)
+    if width_ratio <= 0:
+        raise PassError(f"{NAME}: width_ratio={width_ratio}: expected a positive number.")
+    exponents = [_exponent(node) for node in checked_nodes(NAME, marks)]
     for node, a in zip(marks, exponents, strict=True):
         factor = float(width_ratio**-a)
         node.target, node.args = torch.mul, (node.args[0], factor)

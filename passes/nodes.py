@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from torch import fx
 from torch.fx.node import Argument
 
+from abcfx.passes.result import PassError
+
 _META = "abcfx"
 _COPIED = ("val", "tensor_meta", "nn_module_stack", "stack_trace")
 
@@ -32,7 +34,13 @@ class ScaleNode:
 
 
 def scale_nodes(graph: fx.Graph) -> dict[fx.Node, ScaleNode]:
-    """Return the nodes of a graph that a pass made to multiply by a constant, in order, each with its note."""
+    """Return the nodes of a graph that a pass made to multiply by a constant, in order, each with its note.
+
+    Raises:
+        PassError: it is no graph.
+    """
+    if not isinstance(graph, fx.Graph):
+        raise PassError(f"scale_nodes: expected an fx.Graph, such as module.graph, got {type(graph).__name__}.")
     return {node: note for node in graph.nodes if (note := scale_note(node)) is not None}
 
 

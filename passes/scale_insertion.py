@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from abcfx.passes.nodes import ScaleNode, create_after, scale_note
-from abcfx.passes.result import PassError, PassResult, finish
+from abcfx.passes.result import PassError, PassResult, check_factor, check_module, checked_nodes, finish
 
 NAME = "insert_scales"
 
@@ -71,7 +71,8 @@ def insert_scales(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> P
         >>> insert_scales(graph_module, [ScaleInsertion(linear, x, 0.5)]).touched
         ('_0_scale',)
     """
-    wanted = [scale for scale in scales if scale.factor != 1.0]
+    check_module(NAME, module)
+    wanted = [scale for scale in checked_scales(NAME, scales) if scale.factor != 1.0]
     for scale in wanted:
         _check(scale)
     touched, copies = [], dict[tuple[fx.Node, fx.Node], fx.Node]()
@@ -92,6 +93,32 @@ def insert_scales(module: fx.GraphModule, scales: Sequence[ScaleInsertion]) -> P
                 _replace_first(op, base, node)
         touched.append(node.name)
     return finish(module, [scale.node for scale in wanted], touched)
+
+
+def checked_scales(name: str, scales: object) -> list[ScaleInsertion]:
+    """Return the multiplications that a pass is asked for as a list, each with nodes and a number where they belong.
+
+    Args:
+        name: the pass, for the message.
+        scales: the caller's value.
+
+    Raises:
+        PassError: it is no sequence of `ScaleInsertion`, or one of them has something else than nodes, or no number.
+    """
+    if not isinstance(scales, Sequence) or any(not isinstance(each, ScaleInsertion) for each in scales):
+        raise PassError(f"{name}: scales: expected a list of ScaleInsertion, got something else.")
+    for scale in scales:
+        nodes = [scale.node, *(each for each in (scale.operand, scale.through) if each is not None)]
+        checked_nodes(name, nodes)
+        checked_nodes(name, nodes, scale.node.graph)
+        check_factor(f"{name}: {scale.node.name}", scale.factor)
+        if scale.node.op in ("placeholder", "output"):
+            raise PassError(f"{name}: {scale.node.name}: expected an op, got the {scale.node.op} of the graph.")
+        if scale.through is not None and (scale.operand is None or scale.through not in scale.node.all_input_nodes):
+            raise PassError(
+                f"{name}: through: {scale.through.name} is no argument of {scale.node.name}, or no operand is given."
+            )
+    return list(scales)
 
 
 def _replace_first(op: fx.Node, old: fx.Node, new: fx.Node) -> None:

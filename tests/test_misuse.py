@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 import abcfx
+import abcfx.capture
+import abcfx.verification
 from abcfx.cli import main
 from abcfx.errors import AbcfxError
 
@@ -33,7 +35,7 @@ def _transform(**options: object) -> object:
     return _ANY.transform(mlp(), X, **({"base": mlp(4)} | options))
 
 
-def _check(**options: object) -> object:
+def _check(**options: object) -> Any:
     return _ANY.coord_check(options.pop("make", mlp), options.pop("batch", BATCH), **({"widths": (8, 16)} | options))
 
 
@@ -70,6 +72,21 @@ def _state(**changed: object) -> object:
 def _override(target: object, rule: object) -> None:
     with _ANY.rules.override(target, rule):
         raise AssertionError("not refused")
+
+
+CONNECTION: Any = abcfx.hyper_connections.HyperConnection(8)
+STREAMS = torch.ones(2, 3, 4, 8)
+OPTIMIZER = torch.optim.SGD(mlp().parameters(), 0.1)
+verify: Any = abcfx.verification.verify
+
+
+class Unprintable:
+    """A value whose text cannot be made."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+    __float__ = __repr__
 
 
 class Net(nn.Module):
@@ -150,6 +167,42 @@ CASES: dict[str, Callable[[], object]] = {
     "optimizer=3": lambda: _dynamic(optimizer=3),
     "result=3": lambda: _dynamic(result=3, optimizer=torch.optim.SGD(mlp().parameters(), 0.1)),
     "diagnose": lambda: _ANY.hyper_connections.diagnose(3),
+    "misspelt option": lambda: _transform(optimiser="adam"),
+    "misspelt option of a check": lambda: _check(optimiser="adam"),
+    "factory raises": lambda: _transform(base=lambda: 1 / 0),
+    "make_model raises": lambda: _check(make=lambda width: 1 / 0),
+    "loss raises": lambda: _check(loss=lambda output, batch: 1 / 0),
+    "targets beyond classes": lambda: _check(batch=(X, BATCH[1] + 7)),
+    "repr raises": lambda: _transform(lr=Unprintable()),
+    "repr raises in find_c": lambda: _find_c([Unprintable()] * 3),
+    "html with a null byte": lambda: _ANY.transform(mlp(), X).to_html("a\0.html"),
+    "html with a long name": lambda: _ANY.transform(mlp(), X).to_html("a" * 5000),
+    "wrong sizes of capture": lambda: _ANY.capture.capture(mlp(), X, sizes="closed"),
+    "no model to capture": lambda: _ANY.capture.capture(None),
+    "streams of a forward": lambda: CONNECTION(torch.ones(2, 3, 5, 8)),
+    "streams of integers": lambda: CONNECTION(torch.ones(2, 3, 4, 8, dtype=torch.long)),
+    "streams without dims": lambda: CONNECTION.weights(torch.tensor(1.0)),
+    "update with the output first": lambda: CONNECTION.update(STREAMS[..., 0, :], STREAMS, *CONNECTION(STREAMS)[1:]),
+    "streams of a head": lambda: _ANY.hyper_connections.HyperHead(8)(torch.ones(2, 6)),
+    "streams of no number": lambda: _ANY.hyper_connections.stream_weights(
+        STREAMS, *CONNECTION.parameters(), streams="4"
+    ),
+    "generator of another width": lambda: _ANY.hyper_connections.stream_weights(
+        STREAMS[..., :7], *CONNECTION.parameters(), streams=4
+    ),
+    "gates of two shapes": lambda: _ANY.hyper_connections.gate_statistics(torch.ones(2, 3), torch.ones(5, 7)),
+    "device": lambda: _ANY.hyper_connections.gauge_projector(4, device="nosuch"),
+    "sparse logits": lambda: _ANY.hyper_connections.sinkhorn(torch.eye(4).to_sparse()),
+    "rule without an op": lambda: _ANY.rules.register_rule(),
+    "rule without parentheses": lambda: _ANY.rules.register_rule(lambda op, x: op.same(x)),
+    "optimizer of a copy": lambda: _ANY.grow(mlp(4), mlp(), X, optimizer=torch.optim.Adam(mlp(4).parameters())),
+    "grown into itself": lambda: (lambda small: _ANY.grow(small, nn.Sequential(*small), X))(mlp(4)),
+    "warm-up beyond the decay": lambda: _ANY.dynamic.wsd(torch.optim.SGD(mlp().parameters(), 0.1), 10, warmup=9),
+    "one optimizer twice": lambda: _dynamic(optimizer=[OPTIMIZER, OPTIMIZER]),
+    "growth of no models": lambda: _ANY.growing.plan_growth(3),
+    "slope of no layer": lambda: _check(steps=1, seeds=1).slope("nosuch"),
+    "no sections": lambda: verify([]),
+    "a section as text": lambda: verify(["1"]),
 }
 
 
@@ -256,12 +309,16 @@ COMMANDS = (
     ["transfer-check", "model.py:f", "--batches", "[x] * 60", "--widths", "8,16", "--backend", "nosuch"],
     ["transfer-check", "model.py:f", "--batches", "[x] * 60", "--widths", "8,16", "--lrs", "a,b"],
     *(["hyper-connections", "model.py:f", "--inputs", "x", "--checkpoint", name] for name in FILES),
+    ["solve", "n" * 5000],
+    ["report", "model.py:f(width=1/0)"],
+    ["report", "model.py:f", "--html", "/dev/full"],
+    ["verify", "--only", "1-999999999"],
     ["demo", "--out", "model.py"],
     ["verify", "--write", "model.py"],
 )
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command)[:60])
 def test_misuse_of_commands(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,11 +329,13 @@ def test_misuse_of_commands(
     python = {"raises.py": b"1 / 0", "wrong.py": b"def f(:", "bytes.py": b"\xfa\x00", "missing.py": b"import no_such"}
     for name, content in {**FILES, **python, "model.py": model}.items():
         (tmp_path / name).write_bytes(content)
+    if command[-1] == "/dev/full" and not Path("/dev/full").exists():
+        pytest.skip("this system has no file that cannot be written")
     (tmp_path / "link.html").symlink_to(tmp_path / "elsewhere.html")
     assert main(command) == 1
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert "--debug" not in said, said
     named = command[1].partition(":")[0], command[-2].strip("-"), command[-1].partition("=")[0]
-    assert any(each in said for each in named), said
+    assert any(each[:50] in said for each in named), said
     assert not (tmp_path / "elsewhere.html").exists()

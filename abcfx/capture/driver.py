@@ -33,6 +33,7 @@ from abcfx.capture.verify import has_no_values, own_failure
 from abcfx.capture.verify import verify as verify_graphs
 from abcfx.errors import CaptureError, InvalidInputError, UncapturableError
 from abcfx.passes.quoted_names import quoted_names
+from abcfx.support import arguments
 from abcfx.support.choices import choose
 from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
 from abcfx.support.undo import one_at_a_time
@@ -41,6 +42,7 @@ Mode = Literal["train", "eval"]
 
 
 @one_at_a_time
+@arguments.checked(model=arguments.module, verify=arguments.flag)
 def capture(
     model: nn.Module,
     args: object = None,
@@ -81,6 +83,7 @@ def capture(
         ('symbolic', ['input_1', '_0', '_1', 'output'])
     """
     method = choose("method", method, get_args(CaptureMethod))
+    choose("sizes", sizes, get_args(OpenSizes))
     if not modes or set(modes) - {"train", "eval"}:
         raise InvalidInputError(f"modes must be some of 'train', 'eval', got {modes!r}")
     refuse_lazy(model)
@@ -325,7 +328,9 @@ def _no_run(examples: _Examples, failures: Sequence[tuple[_Attempt, CaptureError
     lines = list(dict.fromkeys(error.line for _, error in failures if error.line))
     text = "".join(f"\n    {line}" for line in lines)
     return CaptureError(
-        f"{type(examples.model).__name__} does not run on its example inputs: {own}{text}", lines[0] if lines else ""
+        f"{type(examples.model).__name__} does not run on its example inputs: {own}{text}\n"
+        f"  To fix: give inputs as its forward takes them: one tensor, a tuple, or a dict of keyword inputs.",
+        lines[0] if lines else "",
     )
 
 

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from abcfx.errors import InvalidInputError
+from abcfx.support import arguments
 
 # Packages of peft whose tuner only calls the model that it put adapters into, and how the name of its class begins.
 _TUNERS = {"lora": "Lora", "ia3": "IA3", "loha": "LoHa", "lokr": "LoKr", "mixed": "Mixed"}
@@ -159,15 +160,16 @@ def _called(argument: str, function: Callable[[], object]) -> object:
         )
     if isinstance(function, type):
         _refuse_class(argument, function)
-    try:
-        return function()
-    except TypeError as error:
-        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-            raise  # from within the user's function
-        raise InvalidInputError(
-            f"{argument}: expected a module or a function without arguments that builds one: {error}.\n"
-            f"  To fix: {argument}=lambda: Model(width=64)"
-        ) from error
+    with arguments.calling(argument, function):
+        try:
+            return function()
+        except TypeError as error:
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                raise  # from within the user's function
+            raise InvalidInputError(
+                f"{argument}: expected a module or a function without arguments that builds one: {error}.\n"
+                f"  To fix: {argument}=lambda: Model(width=64)"
+            ) from error
 
 
 def _refuse_class(argument: str, kind: type) -> None:

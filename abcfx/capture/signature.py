@@ -264,7 +264,12 @@ def _signature_of(
         try:
             values = parameters.bind(*(args or ()), **(kwargs or {})).arguments
         except TypeError as error:
-            raise InvalidInputError(f"The example inputs do not fit {type(model).__name__}.forward: {error}") from None
+            named = [name for name, each in parameters.parameters.items() if each.default is each.empty]
+            raise InvalidInputError(
+                f"The example inputs do not fit {type(model).__name__}.forward: {error}.\n"
+                f"  To fix: give what it takes, ({', '.join(named)}{',' * (len(named) == 1)}), as one tuple, or a "
+                f"dict of keyword inputs."
+            ) from None
     arguments: dict[str, ArgumentTree] = {}
     examples: dict[str, object] = {}
     taken = set(parameters.parameters)

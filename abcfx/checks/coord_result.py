@@ -13,8 +13,10 @@ from rich.text import Text
 from abcfx.checks.plots import plot_coord
 from abcfx.checks.slopes import CHANGE, INIT, UPDATE, Measurement, Slope
 from abcfx.checks.variants import STANDARD, TRANSFORMED, Variant
+from abcfx.errors import InvalidInputError
 from abcfx.report.console import text_of, verdict_text
 from abcfx.support.figures import save
+from abcfx.support.text import shown
 from abcfx.support.verdict import CheckResult, CheckRow, Verdict, worst
 
 if TYPE_CHECKING:
@@ -94,11 +96,15 @@ class CoordCheck(CheckResult[LayerRow]):
             model: "transformed", or "standard" for the user's unchanged model.
 
         Raises:
-            KeyError: this was not measured for that model.
+            InvalidInputError: this was not measured for that model.
         """
         found = self._find(node, statistic, model)
         if found is None:
-            raise KeyError(f"{node!r} has no {statistic!r} of the {model} model; there are {', '.join(self.nodes)}.")
+            raise InvalidInputError(
+                f"slope: no {shown(statistic)} of the {shown(model)} model was measured for {shown(node)}.\n"
+                f"  Expected one of the layers {', '.join(self.nodes)}; 'init', 'update' or 'change'; and "
+                f"'transformed' or 'standard'.\n  To fix: slope({next(iter(self.nodes))!r})"
+            )
         return found
 
     def _find(self, node: str, statistic: str, model: Variant = TRANSFORMED) -> Slope | None:

@@ -42,7 +42,8 @@ _TORCH: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "adafactor": torch.optim.Adafactor,
     "sgd": torch.optim.SGD,
-    "muon": torch.optim.Muon,
+    # torch has Muon since 2.9.
+    "muon": lambda groups, **more: torch.optim.Muon(groups, **more),
     "muonrms": lambda groups, **more: torch.optim.Muon(groups, adjust_lr_fn="match_rms_adamw", **more),
 }
 
@@ -276,7 +277,7 @@ def _make(groups: list[OptimizerGroup], optimizer: Optimizer) -> torch.optim.Opt
     if isinstance(optimizer, type):
         return optimizer(groups)  # type: ignore[call-arg]
     key = optimizer.lower().replace("-", "").replace("_", "") if isinstance(optimizer, str) else ""
-    if key not in _TORCH:
+    if key not in _TORCH or ("muon" in key and not hasattr(torch.optim, "Muon")):
         raise InvalidInputError(
             f"optimizer={optimizer!r}: torch has no optimizer of this name to train with.\n"
             f"  To fix: prepare=lambda result, width: YourOptimizer(result.param_groups)"

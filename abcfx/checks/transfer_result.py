@@ -13,9 +13,11 @@ from rich.text import Text
 from abcfx.checks.curves import Curve, Shift
 from abcfx.checks.plots import plot_transfer
 from abcfx.checks.variants import SHOWN, STANDARD, TRANSFORMED, Variant
+from abcfx.errors import InvalidInputError
 from abcfx.plan.options import ByRole
 from abcfx.report.console import text_of, verdict_text
 from abcfx.support.figures import save
+from abcfx.support.text import shown
 from abcfx.support.verdict import CheckResult, CheckRow, Verdict
 
 if TYPE_CHECKING:
@@ -113,12 +115,15 @@ class TransferCheck(CheckResult[CheckRow]):
             model: "transformed", or "standard" for the user's unchanged model.
 
         Raises:
-            KeyError: there is no such curve.
+            InvalidInputError: there is no such curve.
         """
         for each in self.curves:
             if (each.width, each.model) == (width, model):
                 return each
-        raise KeyError(f"there is no curve of the {model} model at width {width}; widths are {self.widths}.")
+        raise InvalidInputError(
+            f"curve: none of the {shown(model)} model at width {shown(width)} was measured.\n"
+            f"  Expected a width of {self.widths}, and 'transformed' or 'standard'.\n  To fix: curve({self.widths[0]})"
+        )
 
     def to_dict(self) -> dict[str, object]:
         """Return the result as plain data: verdict, rows, reasons, settings, shifts by model, and all curves.

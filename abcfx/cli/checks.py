@@ -17,11 +17,12 @@ from torch import nn
 from abcfx.checks import coord_check, transfer_check, tune
 from abcfx.checks.rate_search import SearchMethod
 from abcfx.checks.sweep import Batches
-from abcfx.cli.load import FORMS, Named, building
+from abcfx.cli.load import FORMS, Named
 from abcfx.cli.options import add_choice, assignments, number, numbers, rates, whole_numbers, words
 from abcfx.cli.report import transform_options
 from abcfx.cli.shared import Command, show_result
 from abcfx.errors import InvalidInputError
+from abcfx.support.arguments import calling
 from abcfx.support.batch_loss import Loss
 
 COORD_HELP = """Train a few steps at several widths; check that every layer moves as it should. Status 0 only on PASS.
@@ -101,7 +102,7 @@ class _Factory:
             raise InvalidInputError(
                 f"MODEL: {self.given!r} is no function of the width.\n  To fix: 'models.py:lambda width: Model(width)'"
             )
-        with building("MODEL", self.given):
+        with calling("MODEL", self.given):
             if "width" in inspect.signature(factory).parameters:
                 built: nn.Module = factory(width=width, **dict(self.kwargs))
             else:

@@ -8,8 +8,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from keyword import iskeyword
 from pathlib import Path
@@ -21,7 +20,8 @@ from torch import nn
 
 from abcfx.capture.given_models import given_model
 from abcfx.capture.state_mark import has_mark
-from abcfx.errors import AbcfxError, InvalidInputError
+from abcfx.errors import InvalidInputError
+from abcfx.support.arguments import calling
 from abcfx.support.batch_loss import Loss
 from abcfx.support.location import user_line
 
@@ -79,7 +79,8 @@ class Named:
             code = compile(self.expression, f"<{self.argument}>", "eval")
         except SyntaxError as error:
             raise InvalidInputError(f"{self.argument}: {self.expression!r} is no expression: {error.msg}") from None
-        value: object = eval(code, known)
+        with calling(self.argument, self.given):
+            value: object = eval(code, known)
         return value
 
     def loss(self) -> Loss:
@@ -106,7 +107,7 @@ class Named:
         if not isinstance(built, nn.Module) and callable(built):
             _check_call(self, built, kwargs)
             torch.manual_seed(SEED)
-            with building(self.argument, self.given):
+            with calling(self.argument, self.given):
                 built = built(**kwargs)
         elif kwargs:
             raise InvalidInputError(
@@ -117,27 +118,6 @@ class Named:
                 f"{self.argument}: {self.given!r} gives a {type(built).__name__}, expected a module"
             )
         return built
-
-
-@contextmanager
-def building(argument: str, given: str) -> Iterator[None]:
-    """Name a user's function that raises an error within the block, with the line if it is known.
-
-    Args:
-        argument: the option that names the function; it begins error messages.
-        given: the expression for it, as "models.py:make_gpt".
-
-    Raises:
-        InvalidInputError: the function raised something that is no error of abcfx.
-    """
-    try:
-        yield
-    except AbcfxError:
-        raise
-    except Exception as error:  # the user's function may raise anything
-        line = user_line(error.__traceback__)
-        where = f"\n    {line}" if line else ""
-        raise InvalidInputError(f"{argument}: {given!r} raises {type(error).__name__}: {error}{where}") from error
 
 
 def _check_call(named: Named, factory: Callable[..., object], kwargs: Mapping[str, object]) -> None:

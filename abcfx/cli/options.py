@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from abcfx.errors import InvalidInputError
 from abcfx.support.choices import choose
+from abcfx.support.text import shown
 
 
 def plain_value(text: str) -> object:
@@ -107,8 +108,12 @@ def _number(argument: str, value: object) -> float:
 
 
 def whole_numbers(text: str) -> list[int]:
-    """Read whole numbers that are separated by commas, as "64,128,256"."""
-    return [int(part) for part in text.split(",")]
+    """Read whole numbers that are separated by commas, as "64,128,256", or tell argparse what is wrong."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        expected = "expected whole numbers, separated by commas, as 64,128,256; got"
+        raise argparse.ArgumentTypeError(f"{expected} {shown(text)}") from None
 
 
 def numbers(argument: str, given: str) -> list[float]:

@@ -16,6 +16,7 @@ from abcfx.cli.shared import Command, make_table, print_json, print_text
 from abcfx.errors import InvalidInputError
 from abcfx.lp.names import RowName
 from abcfx.lp.networks import ChainSolution, GraphSolution, find_c, find_c_dag
+from abcfx.support.text import shown
 
 HELP = """Solve for the learning-rate exponents of a chain or graph of layers given as JSON; "-" reads standard input.
 
@@ -67,12 +68,16 @@ def _read(file: str) -> Problem:
         InvalidInputError: there is no such file, or it holds no JSON object.
     """
     path = Path(file)
-    if file != "-" and not path.is_file():
-        raise InvalidInputError(f"there is no file {file}.")
     try:
+        if file != "-" and not path.is_file():
+            raise InvalidInputError(f"there is no file {file}.")
         problem = json.loads(sys.stdin.read() if file == "-" else path.read_text(encoding="utf-8"))
     except RecursionError:
         raise InvalidInputError(f"{file} is nested too deeply.") from None
+    except OSError as error:  # it may not be read, or its name is too long
+        raise InvalidInputError(f"{shown(file)} cannot be read ({error.strerror}).") from None
+    except InvalidInputError:
+        raise
     except ValueError as error:  # also bytes that are no text
         raise InvalidInputError(f"{file} is no JSON: {error}") from None
     if not isinstance(problem, Mapping):

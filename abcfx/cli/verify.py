@@ -79,7 +79,10 @@ def _numbers(given: str) -> set[int]:
         first, dash, last = part.partition("-")
         if not first.strip().isdigit() or (dash and not last.strip().isdigit()):
             raise InvalidInputError(f"--only {given}: expected numbers of sections, as 3 or 1,4-6; --list shows them")
-        found.update(range(int(first), int(last if dash else first) + 1))
+        end = last if dash else first
+        if max(len(first), len(end)) > 9 or int(end) > len(PARTS) or int(first) < 1:
+            raise InvalidInputError(f"--only {given}: sections are 1 to {len(PARTS)}; --list shows them")
+        found.update(range(int(first), int(end) + 1))
     if not found:
         raise InvalidInputError(f"--only {given}: no section in that range; --list shows them")
     return found

@@ -77,6 +77,7 @@ def find_skips(dag: LayerDag) -> list[Skip]:
     rooted = nx.DiGraph(main.edges)
     rooted.add_nodes_from(main)
     rooted.add_edges_from([(root, n) for n in main if not main.in_degree(n)])
+    rooted.add_node(root)  # also where there is no other node
     dominators = nx.immediate_dominators(rooted, root)
     skips = []
     for end in dag.nodes_of(Merge):

@@ -42,6 +42,11 @@ def inner_optimizers(
                 f"DynamicAlignment: expected an optimizer or a list of them, got {type(each).__name__}.\n"
                 f"  To fix: torch.optim.AdamW(result.groups(per_parameter=True))"
             )
+    if len({id(each) for each in found}) < len(found):
+        raise InvalidInputError(
+            "DynamicAlignment: one optimizer was given twice, and its rates would be multiplied twice.\n"
+            "  To fix: give each once."
+        )
     return found
 
 

@@ -8,6 +8,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 from torch.utils.hooks import RemovableHandle
 
+from abcfx.errors import InvalidInputError
 from abcfx.support import arguments
 
 WARMUP, SHARE_OF_RUN = 100, 0.1
@@ -95,6 +96,11 @@ def wsd(optimizer: torch.optim.Optimizer, total: int, *, warmup: int = 0, decay:
         [0.5, 1.0, 1.0, 1.0, 0.5]
     """
     start = round(total * (1 - decay))
+    if warmup > start:
+        raise InvalidInputError(
+            f"wsd: warmup={warmup} is longer than the {start} steps before the decay, so the rates would never be "
+            f"reached.\n  To fix: wsd(optimizer, {total}, warmup={start // 2}, decay={decay:g})"
+        )
 
     def factor(step: int) -> float:
         """Return what the learning rates are multiplied by at a step: rising, then 1, then falling to 0."""

@@ -94,9 +94,11 @@ def grow(
     order = choose("block_order", block_order, BLOCK_ORDERS)
     small = given_model("small", small, on_device=True).model
     large = given_model("into", into, on_device=True).model
+    _refuse_shared(small, large)
     if optimizer is not None:
         family(optimizer)
         refuse_unknown_state(optimizer)
+        _refuse_foreign(optimizer, small)
     given, named = canonical(args, kwargs)
     models = _Models(small, large, given or (), named or {}, pair_blocks(small, large, order))
     paired = PairedModels(
@@ -134,6 +136,38 @@ class _Models:
     def gap(self, plan: GrowthPlan) -> float:
         """Return the largest difference between the outputs of the small and the large model, relative to their RMS."""
         return output_gap(self.small, self.large, self.args, self.kwargs, plan.output_dims())
+
+
+def _refuse_shared(small: nn.Module, large: nn.Module) -> None:
+    """Refuse two models with a parameter in common, which filling the large one would change in the small one too.
+
+    Raises:
+        GrowthError: names the parameter.
+    """
+    theirs = {id(parameter) for parameter in small.parameters()}
+    for name, parameter in large.named_parameters():
+        if id(parameter) in theirs:
+            raise GrowthError(
+                f"into: its parameter {name!r} is one of the small model's, which would be overwritten.\n"
+                f"  expected: a model with parameters of its own.\n"
+                f"  To fix: build it anew, into=lambda: Model(width=64)"
+            )
+
+
+def _refuse_foreign(optimizer: torch.optim.Optimizer, small: nn.Module) -> None:
+    """Refuse an optimizer that trains no parameter of the small model, so that there is no state to carry along.
+
+    Raises:
+        GrowthError: it is one of another model, such as a copy.
+    """
+    ours = {id(parameter) for parameter in small.parameters()}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not any(id(parameter) in ours for parameter in held):
+        raise GrowthError(
+            f"optimizer: none of the {len(held)} tensors that it trains is a parameter of the small model.\n"
+            f"  expected: the optimizer with which the small model was trained.\n"
+            f"  To fix: give that one, made from small.parameters(); without it, state and rates start anew."
+        )
 
 
 def _refused(against: Sequence[Refusal]) -> str:

@@ -15,6 +15,7 @@ from abcfx.pairing.factors.atoms import Atom, expanded, plain_atoms, root
 from abcfx.pairing.factors.index_maps import IndexMap, Padding
 from abcfx.pairing.pair import PairedModels
 from abcfx.rules import Layer
+from abcfx.support import arguments
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class GrowthPlan:
         ]
 
 
+@arguments.checked(models=arguments.instance_of(PairedModels, "PairedModels"))
 def plan_growth(models: PairedModels) -> GrowthPlan:
     """Plan how to fill a large model from a small one with as many blocks; neither model is changed.
 

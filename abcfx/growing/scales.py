@@ -27,6 +27,7 @@ from abcfx.rules.extents import Extent
 from abcfx.rules.fixed_dims import FixedDims
 from abcfx.rules.kinds import Merge, Norm, NumberFactor, Pointwise, Power, Product, Reduce, Softmax
 from abcfx.rules.weight_kinds import ScaledLayer
+from abcfx.support import arguments
 from abcfx.support.location import location
 
 ZERO: Form = {}
@@ -48,6 +49,9 @@ class Scales:
         return known_value(self.exponents[parameter])
 
 
+@arguments.checked(
+    dag=arguments.instance_of(LayerDag, "a LayerDag"), growth=arguments.instance_of(WidthGrowth, "a WidthGrowth")
+)
 def solve_scales(dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, float] | None = None) -> Scales:
     """Find the factor on every parameter with which a larger copy, made of repeated entries, computes the same.
 
@@ -63,6 +67,7 @@ def solve_scales(dag: LayerDag, growth: WidthGrowth, multipliers: Mapping[str, f
     return _Scaling(dag, growth, multipliers or {}).solve()
 
 
+@arguments.checked(fixed=arguments.instance_of(FixedExponents, "FixedExponents"))
 def clone_exponents(fixed: FixedExponents) -> dict[str, Fraction]:
     """Return c of each parameter, where with lr multiplied by m^-c a larger copy trains as the small network does.
 

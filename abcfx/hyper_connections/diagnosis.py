@@ -17,6 +17,7 @@ from rich.text import Text
 from abcfx.hyper_connections.figures import plot_diagnosis
 from abcfx.hyper_connections.rows import Diagnostic, DiagnosticRow, LawSlope, Measurement
 from abcfx.report.console import VERDICT_STYLES, text_of, verdict_text
+from abcfx.support.choices import choose
 from abcfx.support.figures import save
 from abcfx.support.verdict import WORST_FIRST, CheckResult, Verdict, worst
 
@@ -47,9 +48,8 @@ class Diagnosis(CheckResult[DiagnosticRow]):
     settings: Mapping[str, object]
 
     def status(self, diagnostic: str) -> Verdict:
-        """Return the worst verdict of one diagnostic, such as "spectrum". Raises KeyError for an unknown diagnostic."""
-        if diagnostic not in list(Diagnostic):
-            raise KeyError(f"{diagnostic!r}; there are {', '.join(Diagnostic)}.")
+        """Return the worst verdict of one diagnostic, such as "spectrum"; refuse an unknown one."""
+        choose("diagnostic", diagnostic, Diagnostic)
         return worst(row.verdict for row in self.rows if row.diagnostic == diagnostic)
 
     def values(self, diagnostic: str, quantity: str) -> dict[int | str | None, float]:
@@ -60,12 +60,13 @@ class Diagnosis(CheckResult[DiagnosticRow]):
             quantity: such as "norm".
 
         Raises:
-            KeyError: the diagnostic has no such quantity; the message lists those that there are.
+            InvalidInputError: the diagnostic has no such quantity; the message lists those that there are.
         """
         found = [each for each in self.measurements if (each.diagnostic, each.quantity) == (diagnostic, quantity)]
         if not found:
+            choose("diagnostic", diagnostic, Diagnostic)
             known = dict.fromkeys(each.quantity for each in self.measurements if each.diagnostic == diagnostic)
-            raise KeyError(f"{diagnostic}: there is no {quantity!r}; there are {', '.join(known)}.")
+            choose(f"{diagnostic}: quantity", quantity, known)
         return {each.place: each.mean for each in found}
 
     def to_dict(self) -> dict[str, object]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from abcfx.errors import InvalidInputError
 from abcfx.hyper_connections.module import StreamWeights, split_values
+from abcfx.hyper_connections.shapes import check_generator
 from abcfx.hyper_connections.sinkhorn_iterations import gauge_basis, sinkhorn, sinkhorn_jacobian
 from abcfx.support import arguments
 from abcfx.support.choices import choose
@@ -183,7 +184,7 @@ def sensitivity(
     Returns:
         Tensors (...,): change per relative change of x, for mix, read and write gates, worst and typical direction.
     """
-    _check_sizes(x, weight, scale, base)
+    check_generator(x, weight, scale, base)
     n, (values, gain) = x.shape[-2], _values(x, weight, eps)
     size = float(x.shape[-1] * n)
     square = x.flatten(-2).to(weight.dtype).square().sum(-1)
@@ -264,7 +265,7 @@ def logit_update(
         InvalidInputError: there is no such optimizer, or the shapes do not fit.
     """
     direction = _DIRECTIONS[choose("optimizer", optimizer, _DIRECTIONS)]
-    _check_sizes(x, weight, scale, base)
+    check_generator(x, weight, scale, base)
     n, (values, gain) = x.shape[-2], _values(x, weight, eps)
     lr_weight = lr if lr_weight is None else lr_weight
     raw, logits = values[..., 2 * n :], split_values(values, scale, base, n).mix
@@ -312,6 +313,9 @@ def gate_statistics(read: Tensor, write: Tensor) -> GateStatistics:
     A hyper-connection keeps n residual streams instead of one; weights computed from them read, write and mix them.
     """
 
+    if read.shape != write.shape:
+        raise arguments.wrong("write", write, f"gates of the shape of the read gates, {tuple(read.shape)}")
+
     def saturated(gate: Tensor) -> Tensor:
         """Return the share of gates, scaled to 0..1, that are within 5 % of one end."""
         return ((gate < SATURATED) | (gate > 1 - SATURATED)).to(gate.dtype).mean(-1)
@@ -334,28 +338,8 @@ def mixing_logits(x: Tensor, weight: Tensor, scale: Tensor, base: Tensor, eps: f
     Returns:
         Logits `read` and `write` (..., n) and `mix` (..., n, n).
     """
-    _check_sizes(x, weight, scale, base)
+    check_generator(x, weight, scale, base)
     return split_values(_values(x, weight, eps)[0], scale, base, x.shape[-2])
-
-
-def _check_sizes(x: Tensor, weight: Tensor, scale: Tensor, base: Tensor) -> None:
-    """Check that the parameters of a hyper-connection fit its streams.
-
-    Args:
-        x: the n residual streams of width d of each token, (..., n, d).
-        weight, scale, base: parameters: the generator ((2 + n) n, n d), scales (3,) and bases ((2 + n) n,).
-
-    Raises:
-        InvalidInputError: the shapes do not fit together.
-    """
-    n, d = x.shape[-2:]
-    k = (2 + n) * n
-    if weight.shape[-2:] != (k, n * d) or scale.shape != (3,) or base.shape != (k,):
-        shapes = ", ".join(str(tuple(each.shape)) for each in (x, weight, scale, base))
-        raise InvalidInputError(
-            f"hyper-connection: streams, generator, scales and bases of shapes {shapes} do not fit together.\n"
-            f"  expected: x (..., n, d), weight ((2 + n) n, n d), scale (3,) and base ((2 + n) n,)."
-        )
 
 
 def _values(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

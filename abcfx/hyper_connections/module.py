@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from abcfx.hyper_connections.shapes import check_ends, check_generator, check_streams
 from abcfx.hyper_connections.sinkhorn_iterations import normalised
 from abcfx.support.numbers import check_number, check_whole
 
@@ -87,6 +88,10 @@ def stream_weights(
     Returns:
         `read` and `write` (..., n), `mix` (..., n, n).
     """
+    check_whole("stream_weights: streams", streams)
+    check_whole("stream_weights: iters", iters)
+    check_streams("stream_weights: x", x, streams)
+    check_generator(x, weight, scale, base)
     logits = split_values(mixing_values(x, weight, eps), scale, base, streams)
     return StreamWeights(
         torch.sigmoid(logits.read) + eps, 2 * torch.sigmoid(logits.write), normalised(logits.mix, iters, eps)
@@ -140,6 +145,9 @@ class HyperConnection(nn.Module):
 
         Args:
             x: the n residual streams, (..., n, d).
+
+        Raises:
+            InvalidInputError: x is no such tensor.
         """
         read, write, mix = self.weights(x)
         return (read.to(x.dtype).unsqueeze(-1) * x).sum(-2), write.to(x.dtype), mix.to(x.dtype)
@@ -153,6 +161,7 @@ class HyperConnection(nn.Module):
         Returns:
             `read` and `write` (..., n), `mix` (..., n, n), in the precision of the parameters.
         """
+        check_streams("HyperConnection: x", x, self.streams, self.dim)
         return stream_weights(x, self.weight, self.scale, self.base, self.streams, self.sinkhorn_iters, self.eps)
 
     def update(self, x: Tensor, out: Tensor, write: Tensor, mix: Tensor) -> Tensor:
@@ -163,7 +172,15 @@ class HyperConnection(nn.Module):
             out: the layer's output, (..., d).
             write: write gates, (..., n), as `forward` returned them.
             mix: mixing matrix, (..., n, n), as `forward` returned it.
+
+        Raises:
+            InvalidInputError: one of them is no such tensor.
         """
+        n = self.streams
+        check_streams("HyperConnection.update: x", x, n, self.dim)
+        check_ends("HyperConnection.update: out", out, "the layer's output", self.dim)
+        check_ends("HyperConnection.update: write", write, "the write gates", n)
+        check_ends("HyperConnection.update: mix", mix, "the mixing matrix", n, n)
         return write.unsqueeze(-1) * out.unsqueeze(-2) + mix.mT @ x
 
     def extra_repr(self) -> str:
@@ -198,6 +215,7 @@ class HyperHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum (..., d) of the n residual streams x (..., n, d), weighted by gates computed from them."""
+        check_streams("HyperHead: x", x, self.streams, self.dim)
         read = torch.sigmoid(mixing_values(x, self.weight, self.eps) * self.scale + self.base) + self.eps
         return (read.to(x.dtype).unsqueeze(-1) * x).sum(-2)
 

@@ -108,6 +108,18 @@ def _float_type(option: str, value: object) -> None:
         raise arguments.wrong(option, value, "a floating-point dtype such as torch.float64")
 
 
+def _device(option: str, value: object) -> None:
+    """Refuse what is no device of this machine.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    try:
+        torch.empty(0, device=value)  # type: ignore[call-overload]
+    except (AssertionError, RuntimeError, TypeError) as error:  # torch raises all three
+        raise arguments.wrong(option, value, "a device of this machine", f"{option.split()[-1]}='cpu'") from error
+
+
 def gauge_projector(streams: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> Tensor:
     """Return the projector (n^2, n^2) onto those n x n logits that change sinkhorn(logits): rows and columns sum to 0.
 
@@ -120,10 +132,11 @@ def gauge_projector(streams: int, *, dtype: torch.dtype | None = None, device: t
         dtype, device: of the result.
 
     Raises:
-        InvalidInputError: there is no such number of streams, or no such dtype.
+        InvalidInputError: there is no such number of streams, no such dtype, or no such device here.
     """
     check_whole("gauge_projector: streams", streams)
     arguments.optional(_float_type)("gauge_projector: dtype", dtype)
+    arguments.optional(_device)("gauge_projector: device", device)
     centred = torch.eye(streams, dtype=dtype, device=device) - 1 / streams
     return torch.kron(centred, centred)
 

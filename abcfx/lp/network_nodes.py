@@ -12,6 +12,7 @@ import networkx as nx
 from abcfx.errors import InvalidInputError
 from abcfx.lp.levels import without_gc
 from abcfx.support.choices import choose
+from abcfx.support.text import shown
 
 Merge: TypeAlias = Literal["min", "sum"]
 MERGES: tuple[Merge, ...] = get_args(Merge)
@@ -160,7 +161,7 @@ def finite_number(value: object, name: str, label: str) -> float:
         ):  # an array of several numbers; an int beyond 1e308
             number = float(value)
     if not math.isfinite(number):
-        raise InvalidInputError(f"{label}: {name} must be a finite number; got {value!r}")
+        raise InvalidInputError(f"{label}: {name} must be a finite number; got {shown(value)}")
     return number
 
 

@@ -11,12 +11,14 @@ import math
 import operator
 from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from contextlib import contextmanager
+from types import FunctionType
 from typing import TypeAlias, TypeVar
 
 import torch
 
 from abcfx.capture.leaves import is_kept, keep_whole, open_up
 from abcfx.capture.registered import registered_name
+from abcfx.errors import InvalidInputError
 from abcfx.rules.values import Result
 from abcfx.support import arguments
 
@@ -91,6 +93,16 @@ def register_rule(*targets: object) -> Callable[[R], R]:
         ...     return op.product(op.nonlinear(gate), x)  # silu(0) = 0: as large as its input
     """
 
+    if not targets:
+        raise InvalidInputError(
+            "register_rule: expected the ops that the rule is for, got none.\n  To fix: @register_rule('mylib::scan')"
+        )
+    if len(targets) == 1 and _looks_like_a_rule(targets[0]):
+        raise InvalidInputError(
+            "register_rule: expected the op that the rule is for, got the rule itself.\n"
+            "  To fix: @register_rule('mylib::scan'), with the op in parentheses, above the rule"
+        )
+
     def register(rule: R) -> R:
         """Register a rule for the ops that were given to the decorator, and return it.
 
@@ -105,6 +117,11 @@ def register_rule(*targets: object) -> Callable[[R], R]:
         return rule
 
     return register
+
+
+def _looks_like_a_rule(target: object) -> bool:
+    """Whether a target is a Python function whose first argument is called `op`, as a rule's is and no op's."""
+    return isinstance(target, FunctionType) and target.__code__.co_varnames[:1] == ("op",)
 
 
 @contextmanager

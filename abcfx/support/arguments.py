@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import partial, wraps
 from typing import ParamSpec, TypeVar
 
@@ -13,7 +14,9 @@ import torch
 from torch import nn
 
 from abcfx.errors import AbcfxError, InvalidInputError
+from abcfx.support.location import user_line
 from abcfx.support.numbers import check_number, check_whole
+from abcfx.support.text import shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,7 +25,9 @@ Check = Callable[[str, object], object]
 
 
 def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return a decorator that checks arguments whenever the function is called; defaults are taken to be right.
+    """Return a decorator that checks arguments whenever the function is called: that it takes them, and their values.
+
+    Defaults are taken to be right. A misspelt keyword argument is refused with the name that is nearest to it.
 
     Args:
         checks: by the argument's name, its check: a function of (name, value) that raises an InvalidInputError for a
@@ -37,10 +42,15 @@ def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         """Return the function with its arguments checked."""
-        names = list(inspect.signature(function).parameters)
+        signature = inspect.signature(function)
+        names = list(signature.parameters)
 
         @wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise _unfit(function.__name__, str(error), names, kwargs) from None
             given = {**dict(zip(names, args, strict=False)), **kwargs}
             for name, check in checks.items():
                 if name in given:
@@ -50,6 +60,22 @@ def checked(**checks: Check) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return call
 
     return decorate
+
+
+def _unfit(function: str, reason: str, names: Collection[str], keywords: Collection[str]) -> InvalidInputError:
+    """Make the error for a call whose arguments a function does not take.
+
+    Args:
+        function: its name.
+        reason: what Python says of the call.
+        names: names of the function's arguments.
+        keywords: names of the keyword arguments of the call.
+    """
+    message = f"{function}: {reason}.\n  Expected arguments: {', '.join(names)}."
+    for keyword in keywords:
+        if keyword not in names and (nearest := get_close_matches(keyword, names, n=1)):
+            message += f"\n  To fix: {nearest[0]}= in place of {keyword}="
+    return InvalidInputError(message)
 
 
 def optional(check: Check) -> Check:
@@ -159,6 +185,7 @@ def tensor(dims: int = 0, *, square: bool = False, floating: bool = True) -> Che
             not isinstance(value, torch.Tensor)
             or (floating and not value.is_floating_point())
             or value.is_meta
+            or value.layout is not torch.strided
             or value.ndim < dims
             or not value.numel()
             or (square and value.shape[-1] != value.shape[-2])
@@ -179,11 +206,13 @@ def wrong(option: str, value: object, expected: str, fix: str = "") -> InvalidIn
     """
     if isinstance(value, torch.Tensor):
         got = f"a tensor of shape {tuple(value.shape)} and {value.dtype}" + (" on the meta device" * value.is_meta)
+        got += f" in the layout {value.layout}" * (value.layout is not torch.strided)
     elif isinstance(value, type):
         got = f"the class {value.__name__}"
-    elif value is None or isinstance(value, bool | int | float | str | bytes):
-        shown = repr(value) if not isinstance(value, int) or abs(value) < 2**64 else "a very large number"
-        got = shown if len(shown) <= 60 else f"{shown[:57]}..."
+    elif value is None or isinstance(value, bool | int | float | str | bytes | torch.dtype | torch.device):
+        got = shown(value)
+    elif isinstance(value, tuple | list):
+        got = f"a {type(value).__name__} of {len(value)}"
     else:
         got = f"a value of type {type(value).__name__}"
     return InvalidInputError(f"{option}: expected {expected}, got {got}." + (f"\n  To fix: {fix}" if fix else ""))
@@ -209,6 +238,28 @@ def run_on(argument: str, model: object) -> Iterator[None]:
             f"{argument}: {type(model).__name__} does not run on it: {type(error).__name__}: {error}\n"
             f"  To fix: give inputs as its forward takes them: one tensor, a tuple, or a dict of keyword inputs."
         ) from error
+
+
+@contextmanager
+def calling(argument: str, function: object) -> Iterator[None]:
+    """Turn an error from within a function that a user gave into one that names the argument; it stays the cause.
+
+    Args:
+        argument: the option that the function was given for.
+        function: the function, or the text that stands for it, for the message.
+
+    Raises:
+        InvalidInputError: the block raised anything but an error of abcfx.
+    """
+    try:
+        yield
+    except AbcfxError:
+        raise
+    except Exception as error:  # a user's function may raise anything
+        name = repr(function) if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
+        line = user_line(error.__traceback__)
+        where = f"\n  To fix: {line}" if line else ""
+        raise InvalidInputError(f"{argument}: {name} raises {type(error).__name__}: {error}{where}") from error
 
 
 def refuse_call(argument: str, function: Callable[..., object], expected: str, *args: object) -> None:

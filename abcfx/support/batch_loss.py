@@ -51,7 +51,16 @@ def default_loss(output: object, batch: object, outputs: Sequence[torch.Tensor] 
             continue
         if int(targets.max()) < classes.shape[1]:
             return F.cross_entropy(classes, targets)
-    return F.cross_entropy(*_aligned(candidates[-1], batch))
+    classes, targets = _aligned(candidates[-1], batch)
+    try:
+        return F.cross_entropy(classes, targets)
+    except (IndexError, RuntimeError) as error:
+        raise InvalidInputError(
+            f"loss: cross entropy of logits {tuple(classes.shape)} and targets {tuple(targets.shape)} from "
+            f"{int(targets.min())} to {int(targets.max())} cannot be computed: {error}\n"
+            f"  expected: targets from 0 to {classes.shape[1] - 1}.\n"
+            f"  To fix: build the model with as many classes, or pass loss=lambda output, batch: ..."
+        ) from error
 
 
 def _own_loss(output: object, outputs: Sequence[torch.Tensor]) -> torch.Tensor | None:

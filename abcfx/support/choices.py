@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import TypeVar
 
 from abcfx.errors import InvalidInputError
+from abcfx.support.text import shown
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -32,7 +33,7 @@ def choose(option: str, value: object, choices: Iterable[Choice]) -> Choice:
     if isinstance(value, str) and _key(value) in by_key:
         return by_key[_key(value)]
     words = [repr(str(choice)) for choice in by_key.values()]
-    message = f"{option}={value!r} is not known.\n  Expected one of: {', '.join(words)}."
+    message = f"{option}={shown(value)} is not known.\n  Expected one of: {', '.join(words)}."
     if nearest := get_close_matches(_key(value), by_key, n=1) if isinstance(value, str) else []:
         message += f"\n  To fix: {option}={str(by_key[nearest[0]])!r}"
     raise InvalidInputError(message)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from abcfx.errors import InvalidInputError
+from abcfx.support.text import shown
 
 
 def writable_folder(option: str, path: Path) -> Path:
@@ -25,6 +26,26 @@ def writable_folder(option: str, path: Path) -> Path:
     return path
 
 
+def write_text(option: str, path: object, text: str) -> None:
+    """Write a text to a file that a user named.
+
+    Args:
+        option: what the path was given for; it begins the error message.
+        path: the user's path.
+        text: the text.
+
+    Raises:
+        InvalidInputError: it is no path of a file that can be written.
+    """
+    found = writable_file(option, path)
+    try:
+        found.write_text(text, encoding="utf-8")
+    except OSError as error:  # no permission, a full disk, a folder in which the system makes the files
+        raise InvalidInputError(
+            f"{option}={shown(str(found))}: it cannot be written ({error.strerror}).\n  To fix: give another path."
+        ) from error
+
+
 def writable_file(option: str, path: object) -> Path:
     """Return the path of a file to write; it is no symlink, so that nothing is written elsewhere than it says.
 
@@ -38,6 +59,15 @@ def writable_file(option: str, path: object) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise InvalidInputError(f"{option}={path!r}: expected the path of a file, got {type(path).__name__}.")
     found = Path(os.fspath(path))
+    try:
+        os.lstat(found)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null byte in it
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidInputError(
+            f"{option}={shown(str(found))}: this is no path of a file ({reason}).\n  To fix: {option}='report.html'"
+        ) from error
     if found.is_symlink():
         raise InvalidInputError(
             f"{option}={str(found)!r} is a symlink; nothing is written through one.\n"

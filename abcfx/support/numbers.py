@@ -10,6 +10,7 @@ from numbers import Integral, Real
 import torch
 
 from abcfx.errors import InvalidInputError
+from abcfx.support.text import shown
 
 
 def check_number(
@@ -63,7 +64,8 @@ def check_whole(option: str, value: object, *, at_least: int = 1) -> int:
     10
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or not at_least <= int(value) <= sys.maxsize:
-        raise _refused(option, value, f"a whole number, at least {at_least}", None)
+        limit = f", at least {at_least}" * (at_least > -(2**31))  # below, it is that of a C integer
+        raise _refused(option, value, f"a whole number{limit}", None)
     return int(value)
 
 
@@ -89,9 +91,7 @@ def _refused(option: str, value: object, expected: str, number: float | None) ->
         expected: what the value should be, in words.
         number: the value as a float; None if it is no number.
     """
-    shown = repr(value) if not isinstance(value, Integral) or abs(int(value)) < 2**64 else "a number above 2**64"
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    message = f"{option}={shown}: expected {expected}."
+    message = f"{option}={shown(value)}: expected {expected}."
     if number is None and isinstance(value, str):
         with suppress(ValueError):  # words have no number in them
             if math.isfinite(number := float(value)):

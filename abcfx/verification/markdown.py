@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import version
 
+from abcfx.support import arguments
 from abcfx.support.verdict import Verdict
 from abcfx.verification.evidence import Table
 from abcfx.verification.result import Section, Verification
@@ -12,6 +13,7 @@ from abcfx.verification.result import Section, Verification
 COMMAND = "abcfx verify --write docs"
 
 
+@arguments.checked(verification=arguments.instance_of(Verification, "what verify returns"))
 def document(verification: Verification, picture: str | None = None) -> str:
     """Return the Markdown page that shows the result of a run of `verify`.
 

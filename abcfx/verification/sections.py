@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 
 from abcfx.errors import InvalidInputError
+from abcfx.support import arguments
 from abcfx.support.running import one_thread, preserved_rng
+from abcfx.support.text import shown
 from abcfx.verification.evidence import Evidence
 from abcfx.verification.figure import figure
 from abcfx.verification.installation import installation
@@ -164,6 +166,7 @@ PARTS = (
 )
 
 
+@arguments.checked(on_section=arguments.optional(arguments.function), raise_errors=arguments.flag)
 def verify(
     only: Collection[int] | None = None,
     *,
@@ -193,9 +196,10 @@ def verify(
         PASS ['Optimality']
     """
     known = {part.number for part in PARTS}
-    wrong = sorted(set(only or ()) - known)
-    if wrong:
-        raise InvalidInputError(f"there is no section {', '.join(map(str, wrong))}; expected 1 to {len(PARTS)}.")
+    wrong = [each for each in only if each not in known] if only is not None else []
+    if wrong or (only is not None and not only):
+        said = f"there is no section {', '.join(map(shown, wrong))}" if wrong else "only: expected at least one section"
+        raise InvalidInputError(f"{said}; expected numbers from 1 to {len(PARTS)}.\n  To fix: verify({{1, 3}})")
     studies = Studies(picture)
     sections = []
     with one_thread(), preserved_rng():

@@ -270,3 +270,8 @@ def test_tags_and_prices() -> None:
         ("alpha", 1.0, ("a.{0,1}",)),
         ("gradient", 9.0, ("n",)),
     ]
+
+
+def test_a_model_without_layers_has_a_report() -> None:
+    result = abcfx.transform(nn.ReLU(), torch.ones(2, 3), base=nn.ReLU())
+    assert "0 parameters" in str(result)
