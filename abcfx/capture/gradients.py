@@ -112,14 +112,17 @@ class Gradients:
 
 
 def routes(roots: Sequence[torch.Tensor], wanted: Mapping[int, str]) -> dict[str, Routes]:
-    """Return for each parameter the kinds of autograd nodes that hand gradient to it, one entry for each edge.
+    """Return for each parameter the kinds of autograd nodes that hand gradient to it, one for each edge to it.
 
-    This needs no backward pass, so it costs no memory. A reentrant checkpoint on the way has an (empty) entry of its
-    own.
+    This needs no backward pass, so it costs no memory.
 
     Args:
         roots: the tensors from which a backward pass would start.
         wanted: names of the parameters, by their ids.
+
+    Returns:
+        The names of the nodes' classes by parameter. If a reentrant checkpoint is on the way, whose inner nodes are not
+        part of the graph, the key "CheckpointFunctionBackward" is there as well, with no names.
     """
     found: dict[str, list[str]] = {}
     for node, following in _edges(roots):

@@ -134,7 +134,11 @@ class _Models:
     blocks: Blocks
 
     def gap(self, plan: GrowthPlan) -> float:
-        """Return the largest difference between the outputs of the small and the large model, relative to their RMS."""
+        """Return the largest difference between the outputs of the small and of the large model, relative to their RMS.
+
+        The large model has been filled before; `plan` says which entry of the small model's outputs each entry of the
+        large model's should equal.
+        """
         return output_gap(self.small, self.large, self.args, self.kwargs, plan.output_dims())
 
 

@@ -352,9 +352,14 @@ def _like(source: str, names: tuple[str, ...]) -> str:
 
 
 def _options(expert: _Expert, theirs: Mapping[str, torch.Tensor]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield (names of dense tensors, layout) for each way to put dense tensors together in the shape of one expert.
+    """Yield each way to put one or two tensors of the dense model together in the shape of one expert's tensor.
 
-    `theirs` has the dense model's tensors by name.
+    Args:
+        expert: the expert's tensor: its shape, and the dense tensors that it may be filled from.
+        theirs: the dense model's tensors by name.
+
+    Yields:
+        (names of the dense tensors, key of `LAYOUTS`: how they are joined, as "one behind another").
     """
     for count in (1, 2):
         for sources in itertools.permutations(expert.sources, count):

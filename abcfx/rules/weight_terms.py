@@ -108,7 +108,11 @@ def chained(x: Value, y: Value) -> Terms:
 
 
 def permuted(x: Value, order: tuple[int, ...]) -> Terms:
-    """Return the terms, products of parameters, of a computed weight with its dims in another order, or ()."""
+    """Return the terms, products of parameters, of a computed weight with its dims in another order.
+
+    Returns:
+        The terms; () if a term has another number of dims, or is a matrix product and `order` is not its transpose.
+    """
     found = []
     for term in x.terms:
         if len(term.chain) > 1 and order != (1, 0):
