@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -134,6 +134,13 @@ def given_model(
     Raises:
         InvalidInputError: it is no module; or a wrapper hides its weights; or its tensors cannot be trained.
     """
+    if isinstance(given, torch.export.ExportedProgram) or (
+        isinstance(given, fx.GraphModule) and "train" in vars(given)
+    ):
+        raise InvalidInputError(
+            f"{argument}: a program that torch.export made is fixed to one mode and cannot train.\n"
+            f"  To fix: give the nn.Module that was exported"
+        )
     built: object = given if isinstance(given, nn.Module) or not callable(given) else _called(argument, given)
     if not isinstance(built, nn.Module):
         raise InvalidInputError(
@@ -227,7 +234,7 @@ class _Unwrapping:
             inner = held
         self.done[id(module)] = self.done[id(inner)] = inner
         children = {
-            name: child and self.plain(child, f"{path}.{name}" if path else name)
+            name: None if child is None else self.plain(child, f"{path}.{name}" if path else name)
             for name, child in inner._modules.items()
         }
         compiled = vars(inner).get("_compiled_call_impl") is not None

@@ -12,14 +12,15 @@ from abcfx.plan.groups import OptimizerGroup
 from abcfx.plan.spec import ParameterPlan
 from abcfx.support.patterns import plain_name
 from abcfx.support.verdict import CheckRow, Verdict
-from abcfx.theory.optimizer_groups import IMPLEMENTATION, MOMENTUM, as_number, as_option, moves_momentum
+from abcfx.theory.optimizer_groups import IMPLEMENTATION, MOMENTUM, as_number, as_option, moves_momentum, names_in
 from abcfx.theory.optimizers import OptimizerFamily
 
 Key = Literal["lr", "weight_decay", "eps"]
 KEYS: tuple[Key, ...] = ("lr", "weight_decay", "eps")
 REBUILD = "build the optimizer from all of result.param_groups, or abcfx.param_groups(module, result.spec)"
 # What groups hold beside the options of an optimizer.
-NOT_OPTIONS = IMPLEMENTATION | {"params", "param_names", "initial_lr", "lr_scale", "name", "group_name"}
+NOT_OPTIONS = IMPLEMENTATION | {"params", "param_names", "lr_scale", "name", "group_name"}
+NOT_OPTIONS |= {"initial_lr", "max_lr", "min_lr"}  # a scheduler's
 _TOLERANCE = 1e-5  # of the ratio of a value to its plan
 
 
@@ -49,11 +50,10 @@ class LiveGroup:
             names: id of each parameter of the module -> its name.
             plan: planned numbers of each parameter, by name.
         """
-        given = group.get("param_names") or [""] * len(group["params"])
         planned: dict[str, ParameterPlan] = {}
         strangers = []
-        for parameter, called in zip(group["params"], given, strict=True):
-            name, was = names.get(id(parameter)), plain_name(str(called), plan)
+        for parameter, called in zip(group["params"], names_in(group), strict=True):
+            name, was = names.get(id(parameter)), plain_name(called, plan)
             if name is not None and name in plan:
                 planned[name] = plan[name]
             elif name is not None:

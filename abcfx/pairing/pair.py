@@ -213,10 +213,12 @@ class PairedModels:
         shapes = {name: tuple(parameter.shape) for name, parameter in self.target.named_parameters()}
         measured = self.measured_growth
         if measured is not None and measured.width_ratio != 1.0:
-            measured = measured.with_fixed(*fixed_sizes(self._plain_dag, measured.sizes)).with_segments(self.segments)
+            frozen = [name for name, parameter in self.target.named_parameters() if not parameter.requires_grad]
+            activations = measured.activation_sizes
+            measured = measured.with_fixed(*fixed_sizes(self._plain_dag, measured.sizes, frozen, activations))
         if measured is None or measured.width_ratio == 1.0:
             return StructuralGrowth(self.target_dag, shapes, measured)
-        return measured
+        return measured.with_segments(self.segments)
 
     @cached_property
     def measured_growth(self) -> SizeGrowth | None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from functools import cached_property
 
 import torch
+import torch.fx as fx
 
 from abcfx.capture import CapturedGraph
 from abcfx.dag.generators import generators
@@ -124,7 +125,7 @@ class StructuralGrowth(WidthGrowth):
         """
         self.width_ratio, self.has_base = 1.0, base is not None
         if base is not None:
-            self.blocks, self.base_parameters = base.blocks, base.base_parameters
+            self.blocks, self.base_parameters, self.notes = base.blocks, base.base_parameters, base.notes
         self._shapes = shapes
         self._grows: dict[Dim, float] = {}
         above, below = beside_layers(dag, upstream=True), beside_layers(dag, upstream=False)
@@ -234,6 +235,10 @@ class SizeGrowth(WidthGrowth):
         other.width_ratio = other._largest_ratio()
         return other
 
+    def activation_sizes(self) -> Iterator[tuple[tuple[int, int], ...]]:
+        """Yield for each activation (size in the smaller base, size in the model) of its dims, where both are known."""
+        return iter(())
+
     def with_segments(self, segments: Mapping[str, tuple[DimPart, ...]]) -> SizeGrowth:
         """Return a copy in which the dims of the weights in `segments` grow as their fastest-growing columns do."""
         if not segments:
@@ -299,6 +304,19 @@ class PairedGrowth(SizeGrowth):
         self._nodes = pair_graphs(target, base, blocks)
         self._captured = target, base
         self._find_factors = factors
+
+    def activation_sizes(self) -> Iterator[tuple[tuple[int, int], ...]]:
+        """Yield for each activation (size in the smaller base, size in the model) of its dims, where both are known."""
+        from_inputs = set[fx.Node]()  # not those made of parameters alone
+        for node in self._captured[0].module.graph.nodes:
+            if node.op == "placeholder" or not from_inputs.isdisjoint(node.all_input_nodes):
+                from_inputs.add(node)
+        for node in from_inputs & self._nodes.twins.keys():
+            sizes, base_sizes = shape_of(node), self._nodes.base_shape(node)
+            if sizes is None or base_sizes is None or len(sizes) != len(base_sizes):
+                continue
+            if UNKNOWN_SIZE not in (*sizes, *base_sizes):
+                yield tuple(zip(base_sizes, sizes, strict=True))
 
     def _both(self, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> tuple[object, object]:
         """Return the two values of a number in the graph: in the model, and in its smaller base."""

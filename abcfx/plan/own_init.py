@@ -22,6 +22,7 @@ from abcfx.plan.structure import SIGMAS
 
 RESOLUTION = 1e-3
 COARSE = 0.25  # sampling errors beyond this leave open which half of a growth exponent is meant
+_DIMS_OF_INIT = slice(1, None), slice(1)  # fan_in, and fan_out, of a weight (out, in, *kernel)
 DEPTH_RESOLUTION = 0.1  # one more block among four changes 1/sqrt(L) by as much
 
 
@@ -88,18 +89,71 @@ def measure_own_init(
     found: dict[str, OwnInit] = {}
     for names in pools.values():
         draws = {name: _drawn_pair(target, base, name) for name in names}
-        random = [pair for pair in draws.values() if all(_is_random(draw) for draw in pair)]
-        measured, error = _pooled(random, growth.width_ratio)
+        random = {name: pair for name, pair in draws.items() if all(_is_random(draw) for draw in pair)}
+        explained = [
+            {name: _of_fixed_sizes(base[name].shape, target[name].shape, exponents[name], dims) for name in random}
+            for dims in _DIMS_OF_INIT
+        ]
         for name, pair in draws.items():
             b = planned.get(name, 0.0)
-            exponent, snapped = b, False
-            if all(_is_random(draw) for draw in pair):
-                exponent, snapped = _rounded(measured, error, exponents[name], b)
-            elif all(draw.constant for draw in pair):
-                exponent = _of_constants(pair, growth.width_ratio, exponents[name], b)
             noise = math.sqrt(pair[0].log_variance + pair[1].log_variance)
-            found[name] = OwnInit(exponent, measured, error, snapped, pair[0], pair[1].spread, noise)
+            if name in random:
+                measured, error, exponent, snapped, by = _law(random, explained, growth.width_ratio, exponents[name], b)
+                spread = pair[1].spread * by.get(name, 1.0)
+                found[name] = OwnInit(exponent, measured, error, snapped, pair[0], spread, noise)
+                continue
+            is_constant = all(draw.constant for draw in pair)
+            exponent = _of_constants(pair, growth.width_ratio, exponents[name], b) if is_constant else b
+            measured, error = _pooled(list(random.values()), growth.width_ratio)
+            found[name] = OwnInit(exponent, measured, error, False, pair[0], pair[1].spread, noise)
     return found
+
+
+def _of_fixed_sizes(base: Sequence[int], target: Sequence[int], growth: tuple[float, ...], dims: slice) -> float:
+    """Return the factor on entries drawn as fan_in^-1/2 that comes from sizes which differ, but not with the width.
+
+    Wider kernels are an example.
+
+    Args:
+        base: the shape in the smaller base.
+        target: the shape in the model.
+        growth: for each dim the exponent g with which its size grows as width_ratio^g; 0 for one that does not.
+        dims: the dims that count.
+    """
+    sizes = list(zip(base, target, growth, strict=True))[dims]
+    return math.prod((large / small) ** -0.5 for small, large, grows in sizes if not grows and small)
+
+
+def _law(
+    random: Mapping[str, tuple[Draw, Draw]],
+    explained: Sequence[Mapping[str, float]],
+    scale: float,
+    growth: tuple[float, ...],
+    planned: float,
+) -> tuple[float, float, float, bool, Mapping[str, float]]:
+    """Find the law m^-x by which random tensors are drawn, x their exponent and m the width ratio.
+
+    Args:
+        random: for each of several like tensors its draw in the model and in its smaller base.
+        explained: sets of factors on the base's draws, by name, for what fan_in or fan_out may explain beside the
+            width. The first set is tried first that leaves a round exponent; without one none counts.
+        scale: the width ratio.
+        growth: the growth exponents of the tensors' dims.
+        planned: the exponent by which the tensors are to scale.
+
+    Returns:
+        The measured exponent, its sampling error, the exponent, whether it was rounded, and the factors that count.
+    """
+    pairs = list(random.values())
+    measured, error = _pooled(pairs, scale)
+    exponent, snapped = _rounded(measured, error, growth, planned)
+    for factors in () if snapped else explained:
+        if any(factor != 1.0 for factor in factors.values()):
+            rest, error = _pooled(pairs, scale, [factors[name] for name in random])
+            nearest, is_round = _rounded(rest, error, growth, planned)
+            if is_round:
+                return rest, error, nearest, True, factors
+    return measured, error, exponent, snapped, {}
 
 
 def carried_own_init(
@@ -175,28 +229,30 @@ def _drawn_pair(target: Mapping[str, torch.Tensor], base: Mapping[str, torch.Ten
     """Return descriptions of how one parameter was drawn at init in a model (target) and in its smaller base."""
     pair, weights = (target[name], base[name]), (weight_beside(target, name), weight_beside(base, name))
     ours, theirs = (Draw.of(tensor, weight) for tensor, weight in zip(pair, weights, strict=True))
-    if ours.count == theirs.count == 1 and ours.constant != theirs.constant:
+    if 1 in (ours.count, theirs.count) and ours.constant != theirs.constant:
         each = [w is not None and is_from_torch(sampled_entries(p), w) for p, w in zip(pair, weights, strict=True)]
         if all(each) and weights[0] is not None and weights[1] is not None:
-            return Draw.of_torch(weights[0], 1, ours.rms), Draw.of_torch(weights[1], 1, theirs.rms)
+            counts = ours.count, theirs.count
+            return Draw.of_torch(weights[0], counts[0], ours.rms), Draw.of_torch(weights[1], counts[1], theirs.rms)
     if ours.from_torch != theirs.from_torch:  # one looks like it by accident
         return Draw.of(pair[0]), Draw.of(pair[1])
     return ours, theirs
 
 
-def _pooled(draws: Sequence[tuple[Draw, Draw]], scale: float) -> tuple[float, float]:
+def _pooled(draws: Sequence[tuple[Draw, Draw]], scale: float, factors: Sequence[float] = ()) -> tuple[float, float]:
     """Return the exponent x of RMS entries ~ scale^-x, pooled over like tensors, and its sampling error.
 
     Args:
         draws: for each of several like tensors its draw in the target and in the base; precise ones weigh more.
         scale: the width ratio.
+        factors: for each of the tensors a number that multiplies its draw in the base; none if all are 1.
     """
     if scale == 1.0:
         return 0.0, 0.0
     log_m, total, weights = math.log(scale), 0.0, 0.0
-    for ours, theirs in draws:
+    for (ours, theirs), factor in zip(draws, factors or [1.0] * len(draws), strict=True):
         weight = 1.0 / (ours.log_variance + theirs.log_variance + 1e-12)
-        total += weight * math.log(theirs.spread / ours.spread)
+        total += weight * math.log(theirs.spread * factor / ours.spread)
         weights += weight
     return (total / weights / log_m, weights**-0.5 / abs(log_m)) if weights else (0.0, 0.0)
 

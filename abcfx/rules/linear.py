@@ -222,6 +222,8 @@ def einsum(op: Op, equation: str, *operands: Value | Sequence[Value]) -> Value:
     if not output:
         every = inputs.replace(",", "")
         output = "".join(sorted(c for c in set(every) if every.count(c) == 1))
+    for k, x in enumerate(tensors):
+        tensors[k], letters[k] = _summed_alone(op, x, letters[k], output + "".join(letters[:k] + letters[k + 1 :]))
     value = tensors[0]
     seen = letters[0]
     for k in range(1, len(tensors)):
@@ -231,6 +233,29 @@ def einsum(op: Op, equation: str, *operands: Value | Sequence[Value]) -> Value:
         value = _einsum_pair(op, value, seen, tensors[k], letters[k], later)
         seen = "".join(dict.fromkeys(c for c in seen + letters[k] if c in later))
     return replace(value, terms=permuted(value, (1, 0))) if len(output) == 2 and seen == output[::-1] else value
+
+
+def _summed_alone(op: Op, x: Value, letters: str, kept: str) -> tuple[Value, str]:
+    """Sum one operand of an einsum over the dims that neither the result nor another operand has.
+
+    A weight stays as it is.
+
+    Args:
+        op: the op of the traced graph for which a node is added to the layer DAG, a graph of layers and ops.
+        x: the operand.
+        letters: the letters of its dims.
+        kept: the letters of the result and of all other operands.
+
+    Returns:
+        The sum, and the letters that it has.
+    """
+    alone = [c for c in dict.fromkeys(letters) if c not in kept and c != "."]
+    if not alone or op.is_weight(x):
+        return x, letters
+    before, dots, after = letters.partition("...")
+    dims = [before.index(c) if c in before or not dots else after.index(c) - len(after) for c in alone]
+    summed = op.reduce(x, dims, mean=False)
+    return replace(summed, at=None, shape=None), "".join(c for c in letters if c not in alone)
 
 
 def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kept: str) -> Value:

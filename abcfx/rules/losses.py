@@ -11,15 +11,30 @@ _SUM = 2  # how aten ops spell reduction="sum"
 
 
 @register_rule(
-    "cross_entropy", "cross_entropy_loss", "nll_loss", "nll_loss_nd", "binary_cross_entropy_with_logits",
-    "binary_cross_entropy", "kl_div", "ctc_loss", "hinge_embedding_loss", "margin_ranking_loss", "poisson_nll_loss",
-    "gaussian_nll_loss", "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss",
-    "soft_margin_loss",
+    "cross_entropy", "cross_entropy_loss", "nll_loss", "nll_loss_nd", "ctc_loss", "margin_ranking_loss",
+    "multi_margin_loss", "multilabel_margin_loss", "multilabel_soft_margin_loss",
 )  # fmt: skip
 def loss(op: Op, x: Value, target: object, *others: object, log_target: bool = False) -> Value:
     """Handle a loss such as cross entropy: a number as large as the entries of its largest input, logits or targets."""
     moving = [v for v in others if isinstance(v, Value) and not v.is_constant]
     return op.nonlinear(op.merge([v for v in (x, target, *moving) if isinstance(v, Value)]))
+
+
+@register_rule(
+    "binary_cross_entropy_with_logits", "binary_cross_entropy", "kl_div", "poisson_nll_loss", "gaussian_nll_loss",
+    "soft_margin_loss", "hinge_embedding_loss",
+)  # fmt: skip
+def loss_of_entries(op: Op, x: Value, target: object, *others: object, log_target: bool = False) -> Value:
+    """Handle a loss that has a term for each entry, such as binary cross entropy: as large as its largest input.
+
+    With reduction="sum", or "batchmean", it is a sum over all entries: n times as large, for n of them.
+    """
+    terms = loss(op, x, target, *others)
+    integers = [
+        each for each in others if isinstance(each, int) and not isinstance(each, bool)
+    ]  # how aten ops spell it
+    is_sum = "sum" in others or "batchmean" in others or _SUM in integers
+    return op.reduce(terms, None, mean=False, dims_of=x) if is_sum else terms
 
 
 @register_rule("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")

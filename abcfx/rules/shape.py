@@ -19,7 +19,7 @@ from abcfx.rules.values import Result, Sizes, Value
 @register_rule(
     "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "repeat", "tile",
     "ravel", "constant_pad_nd", "roll", "flip", "fliplr", "flipud", "narrow", "unfold", "fold", "im2col", "col2im",
-    "diagonal", "as_strided", "broadcast_to", "gather", "take", "take_along_dim", "masked_select",
+    "as_strided", "broadcast_to", "gather", "take", "take_along_dim", "masked_select",
     "moveaxis", "slice", "view_as_real", "view_as_complex", "diff", "rot90", "add_batch_dim", "remove_batch_dim",
     "channel_shuffle", "native_channel_shuffle", "combinations", "slice_inverse",
     "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
@@ -33,9 +33,9 @@ def regroup(op: Op, x: Value, *_: object) -> Value:
     return op.view(x)
 
 
-@register_rule("linalg_diagonal")
-def linalg_diagonal(op: Op, x: Value, *, offset: object = 0, dim1: object = -2, dim2: object = -1) -> Value:
-    """Handle torch.linalg.diagonal: entries that are picked, and their change in training, stay as they are."""
+@register_rule("diagonal")
+def diagonal(op: Op, x: Value, offset: object = 0, dim1: object = 0, dim2: object = 1) -> Value:
+    """Handle torch.diagonal and torch.linalg.diagonal: entries that are picked, and their change in training, stay as they are."""
     return op.view(x)
 
 

@@ -25,6 +25,14 @@ _KNOWN: Mapping[str, Mapping[str, str]] = {
     "lion_pytorch": {"lion": ""},
     "adam_atan2_pytorch": {"adamatan2": ""},
 }
+# Classes of torch for which no rates are planned -> why, and the optimizer that comes next to each.
+NOT_PLANNED: Mapping[str, tuple[str, str]] = {
+    "adadelta": ("the size of its update follows that of its earlier updates", "adamw"),
+    "rprop": ("each entry adapts a step of its own, of which lr is only the first", "adamw"),
+    "lbfgs": ("it takes one lr for all parameters", "adamw"),
+    "asgd": ("it lowers its rate by a rule of its own, in which lr counts twice", "sgd"),
+    "sparseadam": ("it takes sparse gradients only; the entries that have one change as under Adam", "adam"),
+}
 
 
 def known_name(optimizer: type) -> str | None:

@@ -75,7 +75,7 @@ def group_numbers(optimizer: torch.optim.Optimizer) -> list[GroupNumbers]:
     left_out = {"lr", "weight_decay", *(("eps",) if has_eps else ())}
     found = []
     for group in optimizer.param_groups:
-        lr = as_number(group.get("initial_lr", group.get("lr")))
+        lr = as_number(group.get(_rate_key(group)))
         decay, eps = as_number(group.get("weight_decay")), as_number(group.get("eps")) if has_eps else None
         moved = MOMENTUM if moves_momentum(group) else frozenset[str]()
         own = {key: as_option(group[key]) for key in usual if key in group and key not in left_out | moved}
@@ -83,6 +83,27 @@ def group_numbers(optimizer: torch.optim.Optimizer) -> list[GroupNumbers]:
         options = {key: value for key, value in is_data.items() if value != usual[key]}
         found.append(GroupNumbers(lr, decay, eps, options))
     return found
+
+
+def _rate_key(group: Mapping[str, object]) -> str:
+    """Return the key under which an optimizer group holds its rate as it is without a scheduler, or at its peak.
+
+    Schedulers keep it as `initial_lr`; OneCycleLR, which starts at a fraction of the rate, as `max_lr`.
+    """
+    if "max_lr" in group and "min_lr" in group:
+        return "max_lr"
+    return "initial_lr" if "initial_lr" in group else "lr"
+
+
+def names_in(group: Mapping[str, object]) -> list[str]:
+    """Return the names that an optimizer group holds beside its parameters; "" for each if they are not as many.
+
+    They do not fit once parameters were added to the group, or taken out, without their names.
+    """
+    names, parameters = group.get("param_names"), group["params"]
+    assert isinstance(parameters, list | tuple)
+    fits = isinstance(names, list | tuple) and len(names) == len(parameters)
+    return [str(name) for name in names] if fits else [""] * len(parameters)
 
 
 def _usual_options(optimizer: torch.optim.Optimizer) -> dict[str, GroupOption]:
@@ -185,9 +206,8 @@ def _places(
     """
     found: dict[str, int] = {}
     for index, group in enumerate(optimizer.param_groups):
-        given = group.get("param_names") or [""] * len(group["params"])
-        for parameter, name in zip(group["params"], given, strict=True):
-            plain = plain_name(str(name), known)
+        for parameter, name in zip(group["params"], names_in(group), strict=True):
+            plain = plain_name(name, known)
             for each in names_of.get(id(parameter), (plain,) if plain in known else ()):
                 found[each] = index
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Collection, Mapping
@@ -17,7 +18,7 @@ from abcfx.support.arguments import flag, wrong
 from abcfx.support.choices import choose
 from abcfx.support.numbers import check_whole
 from abcfx.support.patterns import match_patterns
-from abcfx.theory.optimizer_classes import PACKED, decays_decoupled, inner_optimizer, known_name
+from abcfx.theory.optimizer_classes import NOT_PLANNED, PACKED, decays_decoupled, inner_optimizer, known_name
 from abcfx.theory.parametrizations import ROLES
 
 UpdateSize: TypeAlias = Literal["sign", "gradient", "relative", "spectral"]
@@ -220,7 +221,22 @@ def family(optimizer: Optimizer) -> OptimizerFamily:
                 "scale_parameter=...)"
             )
         return named
-    raise InvalidInputError(_not_known(repr(optimizer), ""))
+    raise InvalidInputError(_no_optimizer(optimizer))
+
+
+def _no_optimizer(given: object) -> str:
+    """Return the message that something else was given than an optimizer, with what to write in its place."""
+    if isinstance(given, list | tuple):
+        return (
+            f"optimizer: a {type(given).__name__} of {len(given)} does not say which of them trains what.\n"
+            f"  To fix: a dict of role or pattern to one, optimizer={{'hidden': muon, 'default': adamw}}"
+        )
+    if isinstance(given, functools.partial):
+        return (
+            f"optimizer: a functools.partial of {getattr(given.func, '__name__', given.func)!r} is neither a class nor "
+            f"an instance.\n  To fix: call it on the parameters of the base, optimizer=make(base.parameters())"
+        )
+    return _not_known(repr(given), "")
 
 
 def _by_name(name: str) -> OptimizerFamily:
@@ -236,18 +252,21 @@ def _by_name(name: str) -> OptimizerFamily:
     return found
 
 
-def _not_known(told: str, key: str) -> str:
+def _not_known(told: str, key: str, reason: str = "", nearest: str = "") -> str:
     """Return the message that an optimizer is not known, with the nearest known name.
 
     Args:
         told: what the user gave, as it is shown in the message.
         key: its name in lower case without dashes, to be compared with the known names.
+        reason: why no rates can be planned for it, where it is known nevertheless.
+        nearest: the optimizer that comes next to it; found by its name if not given.
     """
-    nearest = [_BY_KEY[near].name for near in get_close_matches(key, _BY_KEY, n=1)] or ["adamw"]
+    close = [nearest] if nearest else [_BY_KEY[near].name for near in get_close_matches(key, _BY_KEY, n=1)] or ["adamw"]
+    why = reason or "it is not known, so the size of its update is not either"
     return (
-        f"optimizer={told} is not known, so the size of its update is not, and no rates can be solved.\n"
+        f"optimizer={told}: no rates can be solved, since {why}.\n"
         f"  Expected one of {', '.join(sorted(FAMILIES))}; or a class or an instance of one of them.\n"
-        f"  To fix: optimizer={nearest[0]!r}, or the one whose update is as large: 'adamw' for entries of O(1)"
+        f"  To fix: optimizer={close[0]!r}, or the one whose update is as large: 'adamw' for entries of O(1)"
     )
 
 
@@ -265,7 +284,8 @@ def _by_class(optimizer: type) -> OptimizerFamily:
     key = optimizer.__name__.lower().replace("_", "")
     like = _BY_KEY.get(key) or _BY_KEY.get(PACKED.sub("", key))
     if like is None and optimizer.__module__.startswith("torch."):
-        raise InvalidInputError(_not_known(path, key))
+        reason, nearest = NOT_PLANNED.get(key, ("", ""))
+        raise InvalidInputError(_not_known(path, key, reason, nearest))
     alike = f"; or optimizer={like.name!r}, if it does what that optimizer does in torch" if like else ""
     update, shape = (like.update, like.shape) if like else ("sign", "")
     more = f", shape={shape!r}" if shape else ""

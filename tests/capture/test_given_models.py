@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -44,23 +45,28 @@ def adapted(model: nn.Module) -> nn.Module:
 TAKEN_OFF: list[Wrap] = [compiled, compiled_in_place, nn.DataParallel, checkpoint_wrapper, AveragedModel, adapted]
 
 
+def of_a_layer(model: nn.Sequential, wrap: Wrap) -> nn.Sequential:
+    model[0] = wrap(model[0])
+    return model
+
+
 def within(model: nn.Sequential, wrap: Wrap) -> nn.Sequential:
     model[2] = wrap(model[2])
     return model
 
 
 @pytest.mark.parametrize("wrap", TAKEN_OFF)
-@pytest.mark.parametrize("inner", [False, True])
-def test_wrapper_is_taken_off(wrap: Wrap, inner: bool) -> None:
+@pytest.mark.parametrize("place", [within, of_a_layer, lambda model, wrap: wrap(model)])
+def test_wrapper_is_taken_off(wrap: Wrap, place: Callable[[nn.Sequential, Wrap], nn.Module]) -> None:
     wanted = abcfx.transform(mlp(16), X, base=mlp(8), optimizer="adamw")
-    target, base = (within(mlp(n), wrap) if inner else wrap(mlp(n)) for n in (16, 8))
+    target, base = (place(mlp(n), wrap) for n in (16, 8))
     result = abcfx.transform(target, X, base=base, optimizer="adamw")
     assert {name: each.lr for name, each in result.plan.items()} == {n: each.lr for n, each in wanted.plan.items()}
     assert list(unmarked(result.module.state_dict())) == list(mlp(16).state_dict())
     torch.testing.assert_close(result.module(X), wanted.module(X))
-    place = "on 2)" if inner else "on the model itself)"
+    said = {within: "on 2)", of_a_layer: "on 0)"}.get(place, "on the model itself)")
     told = [note for note in result.notes if "without its wrapper" in note]
-    assert len(told) == (4 if wrap is adapted else 2) and all(place in note for note in told)
+    assert len(told) == (4 if wrap is adapted else 2) and all(said in note for note in told)
     assert abcfx.check_optimizer(torch.optim.AdamW(result.param_groups), result)
 
 
@@ -273,3 +279,11 @@ def test_functions_that_build_no_model() -> None:
         abcfx.transform(mlp(8), X, base=torch.vmap(mlp(8)))
     with pytest.raises(InvalidInputError, match="base: expected a module or a function without arguments"):
         abcfx.transform(mlp(8), X, base=mlp)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("as_module", [False, True])
+def test_programs_of_torch_export_are_refused(as_module: bool) -> None:
+    program = torch.export.export(mlp(8), (X,))
+    given: Any = program.module() if as_module else program
+    with pytest.raises(InvalidInputError, match=r"torch\.export made.*\n  To fix: give the nn\.Module"):
+        abcfx.transform(given, X)

@@ -312,3 +312,13 @@ def test_what_is_no_optimizer_no_result_and_no_module_is_named() -> None:
             check(*arguments)
     with pytest.raises(abcfx.errors.InvalidInputError, match="module is a str"):
         check(optimizer, result, module="block")
+
+
+def test_groups_whose_names_do_not_fit_any_more_are_judged_by_their_parameters() -> None:
+    result = planned()
+    optimizer = torch.optim.AdamW(result.param_groups)
+    gone = optimizer.param_groups[0]["params"].pop()
+    name = next(name for name, each in result.module.named_parameters() if each is gone)
+    assert f"{name!r} is in no group" in failed(optimizer, result)
+    optimizer.param_groups[0]["params"] += [gone, gone]
+    assert f"{name}: the optimizer holds it 2 times" in failed(optimizer, result)

@@ -222,3 +222,29 @@ def test_the_report_says_why_the_rate_is_no_power_of_width() -> None:
     result = abcfx.transform(Rectangles(64, 40), IDS, base=Rectangles(16, 40), optimizer=both, lr=0.5, apply="absorb")
     told = " ".join(str(result.explain("into.weight")).split())
     assert "= 0.5 x 4^-0.5 x 1.581, since muon's own factor on a matrix follows its real shape" in told
+
+
+SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], object]] = {
+    "none": lambda optimizer: None,
+    "from 0": lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 100)),
+    "linear": lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 0.1),
+    "one cycle": lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [group["lr"] for group in optimizer.param_groups], 100
+    ),
+    "one cycle of lr": lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, [group["lr"] for group in optimizer.param_groups], 100, cycle_momentum=False
+    ),
+}
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_rates_of_an_optimizer_are_those_that_its_scheduler_reaches(scheduler: str) -> None:
+    base = Block(16)
+    optimizer = split(base.named_parameters())
+    SCHEDULERS[scheduler](optimizer)
+    result = abcfx.transform(Block(64), IDS, base=base, optimizer=optimizer, apply="absorb")
+    assert result.spec["fc.bias"]["lr"] == pytest.approx(0.05)
+    assert result.spec["fc.weight"]["lr"] == pytest.approx(0.02 / 4)
+    live = torch.optim.AdamW(result.param_groups)
+    SCHEDULERS[scheduler](live)
+    assert abcfx.check_optimizer(live, result)

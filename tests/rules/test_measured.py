@@ -53,6 +53,8 @@ SIZES: Mapping[str, tuple[Function, float, float]] = {
     **{name: (function, exponent, exponent) for name, function, exponent in transforms()},
     "matmul": (lambda h, k: h @ k.mT, 0.5, 1.0),
     "einsum": (lambda h, k: torch.einsum("btd,bsd->bts", h, k), 0.5, 1.0),
+    "einsum, one operand": (lambda h, k: torch.einsum("btd->bt", h.abs()), 1.0, 1.0),
+    "einsum, a letter alone": (lambda h, k: torch.einsum("btd,bt->bt", h.abs(), h[..., 0]), 1.0, 1.0),
     "multiply and sum": (lambda h, k: (h * k).sum(-1), 0.5, 1.0),
     "multiply and mean": (lambda h, k: (h * k).mean(-1), -0.5, 0.0),
     "matmul over the number of channels": (lambda h, k: (h @ k.mT) / h.shape[-1], -0.5, 0.0),
@@ -99,6 +101,13 @@ SIZES: Mapping[str, tuple[Function, float, float]] = {
         0.0,
     ),
     "mse_loss, sum": (lambda h, k: F.mse_loss(h, k, reduction="sum"), 1.0, 1.0),
+    "cross entropies, sum": (
+        lambda h, k: F.binary_cross_entropy_with_logits(h, k.sigmoid(), reduction="sum"),
+        1.0,
+        1.0,
+    ),
+    "kl_div, batchmean": (lambda h, k: F.kl_div(h.abs(), k.sigmoid(), reduction="batchmean"), 1.0, 1.0),
+    "diagonal": (lambda h, k: (h @ k.mT).diagonal(dim1=-2, dim2=-1), 0.5, 1.0),
     "mse_loss": (lambda h, k: F.mse_loss(h, k), 0.0, 0.0),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -150,3 +151,29 @@ def test_adafactor_that_takes_no_rate_is_refused() -> None:
     assert family(torch.optim.Adafactor) == family(torch.optim.Adafactor(weight)) == FAMILIES["adafactor"]
     with pytest.raises(InvalidInputError, match=r"1 / sqrt\(step\)"):
         family(torch.optim.Adafactor(weight, lr=1.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "nearest"),
+    [
+        (torch.optim.Adadelta, "earlier updates", "adamw"),
+        (torch.optim.Rprop, "a step of its own", "adamw"),
+        (torch.optim.LBFGS, "one lr for all", "adamw"),
+        (torch.optim.ASGD, "lowers its rate", "sgd"),
+        (torch.optim.SparseAdam, "sparse gradients", "adam"),
+    ],
+)
+def test_classes_of_torch_without_rates_say_why(kind: type, reason: str, nearest: str) -> None:
+    for given in (kind, kind([nn.Parameter(torch.ones(2))])):
+        with pytest.raises(InvalidInputError, match=rf"(?s){reason}.*To fix: optimizer='{nearest}'"):
+            family(given)
+
+
+def test_what_is_no_optimizer_says_what_to_write() -> None:
+    weight = [nn.Parameter(torch.ones(2, 2))]
+    given: Any = [torch.optim.Muon(weight), torch.optim.AdamW(weight)]
+    with pytest.raises(InvalidInputError, match=r"list of 2 does not say.*\n  To fix: a dict"):
+        family(given)
+    given = functools.partial(torch.optim.AdamW, lr=0.1)
+    with pytest.raises(InvalidInputError, match=r"partial of 'AdamW'.*\n  To fix: call it"):
+        family(given)
