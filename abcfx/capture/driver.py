@@ -213,6 +213,10 @@ def _attempts(examples: _Examples, flags: tuple[bool, ...], sizes: OpenSizes) ->
         """
         return lambda: _with_larger_batch(partial(way, model, modes=flags, sizes=open_sizes), args, kwargs)
 
+    def as_given() -> Emitted:
+        """Record the model on its example inputs as they are: its code makes a number of a batch of 1 or 2."""
+        return capture_record(model, args, kwargs, modes=flags, sizes="fixed")
+
     return [
         *attempts,
         _Attempt("export", running(capture_export, sizes)),
@@ -220,6 +224,7 @@ def _attempts(examples: _Examples, flags: tuple[bool, ...], sizes: OpenSizes) ->
         # Python code that needs plain numbers for sizes (a dict keyed by a length) gets them in all dims but the batch.
         _Attempt("export", running(capture_export, "batch"), sizes_fixed=True),
         _Attempt("record", running(capture_record, "batch"), sizes_fixed=True),
+        *([] if tiled(args, kwargs)[0] is args else [_Attempt("record", as_given, sizes_fixed=True)]),
         _Attempt(
             "record_values",
             lambda: capture_record(model, args, kwargs, modes=flags, values=True),

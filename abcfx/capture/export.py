@@ -25,6 +25,7 @@ from abcfx.capture.patches import (
     conversions_that_change_nothing,
     function_applies,
     is_torchs_own,
+    open_lengths,
     plain_call_of_checkpoint,
 )
 from abcfx.capture.randomness import DefaultGenerator, no_hidden_randomness
@@ -201,6 +202,7 @@ def _export(
         replace_weights(model)
         wrapper.own.generators = before.generators
         stack.enter_context(conversions_that_change_nothing())
+        stack.enter_context(open_lengths(model))
         stack.enter_context(DefaultGenerator())
         try:
             program = torch.export.export(wrapper, flat, dynamic_shapes=(dims,), strict=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import FrameType, FunctionType, MethodType, ModuleType
@@ -316,3 +316,38 @@ def conversions_that_change_nothing() -> Iterator[None]:
 
     with _replaced(nn.Module, to=_here(to, original)):
         yield
+
+
+def open_lengths(model: nn.Module) -> Undo:
+    """Let `len(tensor)` in the model's own forward be the size that is traced, where Python's `len` makes it a number.
+
+    Python takes plain numbers only from `len`, which would fix the batch of a traced graph. So the name `len` stands
+    for another function within the block, in the modules in which the model's classes are written, torch's left out.
+
+    Args:
+        model: the model whose forward is going to be traced.
+    """
+
+    def length(value: Sized) -> object:
+        """Return the size of the first dim of a tensor, or the length of anything else."""
+        return value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else len(value)
+
+    written = (getattr(type(module).forward, "__globals__", {}) for module in model.modules())
+    spaces = {id(space): space for space in written if "len" not in space and not _is_of_torch(space)}
+
+    def put() -> None:
+        """Give the name `len` its other meaning in the modules of the model's classes."""
+        for space in spaces.values():
+            space["len"] = length
+
+    def take_back() -> None:
+        """Give the name `len` Python's own meaning again in the modules of the model's classes."""
+        for space in spaces.values():
+            space.pop("len", None)
+
+    return Undo(take_back, put)
+
+
+def _is_of_torch(space: Mapping[str, object]) -> bool:
+    """Whether the global names of a Python module, by name, are those of a module of torch."""
+    return str(space.get("__name__", "")).partition(".")[0] == "torch"

@@ -24,7 +24,13 @@ from abcfx.capture.examples import OpenSizes, free_dims
 from abcfx.capture.fake import FakeInputs, off_meta, replace_weights
 from abcfx.capture.graphs import graphs_of_modes, merge_constants, same_graph
 from abcfx.capture.guards import guards_of_record
-from abcfx.capture.patches import as_if_exporting, conversions_that_change_nothing, function_applies, module_calls
+from abcfx.capture.patches import (
+    as_if_exporting,
+    conversions_that_change_nothing,
+    function_applies,
+    module_calls,
+    open_lengths,
+)
 from abcfx.capture.randomness import DefaultGenerator, no_hidden_randomness
 from abcfx.capture.recorder import Recorder
 from abcfx.capture.signature import Signature, signature_of
@@ -236,6 +242,7 @@ def _recording(recorder: Recorder, fake: FakeInputs | None) -> Iterator[None]:
             stack.enter_context(as_if_exporting())
         stack.enter_context(module_calls(recorder.call_module))
         stack.enter_context(conversions_that_change_nothing())
+        stack.enter_context(open_lengths(recorder.model))
         stack.enter_context(DefaultGenerator())
         stack.enter_context(function_applies(recorder.call_autograd_function))
         yield

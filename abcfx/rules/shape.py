@@ -35,7 +35,7 @@ def regroup(op: Op, x: Value, *_: object) -> Value:
 
 @register_rule("diagonal")
 def diagonal(op: Op, x: Value, offset: object = 0, dim1: object = 0, dim2: object = 1) -> Value:
-    """Handle torch.diagonal and torch.linalg.diagonal: entries that are picked, and their change in training, stay as they are."""
+    """Handle torch.diagonal and torch.linalg.diagonal: entries that are picked keep their size and their change."""
     return op.view(x)
 
 

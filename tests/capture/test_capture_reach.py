@@ -147,3 +147,39 @@ class HoldsSparse(TwoLayers):
 def test_sparse_buffers_are_compared() -> None:
     captured = capture(HoldsSparse(), X)
     torch.testing.assert_close(captured.module(X), captured.model(X))
+
+
+class Prefixed(nn.Module):
+    """Learned tokens in front of the input, repeated for each sample of the batch."""
+
+    def __init__(self, count: Callable[[torch.Tensor], int]) -> None:
+        super().__init__()
+        self.first, self.tokens = nn.Linear(8, 16), nn.Parameter(torch.randn(4, 16))
+        self.count = count
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return torch.cat([self.tokens.expand(self.count(x), -1, -1), x], 1)
+
+
+class PrefixedByLen(Prefixed):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return torch.cat([self.tokens.expand(len(x), -1, -1), x], 1)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_len_of_a_tensor_leaves_the_batch_open(batch: int) -> None:
+    model = PrefixedByLen(lambda x: 0)
+    module = capture(model, torch.randn(batch, 3, 8)).module
+    x = torch.randn(7, 3, 8)
+    torch.testing.assert_close(module(x), model(x))
+    assert "len" not in globals()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_batch_that_the_model_makes_a_number_is_that_of_the_examples(batch: int) -> None:
+    model = Prefixed(lambda x: int(x.shape[0]))
+    x = torch.randn(batch, 3, 8)
+    module = capture(model, x).module
+    torch.testing.assert_close(module(x), model(x))
