@@ -121,7 +121,7 @@ def _of_fixed_sizes(base: Sequence[int], target: Sequence[int], growth: tuple[fl
         dims: the dims that count.
     """
     sizes = list(zip(base, target, growth, strict=True))[dims]
-    return math.prod((large / small) ** -0.5 for small, large, grows in sizes if not grows and small)
+    return 1.0 / math.sqrt(math.prod(large / small for small, large, grows in sizes if not grows and small))
 
 
 def _law(

@@ -102,8 +102,9 @@ def names_in(group: Mapping[str, object]) -> list[str]:
     """
     names, parameters = group.get("param_names"), group["params"]
     assert isinstance(parameters, list | tuple)
-    fits = isinstance(names, list | tuple) and len(names) == len(parameters)
-    return [str(name) for name in names] if fits else [""] * len(parameters)
+    if not isinstance(names, list | tuple) or len(names) != len(parameters):
+        return [""] * len(parameters)
+    return [str(name) for name in names]
 
 
 def _usual_options(optimizer: torch.optim.Optimizer) -> dict[str, GroupOption]:
