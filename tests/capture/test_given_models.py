@@ -64,7 +64,7 @@ def test_wrapper_is_taken_off(wrap: Wrap, place: Callable[[nn.Sequential, Wrap],
     assert {name: each.lr for name, each in result.plan.items()} == {n: each.lr for n, each in wanted.plan.items()}
     assert list(unmarked(result.module.state_dict())) == list(mlp(16).state_dict())
     torch.testing.assert_close(result.module(X), wanted.module(X))
-    said = {within: "on 2)", of_a_layer: "on 0)"}.get(place, "on the model itself)")
+    said = "on 2)" if place is within else "on 0)" if place is of_a_layer else "on the model itself)"
     told = [note for note in result.notes if "without its wrapper" in note]
     assert len(told) == (4 if wrap is adapted else 2) and all(said in note for note in told)
     assert abcfx.check_optimizer(torch.optim.AdamW(result.param_groups), result)

@@ -153,9 +153,9 @@ def test_an_init_by_fan_in_follows_the_kernel(kernel: int) -> None:
     torch.testing.assert_close(module.get_parameter("conv.weight"), before)
 
 
-@pytest.mark.parametrize("change", [{"vocabulary": 104}, {"positions": 16}])
-def test_where_no_width_grows_nothing_changes(change: dict[str, int]) -> None:
-    model, base = LanguageModel(16, **change), LanguageModel(16)
+@pytest.mark.parametrize(("vocabulary", "positions"), [(104, 8), (97, 16)])
+def test_where_no_width_grows_nothing_changes(vocabulary: int, positions: int) -> None:
+    model, base = LanguageModel(16, vocabulary, positions), LanguageModel(16)
     result = abcfx.transform(model, IDS, base=base, lr=0.01)
     torch.testing.assert_close(result.module(IDS), model(IDS))
     assert {row["lr"] for row in result.spec.values()} == {0.01}
@@ -181,6 +181,6 @@ def test_the_size_of_a_frozen_encoder_does_not_grow() -> None:
 def test_a_bias_of_torch_is_known_by_its_layer(classes: int, of_base: int) -> None:
     """The init of a head's bias, which has too few entries to be measured, follows that of its weight."""
     model = classifier(8, 64, classes)
-    bias = model[4].bias.detach().clone()
+    bias = model.get_parameter("4.bias").detach().clone()
     result = abcfx.transform(model, torch.randn(3, 8), base=classifier(8, 16, of_base), apply="absorb")
     torch.testing.assert_close(result.module.get_parameter("4.bias"), 2 * bias)
