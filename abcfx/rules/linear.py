@@ -148,12 +148,18 @@ def vecdot(op: Op, x: Value, y: Value, dim: int = -1) -> Value:
 
 
 @register_rule("tensordot")
-def tensordot(op: Op, x: Value, y: Value, dims: int | Sequence[Sequence[int]] = 2, *_: object) -> Value:
+def tensordot(
+    op: Op, x: Value, y: Value, dims: int | Sequence[Sequence[int]] | Sequence[int] = 2, dims_of_y: object = None
+) -> Value:
     """Handle torch.tensordot, which multiplies two tensors and sums over dims of both.
 
-    It is a layer if one of the two is a weight, else a product of activations.
+    It is a layer if one of the two is a weight, else a product of activations. `dims` are those of both; aten's form of
+    the op has the dims of x there, and those of y, a list, behind them.
     """
-    of_x, of_y = (list(range(-dims, 0)), list(range(dims))) if isinstance(dims, int) else map(list, dims)
+    if isinstance(dims, int):
+        of_x, of_y = list(range(-dims, 0)), list(range(dims))
+    else:
+        of_x, of_y = map(list, (dims, dims_of_y) if isinstance(dims_of_y, Sequence) else dims)
     if op.is_weight(x) and not op.is_weight(y):
         x, y, of_x, of_y = y, x, of_y, of_x
     if op.is_weight(y) and not op.is_weight(x):

@@ -61,6 +61,7 @@ SIZES: Mapping[str, tuple[Function, float, float]] = {
     "inner": (lambda h, k: torch.inner(h[0], k[0]), 0.5, 1.0),
     "vecdot": (lambda h, k: torch.linalg.vecdot(h, k), 0.5, 1.0),
     "tensordot": (lambda h, k: torch.tensordot(h[0], k[0], dims=([1], [1])), 0.5, 1.0),
+    "tensordot of aten": (lambda h, k: torch.ops.aten.tensordot.default(h[0], k[0], [1], [1]), 0.5, 1.0),
     "chain_matmul": (lambda h, k: torch.linalg.multi_dot([h[0], k[0].mT, h[0]]), 0.5, 1.0),
     "cosine_similarity": (lambda h, k: F.cosine_similarity(h, k, dim=-1), -0.5, 0.0),
     "addmm": (lambda h, k: torch.addmm(h[0], h[0] @ k[0].mT, k[0], beta=0.5, alpha=2.0), 0.5, 1.0),
