@@ -142,6 +142,15 @@ def grid_sample(op: Op, x: Value, grid: Value, *_: object) -> Value:
     return op.same(x) if grid.is_constant else op.product(x, op.pointwise(grid))
 
 
+@register_rule("torchvision::roi_align", "torchvision::ps_roi_align")
+def roi_align(op: Op, x: Value, boxes: Value, *_: object) -> Value:
+    """Handle torchvision's roi_align, which reads x at places inside of each box, as grid_sample does, and averages.
+
+    `boxes` are what a detector proposes; a detached tensor, or targets alone, is constant.
+    """
+    return grid_sample(op, x, boxes)
+
+
 @register_rule(
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
