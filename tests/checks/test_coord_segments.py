@@ -21,7 +21,9 @@ def test_every_segment_starts_and_learns_at_one_size(name: str) -> None:
         """Return the mean squared distance from the targets."""
         return (output - given[1]).square().mean()
 
-    check = abcfx.coord_check(case.make, batch, widths=(64, 128, 256), loss=loss, optimizer="adam", control=False)
+    check = abcfx.coord_check(
+        case.make, batch, widths=(64, 128, 256), loss=loss, optimizer="adam", control=False, budget=300
+    )
     assert check, str(check)
     judged = {row.name: row.verdict for row in check.rows}
     for weight, segments in case.segments.items():
