@@ -30,6 +30,7 @@ class ModuleCall:
         inputs: the graph node of each tensor or size among the arguments; None where it is not known.
         result: how the output is built of the values in `outputs`.
         outputs: the graph node of each tensor or size in the output; None where it is not known.
+        is_silent: whether the call stood in a `torch.no_grad` block of its caller.
     """
 
     key: str
@@ -38,6 +39,7 @@ class ModuleCall:
     inputs: tuple[fx.Node | None, ...]
     result: Part
     outputs: tuple[fx.Node | None, ...]
+    is_silent: bool = False
 
 
 def call_key(path: str, earlier: int) -> str:
@@ -53,6 +55,8 @@ def recorded(
     kwargs: Mapping[str, object],
     node_of: Callable[[object], fx.Node | None],
     calls: list[ModuleCall],
+    *,
+    is_silent: bool = False,
 ) -> object:
     """Run a call of a submodule during a capture, and add a record of it to `calls`; return what it returns.
 
@@ -64,13 +68,42 @@ def recorded(
         kwargs: its keyword arguments.
         node_of: returns the graph node of a traced value.
         calls: the records so far; grows.
+        is_silent: whether the call stands in a `torch.no_grad` block.
     """
     values, given = take_apart((args, dict(kwargs)))
     inputs = tuple(map(node_of, values))
     out = call(*args, **kwargs)
     results, result = take_apart(out)
-    calls.append(ModuleCall(key, path, given, inputs, result, tuple(map(node_of, results))))
+    calls.append(ModuleCall(key, path, given, inputs, result, tuple(map(node_of, results)), is_silent))
     return out
+
+
+# Mark, in the meta data of a node, of a detach that a capture adds in place of a `torch.no_grad` block.
+_STOP = "abcfx_no_grad"
+
+
+def mark_stop(node: fx.Node) -> None:
+    """Note that a node, a detach, was added by a capture since the op that reads it runs under `torch.no_grad`."""
+    node.meta[_STOP] = True
+
+
+def is_stop(node: fx.Node) -> bool:
+    """Whether a capture added a node, a detach, since the op that reads it runs under `torch.no_grad`."""
+    return _STOP in node.meta
+
+
+def without_stops(node: fx.Node) -> fx.Node:
+    """Return the node whose value is detached, if captures added the node as a detach; else the node itself."""
+    while is_stop(node):
+        (node,) = node.all_input_nodes
+    return node
+
+
+def without_gradients(module: nn.Module, *args: object, **kwargs: object) -> object:
+    """Call a module under `torch.no_grad`, as a graph does that has a call from such a block of the user's forward."""
+    with torch.no_grad():
+        result: object = module(*args, **kwargs)
+        return result
 
 
 _LIBRARY = torch.library.Library("abcfx", "DEF")
@@ -126,7 +159,8 @@ class MarkedCalls:
     def start(self) -> None:
         """Forget the calls so far: the model's forward starts anew."""
         self._counts: Counter[str] = Counter()
-        self._calls: list[tuple[str, str, Part, Sequence[object]]] = []
+        self._calls: list[tuple[str, str, Part, Sequence[object], bool]] = []
+        self._with_gradients = torch.is_grad_enabled()
         self._results: dict[int, tuple[Part, Sequence[object]]] = {}
         self._open: list[int] = []
 
@@ -150,7 +184,8 @@ class MarkedCalls:
             """Mark in the graph the tensors among the arguments of a submodule, whose call begins."""
             values, given = take_apart((args, dict(kwargs)))
             number = len(self._calls)
-            self._calls.append((call_key(path, self._counts[path]), path, given, _sizes(values)))
+            is_silent = self._with_gradients and not torch.is_grad_enabled()
+            self._calls.append((call_key(path, self._counts[path]), path, given, _sizes(values), is_silent))
             self._counts[path] += 1
             self._open.append(number)
             self._mark(values, number, comes_out=False)
@@ -210,11 +245,11 @@ class MarkedCalls:
             )
 
         found = []
-        for number, (key, path, given, values) in enumerate(self._calls):
+        for number, (key, path, given, values, is_silent) in enumerate(self._calls):
             if number in self._results:
                 result, results = self._results[number]
                 inputs, outputs = nodes(number, values, comes_out=False), nodes(number, results, comes_out=True)
-                found.append(ModuleCall(key, path, given, inputs, result, outputs))
+                found.append(ModuleCall(key, path, given, inputs, result, outputs, is_silent))
         return tuple(found)
 
 

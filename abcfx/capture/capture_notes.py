@@ -14,8 +14,9 @@ from abcfx.capture.state_spaces import Change
 from abcfx.support import trees
 
 CHECKPOINTS = (
-    "activation checkpointing in forward (torch.utils.checkpoint) is not part of the graph: its operations are, and "
-    "keep their activations; torch.utils.checkpoint around calls of the module saves that memory"
+    "activation checkpointing in forward (torch.utils.checkpoint) is not part of a graph: its operations are, and keep "
+    "their activations. Submodules that are no graph keep their checkpoints; torch.utils.checkpoint around calls of a "
+    "graph saves that memory"
 )
 # How many modules a note names.
 _NAMED = 3

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import fx, nn
 
+from abcfx.capture.boundaries import settled
 from abcfx.capture.calls import MarkedCalls, ModuleCall
 from abcfx.capture.codegen import SignatureCodeGen
 from abcfx.capture.emitted import Emitted, EmittedModule
@@ -85,7 +86,7 @@ def capture_export(
             if marks is None or not marks.failed:
                 raise
             graph, calls_now = export_now(None)
-        calls[graph] = calls_now
+        calls[graph] = settled(graph, calls_now)
         return graph
 
     def graph_now() -> fx.Graph:

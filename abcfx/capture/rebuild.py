@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import Argument
 
-from abcfx.capture.calls import Place, is_mark, marked_values
+from abcfx.capture.calls import Place, is_mark, mark_stop, marked_values
 from abcfx.errors import CaptureError
 
 # torch.export called the model as the submodule with this name of a wrapper.
@@ -144,6 +144,7 @@ class Rebuild:
         detached.meta = dict(node.meta)
         detached.meta["nn_module_stack"] = own_stack(region.meta.get("nn_module_stack", {}))
         detached.meta["stack_trace"] = region.meta.get("stack_trace", "")
+        mark_stop(detached)
         return detached
 
     def _free_the_device(self) -> None:

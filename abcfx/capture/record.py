@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from abcfx.capture.boundaries import settled
 from abcfx.capture.calls import ModuleCall
 from abcfx.capture.capture_notes import checks_note
 from abcfx.capture.codegen import SignatureCodeGen
@@ -84,7 +85,7 @@ def capture_record(
         merge_constants(recorder.graph, recorder.constants, constants)
         checks.extend(recorder.places)
         changes.extend(recorder.changes)
-        calls[recorder.graph] = recorder.calls
+        calls[recorder.graph] = settled(recorder.graph, recorder.calls)
         return recorder.graph
 
     train, evaluate = graphs_of_modes(model, modes, record)

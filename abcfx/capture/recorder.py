@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.fx.node import Argument, Target
 from torch.overrides import TorchFunctionMode
 
-from abcfx.capture.calls import ModuleCall, call_key, recorded
+from abcfx.capture.calls import ModuleCall, call_key, mark_stop, recorded
 from abcfx.capture.fake import VALUE_ERRORS, constant_of, recurrent_output
 from abcfx.capture.graphs import as_argument, at_front
 from abcfx.capture.leaves import is_composite, stays_whole
@@ -87,7 +87,7 @@ class Recorder(TorchFunctionMode):
         self.paths = {id(module): name for name, module in model.named_modules()}
         self.sizes = SizeNodes(self.graph)
         self._nodes: dict[int, fx.Node] = {}
-        self._detached: dict[fx.Node, fx.Node] = {}
+        self._detached: dict[tuple[fx.Node, str], fx.Node] = {}  # for each running module: no other reads its nodes
         self._kept: list[torch.Tensor] = []  # ids are only unique among objects that are alive
         # Of each running module: a key that tells its calls apart, its path, its class.
         self._stack: list[tuple[str, str, type]] = []
@@ -123,8 +123,13 @@ class Recorder(TorchFunctionMode):
                 target = self.graph.get_attr(self.names[id(before)])
                 self.graph.call_method("copy_", (target, self.graph.call_method("detach", (source,))))
         self.graph.output(output)
+        crossing = {value for call in self.calls for value in (*call.inputs, *call.outputs)}
         for node in reversed(list(self.graph.nodes)):
-            if not node.users and (node.op == "get_attr" or node.target in (operator.getitem, getattr, "size")):
+            if (
+                not node.users
+                and node not in crossing
+                and (node.op == "get_attr" or node.target in (operator.getitem, getattr, "size"))
+            ):
                 self.graph.erase_node(node)
         self.graph.lint()
 
@@ -196,7 +201,8 @@ class Recorder(TorchFunctionMode):
                 return original(module, *args, **kwargs)
             if not self._is_leaf(module):
                 call = partial(original, module)
-                return recorded(self._stack[-1][0], path, call, args, kwargs, self._known_node, self.calls)
+                key, is_silent = self._stack[-1][0], torch.is_grad_enabled() != self._grad
+                return recorded(key, path, call, args, kwargs, self._known_node, self.calls, is_silent=is_silent)
             given, named = self._arguments(args), self._named_arguments(kwargs)
             out = self._whole(lambda: recurrent_output(module, args) or original(module, *args, **kwargs))
             node = self._create("call_module", path, given, named)
@@ -276,7 +282,15 @@ class Recorder(TorchFunctionMode):
         if torch.is_grad_enabled() == self._grad or not isinstance(out, torch.Tensor) or not _carries_gradient(out):
             return node
         node.meta["val"] = out
-        return self._create("call_method", "detach", (node,), {})
+        stop = self._stop(node)
+        stop.meta["nn_module_stack"].popitem()  # it stands beside the layer, which is one node
+        return stop
+
+    def _stop(self, node: fx.Node) -> fx.Node:
+        """Add a detach, which stops gradients as the `torch.no_grad` block does in which forward is."""
+        detached = self._create("call_method", "detach", (node,), {})
+        mark_stop(detached)
+        return detached
 
     def _bind(self, out: object, node: fx.Node) -> None:
         """Keep, for later calls, that a node of the graph gives a result; tensors in a container get getitem nodes."""
@@ -356,10 +370,11 @@ class Recorder(TorchFunctionMode):
             return node
         if torch.is_grad_enabled():
             raise CaptureError(f"in {self.current_module()}: gradients are turned on where they were off")
-        if node not in self._detached:
-            self._detached[node] = self._create("call_method", "detach", (node,), {})
-            self._detached[node].meta["val"] = tensor
-        return self._detached[node]
+        place = node, self._stack[-1][0] if self._stack else ""
+        if place not in self._detached:
+            self._detached[place] = self._stop(node)
+            self._detached[place].meta["val"] = tensor
+        return self._detached[place]
 
 
 def _apply_of(cls: type) -> Callable[..., object]:

@@ -5,7 +5,8 @@ Outputs may be nested containers, registered dataclasses, or plain objects that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 
 import torch
@@ -116,6 +117,46 @@ def tensors_by_path(output: object) -> dict[str, torch.Tensor]:
     values, part = take_apart(output)
     paths = output_paths(part)
     return {path: value for path, value in zip(paths, values, strict=True) if isinstance(value, torch.Tensor)}
+
+
+def is_native(part: Part) -> bool:
+    """Whether a graph can hold arguments of this form: values, plain constants, and tuples, lists and dicts of them."""
+    if isinstance(part, Value):
+        return True
+    if isinstance(part, Fixed):
+        return part.value is None or isinstance(
+            part.value, bool | int | float | complex | str | torch.dtype | torch.device | torch.layout
+        )
+    if isinstance(part, Container):
+        kind = part.spec.type
+        return kind in (tuple, list, dict) and all(map(is_native, part.parts))
+    return False
+
+
+def steps_to_values(
+    part: Part, above: tuple[tuple[Callable[..., object], object], ...] = ()
+) -> Iterator[tuple[tuple[Callable[..., object], object], ...] | None]:
+    """Yield, for each value of a result in order, the calls that take it out of the result; None where none can.
+
+    Args:
+        part: the recipe of the result, or of a part of it.
+        above: the calls that take this part out of the result.
+    """
+    if isinstance(part, Value):
+        yield above
+    elif isinstance(part, Container):
+        example = trees.unflatten(list(range(len(part.parts))), part.spec)
+        is_sequence, is_mapping = isinstance(example, tuple | list), isinstance(example, Mapping)
+        keys: Sequence[object] = range(len(part.parts)) if is_sequence else part.names
+        for key, each in zip(list(example) if isinstance(example, Mapping) else keys, part.parts, strict=True):
+            yield from steps_to_values(
+                each, (*above, (operator.getitem if is_sequence or is_mapping else getattr, key))
+            )
+    elif isinstance(part, Instance):
+        for key, each in part.entries.items():
+            yield from steps_to_values(each, (*above, (operator.getitem, key)))
+        for name, each in part.attributes.items():
+            yield from steps_to_values(each, (*above, (getattr, name)))
 
 
 def _paths(part: Part, above: tuple[str, ...]) -> Iterator[tuple[int, str]]:

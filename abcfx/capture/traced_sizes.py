@@ -111,7 +111,11 @@ class SizeNodes:
         """Apply a function to sizes: at once if all are plain numbers, else by a new node of the graph."""
         if not any(isinstance(argument, fx.Node) for argument in args):
             return function(*args)
-        return self.graph.call_function(function, args)
+        node = self.graph.call_function(function, args)
+        values = [each.meta.get("val") if isinstance(each, fx.Node) else each for each in args]
+        if not any(value is None for value in values):
+            node.meta["val"] = function(*values)
+        return node
 
 
 def _expression(value: Symbolic) -> _Expression:

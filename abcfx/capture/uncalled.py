@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 
 from torch import nn
 
@@ -18,9 +18,11 @@ class NoHooks(OrderedDict[int, Callable[..., object]]):
 
     Attributes:
         path: the path of the module in the captured model.
+        reason: why no graph calls the module, if that is known.
     """
 
     path = ""
+    reason = ""
 
     def __setitem__(self, key: int, hook: Callable[..., object]) -> None:
         """Refuse to add a hook to the module: it would never run, since no graph calls the module.
@@ -28,30 +30,31 @@ class NoHooks(OrderedDict[int, Callable[..., object]]):
         Raises:
             InvalidInputError: always.
         """
+        why = f": {self.reason}" if self.reason else ""
         raise InvalidInputError(
             f"{self.path}: a hook on this module would never run. The graph of the result computes what it computes, "
-            f"with its parameters, but does not call it.\n"
+            f"with its parameters, but does not call it{why}.\n"
             f"  To fix: abcfx.transform(..., apply='inplace') keeps your own model, with its calls and hooks; or "
             f"register the hook on the whole module of the result; or, if it changes values, on your model before "
             f"the transform: the graph then computes what it does."
         )
 
 
-def refuse_hooks(module: EmittedModule, paths: Iterable[str]) -> None:
+def refuse_hooks(module: EmittedModule, reasons: Mapping[str, str]) -> None:
     """Let submodules of an emitted module, which no graph calls, refuse hooks from now on.
 
     A submodule that has hooks of a kind already keeps those: the graph computes what they did while it was captured.
 
     Args:
         module: the module.
-        paths: paths of the submodules.
+        reasons: why no graph calls a submodule, or "" where that is not known, by the submodule's path.
     """
-    for path in paths:
+    for path, reason in reasons.items():
         part = module.get_submodule(path)
         for kind in _HOOKS:
             if not getattr(part, kind):
                 refusing = NoHooks()
-                refusing.path = path
+                refusing.path, refusing.reason = path, reason
                 setattr(part, kind, refusing)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TypeAlias
@@ -10,7 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import fx
 
-from abcfx.capture.calls import ModuleCall, call_key
+from abcfx.capture.boundaries import frame_of
+from abcfx.capture.calls import ModuleCall
 from abcfx.capture.emitted import EmittedModule
 from abcfx.capture.graphs import called_name, writes
 from abcfx.capture.leaves import is_torch_module
@@ -112,16 +112,9 @@ class Frames:
 
         A torch.nn layer that is one node counts as run by its caller.
         """
-        frame: list[str] = []
-        for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
-            if path:
-                again = re.search(r"@(\d+)$", key)
-                earlier = int(again.group(1)) if again and not path.endswith(again.group(0)) else 0
-                frame.append(call_key(path, earlier))
-                self._paths[frame[-1]] = path
-        if node.op == "call_module" and frame and self._paths[frame[-1]] == str(node.target):
-            frame.pop()
-        return tuple(frame)
+        frame = frame_of(node)
+        self._paths.update(frame)
+        return tuple(key for key, _ in frame)
 
     def _place(self, node: fx.Node, note: ScaleNode) -> None:
         """Set in `of` the calls of submodules that a node added by the rewrite runs in.

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import fx, nn
 from torch.fx.node import Argument
 
-from abcfx.capture.calls import ModuleCall, expression_of
+from abcfx.capture.calls import ModuleCall, expression_of, is_stop, without_gradients, without_stops
 from abcfx.capture.codegen import SignatureCodeGen, call_signature
 from abcfx.capture.graphs import as_argument, at_front, same_graph
 from abcfx.capture.signature import call_signature_of
-from abcfx.capture.structure import Container, Fixed, Instance, Part, Value, put_together
+from abcfx.capture.structure import Value, is_native, put_together, steps_to_values
 from abcfx.rewrite.frames import Frames, attribute_of, is_plain
-from abcfx.support import trees
 
 
 class CannotCall(Exception):
@@ -99,7 +98,7 @@ class NestedGraphs:
             assert isinstance(old, fx.Node)
             new = building.graph.placeholder(name)
             new.meta = dict(old.meta)
-            building.values.setdefault(old, new)
+            building.values.setdefault(building.seen(old), new)
         building.run()
         outputs = tuple(map(building.get, _known(call.outputs, call.path)))
         plain = call.result == Value(0)
@@ -130,9 +129,11 @@ class NestedGraphs:
         nodes = self.frames.nodes[key]
         inside = set(nodes)
         first = self._position[nodes[0]]
+        seen = without_stops if self.is_silent(self.frames.of[nodes[0]]) else _itself
+        given = {seen(value) for value in call.inputs if value is not None}
         for node in nodes:
-            for source in node.all_input_nodes:
-                if source not in inside and not _reachable(source) and source not in call.inputs:
+            for source in map(seen, node.all_input_nodes):
+                if source not in inside and not _reachable(source) and source not in given:
                     return f"it reads a value that is not among its arguments ({source.name})"
             is_result = node in call.outputs or _reachable(node)
             if not is_result and any(user not in inside for user in node.users):
@@ -146,7 +147,13 @@ class NestedGraphs:
             return f"{owner} has no name for it"
         if any(not each.startswith(f"{call.path}.") for each in self._graphed_within(key)):
             return "a module that it calls is none of its own"
-        return "" if _is_native(call.given) else "it takes arguments that a graph cannot hold"
+        return "" if is_native(call.given) else "it takes arguments that a graph cannot hold"
+
+    def is_silent(self, frame: Sequence[str]) -> bool:
+        """Whether one of the calls of a frame is made in a `torch.no_grad` block, so that no graph within need stop
+        gradients.
+        """
+        return any(key in self.frames.calls and self.frames.calls[key].is_silent for key in frame)
 
     def _graphed_within(self, key: str) -> set[str]:
         """Return the paths of the modules with a graph of their own that run within the call of the name `key`."""
@@ -203,6 +210,7 @@ class _Building:
         self._owner = owner
         self._frame = frame
         self._nodes = nodes
+        self._is_silent = nested.is_silent(frame)
         self.graph = fx.Graph()
         self.values: dict[fx.Node, fx.Node] = {}
         self._results: dict[fx.Node, tuple[fx.Node, Sequence[tuple[Callable[..., object], object]]]] = {}
@@ -214,6 +222,7 @@ class _Building:
             CannotCall: some of these modules cannot be called; says why.
         """
         own = [node for node in self._nodes if node.op not in ("get_attr", "placeholder", "output")]
+        own = [node for node in own if self.seen(node) is node]
         called = {node: self._nested.called(node, self._frame) for node in own}
         keys = dict.fromkeys(key for key in called.values() if key is not None)
         refused = {key: self._nested.refusal(key, self._owner) for key in keys}
@@ -223,10 +232,18 @@ class _Building:
         for node in own:
             key = called[node]
             if key is None:
-                self.values[node] = self._copy(node)
+                # A size made of others is computed where it is needed: some of the others the module may never see.
+                if not (node.all_input_nodes and all(map(is_plain, (node, *node.all_input_nodes)))):
+                    self.values[node] = self._copy(node)
             elif key not in done:
                 done.add(key)
                 self._call(self._frames.calls[key], node)
+
+    def seen(self, node: fx.Node) -> fx.Node:
+        """Return the node that is read here in the place of a node of the flat graph: stops of gradients are not
+        needed in a graph that runs under `torch.no_grad`.
+        """
+        return without_stops(node) if self._is_silent else node
 
     def get(self, node: fx.Node) -> fx.Node:
         """Return the node of this module's graph that gives the value of a node of the whole model's graph.
@@ -234,6 +251,7 @@ class _Building:
         Raises:
             CannotCall: the value is neither computed within the module nor among its arguments.
         """
+        node = self.seen(node)
         if node in self.values:
             return self.values[node]
         if (attribute := attribute_of(node)) is not None:
@@ -248,7 +266,11 @@ class _Building:
         return new
 
     def finished(self) -> fx.Graph:
-        """Check the finished graph and return it."""
+        """Drop what nothing reads of what `torch.no_grad` needed, check the finished graph, and return it."""
+        for node in reversed(list(self.graph.nodes)):
+            # Stops of gradients on weights of modules that are called under `torch.no_grad`.
+            if not node.users and (node.op == "get_attr" or is_stop(node)):
+                self.graph.erase_node(node)
         self.graph.lint()
         return self.graph
 
@@ -267,18 +289,20 @@ class _Building:
             call: the call.
             first: the first node of the whole model's graph within it, whose module path the call gets.
         """
-        inputs = [self.get(value) for value in _known(call.inputs, self._owner)]
-        args, kwargs = _arguments(call, inputs)
-        new = self.graph.call_module(
-            self._name(call.path),
-            cast("tuple[Argument, ...]", args),
-            cast("dict[str, Argument]", kwargs),
-        )
+        stops = call.is_silent and not self._is_silent
+        inputs = [self.get(without_stops(value) if stops else value) for value in _known(call.inputs, self._owner)]
+        args, kwargs = cast("tuple[tuple[Argument, ...], dict[str, Argument]]", _arguments(call, inputs))
+        name = self._name(call.path)
+        if stops:
+            args = (self.graph.get_attr(name), *args)
+            new = self.graph.call_function(without_gradients, args, kwargs)
+        else:
+            new = self.graph.call_module(name, args, kwargs)
         stack = first.meta.get("nn_module_stack") or {}
         depth = self._frames.of[first].index(call.key)
         new.meta["nn_module_stack"] = dict(list(stack.items())[: depth + (len(stack) > len(self._frames.of[first]))])
         inside = set(self._frames.nodes[call.key])
-        for value, steps in zip(call.outputs, _steps(call.result, ()), strict=True):
+        for value, steps in zip(call.outputs, steps_to_values(call.result), strict=True):
             if value in inside and steps is not None:
                 assert value is not None
                 if not steps:
@@ -333,6 +357,11 @@ class _Building:
         return self._copy(node)
 
 
+def _itself(node: fx.Node) -> fx.Node:
+    """Return a node unchanged."""
+    return node
+
+
 def _arguments(call: ModuleCall, values: Sequence[object]) -> tuple[tuple[object, ...], dict[str, object]]:
     """Return the positional and keyword arguments of a call, with the given values in the place of the traced ones."""
     args, kwargs = cast("tuple[tuple[object, ...], dict[str, object]]", put_together(call.given, values))
@@ -360,39 +389,3 @@ def _same_signature(first: fx.Graph, second: fx.Graph) -> bool:
     """Whether two graphs of a module take and return the same kinds of values."""
     left, right = (call_signature(graph) for graph in (first, second))
     return left.arguments == right.arguments and left.output == right.output
-
-
-def _is_native(part: Part) -> bool:
-    """Whether a graph can hold arguments nested like this: values, constants, and tuples, lists and dicts of them."""
-    if isinstance(part, Value):
-        return True
-    if isinstance(part, Fixed):
-        return part.value is None or isinstance(
-            part.value, bool | int | float | complex | str | torch.dtype | torch.device | torch.layout
-        )
-    if isinstance(part, Container):
-        kind = part.spec.type
-        return kind in (tuple, list, dict) and all(map(_is_native, part.parts))
-    return False
-
-
-def _steps(
-    part: Part, above: tuple[tuple[Callable[..., object], object], ...]
-) -> Iterator[tuple[tuple[Callable[..., object], object], ...] | None]:
-    """Yield, for each tensor in a module's result, the calls (function, key) that take it out of it; None if none can.
-
-    `part` says how the result is nested, `above` has the calls that lead to it.
-    """
-    if isinstance(part, Value):
-        yield above
-    elif isinstance(part, Container):
-        example = trees.unflatten(list(range(len(part.parts))), part.spec)
-        is_sequence, is_mapping = isinstance(example, tuple | list), isinstance(example, Mapping)
-        keys: Sequence[object] = range(len(part.parts)) if is_sequence else part.names
-        for key, each in zip(list(example) if isinstance(example, Mapping) else keys, part.parts, strict=True):
-            yield from _steps(each, (*above, (operator.getitem if is_sequence or is_mapping else getattr, key)))
-    elif isinstance(part, Instance):
-        for key, each in part.entries.items():
-            yield from _steps(each, (*above, (operator.getitem, key)))
-        for name, each in part.attributes.items():
-            yield from _steps(each, (*above, (getattr, name)))

@@ -5,7 +5,7 @@ The root is a graph, and so is each submodule in whose forward the rewrite put a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -21,11 +21,12 @@ from abcfx.capture.state import contents_preserved, preserved
 from abcfx.capture.structure import take_apart
 from abcfx.capture.uncalled import refuse_hooks
 from abcfx.capture.verify import compare, has_no_values, written_tensors
-from abcfx.errors import CaptureError, InvalidInputError, UncapturableError
+from abcfx.errors import CaptureError, UncapturableError
 from abcfx.passes import scale_nodes
 from abcfx.plan.spec import ParameterPlan
 from abcfx.rewrite.frames import Frames, GraphBefore
 from abcfx.rewrite.nested_graphs import CannotCall, NestedGraphs
+from abcfx.rewrite.sequences import EmittedSequential
 from abcfx.support.running import both_modes_restored, preserved_rng, set_mode
 
 # A model in which so many submodules cannot be called is emitted as one graph.
@@ -110,9 +111,10 @@ def nest(captured: CapturedGraph, before: Mapping[fx.Graph, GraphBefore]) -> Nes
     for with_callers in (False, True) if _is_comparable(captured) else (True,):
         module, inlined = _nested(captured, frames, with_callers=with_callers)
         if module is not None and not _difference(captured, module):
-            refuse_hooks(module, (*inlined, *_skipped(module, frames, inlined)))
+            skipped = dict.fromkeys(_skipped(module, frames, inlined), "it computes nothing")
+            refuse_hooks(module, inlined | skipped)
             return Nested(module, inlined)
-    refuse_hooks(flat, filter(None, captured.opened))
+    refuse_hooks(flat, dict.fromkeys(filter(None, captured.opened), "the whole model is one graph"))
     return Nested(flat, inlined)
 
 
@@ -143,31 +145,6 @@ def _nested(
                 break
             inlined |= refused.reasons
     return None, inlined
-
-
-class EmittedSequential(EmittedModule):
-    """A module with a graph in place of an `nn.Sequential`: its parts are found by index, as they were."""
-
-    def __len__(self) -> int:
-        """Return the number of modules in the sequential."""
-        return len(self._modules)
-
-    def __iter__(self) -> Iterator[nn.Module]:
-        """Yield the modules of the sequential in order."""
-        return iter(module for module in self._modules.values() if module is not None)
-
-    def __getitem__(self, index: int) -> nn.Module:
-        """Return a module of the sequential by its position.
-
-        Raises:
-            InvalidInputError: a slice was asked for, which would compute without the multipliers between modules.
-        """
-        if isinstance(index, slice):
-            raise InvalidInputError(
-                "This Sequential has multipliers between its parts, which a slice of it would leave out.\n"
-                "  To fix: take single parts, by whole numbers; or slice the model that result.fold() returns."
-            )
-        return list(self)[index]
 
 
 def _skipped(module: EmittedModule, frames: Sequence[Frames], inlined: Collection[str]) -> list[str]:
