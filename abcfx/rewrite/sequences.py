@@ -114,8 +114,8 @@ class EmittedSequential(EmittedModule):
         current = new.node_copy(given)
         for index in chosen:
             for node in segments[index]:
-                value = current
-                current = new.node_copy(node, lambda _, value=value: value)
+                (read,) = node.all_input_nodes
+                current = new.node_copy(node, {read: current}.__getitem__)
         new.output(current)
         if (signature := signature_of_graph(graph)) is not None:
             new.set_codegen(SignatureCodeGen(signature))

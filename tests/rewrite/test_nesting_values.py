@@ -66,7 +66,7 @@ class Cycles(nn.Module):
         return self.last(self.blocks[0](z, x[:, :1]))
 
 
-@pytest.mark.parametrize("parametrization", ["mup", "ntk"])
+@pytest.mark.parametrize("parametrization", [pytest.param("mup", marks=pytest.mark.slow), "ntk"])
 @pytest.mark.parametrize("method", ["export", "record"])
 def test_blocks_within_no_grad_are_called(method: CaptureMethod, parametrization: str) -> None:
     x = torch.rand(3, 5, 8)
