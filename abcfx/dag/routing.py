@@ -24,7 +24,9 @@ def is_router(dag: LayerDag, layer: str) -> bool:
     A function such as sigmoid, relu or top-k stands in between, and each output weighs a whole vector, which another
     layer has computed from what the router does not see alone.
     """
-    if (shape_of(dag.node(layer).fx_node) or (0,))[-1] == 1:  # a gate, which does not choose among several
+    kind = dag.kind(layer)
+    has_one = isinstance(kind, Layer) and kind.fan_in and not kind.fan_out
+    if has_one or (shape_of(dag.node(layer).fx_node) or (0,))[-1] == 1:  # a gate, which does not choose among several
         return False
     before, seen = {layer, *dag.ancestors(layer)}, set[tuple[str, bool]]()
     waiting = [(layer, after, False) for after in dag.successors(layer)]

@@ -9,7 +9,6 @@ itself multiplies one by what its init divides it by.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,11 +18,12 @@ from abcfx.dag.layer_dag import LayerDag
 from abcfx.exponents.fixed import ParameterExponents, SegmentExponents
 from abcfx.exponents.given import GivenExponents, given_exponents, overridden
 from abcfx.exponents.narrow import narrow_rows, narrowing_of
+from abcfx.exponents.own_factors import numbers_on_output, own_exponent, own_factor
 from abcfx.exponents.roles import RoleReason, WhyRole, role_of_layer
 from abcfx.pairing.widths import WidthGrowth
-from abcfx.rules import Kind, Layer, Number
+from abcfx.rules import Kind, Layer
 from abcfx.rules.extents import DimPart
-from abcfx.rules.kinds import Norm, NumberFactor
+from abcfx.rules.kinds import Norm
 from abcfx.support.patterns import match_patterns
 from abcfx.theory.parametrizations import MATRIX_ROLES, named_exponents
 
@@ -124,7 +124,7 @@ def _vector(
     e = sum(growth.parameter(name, tuple(parameter.shape)))
     role, reason = ("vector", RoleReason.GROWING_VECTOR) if e else ("scalar", RoleReason.FIXED_VECTOR)
     keeps_init = all(dag.node(n).is_parametric for n in dag.successors(node))  # a function of it is what acts
-    x = sum(growth.number(number) for number in _numbers_on_output(dag, node))
+    x = sum(growth.number(number) for number in numbers_on_output(dag, node))
     b = x if x and keeps_init and _is_undone(growth, name, parameter, x) else 0.0
     return ParameterExponents(role, WhyRole(reason), e_out=e, b=b, is_bias=is_bias, keeps_init=keeps_init)
 
@@ -140,13 +140,8 @@ def _is_undone(growth: WidthGrowth, name: str, parameter: torch.Tensor, x: float
         parameter: the tensor in the model.
         x: the exponent.
     """
-    base = growth.base_parameters.get(name) if growth.has_base and growth.width_ratio != 1.0 else None
-    if base is None or base.is_meta or parameter.is_meta:
-        return False
-    ours, theirs = (float(each.detach().double().square().mean()) for each in (parameter, base))
-    if not ours or not theirs:
-        return False
-    return abs(math.log(theirs / ours) / (2 * math.log(growth.width_ratio)) - x) < UNDONE
+    drawn = own_exponent(growth, name, parameter)
+    return drawn is not None and abs(drawn - x) < UNDONE
 
 
 @dataclass(frozen=True)
@@ -206,7 +201,8 @@ def _use(
     role, reason = (wanted, RoleReason.GIVEN) if wanted else role_of_layer(dag, node, e_in, e_out)
     narrowing = narrowing_of(dag, growth, parameters, node, reason)
     a, b = _table_row(table, role, e_in, e_out, narrowing)
-    total, own = a + b, 0.0 if role == "plain" else _own_factor(dag, growth, node, role)
+    drawn = own_exponent(growth, layer.parameter, parameters[layer.parameter])
+    total, own = a + b, 0.0 if role == "plain" else own_factor(dag, growth, node, role, a + b, drawn)
     if own:  # the model's own factor takes the place of a
         a, b = 0.0, a + b - own
     if role == "readout" and isinstance(source := _input(dag, layer), Norm):
@@ -286,66 +282,6 @@ def _input(dag: LayerDag, layer: Layer) -> Kind | None:
     """Return the kind of the DAG node that makes a layer's input (Norm, Merge, ...); None for an input of the model."""
     (source,) = layer.inputs
     return None if source is None else dag.kind(source)
-
-
-def _own_factor(dag: LayerDag, growth: WidthGrowth, node: str, role: str) -> float:
-    """Return x, where the model's own code already scales a layer by a factor m^-x (m, the width ratio).
-
-    Counted are numbers on the weight; on the input of a readout (T5's d^-1/2); on what comes out of a table (sqrt(d))
-    or of a readout. Of a hidden layer: those on the input of an inner bottleneck (a router over d), and those that a
-    norm divides out again. Its other numbers are part of the architecture.
-
-    Args:
-        dag: the layer DAG, a graph of the model's layers and other ops.
-        growth: growth exponent of each dim and number: 0 if it is the same in a wider model, 1 if it grows with the
-            width.
-        node: the layer node.
-        role: its role.
-    """
-    layer = dag.kind(node)
-    assert isinstance(layer, Layer)
-    numbers = [layer.factor]
-    if role == "readout" or (role == "hidden" and not growth.dims(*layer.fan_out)):
-        numbers += _numbers_on_input(dag, growth, layer, role)
-    if role in ("embedding", "readout") or dag.is_void(node, through_scales=True):
-        numbers += _numbers_on_output(dag, node if layer.part is None else dag.successors(node)[0])
-    return -sum(growth.number(number) for number in numbers) + 0.0
-
-
-def _numbers_on_input(dag: LayerDag, growth: WidthGrowth, layer: Layer, role: str) -> list[Number]:
-    """Return the numbers by which the model multiplies the input of this layer alone.
-
-    Args:
-        dag: the layer DAG, a graph of the model's layers and other ops.
-        growth: growth exponent of each dim: 0 if it keeps its size in a wider model, 1 if it grows with the width.
-        layer: the layer.
-        role: its role; for a hidden layer, numbers that other layers see as well do not count.
-    """
-    found, before = [], layer.inputs[0]
-    while before is not None and isinstance(kind := dag.kind(before), NumberFactor):
-        if role == "hidden" and len(dag.successors(before)) > 1:
-            break
-        found.append(kind.factor)
-        before = kind.input
-    if before is None:
-        return found
-    source = dag.kind(before)
-    makes_up_for_norm = isinstance(source, Norm) and growth.dims(*source.summed) > 0  # entries ~ 1/sqrt(d)
-    is_table = isinstance(source, Layer) and not growth.dims(*source.fan_in)
-    belongs_to_table = is_table and len(dag.successors(before)) == 1
-    return [] if makes_up_for_norm or belongs_to_table else found
-
-
-def _numbers_on_output(dag: LayerDag, node: str) -> list[Number]:
-    """Return the numbers by which the model multiplies a DAG node's output before anything else, even tanh, uses it."""
-    found: list[Number] = []
-    while node not in dag.outputs and not dag.node(node).is_bent:
-        after = dag.successors(node)
-        if len(after) != 1 or not isinstance(kind := dag.kind(after[0]), NumberFactor):
-            break
-        found.append(kind.factor)
-        node = after[0]
-    return found
 
 
 def _table_row(table: Table, role: str, e_in: float, e_out: float, narrowing: float) -> tuple[float, float]:

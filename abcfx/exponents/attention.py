@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from abcfx.dag.queries import attention_products
 from abcfx.errors import InvalidInputError
@@ -57,11 +58,24 @@ def find_attention(fixed: FixedExponents) -> tuple[AttentionLogits, ...]:
         e = fixed.growth(*kind.contracted)
         if e > TOLERANCE:
             _refuse_unread(fixed, node, after)
-        on_the_way = sum(each.shift(fixed) for n in after if isinstance(each := fixed.dag.kind(n), NumberFactor))
+        on_the_way = sum(_scale_of(fixed, n, before) for n, before in pairwise([*after, node]))
         scale = sum(map(fixed.trained_size, kind.inputs)) + on_the_way
         missing = e - scale if abs(e - scale) > TOLERANCE else 0.0
         found.append(AttentionLogits(node, e, scale, missing))
     return tuple(found)
+
+
+def _scale_of(fixed: FixedExponents, node: str, before: str) -> float:
+    """Return x, where a DAG node multiplies attention logits by a number or a tensor that is ~ m^-x (m: width ratio).
+
+    A temperature is such a tensor, perhaps times 1 / sqrt(head_dim). `before` is the node that computes the logits.
+    """
+    kind = fixed.dag.kind(node)
+    if isinstance(kind, NumberFactor):
+        return kind.shift(fixed)
+    if isinstance(kind, Product) and before in kind.inputs:
+        return fixed.trained_size(kind.inputs[1 - kind.inputs.index(before)])
+    return 0.0
 
 
 def _refuse_unread(fixed: FixedExponents, node: str, after: list[str]) -> None:

@@ -12,7 +12,7 @@ from abcfx.lp.names import RowKind, RowLabel, RowName
 from abcfx.lp.program import DECIMALS, LpSolution, Solver
 from abcfx.lp.rows import Rate, Row, is_tagged
 from abcfx.rules import Bound, Layer, Vector
-from abcfx.rules.kinds import Merge, NumberFactor, Product
+from abcfx.rules.kinds import Merge, NumberFactor, Power, Product
 from abcfx.theory.parametrizations import Alignments
 
 TOLERANCE = 1e-6
@@ -159,16 +159,21 @@ class DagProgram:
     def _is_scaled(self, node: str) -> bool:
         """Whether all nodes that read a DAG node's output multiply it by numbers, so that it need not be stable itself.
 
-        Sums may stand in between. A function such as tanh may not: what blows up in front of it is not undone by a
-        number that shrinks behind it.
+        Sums and products entry by entry may stand in between, as a temperature does that multiplies attention logits
+        before 1 / sqrt(head_dim); so may a product with a tensor that was itself multiplied by a number. A function
+        such as tanh may not: what blows up in front of it is not undone by a number that shrinks behind it.
         """
         followers = self.dag.successors(node)
         if not followers or node in self.dag.outputs or self.dag.node(node).is_bent:
             return False
 
         def scales(n: str) -> bool:
-            """Whether the node `n`, which reads the output, multiplies it by a number, or is a sum that then is."""
+            """Whether a node that reads the output multiplies it by a number, or is linear in it and scaled behind."""
             kind = self.dag.kind(n)
+            if isinstance(kind, Product) and not kind.contracted:
+                others = [x for x in kind.inputs if x is not None and x != node]
+                with_number = [x for x in others if isinstance(self.dag.kind(x), NumberFactor | Power)]
+                return any(self.fixed.size(x) > 0 for x in with_number) or self._is_scaled(n)
             return isinstance(kind, NumberFactor) or (isinstance(kind, Merge) and self._is_scaled(n))
 
         return all(map(scales, followers))
@@ -255,7 +260,8 @@ class DagProgram:
         for node in reversed(self.dag.order):
             for bound in self.dag.kind(node).changes(node, with_vectors):
                 if len(bound.inputs) == 1 and not self.fixed.changes(source := bound.inputs[0][1]):
-                    need[source] = max(need.get(source, 0.0), need.get(node, 0.0) - bound.constant)
+                    least = -math.inf if self._is_number_of_vector(source) else 0.0
+                    need[source] = max(need.get(source, least), need.get(node, 0.0) - bound.constant)
         gradients = self._gradients(c) if self._by_gradient else {}
         rates = {}
         for node, vector in self.dag.vectors():
@@ -267,6 +273,10 @@ class DagProgram:
                 rate = 0.0 if decided.role == "scalar" else rate - gradients.get(node, 0.0)
             rates[vector.parameter] = round(rate, DECIMALS) + 0.0 if decided.c is None else decided.c
         return rates
+
+    def _is_number_of_vector(self, node: str) -> bool:
+        """Whether a DAG node is a vector of parameters times a number, no tensor that must be stable by itself."""
+        return node in self.dag and self.dag.node(node).is_parametric and isinstance(self.dag.kind(node), NumberFactor)
 
     def _gradients(self, c: Mapping[str, float] | None) -> dict[str, float]:
         """Return G of every DAG node, whose gradient is ~ m^-G (m, the width ratio), from the outputs back.

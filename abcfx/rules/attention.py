@@ -31,13 +31,18 @@ def _attend(
     """
     if op.is_weight(query) and not op.is_weight(key):  # learned queries: their weights are what the keys meet
         logits = op.layer(key, query, fan_in=[-1], fan_out=[], inner=True)
+    elif op.is_weight(key) and not op.is_weight(query):  # learned keys, as of a memory
+        logits = op.layer(query, key, fan_in=[-1], fan_out=[-2], inner=True)
     else:
         logits = op.product(query, key, () if head is None else (head,))
     if scale is not None:
         logits = op.scale(logits, scale)
     if isinstance(mask, Value):
         logits = op.merge([logits, mask])
-    return op.product(op.softmax_over_tokens(logits), value, broadcast=(() if head is None else (head,), ()))
+    weights = op.softmax_over_tokens(logits)
+    if op.is_weight(value) and not op.is_weight(weights):
+        return op.layer(weights, value, fan_in=[-2], fan_out=[-1], inner=True)
+    return op.product(weights, value, broadcast=(() if head is None else (head,), ()))
 
 
 @register_rule("scaled_dot_product_attention")

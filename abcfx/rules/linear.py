@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch.nn as nn
 
+from abcfx.rules.elementwise import mul
 from abcfx.rules.extents import Dim
 from abcfx.rules.op import Op
 from abcfx.rules.registry import plain_name, register_rule
@@ -144,7 +145,7 @@ def inner(op: Op, x: Value, y: Value) -> Value:
 @register_rule("vecdot", "vdot")
 def vecdot(op: Op, x: Value, y: Value, dim: int = -1) -> Value:
     """Handle linalg.vecdot, (x * y).sum(dim): a product of two tensors whose dim `dim` is summed over."""
-    return op.reduce(op.product(x, y), dim, mean=False, dims_of=x)
+    return op.reduce(mul(op, x, y), dim, mean=False, dims_of=x)
 
 
 @register_rule("tensordot")
@@ -228,6 +229,7 @@ def einsum(op: Op, equation: str, *operands: Value | Sequence[Value]) -> Value:
     if not output:
         every = inputs.replace(",", "")
         output = "".join(sorted(c for c in set(every) if every.count(c) == 1))
+    tensors, letters = _with_gains(op, tensors, letters)
     for k, x in enumerate(tensors):
         tensors[k], letters[k] = _summed_alone(op, x, letters[k], output + "".join(letters[:k] + letters[k + 1 :]))
     value = tensors[0]
@@ -264,6 +266,30 @@ def _summed_alone(op: Op, x: Value, letters: str, kept: str) -> tuple[Value, str
     return replace(summed, at=None, shape=None), "".join(c for c in letters if c not in alone)
 
 
+def _with_gains(op: Op, tensors: list[Value], letters: list[str]) -> tuple[list[Value], list[str]]:
+    """Multiply the weights of an einsum by the gains among its operands, weights with some of the same letters.
+
+    Args:
+        op: the einsum.
+        tensors: its operands.
+        letters: the letters of the dims of each.
+
+    Returns:
+        The operands that are left, and their letters.
+    """
+    for i, gain in enumerate(tensors):
+        for k, weight in enumerate(tensors):
+            is_gain = set(letters[i]) < set(letters[k]) and gain.shape is not None and op.is_weight(gain)
+            if len(tensors) < 3 or not is_gain or not op.is_weight(weight) or "." in letters[k]:
+                continue
+            sizes = dict(zip(letters[i], gain.shape or (), strict=True))
+            shaped = replace(gain, shape=tuple(sizes.get(c, 1) for c in letters[k]), dims=None)
+            product = replace(op.product(weight, shaped), shape=weight.shape)
+            left = [j for j in range(len(tensors)) if j != i]
+            return _with_gains(op, [product if j == k else tensors[j] for j in left], [letters[j] for j in left])
+    return tensors, letters
+
+
 def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kept: str) -> Value:
     """Contract two operands of an einsum: add a layer if one of them is a weight, else a product.
 
@@ -284,16 +310,19 @@ def _einsum_pair(op: Op, x: Value, x_letters: str, y: Value, y_letters: str, kep
         before, dots, after = letters.partition("...")
         return before.index(c) if c in before or not dots else after.index(c) - len(after)
 
-    if op.is_weight(y) and not op.is_weight(x):
-        fan_out = [c for c in y_letters if c in kept and c not in x_letters and c != "."]
+    if x.node is not None and x.at == y.at and x_letters == y_letters and contracted:  # a sum of squares
+        return op.reduce(op.power(x, 2.0), [_from_last(x_letters, c) for c in contracted], mean=False, dims_of=x)
+    fan_out = [c for c in y_letters if c in kept and c not in x_letters and c != "."]
+    if op.is_weight(y) and not op.is_weight(x) and (contracted or fan_out):
         both = [c for c in y_letters if c in kept and c in x_letters and c != "."]
         return op.layer(
             x,
             y,
             [position(y_letters, c) for c in contracted],
-            [position(y_letters, c) for c in fan_out],
+            [position(y_letters, c) for c in fan_out or both],
             over=[_from_last(x_letters, c) for c in contracted],
             paired={position(y_letters, c): _from_last(x_letters, c) for c in both},
+            fan_back=None if fan_out else (),
         )
 
     def missing(x_letters: str, y: Value, y_letters: str) -> tuple[Dim, ...]:

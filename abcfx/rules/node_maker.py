@@ -8,7 +8,8 @@ from abcfx.rules.builder import DagNode
 from abcfx.rules.extents import ParameterDim
 from abcfx.rules.kinds import Kind, Merge, Product, Vector
 from abcfx.rules.op_arguments import OpArguments
-from abcfx.rules.values import Value, shape_of
+from abcfx.rules.registry import plain_name
+from abcfx.rules.values import Value, is_discrete, shape_of
 
 
 class NodeMaker(OpArguments):
@@ -86,3 +87,12 @@ class NodeMaker(OpArguments):
         """
         owner, taken = parameter.removesuffix(".weight"), self._builder
         return self._path if owner in taken and self._path and self._path not in taken else owner
+
+
+def is_zero(constant: Value) -> bool:
+    """Whether a constant is zero, empty or no number, so that adding it to a tensor sets no scale for the tensor."""
+    if constant.at is None:
+        return False
+    if is_discrete(constant.at):  # an index: where to write, not what
+        return True
+    return 0 in (shape_of(constant.at) or ()) or plain_name(constant.at.target) in ("zeros", "zeros_like", "new_zeros")

@@ -21,11 +21,10 @@ from abcfx.rules.kinds import (
     Reduce,
     Softmax,
 )
-from abcfx.rules.node_maker import NodeMaker
-from abcfx.rules.registry import plain_name
+from abcfx.rules.node_maker import NodeMaker, is_zero
 from abcfx.rules.segments import features_dim, segment_nodes, segments_of
-from abcfx.rules.values import Dims, Simplex, Statistic, Value, index_from_end, is_discrete, shape_of
-from abcfx.rules.weights import dims_of, in_order_of_use, layer_kind, read_weight, vector_contraction
+from abcfx.rules.values import Dims, Simplex, Statistic, Value, shape_of
+from abcfx.rules.weights import dims_of, factors_of, in_order_of_use, layer_kind, layers_in_sum, read_weight
 from abcfx.support.location import location
 
 Broadcast = tuple[tuple[Extent, ...], tuple[Extent, ...]]
@@ -156,7 +155,7 @@ class Op(NodeMaker):
         others as large as they are.
         """
         values = list(values)
-        is_shifted = any(v.is_constant and not _is_zero(v) for v in values)
+        is_shifted = any(v.is_constant and not is_zero(v) for v in values)
         if is_shifted:
             for v in values:
                 self._pin(v)
@@ -235,11 +234,17 @@ class Op(NodeMaker):
 
         With `is_log` it is the logarithm of the softmax.
         """
-        over = x.dim(dim)
+        y = self.less_log_total(x, (x.from_end(dim),))
+        return y if y.simplex is None else replace(y, simplex=replace(y.simplex, is_log=is_log))
+
+    def less_log_total(self, x: Value, over: tuple[int, ...]) -> Value:
+        """Subtract from x its logsumexp over some dims, which is what a log_softmax does.
+
+        `over` are indices of the dims, counted from the end.
+        """
         if x.simplex is None or not x.simplex.is_log:
             x = replace(x, simplex=Simplex(is_log=True))  # the logarithms of exp(x)
-        y = self._simplex(x, (x.from_end(dim),), () if over is None else (over,))
-        return y if y.simplex is None else replace(y, simplex=replace(y.simplex, is_log=is_log))
+        return self._simplex(x, over, x.dims_at(over))
 
     def softmax_over_tokens(self, x: Value) -> Value:
         """Take the softmax of x over a dim, such as tokens, whose size does not change with width.
@@ -274,8 +279,8 @@ class Op(NodeMaker):
         indices = [dims] if isinstance(dims, int) else dims
         given = dims_of or x
         over = given.all_dims() if indices is None else given.dims_at(indices)
-        if not mean and (read := vector_contraction(self._builder, x, indices, self.at)) is not None:
-            return self.layer(*read, inner=True)
+        if (y := self._sum_of_layers(x, indices, mean)) is not None:
+            return y
         y = self._dot_product(x, [given.from_end(i) for i in indices or ()], over, mean)
         if y is None:
             y = self._unary(x, lambda node: Reduce((node,), over, mean))
@@ -320,6 +325,20 @@ class Op(NodeMaker):
 
     # -- inside
 
+    def _sum_of_layers(self, x: Value, indices: Sequence[int] | None, mean: bool) -> Value | None:
+        """Read the sum or mean over dims of sums of products u * v, v a parameter, as the layers u @ v that they are.
+
+        None where no summand is such a product. `indices` are the dims.
+        """
+        sums = []
+        for part, factor, read in layers_in_sum(self._builder, x, indices, mean, self.at):
+            if read is None:
+                y = self.reduce(part, indices, mean=False)
+            else:
+                y = self.layer(read.input, read.weight, read.fan_in, read.fan_out, inner=True, fan_back=read.fan_back)
+            sums.append(self.scale(y, factor) if factor.powers else y)
+        return self.merge(sums) if len(sums) > 1 else next(iter(sums), None)
+
     def _dot_product(self, x: Value, indices: Sequence[int], over: tuple[Dim, ...], mean: bool) -> Value | None:
         """Read a sum or mean of a product u * v as the contraction of u with v that it is; None for any other x.
 
@@ -329,19 +348,11 @@ class Op(NodeMaker):
             over: the same dims, each as a record of what it is a dim of.
             mean: whether the sum is divided by its number of entries.
         """
-        factor = Number(tuple((dim, -1.0) for dim in over)) if mean else Number()
-        node = x.node
-        while node is not None and isinstance(scaled := self._builder.kind(node), NumberFactor):
-            factor, node = factor.times(scaled.factor), scaled.input
-        if node is None or not indices or self._builder.nodes[node].is_parametric:
+        found = factors_of(self._builder, x, indices)
+        if found is None:
             return None
-        kind = self._builder.kind(node)
-        if type(kind) is not Product or kind.contracted:
-            return None
-        lacking = {index_from_end(dim) for dims in kind.broadcast for dim in dims}
-        if lacking & {None, *indices}:
-            return None
-        y = self._contraction(x, Product(kind.inputs, over, kind.broadcast))
+        y = self._contraction(x, Product(found.kind.inputs, over, found.kind.broadcast))
+        factor = found.number.times(Number(tuple((dim, -1.0) for dim in over)) if mean else Number())
         return self.scale(y, factor) if factor.powers else y
 
     def _simplex(self, x: Value, over: tuple[int, ...], dims: tuple[Dim, ...]) -> Value:
@@ -380,12 +391,3 @@ class Op(NodeMaker):
                 if this is not None and (normed := self._normed(this, stat)) is not None:
                     return self.product(normed, Value(other))
         return None
-
-
-def _is_zero(constant: Value) -> bool:
-    """Whether a constant is zero, empty or no number, so that adding it to a tensor sets no scale for the tensor."""
-    if constant.at is None:
-        return False
-    if is_discrete(constant.at):  # an index: where to write, not what
-        return True
-    return 0 in (shape_of(constant.at) or ()) or plain_name(constant.at.target) in ("zeros", "zeros_like", "new_zeros")

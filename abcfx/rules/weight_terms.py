@@ -14,6 +14,7 @@ import torch.fx as fx
 from abcfx.rules.builder import DagBuilder
 from abcfx.rules.extents import Number
 from abcfx.rules.kinds import Vector
+from abcfx.rules.registry import plain_name
 from abcfx.rules.values import Value, WeightTerm, shape_of
 
 Terms = tuple[WeightTerm, ...]
@@ -148,6 +149,8 @@ def without_dims(x: Value, indices: Sequence[int] | None) -> Terms:
         x: the computed weight, such as a stack of the weights of several experts.
         indices: positions of the dims that are summed over; None where they are not known, which gives no parameters.
     """
+    if is_sum_of_stack(x, indices):
+        return x.terms
     found = []
     for term in terms_of(x):
         matrix = term.chain[0]
@@ -158,6 +161,14 @@ def without_dims(x: Value, indices: Sequence[int] | None) -> Terms:
         shape = None if matrix.shape is None else tuple(matrix.shape[i] for i in left)
         found.append(replace(term, chain=(replace(matrix, dims=tuple(matrix.dims[i] for i in left), shape=shape),)))
     return tuple(found)
+
+
+def is_sum_of_stack(x: Value, indices: Sequence[int] | None) -> bool:
+    """Whether the dims at `indices` of a tensor are the one dim along which torch.stack joined its summands."""
+    if x.at is None or x.ndim is None or plain_name(x.at.target) != "stack" or indices is None:
+        return False
+    dim = x.at.args[1] if len(x.at.args) > 1 else x.at.kwargs.get("dim", 0)
+    return isinstance(dim, int) and [i % x.ndim for i in indices] == [dim % x.ndim]
 
 
 def _entries(terms: Terms) -> int:

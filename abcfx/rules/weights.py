@@ -12,9 +12,10 @@ import torch.fx as fx
 from abcfx.capture.leaves import NORMS
 from abcfx.errors import UnknownOpError
 from abcfx.rules.builder import DagBuilder
-from abcfx.rules.extents import Dim, Number
-from abcfx.rules.kinds import Layer, Norm, NumberFactor, Power, Product, Unary, Vector
-from abcfx.rules.values import Value, WeightTerm
+from abcfx.rules.extents import Dim, Extent, Number, ParameterDim
+from abcfx.rules.kinds import Layer, Merge, Norm, NumberFactor, Power, Product, Unary, Vector
+from abcfx.rules.registry import plain_name
+from abcfx.rules.values import Value, WeightTerm, index_from_end, shape_of
 from abcfx.rules.weight_kinds import ScaledLayer
 from abcfx.support.location import location
 
@@ -131,12 +132,14 @@ class VectorContraction(NamedTuple):
         weight: the parameter.
         fan_in: dims of the parameter that are summed over.
         fan_out: its other dims.
+        fan_back: those of them that the activation lacks, over which its gradient is summed; None if these are all.
     """
 
     input: Value
     weight: Value
     fan_in: list[int]
     fan_out: list[int]
+    fan_back: tuple[Dim, ...] | None
 
 
 def vector_contraction(
@@ -156,7 +159,9 @@ def vector_contraction(
     kind = builder.kind(total.node) if total.node is not None else None
     if not isinstance(kind, Product) or kind.contracted or dims is None or total.ndim is None:
         return None
-    for this, other in (kind.inputs, kind.inputs[::-1]):
+    if not _is_unchanged(total.at, builder.nodes[str(total.node)].fx_node):
+        return None
+    for side, (this, other) in enumerate((kind.inputs, kind.inputs[::-1])):
         vector = None if other is None else builder.kind(other)
         if this is None or not isinstance(vector, Vector) or builder.nodes[this].is_parametric:
             continue
@@ -165,8 +170,113 @@ def vector_contraction(
         if all(0 <= i < len(shape) and shape[i] > 1 for i in along):
             weight = Value(None, at, vector.parameter, tuple(range(len(shape))), shape)
             rest = [i for i, size in enumerate(shape) if size > 1 and i not in along]
-            return VectorContraction(Value(this), weight, along, rest)
+            lacking = {_from_end(dim, len(shape)) for dim in kind.broadcast[side]}
+            back = [i for i in rest if i - len(shape) in lacking or None in lacking]
+            fan_back = None if back == rest else weight.dims_at(back)
+            return VectorContraction(Value(this), weight, along, rest, fan_back)
     return None
+
+
+class Factors(NamedTuple):
+    """A product of two activations, entry by entry, and the number that multiplies it."""
+
+    kind: Product
+    number: Number
+
+
+def factors_of(builder: DagBuilder, x: Value, indices: Sequence[int]) -> Factors | None:
+    """Return the two activations whose product a tensor is; None where a sum over dims of it is no dot product.
+
+    Args:
+        builder: the nodes so far.
+        x: the tensor, perhaps a number times a product of activations.
+        indices: the dims that are summed over, counted from the end; both activations must have them.
+    """
+    number, node = Number(), x.node
+    while node is not None and isinstance(scaled := builder.kind(node), NumberFactor):
+        number, node = number.times(scaled.factor), scaled.input
+    if node is None or not indices or builder.nodes[node].is_parametric:
+        return None
+    kind = builder.kind(node)
+    if type(kind) is not Product or kind.contracted:
+        return None
+    lacking = {index_from_end(dim) for dims in kind.broadcast for dim in dims}
+    return None if lacking & {None, *indices} else Factors(kind, number)
+
+
+def summands(builder: DagBuilder, x: Value) -> list[tuple[Value, Number]]:
+    """Return the tensors that x is a sum of, entry by entry, each with the number that multiplies it.
+
+    x itself is the only one unless it is made by additions and products with numbers.
+    """
+    if x.node is None or not _is_unchanged(x.at, builder.nodes[x.node].fx_node):
+        return [(x, Number())]
+    kind, fx_node = builder.kind(x.node), builder.nodes[x.node].fx_node
+    is_sum = isinstance(kind, Merge) and plain_name(fx_node.target) in ("add", "sub", "rsub", "addcmul")
+    if not is_sum and not isinstance(kind, NumberFactor):
+        return [(x, Number())]
+    factor = kind.factor if isinstance(kind, NumberFactor) else Number()
+    found: list[tuple[Value, Number]] = []
+    for source in kind.sources:
+        own = builder.nodes[source].fx_node
+        at = next((each for each in (fx_node, *fx_node.all_input_nodes) if _is_unchanged(each, own)), None)
+        if at is None:
+            return [(x, Number())]
+        below = summands(builder, Value(source, at, shape=shape_of(at)))
+        found += [(tensor, number.times(factor)) for tensor, number in below]
+    return found
+
+
+class Summand(NamedTuple):
+    """One of the tensors that are added up to make a tensor, which is then summed over some dims.
+
+    Attributes:
+        tensor: the tensor.
+        factor: the number that multiplies it.
+        layer: the layer that its sum is; None for any other.
+    """
+
+    tensor: Value
+    factor: Number
+    layer: VectorContraction | None
+
+
+def layers_in_sum(
+    builder: DagBuilder, x: Value, indices: Sequence[int] | None, mean: bool, at: fx.Node
+) -> list[Summand]:
+    """Return the summands of a tensor whose sum or mean over dims is a sum of layers, such as (x * v + y * w).sum(-1).
+
+    Args:
+        builder: the nodes so far.
+        x: the tensor.
+        indices: the dims; None for all.
+        mean: whether the sum over them is divided by its number of entries, which is then in the factors.
+        at: the fx node of the sum.
+
+    Returns:
+        None of them if no summand is an activation times a parameter.
+    """
+    parts = summands(builder, x)
+    layers = [vector_contraction(builder, part, indices, at) for part, _ in parts]
+    if indices is None or not any(layers) or any(part.shape != x.shape for part, _ in parts[1:]):
+        return []
+    mean_of = Number(tuple((dim, -1.0) for dim in x.dims_at(indices))) if mean else Number()
+    return [Summand(part, factor.times(mean_of), layer) for (part, factor), layer in zip(parts, layers, strict=True)]
+
+
+_UNCHANGED = frozenset({"neg", "to", "float", "double", "half", "type_as", "clone", "contiguous"})
+
+
+def _is_unchanged(at: fx.Node | None, made: fx.Node) -> bool:
+    """Whether an fx node returns the tensor that another one makes, up to sign and dtype, its dims as they were."""
+    while at is not None and at is not made and plain_name(at.target) in _UNCHANGED:
+        at = next(iter(at.all_input_nodes), None)
+    return at is made
+
+
+def _from_end(dim: Extent, ndim: int) -> int | None:
+    """Return the index, counted from the last one, of a dim of a parameter with `ndim` dims, or of a view of it."""
+    return dim.index - ndim if isinstance(dim, ParameterDim) else index_from_end(dim)
 
 
 def module_parameter(builder: DagBuilder, owner: torch.nn.Module, name: str, at: fx.Node) -> Value | None:
