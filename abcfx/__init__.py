@@ -8,6 +8,7 @@ from abcfx.support.front import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
+        "auditing": ["audit"],
         "capture.options": ["Capture"],
         "checks": ["check_optimizer", "coord_check", "transfer_check", "tune"],
         "dynamic": ["DynamicAlignment"],
@@ -22,5 +23,5 @@ __getattr__, __dir__, __all__ = lazy_names(
         "theory.optimizers": ["OptimizerFamily"],
         "transformed": ["Transformed"],
     },
-    rooms=["checks", "dynamic", "errors", "growing", "hyper_connections", "lp", "passes", "rules"],
+    rooms=["auditing", "checks", "dynamic", "errors", "growing", "hyper_connections", "lp", "passes", "rules"],
 )

@@ -1,3 +1,4 @@
+from abcfx import auditing as auditing
 from abcfx import checks as checks
 from abcfx import dynamic as dynamic
 from abcfx import errors as errors
@@ -6,6 +7,7 @@ from abcfx import hyper_connections as hyper_connections
 from abcfx import lp as lp
 from abcfx import passes as passes
 from abcfx import rules as rules
+from abcfx.auditing import audit as audit
 from abcfx.capture.options import Capture as Capture
 from abcfx.checks import check_optimizer as check_optimizer
 from abcfx.checks import coord_check as coord_check

@@ -146,6 +146,15 @@ def test_the_page_of_recipes_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     namespace["test_every_layer_starts_and_learns_alike_at_every_width"]()
 
 
+def test_the_page_on_audits_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, Any] = {"__name__": "docs"}
+    for snippet in snippets(ROOT / "docs" / "audit.md"):
+        exec(compile(snippet, "audit.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert "audit: PASS" in printed
+    assert "output (before the bias) x 1/4; or init x 1/4, lr x 1/4 and weight_decay x 4" in printed
+
+
 def test_the_page_on_checks_runs(capsys: pytest.CaptureFixture[str]) -> None:
     namespace: dict[str, Any] = {"__name__": "docs"}
     for snippet in snippets(ROOT / "docs" / "checks.md"):

@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from rich.console import Console
 
-from abcfx.cli import checks, demo, growth_checks, hyper_connections, report, solve, verify
+from abcfx.cli import audit_command, checks, demo, growth_checks, hyper_connections, report, solve, verify
 from abcfx.cli.output import command_console
 from abcfx.cli.shared import Command
 from abcfx.errors import AbcfxError
@@ -19,6 +19,7 @@ from abcfx.support.figures import check_target
 
 COMMANDS: tuple[Command, ...] = (
     report.COMMAND,
+    audit_command.COMMAND,
     *checks.COMMANDS,
     hyper_connections.COMMAND,
     growth_checks.COMMAND,

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from enum import Enum
 
 from abcfx.exponents.fixed import FixedExponents
+from abcfx.exponents.recursion import least_changes
 from abcfx.lp.names import RowKind, RowLabel, RowName
 from abcfx.lp.program import DECIMALS, LpSolution, Solver
 from abcfx.lp.rows import Rate, Row, is_tagged
 from abcfx.rules import Bound, Layer, Vector
-from abcfx.rules.kinds import Merge, NumberFactor, Power, Product
+from abcfx.rules.kinds import NumberFactor, Product
 from abcfx.theory.parametrizations import Alignments
 
 TOLERANCE = 1e-6
@@ -111,11 +112,7 @@ class DagProgram:
         rows = [row for node in self.dag.order for row in self._change_rows(node)]
         if self._by_gradient:
             rows += [row for node in reversed(self.dag.order) for row in self._gradient_rows(node)]
-        self.lower: dict[Hashable, float] = {
-            ("r", n): 0.0 if n in self.dag.outputs else min(0.0, fixed.size(n))  # a growing tensor may meet a norm
-            for n in self.dag.order
-            if fixed.changes(n) and not self._is_scaled(n)
-        }
+        self.lower: dict[Hashable, float] = {("r", node): least for node, least in least_changes(fixed).items()}
         self.solver = Solver(rows, self._rates(), self.lower, self.alignment)
 
     def solve(self, alignment: Mapping[str, Alignments] | None = None) -> SolvedDag:
@@ -155,28 +152,6 @@ class DagProgram:
         """
         self.alignment.update(alignment)
         return {str(name): value for name, value in self.solver.rates_at(self.alignment).items()}
-
-    def _is_scaled(self, node: str) -> bool:
-        """Whether all nodes that read a DAG node's output multiply it by numbers, so that it need not be stable itself.
-
-        Sums and products entry by entry may stand in between, as a temperature does that multiplies attention logits
-        before 1 / sqrt(head_dim); so may a product with a tensor that was itself multiplied by a number. A function
-        such as tanh may not: what blows up in front of it is not undone by a number that shrinks behind it.
-        """
-        followers = self.dag.successors(node)
-        if not followers or node in self.dag.outputs or self.dag.node(node).is_bent:
-            return False
-
-        def scales(n: str) -> bool:
-            """Whether a node that reads the output multiplies it by a number, or is linear in it and scaled behind."""
-            kind = self.dag.kind(n)
-            if isinstance(kind, Product) and not kind.contracted:
-                others = [x for x in kind.inputs if x is not None and x != node]
-                with_number = [x for x in others if isinstance(self.dag.kind(x), NumberFactor | Power)]
-                return any(self.fixed.size(x) > 0 for x in with_number) or self._is_scaled(n)
-            return isinstance(kind, NumberFactor) or (isinstance(kind, Merge) and self._is_scaled(n))
-
-        return all(map(scales, followers))
 
     # -- rows
 
