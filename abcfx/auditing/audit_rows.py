@@ -142,13 +142,14 @@ def _why_wrong(known: Comparison, name: str, fault: Fault | None) -> str:
 
 def _happens(known: Comparison, name: str, fault: Fault) -> str:
     """Say what happens in a model of which one parameter alone is wrong."""
-    grown, course = fault.exponent, known.alone(name).course
+    grown = fault.exponent
     if fault.kind is FaultKind.BLOWS_UP_AT_INIT:
         return f"at init its output grows like {power(grown)}"
     if fault.kind is FaultKind.VANISHES_AT_INIT:
         return f"at init its output shrinks like {power(grown)}"
     if fault.kind is FaultKind.BLOWS_UP:
-        term = _worst_term(known, name, course)
+        first = known.first_alike(name)
+        term = _worst_term(known, first, known.alone(first).course)
         if term is None:
             return f"it makes what other layers learn grow like {power(grown)}"
         return f"{term[0]} grows like {power(term[1])}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from abcfx.auditing.faults import Fault, FaultKind, faults
+from abcfx.auditing.faults import Fault, FaultKind, alike, deviations, faults
 from abcfx.auditing.fixes import Fix, fix_of
 from abcfx.auditing.reading import Rates
 from abcfx.auditing.state import AuditState
@@ -61,7 +61,30 @@ class Comparison:
         return self.right.with_parameter(name, self.state)
 
     def fault_of(self, name: str) -> Fault | None:
-        """Return the worst of what a guilty parameter or attention leads to, all others being right."""
+        """Return the worst of what a guilty parameter or attention leads to, all others being right.
+
+        Of those that differ in numbers in their names only, and deviate alike, the first stands for all.
+        """
+        first = self.first_alike(name)
+        return self._faults[first] if first in self._faults else self._fault(name)
+
+    def first_alike(self, name: str) -> str:
+        """Return the first of the guilty ones that differ from this one in numbers only; the name itself if alone."""
+        return next((names[0] for names in self._alike if name in names), name)
+
+    @cached_property
+    def _alike(self) -> list[tuple[str, ...]]:
+        """The guilty parameters and attentions, those of several blocks that deviate alike together."""
+        differing = deviations(self.state, self.right)
+        return alike({name: differing[name] for name in self.guilty if name in differing})
+
+    @cached_property
+    def _faults(self) -> dict[str, Fault | None]:
+        """The worst of what the first of each such group leads to."""
+        return {names[0]: self._fault(names[0]) for names in self._alike}
+
+    def _fault(self, name: str) -> Fault | None:
+        """Return the worst of what one parameter or attention alone leads to."""
         own = faults(self.alone(name), self.right, self.zeros)
         uses = {name, *self.planned.dag.uses().get(name, ())}
         severity = list(FaultKind)
@@ -112,5 +135,5 @@ class Comparison:
     @property
     def guilty_names(self) -> tuple[str, ...]:
         """The names of the guilty parameters, and of the modules of guilty attentions."""
-        dag = self.planned.dag
-        return tuple(dag.node(each).path or each if each in dag else each for each in self.guilty)
+        dag, parameters = self.planned.dag, self.planned.parameters
+        return tuple(each if each in parameters else dag.node(each).path or each for each in self.guilty)

@@ -12,6 +12,8 @@ from enum import Enum
 from abcfx.auditing.state import AuditState
 from abcfx.auditing.target import TOLERANCE
 from abcfx.dag.queries import attention_products
+from abcfx.exponents.recursion import Course
+from abcfx.lp.names import RowKind
 from abcfx.rules import Layer
 
 MOST_TOGETHER = 2  # sets of more suspects than this are found by leaving out one after another
@@ -50,7 +52,7 @@ def faults(state: AuditState, right: AuditState, zeros: Collection[str]) -> list
         right: the exponents that the model should have, which set what a size at init should be.
         zeros: parameters that start as zeros, whose size at init says nothing.
     """
-    found = [*_at_init(state, right, zeros), *_in_training(state, right)]
+    found = [*_at_init(state, right, zeros), *_in_training(state, right, zeros)]
     return sorted(found, key=lambda fault: -abs(fault.exponent))
 
 
@@ -82,7 +84,7 @@ def _plain_size(state: AuditState, node: str, layer: Layer) -> float:
     return fixed.a(node) + fixed.init(node) + fixed.size(layer.inputs[0]) - fixed.growth(*layer.fan_in) / 2
 
 
-def _in_training(state: AuditState, right: AuditState) -> Iterator[Fault]:
+def _in_training(state: AuditState, right: AuditState, zeros: Collection[str]) -> Iterator[Fault]:
     """Yield what changes ever more with width, or ever less, once the model trains."""
     dag, course, best = state.frame.dag, state.course, right.course
     for node in course.unstable(TOLERANCE):
@@ -95,9 +97,15 @@ def _in_training(state: AuditState, right: AuditState) -> Iterator[Fault]:
     for name, slack in state.slack.items():
         spare = slack - max(0.0, right.slack.get(name, 0.0))
         if TOLERANCE < spare < math.inf:
-            nodes = [node for node in dag.uses()[name] if course.r(node) < math.inf]
-            is_carried = any(course.r(node) < course.least.get(node, 0.0) + TOLERANCE for node in nodes)
+            limits = [course.least.get(node, 0.0) + TOLERANCE for node in dag.uses()[name]]
+            carried = [_carried(course, node) for node in dag.uses()[name]]
+            is_carried = name not in zeros and any(r < limit for r, limit in zip(carried, limits, strict=True))
             yield Fault(FaultKind.SLOW if is_carried else FaultKind.LAZY, name, -spare)
+
+
+def _carried(course: Course, node: str) -> float:
+    """Return r of the part of a layer's output that changes with its input alone, W dx; infinite for a vector."""
+    return course.terms_of(node).get(RowKind.OMEGA, math.inf)
 
 
 def deviations(state: AuditState, right: AuditState) -> dict[str, tuple[float, float, float]]:
@@ -131,7 +139,7 @@ def guilty(state: AuditState, right: AuditState, zeros: Collection[str]) -> list
     """
     if not faults(state, right, zeros):
         return []
-    suspects = _alike(deviations(state, right))
+    suspects = alike(deviations(state, right))
 
     def is_right_with(chosen: Sequence[tuple[str, ...]]) -> bool:
         """Whether nothing is wrong any more once these are as they should be."""
@@ -154,7 +162,7 @@ def guilty(state: AuditState, right: AuditState, zeros: Collection[str]) -> list
     return [name for names in kept for name in names]
 
 
-def _alike(differing: dict[str, tuple[float, float, float]]) -> list[tuple[str, ...]]:
+def alike(differing: dict[str, tuple[float, float, float]]) -> list[tuple[str, ...]]:
     """Return names in groups of those that differ in numbers only and deviate alike, the largest deviation first."""
     groups: dict[Hashable, list[str]] = {}
     for name, each in differing.items():

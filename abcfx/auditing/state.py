@@ -61,8 +61,8 @@ class AuditState:
             name: name of the parameter, or of the node of an attention product.
             other: the state to take them from.
         """
-        nodes = [name] if name in self.frame.dag else list(self.frame.parameters[name].a)
-        a = {**self.a, **{node: other.a[node] for node in nodes if node in other.a}}
+        nodes = list(self.frame.parameters[name].a) if name in self.frame.parameters else [name]
+        a = {**self.a, **{node: other.a.get(node, 0.0) for node in nodes}}
         b = {**self.b, name: other.b[name]} if name in other.b else self.b
         c = {**self.c, name: other.c[name]} if name in other.c and name in self.c else self.c
         return AuditState(self.frame, self.alignment, b, c, a)

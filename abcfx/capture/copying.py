@@ -36,8 +36,23 @@ def copied(model: nn.Module, *, shares_tensors: bool = False) -> nn.Module:
             f"{type(model).__name__} cannot be copied: {type(error).__name__}: {error}\n"
             "  To fix: apply='inplace' needs no copy."
         ) from error
+    _copy_notes(model, memo)
     Rebinder(memo).rebind(new)
     return new
+
+
+def _copy_notes(model: nn.Module, memo: dict[int, object]) -> None:
+    """Give copied parameters what a user wrote onto the originals, such as `mup.infshape`, which deepcopy leaves out.
+
+    Args:
+        model: the original model.
+        memo: id of each original object -> its copy.
+    """
+    for parameter in model.parameters():
+        twin = memo.get(id(parameter))
+        if twin is not None and twin is not parameter:
+            notes = {key: value for key, value in vars(parameter).items() if not isinstance(value, torch.Tensor)}
+            vars(twin).update({key: value for key, value in notes.items() if key not in vars(twin)})
 
 
 def _dicts_of_tensors(module: nn.Module) -> tuple[dict[str, object], ...]:

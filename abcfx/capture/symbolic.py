@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import cast
 
@@ -251,7 +251,10 @@ class SymbolicTracer(fx.Tracer):
         if name in self._assigned:
             return self._assigned[name]
         if name not in self._proxies:
-            self._proxies[name] = self.create_proxy("get_attr", name, (), {})
+            own = vars(value)
+            self._proxies[name] = self.create_proxy(
+                "get_attr", name, (), {}, proxy_factory_fn=lambda node: _OwnTensor(node, self, own)
+            )
         return self._proxies[name]
 
     def assign(self, buffer: torch.Tensor, value: fx.Proxy) -> None:
@@ -300,6 +303,23 @@ class SymbolicTracer(fx.Tracer):
             return f"{type(self.root).__name__} (the model itself)"
         path, kind = next(reversed(self.module_stack.values()))
         return f"{path} ({kind.__name__})"
+
+
+class _OwnTensor(fx.Proxy):
+    """A traced stand-in of a parameter or buffer that has what its user wrote onto the tensor, such as `mup.infshape`.
+
+    torch.fx would make nodes of such attributes, so that a number in one of them would be unknown until the model runs.
+    """
+
+    def __init__(self, node: fx.Node, tracer: fx.Tracer, own: Mapping[str, object]) -> None:
+        """Keep the attributes that the tensor has beside those of its class."""
+        super().__init__(node, tracer)
+        self._own = own
+
+    def __getattr__(self, k: str) -> object:  # type: ignore[override]
+        """Return an attribute that a user gave to the tensor; of any other a traced stand-in."""
+        own = self.__dict__.get("_own", {})
+        return own[k] if k in own else super().__getattr__(k)
 
 
 def _node_of(value: object) -> fx.Node | None:

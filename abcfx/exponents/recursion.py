@@ -173,13 +173,20 @@ def least_changes(fixed: FixedExponents) -> dict[str, float]:
     """Return the least r with which each node is stable, whose output changes by ~ m^-r (m, the width ratio).
 
     A tensor that grows at init may change as much, since a norm may follow it; an output of the model may not. There is
-    no limit where numbers that the model multiplies by come before anything else.
+    no limit where numbers that the model multiplies by come before anything else, except for hidden layers: a hidden
+    layer whose change grows would not be the same layer at every width, though a number shrinks it before a readout.
     """
     return {
         node: 0.0 if node in fixed.dag.outputs else min(0.0, fixed.size(node))
         for node in fixed.dag.order
-        if fixed.changes(node) and not _is_scaled(fixed, node)
+        if fixed.changes(node) and (_is_hidden(fixed, node) or not _is_scaled(fixed, node))
     }
+
+
+def _is_hidden(fixed: FixedExponents, node: str) -> bool:
+    """Whether a node is a layer of which fan_in and fan_out grow."""
+    kind = fixed.dag.kind(node)
+    return isinstance(kind, Layer) and fixed.growth(*kind.fan_in) > 0 and fixed.growth(*kind.fan_out) > 0
 
 
 def _is_scaled(fixed: FixedExponents, node: str) -> bool:
