@@ -89,7 +89,7 @@ def audit(
         >>> def adam(model):
         ...     return torch.optim.Adam(model.parameters(), lr=1e-3)
         >>> abcfx.audit(mlp, adam, torch.rand(4, 8)).guilty
-        ('0.weight', '2.weight')
+        ('2.weight',)
 
     Source: the recursion is that of Everett et al. 2024, arXiv 2407.05872, on the model's graph.
     """
