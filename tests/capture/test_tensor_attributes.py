@@ -16,7 +16,7 @@ class Scaled(nn.Linear):
         self.weight.ratio = width / 16  # type: ignore[attr-defined]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x / self.weight.ratio)
+        return super().forward(x / self.weight.ratio)  # type: ignore[attr-defined]
 
 
 def net(width: int) -> nn.Module:
