@@ -15,10 +15,11 @@ from abcfx.auditing import audit
 from abcfx.auditing.comparison import DecayMode
 from abcfx.auditing.run import MUP
 from abcfx.capture.options import Capture
-from abcfx.cli.load import FORMS, Named, building, example_inputs
+from abcfx.cli.load import FORMS, Named, example_inputs
 from abcfx.cli.options import add_choice, assignments, whole_numbers
 from abcfx.cli.shared import Command, print_json, print_text
 from abcfx.errors import InvalidInputError
+from abcfx.support.arguments import calling
 from abcfx.support.files import writable_file
 
 HELP = """Judge init, multipliers and rates that a model already has, without training. Status 0 only on PASS.
@@ -84,7 +85,7 @@ def _make(named: Named, kwargs: dict[str, object]) -> Callable[[int], nn.Module]
 
     def make(width: int) -> nn.Module:
         """Build the model of a width."""
-        with building("MODEL", named.given):
+        with calling("MODEL", named.given):
             return cast(nn.Module, factory(width, **kwargs))
 
     return make

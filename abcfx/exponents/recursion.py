@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from abcfx.exponents.fixed import FixedExponents
 from abcfx.lp.names import RowKind, RowLabel
-from abcfx.rules import Bound, Layer, Vector
+from abcfx.rules import Bound, Kind, Layer, Vector
 from abcfx.rules.kinds import Merge, NumberFactor
 from abcfx.theory.parametrizations import Alignments
 
@@ -173,20 +173,29 @@ def least_changes(fixed: FixedExponents) -> dict[str, float]:
     """Return the least r with which each node is stable, whose output changes by ~ m^-r (m, the width ratio).
 
     A tensor that grows at init may change as much, since a norm may follow it; an output of the model may not. There is
-    no limit where numbers that the model multiplies by come before anything else, except for hidden layers: a hidden
-    layer whose change grows would not be the same layer at every width, though a number shrinks it before a readout.
+    no limit where numbers that the model multiplies by come before anything else, unless they stand for the multiplier
+    of a readout behind them: they are not there to shrink what is in front.
     """
     return {
         node: 0.0 if node in fixed.dag.outputs else min(0.0, fixed.size(node))
         for node in fixed.dag.order
-        if fixed.changes(node) and (_is_hidden(fixed, node) or not _is_scaled(fixed, node))
+        if fixed.changes(node) and (_feeds_multiplier(fixed, node) or not _is_scaled(fixed, node))
     }
 
 
-def _is_hidden(fixed: FixedExponents, node: str) -> bool:
-    """Whether a node is a layer of which fan_in and fan_out grow."""
-    kind = fixed.dag.kind(node)
-    return isinstance(kind, Layer) and fixed.growth(*kind.fan_in) > 0 and fixed.growth(*kind.fan_out) > 0
+def _feeds_multiplier(fixed: FixedExponents, node: str) -> bool:
+    """Whether only numbers read a layer's output that stand for the multiplier of the readout which reads them."""
+    if not isinstance(fixed.dag.kind(node), Layer) or not isinstance(_reader(fixed, node), NumberFactor):
+        return False
+    while isinstance(reader := _reader(fixed, node), NumberFactor):
+        (node,) = fixed.dag.successors(node)
+    return isinstance(reader, Layer) and fixed.parameters[reader.parameter].own != 0.0
+
+
+def _reader(fixed: FixedExponents, node: str) -> Kind | None:
+    """Return the kind of the one node that reads a node's output; None if several do, or it is an output."""
+    readers = fixed.dag.successors(node)
+    return None if node in fixed.dag.outputs or len(readers) != 1 else fixed.dag.kind(readers[0])
 
 
 def _is_scaled(fixed: FixedExponents, node: str) -> bool:
