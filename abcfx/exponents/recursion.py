@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from abcfx.exponents.fixed import FixedExponents
 from abcfx.lp.names import RowKind, RowLabel
 from abcfx.rules import Bound, Kind, Layer, Vector
-from abcfx.rules.kinds import Merge, NumberFactor
+from abcfx.rules.kinds import Merge, NumberFactor, Power, Product
 from abcfx.theory.parametrizations import Alignments
 
 Variable = tuple[str, str]
@@ -201,16 +201,21 @@ def _reader(fixed: FixedExponents, node: str) -> Kind | None:
 def _is_scaled(fixed: FixedExponents, node: str) -> bool:
     """Whether all nodes that read a DAG node's output multiply it by numbers, so that it need not be stable itself.
 
-    Sums may stand in between. A function such as tanh may not: what blows up in front of it is not undone by a number
-    that shrinks behind it.
+    Sums and products entry by entry may stand in between, as a temperature does that multiplies attention logits before
+    1 / sqrt(head_dim); so may a product with a tensor that was itself multiplied by a number. A function such as tanh
+    may not: what blows up in front of it is not undone by a number that shrinks behind it.
     """
     followers = fixed.dag.successors(node)
     if not followers or node in fixed.dag.outputs or fixed.dag.node(node).is_bent:
         return False
 
     def scales(n: str) -> bool:
-        """Whether the node `n`, which reads the output, multiplies it by a number, or is a sum that then is."""
+        """Whether a node that reads the output multiplies it by a number, or is linear in it and scaled behind."""
         kind = fixed.dag.kind(n)
+        if isinstance(kind, Product) and not kind.contracted:
+            others = [x for x in kind.inputs if x is not None and x != node]
+            with_number = [x for x in others if isinstance(fixed.dag.kind(x), NumberFactor | Power)]
+            return any(fixed.size(x) > 0 for x in with_number) or _is_scaled(fixed, n)
         return isinstance(kind, NumberFactor) or (isinstance(kind, Merge) and _is_scaled(fixed, n))
 
     return all(map(scales, followers))
