@@ -20,7 +20,7 @@ from torch import nn
 from abcfx.dag.generators import generators
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.dag.routing import is_router
-from abcfx.pairing.widths import beside_layers
+from abcfx.pairing.structure import beside_layers
 from abcfx.rules import Layer, plain_name
 from abcfx.rules.extents import Dim, ParameterDim, TensorDim
 from abcfx.rules.kinds import Norm, Product, Softmax

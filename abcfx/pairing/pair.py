@@ -21,7 +21,8 @@ from abcfx.pairing.blocks import Blocks, match_blocks, pair_parameters
 from abcfx.pairing.factors import Factors, factor_models
 from abcfx.pairing.fixed_sizes import fixed_sizes
 from abcfx.pairing.segments import find_segments
-from abcfx.pairing.widths import PairedGrowth, SizeGrowth, StructuralGrowth, WidthGrowth
+from abcfx.pairing.structure import StructuralGrowth
+from abcfx.pairing.widths import PairedGrowth, SizeGrowth, WidthGrowth
 from abcfx.rules.extents import DimPart
 from abcfx.support import arguments
 

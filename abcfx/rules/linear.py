@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch.nn as nn
 
@@ -160,7 +161,7 @@ def tensordot(
     if isinstance(dims, int):
         of_x, of_y = list(range(-dims, 0)), list(range(dims))
     else:
-        of_x, of_y = map(list, (dims, dims_of_y) if isinstance(dims_of_y, Sequence) else dims)
+        of_x, of_y = map(list, cast(Sequence[Sequence[int]], dims if dims_of_y is None else (dims, dims_of_y)))
     if op.is_weight(x) and not op.is_weight(y):
         x, y, of_x, of_y = y, x, of_y, of_x
     if op.is_weight(y) and not op.is_weight(x):
