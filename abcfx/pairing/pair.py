@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from abcfx.capture.options import Capture, CaptureMethod
 from abcfx.dag.building import build_dag
 from abcfx.dag.layer_dag import LayerDag
 from abcfx.errors import CaptureError, PairingError
+from abcfx.pairing.activation_sizes import activation_sizes
 from abcfx.pairing.blocks import Blocks, match_blocks, pair_parameters
 from abcfx.pairing.factors import Factors, factor_models
 from abcfx.pairing.fixed_sizes import fixed_sizes
@@ -215,11 +216,15 @@ class PairedModels:
         measured = self.measured_growth
         if measured is not None and measured.width_ratio != 1.0:
             frozen = [name for name, parameter in self.target.named_parameters() if not parameter.requires_grad]
-            activations = measured.activation_sizes
-            measured = measured.with_fixed(*fixed_sizes(self._plain_dag, measured.sizes, frozen, activations))
+            fixed = fixed_sizes(self._plain_dag, measured.sizes, frozen, self._activation_sizes)
+            measured = measured.with_fixed(*fixed)
         if measured is None or measured.width_ratio == 1.0:
             return StructuralGrowth(self.target_dag, shapes, measured)
         return measured.with_segments(self.segments)
+
+    def _activation_sizes(self) -> Iterable[tuple[tuple[int, int], ...]]:
+        """Return (size in the smaller base, size in the model) of the dims of each activation; none without graphs."""
+        return () if self._paired is None else activation_sizes(self.target_graph, self._paired[1].nodes)
 
     @cached_property
     def measured_growth(self) -> SizeGrowth | None:

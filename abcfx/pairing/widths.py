@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
 from functools import cached_property
 
 import torch
-import torch.fx as fx
 
 from abcfx.capture import CapturedGraph
 from abcfx.errors import InvalidInputError, PairingError
@@ -127,10 +126,6 @@ class SizeGrowth(WidthGrowth):
         other.width_ratio = other._largest_ratio()
         return other
 
-    def activation_sizes(self) -> Iterator[tuple[tuple[int, int], ...]]:
-        """Yield for each activation (size in the smaller base, size in the model) of its dims, where both are known."""
-        return iter(())
-
     def with_segments(self, segments: Mapping[str, tuple[DimPart, ...]]) -> SizeGrowth:
         """Return a copy in which the dims of the weights in `segments` grow as their fastest-growing columns do."""
         if not segments:
@@ -193,28 +188,15 @@ class PairedGrowth(SizeGrowth):
         ours, theirs = (dict(each.model.named_parameters()) for each in (target, base))
         self.blocks = blocks
         super().__init__(ours, pair_parameters(ours, theirs, blocks))
-        self._nodes = pair_graphs(target, base, blocks)
+        self.nodes = pair_graphs(target, base, blocks)
         self._captured = target, base
         self._find_factors = factors
-
-    def activation_sizes(self) -> Iterator[tuple[tuple[int, int], ...]]:
-        """Yield for each activation (size in the smaller base, size in the model) of its dims, where both are known."""
-        from_inputs = set[fx.Node]()  # not those made of parameters alone
-        for node in self._captured[0].module.graph.nodes:
-            if node.op == "placeholder" or not from_inputs.isdisjoint(node.all_input_nodes):
-                from_inputs.add(node)
-        for node in from_inputs & self._nodes.twins.keys():
-            sizes, base_sizes = shape_of(node), self._nodes.base_shape(node)
-            if sizes is None or base_sizes is None or len(sizes) != len(base_sizes):
-                continue
-            if UNKNOWN_SIZE not in (*sizes, *base_sizes):
-                yield tuple(zip(base_sizes, sizes, strict=True))
 
     def _both(self, scalar: ScalarArgument | ModuleAttribute | ConstantTensor) -> tuple[object, object]:
         """Return the two values of a number in the graph: in the model, and in its smaller base."""
         ours, theirs = (each.module for each in self._captured)
         value = value_of(ours, scalar.node, scalar)
-        twin = self._nodes.twins.get(scalar.node)  # the base may have a constant in place of a computed number
+        twin = self.nodes.twins.get(scalar.node)  # the base may have a constant in place of a computed number
         return value, value if twin is None else value_of(theirs, twin, scalar)
 
     @cached_property
@@ -266,7 +248,7 @@ class PairedGrowth(SizeGrowth):
             return whole if rows is None else rows
         if self.width_ratio == 1.0:
             return 0.0
-        sizes, base_sizes = shape_of(dim.node), self._nodes.base_shape(dim.node)
+        sizes, base_sizes = shape_of(dim.node), self.nodes.base_shape(dim.node)
         if sizes is None or base_sizes is None:
             raise InvalidInputError(
                 f"How a dim grows cannot be read off without shapes: dim {dim.index} of {location(dim.node)}.\n"
