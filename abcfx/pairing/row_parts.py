@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from abcfx.pairing.factors import Dim, index_map
 from abcfx.pairing.factors.index_maps import Segments
@@ -63,3 +63,20 @@ def _total_sizes(dims: Sequence[extents.Dim], sizes: Sizes) -> tuple[int, int] |
         else:
             return None
     return math.prod(base for base, _ in found), math.prod(ours for _, ours in found)
+
+
+def as_in_target(
+    sizes: Mapping[str, tuple[tuple[int, int], ...]], fixed: Collection[tuple[int, int]]
+) -> Mapping[str, tuple[tuple[int, int], ...]]:
+    """Return sizes of dims in which those that do not grow with the width are, in the base, what the target has.
+
+    Args:
+        sizes: (size in the smaller base, size in the model) of every dim of every parameter.
+        fixed: the pairs of sizes that differ without growing, such as (3, 5) of a kernel.
+    """
+    if not fixed:
+        return sizes
+    return {
+        name: tuple((large, large) if (small, large) in fixed else (small, large) for small, large in of_dims)
+        for name, of_dims in sizes.items()
+    }

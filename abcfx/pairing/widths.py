@@ -22,7 +22,7 @@ from abcfx.pairing.factors import Dim as FactoredDim
 from abcfx.pairing.factors import Factors, has_segments, largest_ratio
 from abcfx.pairing.graph_numbers import value_of
 from abcfx.pairing.graphs import pair_graphs
-from abcfx.pairing.row_parts import narrowing_ratio, row_parts
+from abcfx.pairing.row_parts import as_in_target, narrowing_ratio, row_parts
 from abcfx.rules import Number
 from abcfx.rules.extents import (
     ConstantTensor,
@@ -159,7 +159,7 @@ class SizeGrowth(WidthGrowth):
 
     def narrowing(self, fan_in: tuple[Dim, ...], fan_out: tuple[Dim, ...]) -> float:
         """Return e for a layer: 0 where it has more outputs than inputs in both models, and where sizes are unknown."""
-        ratio = narrowing_ratio(fan_in, fan_out, self.sizes)
+        ratio = narrowing_ratio(fan_in, fan_out, as_in_target(self.sizes, self._fixed))
         return 0.0 if ratio is None else min(super().narrowing(fan_in, fan_out), self._exponent(ratio))
 
     def scalar(self, scalar: InGraph) -> float:
