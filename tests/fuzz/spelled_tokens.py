@@ -278,7 +278,6 @@ GATE: Spellings = {
         lambda m, x: torch.sigmoid(torch.einsum("bti,i->bt", x, m.r))[..., None] * F.linear(x, m.w),
         lambda t: {"r": t["r"][0], "w": t["w"]},
     ),
-    "mean times number": lambda m, x: torch.sigmoid((x * m.r[0]).mean(-1) * x.shape[-1])[..., None] * F.linear(x, m.w),
     "expanded": lambda m, x: torch.sigmoid(F.linear(x, m.r)).expand_as(x) * F.linear(x, m.w),
     "repeated": lambda m, x: torch.sigmoid(F.linear(x, m.r)).repeat(1, 1, x.shape[-1]) * F.linear(x, m.w),
     "einsum product": lambda m, x: torch.einsum("btk,bto->bto", torch.sigmoid(F.linear(x, m.r)), F.linear(x, m.w)),

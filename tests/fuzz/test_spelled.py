@@ -23,7 +23,6 @@ PAIRS = [  # each was another function to `transform` once
     ("l2 norm", "scale first"),
     ("l2 norm", "scale on weight"),
     ("gate", "vector"),
-    ("gate", "mean times number"),
     ("memory", "sdpa"),
     ("numbers", "on input"),
     ("numbers", "both sides"),
