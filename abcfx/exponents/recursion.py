@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from abcfx.exponents.fixed import FixedExponents
 from abcfx.lp.names import RowKind, RowLabel
 from abcfx.rules import Bound, Kind, Layer, Vector
-from abcfx.rules.kinds import Merge, NumberFactor, Power, Product
+from abcfx.rules.kinds import Merge, NumberFactor, Product
 from abcfx.theory.parametrizations import Alignments
 
 Variable = tuple[str, str]
@@ -184,11 +184,16 @@ def least_changes(fixed: FixedExponents) -> dict[str, float]:
 
 
 def _feeds_multiplier(fixed: FixedExponents, node: str) -> bool:
-    """Whether only numbers read a layer's output that stand for the multiplier of the readout which reads them."""
+    """Whether only numbers read a layer's output that stand for the multiplier of the readout which reads them.
+
+    Numbers in front of a function such as tanh do not: they decide what it does.
+    """
     if not isinstance(fixed.dag.kind(node), Layer) or not isinstance(_reader(fixed, node), NumberFactor):
         return False
     while isinstance(reader := _reader(fixed, node), NumberFactor):
         (node,) = fixed.dag.successors(node)
+        if fixed.dag.node(node).is_bent:
+            return False
     return isinstance(reader, Layer) and fixed.parameters[reader.parameter].own != 0.0
 
 
@@ -214,7 +219,7 @@ def _is_scaled(fixed: FixedExponents, node: str) -> bool:
         kind = fixed.dag.kind(n)
         if isinstance(kind, Product) and not kind.contracted:
             others = [x for x in kind.inputs if x is not None and x != node]
-            with_number = [x for x in others if isinstance(fixed.dag.kind(x), NumberFactor | Power)]
+            with_number = [x for x in others if isinstance(fixed.dag.kind(x), NumberFactor)]
             return any(fixed.size(x) > 0 for x in with_number) or _is_scaled(fixed, n)
         return isinstance(kind, NumberFactor) or (isinstance(kind, Merge) and _is_scaled(fixed, n))
 

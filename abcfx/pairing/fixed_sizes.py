@@ -205,9 +205,9 @@ def _look(dag: LayerDag, sizes: Mapping[str, tuple[SizeChange, ...]], frozen: fr
         if above[node] and frozen and not _learns_before(dag, node, frozen):
             found.data.update(fan_in)
         if below[node] and any(small != large for small, large in fan_out):
-            if node in weighing or (layer.fan_in and _softmax_weighs(dag, node)):
+            if layer.fan_in and _softmax_weighs(dag, node):
                 found.counts.update(fan_out)
-            elif is_router(dag, node):
+            elif node in weighing or is_router(dag, node):
                 found.weighing.update(fan_out)
     return found
 

@@ -10,7 +10,7 @@ from abcfx.rules.op import Op
 from abcfx.rules.op_properties import FORGETS_SIZE, HOMOGENEOUS, KEEPS_ZERO
 from abcfx.rules.registry import plain_name, register_rule
 from abcfx.rules.segments import passed_on
-from abcfx.rules.values import Value
+from abcfx.rules.values import Simplex, Value
 
 
 @register_rule(*HOMOGENEOUS)
@@ -153,8 +153,19 @@ def add(op: Op, x: object, y: object, alpha: object = 1) -> Value:
         if other.log_total and other.node == tensor.node:  # logarithms of weights; their own potentials add up
             if tensor.log_total:
                 return replace(op.same(tensor), log_total=(*tensor.log_total, *other.log_total))
-            return op.less_log_total(tensor, other.log_total)
+            if _is_total_of(other, tensor):
+                return op.less_log_total(tensor, other.log_total)
+            logs = tensor.simplex if tensor.simplex is not None and tensor.simplex.is_log else Simplex(is_log=True)
+            return replace(op.same(tensor), simplex=logs.divided(other.log_total))
     return op.merge([x, y])
+
+
+def _is_total_of(total: Value, x: Value) -> bool:
+    """Whether a logsumexp is that of x itself: x minus it is a log_softmax then, and not one step of many."""
+    at = total.at
+    while at is not None and "logsumexp" not in plain_name(at.target):
+        at = next(iter(at.all_input_nodes), None)
+    return at is not None and x.at in at.all_input_nodes
 
 
 @register_rule("maximum", "minimum", "fmax", "fmin", "hypot", "nextafter")

@@ -262,9 +262,10 @@ def _not_known(told: str, key: str, reason: str = "", nearest: str = "") -> str:
         nearest: the optimizer that comes next to it; found by its name if not given.
     """
     close = [nearest] if nearest else [_BY_KEY[near].name for near in get_close_matches(key, _BY_KEY, n=1)] or ["adamw"]
-    why = reason or "it is not known, so the size of its update is not either"
+    unknown = " is not known, so the size of its update is not either"
+    why = f": no rates can be solved, since {reason}" if reason else unknown
     return (
-        f"optimizer={told}: no rates can be solved, since {why}.\n"
+        f"optimizer={told}{why}.\n"
         f"  Expected one of {', '.join(sorted(FAMILIES))}; or a class or an instance of one of them.\n"
         f"  To fix: optimizer={close[0]!r}, or the one whose update is as large: 'adamw' for entries of O(1)"
     )

@@ -76,7 +76,7 @@ IN_OTHER_TERMS = {"first.weight": 0.5, "hidden.0.weight": 0.5, "hidden.1.weight"
 def test_muP_in_other_terms_is_right_and_said_to_be(on_input: bool) -> None:
     result = abcfx.audit(lambda width: OtherTerms(width, on_input), adam(IN_OTHER_TERMS), features(), widths=WIDTHS)
     assert result, str(result)
-    assert "along the symmetry" in next(row.reason for row in result.rows if row.name == "hidden.0.weight")
+    assert "multiplier m^-0.5, lr m^-0.5" in next(row.reason for row in result.rows if row.name == "hidden.0.weight")
 
 
 @pytest.mark.parametrize("on_input", [False, True])

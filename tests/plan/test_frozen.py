@@ -103,7 +103,7 @@ def test_features_of_a_frozen_encoder_are_unchanged() -> None:
 def test_rates_beside_frozen_weights_are_bound_by_what_learns() -> None:
     plan = abcfx.transform(Lora(64), X, base=Lora(16)).plan
     assert {name: plan[name].c for name in ("a.weight", "b.weight", "head.weight")} == {
-        "a.weight": 0.5,  # and a multiplier of m^-0.5
+        "a.weight": 1.0,  # without a multiplier
         "b.weight": 0.5,
         "head.weight": 0.5,
     }
