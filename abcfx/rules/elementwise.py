@@ -163,7 +163,7 @@ def add(op: Op, x: object, y: object, alpha: object = 1) -> Value:
 def _is_total_of(total: Value, x: Value) -> bool:
     """Whether a logsumexp is that of x itself: x minus it is a log_softmax then, and not one step of many."""
     at = total.at
-    while at is not None and "logsumexp" not in plain_name(at.target):
+    while at is not None and "logsumexp" not in (plain_name(at.target) or ""):
         at = next(iter(at.all_input_nodes), None)
     return at is not None and x.at in at.all_input_nodes
 
