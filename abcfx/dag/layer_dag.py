@@ -161,7 +161,7 @@ class LayerDag:
             through=lambda n: not isinstance(self.kind(n), Layer | Norm | Product),
         )
 
-    def is_void(self, node: str, through_scales: bool = False) -> bool:
+    def is_void(self, node: str, through_scales: bool = False, through_layers: bool = False) -> bool:
         """Whether a multiplier on a layer changes nothing: only norms read the layer, and nothing is added before them.
 
         A norm divides the multiplier out; a function such as tanh in between would notice it.
@@ -169,6 +169,7 @@ class LayerDag:
         Args:
             node: name of the layer.
             through_scales: look past products with numbers that the model itself makes in between.
+            through_layers: look past further layers, without biases, in between.
         """
         consumers = self.successors(node)
         if not consumers or node in self.outputs or self.kind(node).vectors or self.node(node).is_bent:
@@ -176,8 +177,11 @@ class LayerDag:
 
         def voids(n: str) -> bool:
             """Whether the node `n`, which reads the layer, divides its multiplier out, as a norm does."""
-            if through_scales and isinstance(self.kind(n), NumberFactor):
-                return self.is_void(n, through_scales=True)
+            passes = (through_scales and isinstance(self.kind(n), NumberFactor)) or (
+                through_layers and isinstance(self.kind(n), Layer)
+            )
+            if passes:
+                return self.is_void(n, through_scales, through_layers)
             return isinstance(self.kind(n), Norm) and node in self.kind(n).inputs
 
         return all(map(voids, consumers))

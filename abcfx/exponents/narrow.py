@@ -31,7 +31,7 @@ def narrowing_of(
     It is 0 where nothing lines up with the rows of the layer: at the borders of the model, where nothing before it
     learns, and in an adapter, whose output is multiplied by zeros at first (LoRA's A: with the init of a hidden layer
     it keeps its first steps at any width, as Hayou et al. 2024, arXiv 2406.08447, advise). It is 0 also where a norm
-    divides the init out again.
+    divides the init out again, perhaps behind further layers: it would make the changes larger as well.
 
     Args:
         dag: the layer DAG, a graph of the model's layers and other ops.
@@ -42,7 +42,7 @@ def narrowing_of(
     """
     layer = dag.kind(node)
     assert isinstance(layer, Layer)
-    if reason not in _INNER or dag.is_void(node, through_scales=True):
+    if reason not in _INNER or dag.is_void(node, through_scales=True, through_layers=True):
         return 0.0
     narrowing = growth.narrowing(layer.fan_in, layer.fan_out)
     if not narrowing or not _input_learns(dag, parameters, layer) or _meets_zeros(dag, parameters, node):
@@ -109,15 +109,16 @@ def narrow_notes(fixed: FixedExponents) -> tuple[str, ...]:
         return ()
     return (
         f"{', '.join(narrow[:3])}{f' and {len(narrow) - 3} more' * (len(narrow) > 3)}: makes few outputs of many "
-        f"inputs, and only a norm reads them. What changes before such a layer lines up with its few rows, so that "
-        f"changes of its output may grow with the width, up to m^0.5, and no init prevents it: the norm divides "
-        f"it out. A norm in front of the layer instead of behind it does.",
+        f"inputs, and only a norm reads what comes of them. What changes before such a layer lines up with its few "
+        f"rows, so that changes of its output may grow with the width, up to m^0.5, and no init prevents it: the norm "
+        f"divides it out. A norm in front of the layer instead of behind it does.",
     )
 
 
 def _is_narrow_before_norm(fixed: FixedExponents, node: str, layer: Layer) -> bool:
     """Whether an inner layer has few outputs however many inputs it has, and a norm makes its init void."""
     is_inner = fixed.parameters[layer.parameter].why.reason in _INNER
-    if not is_inner or not fixed.dag.is_void(node, through_scales=True) or not fixed.changes(layer.inputs[0]):
+    is_void = fixed.dag.is_void(node, through_scales=True, through_layers=True)
+    if not is_inner or not is_void or not fixed.changes(layer.inputs[0]):
         return False
     return fixed.widths.narrowing(layer.fan_in, layer.fan_out) > TOLERANCE

@@ -207,7 +207,7 @@ def _look(dag: LayerDag, sizes: Mapping[str, tuple[SizeChange, ...]], frozen: fr
         if below[node] and any(small != large for small, large in fan_out):
             if layer.fan_in and _softmax_weighs(dag, node):
                 found.counts.update(fan_out)
-            elif node in weighing or is_router(dag, node):
+            elif node in weighing or (is_router(dag, node) and not _feeds_layer(dag, node)):
                 found.weighing.update(fan_out)
     return found
 
@@ -215,20 +215,33 @@ def _look(dag: LayerDag, sizes: Mapping[str, tuple[SizeChange, ...]], frozen: fr
 def _softmax_weighs(dag: LayerDag, node: str) -> bool:
     """Whether a softmax over a layer's outputs follows it, as in a router, and no layer or product in between."""
     shape = shape_of(dag.node(node).fx_node)
-    waiting, seen = list(dag.successors(node)), set[str]()
-    while waiting and shape is not None:
-        at = waiting.pop()
-        kind = dag.kind(at)
-        if isinstance(kind, Softmax):
-            over = [
-                sizes[dim.index] for dim in kind.over if isinstance(dim, TensorDim) and (sizes := shape_of(dim.node))
-            ]
+    for reader in _readers(dag, node):
+        kind = dag.kind(reader)
+        if shape is not None and isinstance(kind, Softmax):
+            over = [sizes[d.index] for d in kind.over if isinstance(d, TensorDim) and (sizes := shape_of(d.node))]
             if shape[-1] in over:
                 return True
-        elif at not in seen and not isinstance(kind, Layer | Norm | Product):
-            seen.add(at)
-            waiting.extend(dag.successors(at))
     return False
+
+
+def _feeds_layer(dag: LayerDag, node: str) -> bool:
+    """Whether another layer reads some of a layer's outputs before they weigh anything: a router's outputs only weigh.
+
+    So it is where projections are fused of which one makes weights, as the steps in Mamba 2 are.
+    """
+    return any(isinstance(dag.kind(reader), Layer) for reader in _readers(dag, node))
+
+
+def _readers(dag: LayerDag, node: str) -> Iterator[str]:
+    """Yield all nodes that a node's output reaches through no layer, norm, product or softmax, and these themselves."""
+    waiting, seen = list(dag.successors(node)), set[str]()
+    while waiting:
+        at = waiting.pop()
+        if at not in seen:
+            seen.add(at)
+            yield at
+            if not isinstance(dag.kind(at), Layer | Norm | Product | Softmax):
+                waiting.extend(dag.successors(at))
 
 
 def _learns_before(dag: LayerDag, node: str, frozen: frozenset[str]) -> bool:

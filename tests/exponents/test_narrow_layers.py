@@ -191,6 +191,30 @@ def test_a_norm_behind_a_narrow_layer_makes_its_init_void_and_that_is_told() -> 
     assert not any("no init prevents it" in note for note in planned("bottleneck").notes)
 
 
+def test_a_norm_behind_further_layers_makes_it_void_too() -> None:
+    """As in Gemma 3n's branches of low rank: each would multiply changes, and slow all layers before it."""
+
+    class Blocks(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(6, width), nn.Linear(width, 3)
+            self.down = nn.ModuleList(nn.Linear(width, 4, bias=False) for _ in range(2))
+            self.up = nn.ModuleList(nn.Linear(4, width, bias=False) for _ in range(2))
+            self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            for down, up, norm in zip(self.down, self.up, self.norms, strict=True):
+                x = x + norm(up(down(x)))
+            return self.head(x)
+
+    result = abcfx.transform(Blocks(64), X, base=Blocks(16), optimizer="adam")
+    row = result.spec["down.0.weight"]
+    assert number(row["a"]) + row["b"] == 0.5
+    assert result.spec["stem.weight"]["c"] + number(result.spec["stem.weight"]["a"]) == 0.0
+    assert any("only a norm reads what comes of them" in note for note in result.notes)
+
+
 @pytest.mark.parametrize(("size", "a"), [(4, 0.5), (16, 0.5), (32, 0.25), (64, 0.0), (256, 0.0)])
 def test_a_layer_is_narrow_by_as_much_as_it_has_fewer_outputs_than_inputs(size: int, a: float) -> None:
     """From width 16 to 64: with 32 outputs, the share of inputs that it has as outputs is 1 and then 1/2."""

@@ -184,3 +184,26 @@ def test_a_bias_of_torch_is_known_by_its_layer(classes: int, of_base: int) -> No
     bias = model.get_parameter("4.bias").detach().clone()
     result = abcfx.transform(model, torch.randn(3, 8), base=classifier(8, 16, of_base), apply="absorb")
     torch.testing.assert_close(result.module.get_parameter("4.bias"), 2 * bias)
+
+
+def test_a_fused_projection_of_which_one_part_makes_weights_grows() -> None:
+    """As in Mamba 2: channels that go into a convolution, parts of a fixed size, and steps that weigh the channels."""
+
+    class Mixer(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.width, self.heads = width, width // 8
+            self.tok, self.head = nn.Linear(6, width), nn.Linear(width, 3)
+            self.enter = nn.Linear(width, 2 * width + 4 + self.heads, bias=False)
+            self.conv, self.leave = nn.Conv1d(width, width, 1, groups=width), nn.Linear(width, width)
+            self.state = nn.Linear(4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.tok(x)
+            gate, mixed, state, step = self.enter(x).split([self.width, self.width, 4, self.heads], -1)
+            y = self.conv(mixed.transpose(1, 2)).transpose(1, 2).unflatten(-1, (self.heads, 8))
+            y = (y * nn.functional.softplus(step)[..., None]).flatten(-2) * torch.sigmoid(self.state(state))
+            return self.head(x + self.leave(y * nn.functional.silu(gate)))
+
+    found = planned(Mixer(64), Mixer(32), torch.randn(2, 5, 6))
+    assert found["enter.weight"] == ("hidden", 0.005)

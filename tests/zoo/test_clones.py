@@ -32,7 +32,6 @@ CASES = [
     for i, case in enumerate(found)
     if case.captured and case.name not in FIXED
 ]
-OFF = ("gemma3n_text (clm)", "granitemoehybrid (clm)")
 QUICK = ["GPT with its loss", "einsum attention on bare parameters", "weight norm", "hypernetwork by functional_call"]
 
 
@@ -171,6 +170,4 @@ def test_sample(name: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", list(ROWS)[PART::PARTS])
 def test_type(name: str) -> None:
-    if name in OFF:
-        pytest.xfail("rates differ from those of cloning since narrow layers have their own init; not explained yet")
     expect_as_in_the_table(name)

@@ -218,7 +218,7 @@ def compare_type(each: Any, apply: ApplyMode, parametrization: str = "mup") -> R
     try:
         return compare(each.name, large, small, inputs, apply, parametrization)
     except Exception as error:
-        return Row(each.name, apply, error=f"{type(error).__name__}: {error}"[:600])
+        return Row(each.name, apply, error=f"{type(error).__name__}: {error}".splitlines()[0][:200])
 
 
 def main() -> None:
