@@ -112,6 +112,7 @@ class Hooks:
     def watch(self, module: nn.Module, kwargs: dict[str, Any]) -> list[Any] | None:
         """Run a model once under the hooks and return its outputs; None if it cannot run so."""
         with_backward = [self.row.backward, False] if self.row.backward else [False]
+        state = {name: buffer.clone() for name, buffer in module.named_buffers()}
         for backward in with_backward:
             self.seen.clear()
             try:
@@ -123,6 +124,7 @@ class Hooks:
                 if not backward or not module.training or isinstance(error, AbcfxError):
                     raise
                 self.row.backward = False
+                restore(module, state)  # a run that fails half-way has counted in the statistics of batch norms
             finally:
                 for handle in self._handles:
                     handle.remove()
@@ -155,6 +157,14 @@ def _scaled(tensor: torch.Tensor) -> torch.Tensor:
     return tensor * 0.95 if tensor.is_floating_point() and tensor.requires_grad else tensor
 
 
+def restore(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Give the buffers of a module the values that they had."""
+    with torch.no_grad():
+        for name, buffer in module.named_buffers():
+            if name in state:
+                buffer.copy_(state[name])
+
+
 def shapes(values: object) -> tuple[tuple[int, ...], ...]:
     """Return the shapes of the tensors among values, caches and other objects aside."""
     return tuple(tuple(leaf.shape) for leaf in pytree.tree_leaves(values) if isinstance(leaf, torch.Tensor))
@@ -181,10 +191,7 @@ def differences(flat: nn.Module, module: nn.Module, kwargs: dict[str, Any]) -> s
             outputs = run(each, (), kwargs)
             gradients = [p.grad.clone() for p in each.parameters() if p.grad is not None]
             each.zero_grad()
-            with torch.no_grad():
-                for name, buffer in each.named_buffers():
-                    if name in state:
-                        buffer.copy_(state[name])
+            restore(each, state)
             found.append((outputs, gradients))
         for word, left, right in zip(("outputs", "gradients"), *found, strict=True):
             if len(left) != len(right) or not all(map(same, left, right)):
